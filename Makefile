@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python 3.11, 3.12 or 3.13, make and a package index; everything else they install.
+.DEFAULT_GOAL := help
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help demo dev test lint test-slow fuzz image lock clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+# Two environments, so that a user of the demo does not install our linters. Both follow constraints.txt to the letter.
+$(VENV)/%.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; set one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/embedded.installed ## the whole stack, a few hundred invocations, and what became of them
+	@$(BIN)/queue-worker dev --demo
+
+dev: $(VENV)/embedded.installed ## the whole stack, left running until Ctrl-C
+	@$(BIN)/queue-worker dev
+
+test: lint ## all but the slow suites
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: $(VENV)/dev.installed ## long simulations and kills
+	$(BIN)/pytest -m slow
+
+lock: ## pin the whole tree anew
+	sh -e .ci/lock
+
+clean: ## remove what make made
+	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

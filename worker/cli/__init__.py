@@ -1,0 +1,71 @@
+"""The command line: one thin file a command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..config import InvalidSettings, Loaded, load
+
+COMMANDS = {
+    "run": "Take invocations off the queue and run them.",
+    "dev": "Everything on one machine: NATS, gateway, demo functions and a worker.",
+    "gateway": "Put invocations on the queue, by HTTP.",
+    "submit": "Put one or many invocations on the queue.",
+    "config": "Print the effective settings, and where each came from.",
+}
+
+
+class _Lazy(click.Group):
+    """A group that imports a command's file only when it is needed: `run` must not pay for `gateway`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="queue-worker")
+def main() -> None:
+    """A queue-worker for OpenFaaS on NATS JetStream.
+
+    Settings come from the environment, in lower case (max_inflight=10) or as QUEUE_WORKER_MAX_INFLIGHT=10.
+    """
+
+
+def charts() -> None:
+    """``jetstream-queue-worker``: `queue-worker run` under the name, and with the flags, that OpenFaaS's charts use."""
+    flags = [argument for argument in sys.argv[1:] if re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)]
+    rest = [argument for argument in sys.argv[1:] if argument not in flags]
+    ignored = [argument for flag in flags for argument in ("--ignored-flag", flag.partition("=")[0])]
+    main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
+
+
+def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:
+    """The settings; where some cannot be used, the message that names them all, and exit code 2."""
+    try:
+        return load(dict(os.environ) if environment is None else environment)
+    except InvalidSettings as error:
+        click.echo(f"queue-worker: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+def fail(error: Any) -> None:
+    """A fatal error at run time: one line, exit code 1."""
+    click.echo(f"queue-worker: {error}", err=True)
+    raise SystemExit(1)

@@ -1,0 +1,23 @@
+"""``queue-worker config``."""
+
+from __future__ import annotations
+
+import click
+
+from ..config import describe
+from . import settings_or_exit
+
+
+@click.command()
+def command() -> None:
+    """Print the effective settings, and where each came from.
+
+    Secrets are masked. Exits with 2 where a setting cannot be used.
+    """
+    loaded = settings_or_exit()
+    rows = describe(loaded)
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)

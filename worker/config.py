@@ -1,0 +1,388 @@
+"""The settings: read once, checked whole, frozen, and handed on in slices.
+
+Names are lower case, because Kubernetes puts ``NATS_PORT=tcp://10.0.0.7:4222`` and the like into every container beside
+a service called nats. A default is written as an operator would write it and goes through the same parser. The table of
+docs/operations.md is tested against the fields of :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
+
+from .policy.backoff import Jitter
+from .policy.durations import format_duration, parse_duration
+from .policy.names import is_name
+from .policy.retry import parse_attempts, parse_codes
+
+T = TypeVar("T")
+
+_UPPER = "QUEUE_WORKER_"
+_NOT_OURS = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
+"""Lower-case variables of other programs that look like ours."""
+_ALIKE = 0.8
+"""How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: one letter in ten may differ."""
+
+
+class InvalidSettings(Exception):  # noqa: N818 -- what is wrong, for the operator
+    """Some settings cannot be used. The text names each one, its value and what is accepted."""
+
+
+# Parsers: from an operator's text to a value, or ValueError saying what is accepted.
+
+
+def text(value: str) -> str:
+    """Anything."""
+    return value
+
+
+def flag(value: str) -> bool:
+    """true/false/1/0."""
+    if value.lower() in ("true", "1"):
+        return True
+    if value.lower() in ("false", "0"):
+        return False
+    raise ValueError("not a switch: write true or false")
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A whole number within bounds."""
+
+    def parse(value: str) -> int:
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and least <= int(value) <= most):
+            raise ValueError(f"not a whole number from {least} to {most}")
+        return int(value)
+
+    return parse
+
+
+def limit(value: str) -> int:
+    """A positive whole number, or -1 for none."""
+    try:
+        return -1 if value == "-1" else whole(1)(value)
+    except ValueError:
+        raise ValueError("not a limit: write a whole number from 1, or -1 for none") from None
+
+
+def duration(least: float = 0.0) -> Callable[[str], float]:
+    """A Go duration of at least so many seconds."""
+
+    def parse(value: str) -> float:
+        if (seconds := parse_duration(value)) < least:
+            raise ValueError(f"too short: at least {format_duration(least)}")
+        return seconds
+
+    return parse
+
+
+def port(value: str) -> int:
+    """A TCP port."""
+    try:
+        return whole(0, 65535)(value)
+    except ValueError:
+        raise ValueError("not a port: write a whole number from 0 to 65535") from None
+
+
+def one_of(*accepted: str) -> Callable[[str], Any]:
+    """One of a few words."""
+
+    def parse(value: str) -> str:
+        if value not in accepted:
+            raise ValueError(f"not one of {', '.join(accepted)}")
+        return value
+
+    return parse
+
+
+def only(value: str, *, until: str) -> Callable[[str], str]:
+    """The one word that this version can do, where the contract has others."""
+
+    def parse(given: str) -> str:
+        if given != value:
+            raise ValueError(f"this version can only do {value!r}; {until}")
+        return given
+
+    return parse
+
+
+def http_url(value: str) -> str:
+    """The absolute URL of a web server, less a slash at its end."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not the URL of a web server: write http://host:port")
+    return value.rstrip("/")
+
+
+def nats_urls(value: str) -> str:
+    """A comma-separated list of NATS servers."""
+    for url in value.split(","):
+        try:
+            parts = urlsplit(url.strip())
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"not a URL: {error}") from None
+        if parts.scheme not in ("nats", "tls", "ws", "wss") or not parts.hostname:
+            raise ValueError("not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between")
+    return value
+
+
+def queue(value: str) -> str:
+    """A queue's name."""
+    if not is_name(value):
+        raise ValueError("not a queue's name: lower-case letters, digits, - and _, a letter or digit first and last")
+    return value
+
+
+def jetstream_name(value: str) -> str:
+    """The name of a stream or consumer."""
+    if len(value) > 255 or not value.isascii() or not value.isprintable() or any(c in " .*>/\\%" for c in value):
+        raise ValueError("not a name for JetStream: ASCII, at most 255, no spaces, and none of . * > / \\ %")
+    return value
+
+
+def readable_file(value: str) -> str:
+    """The path of a file that we can read now."""
+    try:
+        with Path(value).open("rb"):
+            return value
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+
+
+def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
+    """A field of :class:`Settings`. *default* None: nothing, or worked out from the others, as *meaning* says."""
+    metadata = {"default": default, "parse": parse, "meaning": meaning, "secret": secret}
+    return cast(T, dataclasses.field(metadata=metadata))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings; durations in seconds."""
+
+    # The broker.
+    nats_host: str = setting("127.0.0.1", text, "the NATS server")
+    nats_port: int = setting("4222", port, "and its port")
+    nats_url: str | None = setting(
+        None, nats_urls, "comma-separated servers, `nats://`, `tls://` or `ws://`; overrides host and port"
+    )
+    nats_token: str | None = setting(None, text, "authentication by token", secret=True)
+    nats_user: str | None = setting(None, text, "authentication by user and password")
+    nats_password: str | None = setting(None, text, "the password of `nats_user`", secret=True)
+    nats_nkey_seed: str | None = setting(None, text, "authentication by nkey", secret=True)
+    nats_creds_file: str | None = setting(None, readable_file, "authentication by a credentials file")
+    nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: who signs the server's certificate")
+    nats_tls_cert_file: str | None = setting(None, readable_file, "TLS: our certificate, with `nats_tls_key_file`")
+    nats_tls_key_file: str | None = setting(None, readable_file, "TLS: our key")
+
+    # The stream and its consumer.
+    queue_name: str = setting(None, queue, "the queue: its subjects and label; by default the stream's name less `OF_`")
+    nats_stream: str = setting("faas-request", jetstream_name, "the stream")
+    nats_durable: str = setting("faas-workers", jetstream_name, "the shared consumer")
+    nats_stream_replicas: int = setting("1", whole(1, 5), "the stream's replication factor")
+    nats_stream_storage: Literal["file", "memory"] = setting("file", one_of("file", "memory"), "`file` or `memory`")
+    ack_wait: float = setting(
+        "60s", duration(1.0), "lease on a message; extended while its invocation runs, so it bounds how fast a dead worker is noticed, not how long a function may run"
+    )
+    max_ack_pending: int = setting("-1", limit, "consumer's limit of unacknowledged messages, -1 for none")
+    max_waiting: int = setting("512", whole(1), "consumer's limit of waiting pulls")
+    scaling_mode: str = setting(
+        "static", only("static", until="a consumer per function is to come"), "`static`: one shared consumer, FIFO"
+    )
+    consumer_inactive_threshold: float = setting(
+        "30s", duration(), "accepted for the charts; for a consumer per function, which is to come"
+    )
+    consumer_pull_max_messages: int | None = setting(None, whole(1), "most messages asked for in one pull; by default `max_inflight`")
+    queue_partitions: int = setting(
+        "1", lambda value: int(only("1", until="more partitions are to come")(value)), "the queue's partitions"
+    )
+    filter_partition: int = setting(
+        "0", lambda value: int(only("0", until="more partitions are to come")(value)), "the one that this worker serves"
+    )
+
+    # Invoking.
+    max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
+    limiter_enabled: bool = setting("true", flag, "accepted for the charts; adaptive concurrency is to come")
+    gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
+    upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
+    default_function_name: str = setting("openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one")
+    max_response_bytes: int = setting("10485760", whole(0), "how much of a function's response is kept for its callback; the rest is not read")
+
+    # Deciding.
+    max_retry_attempts: int = setting("100", parse_attempts, "how many times an invocation is sent before it is given up")
+    initial_retry_wait: float = setting("10s", duration(0.001), "first wait between attempts")
+    max_retry_wait: float = setting("120s", duration(0.001), "longest wait between attempts")
+    retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
+    backoff: Jitter = setting(
+        "exponential", lambda value: Jitter(one_of(*Jitter)(value)), "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)"
+    )
+    retry_strategy: str = setting(
+        "nak", only("nak", until="retries as scheduled messages are to come"), "`nak`: the message is given back with a delay"
+    )
+    dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
+    dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
+
+    # Calling back.
+    callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
+    callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
+    callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half of it chance")
+    callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
+    tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
+
+    # The process.
+    shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
+    http_host: str = setting("0.0.0.0", text, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
+    http_port: int = setting("8081", port, "and the port")
+    listen_host: str = setting("0.0.0.0", text, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
+    listen_port: int = setting("8080", port, "and the port")
+    debug: bool = setting("false", flag, "debug logs")
+    log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
+
+    @property
+    def nats_servers(self) -> tuple[str, ...]:
+        """The servers to connect to, as URLs."""
+        if self.nats_url:
+            return tuple(url.strip() for url in self.nats_url.split(","))
+        host = f"[{self.nats_host}]" if ":" in self.nats_host else self.nats_host
+        return (f"nats://{host}:{self.nats_port}",)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, where each came from, and what to warn of."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def load(environment: Mapping[str, str]) -> Loaded:
+    """Read all settings from *environment*, and from the files that it names.
+
+    Raises:
+        InvalidSettings: one or more cannot be used; the text tells all of them.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    for name, field in FIELDS.items():
+        try:
+            given, origins[name] = _given(name, field, environment)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if given is None:
+            values[name] = None
+            continue
+        try:
+            values[name] = field.metadata["parse"](given)
+        except ValueError as error:
+            shown = "(secret)" if field.metadata["secret"] else repr(without_password(given))
+            problems.append(f"{name} = {shown} ({origins[name]}): {error}")
+    problems += _together(values, origins)
+    if problems:
+        count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
+        raise InvalidSettings(f"{count} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return Loaded(Settings(**values), origins, tuple(_typos(environment)))
+
+
+def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """Name, value as an operator would write it, and origin of each setting; secrets masked."""
+    return [
+        (name, _shown(getattr(loaded.settings, name), secret=field.metadata["secret"]), loaded.origins[name])
+        for name, field in FIELDS.items()
+    ]
+
+
+def _given(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """A setting's text and where it stands. An empty value counts as not set: the charts set some so."""
+    sources = [name, _UPPER + name.upper()]
+    if field.metadata["secret"]:
+        sources += [f"{source}{suffix}" for source, suffix in zip(list(sources), ("_file", "_FILE"), strict=True)]
+    found = [source for source in sources if environment.get(source)]
+    if len(found) > 1:
+        raise ValueError(f"{name} is set twice, by {' and '.join(found)}: keep one")
+    if not found:
+        return field.metadata["default"], "default"
+    if field.metadata["secret"] and found[0].lower().endswith("_file"):
+        path = environment[found[0]]
+        try:
+            content = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ValueError(f"{found[0]} = {path!r} cannot be read: {reason}") from None
+        if not content:
+            raise ValueError(f"{found[0]} = {path!r} is empty")
+        return content, f"file {path}"
+    return environment[found[0]], f"environment {found[0]}"
+
+
+def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
+    """What is wrong between settings; works out the one that follows from another."""
+    problems = []
+    if values.get("queue_name", "") is None and (stream := values.get("nats_stream")):
+        values["queue_name"] = stream.removeprefix("OF_")
+        origins["queue_name"] = "nats_stream"
+        if not is_name(values["queue_name"]):
+            problems.append(f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, cannot name a queue: set it")
+    for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
+        if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
+            problems.append(f"{one} and {other} go together: set both or neither")
+    ways = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
+    if len(ways) > 1:
+        problems.append(f"{' and '.join(ways)} are different ways to authenticate: keep one")
+    return problems
+
+
+def _typos(environment: Mapping[str, str]) -> list[str]:
+    known = set(FIELDS) | {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+    warnings = []
+    for variable in sorted(environment):
+        if variable.startswith(_UPPER):
+            name = variable.removeprefix(_UPPER).lower()
+        elif variable.islower() and variable not in _NOT_OURS:
+            name = variable
+        else:
+            continue
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
+        if close:
+            warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")
+        elif variable.startswith(_UPPER):
+            warnings.append(f"{variable} is not a setting")
+    return warnings
+
+
+def _shown(value: Any, *, secret: bool) -> str:
+    if value is None:
+        return ""
+    if secret:
+        return "********"
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return format_duration(value)
+        case frozenset():
+            return ",".join(map(str, sorted(value)))
+        case _:
+            return without_password(str(value))
+
+
+def without_password(url: str) -> str:
+    """A URL, or a list of them, less what stands before the @: fit for a log line."""
+    return re.sub(r"://[^/@\s,]*@", "://********@", url)

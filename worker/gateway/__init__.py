@@ -1,0 +1,1 @@
+"""The producer: from HTTP onto the queue."""

@@ -1,0 +1,1 @@
+"""The adapter to HTTP: functions and callbacks. Imported by cli only."""

@@ -1,0 +1,172 @@
+"""The values that flow through the worker. Nothing here does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MessageId = tuple[int, int]
+"""Stream sequence and time of storing (ns since the epoch): one message, also across a stream made anew."""
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Header fields in order, names as they were written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message, handed to us once. Its token is the right to settle it."""
+
+    id: MessageId
+    token: str
+    count: int
+    """How many times the queue has handed this message out, this time included. See docs/guarantees.md."""
+    arrived: float
+    """When it reached us (s, the worker's own clock)."""
+    subject: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What a message asks for: one HTTP request to one function."""
+
+    call_id: str
+    function: str
+    """The name as the message has it, ``name`` or ``name.namespace``."""
+    label: str
+    """``name.namespace``: what metrics call it."""
+    method: str
+    target: bytes
+    """Request target below the gateway's URL: ``/function/<function><path>[?<query>]``, escaped."""
+    headers: Headers
+    body: bytes
+    annotations: Mapping[str, str]
+    callback: str | None
+    """Where the result goes, an absolute http(s) URL."""
+    started: str
+    """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
+
+
+# What happened to an attempt.
+
+
+@dataclass(frozen=True, slots=True)
+class Responded:
+    """The function answered."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+    truncated: bool = False
+    """The body went past the bound; what is here is its beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoResponse:
+    """Refused, reset, unresolved, not HTTP: counts as 502."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """Ran past ``upstream_timeout``: counts as 504."""
+
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """The message cannot be understood, so nothing was invoked."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """We stopped the work ourselves, to shut down."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """The queue may have given the message to another worker, so we stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A bug of ours, met while working on this message."""
+
+    error: Exception
+
+
+Attempted = Responded | NoResponse | TimedOut
+"""The outcomes of a request that was sent."""
+
+Outcome = Attempted | Malformed | Interrupted | LeaseLost | Crashed
+
+
+# What we tell the queue about it.
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: take it off the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nak:
+    """Give it out again, *delay* seconds from now at the earliest."""
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Given up: it goes to the dead letters with this reason, then off the queue."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Say nothing: the message is no longer ours to settle."""
+
+
+Final = Ack | Term
+Settlement = Ack | Nak | Term
+Verdict = Settlement | Abandon
+
+
+# What leaves the worker besides.
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What was given up, with all that someone needs to look into it."""
+
+    delivery: Delivery
+    reason: str
+    attempts: int
+    call_id: str | None
+    """None, as are *function* and *status*, where the message could not be decoded or nothing answered."""
+    function: str | None
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """One POST that tells a result."""
+
+    url: str
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the stream holds."""
+
+    taken: int
+    """Messages the stream has ever taken."""
+    by_subject: Mapping[str, int]
+    """Messages that are stored now, waiting or being worked on."""

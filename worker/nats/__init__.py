@@ -1,0 +1,1 @@
+"""The adapter to JetStream. Imported by cli only."""

@@ -1,0 +1,42 @@
+"""From settings to nats-py's connection options: servers, authentication, TLS."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from ..config import Settings
+
+
+def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
+    """Keyword arguments of ``nats.connect``, all but its callbacks.
+
+    Args:
+        settings: all settings.
+        name: what the server's connection list shows.
+    """
+    # Noticing a dead connection takes three pings; it has to come well before leases are taken for lost.
+    ping = min(10.0, max(1.0, settings.ack_wait / 12))
+    options: dict[str, Any] = {
+        "servers": list(settings.nats_servers),
+        "name": name,
+        "ping_interval": ping,
+        "max_outstanding_pings": 2,
+        "connect_timeout": 5,
+        "reconnect_time_wait": 0.25,
+        "max_reconnect_attempts": -1,
+    }
+    if settings.nats_token:
+        options["token"] = settings.nats_token
+    if settings.nats_user:
+        options["user"], options["password"] = settings.nats_user, settings.nats_password
+    if settings.nats_nkey_seed:
+        options["nkeys_seed_str"] = settings.nats_nkey_seed
+    if settings.nats_creds_file:
+        options["user_credentials"] = settings.nats_creds_file
+    if settings.nats_tls_ca_file or settings.nats_tls_cert_file:
+        context = ssl.create_default_context(cafile=settings.nats_tls_ca_file)
+        if settings.nats_tls_cert_file:
+            context.load_cert_chain(settings.nats_tls_cert_file, settings.nats_tls_key_file)
+        options["tls"] = context
+    return options

@@ -1,0 +1,1 @@
+"""Sinks of events: logs and metrics; the server that shows them."""

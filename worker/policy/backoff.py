@@ -1,0 +1,42 @@
+"""How long to wait before the next attempt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Jitter(StrEnum):
+    """How much of a wait is left to chance. Names and shares as OpenFaaS documents its ``backoff`` setting."""
+
+    EXPONENTIAL = "exponential"
+    """None."""
+    FULL = "full"
+    """All of it: 0-100 %."""
+    EQUAL = "equal"
+    """Half of it: 50-100 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Doubling waits (s), the first *initial*, none over *longest*."""
+
+    initial: float = 10.0
+    longest: float = 120.0
+    jitter: Jitter = Jitter.EXPONENTIAL
+
+    def ceiling(self, attempt: int) -> float:
+        """The wait after failed attempt number *attempt* (from 1), before jitter."""
+        # 2.0**64 seconds is past any cap; the bound keeps the power finite at attempt 10**6.
+        return float(min(self.longest, self.initial * 2.0 ** min(attempt - 1, 64)))
+
+    def delay(self, attempt: int, *, dice: float) -> float:
+        """The same after jitter, *dice* being in [0, 1)."""
+        ceiling = self.ceiling(attempt)
+        match self.jitter:
+            case Jitter.EXPONENTIAL:
+                return ceiling
+            case Jitter.FULL:
+                return ceiling * dice
+            case Jitter.EQUAL:
+                return ceiling * (1 + dice) / 2

@@ -1,0 +1,65 @@
+"""Where a result goes: a string, or Go's ``url.URL`` as encoding/json writes it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+_LONGEST = 8192
+"""Characters: what web servers commonly accept as a request line."""
+_VISIBLE = re.compile(r"[!-~]+")
+_SAFE_PATH = "/:@!$&'()*+,;=-._~"
+"""What RFC 3986 lets stand in a path, less what ``quote`` keeps anyway."""
+_ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
+
+
+def callback_url(value: Any) -> str | None:
+    """The absolute URL to post to, without its fragment; None where the message has none.
+
+    Args:
+        value: the message's ``CallbackUrl``: None, a string, or Go's ``url.URL`` as an object.
+
+    Raises:
+        ValueError: it cannot be posted to: not http or https, no host, a character that no URL has. The text says which.
+    """
+    if value is None or value == "":
+        return None
+    url = value if isinstance(value, str) else _from_go(value)
+    if len(url) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} characters")
+    url = url.partition("#")[0]
+    if not _VISIBLE.fullmatch(url):
+        raise ValueError("it has a space, a control character or a letter outside ASCII; escape it")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"its scheme is {parts.scheme!r}; only http and https can be posted to")
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    return url
+
+
+def _from_go(url: dict[str, Any]) -> str:
+    """What Go's ``URL.String`` gives, less user information, which encoding/json loses."""
+    scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
+    raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
+    if opaque := _text(url, "Opaque"):
+        return f"{scheme}:{opaque}"
+    if not scheme and not host and not path:
+        raise ValueError("it is empty")
+    if not (raw_path and _ENCODED_PATH.fullmatch(raw_path)):
+        raw_path = quote(path, safe=_SAFE_PATH)
+    if raw_path and not raw_path.startswith("/"):
+        raw_path = f"/{raw_path}"
+    return f"{scheme}://{host}{raw_path}{'?' if query or url.get('ForceQuery') is True else ''}{query}"
+
+
+def _text(url: dict[str, Any], key: str) -> str:
+    value = url.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"its {key} is not a string")  # noqa: TRY004 -- of the message, so a value to callers
+    return value

@@ -1,0 +1,105 @@
+"""What an outcome means. The table of docs/guarantees.md is tested against this module."""
+
+from __future__ import annotations
+
+from ..model import (
+    Abandon,
+    Ack,
+    Crashed,
+    Headers,
+    Interrupted,
+    LeaseLost,
+    Malformed,
+    Nak,
+    NoResponse,
+    Outcome,
+    Responded,
+    Term,
+    TimedOut,
+    Verdict,
+)
+from .retry import Retry
+from .retry_after import parse_retry_after
+
+LONGEST_RETRY_AFTER = 3600.0
+"""Seconds. A function may ask for more patience than ``max_retry_wait``, but one answer must not park a message for days."""
+
+
+def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: float) -> Verdict:
+    """The verdict on attempt number *attempt* (from 1).
+
+    Args:
+        outcome: what happened.
+        attempt: which attempt it was.
+        retry: the policy for this function.
+        dice: chance, in [0, 1).
+        now: wall-clock time (s since the epoch), which a Retry-After date is read against.
+    """
+    match outcome:
+        case Malformed(reason):
+            return Term(reason)
+        case Interrupted():
+            return Nak()
+        case LeaseLost():
+            return Abandon()
+        case Responded(status, headers) if not _must_retry(status, headers, retry):
+            return Ack()
+        case Responded() | NoResponse() | TimedOut() | Crashed():
+            if attempt >= retry.attempts:
+                return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}")
+            asked = _asked_wait(outcome, now)
+            if asked is None:
+                return Nak(retry.backoff.delay(attempt, dice=dice))
+            return Nak(max(retry.backoff.initial, min(asked, LONGEST_RETRY_AFTER)))
+
+
+def status_of(outcome: Outcome) -> int | None:
+    """The HTTP status that an outcome counts as; None where nothing was sent, or we stopped it."""
+    match outcome:
+        case Responded(status):
+            return status
+        case NoResponse():
+            return 502
+        case TimedOut():
+            return 504
+        case _:
+            return None
+
+
+def describe(outcome: Outcome) -> str:
+    """An outcome in a few words, for a reason or a log line."""
+    match outcome:
+        case Responded(status):
+            return f"status {status}"
+        case NoResponse(reason):
+            return f"no response: {reason}"
+        case TimedOut(after):
+            return f"no response within {after:g} s"
+        case Malformed(reason):
+            return reason
+        case Interrupted():
+            return "given back to shut down"
+        case LeaseLost():
+            return "lease lost"
+        case Crashed(error):
+            return f"a bug in the worker: {error!r}"
+
+
+def _must_retry(status: int, headers: Headers, retry: Retry) -> bool:
+    return status in retry.codes or (status >= 400 and header(headers, b"x-openfaas-internal") is not None)
+
+
+def _asked_wait(outcome: Outcome, now: float) -> float | None:
+    match outcome:
+        case Responded(429 | 503, headers) if (value := header(headers, b"retry-after")) is not None:
+            return parse_retry_after(value.decode("latin-1"), now=now)
+        case _:
+            return None
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header; *name* in lower case."""
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None

@@ -1,0 +1,25 @@
+"""How long a delivery stays ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTerms:
+    """Times of a lease that lasts *lasts* seconds from when the queue last heard of us.
+
+    We count from when we *sent* what it confirmed, which is earlier than when it heard, so we err on the safe side. Renewing
+    at a third leaves room for one lost extension's answer before two thirds, where we stop; the last third covers what we
+    cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a while to die.
+    """
+
+    lasts: float
+
+    def renew_at(self, sent: float) -> float:
+        """When the next extension is due, the last one having been sent at *sent*."""
+        return sent + self.lasts / 3
+
+    def lost_at(self, kept: float) -> float:
+        """When we must take it for lost, the last confirmed extension (or the arrival) being from *kept*."""
+        return kept + self.lasts * 2 / 3

@@ -1,0 +1,114 @@
+"""What this worker knows of messages it has had before.
+
+The queue's delivery count says how often a message was handed out, not how often it was attempted: it also counts what
+we handed back unstarted, and a consumer made anew counts from one again. The ledger corrects what this worker saw itself.
+It is memory, not storage: what it forgets (a restart, more than *remember* messages) falls back to the delivery count,
+which errs towards giving up early, never towards losing or endlessly repeating.
+
+Its laws: a message that runs here is not run a second time here; a message that ended here is settled again, not run
+again; one that comes back before its back-off is over goes back for the rest of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ..model import Ack, Delivery, Final, MessageId, Nak, Term, Verdict
+
+EARLY = 0.05
+"""Seconds a message may come before its back-off is over and still be run: two clocks measure the same wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """To be run, as this attempt."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """It runs here now: the new delivery is the same lease on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """It ended here; the queue has not heard."""
+
+    verdict: Final
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """Its back-off has *remaining* seconds to go."""
+
+    remaining: float
+
+
+Arrival = Fresh | Running | Finished | Early
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    count: int
+    attempts: int
+    due: float
+    final: Final | None
+
+
+class Ledger:
+    """Memory of at most *remember* messages that are no longer running."""
+
+    def __init__(self, remember: int = 20_000) -> None:
+        self._remember = remember
+        self._running: set[MessageId] = set()
+        self._past: OrderedDict[MessageId, _Past] = OrderedDict()
+
+    def arrived(self, delivery: Delivery, *, now: float) -> Arrival:
+        """What to do with a delivery. After :class:`Fresh` it counts as running until it :meth:`ended`."""
+        if delivery.id in self._running:
+            return Running()
+        past = self._past.get(delivery.id)
+        if past is None:
+            self._running.add(delivery.id)
+            return Fresh(delivery.count)
+        if past.final is not None:
+            return Finished(past.final)
+        since = delivery.count - past.count
+        # One more than when we had it: it is our own give-back that returns. Fewer or as many: the consumer was made
+        # anew and has forgotten both the count and the wait. More: someone else has had it meanwhile.
+        attempts = past.attempts + (since - 1 if since > 0 else delivery.count - 1)
+        remaining = past.due - now
+        if remaining > EARLY and since <= 1:
+            self._keep(delivery.id, _Past(delivery.count, attempts, past.due, None))
+            return Early(remaining)
+        self._running.add(delivery.id)
+        return Fresh(attempts + 1)
+
+    def ended(self, delivery: Delivery, attempt: int, verdict: Verdict, *, attempted: bool, now: float) -> None:
+        """The message no longer runs here.
+
+        Args:
+            delivery: its newest delivery.
+            attempt: the number that :meth:`arrived` gave it.
+            verdict: what was decided.
+            attempted: whether it counts as an attempt; what we gave back to shut down, or before starting it, does not.
+            now: the time of the verdict, on the clock that :meth:`arrived` is told.
+        """
+        self._running.discard(delivery.id)
+        match verdict:
+            case Ack() | Term():
+                self._keep(delivery.id, _Past(delivery.count, attempt, now, verdict))
+            case Nak(delay):
+                self._keep(
+                    delivery.id, _Past(delivery.count, attempt if attempted else attempt - 1, now + delay, None)
+                )
+            case _:  # abandoned: others have it, and what they do we cannot count
+                self._past.pop(delivery.id, None)
+
+    def _keep(self, message: MessageId, past: _Past) -> None:
+        self._past[message] = past
+        self._past.move_to_end(message)
+        if len(self._past) > self._remember:
+            self._past.popitem(last=False)

@@ -1,0 +1,80 @@
+"""What the outside is told of an invocation's end: the callback's and the dead letter's headers."""
+
+from __future__ import annotations
+
+from ..model import Callback, DeadLetter, Headers, Invocation, Outcome, Responded
+from .decide import status_of
+from .decode import HOP_BY_HOP
+
+_OURS = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"user-agent",
+    b"x-call-id",
+    b"x-function-name",
+    b"x-function-status",
+    b"x-duration-seconds",
+    b"x-start-time",
+    b"x-retry",
+    b"x-retry-max",
+    b"x-truncated",
+}
+"""Response headers that do not go into the callback: those about the connection, and those we write ourselves."""
+
+
+def callback_of(
+    invocation: Invocation, outcome: Outcome, *, attempt: int, attempts: int, duration: float, user_agent: str
+) -> Callback | None:
+    """The POST that tells the end of *invocation*, None where it asked for none (contract, section 6)."""
+    if invocation.callback is None:
+        return None
+    answer = outcome if isinstance(outcome, Responded) else None
+    named = _named_by_connection(answer.headers) if answer else frozenset()
+    headers = [
+        (name, value)
+        for name, value in (answer.headers if answer else ())
+        if (lower := name.lower()) not in _OURS and lower not in named
+    ]
+    said = {
+        "X-Call-Id": invocation.call_id,
+        "X-Function-Name": invocation.function,
+        "X-Function-Status": str(status_of(outcome)),
+        "X-Duration-Seconds": f"{duration:.6f}",
+        "X-Start-Time": invocation.started,
+        "User-Agent": user_agent,
+    }
+    if attempt > 1:
+        said |= {"X-Retry": str(attempt - 1), "X-Retry-Max": str(attempts - 1)}
+    if answer and answer.truncated:
+        said["X-Truncated"] = "true"
+    headers += [(name.encode(), value.encode()) for name, value in said.items()]
+    return Callback(invocation.callback, tuple(headers), answer.body if answer else b"")
+
+
+def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
+    """Headers of a dead letter; its body is the message as it came, to the byte.
+
+    Values are cut to what a header line can hold and carry no control characters, since reasons quote foreign input.
+    """
+    known = {
+        "X-Dead-Letter-Reason": letter.reason,
+        "X-Dead-Letter-Attempts": str(letter.attempts),
+        "X-Dead-Letter-Deliveries": str(letter.delivery.count),
+        "X-Dead-Letter-Stream": stream,
+        "X-Dead-Letter-Subject": letter.delivery.subject,
+        "X-Dead-Letter-Sequence": str(letter.delivery.id[0]),
+        "X-Call-Id": letter.call_id,
+        "X-Function-Name": letter.function,
+        "X-Function-Status": None if letter.status is None else str(letter.status),
+    }
+    return {name: _printable(value)[:1024] for name, value in known.items() if value is not None}
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    return frozenset(
+        option.strip().lower() for name, value in headers if name.lower() == b"connection" for option in value.split(b",")
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,90 @@
+"""Which outcomes are tried again, how often, after how long: the settings, and what a function's annotations change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .backoff import Backoff
+from .durations import parse_duration
+
+DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
+_MOST_ATTEMPTS = 10**6
+"""Attempts an annotation or setting may ask for: with the longest default wait between them, four years."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The policy for one function."""
+
+    attempts: int = 100
+    codes: frozenset[int] = DEFAULT_CODES
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """An annotation that could not be used."""
+
+    annotation: str
+    value: str
+    accepted: str
+
+
+def parse_codes(text: str) -> frozenset[int]:
+    """A comma-separated list of HTTP statuses.
+
+    Raises:
+        ValueError: an entry is not one, or there is none.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    if not all(len(entry) == 3 and entry.isascii() and entry.isdigit() and entry[0] in "12345" for entry in entries):
+        raise ValueError("not a list of HTTP status codes: write them with commas, as 408,429,503")
+    return frozenset(map(int, entries))
+
+
+def parse_attempts(text: str) -> int:
+    """A number of attempts.
+
+    Raises:
+        ValueError: it is not a whole number from 1 to a million.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 7 and 1 <= int(text) <= _MOST_ATTEMPTS):
+        raise ValueError("not a number of attempts: write a whole number from 1 to 1000000")
+    return int(text)
+
+
+def _wait(text: str) -> float:
+    if (seconds := parse_duration(text)) <= 0:
+        raise ValueError("not a wait: it must be longer than nothing")
+    return seconds
+
+
+def _backoff(**change: float) -> Callable[[Retry], Retry]:
+    return lambda retry: replace(retry, backoff=replace(retry.backoff, **change))  # type: ignore[arg-type]  # mypy cannot see which float
+
+
+_ANNOTATIONS: Mapping[str, Callable[[str], Callable[[Retry], Retry]]] = {
+    "com.openfaas.retry.attempts": lambda text: _with(attempts=parse_attempts(text)),
+    "com.openfaas.retry.codes": lambda text: _with(codes=parse_codes(text)),
+    "com.openfaas.retry.min_wait": lambda text: _backoff(initial=_wait(text)),
+    "com.openfaas.retry.max_wait": lambda text: _backoff(longest=_wait(text)),
+}
+
+
+def _with(**change: Any) -> Callable[[Retry], Retry]:
+    return lambda retry: replace(retry, **change)
+
+
+def annotated(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[Ignored, ...]]:
+    """The policy under a function's annotations, each used or ignored on its own, and those that were ignored."""
+    ignored: tuple[Ignored, ...] = ()
+    for annotation, parse in _ANNOTATIONS.items():
+        if not (value := annotations.get(annotation, "").strip()):
+            continue
+        try:
+            retry = parse(value)(retry)
+        except ValueError as error:
+            ignored += (Ignored(annotation, value, str(error)),)
+    return retry, ignored

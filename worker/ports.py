@@ -1,0 +1,96 @@
+"""Every way the worker touches the world. Adapters and fakes implement these and pass one conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .events import Event
+from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Settlement
+
+
+class NotStored(Exception):  # noqa: N818 -- it says what happened, as the outcomes do
+    """The queue did not confirm that it keeps what we gave it."""
+
+
+class Consumer(Protocol):
+    """One consumer of the queue, read by credit.
+
+    What was wanted and has not come yet stays wanted across lost connections and consumers made anew; no more than that
+    is ever handed to us, however the server or the network behave.
+    """
+
+    ack_wait: float
+    """How long (s) the queue waits for a settlement or an extension before it gives a message out again."""
+
+    def want(self, more: int) -> None:
+        """There is room for *more* deliveries than were wanted so far."""
+
+    async def receive(self) -> Sequence[Delivery]:
+        """At least one delivery, in the order of arrival, and all that have come."""
+
+    async def stop(self) -> Sequence[Delivery]:
+        """Ask for nothing more. What had arrived, or was already on its way, is returned unstarted."""
+
+
+class Queue(Protocol):
+    """The broker. Settling and extending only note down what is to be sent, so they cannot be cancelled half-way."""
+
+    async def consume(self) -> Consumer:
+        """The consumer of the whole queue, made where it is missing.
+
+        Waits for the broker as long as it takes.
+
+        Raises:
+            worker.ports.Unusable: the stream or consumer found there cannot work, or the broker refuses us.
+        """
+
+    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+        """End a delivery. It is said again until the queue confirms it.
+
+        A :class:`Nak` is not said after *before* (s, the worker's clock), when someone else may have the message: a late one
+        would give out again what they are running. An :class:`Ack` or :class:`Term` tells a fact about the message that
+        stays true, and is said even then.
+        """
+
+    def extend(self, delivery: Delivery, confirmed: Callable[[], None]) -> None:
+        """Ask for another ack wait from now on. *confirmed* is called once the queue has said that it heard."""
+
+    async def settled(self) -> None:
+        """Return when every settlement so far is confirmed."""
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """Store a dead letter.
+
+        Raises:
+            NotStored: its storing was not confirmed.
+        """
+
+    async def backlog(self) -> Backlog:
+        """What the stream holds now.
+
+        Raises:
+            NotStored: the queue did not answer.
+        """
+
+
+class Unusable(Exception):  # noqa: N818 -- the adjective is the message
+    """What we found at the broker cannot work, and waiting will not help. The text is for the operator."""
+
+
+class Functions(Protocol):
+    """Where invocations go."""
+
+    async def invoke(self, invocation: Invocation) -> Attempted:
+        """Send the request and wait for its answer, at most for ``upstream_timeout``. Never raises for what a server does."""
+
+
+class Callbacks(Protocol):
+    """Where results go."""
+
+    async def post(self, callback: Callback) -> int | str:
+        """Send once: the response's status, or why there was none."""
+
+
+Emit = Callable[[Event], None]
+"""Tell the observers. It returns at once and never raises."""
