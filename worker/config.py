@@ -133,7 +133,9 @@ def nats_urls(value: str) -> str:
         except ValueError as error:
             raise ValueError(f"not a URL: {error}") from None
         if parts.scheme not in ("nats", "tls", "ws", "wss") or not parts.hostname:
-            raise ValueError("not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between")
+            raise ValueError(
+                "not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between"
+            )
     return value
 
 
@@ -192,7 +194,9 @@ class Settings:
     nats_stream_replicas: int = setting("1", whole(1, 5), "the stream's replication factor")
     nats_stream_storage: Literal["file", "memory"] = setting("file", one_of("file", "memory"), "`file` or `memory`")
     ack_wait: float = setting(
-        "60s", duration(1.0), "lease on a message; extended while its invocation runs, so it bounds how fast a dead worker is noticed, not how long a function may run"
+        "60s",
+        duration(1.0),
+        "lease on a message; extended while its invocation runs, so it bounds how fast a dead worker is noticed, not how long a function may run",
     )
     max_ack_pending: int = setting("-1", limit, "consumer's limit of unacknowledged messages, -1 for none")
     max_waiting: int = setting("512", whole(1), "consumer's limit of waiting pulls")
@@ -202,7 +206,9 @@ class Settings:
     consumer_inactive_threshold: float = setting(
         "30s", duration(), "accepted for the charts; for a consumer per function, which is to come"
     )
-    consumer_pull_max_messages: int | None = setting(None, whole(1), "most messages asked for in one pull; by default `max_inflight`")
+    consumer_pull_max_messages: int | None = setting(
+        None, whole(1), "most messages asked for in one pull; by default `max_inflight`"
+    )
     queue_partitions: int = setting(
         "1", lambda value: int(only("1", until="more partitions are to come")(value)), "the queue's partitions"
     )
@@ -215,19 +221,29 @@ class Settings:
     limiter_enabled: bool = setting("true", flag, "accepted for the charts; adaptive concurrency is to come")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
-    default_function_name: str = setting("openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one")
-    max_response_bytes: int = setting("10485760", whole(0), "how much of a function's response is kept for its callback; the rest is not read")
+    default_function_name: str = setting(
+        "openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one"
+    )
+    max_response_bytes: int = setting(
+        "10485760", whole(0), "how much of a function's response is kept for its callback; the rest is not read"
+    )
 
     # Deciding.
-    max_retry_attempts: int = setting("100", parse_attempts, "how many times an invocation is sent before it is given up")
+    max_retry_attempts: int = setting(
+        "100", parse_attempts, "how many times an invocation is sent before it is given up"
+    )
     initial_retry_wait: float = setting("10s", duration(0.001), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(0.001), "longest wait between attempts")
     retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
     backoff: Jitter = setting(
-        "exponential", lambda value: Jitter(one_of(*Jitter)(value)), "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)"
+        "exponential",
+        lambda value: Jitter(one_of(*Jitter)(value)),
+        "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
     )
     retry_strategy: str = setting(
-        "nak", only("nak", until="retries as scheduled messages are to come"), "`nak`: the message is given back with a delay"
+        "nak",
+        only("nak", until="retries as scheduled messages are to come"),
+        "`nak`: the message is given back with a delay",
     )
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
@@ -235,7 +251,9 @@ class Settings:
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
     callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
-    callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half of it chance")
+    callback_initial_wait: float = setting(
+        "500ms", duration(0.001), "first wait between those, doubling, half of it chance"
+    )
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
@@ -337,7 +355,9 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
         values["queue_name"] = stream.removeprefix("OF_")
         origins["queue_name"] = "nats_stream"
         if not is_name(values["queue_name"]):
-            problems.append(f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, cannot name a queue: set it")
+            problems.append(
+                f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, cannot name a queue: set it"
+            )
     for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")

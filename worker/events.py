@@ -210,14 +210,7 @@ MessageEvent = (
 )
 LeaseEvent = LeasesExtended | LeaseExpired
 BrokerEvent = (
-    Connected
-    | Disconnected
-    | BrokerTrouble
-    | BrokerRefused
-    | Surprise
-    | Made
-    | ConsumerBound
-    | SettlementUnconfirmed
+    Connected | Disconnected | BrokerTrouble | BrokerRefused | Surprise | Made | ConsumerBound | SettlementUnconfirmed
 )
 WorkerEvent = DrainStarted | DrainExpired | DrainEnded
 Event = MessageEvent | LeaseEvent | BrokerEvent | WorkerEvent

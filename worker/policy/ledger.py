@@ -20,11 +20,17 @@ EARLY = 0.05
 """Seconds a message may come before its back-off is over and still be run: two clocks measure the same wait."""
 
 
+HOLD = 1.0
+"""Seconds of back-off left that we wait out ourselves. nats-server keeps waits over a restart to the second, so a message
+can come up to one early; giving it back once more would cost a delivery, holding it for so long only a slot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """To be run, as this attempt."""
+    """To be run, as this attempt, after *wait* more seconds."""
 
     attempt: int
+    wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +86,13 @@ class Ledger:
         # anew and has forgotten both the count and the wait. More: someone else has had it meanwhile.
         attempts = past.attempts + (since - 1 if since > 0 else delivery.count - 1)
         remaining = past.due - now
-        if remaining > EARLY and since <= 1:
+        if since > 1 or remaining <= EARLY:
+            remaining = 0.0
+        if remaining > HOLD:
             self._keep(delivery.id, _Past(delivery.count, attempts, past.due, None))
             return Early(remaining)
         self._running.add(delivery.id)
-        return Fresh(attempts + 1)
+        return Fresh(attempts + 1, remaining)
 
     def ended(self, delivery: Delivery, attempt: int, verdict: Verdict, *, attempted: bool, now: float) -> None:
         """The message no longer runs here.

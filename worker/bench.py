@@ -1,0 +1,62 @@
+"""What a job needs within reach: the ports, the books, and the policies in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .drain import Drain
+from .heartbeat import Lease, Leases
+from .policy.backoff import Backoff
+from .policy.ledger import Ledger
+from .policy.retry import Retry
+from .ports import Callbacks, Emit, Functions, Queue
+from .retries import Retries
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that the core goes by."""
+
+    slots: int
+    """Most invocations at once."""
+    retry: Retry
+    """Before a function's annotations."""
+    callback_attempts: int
+    callback_backoff: Backoff
+    dead_letters: bool
+    """Keep what was given up; without, it is only logged."""
+    shutdown_timeout: float
+    settle_within: float
+    """How long (s) the end of a drain waits for the queue to confirm the last settlements."""
+    namespace: str
+    """Of a function named without one."""
+    user_agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One for the whole worker, shared by all its jobs."""
+
+    queue: Queue
+    functions: Functions
+    callbacks: Callbacks
+    emit: Emit
+    leases: Leases
+    ledger: Ledger
+    retries: Retries
+    drain: Drain
+    rules: Rules
+    dice: Callable[[], float]
+    """Chance, in [0, 1)."""
+    wall: Callable[[], float]
+    """Wall-clock time (s since the epoch), for what dates are compared with; never for waiting."""
+
+    @contextmanager
+    def stoppable(self, lease: Lease) -> Iterator[None]:
+        """A block of waiting that ends when the drain's time is up, or the lease is lost."""
+        with self.drain.work.held() as lease.scope:
+            if lease.lost:
+                lease.scope.cancel()
+            yield

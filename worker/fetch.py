@@ -1,0 +1,71 @@
+"""Intake: from deliveries to jobs.
+
+We never have more than we can run: a message waiting in our memory is one that no other worker can have, and its lease is
+already running. So the consumer is given credit, one for each free slot, and a slot comes back when its job has settled.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from .bench import Bench
+from .events import Redelivered
+from .heartbeat import Lease
+from .model import Delivery, Nak
+from .policy.ledger import Early, Finished, Fresh, Running
+from .policy.lease import LeaseTerms
+from .ports import Consumer
+from .process import process
+from .settle import settle
+
+
+class Intake:
+    """Takes deliveries from a consumer and starts a job for each that is to be run."""
+
+    def __init__(self, bench: Bench, jobs: trio.Nursery) -> None:
+        self._bench, self._jobs = bench, jobs
+        self._consumer: Consumer | None = None
+        self._free = bench.rules.slots
+
+    async def run(self, consumer: Consumer) -> None:
+        """Fetch until cancelled."""
+        self._consumer = consumer
+        self._bench.leases.terms = LeaseTerms(consumer.ack_wait)
+        consumer.want(self._free)
+        while True:
+            for delivery in await consumer.receive():
+                self._take(delivery, consumer)
+
+    async def stop(self) -> None:
+        """Ask for nothing more, and give back at once what still arrives."""
+        if consumer := self._consumer:
+            self._consumer = None
+            for delivery in await consumer.stop():
+                self._take(delivery, consumer)
+
+    def _take(self, delivery: Delivery, consumer: Consumer) -> None:
+        bench = self._bench
+        match bench.ledger.arrived(delivery, now=trio.current_time()):
+            case Fresh(attempt, wait):
+                lease = bench.leases.take(delivery)
+                # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a connection.
+                if self._consumer and self._free > 0:
+                    self._free -= 1
+                    self._jobs.start_soon(self._job, lease, attempt, wait, consumer)
+                    return
+                settle(bench, lease, attempt, Nak(), attempted=False)
+            case Running():
+                bench.leases.adopt(delivery)
+                bench.emit(Redelivered(delivery, "running"))
+            case Finished(verdict):
+                bench.queue.settle(delivery, verdict, before=delivery.arrived)
+                bench.emit(Redelivered(delivery, "finished"))
+            case Early(remaining):
+                bench.queue.settle(delivery, Nak(remaining), before=bench.leases.terms.lost_at(delivery.arrived))
+                bench.emit(Redelivered(delivery, "early"))
+        consumer.want(1)
+
+    async def _job(self, lease: Lease, attempt: int, wait: float, consumer: Consumer) -> None:
+        await process(lease, attempt, wait, self._bench)
+        self._free += 1
+        consumer.want(1)

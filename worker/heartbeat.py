@@ -1,0 +1,108 @@
+"""Leases: a delivery stays ours as long as the queue hears of it.
+
+One task renews them all. The ack wait is the same for all, so the next to renew is always the one whose last extension is
+oldest: a queue in order of sending, O(1) a message, no timer and no nursery each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+import trio
+
+from .events import LeaseExpired, LeasesExtended
+from .model import Delivery, MessageId
+from .policy.lease import LeaseTerms
+from .ports import Emit, Queue
+
+
+class Lease:
+    """Our hold on a message, from its arrival until it is settled.
+
+    Only an extension that the queue *confirmed* counts: one that was merely sent may never have arrived, and a worker that
+    trusted it would give back, or settle, what another worker is already running.
+    """
+
+    __slots__ = ("delivery", "kept", "lost", "scope", "sent")
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        """The newest delivery of the message; a redelivery while we hold it replaces the older."""
+        self.kept = delivery.arrived
+        """When the last confirmed extension was sent."""
+        self.sent = delivery.arrived
+        """When the last extension was sent."""
+        self.lost = False
+        self.scope: trio.CancelScope | None = None
+        """Around the wait, if any, that is to end when the lease is lost."""
+
+    def confirm(self, sent: float) -> None:
+        """The queue heard the extension that was sent then."""
+        self.kept = max(self.kept, sent)
+
+
+class Leases:
+    """All leases that this worker holds."""
+
+    def __init__(self, queue: Queue, emit: Emit) -> None:
+        self._queue = queue
+        self._emit = emit
+        self.terms = LeaseTerms(float("inf"))
+        """How long a lease lasts: the consumer's ack wait, known once it is bound."""
+        self._held: OrderedDict[MessageId, Lease] = OrderedDict()
+        self._arrived = trio.Event()
+
+    def take(self, delivery: Delivery) -> Lease:
+        """Begin to keep a delivery."""
+        lease = self._held[delivery.id] = Lease(delivery)
+        self._arrived.set()
+        return lease
+
+    def adopt(self, delivery: Delivery) -> None:
+        """A message that we hold was handed to us once more: as good as an extension, and its token is the newest."""
+        if lease := self._held.get(delivery.id):
+            lease.delivery = delivery
+            lease.kept = lease.sent = delivery.arrived
+            self._held.move_to_end(delivery.id)
+
+    def release(self, lease: Lease) -> None:
+        """Stop keeping it: it is about to be settled, and no extension may follow that."""
+        self._held.pop(lease.delivery.id, None)
+
+    def lost_at(self, lease: Lease) -> float:
+        """When we must take it that someone else has the message."""
+        return self.terms.lost_at(lease.kept)
+
+    async def keep(self) -> None:
+        """Renew until cancelled."""
+        while True:
+            while not self._held:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+            oldest = next(iter(self._held.values()))
+            await trio.sleep_until(self.terms.renew_at(oldest.sent))
+            self._renew(trio.current_time())
+
+    def _renew(self, now: float) -> None:
+        extended = 0
+        while self._held:
+            lease = next(iter(self._held.values()))
+            if self.terms.renew_at(lease.sent) > now:
+                break
+            if lease.kept < lease.sent or now >= self.lost_at(lease):
+                self._lose(lease)
+                continue
+            lease.sent = now
+            self._held.move_to_end(lease.delivery.id)
+            self._queue.extend(lease.delivery, partial(lease.confirm, now))
+            extended += 1
+        if extended:
+            self._emit(LeasesExtended(extended))
+
+    def _lose(self, lease: Lease) -> None:
+        self.release(lease)
+        lease.lost = True
+        if lease.scope:
+            lease.scope.cancel()
+        self._emit(LeaseExpired(lease.delivery))

@@ -1,0 +1,176 @@
+"""One delivery, read aloud: decode, invoke, decide, bury what is given up, call back, settle."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import trio
+
+from .bench import Bench
+from .callback import call_back
+from .events import (
+    AnnotationIgnored,
+    CallbackIgnored,
+    DeadLettered,
+    DeadLetterRefused,
+    InvocationEnded,
+    InvocationStarted,
+    WorkCrashed,
+)
+from .heartbeat import Lease
+from .model import (
+    Abandon,
+    Attempted,
+    Callback,
+    Crashed,
+    DeadLetter,
+    Final,
+    Interrupted,
+    Invocation,
+    LeaseLost,
+    Malformed,
+    Nak,
+    Outcome,
+    Term,
+    Verdict,
+)
+from .policy.decide import decide, status_of
+from .policy.decode import decode
+from .policy.report import callback_of
+from .policy.retry import Retry, annotated
+from .ports import NotStored
+from .settle import settle
+
+T = TypeVar("T")
+
+
+async def process(lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
+    """Attempt a message, *wait* seconds from now, and settle it whatever happens. The lease covers all of that."""
+    job = Job(lease, attempt, bench)
+    outcome = await job.caught(job.attempt_it(wait))
+    verdict = decide(outcome, attempt=attempt, retry=job.retry, dice=bench.dice(), now=bench.wall())
+    job.ended(outcome, verdict)
+    attempted = not isinstance(outcome, Interrupted)
+    if isinstance(verdict, Final):
+        concluded = await job.caught(job.conclude(outcome, verdict))
+        # What a bug of ours kept from being concluded stays on the queue: nothing given up leaves it unburied.
+        verdict = Nak(job.retry.backoff.longest) if isinstance(concluded, Crashed) else concluded
+        attempted = isinstance(verdict, Final)
+    settle(bench, lease, attempt, verdict, attempted=attempted)
+
+
+class Job:
+    """One attempt at one message."""
+
+    __slots__ = ("attempt", "bench", "began", "invocation", "lease", "retry", "took")
+
+    def __init__(self, lease: Lease, attempt: int, bench: Bench) -> None:
+        self.lease, self.attempt, self.bench = lease, attempt, bench
+        self.retry = bench.rules.retry
+        self.invocation: Invocation | None = None
+        self.began = 0.0
+        self.took = 0.0
+
+    async def caught(self, step: Awaitable[T]) -> T | Crashed:
+        """The package's one net: a bug met by one message must not stop the others."""
+        try:
+            return await step
+        except Exception as error:  # noqa: BLE001 -- that is what the net is for; Cancelled is no Exception
+            self.bench.emit(WorkCrashed(self.lease.delivery, error))
+            return Crashed(error)
+
+    async def attempt_it(self, wait: float) -> Outcome:
+        """Decode and invoke."""
+        rules = self.bench.rules
+        decoded = decode(self.lease.delivery, namespace=rules.namespace, user_agent=rules.user_agent)
+        if isinstance(decoded, Malformed):
+            return decoded
+        invocation, complaint = decoded
+        self._heed(invocation, complaint)
+        with self.bench.stoppable(self.lease):
+            if wait:
+                await self.bench.retries.wait(wait, "early redelivery")
+            return await self._invoke(invocation)
+        return LeaseLost() if self.lease.lost else Interrupted()
+
+    async def _invoke(self, invocation: Invocation) -> Attempted:
+        self.invocation = invocation
+        stored = self.lease.delivery.id[1] / 1e9
+        self.bench.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.bench.wall() - stored)))
+        self.began = trio.current_time()
+        return await self.bench.functions.invoke(invocation)
+
+    def ended(self, outcome: Outcome, verdict: Verdict) -> None:
+        """Tell the end of an invocation that was started, however it ended."""
+        if self.invocation:
+            self.took = trio.current_time() - self.began
+            self.bench.emit(
+                InvocationEnded(self.invocation, self.attempt, self.retry.attempts, outcome, verdict, self.took)
+            )
+
+    async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
+        """What must have happened before a final verdict may be said, and the verdict that stands after it.
+
+        Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a callback
+        that has failed before does not make a function run twice: that one is given up with the drain.
+        """
+        stopped: Verdict = Nak()
+
+        def callback_failed() -> None:
+            nonlocal stopped
+            stopped = verdict
+
+        with self.bench.stoppable(self.lease):
+            if isinstance(verdict, Term):
+                await self._bury(outcome, verdict)
+            if self.invocation and (callback := self._callback(outcome)):
+                await call_back(callback, self.invocation, self.bench, callback_failed)
+            return verdict
+        return Abandon() if self.lease.lost else stopped
+
+    async def _bury(self, outcome: Outcome, verdict: Term) -> None:
+        """Store the dead letter, however long that takes: the lease is kept meanwhile."""
+        invocation, delivery = self.invocation, self.lease.delivery
+        letter = DeadLetter(
+            delivery=delivery,
+            reason=verdict.reason,
+            attempts=self.attempt if invocation else 0,
+            call_id=invocation.call_id if invocation else None,
+            function=invocation.label if invocation else None,
+            status=status_of(outcome),
+        )
+        tries = 0
+        while self.bench.rules.dead_letters:
+            try:
+                await self.bench.queue.bury(letter)
+                break
+            except NotStored as error:
+                self.bench.emit(DeadLetterRefused(delivery, letter.call_id, str(error)))
+                tries += 1
+                await self.bench.retries.wait(self.bench.rules.callback_backoff.ceiling(tries), "dead letter")
+        self.bench.emit(
+            DeadLettered(
+                delivery, letter.call_id, letter.function, letter.reason, letter.attempts, self.bench.rules.dead_letters
+            )
+        )
+
+    def _callback(self, outcome: Outcome) -> Callback | None:
+        assert self.invocation
+        return callback_of(
+            self.invocation,
+            outcome,
+            attempt=self.attempt,
+            attempts=self.retry.attempts,
+            duration=self.took,
+            user_agent=self.bench.rules.user_agent,
+        )
+
+    def _heed(self, invocation: Invocation, complaint: str | None) -> None:
+        """The function's annotations, and what is wrong with them or with the callback."""
+        if complaint:
+            self.bench.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
+        if invocation.annotations:
+            self.retry, ignored = annotated(self.retry, invocation.annotations)
+            for each in ignored:
+                self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))
