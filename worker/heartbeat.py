@@ -95,7 +95,7 @@ class Leases:
                 continue
             lease.sent = now
             self._held.move_to_end(lease.delivery.id)
-            self._queue.extend(lease.delivery, partial(lease.confirm, now))
+            self._queue.extend(lease.delivery, partial(lease.confirm, now), before=self.lost_at(lease))
             extended += 1
         if extended:
             self._emit(LeasesExtended(extended))

@@ -53,8 +53,8 @@ class Queue(Protocol):
         stays true, and is said even then.
         """
 
-    def extend(self, delivery: Delivery, confirmed: Callable[[], None]) -> None:
-        """Ask for another ack wait from now on. *confirmed* is called once the queue has said that it heard."""
+    def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
+        """Ask for another ack wait from now on, but not after *before*. *confirmed* is called once the queue has heard."""
 
     async def settled(self) -> None:
         """Return when every settlement so far is confirmed."""

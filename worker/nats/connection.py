@@ -1,0 +1,175 @@
+"""nats-py's client, kept usable: it connects for as long as it takes, and is watched for the ways in which it gets stuck.
+
+Everything here runs on the asyncio side of the bridge. What the client does wrong, and how that was found, is in
+docs/architecture.md; each remedy names its quirk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import nats.errors
+import trio
+from nats.aio.client import Client
+
+from ..config import without_password
+from ..events import BrokerTrouble, Connected, Disconnected
+from ..ports import Emit, NotStored, Unusable
+from . import quirks
+
+_API_TIMEOUT = 5.0
+"""Seconds for an answer of JetStream's API: an election after a lost leader takes about as long."""
+_STUCK = 3.0
+"""Seconds that a reconnect may wait for its old socket to close."""
+_REMIND = 10.0
+"""Seconds between two reports of the same trouble."""
+
+
+class ApiError(Exception):
+    """JetStream's API said no."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({code}/{err_code})")
+        self.code, self.err_code = code, err_code
+
+
+class ConnectionClosed(Exception):  # noqa: N818 -- it says what happened
+    """The client has given up for good, on an error from which it does not recover. Only a new process helps."""
+
+
+class Connection:
+    """One client. *changed* is called after each time the connection came or went."""
+
+    def __init__(self, options: dict[str, Any], emit: Emit) -> None:
+        self.client = Client()
+        self.changed: list[Callable[[bool], None]] = []
+        self._options = options
+        self._emit = emit
+        self._refused: asyncio.Future[None]
+        self._closing = False
+        self._reconnecting_since: float | None = None
+        self._complaint = ("", float("-inf"))
+
+    @property
+    def up(self) -> bool:
+        """Whether something can be sent now."""
+        return bool(self.client.is_connected)
+
+    async def open(self) -> None:
+        """Connect, however long it takes.
+
+        Raises:
+            Unusable: the server is there and refuses our credentials.
+        """
+        self._refused = asyncio.get_running_loop().create_future()
+        connecting = asyncio.ensure_future(
+            self.client.connect(
+                **self._options,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+            )
+        )
+        try:
+            await asyncio.wait({connecting, self._refused}, return_when=asyncio.FIRST_COMPLETED)
+            if self._refused.done():
+                self._refused.result()
+            connecting.result()
+        finally:
+            connecting.cancel()
+        self._emit(Connected(self._server, again=False))
+        self._tell(up=True)
+
+    async def close(self) -> None:
+        """Close, saying nothing more."""
+        self._closing = True
+        quirks.forget_unsent(self.client)
+        await self.client.close()
+
+    async def watch(self) -> None:
+        """Mend what gets stuck; to be called a few times a second.
+
+        Raises:
+            ConnectionClosed: it cannot be mended.
+        """
+        client = self.client
+        if client.is_closed and not self._closing:
+            raise ConnectionClosed(f"nats-py closed the connection for good: {client.last_error or 'no reason given'}")
+        if quirks.reader_died(client):
+            self.complain("reading from NATS", "the reader has died; connecting again")
+            await client.force_reconnect()
+        if not client.is_reconnecting:
+            self._reconnecting_since = None
+        elif self._reconnecting_since is None:
+            self._reconnecting_since = trio.current_time()
+        elif trio.current_time() - self._reconnecting_since > _STUCK:
+            quirks.abort(client)
+            self._reconnecting_since = None
+
+    async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One request to JetStream's API: ``STREAM.INFO.x`` and the like.
+
+        Raises:
+            ApiError: it said no.
+            NotStored: it said nothing, or there is none.
+        """
+        return await self.request(f"$JS.API.{subject}", json.dumps(payload).encode() if payload else b"")
+
+    async def request(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """One request that JetStream answers with JSON: also a publish, answered when it is stored.
+
+        Raises:
+            ApiError: it said no.
+            NotStored: it said nothing, or there is none.
+        """
+        try:
+            answer = await self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
+            said = json.loads(answer.data)
+        except nats.errors.NoRespondersError:
+            raise NotStored(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise NotStored(f"no answer on {subject}: {error or type(error).__name__}") from None
+        except ValueError:
+            raise NotStored(f"an answer on {subject} that is not JSON") from None
+        if error := said.get("error"):
+            raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+        return dict(said)
+
+    def complain(self, doing: str, error: object) -> None:
+        """Report trouble that is being tried again, the same no more than every few seconds."""
+        text = without_password(str(error) or type(error).__name__)
+        last, at = self._complaint
+        if text != last or trio.current_time() - at > _REMIND:
+            self._complaint = text, trio.current_time()
+            self._emit(BrokerTrouble(doing, text))
+
+    @property
+    def _server(self) -> str:
+        url = self.client.connected_url
+        return f"{url.hostname}:{url.port}" if url else ""
+
+    async def _on_error(self, error: Exception) -> None:
+        if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
+            self._refused.set_exception(Unusable(f"NATS refuses our credentials ({error}): check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"))
+        self.complain("connecting to NATS" if not self.up else "talking to NATS", error)
+
+    async def _on_disconnected(self) -> None:
+        quirks.forget_unsent(self.client)
+        if not self._closing:
+            self._emit(Disconnected())
+            self._tell(up=False)
+
+    async def _on_reconnected(self) -> None:
+        self._emit(Connected(self._server, again=True))
+        self._tell(up=True)
+
+    async def _on_closed(self) -> None:
+        self._tell(up=False)
+
+    def _tell(self, *, up: bool) -> None:
+        for changed in self.changed:
+            changed(up)

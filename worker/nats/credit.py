@@ -1,0 +1,109 @@
+"""Pull requests by credit: which to send, and what their answers mean. No I/O, no clock.
+
+The law is conservation. What was wanted is at every moment exactly what is *unasked*, plus what is *outstanding* in requests
+that the server may still answer, plus what has come; so no more can come than was wanted, and nothing wanted is forgotten.
+
+A request lives in a *lane*: an inbox of its own, since a delivery shows only where it arrived, not which request it answers.
+Several lanes let a request be sent while another is still being answered; a lane has at most one. A request ends when its
+last message came, by a status, or when nothing was heard of it for too long: then the lane needs a new inbox, because the
+server may still answer the old one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 4
+"""With a request sent for no less than a quarter of the credit while another is open, more could not be in use."""
+EXPIRES = 30.0
+"""Seconds a request stays open at the server."""
+HEARTBEAT = 5.0
+"""Seconds between signs of life of an open request. At most half of EXPIRES, or the server refuses it."""
+SILENCE = 2 * HEARTBEAT + 1.0
+"""Seconds without any after which a request is taken for lost: two heartbeats missed."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One inbox, and the request that is answered there."""
+
+    number: int
+    outstanding: int = 0
+    heard: float = 0.0
+    """When something last came, or the request was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """To be sent: up to *batch* messages, into this lane."""
+
+    lane: Lane
+    batch: int
+
+
+class Credit:
+    """The books of one consumer.
+
+    Args:
+        most: most messages asked for in one request.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.lanes = tuple(Lane(number) for number in range(LANES))
+        self.unasked = 0
+        """Wanted, and not asked for yet. Below zero when more came than was wanted."""
+        self._most = most
+        self._total = 0
+
+    @property
+    def outstanding(self) -> int:
+        """What requests may still bring."""
+        return sum(lane.outstanding for lane in self.lanes)
+
+    def want(self, more: int) -> None:
+        """There is room for *more*."""
+        self.unasked += more
+        self._total = max(self._total, self.unasked + self.outstanding)
+
+    def came(self, lane: Lane | None, now: float) -> None:
+        """A message came, into *lane*, or None where its request had been taken for lost."""
+        if lane is None:
+            self.unasked -= 1
+            return
+        lane.heard = now
+        if lane.outstanding > 0:
+            lane.outstanding -= 1
+        else:
+            self.unasked -= 1
+
+    def heard(self, lane: Lane, now: float) -> None:
+        """A sign of life."""
+        lane.heard = now
+
+    def ended(self, lane: Lane) -> None:
+        """A lane's request brings nothing more."""
+        self.unasked += lane.outstanding
+        lane.outstanding = 0
+
+    def silent(self, now: float) -> list[Lane]:
+        """The lanes whose request must be taken for lost."""
+        return [lane for lane in self.lanes if lane.outstanding and now - lane.heard > SILENCE]
+
+    def excuse(self, now: float) -> None:
+        """We were not listening until now: no silence before counts."""
+        for lane in self.lanes:
+            lane.heard = max(lane.heard, now)
+
+    def request(self, now: float) -> Request | None:
+        """The next request to be sent; it counts as sent.
+
+        Small ones are worth their cost only when nothing else is open: then a message can come at once, and else the next
+        request will be larger.
+        """
+        idle = next((lane for lane in self.lanes if not lane.outstanding), None)
+        if idle is None or self.unasked <= 0 or (self.outstanding and self.unasked * LANES < self._total):
+            return None
+        batch = min(self.unasked, self._most or self.unasked)
+        self.unasked -= batch
+        idle.outstanding, idle.heard = batch, now
+        return Request(idle, batch)

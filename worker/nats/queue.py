@@ -1,0 +1,214 @@
+"""The queue, on JetStream: one connection, one outbox, one consumer, and the tasks that keep them going.
+
+One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task each
+time, so nothing crosses per message: deliveries come over a memory channel, settlements go into an outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from ..config import Settings
+from ..events import BrokerRefused, BrokerTrouble, ConsumerBound
+from ..model import Backlog, DeadLetter
+from ..policy.report import dead_letter_headers
+from ..ports import Consumer, Emit, NotStored, Unusable
+from . import topology
+from .connection import ApiError, Connection
+from .consumer import PullConsumer
+from .credit import Credit
+from .options import connect_options
+from .outbox import Outbox
+
+_TICK = 0.25
+"""Seconds between two looks at what may be late or stuck."""
+_AGAIN = 1.0
+"""Seconds before another try to find or make the stream and its consumer."""
+_CLOSE = 1.0
+"""Seconds for closing the connection. Nothing depends on it: all that matters was confirmed before."""
+_HEADER_ROOM = 8_192
+"""Bytes kept free for a dead letter's headers: nine, each at most a kilobyte, most far below."""
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]:
+    """The queue, which connects when it is first consumed.
+
+    Raises:
+        worker.nats.connection.ConnectionClosed: while open, the connection was lost for good.
+    """
+    async with trio_asyncio.open_loop() as loop:
+        # Without a handler, any stray error of an asyncio callback would end the program.
+        loop.set_exception_handler(lambda _, context: emit(BrokerTrouble("inside nats-py", _describe(context))))
+        queue = NatsQueue(settings, emit)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(aio_as_trio(queue.serve))
+            try:
+                yield queue
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.move_on_after(_CLOSE, shield=True):
+                    await aio_as_trio(queue.close)()
+
+
+class NatsQueue:
+    """See :class:`worker.ports.Queue`."""
+
+    def __init__(self, settings: Settings, emit: Emit) -> None:
+        self._settings, self._emit = settings, emit
+        self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
+        self._outbox = Outbox(self._connection, emit)
+        self._consumer = PullConsumer(
+            self._connection,
+            self._outbox,
+            f"$JS.API.CONSUMER.MSG.NEXT.{settings.nats_stream}.{settings.nats_durable}",
+            Credit(settings.consumer_pull_max_messages),
+            self._rebind,
+        )
+        self._unbound = asyncio.Event()
+        self._stream_made: str | None = None
+        self._connection.changed.append(lambda _: self._rebind())
+        self.settle = self._outbox.settle
+        self.extend = self._outbox.extend
+        self.settled = self._outbox.settled
+
+    @property
+    def ready(self) -> bool:
+        """Connected, and with a consumer to pull from."""
+        return self._connection.up and self._consumer.bound
+
+    async def consume(self) -> Consumer:
+        """See :meth:`worker.ports.Queue.consume`."""
+        await aio_as_trio(self._open)()
+        return self._consumer
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """See :meth:`worker.ports.Queue.bury`."""
+        await aio_as_trio(self._bury)(letter)
+
+    async def backlog(self) -> Backlog:
+        """See :meth:`worker.ports.Queue.backlog`."""
+        return await aio_as_trio(self._backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+
+    # The asyncio side.
+
+    async def serve(self) -> None:
+        """Keep everything going, for ever."""
+        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound())
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+    async def _open(self) -> None:
+        await self._connection.open()
+        await self._outbox.open()
+        while not await self._bind(again=False):
+            await asyncio.sleep(_AGAIN)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            now = trio.current_time()
+            await self._connection.watch()
+            await self._consumer.check(now)
+            if self._connection.up:
+                self._outbox.repeat(now)
+            self._outbox.wake()
+
+    async def _keep_bound(self) -> None:
+        """Bind again whenever the connection came back, or the consumer went: operators reset a queue by deleting it."""
+        while True:
+            await self._unbound.wait()
+            self._unbound.clear()
+            while self._stream_made and self._connection.up and not self._consumer.bound:
+                try:
+                    if await self._bind(again=True):
+                        break
+                except Unusable as error:
+                    self._emit(BrokerRefused(str(error)))
+                await asyncio.sleep(_AGAIN)
+
+    async def _bind(self, *, again: bool) -> bool:
+        """Find or make what we consume, and begin to. False: something is not there yet, and worth another try.
+
+        Raises:
+            Unusable: waiting will not help.
+        """
+        try:
+            bound = await topology.ensure(self._connection, self._settings, self._emit, again=again)
+        except (ApiError, NotStored) as error:
+            self._connection.complain("looking for the stream and its consumer", error)
+            return False
+        if self._stream_made not in (None, bound.stream_made):
+            self._outbox.forget()
+        self._stream_made = bound.stream_made
+        await self._consumer.bind(bound.ack_wait)
+        self._emit(ConsumerBound(self._settings.nats_stream, self._settings.nats_durable, bound.ack_wait))
+        return True
+
+    def _rebind(self) -> None:
+        self._unbound.set()
+
+    async def _bury(self, letter: DeadLetter) -> None:
+        stream = topology.dead_letter_stream(self._settings)
+        subject = f"DEAD-LETTERS.{self._settings.queue_name}.{letter.function or 'undecodable'}"
+        for part in self._parts(letter):
+            try:
+                try:
+                    await self._connection.request(subject, part.body, part.headers)
+                except (NotStored, ApiError):
+                    # Most likely the first one ever: make the stream. The message id keeps a second copy out.
+                    await topology.make_dead_letters(self._connection, self._settings, self._emit)
+                    await self._connection.request(subject, part.body, part.headers)
+            except ApiError as error:
+                raise NotStored(f"the stream {stream} did not take it: {error}") from None
+
+    def _parts(self, letter: DeadLetter) -> list[_Part]:
+        """A dead letter as one message; in parts where a message as large as the server takes leaves no room for headers."""
+        headers = dead_letter_headers(letter, stream=self._settings.nats_stream)
+        payload = letter.delivery.payload
+        room = max(1, self._connection.client.max_payload - _HEADER_ROOM)
+        bodies = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
+        identity = f"{self._settings.nats_stream}.{letter.delivery.id[0]}.{letter.delivery.id[1]}"
+        return [
+            _Part(
+                body,
+                headers
+                | {"Nats-Msg-Id": f"{identity}.{number}"}
+                | ({"X-Dead-Letter-Part": f"{number}/{len(bodies)}"} if len(bodies) > 1 else {}),
+            )
+            for number, body in enumerate(bodies, 1)
+        ]
+
+    async def _backlog(self) -> Backlog:
+        by_subject: dict[str, int] = {}
+        while True:
+            try:
+                info = await self._connection.ask(
+                    f"STREAM.INFO.{self._settings.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
+                )
+            except ApiError as error:
+                raise NotStored(str(error)) from None
+            page = info["state"].get("subjects") or {}
+            by_subject |= page
+            if not page or len(by_subject) >= info.get("total", 0):
+                return Backlog(info["state"]["last_seq"], by_subject)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    body: bytes
+    headers: dict[str, str]
+
+
+def _describe(context: dict[str, Any]) -> str:
+    return f"{context.get('message', '')}: {context.get('exception')!r}"

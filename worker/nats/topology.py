@@ -1,0 +1,240 @@
+"""The stream and its consumer: made exactly as the contract has them, or found, checked, and used as they are.
+
+A consumer is created with the server's ``create`` action, never create-or-update: an update to no filter silently breaks a
+work queue. What cannot work is told in one message that names all of it; what merely surprises is told and used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Settings
+from ..events import Made, Surprise
+from ..policy.durations import format_duration
+from ..policy.names import covers
+from ..ports import Emit, Unusable
+from .connection import ApiError, Connection
+
+_NOT_FOUND = {"stream": 10059, "consumer": 10014}
+_OVERLAPS = {
+    10065: "the subjects overlap with those of another stream",
+    10058: "a stream of that name was made meanwhile with another configuration",
+    10099: "other consumers, with filters, exist on the stream: the queue is in function mode",
+    10100: "another consumer on the stream takes some of the same subjects",
+    10148: "a consumer of that name was made meanwhile with another configuration",
+}
+"""JetStream's error codes for what waiting does not mend, and what each means here."""
+MODE = "queue-worker.mode"
+"""The consumer's metadata that records the queue's scaling mode."""
+DUPLICATES = 120.0
+"""Seconds in which the stream knows a message id again."""
+_REMEMBERED = 3600.0
+"""The same for dead letters: longer than any ack wait, after which a half-finished burial is done again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What there is to consume."""
+
+    stream_made: str
+    """When the stream was made, as the server writes it: tells a stream from one made anew under its name."""
+    ack_wait: float
+
+
+def stream_config(settings: Settings) -> dict[str, Any]:
+    """The stream (contract, section 3)."""
+    return {
+        "name": settings.nats_stream,
+        "subjects": subjects(settings),
+        "retention": "workqueue",
+        "discard": "old",
+        "storage": settings.nats_stream_storage,
+        "num_replicas": settings.nats_stream_replicas,
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msg_size": -1,
+        "max_msgs_per_subject": -1,
+        "duplicate_window": _ns(DUPLICATES),
+    }
+
+
+def consumer_config(settings: Settings) -> dict[str, Any]:
+    """The shared consumer of static mode (contract, section 3)."""
+    return {
+        "durable_name": settings.nats_durable,
+        "name": settings.nats_durable,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "replay_policy": "instant",
+        "max_deliver": -1,
+        "max_ack_pending": settings.max_ack_pending,
+        "max_waiting": settings.max_waiting,
+        "ack_wait": _ns(settings.ack_wait),
+        "metadata": {MODE: "static"},
+    }
+
+
+def dead_letter_config(settings: Settings) -> dict[str, Any]:
+    """The stream of what was given up. Its subjects begin in capitals, as no queue does, so they collide with none."""
+    return {
+        "name": dead_letter_stream(settings),
+        "subjects": [f"DEAD-LETTERS.{settings.queue_name}.>"],
+        "retention": "limits",
+        "discard": "old",
+        "storage": settings.nats_stream_storage,
+        "num_replicas": settings.nats_stream_replicas,
+        "max_age": _ns(settings.dead_letter_max_age),
+        "duplicate_window": _ns(min(_REMEMBERED, settings.dead_letter_max_age)),
+        "allow_direct": True,
+    }
+
+
+def dead_letter_stream(settings: Settings) -> str:
+    """Its name."""
+    return f"{settings.nats_stream}-dead-letters"
+
+
+def subjects(settings: Settings) -> list[str]:
+    """All subjects of the queue."""
+    return [settings.queue_name, f"{settings.queue_name}.>"]
+
+
+def stream_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str], list[str]]:
+    """What cannot work about a stream's configuration, and what merely surprises."""
+    faults = []
+    if found.get("retention") != "workqueue":
+        faults.append(f"its retention is {found.get('retention')!r}, not 'workqueue': messages would not leave it")
+    if found.get("sealed"):
+        faults.append("it is sealed")
+    if found.get("no_ack"):
+        faults.append("it has no_ack set: a publisher would never know that its message is stored")
+    surprises = [
+        f"its subjects {found.get('subjects', [])} leave out {subject!r}"
+        for subject in subjects(settings)
+        if not any(covers(pattern, subject) for pattern in found.get("subjects", []))
+    ]
+    for key, meant in (
+        ("num_replicas", settings.nats_stream_replicas),
+        ("storage", settings.nats_stream_storage),
+        ("max_msgs", -1),
+        ("max_bytes", -1),
+        ("max_msgs_per_subject", -1),
+        ("max_age", 0),
+    ):
+        if (value := found.get(key, meant)) != meant:
+            surprises.append(f"its {key} is {value}, not {meant}")
+    return faults, surprises
+
+
+def consumer_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str], list[str]]:
+    """What cannot work about a consumer's configuration, and what merely surprises."""
+    faults = []
+    if found.get("ack_policy") != "explicit":
+        faults.append(f"its ack_policy is {found.get('ack_policy')!r}, not 'explicit'")
+    if found.get("deliver_subject"):
+        faults.append("it is a push consumer (deliver_subject is set), and we pull")
+    if found.get("max_deliver", -1) != -1:
+        faults.append(f"its max_deliver is {found['max_deliver']}, not -1: the server would drop what is still to be retried")
+    if found.get("backoff"):
+        faults.append("it has a backoff, which bends every wait between attempts")
+    surprises = []
+    if filters := found.get("filter_subjects") or ([found["filter_subject"]] if found.get("filter_subject") else []):
+        surprises.append(f"its filter {filters} may leave out messages of the queue")
+    meant = consumer_config(settings)
+    for key in ("ack_wait", "max_ack_pending", "max_waiting"):
+        if (value := found.get(key, meant[key])) != meant[key]:
+            shown = (format_duration(each / 1e9) if key == "ack_wait" else each for each in (value, meant[key]))
+            surprises.append("its {} is {}, not {}".format(key, *shown))
+    if (mode := found.get("metadata", {}).get(MODE, "static")) != "static":
+        faults.append(f"it belongs to a queue in {mode} mode")
+    return faults, surprises
+
+
+async def ensure(connection: Connection, settings: Settings, emit: Emit, *, again: bool) -> Bound:
+    """Find the stream and its consumer, or make them.
+
+    Args:
+        connection: to whom to talk.
+        settings: what is meant.
+        emit: told what was made, and what surprises.
+        again: they were there before, so to miss one is worth a warning.
+
+    Raises:
+        Unusable: what was found cannot work.
+        ApiError: the server said no for a passing reason.
+        worker.ports.NotStored: it did not answer.
+    """
+    stream, consumer = settings.nats_stream, settings.nats_durable
+    info = await _find_or_make(
+        connection,
+        "stream",
+        f"STREAM.INFO.{stream}",
+        f"STREAM.CREATE.{stream}",
+        stream_config(settings),
+        lambda: emit(Made("stream", stream, again)),
+    )
+    _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit)
+    bound = await _find_or_make(
+        connection,
+        "consumer",
+        f"CONSUMER.INFO.{stream}.{consumer}",
+        f"CONSUMER.CREATE.{stream}.{consumer}",
+        {"stream_name": stream, "config": consumer_config(settings), "action": "create"},
+        lambda: emit(Made("consumer", consumer, again)),
+    )
+    _judge(f"consumer {consumer} of stream {stream}", *consumer_faults(bound["config"], settings), emit)
+    return Bound(info["created"], bound["config"].get("ack_wait", _ns(30)) / 1e9)
+
+
+async def make_dead_letters(connection: Connection, settings: Settings, emit: Emit) -> None:
+    """Make the stream of dead letters; found, it is used as it is.
+
+    Raises:
+        ApiError: the server said no.
+        worker.ports.NotStored: it did not answer.
+    """
+    name = dead_letter_stream(settings)
+    await _find_or_make(
+        connection,
+        "stream",
+        f"STREAM.INFO.{name}",
+        f"STREAM.CREATE.{name}",
+        dead_letter_config(settings),
+        lambda: emit(Made("stream", name, again=False)),
+    )
+
+
+async def _find_or_make(
+    connection: Connection, what: str, info: str, create: str, config: dict[str, Any], made: Callable[[], None]
+) -> dict[str, Any]:
+    try:
+        return await connection.ask(info)
+    except ApiError as error:
+        if error.err_code != _NOT_FOUND[what]:
+            raise
+    try:
+        answer = await connection.ask(create, config)
+    except ApiError as error:
+        if meaning := _OVERLAPS.get(error.err_code):
+            try:  # another worker may have been quicker, with what serves us as well
+                return await connection.ask(info)
+            except ApiError:
+                raise Unusable(f"cannot make the {what} {create.split('.')[-1]}: {meaning} ({error})") from None
+        raise
+    made()
+    return answer
+
+
+def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> None:
+    if faults:
+        raise Unusable(f"the {what} cannot be used: {'; '.join(faults)}. Mend it, or delete it to have it made anew")
+    for surprise in surprises:
+        emit(Surprise(f"the {what} is not as set: {surprise}; it is used as it is"))
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,57 @@
+"""What JetStream writes into subjects and headers. Foreign text in, values out; nothing here waits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..model import MessageId
+
+ACK_PREFIX = "$JS.ACK."
+
+
+def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
+    """The message and its delivery count, from a delivery's reply subject.
+
+    Nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or at least eleven with
+    domain and account before the stream (ADR-15).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    tokens = subject.split(".")
+    if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
+        raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
+    count, sequence, _, stored = map(int, tokens[4:8] if len(tokens) == 9 else tokens[6:10])
+    return (sequence, stored), count
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A status message, which ends or accompanies a pull request."""
+
+    code: int
+    description: str
+
+    @property
+    def heartbeat(self) -> bool:
+        """It only says that the request is still there."""
+        return self.code == 100
+
+    @property
+    def consumer_gone(self) -> bool:
+        """There is no consumer, or no JetStream, to pull from."""
+        return self.code == 503 or (self.code == 409 and "deleted" in self.description.lower())
+
+    @property
+    def trouble(self) -> bool:
+        """Not one of the ways in which requests end every day: expired (408) or nothing there (404)."""
+        return self.code not in (100, 404, 408)
+
+
+def parse_status(headers: Mapping[str, str] | None) -> Status | None:
+    """The status of a message without a reply subject; None where it has none that can be read."""
+    code = (headers or {}).get("Status", "")
+    if not (len(code) == 3 and code.isascii() and code.isdigit()):
+        return None
+    return Status(int(code), (headers or {}).get("Description", ""))
