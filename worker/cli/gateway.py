@@ -1,0 +1,25 @@
+"""``queue-worker gateway``."""
+
+from __future__ import annotations
+
+import click
+
+from ..gateway.serve import run
+from ..ports import Unusable
+from . import fail, settings_or_exit
+
+
+@click.command()
+def command() -> None:
+    """Put invocations on the queue, by HTTP.
+
+    POST /async-function/NAME answers 202 once the queue has stored the invocation; /function/NAME is passed on to the
+    functions at gateway_url. Listens on listen_host:listen_port.
+    """
+    loaded = settings_or_exit()
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    try:
+        run(loaded.settings)
+    except (OSError, Unusable) as error:
+        fail(error)

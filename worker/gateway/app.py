@@ -1,0 +1,99 @@
+"""The gateway's HTTP interface, an ASGI application (contract, section 9).
+
+It looks at the request line as it came (``raw_path``): a framework's router sees the path after its escapes are undone,
+when ``%2F`` cannot be told from a slash.
+"""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..config import Settings
+from ..ports import NotStored
+from .http import Bodies, CallerGone, Refused
+from .message import compose, fields, split_target
+from .publisher import Log, Publisher, TooLarge
+
+ASYNC = "/async-function/"
+SYNC = "/function/"
+_RETRY_AFTER = {"Retry-After": "1"}
+"""Seconds: an election or a reconnect is over after one or a few."""
+
+
+class Gateway:
+    """The application.
+
+    Args:
+        settings: all settings.
+        publisher: the way onto the stream; someone else runs it.
+        functions: the application that passes requests on to the functions.
+        log: told of what is refused.
+    """
+
+    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: Log) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._functions = functions
+        self._log = log
+        self._bodies = Bodies()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        target = scope["raw_path"].decode("ascii")
+        try:
+            if target.startswith(SYNC):
+                await self._functions(scope, receive, send)
+                return
+            response = await self._answer(target, scope, receive)
+        except Refused as refused:
+            self._log.debug("refused", status=refused.status, reason=refused.text, path=target[:200])
+            response = refused.response()
+        except CallerGone:
+            return
+        await response(scope, receive, send)
+
+    async def _answer(self, target: str, scope: Scope, receive: Receive) -> Response:
+        if target.startswith(ASYNC):
+            return await self._enqueue(target.removeprefix(ASYNC), scope, receive)
+        if target == "/healthz":
+            return PlainTextResponse("OK\n")
+        if target == "/readyz":
+            if not self._publisher.connected:
+                raise Refused(503, "not connected to NATS")
+            return PlainTextResponse("OK\n")
+        raise Refused(404, f"nothing here: POST to {ASYNC}<name>, or call {SYNC}<name>")
+
+    async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
+        if scope["method"] != "POST":
+            raise Refused(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+        function, path = split_target(below)
+        try:
+            headers = fields(scope["headers"])
+            draft = compose(
+                function,
+                headers,
+                queue=self._settings.queue_name,
+                namespace=self._settings.default_function_name,
+                new_call_id=str(uuid4()),
+                now=time.time_ns(),
+                host=headers.get("Host", [""])[0],
+                path=path,
+                query=scope["query_string"].decode("latin-1"),
+            )
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
+        said = {"X-Call-Id": draft.call_id, "X-Start-Time": draft.started}
+        try:
+            async with self._bodies.read(scope, receive, self._publisher.room()) as body:
+                known = await self._publisher.publish(draft.message(body))
+        except TooLarge as error:
+            raise Refused(413, f"too large for the queue: {error}") from None
+        except NotStored as error:
+            self._log.warning("not queued", call_id=draft.call_id, function=function, error=str(error))
+            text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
+            raise Refused(503, text, said | _RETRY_AFTER) from None
+        self._log.debug("queued", call_id=draft.call_id, function=function, known=known)
+        return Response(status_code=202, headers=said)

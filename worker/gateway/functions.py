@@ -1,0 +1,162 @@
+"""``/function/<name>…`` passed on to the functions: bytes in both directions as they come, nothing followed or kept."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterable
+
+import httpx
+from starlette.types import Receive, Scope, Send
+
+from ..config import Settings
+from ..policy.decode import HOP_BY_HOP
+from ..policy.names import split_function
+from .http import Refused, received
+from .message import check_path, split_target
+from .publisher import Log
+
+_CONNECTIONS = 500
+"""Requests under way at once: the rest wait, as long as an invocation may take, then get 503."""
+_IDLE = 30.0
+"""Seconds to keep an idle connection: less than servers commonly do, so that they seldom close one just being used."""
+_CONNECT_WITHIN = 5.0
+"""Seconds to connect: a machine in reach answers in milliseconds, so a lost packet can be sent twice more."""
+_NOT_SENT_ON = HOP_BY_HOP | {b"host", b"via", b"x-forwarded-for"}
+_NOT_SENT_BACK = HOP_BY_HOP | {b"date"}
+"""Our own server writes the date."""
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class Functions:
+    """The application behind ``/function/``.
+
+    It calls httpx's transport without its client, which would keep every caller's cookies.
+    """
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self._url = httpx.URL(settings.gateway_url)
+        self._prefix = self._url.raw_path.rstrip(b"/")
+        self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
+        """What we write into Via (RFC 9110, section 7.6.3), to know a request that comes round again."""
+        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_IDLE)
+        self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        longest = settings.upstream_timeout
+        self._timeout = httpx.Timeout(longest, connect=min(longest, _CONNECT_WITHIN)).as_dict()
+
+    async def close(self) -> None:
+        """Close what connections are left."""
+        await self._transport.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, until its answer has gone back or its caller has gone away."""
+        _check(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
+        if any(self._name in value for value in _values(scope["headers"], b"via")):
+            text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
+            raise Refused(508, text)
+        body = _Body(receive)
+        work = asyncio.ensure_future(self._forward(scope, body, send))
+        gone = asyncio.ensure_future(body.gone(after_body=_has_body(scope)))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait((work,))
+        if not work.cancelled():
+            work.result()
+
+    async def _forward(self, scope: Scope, body: _Body, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._settings.upstream_timeout):
+                response = await self._transport.handle_async_request(self._request(scope, body))
+        except httpx.PoolTimeout:
+            raise Refused(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
+        except (httpx.TimeoutException, TimeoutError):
+            raise self._failed(504, f"no answer within {self._settings.upstream_timeout:g} s") from None
+        except httpx.TransportError as error:
+            raise self._failed(502, f"cannot be reached: {error or type(error).__name__}") from None
+        try:
+            headers = _kept(response.headers.raw, _NOT_SENT_BACK)
+            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+            async for chunk in response.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await response.aclose()  # before the last event, which also ends the watch for the caller's going away
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except httpx.TransportError as error:
+            # The status has gone out, so all that is left to say is that the answer broke off: the server sees an
+            # application that does not complete its response, and closes the connection.
+            self._log.warning("a function's answer broke off", error=str(error) or type(error).__name__)
+        finally:
+            await response.aclose()
+
+    def _failed(self, status: int, text: str) -> Refused:
+        self._log.warning("the functions do not answer", gateway_url=str(self._url), error=text)
+        return Refused(status, f"the functions at {self._url.host}: {text}")
+
+    def _request(self, scope: Scope, body: _Body) -> httpx.Request:
+        headers = _kept(scope["headers"], _NOT_SENT_ON)
+        host, client = _values(scope["headers"], b"host"), scope.get("client")
+        chain = [*_values(scope["headers"], b"x-forwarded-for"), *([client[0].encode()] if client else ())]
+        headers += [(b"Via", b", ".join([*_values(scope["headers"], b"via"), self._name]))]
+        headers += [(b"X-Forwarded-For", b", ".join(chain))] if chain else []
+        if host and not _values(headers, b"x-forwarded-host"):
+            headers.append((b"X-Forwarded-Host", host[0]))
+        query = scope["query_string"]
+        target = self._prefix + scope["raw_path"] + (b"?" + query if query else b"")
+        return httpx.Request(
+            scope["method"],
+            self._url,
+            headers=headers,
+            content=body.chunks() if _has_body(scope) else None,
+            extensions={"target": target, "timeout": self._timeout},
+        )
+
+
+class _Body:
+    """A request's body as it comes, and after it the news that the caller has gone away."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._read = asyncio.Event()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        async for chunk in received(self._receive):
+            yield chunk
+        self._read.set()
+
+    async def gone(self, *, after_body: bool) -> None:
+        """Wait until nobody waits for the answer; also until it is complete."""
+        if after_body:
+            await self._read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+def _check(target: str, namespace: str) -> None:
+    function, path = split_target(target.removeprefix("/function/"))
+    if split_function(function, namespace) is None:
+        raise Refused(400, f"not a function's name: {function[:80]!r}")
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    return [value for field, value in fields if field.lower() == name]
+
+
+def _kept(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
+    """The fields less those about one connection, and less those that Connection names."""
+    fields = list(fields)
+    named = {option.strip().lower() for value in _values(fields, b"connection") for option in value.split(b",")}
+    return [(name, value) for name, value in fields if name.lower() not in dropped and name.lower() not in named]

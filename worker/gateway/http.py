@@ -1,0 +1,89 @@
+"""What the gateway's handlers share: refusals, and bodies read within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope
+
+_BODY_WITHIN = 60.0
+"""Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte. Nginx waits as long for a part."""
+_BODIES_AT_ONCE = 128 * 2**20
+"""Bytes of all bodies being read or stored. Each stands in memory about three times: raw, in base64, on the wire."""
+
+
+class Refused(Exception):  # noqa: N818 -- it says what happened
+    """A request that gets *status* and *text* instead of what it asked for."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(text)
+        self.status, self.text, self.headers = status, text, dict(headers or {})
+
+    def response(self) -> Response:
+        return PlainTextResponse(f"{self.text}\n", self.status, self.headers)
+
+
+class CallerGone(Exception):  # noqa: N818 -- it says what happened
+    """Nobody waits for the answer any more."""
+
+
+class Bodies:
+    """Reads request bodies: each within a bound and a time, and all together within another bound."""
+
+    def __init__(self, most_at_once: int = _BODIES_AT_ONCE, within: float = _BODY_WITHIN) -> None:
+        self._most_at_once = most_at_once
+        self._within = within
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, scope: Scope, receive: Receive, most: int) -> AsyncIterator[bytes]:
+        """The body, of *most* bytes. It counts as held until the context is left.
+
+        Raises:
+            Refused: it is longer (413), comes too slowly (408), or there is no room for it now (503).
+            CallerGone: it will never be complete.
+        """
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if length.isdigit() and int(length) > most:
+            raise _too_long(most, waits=any(name == b"expect" for name, _ in scope["headers"]))
+        held = 0
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._within):
+                async for chunk in received(receive):
+                    chunks.append(chunk)
+                    held += len(chunk)
+                    self._held += len(chunk)
+                    if held > most:
+                        raise _too_long(most)
+                    if self._held > self._most_at_once:
+                        raise Refused(503, "too many large requests at once: try again", {"Retry-After": "1"})
+            yield b"".join(chunks)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {self._within:g} s", {"Connection": "close"}) from None
+        finally:
+            self._held -= held
+
+
+async def received(receive: Receive) -> AsyncIterator[bytes]:
+    """The body in the pieces in which it comes.
+
+    Raises:
+        CallerGone: it will never be complete.
+    """
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise CallerGone
+        yield event.get("body", b"")
+        more = event.get("more_body", False)
+
+
+def _too_long(most: int, *, waits: bool = False) -> Refused:
+    """A caller that waits for leave to send its body may now send it or not, so its connection is of no more use."""
+    headers = {"Connection": "close"} if waits else {}
+    return Refused(413, f"the body is too large: a message to the queue has room for about {most} bytes", headers)

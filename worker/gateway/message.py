@@ -1,0 +1,227 @@
+"""An invocation as a message of the queue: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it. Pure.
+
+:mod:`worker.policy.decode` reads what is written here, and its laws are kept here first: what it would refuse, and
+would send to the dead letters, is refused while the caller can still be told.
+
+Two choices. ``Path`` and ``QueryString`` are written as they stood in the request line, escapes and all: the worker
+leaves a valid escape as it is, so the function sees the caller's bytes, and ``%2F`` does not become a slash on the way.
+(OpenFaaS's gateway writes the path unescaped; where nothing is escaped, the two are the same.) And a path with a ``.``
+or ``..`` segment is refused, because a proxy on the way could take it for a way out of ``/function/<name>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+import msgspec
+
+from ..policy.callback_url import callback_url
+from ..policy.names import split_function, subject_of
+
+_LONGEST_CALL_ID = 256
+"""Characters: several times what UUIDs and tracing systems need, and harmless in a header and a log line."""
+_CALL_ID = re.compile(r"[ -~]+")
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9$&+,/:;=@\-_.~]*")
+"""A path that Go writes as it is, so that it needs no RawPath beside it."""
+_DROPPED = frozenset({"Host", "Transfer-Encoding", "Content-Length", "Expect"})
+"""What Go keeps out of ``Header``, what the body's own length says, and an expectation that has been met."""
+
+
+class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The message, its fields named and ordered as in Go."""
+
+    Header: dict[str, list[str]]
+    Host: str = ""
+    Body: bytes = b""
+    Method: str
+    Path: str = ""
+    QueryString: str = ""
+    Function: str
+    QueueName: str
+    Annotations: dict[str, str] = {}
+    CallbackUrl: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is published for one invocation."""
+
+    subject: str
+    call_id: str
+    started: str
+    """X-Start-Time: when it was accepted (ns since the epoch)."""
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An invocation found to be in order, all but its body."""
+
+    subject: str
+    call_id: str
+    started: str
+    request: QueueRequest
+
+    def message(self, body: bytes) -> Message:
+        """The message, with *body*."""
+        self.request.Body = body
+        return Message(self.subject, self.call_id, self.started, _encoder.encode(self.request))
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def fields(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+    """Header fields by their canonical names; values as Go's encoder has them, what is not UTF-8 replaced.
+
+    Raises:
+        ValueError: a name that is none, or a control character in a value.
+    """
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        text = value.decode("utf-8", "replace")
+        if _UNSAFE_VALUE.search(text):
+            raise ValueError(f"header {name.decode('latin-1')[:80]!r} has a control character in its value")
+        found.setdefault(canonical(name), []).append(text)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def canonical(name: bytes) -> str:
+    """A header's name as Go writes it: ``x-call-id`` is ``X-Call-Id``.
+
+    Raises:
+        ValueError: it is not a header's name.
+    """
+    text = name.decode("latin-1")
+    if not _TOKEN.fullmatch(text):
+        raise ValueError(f"not a header's name: {text[:80]!r}")
+    return "-".join(part.capitalize() for part in text.split("-"))
+
+
+def compose(
+    function: str,
+    headers: Mapping[str, list[str]],
+    *,
+    queue: str,
+    namespace: str,
+    new_call_id: str,
+    now: int,
+    method: str = "POST",
+    host: str = "",
+    path: str = "",
+    query: str = "",
+    annotations: Mapping[str, str] | None = None,
+) -> Draft:
+    """Put together the invocation that a caller asks for.
+
+    Args:
+        function: ``name`` or ``name.namespace``.
+        headers: the caller's, by canonical name; ``X-Call-Id`` and ``X-Callback-Url`` are heeded.
+        queue: the queue's name.
+        namespace: stands in where the function's name has none.
+        new_call_id: its call id where the caller gives none.
+        now: the time (ns since the epoch).
+        method: with which the function is invoked.
+        host: the name under which we were called.
+        path: below the function's name, as it stood in the request line.
+        query: the same, without its question mark.
+        annotations: the function's.
+
+    Raises:
+        ValueError: something about it cannot be. The text is for the caller.
+    """
+    if (split := split_function(function, namespace)) is None:
+        raise ValueError(
+            f"not a function's name: {function[:80]!r}; write name or name.namespace,"
+            " of lower-case letters, digits, - and _"
+        )
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"not an HTTP method: {method[:80]!r}")
+    check_path(path)
+    call_id = _call_id(headers.get("X-Call-Id", ())) or new_call_id
+    kept = {name: values for name, values in headers.items() if name not in _DROPPED}
+    request = QueueRequest(
+        Header=kept | {"X-Call-Id": [call_id], "X-Start-Time": [str(now)]},
+        Host=host,
+        Method=method,
+        Path=path,
+        # The worker takes one question mark off, as some gateways leave it there.
+        QueryString=f"%3F{query[1:]}" if query.startswith("?") else query,
+        Function=function,
+        QueueName=queue,
+        Annotations=dict(annotations or {}),
+        CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
+    )
+    return Draft(subject_of(queue, 0, *split), call_id, str(now), request)
+
+
+def split_target(below: str) -> tuple[str, str]:
+    """Function and path of what stands below ``/function/`` or ``/async-function/`` in a request line."""
+    name, slash, rest = below.partition("/")
+    return unquote(name), slash + rest
+
+
+def check_path(path: str) -> None:
+    """See that *path*, as it stands in a request line, stays below its function.
+
+    Raises:
+        ValueError: it does not, or has a ``%`` that begins no escape.
+    """
+    if "%" not in path and "/." not in path:
+        return
+    if _BAD_ESCAPE.search(path):
+        raise ValueError("the path has a % that begins no escape: write %25")
+    if not {".", ".."}.isdisjoint(unquote(path).split("/")):
+        raise ValueError("the path has a . or .. segment: write the path that is meant")
+
+
+def _call_id(given: Iterable[str]) -> str | None:
+    call_id = next((value.strip() for value in given if value.strip()), None)
+    if call_id is not None and (len(call_id) > _LONGEST_CALL_ID or not _CALL_ID.fullmatch(call_id)):
+        raise ValueError(f"X-Call-Id is not one: printable ASCII, at most {_LONGEST_CALL_ID} characters")
+    return call_id
+
+
+def _callback(given: Iterable[str]) -> dict[str, Any] | None:
+    try:
+        url = callback_url(next((value for value in given if value), None))
+        return None if url is None else _go_url(url)
+    except ValueError as error:
+        raise ValueError(f"X-Callback-Url cannot be posted to: {error}") from None
+
+
+def _go_url(url: str) -> dict[str, Any]:
+    """An absolute URL as encoding/json writes Go's ``url.URL``.
+
+    Raises:
+        ValueError: it has what is lost that way: user information, or a path that is not UTF-8.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("it has a user before its host, which messages cannot carry: put a token into its query")
+    try:
+        path = unquote_to_bytes(parts.path).decode()
+    except UnicodeDecodeError:
+        raise ValueError("its path is not UTF-8") from None
+    return {
+        "Scheme": parts.scheme,
+        "Opaque": "",
+        "User": None,
+        "Host": parts.netloc,
+        "Path": path,
+        "Fragment": "",
+        "RawQuery": parts.query,
+        "RawPath": "" if _PLAIN_PATH.fullmatch(parts.path) else parts.path,
+        "RawFragment": "",
+        "ForceQuery": not parts.query and url.endswith("?"),
+        "OmitHost": False,
+    }
