@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
@@ -14,33 +15,19 @@ def parse_duration(text: str) -> float:
     """Seconds in a Go duration: ``300ms``, ``1.5s``, ``1h30m``.
 
     Raises:
-        ValueError: it is not one, it is negative, or it is longer than Go can hold. A bare number is refused, save ``0``.
+        ValueError: not one, negative, or longer than Go can hold. A bare number is refused, but ``0``.
     """
-    if text == "0":
-        return 0.0
-    nanoseconds, position = 0, 0
-    while position < len(text):
-        part = _PART.match(text, position)
-        if part is None:
-            break
-        whole, _, fraction = part[1].partition(".")
-        unit = _UNITS[part[2]]
-        # More than nine digits of a fraction cannot reach a nanosecond that matters, and would cost as they grow.
-        fraction = fraction[:18]
-        if len(whole) > 19:
-            raise ValueError("longer than 292 years")
-        nanoseconds += int(whole or "0") * unit + (int(fraction) * unit // 10 ** len(fraction) if fraction else 0)
-        if nanoseconds > _LONGEST:
-            raise ValueError("longer than 292 years")
-        position = part.end()
-    if position < len(text) or not text:
-        raise ValueError("not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m")
+    sign, magnitude = (text[0], text[1:]) if text.startswith(("+", "-")) else ("+", text)
+    nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
+    if sign == "-" and nanoseconds:
+        raise ValueError("negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m")
     return nanoseconds / 10**9
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go duration for *seconds*, exact to the nanosecond: ``90.0`` is ``1m30s``."""
-    nanoseconds = round(seconds * 10**9)
+    """A Go duration for *seconds*, none of them negative: ``90.0`` is ``1m30s``. Parsing it gives *seconds* again."""
+    # In floats, the product would be off by some nanoseconds for what is longer than a few months.
+    nanoseconds = round(Fraction(seconds) * 10**9)
     if nanoseconds == 0:
         return "0s"
     if nanoseconds < 10**9:
@@ -53,3 +40,29 @@ def format_duration(seconds: float) -> str:
     digits = f"{fraction:09d}".rstrip("0")
     said = f"{whole}.{digits}s" if digits else f"{whole}s" if whole else ""
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + said
+
+
+def _nanoseconds(text: str) -> int:
+    nanoseconds, position = 0, 0
+    while part := _PART.match(text, position):
+        whole, _, fraction = part[1].partition(".")
+        whole, unit = whole.lstrip("0"), _UNITS[part[2]]
+        if len(whole) <= 19:
+            nanoseconds += int(whole or "0") * unit + _fraction(fraction, unit)
+        if len(whole) > 19 or nanoseconds > _LONGEST:
+            raise ValueError("longer than 292 years")
+        position = part.end()
+    if position < len(text) or not text:
+        raise ValueError("not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m")
+    return nanoseconds
+
+
+def _fraction(digits: str, unit: int) -> int:
+    """Nanoseconds in the digits after a point, by Go's own arithmetic: as many as 63 bits hold, times a float."""
+    value, scale = 0, 1.0
+    for digit in digits[:64]:  # what stands so far behind the point is less than a nanosecond, and costs as it grows
+        longer = value * 10 + int(digit)
+        if value > _LONGEST // 10 or longer > _LONGEST + 1:
+            break
+        value, scale = longer, scale * 10
+    return int(value * (unit / scale))
