@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     try:
         return [socket.create_server(address[:2], family=family, backlog=_BACKLOG)]
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise OSError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
 
 
 def _url(listener: socket.socket) -> str:
