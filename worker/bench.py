@@ -27,7 +27,6 @@ class Rules:
     callback_backoff: Backoff
     dead_letters: bool
     """Keep what was given up; without, it is only logged."""
-    shutdown_timeout: float
     settle_within: float
     """How long (s) the end of a drain waits for the queue to confirm the last settlements."""
     namespace: str

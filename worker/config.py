@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ _UPPER = "QUEUE_WORKER_"
 _NOT_OURS = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
 """Lower-case variables of other programs that look like ours."""
 _ALIKE = 0.8
-"""How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: one letter in ten may differ."""
+"""How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: two letters in ten."""
+_KUBERNETES = re.compile(
+    r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*|PORT=(tcp|udp|sctp)://.*)",
+    re.ASCII,
+)
+"""What Kubernetes itself sets for a service: for one called queue-worker-nats, QUEUE_WORKER_NATS_PORT=tcp://..."""
 
 
 class InvalidSettings(Exception):  # noqa: N818 -- what is wrong, for the operator
@@ -112,31 +118,45 @@ def only(value: str, *, until: str) -> Callable[[str], str]:
     return parse
 
 
+def host(value: str) -> str:
+    """The name or the address of a machine."""
+    try:
+        if ":" in value:
+            return str(ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        pass
+    else:
+        if re.fullmatch(r"[A-Za-z0-9_.-]+", value):
+            return value
+    raise ValueError("not a host: write a name or an IP address, with no port")
+
+
 def http_url(value: str) -> str:
     """The absolute URL of a web server, less a slash at its end."""
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if not _is_url(value, "http", "https") or "?" in value or "#" in value:
         raise ValueError("not the URL of a web server: write http://host:port")
     return value.rstrip("/")
 
 
 def nats_urls(value: str) -> str:
     """A comma-separated list of NATS servers."""
-    for url in value.split(","):
-        try:
-            parts = urlsplit(url.strip())
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"not a URL: {error}") from None
-        if parts.scheme not in ("nats", "tls", "ws", "wss") or not parts.hostname:
-            raise ValueError(
-                "not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between"
-            )
+    if not all(_is_url(url.strip(" "), "nats", "tls", "ws", "wss") for url in value.split(",")):
+        raise ValueError("not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between")
     return value
+
+
+def _is_url(value: str, *schemes: str) -> bool:
+    # The parser's own complaints are not told on: they quote what may be a password.
+    try:
+        parts = urlsplit(value)
+        return (
+            re.fullmatch(r"[!-~]+", value) is not None
+            and parts.scheme in schemes
+            and bool(parts.hostname)
+            and parts.port != 0
+        )
+    except ValueError:
+        return False
 
 
 def queue(value: str) -> str:
@@ -160,6 +180,8 @@ def readable_file(value: str) -> str:
             return value
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ValueError("not the path of a file") from None
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
@@ -173,7 +195,7 @@ class Settings:
     """All settings; durations in seconds."""
 
     # The broker.
-    nats_host: str = setting("127.0.0.1", text, "the NATS server")
+    nats_host: str = setting("127.0.0.1", host, "the NATS server")
     nats_port: int = setting("4222", port, "and its port")
     nats_url: str | None = setting(
         None, nats_urls, "comma-separated servers, `nats://`, `tls://` or `ws://`; overrides host and port"
@@ -196,7 +218,8 @@ class Settings:
     ack_wait: float = setting(
         "60s",
         duration(1.0),
-        "lease on a message; extended while its invocation runs, so it bounds how fast a dead worker is noticed, not how long a function may run",
+        "lease on a message; extended while its invocation runs, so it bounds how fast a dead worker is noticed, "
+        "not how long a function may run",
     )
     max_ack_pending: int = setting("-1", limit, "consumer's limit of unacknowledged messages, -1 for none")
     max_waiting: int = setting("512", whole(1), "consumer's limit of waiting pulls")
@@ -235,7 +258,7 @@ class Settings:
     initial_retry_wait: float = setting("10s", duration(0.001), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(0.001), "longest wait between attempts")
     retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
-    backoff: Jitter = setting(
+    backoff: Jitter = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
         "exponential",
         lambda value: Jitter(one_of(*Jitter)(value)),
         "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
@@ -259,9 +282,9 @@ class Settings:
 
     # The process.
     shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
-    http_host: str = setting("0.0.0.0", text, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
+    http_host: str = setting("0.0.0.0", host, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
     http_port: int = setting("8081", port, "and the port")
-    listen_host: str = setting("0.0.0.0", text, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
+    listen_host: str = setting("0.0.0.0", host, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
     listen_port: int = setting("8080", port, "and the port")
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
@@ -293,6 +316,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
     Raises:
         InvalidSettings: one or more cannot be used; the text tells all of them.
     """
+    environment = {name: value for name, value in environment.items() if not _KUBERNETES.fullmatch(f"{name}={value}")}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
@@ -308,8 +332,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
         try:
             values[name] = field.metadata["parse"](given)
         except ValueError as error:
-            shown = "(secret)" if field.metadata["secret"] else repr(without_password(given))
-            problems.append(f"{name} = {shown} ({origins[name]}): {error}")
+            problems.append(f"{name} = {_shown(given, field)!r} ({origins[name]}): {error}")
     problems += _together(values, origins)
     if problems:
         count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
@@ -320,8 +343,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
     """Name, value as an operator would write it, and origin of each setting; secrets masked."""
     return [
-        (name, _shown(getattr(loaded.settings, name), secret=field.metadata["secret"]), loaded.origins[name])
-        for name, field in FIELDS.items()
+        (name, _shown(getattr(loaded.settings, name), field), loaded.origins[name]) for name, field in FIELDS.items()
     ]
 
 
@@ -339,9 +361,10 @@ def _given(name: str, field: dataclasses.Field[Any], environment: Mapping[str, s
         path = environment[found[0]]
         try:
             content = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise ValueError(f"{found[0]} = {path!r} cannot be read: {reason}") from None
+        except OSError as error:
+            raise ValueError(f"{found[0]} = {path!r} cannot be read: {error.strerror}") from None
+        except ValueError:  # it is no path, or what it holds is no text
+            raise ValueError(f"{found[0]} = {path!r} cannot be read: it is not text") from None
         if not content:
             raise ValueError(f"{found[0]} = {path!r} is empty")
         return content, f"file {path}"
@@ -356,7 +379,8 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
         origins["queue_name"] = "nats_stream"
         if not is_name(values["queue_name"]):
             problems.append(
-                f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, cannot name a queue: set it"
+                f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, "
+                "cannot name a queue: set it"
             )
     for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
@@ -387,22 +411,32 @@ def _typos(environment: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _shown(value: Any, *, secret: bool) -> str:
+def _shown(value: Any, field: dataclasses.Field[Any]) -> str:
     if value is None:
         return ""
-    if secret:
+    if field.metadata["secret"]:
         return "********"
-    match value:
-        case bool():
-            return str(value).lower()
-        case float():
-            return format_duration(value)
-        case frozenset():
-            return ",".join(map(str, sorted(value)))
-        case _:
-            return without_password(str(value))
+    if field.metadata["parse"] in (host, http_url, nats_urls):
+        return without_password(value)
+    return _WRITTEN.get(type(value), str)(value)
+
+
+_WRITTEN: Mapping[type, Callable[[Any], str]] = {
+    bool: lambda value: str(value).lower(),
+    float: format_duration,
+    frozenset: lambda value: ",".join(map(str, sorted(value))),
+}
 
 
 def without_password(url: str) -> str:
-    """A URL, or a list of them, less what stands before the @: fit for a log line."""
-    return re.sub(r"://[^/@\s,]*@", "://********@", url)
+    """A URL, or a list of them, less what stands before the @: fit for a log line.
+
+    A password that should have been escaped, and was not, does not show either, whatever characters it has.
+    """
+    return ",".join(map(_less_user, re.split(r",(?=\s*\w+://)", url)))
+
+
+def _less_user(url: str) -> str:
+    user, at, where = url.rpartition("@")
+    scheme = re.match(r"\s*\w+://", user)
+    return f"{scheme[0] if scheme else ''}********@{where}" if at else url

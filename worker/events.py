@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import Delivery, Invocation, Outcome, Verdict
+from .model import Backlog, Delivery, Invocation, Outcome, Verdict
 
 # One message.
 
@@ -30,7 +30,7 @@ class InvocationEnded:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The queue was told. *running* names the function whose invocation this ended, if one had started."""
+    """The end of a delivery was decided, and noted to be told to the queue."""
 
     verdict: Verdict
 
@@ -173,7 +173,19 @@ class SettlementUnconfirmed:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class BacklogRead:
+    backlog: Backlog
+
+
 # The worker.
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Metrics and health are served."""
+
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +223,7 @@ MessageEvent = (
 LeaseEvent = LeasesExtended | LeaseExpired
 BrokerEvent = (
     Connected | Disconnected | BrokerTrouble | BrokerRefused | Surprise | Made | ConsumerBound | SettlementUnconfirmed
+    | BacklogRead
 )
-WorkerEvent = DrainStarted | DrainExpired | DrainEnded
+WorkerEvent = Listening | DrainStarted | DrainExpired | DrainEnded
 Event = MessageEvent | LeaseEvent | BrokerEvent | WorkerEvent

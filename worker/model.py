@@ -57,8 +57,11 @@ class Responded:
     status: int
     headers: Headers = ()
     body: bytes = b""
+    """Kept only where a callback wants it."""
+    size: int = 0
+    """Bytes of body that were read."""
     truncated: bool = False
-    """The body went past the bound; what is here is its beginning."""
+    """The body went past the bound; what was read is its beginning."""
 
 
 @dataclass(frozen=True, slots=True)

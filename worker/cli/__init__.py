@@ -50,9 +50,14 @@ def main() -> None:
 
 def charts() -> None:
     """``jetstream-queue-worker``: `queue-worker run` under the name, and with the flags, that OpenFaaS's charts use."""
-    flags = [argument for argument in sys.argv[1:] if re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)]
-    rest = [argument for argument in sys.argv[1:] if argument not in flags]
-    ignored = [argument for flag in flags for argument in ("--ignored-flag", flag.partition("=")[0])]
+    ignored, rest, arguments = [], [], iter(sys.argv[1:])
+    for argument in arguments:
+        if not (flag := re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)):
+            rest.append(argument)
+            continue
+        ignored += ["--ignored-flag", flag[1]]
+        if flag[1] != "pprof" and flag[2] is None:
+            next(arguments, None)  # Go takes the value of a flag from the next argument too
     main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
 
 

@@ -48,7 +48,13 @@ class PullConsumer:
         self.ack_wait = 0.0
         self.bound = False
         """Whether there is something to pull from, as far as we know."""
-        self._connection, self._outbox, self._subject, self._credit, self._lost = connection, outbox, subject, credit, lost
+        self._connection, self._outbox, self._subject, self._credit, self._lost = (
+            connection,
+            outbox,
+            subject,
+            credit,
+            lost,
+        )
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
         self._send, self._receive = trio.open_memory_channel[Delivery](float("inf"))  # bounded by credit
         self._stopped = False

@@ -138,7 +138,9 @@ def consumer_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str
     if found.get("deliver_subject"):
         faults.append("it is a push consumer (deliver_subject is set), and we pull")
     if found.get("max_deliver", -1) != -1:
-        faults.append(f"its max_deliver is {found['max_deliver']}, not -1: the server would drop what is still to be retried")
+        faults.append(
+            f"its max_deliver is {found['max_deliver']}, not -1: the server would drop what is still to be retried"
+        )
     if found.get("backoff"):
         faults.append("it has a backoff, which bends every wait between attempts")
     surprises = []

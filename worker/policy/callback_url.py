@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 _LONGEST = 8192
 """Characters: what web servers commonly accept as a request line."""
 _VISIBLE = re.compile(r"[!-~]+")
-_SAFE_PATH = "/:@!$&'()*+,;=-._~"
-"""What RFC 3986 lets stand in a path, less what ``quote`` keeps anyway."""
+_SAFE_PATH = "/:@$&+,;="
+"""What Go lets stand in a path that it must escape itself, less what ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
 
 
 def callback_url(value: Any) -> str | None:
-    """The absolute URL to post to, without its fragment; None where the message has none.
+    """The absolute URL to post to, less its fragment; None where there is none.
 
     Args:
         value: the message's ``CallbackUrl``: None, a string, or Go's ``url.URL`` as an object.
 
     Raises:
-        ValueError: it cannot be posted to: not http or https, no host, a character that no URL has. The text says which.
+        ValueError: it cannot be posted to: not http or https, no host, a character no URL has. The text says which.
     """
     if value is None or value == "":
         return None
@@ -47,15 +47,18 @@ def _from_go(url: dict[str, Any]) -> str:
     """What Go's ``URL.String`` gives, less user information, which encoding/json loses."""
     scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
     raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
+    if query or url.get("ForceQuery") is True:
+        query = f"?{query}"
     if opaque := _text(url, "Opaque"):
-        return f"{scheme}:{opaque}"
+        return f"{scheme}:{opaque}{query}"
     if not scheme and not host and not path:
         raise ValueError("it is empty")
-    if not (raw_path and _ENCODED_PATH.fullmatch(raw_path)):
+    # RawPath is a hint how to write Path, and counts only where it is a way to write it.
+    if not (_ENCODED_PATH.fullmatch(raw_path) and unquote_to_bytes(raw_path) == path.encode()):
         raw_path = quote(path, safe=_SAFE_PATH)
     if raw_path and not raw_path.startswith("/"):
         raw_path = f"/{raw_path}"
-    return f"{scheme}://{host}{raw_path}{'?' if query or url.get('ForceQuery') is True else ''}{query}"
+    return f"{scheme}://{host}{raw_path}{query}"
 
 
 def _text(url: dict[str, Any], key: str) -> str:

@@ -7,7 +7,7 @@ _PASSING = frozenset({408, 425, 429})
 
 
 def delivered(result: int | str) -> bool:
-    """Whether the receiver took it. A redirect counts as taken: results are sent only where the caller asked for them."""
+    """Whether the receiver took it. A redirect counts as taken: results go only where the caller asked for them."""
     return isinstance(result, int) and result < 400
 
 

@@ -22,10 +22,11 @@ from .retry import Retry
 from .retry_after import parse_retry_after
 
 LONGEST_RETRY_AFTER = 3600.0
-"""Seconds. A function may ask for more patience than ``max_retry_wait``, but one answer must not park a message for days."""
+"""Seconds. A function may ask for more patience than ``max_retry_wait``, but one answer must not park a message for
+days."""
 
 
-def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: float) -> Verdict:
+def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: float) -> Verdict:  # noqa: PLR0911 -- a return is a row of the table
     """The verdict on attempt number *attempt* (from 1).
 
     Args:
@@ -66,7 +67,7 @@ def status_of(outcome: Outcome) -> int | None:
             return None
 
 
-def describe(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- the same
     """An outcome in a few words, for a reason or a log line."""
     match outcome:
         case Responded(status):

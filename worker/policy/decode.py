@@ -1,15 +1,17 @@
 """From a message's bytes to the request it asks for: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it.
 
-Two laws. What goes into the request line and the header is checked here, once, so that no message can add a line of its
-own to a request. What does not follow the format is refused with a reason, never guessed at, with three exceptions that
-old gateways need: slashes around the function's name, a question mark before the query, a path without its first slash.
+Three laws. What goes into the request line and the header is checked here, once, so that no message can add a line of
+its own to a request. No message can reach anything but the function that it names: a path whose dots lead out of it is
+refused. What does not follow the format is refused with a reason, never guessed at, with three exceptions that old
+gateways need: slashes around the function's name, a question mark before the query, a path without its first slash.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from uuid import UUID, uuid5
 
 import msgspec
@@ -49,9 +51,7 @@ class _QueueRequest(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_QueueRequest)
 
 
-def decode(
-    delivery: Delivery, *, namespace: str, user_agent: str
-) -> tuple[Invocation, str | None] | Malformed:
+def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
     """The invocation that a message asks for, and what is wrong with its callback, if anything is.
 
     A callback that cannot be posted to does not spoil the invocation: the function runs, and nobody is told.
@@ -65,38 +65,19 @@ def decode(
         request = _decoder.decode(delivery.payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Malformed(f"not a QueueRequest: {error}")
-    function = request.Function.strip("/")
-    if (split := split_function(function, namespace)) is None:
-        return Malformed(f"not a function's name: {request.Function[:80]!r}")
-    method = request.Method or "POST"
-    if not _TOKEN.fullmatch(method):
-        return Malformed(f"not an HTTP method: {method[:80]!r}")
-    try:
-        headers, call_id, started = _headers(request.Header or {})
-    except ValueError as error:
-        return Malformed(str(error))
-    if call_id is None:
-        call_id = made_call_id(delivery)
-        headers.append((b"X-Call-Id", call_id.encode()))
-    if not any(name.lower() == b"user-agent" for name, _ in headers):
-        headers.append((b"User-Agent", user_agent.encode()))
     try:
         callback, complaint = callback_url(request.CallbackUrl), None
     except ValueError as error:
         callback, complaint = None, str(error)
-    invocation = Invocation(
-        call_id=call_id,
-        function=function,
-        label=f"{split[0]}.{split[1]}",
-        method=method,
-        target=_target(function, request.Path or "", request.QueryString or ""),
-        headers=tuple(headers),
-        body=request.Body or b"",
-        annotations=request.Annotations or {},
-        callback=callback,
-        started=started or str(delivery.id[1]),
-    )
-    return invocation, complaint
+    try:
+        return _invocation(request, delivery, namespace, user_agent, callback), complaint
+    except ValueError as error:
+        return Malformed(str(error))
+
+
+def options(connection: bytes) -> Iterator[bytes]:
+    """The headers, in lower case, that the value of a Connection header says are about that connection only."""
+    return (option.strip().lower() for option in connection.split(b","))
 
 
 def made_call_id(delivery: Delivery) -> str:
@@ -104,32 +85,74 @@ def made_call_id(delivery: Delivery) -> str:
     return str(uuid5(_NAMESPACE, f"{delivery.id[0]}/{delivery.id[1]}"))
 
 
-def _headers(fields: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], str | None, str | None]:
+def _invocation(
+    request: _QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
+) -> Invocation:
+    function, method, path = request.Function.strip("/"), request.Method or "POST", request.Path or ""
+    if (split := split_function(function, namespace)) is None:
+        raise ValueError(f"not a function's name: {request.Function[:80]!r}")
+    if not _TOKEN.fullmatch(method):
+        raise ValueError(f"not an HTTP method: {method[:80]!r}")
+    if _leads_out(path):
+        raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
+    headers, call_id, started = _headers(request.Header or {})
+    if call_id is None:
+        call_id = made_call_id(delivery)
+        headers.append((b"X-Call-Id", call_id.encode()))
+    if not any(name.lower() == b"user-agent" for name, _ in headers):
+        headers.append((b"User-Agent", user_agent.encode()))
+    return Invocation(
+        call_id=call_id,
+        function=function,
+        label=f"{split[0]}.{split[1]}",
+        method=method,
+        target=_target(function, path, request.QueryString or ""),
+        headers=tuple(headers),
+        body=request.Body or b"",
+        annotations=request.Annotations or {},
+        callback=callback,
+        started=started or str(delivery.id[1]),
+    )
+
+
+def _headers(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], str | None, str | None]:
     """The fields to send on, X-Call-Id and X-Start-Time."""
-    call_id = started = None
-    named: set[bytes] = set()
-    headers: list[tuple[bytes, bytes]] = []
-    for name, values in fields.items():
+    fields = list(_fields(header))
+    named = {option for _, lower, value in fields if lower == b"connection" for option in options(value.encode())}
+    dropped = _OURS | (named - {b"x-call-id"})
+    call_id, started = (
+        next((value for _, lower, value in fields if lower == wanted and value), None)
+        for wanted in (b"x-call-id", b"x-start-time")
+    )
+    sent = [
+        (name.encode(), value.encode())
+        for name, lower, value in fields
+        if lower not in dropped and (value or lower != b"x-call-id")
+    ]
+    return sent, call_id, started
+
+
+def _fields(header: dict[str, list[str] | None]) -> Iterator[tuple[str, bytes, str]]:
+    """Name as written, name in lower case, value."""
+    for name, values in header.items():
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"not a header's name: {name[:80]!r}")
-        lower = name.lower().encode()
         for value in values or ():
             if _UNSAFE_VALUE.search(value):
-                raise ValueError(f"header {name} has a control character in its value")
-            if lower == b"connection":
-                named.update(option.strip().lower().encode() for option in value.split(","))
-            elif lower not in _OURS:
-                value = value.strip(" \t")  # noqa: PLW2901 -- what the field means (RFC 9110, section 5.5)
-                if lower == b"x-call-id":
-                    if not value:
-                        continue
-                    call_id = call_id or value
-                elif lower == b"x-start-time":
-                    started = started or value
-                headers.append((name.encode(), value.encode()))
-    if named:
-        headers = [field for field in headers if field[0].lower() not in named or field[0].lower() == b"x-call-id"]
-    return headers, call_id, started
+                raise ValueError(f"header {name[:80]} has a control character in its value")
+            yield name, name.lower().encode(), value.strip(" \t")  # as RFC 9110, section 5.5, reads it
+
+
+def _leads_out(path: str) -> bool:
+    """Whether the dots in a path lead above where it starts, to a server that unescapes it first, as Go's do."""
+    if ".." not in (path := unquote(path)):
+        return False
+    depth = 0
+    for segment in path.split("/"):
+        depth += {"": 0, ".": 0, "..": -1}.get(segment, 1)
+        if depth < 0:
+            return True
+    return False
 
 
 def _target(function: str, path: str, query: str) -> bytes:

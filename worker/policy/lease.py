@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class LeaseTerms:
     """Times of a lease that lasts *lasts* seconds from when the queue last heard of us.
 
-    We count from when we *sent* what it confirmed, which is earlier than when it heard, so we err on the safe side. Renewing
-    at a third leaves room for one lost extension's answer before two thirds, where we stop; the last third covers what we
-    cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a while to die.
+    We count from when we *sent* what it confirmed, which is earlier than when it heard, so we err on the safe side.
+    Renewing at a third leaves room for one lost extension's answer before two thirds, where we stop; the last third
+    covers what we cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a while to die.
     """
 
     lasts: float

@@ -1,7 +1,7 @@
 """What this worker knows of messages it has had before.
 
 The queue's delivery count says how often a message was handed out, not how often it was attempted: it also counts what
-we handed back unstarted, and a consumer made anew counts from one again. The ledger corrects what this worker saw itself.
+we handed back unstarted, and a consumer made anew counts from one again. The ledger corrects what this worker saw.
 It is memory, not storage: what it forgets (a restart, more than *remember* messages) falls back to the delivery count,
 which errs towards giving up early, never towards losing or endlessly repeating.
 
@@ -21,8 +21,8 @@ EARLY = 0.05
 
 
 HOLD = 1.0
-"""Seconds of back-off left that we wait out ourselves. nats-server keeps waits over a restart to the second, so a message
-can come up to one early; giving it back once more would cost a delivery, holding it for so long only a slot."""
+"""Seconds of back-off left that we wait out ourselves. nats-server keeps waits over a restart to the second, so a
+message can come up to one early; giving it back once more would cost a delivery, holding it for so long only a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,7 @@ class Ledger:
             case Ack() | Term():
                 self._keep(delivery.id, _Past(delivery.count, attempt, now, verdict))
             case Nak(delay):
-                self._keep(
-                    delivery.id, _Past(delivery.count, attempt if attempted else attempt - 1, now + delay, None)
-                )
+                self._keep(delivery.id, _Past(delivery.count, attempt if attempted else attempt - 1, now + delay, None))
             case _:  # abandoned: others have it, and what they do we cannot count
                 self._past.pop(delivery.id, None)
 

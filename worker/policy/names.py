@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 
-_NAME = r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?"
+_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
 _LONGEST = 253
 """Characters in a name: the limit of a DNS name, which Kubernetes sets for what it calls a name."""
-NAME = re.compile(_NAME)
-FUNCTION = re.compile(rf"({_NAME})(?:\.({_NAME}))?")
 
 
 def is_name(text: str) -> bool:
     """Whether *text* can name a queue, a function or a namespace."""
-    return len(text) <= _LONGEST and NAME.fullmatch(text) is not None
+    return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None
 
 
 def split_function(text: str, namespace: str) -> tuple[str, str] | None:
     """Name and namespace of ``name`` or ``name.namespace``, *namespace* standing in; None where it is neither."""
-    if len(text) > 2 * _LONGEST or (match := FUNCTION.fullmatch(text)) is None:
+    name, dot, given = text.partition(".")
+    if not is_name(name) or (dot and not is_name(given)):
         return None
-    return match[1], match[2] or namespace
+    return name, given or namespace
 
 
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
@@ -43,11 +42,11 @@ def label_of(queue: str, subject: str) -> str:
 def covers(pattern: str, subject: str) -> bool:
     """Whether every subject that *subject* (which may end in ``>``) stands for is one that *pattern* stands for."""
     wide, narrow = pattern.split("."), subject.split(".")
-    for position, token in enumerate(wide):
-        if token == ">":
+    for position, wanted in enumerate(wide):
+        if wanted == ">":
             return len(narrow) > position
         if position >= len(narrow) or narrow[position] == ">":
             return False
-        if token not in ("*", narrow[position]):
+        if wanted not in ("*", narrow[position]):
             return False
     return len(wide) == len(narrow)

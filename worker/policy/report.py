@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import Callback, DeadLetter, Headers, Invocation, Outcome, Responded
 from .decide import status_of
-from .decode import HOP_BY_HOP
+from .decode import HOP_BY_HOP, options
 
 _OURS = HOP_BY_HOP | {
     b"host",
@@ -38,13 +38,15 @@ def callback_of(
     said = {
         "X-Call-Id": invocation.call_id,
         "X-Function-Name": invocation.function,
-        "X-Function-Status": str(status_of(outcome)),
+        # Nothing else can have ended an invocation than an answer, none, or a bug of ours: to the caller, none as well.
+        "X-Function-Status": str(status_of(outcome) or 502),
         "X-Duration-Seconds": f"{duration:.6f}",
         "X-Start-Time": invocation.started,
         "User-Agent": user_agent,
     }
     if attempt > 1:
-        said |= {"X-Retry": str(attempt - 1), "X-Retry-Max": str(attempts - 1)}
+        # An attempt past the last allowed one (they became fewer, or were counted too high) is told as the last one.
+        said |= {"X-Retry": str(min(attempt, attempts) - 1), "X-Retry-Max": str(attempts - 1)}
     if answer and answer.truncated:
         said["X-Truncated"] = "true"
     headers += [(name.encode(), value.encode()) for name, value in said.items()]
@@ -71,9 +73,7 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(
-        option.strip().lower() for name, value in headers if name.lower() == b"connection" for option in value.split(b",")
-    )
+    return frozenset(option for name, value in headers if name.lower() == b"connection" for option in options(value))
 
 
 def _printable(text: str) -> str:

@@ -12,6 +12,10 @@ from .durations import parse_duration
 DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
 _MOST_ATTEMPTS = 10**6
 """Attempts an annotation or setting may ask for: with the longest default wait between them, four years."""
+_LONGEST = 2048
+"""Characters in an annotation: enough for every code there is. A bound, since annotations come with each message."""
+_SHOWN = 80
+"""Characters of an ignored annotation that are told on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Ignored:
 
     annotation: str
     value: str
+    """Or its beginning, where it is long."""
     accepted: str
 
 
@@ -53,6 +58,12 @@ def parse_attempts(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 7 and 1 <= int(text) <= _MOST_ATTEMPTS):
         raise ValueError("not a number of attempts: write a whole number from 1 to 1000000")
     return int(text)
+
+
+def _bounded(text: str) -> str:
+    if len(text) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} characters")
+    return text
 
 
 def _wait(text: str) -> float:
@@ -81,10 +92,11 @@ def annotated(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tupl
     """The policy under a function's annotations, each used or ignored on its own, and those that were ignored."""
     ignored: tuple[Ignored, ...] = ()
     for annotation, parse in _ANNOTATIONS.items():
-        if not (value := annotations.get(annotation, "").strip()):
+        value = annotations.get(annotation, "").strip()
+        if not value:
             continue
         try:
-            retry = parse(value)(retry)
+            retry = parse(_bounded(value))(retry)
         except ValueError as error:
-            ignored += (Ignored(annotation, value, str(error)),)
+            ignored += (Ignored(annotation, value[:_SHOWN], str(error)),)
     return retry, ignored

@@ -6,14 +6,14 @@ import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-_SECONDS = re.compile(r"[0-9]{1,10}", re.ASCII)
+_SECONDS = re.compile(r"[0-9]+")
 _LONGEST = 64
 """Characters: the longest date of RFC 9110 has 33. A bound, since the date parser's time grows with its input."""
 
 
 def parse_retry_after(value: str, *, now: float) -> float | None:
-    """Seconds from *now* (s since the epoch), never negative; None where *value* is not valid."""
-    value = value.strip()
+    """Seconds from *now* (s since the epoch), never negative, perhaps infinite; None where *value* is not valid."""
+    value = value.strip(" \t")
     if _SECONDS.fullmatch(value):
         return float(value)
     if len(value) > _LONGEST:

@@ -1,0 +1,21 @@
+"""How much is waiting, read from the stream every few seconds."""
+
+from __future__ import annotations
+
+import trio
+
+from .events import BacklogRead
+from .ports import Emit, NotStored, Queue
+
+_EVERY = 2.0
+"""Seconds: a few times per scrape of an eager Prometheus, and nothing to the server."""
+
+
+async def watch_backlog(queue: Queue, emit: Emit) -> None:
+    """Tell the backlog until cancelled. Where it cannot be read, the last one stands: the connection's trouble is told elsewhere."""
+    while True:
+        try:
+            emit(BacklogRead(await queue.backlog()))
+        except NotStored:
+            pass
+        await trio.sleep(_EVERY)

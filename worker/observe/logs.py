@@ -1,0 +1,250 @@
+"""Events as log lines: one table, one line an event. Never a body, a header, a query or a secret, at any level."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import structlog
+
+from .. import events as e
+from ..config import Settings
+from ..model import Abandon, Ack, Delivery, Nak, Responded, Term, Verdict
+from ..policy.decide import describe, status_of
+from ..ports import Emit
+
+Row = tuple[str, str, Mapping[str, Any]]
+"""Level, message, fields."""
+
+
+def configure(settings: Settings) -> None:
+    """Set structlog up: lines to standard output, as JSON or for people."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    level = logging.DEBUG if settings.debug else logging.INFO
+    if settings.log_encoding == "json":
+        structlog.configure(
+            processors=[*shared, structlog.processors.JSONRenderer(serializer=_json)],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
+            cache_logger_on_first_use=True,
+        )
+    else:
+        structlog.configure(
+            processors=[*shared, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())],
+            wrapper_class=structlog.make_filtering_bound_logger(level),
+            logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+            cache_logger_on_first_use=True,
+        )
+
+
+def log_sink(settings: Settings) -> Emit:
+    """A sink that writes each event as the table below has it."""
+    log = structlog.get_logger().bind()
+    write: dict[str, Callable[..., Any]] = {
+        "debug": log.debug,
+        "info": log.info,
+        "warning": log.warning,
+        "error": log.error,
+    }
+    once = _Once(1_000)
+
+    def sink(event: e.Event) -> None:
+        if isinstance(event, e.AnnotationIgnored) and not once(event):
+            return
+        if isinstance(event, e.InvocationStarted) and not settings.debug:
+            return  # the one line a message that is usually not written: spare its making
+        level, message, fields = ROWS[type(event)](event)
+        write[level](message, **fields)
+
+    return sink
+
+
+class _Once:
+    """True for what it has not seen. It forgets all when it has seen *most*, so it is bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._seen = most, set[Any]()
+
+    def __call__(self, value: Any) -> bool:
+        if value in self._seen:
+            return False
+        if len(self._seen) >= self._most:
+            self._seen.clear()
+        self._seen.add(value)
+        return True
+
+
+def _started(event: e.InvocationStarted) -> Row:
+    call = event.invocation
+    return (
+        "debug",
+        "Invoke",
+        {
+            "call_id": call.call_id,
+            "function": call.label,
+            "attempt": event.attempt,
+            "method": call.method,
+            "bytes": len(call.body),
+            "waited": round(event.waited, 6),
+        },
+    )
+
+
+def _ended(event: e.InvocationEnded) -> Row:
+    fields: dict[str, Any] = {
+        "call_id": event.invocation.call_id,
+        "function": event.invocation.label,
+        "attempt": event.attempt,
+        "status": status_of(event.outcome),
+        "duration": round(event.duration, 6),
+        "bytes": event.outcome.size if isinstance(event.outcome, Responded) else 0,
+    }
+    if not isinstance(event.verdict, Ack):
+        fields |= _next(event.verdict)
+        if not isinstance(event.outcome, Responded):
+            fields["reason"] = describe(event.outcome)
+    return "info", "Invoked", fields
+
+
+def _next(verdict: Verdict) -> dict[str, Any]:
+    match verdict:
+        case Ack():
+            return {}
+        case Nak(delay):
+            return {"retry_in": round(delay, 3)}
+        case Term():
+            return {"given_up": True}
+        case Abandon():
+            return {"abandoned": True}
+
+
+def _posted(event: e.CallbackPosted) -> Row:
+    fields: dict[str, Any] = {
+        "call_id": event.invocation.call_id,
+        "function": event.invocation.label,
+        "url": _without_query(event.invocation.callback or ""),
+        "result": event.result,
+        "duration": round(event.duration, 6),
+    }
+    if event.delivered:
+        return "info", "Posted result", fields
+    if event.again_in is not None:
+        return "warning", "Callback failed", fields | {"again_in": round(event.again_in, 3)}
+    return "error", "Callback given up", fields
+
+
+def _dead(event: e.DeadLettered) -> Row:
+    fields = {
+        "call_id": event.call_id,
+        "function": event.function,
+        "reason": event.reason,
+        "attempts": event.attempts,
+    } | _where(event.delivery)
+    if event.stored:
+        return "error", "Dead letter", fields
+    return "error", "Given up, and not kept since dead_letter is false", fields
+
+
+def _connected(event: e.Connected) -> Row:
+    return (
+        ("warning" if event.again else "info"),
+        ("Reconnected" if event.again else "Connected"),
+        {"nats": event.server},
+    )
+
+
+def _made(event: e.Made) -> Row:
+    if event.again:
+        return "warning", f"The {event.what} was gone, and has been made again", {event.what: event.name}
+    return "info", f"Made the {event.what}", {event.what: event.name}
+
+
+def _drain_ended(event: e.DrainEnded) -> Row:
+    fields = {"seconds": round(event.seconds, 3)}
+    if event.unconfirmed:
+        return "warning", "Drained; the last settlements were not confirmed, and may be delivered again", fields
+    return "info", "Drained", fields
+
+
+def _where(delivery: Delivery) -> dict[str, Any]:
+    return {"sequence": delivery.id[0], "deliveries": delivery.count}
+
+
+def _without_query(url: str) -> str:
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _json(event: Any, **_: Any) -> bytes:
+    return orjson.dumps(event, default=str)
+
+
+ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
+    e.InvocationStarted: _started,
+    e.InvocationEnded: _ended,
+    e.Settled: lambda v: ("debug", "Settled", {"verdict": type(v.verdict).__name__.lower()}),
+    e.Redelivered: lambda v: ("info", "Redelivered", {"known_as": v.how} | _where(v.delivery)),
+    e.AnnotationIgnored: lambda v: (
+        "warning",
+        "Annotation ignored",
+        {"function": v.function, "annotation": v.annotation, "value": v.value[:80], "reason": v.accepted},
+    ),
+    e.CallbackIgnored: lambda v: (
+        "warning",
+        "Callback ignored: it cannot be posted to",
+        {"call_id": v.call_id, "function": v.function, "reason": v.reason},
+    ),
+    e.CallbackPosted: _posted,
+    e.DeadLettered: _dead,
+    e.DeadLetterRefused: lambda v: (
+        "error",
+        "Dead letter not stored; trying again",
+        {"call_id": v.call_id, "error": v.error} | _where(v.delivery),
+    ),
+    e.WorkCrashed: lambda v: (
+        "error",
+        "A bug in the worker, met by one message",
+        {"error": repr(v.error), "exc_info": v.error} | _where(v.delivery),
+    ),
+    e.LeasesExtended: lambda v: ("debug", "Leases extended", {"count": v.count}),
+    e.LeaseExpired: lambda v: (
+        "warning",
+        "Lease lost: NATS confirmed no extension in time, so another worker may run it; cancelled here",
+        _where(v.delivery),
+    ),
+    e.Connected: _connected,
+    e.Disconnected: lambda _: ("warning", "Disconnected from NATS; intake pauses until it is back", {}),
+    e.BrokerTrouble: lambda v: ("warning", "Trouble with NATS; trying again", {"doing": v.doing, "error": v.error}),
+    e.BrokerRefused: lambda v: ("error", "Cannot work with what is on NATS now; trying again", {"error": v.error}),
+    e.Surprise: lambda v: ("warning", v.text, {}),
+    e.Made: _made,
+    e.ConsumerBound: lambda v: (
+        "info",
+        "Consuming",
+        {"stream": v.stream, "consumer": v.consumer, "ack_wait": v.ack_wait},
+    ),
+    e.SettlementUnconfirmed: lambda v: (
+        "warning",
+        "Settlement not confirmed; the message may be delivered again",
+        {"count": v.count},
+    ),
+    e.BacklogRead: lambda v: ("debug", "Backlog", {"messages": sum(v.backlog.by_subject.values())}),
+    e.Listening: lambda v: ("info", "Serving metrics and health", {"address": v.address}),
+    e.DrainStarted: lambda v: ("info", "Draining", {"running": v.running, "timeout": v.timeout}),
+    e.DrainExpired: lambda v: (
+        "warning" if v.running else "info",
+        "Giving running invocations back",
+        {"running": v.running, "why": v.why},
+    ),
+    e.DrainEnded: _drain_ended,
+}
+"""Each event's line."""
