@@ -1,10 +1,11 @@
 """A queue-worker for OpenFaaS on NATS JetStream.
 
-A *delivery* becomes an *invocation*, the invocation an *outcome*, the outcome a *verdict*, and the verdict is *settled*.
-To follow one message, read in this order: :mod:`worker.fetch` takes it, :mod:`worker.process` tells its story,
-:mod:`worker.policy.decode` and :mod:`worker.policy.decide` are the two decisions in it, :mod:`worker.heartbeat` keeps it
-ours meanwhile, :mod:`worker.settle` ends it. :mod:`worker.run` is the tree of tasks around all that; reading its
-indentation from the inside out gives the order of shutdown. ``docs/architecture.md`` is the tour.
+A *delivery* becomes an *invocation*, the invocation an *outcome*, the outcome a *verdict*, and the verdict is
+*settled*. To follow one message, read in this order: :mod:`worker.fetch` takes it, :mod:`worker.process` tells its
+story, :mod:`worker.policy.decode` and :mod:`worker.policy.decide` are the two decisions in it,
+:mod:`worker.heartbeat` keeps it ours meanwhile, :mod:`worker.settle` ends it. :mod:`worker.run` is the tree of tasks
+around all that; reading its indentation from the inside out gives the order of shutdown. ``docs/architecture.md`` is
+the tour.
 """
 
 __version__ = "0.1.0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from .events import BacklogRead
@@ -12,10 +14,8 @@ _EVERY = 2.0
 
 
 async def watch_backlog(queue: Queue, emit: Emit) -> None:
-    """Tell the backlog until cancelled. Where it cannot be read, the last one stands: the connection's trouble is told elsewhere."""
+    """Tell the backlog until cancelled. Where it cannot be read, the last one stands: trouble is told elsewhere."""
     while True:
-        try:
+        with suppress(NotStored):
             emit(BacklogRead(await queue.backlog()))
-        except NotStored:
-            pass
         await trio.sleep(_EVERY)

@@ -1,4 +1,4 @@
-"""Telling the result: one POST, tried again a few times on its own account, never at the price of another invocation."""
+"""Telling the result: one POST, tried again a few times of its own, never at the price of another invocation."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Stopping in order: intake first, then the work in flight.
 
-Draining is not cancellation. Cancelling the whole tree is how we crash: nothing is said, and the queue redelivers. A drain
-pulls two cords, each a set of cancel scopes laid exactly around the waits that it must end; past its cord, a job goes on
-to settle.
+Draining is not cancellation. Cancelling the whole tree is how we crash: nothing is said, and the queue redelivers. A
+drain pulls two cords, each a set of cancel scopes laid exactly around the waits that it must end; past its cord, a
+job goes on to settle.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class CallbackIgnored:
 
 @dataclass(frozen=True, slots=True)
 class CallbackPosted:
-    """*result* is the status of the answer, or why there was none; *again_in* the wait before the next try, if one follows."""
+    """*result*: the status of the answer, or why there was none. *again_in*: when the next try follows, if one does."""
 
     invocation: Invocation
     result: int | str
@@ -222,7 +222,14 @@ MessageEvent = (
 )
 LeaseEvent = LeasesExtended | LeaseExpired
 BrokerEvent = (
-    Connected | Disconnected | BrokerTrouble | BrokerRefused | Surprise | Made | ConsumerBound | SettlementUnconfirmed
+    Connected
+    | Disconnected
+    | BrokerTrouble
+    | BrokerRefused
+    | Surprise
+    | Made
+    | ConsumerBound
+    | SettlementUnconfirmed
     | BacklogRead
 )
 WorkerEvent = Listening | DrainStarted | DrainExpired | DrainEnded

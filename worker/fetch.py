@@ -1,7 +1,8 @@
 """Intake: from deliveries to jobs.
 
-We never have more than we can run: a message waiting in our memory is one that no other worker can have, and its lease is
-already running. So the consumer is given credit, one for each free slot, and a slot comes back when its job has settled.
+We never have more than we can run: a message waiting in our memory is one that no other worker can have, and its
+lease is already running. So the consumer is given credit, one for each free slot, and a slot comes back when its job
+has settled.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from .bench import Bench
 from .events import Redelivered
 from .heartbeat import Lease
 from .model import Delivery, Nak
-from .policy.ledger import Early, Finished, Fresh, Running
 from .policy.lease import LeaseTerms
+from .policy.ledger import Early, Finished, Fresh, Running
 from .ports import Consumer
 from .process import process
 from .settle import settle
@@ -48,7 +49,8 @@ class Intake:
         match bench.ledger.arrived(delivery, now=trio.current_time()):
             case Fresh(attempt, wait):
                 lease = bench.leases.take(delivery)
-                # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a connection.
+                # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
+                # connection.
                 if self._consumer and self._free > 0:
                     self._free -= 1
                     self._jobs.start_soon(self._job, lease, attempt, wait, consumer)

@@ -1,7 +1,7 @@
 """Leases: a delivery stays ours as long as the queue hears of it.
 
-One task renews them all. The ack wait is the same for all, so the next to renew is always the one whose last extension is
-oldest: a queue in order of sending, O(1) a message, no timer and no nursery each.
+One task renews them all. The ack wait is the same for all, so the next to renew is always the one whose last
+extension is oldest: a queue in order of sending, O(1) a message, no timer and no nursery each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .ports import Emit, Queue
 class Lease:
     """Our hold on a message, from its arrival until it is settled.
 
-    Only an extension that the queue *confirmed* counts: one that was merely sent may never have arrived, and a worker that
-    trusted it would give back, or settle, what another worker is already running.
+    Only an extension that the queue *confirmed* counts: one that was merely sent may never have arrived, and a worker
+    that trusted it would give back, or settle, what another worker is already running.
     """
 
     __slots__ = ("delivery", "kept", "lost", "scope", "sent")

@@ -48,13 +48,13 @@ class Queue(Protocol):
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
         """End a delivery. It is said again until the queue confirms it.
 
-        A :class:`Nak` is not said after *before* (s, the worker's clock), when someone else may have the message: a late one
-        would give out again what they are running. An :class:`Ack` or :class:`Term` tells a fact about the message that
-        stays true, and is said even then.
+        A :class:`Nak` is not said after *before* (s, the worker's clock), when someone else may have the message: a
+        late one would give out again what they are running. An :class:`Ack` or :class:`Term` tells a fact about the
+        message that stays true, and is said even then.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
-        """Ask for another ack wait from now on, but not after *before*. *confirmed* is called once the queue has heard."""
+        """Ask for another ack wait from now on, not after *before*. *confirmed* is called once the queue has heard."""
 
     async def settled(self) -> None:
         """Return when every settlement so far is confirmed."""
@@ -82,7 +82,7 @@ class Functions(Protocol):
     """Where invocations go."""
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """Send the request and wait for its answer, at most for ``upstream_timeout``. Never raises for what a server does."""
+        """Send the request and wait for its answer, at most ``upstream_timeout``. What a server does never raises."""
 
 
 class Callbacks(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
@@ -22,7 +22,6 @@ from .heartbeat import Lease
 from .model import (
     Abandon,
     Attempted,
-    Callback,
     Crashed,
     DeadLetter,
     Final,
@@ -38,7 +37,7 @@ from .model import (
 from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.report import callback_of
-from .policy.retry import Retry, annotated
+from .policy.retry import annotated
 from .ports import NotStored
 from .settle import settle
 
@@ -63,7 +62,7 @@ async def process(lease: Lease, attempt: int, wait: float, bench: Bench) -> None
 class Job:
     """One attempt at one message."""
 
-    __slots__ = ("attempt", "bench", "began", "invocation", "lease", "retry", "took")
+    __slots__ = ("attempt", "began", "bench", "invocation", "lease", "retry", "took")
 
     def __init__(self, lease: Lease, attempt: int, bench: Bench) -> None:
         self.lease, self.attempt, self.bench = lease, attempt, bench
@@ -112,8 +111,8 @@ class Job:
     async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
         """What must have happened before a final verdict may be said, and the verdict that stands after it.
 
-        Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a callback
-        that has failed before does not make a function run twice: that one is given up with the drain.
+        Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a
+        callback that has failed before does not make a function run twice: that one is given up with the drain.
         """
         stopped: Verdict = Nak()
 
@@ -124,8 +123,8 @@ class Job:
         with self.bench.stoppable(self.lease):
             if isinstance(verdict, Term):
                 await self._bury(outcome, verdict)
-            if self.invocation and (callback := self._callback(outcome)):
-                await call_back(callback, self.invocation, self.bench, callback_failed)
+            if self.invocation:
+                await self._tell(self.invocation, outcome, callback_failed)
             return verdict
         return Abandon() if self.lease.lost else stopped
 
@@ -155,16 +154,17 @@ class Job:
             )
         )
 
-    def _callback(self, outcome: Outcome) -> Callback | None:
-        assert self.invocation
-        return callback_of(
-            self.invocation,
+    async def _tell(self, invocation: Invocation, outcome: Outcome, failed_once: Callable[[], None]) -> None:
+        callback = callback_of(
+            invocation,
             outcome,
-            attempt=self.attempt,
+            attempt=min(self.attempt, self.retry.attempts),  # a delivery count may run past what was attempted
             attempts=self.retry.attempts,
             duration=self.took,
             user_agent=self.bench.rules.user_agent,
         )
+        if callback:
+            await call_back(callback, invocation, self.bench, failed_once)
 
     def _heed(self, invocation: Invocation, complaint: str | None) -> None:
         """The function's annotations, and what is wrong with them or with the callback."""

@@ -1,8 +1,8 @@
 """The retry scheduler: every wait before another try that is ours rather than the broker's.
 
-The broker keeps the waits between attempts (a delayed NAK). Ours are the short ones that happen while a message is held:
-a callback or a dead letter to be sent again, and the rest of a back-off that the broker cut short. One task wakes them,
-in the order in which they fall due, and what waits can be counted.
+The broker keeps the waits between attempts (a delayed NAK). Ours are the short ones that happen while a message is
+held: a callback or a dead letter to be sent again, and the rest of a back-off that the broker cut short. One task
+wakes them, in the order in which they fall due, and what waits can be counted.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ _SETTLE_WITHIN = 3.0
 def command(ignored_flag: tuple[str, ...]) -> None:
     """Take invocations off the queue and run them.
 
-    Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: no new work is taken,
-    running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
+    Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: no new work is
+    taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
     """
     loaded = settings_or_exit()
     configure(loaded.settings)

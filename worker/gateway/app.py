@@ -49,7 +49,7 @@ class Gateway:
                 return
             response = await self._answer(target, scope, receive)
         except Refused as refused:
-            self._log.debug("refused", status=refused.status, reason=refused.text, path=target[:200])
+            self._log.debug("Refused", status=refused.status, reason=refused.text, path=target[:200])
             response = refused.response()
         except CallerGone:
             return
@@ -92,8 +92,8 @@ class Gateway:
         except TooLarge as error:
             raise Refused(413, f"too large for the queue: {error}") from None
         except NotStored as error:
-            self._log.warning("not queued", call_id=draft.call_id, function=function, error=str(error))
+            self._log.warning("Not queued", call_id=draft.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
             raise Refused(503, text, said | _RETRY_AFTER) from None
-        self._log.debug("queued", call_id=draft.call_id, function=function, known=known)
+        self._log.debug("Queued", call_id=draft.call_id, function=function, known=known)
         return Response(status_code=202, headers=said)

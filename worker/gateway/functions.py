@@ -90,12 +90,12 @@ class Functions:
         except httpx.TransportError as error:
             # The status has gone out, so all that is left to say is that the answer broke off: the server sees an
             # application that does not complete its response, and closes the connection.
-            self._log.warning("a function's answer broke off", error=str(error) or type(error).__name__)
+            self._log.warning("A function's answer broke off", error=str(error) or type(error).__name__)
         finally:
             await response.aclose()
 
     def _failed(self, status: int, text: str) -> Refused:
-        self._log.warning("the functions do not answer", gateway_url=str(self._url), error=text)
+        self._log.warning("The functions do not answer", gateway_url=str(self._url), error=text)
         return Refused(status, f"the functions at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:

@@ -109,7 +109,7 @@ class Publisher:
         """
         while True:
             client = await self._connect()
-            self._log.info("connected to NATS", server=_server(client))
+            self._log.info("Connected", nats=_server(client))
             connected()
             try:
                 await self._watch(client)
@@ -130,13 +130,13 @@ class Publisher:
 
         async def on_disconnected() -> None:
             if not self._closing:
-                self._log.warning("disconnected from NATS")
+                self._log.warning("Disconnected from NATS; requests get 503 until it is back")
             quirks.forget_unsent(client)
             self._fail_waiting()
 
         async def on_reconnected() -> None:
             self._trouble = ""
-            self._log.info("connected to NATS again", server=_server(client))
+            self._log.warning("Reconnected", nats=_server(client))
 
         connecting = asyncio.ensure_future(
             client.connect(
@@ -193,7 +193,7 @@ class Publisher:
         text = without_password(str(error) or type(error).__name__)
         if text != self._trouble:
             self._trouble = text
-            self._log.warning("trouble with NATS", error=text)
+            self._log.warning("Trouble with NATS; trying again", error=text)
 
     async def publish(self, message: Message) -> bool:
         """Store *message*; True where the stream had it already, by its call id.

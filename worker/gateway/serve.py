@@ -88,14 +88,14 @@ async def _serve(settings: Settings, log: Log) -> None:
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends by itself only to complain
     try:
-        log.info("listening", url=_url(sockets[0]), queue=settings.queue_name, gateway_url=settings.gateway_url)
+        log.info("Listening", url=_url(sockets[0]), queue=settings.queue_name, gateway_url=settings.gateway_url)
         await server.serve(sockets)
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await connection
         await functions.close()
-    log.info("stopped")
+    log.info("Stopped")
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:

@@ -25,7 +25,7 @@ class HttpCallbacks:
         if self._client is None:  # made when first needed: loading the certificates takes a while
             self._client = httpx.AsyncClient(
                 verify=self._verify,
-                timeout=None,
+                timeout=None,  # noqa: S113 -- the scope below bounds the whole exchange
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
             )
         try:

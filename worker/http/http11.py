@@ -1,7 +1,8 @@
 """One HTTP/1.1 exchange: bytes out, bytes in, an answer. No I/O here; httptools (llhttp) is the parser.
 
-The law: an answer is whole, or it is none. A body is whole by its length, its last chunk, or the end of the connection where
-the response says so; whatever follows a whole answer, or precedes one, means that this connection cannot be trusted again.
+The law: an answer is whole, or it is none. A body is whole by its length, its last chunk, or the end of the
+connection where the response says so; whatever follows a whole answer, or precedes one, means that this connection
+cannot be trusted again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Plain HTTP/1.1 to few origins, for httpx, on Trio's sockets.
 
-httpx's own transport costs 2 ms of CPU a request with 50 in flight, and 5 ms with 500: it scans its pool for each one. Here
-idle connections of an origin are a stack, and taking one is a pop.
+httpx's own transport costs 2 ms of CPU a request with 50 in flight, and 5 ms with 500: it scans its pool for each
+one. Here idle connections of an origin are a stack, and taking one is a pop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import trio
 from .http11 import Answer, ProtocolError, write_request
 
 CONNECT = 10.0
-"""Seconds to connect, names and all addresses included. Below any sensible ``upstream_timeout``, so that it is told apart."""
+"""Seconds to connect, names and all addresses included. Below any sensible ``upstream_timeout``, to be told apart."""
 IDLE = 4.0
 """Seconds an idle connection is kept: less than the 5 s after which common servers (Node.js, uvicorn) close theirs."""
 _READ = 65_536
@@ -33,8 +33,9 @@ class _Idle:
 class PlainTransport(httpx.AsyncBaseTransport):
     """Connections are made as needed and kept while idle; how many are in use is the caller's to bound.
 
-    The request's extension ``target`` (bytes) replaces the URL's path and query, byte for byte; ``keep_body`` False has the
-    response's body read, counted and dropped. The response's extensions tell ``size`` (bytes of body read) and ``truncated``.
+    The request's extension ``target`` (bytes) replaces the URL's path and query, byte for byte; ``keep_body`` False
+    has the response's body read, counted and dropped. The response's extensions tell ``size`` (bytes of body read)
+    and ``truncated``.
 
     Args:
         most_body: bytes of a response's body that are read; a longer one is cut there, and its connection closed.

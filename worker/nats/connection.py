@@ -1,4 +1,4 @@
-"""nats-py's client, kept usable: it connects for as long as it takes, and is watched for the ways in which it gets stuck.
+"""nats-py's client, kept usable: it connects however long that takes, and is watched for the ways it gets stuck in.
 
 Everything here runs on the asyncio side of the bridge. What the client does wrong, and how that was found, is in
 docs/architecture.md; each remedy names its quirk.
@@ -135,8 +135,8 @@ class Connection:
             raise NotStored(f"no answer on {subject}: {error or type(error).__name__}") from None
         except ValueError:
             raise NotStored(f"an answer on {subject} that is not JSON") from None
-        if error := said.get("error"):
-            raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+        if no := said.get("error"):
+            raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
         return dict(said)
 
     def complain(self, doing: str, error: object) -> None:
@@ -156,7 +156,8 @@ class Connection:
         if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
             self._refused.set_exception(
                 Unusable(
-                    f"NATS refuses our credentials ({error}): check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"
+                    f"NATS refuses our credentials ({error}): check nats_token, nats_user and nats_password,
+                    nats_nkey_seed or nats_creds_file"
                 )
             )
         self.complain("connecting to NATS" if not self.up else "talking to NATS", error)

@@ -1,7 +1,7 @@
 """A pull consumer of our own, on plain subscriptions.
 
-nats-py's ``fetch`` asks for too much, strands what comes late, loses what it holds when cancelled, and costs several times
-as much (docs/architecture.md). Here a callback stamps each delivery and hands it to Trio; what to ask for is
+nats-py's ``fetch`` asks for too much, strands what comes late, loses what it holds when cancelled, and costs several
+times as much (docs/architecture.md). Here a callback stamps each delivery and hands it to Trio; what to ask for is
 :mod:`worker.nats.credit`'s to say.
 """
 
@@ -172,7 +172,7 @@ class PullConsumer:
             await quirks.end_interest(self._connection.client, subscription)
         await self._outbox.echo()
         # The echo came through another subscription than the last deliveries did: let their callbacks run.
-        while any(subscription.pending_msgs for _, subscription in self._inboxes.values()):
+        while any(each.pending_msgs for _, each in self._inboxes.values()):  # noqa: ASYNC110 -- a turn or two
             await asyncio.sleep(0)
 
     def _gone(self) -> None:

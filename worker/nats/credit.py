@@ -1,12 +1,13 @@
 """Pull requests by credit: which to send, and what their answers mean. No I/O, no clock.
 
-The law is conservation. What was wanted is at every moment exactly what is *unasked*, plus what is *outstanding* in requests
-that the server may still answer, plus what has come; so no more can come than was wanted, and nothing wanted is forgotten.
+The law is conservation. What was wanted is at every moment exactly what is *unasked*, plus what is *outstanding* in
+requests that the server may still answer, plus what has come; so no more can come than was wanted, and nothing wanted
+is forgotten.
 
-A request lives in a *lane*: an inbox of its own, since a delivery shows only where it arrived, not which request it answers.
-Several lanes let a request be sent while another is still being answered; a lane has at most one. A request ends when its
-last message came, by a status, or when nothing was heard of it for too long: then the lane needs a new inbox, because the
-server may still answer the old one.
+A request lives in a *lane*: an inbox of its own, since a delivery shows only where it arrived, not which request it
+answers. Several lanes let a request be sent while another is still being answered; a lane has at most one. A request
+ends when its last message came, by a status, or when nothing was heard of it for too long: then the lane needs a new
+inbox, because the server may still answer the old one.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ class Credit:
     def request(self, now: float) -> Request | None:
         """The next request to be sent; it counts as sent.
 
-        Small ones are worth their cost only when nothing else is open: then a message can come at once, and else the next
-        request will be larger.
+        Small ones are worth their cost only when nothing else is open: then a message can come at once, and else the
+        next request will be larger.
         """
         idle = next((lane for lane in self.lanes if not lane.outstanding), None)
         if idle is None or self.unasked <= 0 or (self.outstanding and self.unasked * LANES < self._total):

@@ -1,10 +1,10 @@
 """What we have to say about deliveries: settlements and lease extensions, said in order and confirmed.
 
-The Trio side only notes down; one asyncio task sends, many per wake-up, so nothing crosses per message. Each thing said
-carries a reply subject, and counts only when the server answered there: of 1,000 plain acks flushed just before a server
-died, 452 were lost, of confirmed ones none. What is not confirmed is said again, within two limits: an extension never after
-the settlement of its delivery (it would cancel a NAK's delay), and a NAK only while nobody else can have the message (a
-stale one would give out again what they are running).
+The Trio side only notes down; one asyncio task sends, many per wake-up, so nothing crosses per message. Each thing
+said carries a reply subject, and counts only when the server answered there: of 1,000 plain acks flushed just before
+a server died, 452 were lost, of confirmed ones none. What is not confirmed is said again, within two limits: an
+extension never after the settlement of its delivery (it would cancel a NAK's delay), and a NAK only while nobody else
+can have the message (a stale one would give out again what they are running).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The queue, on JetStream: one connection, one outbox, one consumer, and the tasks that keep them going.
 
-One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task each
-time, so nothing crosses per message: deliveries come over a memory channel, settlements go into an outbox.
+One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task
+each time, so nothing crosses per message: deliveries come over a memory channel, settlements go into an outbox.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class NatsQueue:
     async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
-        while not await self._bind(again=False):
+        while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
 
     async def _tick(self) -> None:
@@ -125,7 +125,7 @@ class NatsQueue:
             self._outbox.wake()
 
     async def _keep_bound(self) -> None:
-        """Bind again whenever the connection came back, or the consumer went: operators reset a queue by deleting it."""
+        """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it."""
         while True:
             await self._unbound.wait()
             self._unbound.clear()
@@ -173,7 +173,7 @@ class NatsQueue:
                 raise NotStored(f"the stream {stream} did not take it: {error}") from None
 
     def _parts(self, letter: DeadLetter) -> list[_Part]:
-        """A dead letter as one message; in parts where a message as large as the server takes leaves no room for headers."""
+        """A dead letter as one message; in parts where its size leaves no room for headers below the server's limit."""
         headers = dead_letter_headers(letter, stream=self._settings.nats_stream)
         payload = letter.delivery.payload
         room = max(1, self._connection.client.max_payload - _HEADER_ROOM)

@@ -21,7 +21,7 @@ def abort(client: Client) -> None:
 
 
 def forget_unsent(client: Client) -> None:
-    """Drop what waits to be sent. After a reconnect it would be said late: a stale NAK disturbs another worker's run."""
+    """Drop what waits to be sent. Said late, after a reconnect, a stale NAK disturbs another worker's run."""
     client._pending = []  # noqa: SLF001 -- no public name
     client._pending_data_size = 0  # noqa: SLF001 -- no public name
 

@@ -1,7 +1,8 @@
 """The stream and its consumer: made exactly as the contract has them, or found, checked, and used as they are.
 
-A consumer is created with the server's ``create`` action, never create-or-update: an update to no filter silently breaks a
-work queue. What cannot work is told in one message that names all of it; what merely surprises is told and used.
+A consumer is created with the server's ``create`` action, never create-or-update: an update to no filter silently
+breaks a work queue. What cannot work is told in one message that names all of it; what merely surprises is told and
+used.
 """
 
 from __future__ import annotations
@@ -174,8 +175,7 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
     info = await _find_or_make(
         connection,
         "stream",
-        f"STREAM.INFO.{stream}",
-        f"STREAM.CREATE.{stream}",
+        stream,
         stream_config(settings),
         lambda: emit(Made("stream", stream, again)),
     )
@@ -183,8 +183,7 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
     bound = await _find_or_make(
         connection,
         "consumer",
-        f"CONSUMER.INFO.{stream}.{consumer}",
-        f"CONSUMER.CREATE.{stream}.{consumer}",
+        f"{stream}.{consumer}",
         {"stream_name": stream, "config": consumer_config(settings), "action": "create"},
         lambda: emit(Made("consumer", consumer, again)),
     )
@@ -203,30 +202,30 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
     await _find_or_make(
         connection,
         "stream",
-        f"STREAM.INFO.{name}",
-        f"STREAM.CREATE.{name}",
+        name,
         dead_letter_config(settings),
         lambda: emit(Made("stream", name, again=False)),
     )
 
 
 async def _find_or_make(
-    connection: Connection, what: str, info: str, create: str, config: dict[str, Any], made: Callable[[], None]
+    connection: Connection, what: str, name: str, config: dict[str, Any], made: Callable[[], None]
 ) -> dict[str, Any]:
+    info = f"{what.upper()}.INFO.{name}"
     try:
         return await connection.ask(info)
     except ApiError as error:
         if error.err_code != _NOT_FOUND[what]:
             raise
     try:
-        answer = await connection.ask(create, config)
+        answer = await connection.ask(f"{what.upper()}.CREATE.{name}", config)
     except ApiError as error:
-        if meaning := _OVERLAPS.get(error.err_code):
-            try:  # another worker may have been quicker, with what serves us as well
-                return await connection.ask(info)
-            except ApiError:
-                raise Unusable(f"cannot make the {what} {create.split('.')[-1]}: {meaning} ({error})") from None
-        raise
+        if not (meaning := _OVERLAPS.get(error.err_code)):
+            raise
+        try:  # another worker may have been quicker, with what serves us as well
+            return await connection.ask(info)
+        except ApiError:
+            raise Unusable(f"cannot make the {what} {name}: {meaning} ({error})") from None
     made()
     return answer
 

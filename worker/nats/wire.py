@@ -13,8 +13,8 @@ ACK_PREFIX = "$JS.ACK."
 def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
     """The message and its delivery count, from a delivery's reply subject.
 
-    Nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or at least eleven with
-    domain and account before the stream (ADR-15).
+    Nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or at least eleven
+    with domain and account before the stream (ADR-15).
 
     Raises:
         ValueError: it is neither.

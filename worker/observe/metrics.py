@@ -1,6 +1,7 @@
-"""Events as Prometheus metrics. Names and labels as contract section 7 has them; docs/operations.md is tested against them.
+"""Events as Prometheus metrics, by the names and labels that docs/operations.md lists, and is tested to.
 
-Labels come from foreign input, so their number is bounded: past :data:`MOST_FUNCTIONS`, a new function counts as ``other``.
+Labels come from foreign input, so their number is bounded: past :data:`MOST_FUNCTIONS`, a new function counts as
+``other``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Metrics:
     """
 
     def __init__(self, settings: Settings, pod: str) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
         self.registry = CollectorRegistry()
         self._queue, self._pod = settings.queue_name, pod
         self._functions: set[str] = set()
