@@ -154,13 +154,9 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
-            self._refused.set_exception(
-                Unusable(
-                    f"NATS refuses our credentials ({error}): check nats_token, nats_user and nats_password,
-                    nats_nkey_seed or nats_creds_file"
-                )
-            )
-        self.complain("connecting to NATS" if not self.up else "talking to NATS", error)
+            advice = "check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"
+            self._refused.set_exception(Unusable(f"NATS refuses our credentials ({error}): {advice}"))
+        self.complain("talking to NATS" if self.up else "connecting to NATS", error)
 
     async def _on_disconnected(self) -> None:
         quirks.forget_unsent(self.client)
