@@ -81,6 +81,7 @@ class Connection:
             connecting.result()
         finally:
             connecting.cancel()
+            self._refused.cancel()
         self._emit(Connected(self._server, again=False))
         self._tell(up=True)
 

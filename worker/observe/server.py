@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 import trio
@@ -52,10 +53,21 @@ async def serve_observers(
 
     app = Starlette(routes=[Route("/metrics", show_metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
     config = Config()
-    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    listener = _listen(host, port)
+    address = "{}:{}".format(*listener.getsockname()[:2])
+    config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = None  # its lines are not ours; what matters is raised
     config.graceful_timeout = _GRACE
     config.include_server_header = False
     async with trio.open_nursery() as nursery:
-        binds: list[str] = await nursery.start(serve, app, config)
-        task_status.started(binds[0])
+        await nursery.start(serve, app, config)
+        task_status.started(address)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = f"cannot serve metrics and health on {host}:{port} (http_host, http_port): {error.strerror or error}"
+        raise OSError(why) from None

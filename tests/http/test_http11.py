@@ -1,0 +1,194 @@
+"""An answer is whole, or it is none: each case is fed whole, byte by byte, and followed by something else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.http.http11 import MOST_HEADER_BYTES, MOST_INTERIM, Answer, ProtocolError, write_request
+
+WHOLE = {
+    "by length": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
+    "empty": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
+    "chunked": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
+        200,
+        b"ok",
+        True,
+    ),
+    "chunked, with extension and trailer": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0\r\nX: y\r\n\r\n",
+        200,
+        b"ok",
+        True,
+    ),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", True),
+    "not modified, with a length": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", 304, b"", True),
+    "to be closed": (b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno", 500, b"no", False),
+    "http/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+    "http/1.0 kept alive": (
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok",
+        200,
+        b"ok",
+        True,
+    ),
+    "after interim responses": (
+        (
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        ),
+        200,
+        b"ok",
+        True,
+    ),
+    "without a reason": (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
+}
+
+BROKEN = {
+    "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "a status that is no number": b"HTTP/1.1 OK 200\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokk",
+    "a length that is no number": b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+    "a chunk size that is no number": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+    "a folded header": b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+    "switching protocols": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "interim responses without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MOST_INTERIM + 1),
+    "header without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MOST_HEADER_BYTES,
+    "one line without end": b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MOST_HEADER_BYTES,
+}
+
+CUT = {
+    "in the status line": b"HTTP/1.1 20",
+    "in the header": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "in a body with a length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok",
+    "in a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nok",
+    "before the last chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+    "after an interim response": b"HTTP/1.1 100 Continue\r\n\r\n",
+}
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_whole_answer(case: str, size: int) -> None:
+    """Status, body, and whether the connection can be used again, however the bytes are cut."""
+    data, status, body, reusable = WHOLE[case]
+    answer = Answer("POST", 1000)
+    for piece in _pieces(data, size):
+        assert not answer.complete
+        answer.feed(piece)
+    assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
+
+
+@pytest.mark.parametrize("tail", [b"x", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail: bytes) -> None:
+    """Trailing bytes mean close: they could be taken for the next answer."""
+    data, status, body, _ = WHOLE[case]
+    answer = Answer("POST", 1000)
+    answer.feed(data + tail)
+    assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, False)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_answer_is_an_error(case: str, size: int) -> None:
+    """Garbage, ambiguity and excess are never taken for an answer."""
+    answer = Answer("POST", 1000)
+    with pytest.raises(ProtocolError):  # noqa: PT012 -- where in the bytes it is noticed is not the point
+        for piece in _pieces(BROKEN[case], size):
+            answer.feed(piece)
+    assert not answer.reusable
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_an_answer_that_was_cut_is_none(case: str) -> None:
+    """A connection that ends too early leaves no answer."""
+    answer = Answer("POST", 1000)
+    answer.feed(CUT[case])
+    assert not answer.complete
+    with pytest.raises(ProtocolError, match="middle"):
+        answer.end()
+
+
+def test_no_answer_at_all_is_an_error() -> None:
+    """A connection that ends at once leaves no answer either."""
+    with pytest.raises(ProtocolError, match="without an answer"):
+        Answer("POST", 1000).end()
+
+
+def test_a_body_may_end_with_the_connection() -> None:
+    """Without length or chunks, the end of the connection is the body's, and the connection is gone."""
+    answer = Answer("POST", 1000)
+    answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nto the ")
+    answer.feed(b"end")
+    assert not answer.complete
+    answer.end()
+    assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"to the end", False)
+
+
+def test_head_has_no_body() -> None:
+    """A response to HEAD ends with its header, whatever length it tells; the parser cannot know, so we close."""
+    answer = Answer("HEAD", 1000)
+    answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+    assert (answer.complete, answer.reusable, answer.size) == (True, False, 0)
+
+
+@pytest.mark.parametrize(("length", "truncated"), [(9, False), (10, False), (11, True), (5000, True)])
+def test_a_body_is_read_to_its_bound(length: int, truncated: bool) -> None:
+    """Past the bound the answer counts as complete and truncated, and the rest is not waited for."""
+    answer = Answer("POST", 10)
+    answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * min(length, 11))
+    assert (answer.complete, answer.truncated, answer.reusable) == (True, truncated, not truncated)
+    assert answer.size == len(answer.body) == min(length, 10)
+
+
+def test_a_body_that_nobody_wants_is_counted_only() -> None:
+    """Without a callback only the size is kept."""
+    answer = Answer("POST", 1000, keep=False)
+    answer.feed(WHOLE["by length"][0])
+    assert (answer.complete, answer.size, bytes(answer.body)) == (True, 2, b"")
+
+
+def test_header_fields_keep_their_order_case_and_bytes() -> None:
+    """Repeated names and bytes outside ASCII come through."""
+    answer = Answer("POST", 10)
+    answer.feed(b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nx-y: \xc3\xa9\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n")
+    assert answer.headers == [
+        (b"Set-Cookie", b"a"),
+        (b"x-y", b"\xc3\xa9"),
+        (b"Set-Cookie", b"b"),
+        (b"Content-Length", b"0"),
+    ]
+
+
+@given(
+    data=st.binary(max_size=300),
+    cut=st.integers(0, 300),
+    prefix=st.sampled_from([b"", *(v[0] for v in WHOLE.values())]),
+)
+def test_no_bytes_do_anything_else(data: bytes, cut: int, prefix: bytes) -> None:
+    """Whatever comes, and however it is cut: an answer, or ProtocolError; and never more body than the bound."""
+    whole = prefix[:cut] + data
+    answer = Answer("POST", 20)
+    try:
+        for piece in (whole[:cut], whole[cut:]):
+            if piece:
+                answer.feed(piece)
+        answer.end()
+    except ProtocolError:
+        return
+    assert answer.complete
+    assert 100 <= answer.status <= 999
+    assert len(answer.body) <= 20
+
+
+def test_a_request_as_it_goes_out() -> None:
+    """Request line, header fields in order, body."""
+    data = write_request("PUT", b"/function/f?x=1", [(b"Host", b"gw"), (b"A", b"1"), (b"A", b"2")], b"body")
+    assert data == b"PUT /function/f?x=1 HTTP/1.1\r\nHost: gw\r\nA: 1\r\nA: 2\r\n\r\nbody"

@@ -1,0 +1,159 @@
+"""The books of a pull consumer: what was wanted is asked for once, and never more."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from worker.nats.credit import EXPIRES, HEARTBEAT, LANES, SILENCE, Credit, Request
+
+
+def _asked(credit: Credit, now: float = 0.0) -> list[Request]:
+    requests = []
+    while request := credit.request(now):
+        requests.append(request)
+    return requests
+
+
+def test_all_that_is_wanted_is_asked_for_at_once() -> None:
+    """An idle consumer asks for everything in one request."""
+    credit = Credit()
+    credit.want(50)
+    assert [request.batch for request in _asked(credit)] == [50]
+    assert (credit.unasked, credit.outstanding) == (0, 50)
+
+
+def test_a_request_asks_for_no_more_than_the_setting_allows() -> None:
+    """consumer_pull_max_messages bounds one request; as many lanes as there are share the rest."""
+    credit = Credit(most=10)
+    credit.want(100)
+    assert [request.batch for request in _asked(credit)] == [10] * LANES
+
+
+def test_small_requests_wait_while_another_is_open() -> None:
+    """A quarter of the credit must be free before a second request is worth its cost."""
+    credit = Credit()
+    credit.want(40)
+    (first,) = _asked(credit)
+    for _ in range(9):
+        credit.came(first.lane, 0.0)
+        credit.want(1)
+    assert _asked(credit) == []
+    credit.came(first.lane, 0.0)
+    credit.want(1)
+    assert [request.batch for request in _asked(credit)] == [10]
+
+
+def test_a_small_request_goes_out_when_nothing_is_open() -> None:
+    """With a single free slot and no open request, one message is asked for at once."""
+    credit = Credit()
+    credit.want(40)
+    (first,) = _asked(credit)
+    for _ in range(40):
+        credit.came(first.lane, 0.0)
+    credit.want(1)
+    assert [request.batch for request in _asked(credit)] == [1]
+
+
+def test_what_a_request_did_not_bring_is_asked_for_again() -> None:
+    """An expired request gives its rest back to be asked for."""
+    credit = Credit()
+    credit.want(5)
+    (first,) = _asked(credit)
+    credit.came(first.lane, 0.0)
+    credit.ended(first.lane)
+    assert [request.batch for request in _asked(credit)] == [4]
+
+
+def test_silence_is_two_missed_heartbeats() -> None:
+    """A request of which nothing was heard is given up after two heartbeats and a second, not before."""
+    credit = Credit()
+    credit.want(1)
+    (first,) = _asked(credit, now=100.0)
+    credit.heard(first.lane, 103.0)
+    assert credit.silent(103.0 + SILENCE) == []
+    assert credit.silent(103.1 + SILENCE) == [first.lane]
+
+
+def test_a_lane_without_request_is_never_silent() -> None:
+    """Only open requests have heartbeats."""
+    assert Credit().silent(1e9) == []
+
+
+def test_silence_while_we_did_not_listen_does_not_count() -> None:
+    """After the process itself stood still, each request has a full silence again."""
+    credit = Credit()
+    credit.want(1)
+    _asked(credit, now=0.0)
+    credit.excuse(1000.0)
+    assert credit.silent(1000.0 + SILENCE) == []
+
+
+def test_the_server_accepts_our_heartbeat() -> None:
+    """nats-server refuses a heartbeat of more than half the expiry."""
+    assert HEARTBEAT * 2 <= EXPIRES
+
+
+class Conservation(RuleBasedStateMachine):
+    """Whatever the server does, in whatever order, no more comes than was wanted, and nothing wanted is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.credit = Credit()
+        self.wanted = self.came = 0
+        self.late = 0
+        """What the server may still send into inboxes that were given up."""
+
+    @rule(more=st.integers(1, 60))
+    def want(self, more: int) -> None:
+        self.credit.want(more)
+        self.wanted += more
+
+    @rule()
+    def ask(self) -> None:
+        before = self.credit.unasked
+        request = self.credit.request(0.0)
+        if request:
+            assert 0 < request.batch <= before
+            assert request.lane.outstanding == request.batch
+
+    @precondition(lambda self: self.credit.outstanding)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        lane = data.draw(st.sampled_from([lane for lane in self.credit.lanes if lane.outstanding]))
+        self.credit.came(lane, 0.0)
+        self.came += 1
+
+    @precondition(lambda self: self.late)
+    @rule()
+    def deliver_late(self) -> None:
+        self.credit.came(None, 0.0)
+        self.late -= 1
+        self.came += 1
+
+    @rule(number=st.integers(0, LANES - 1))
+    def end(self, number: int) -> None:
+        self.credit.ended(self.credit.lanes[number])
+
+    @rule(number=st.integers(0, LANES - 1))
+    def give_up(self, number: int) -> None:
+        self.late = min(self.late + self.credit.lanes[number].outstanding, 100)
+        self.credit.ended(self.credit.lanes[number])
+
+    @invariant()
+    def nothing_lost_or_made(self) -> None:
+        assert self.credit.unasked + self.credit.outstanding + self.came == self.wanted
+        assert all(lane.outstanding >= 0 for lane in self.credit.lanes)
+
+    @invariant()
+    def something_is_open_when_something_is_wanted(self) -> None:
+        """Liveness: with room, and all lanes' requests answered or ended, the next call asks."""
+        if self.credit.unasked > 0 and not self.credit.outstanding:
+            request = self.credit.request(0.0)
+            assert request
+            assert request.batch == self.credit.outstanding
+
+
+TestConservation = Conservation.TestCase
+TestConservation.settings = settings(stateful_step_count=60)

@@ -1,0 +1,141 @@
+"""Events as log lines."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import replace
+
+import orjson
+import pytest
+import structlog
+
+from worker import events as e
+from worker.config import load
+from worker.model import Abandon, Ack, Backlog, Delivery, Invocation, Malformed, Nak, NoResponse, Responded, Term
+from worker.observe.logs import ROWS, configure, log_sink
+
+SECRET = "s3cr3t"
+DELIVERY = Delivery((7, 1), "token", 2, 0.0, "q", SECRET.encode())
+INVOCATION = Invocation(
+    call_id="call-1",
+    function="echo",
+    label="echo.openfaas-fn",
+    method="POST",
+    target=f"/function/echo?key={SECRET}".encode(),
+    headers=((b"Authorization", SECRET.encode()),),
+    body=SECRET.encode(),
+    annotations={},
+    callback=f"https://user:{SECRET}@example.com:8443/cb?token={SECRET}",
+    started="1",
+)
+ANSWER = Responded(503, ((b"X", SECRET.encode()),), SECRET.encode(), 6)
+EVENTS: list[e.Event] = [
+    e.InvocationStarted(INVOCATION, 1, 0.5),
+    e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Nak(10.0), 0.25),
+    e.InvocationEnded(INVOCATION, 1, 3, NoResponse("refused"), Term("gave up"), 0.25),
+    e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Abandon(), 0.25),
+    e.Settled(Ack()),
+    e.Redelivered(DELIVERY, "running"),
+    e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number"),
+    e.CallbackIgnored("call-1", "f.ns", "its scheme"),
+    e.CallbackPosted(INVOCATION, 200, True, None, 0.1),
+    e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1),
+    e.CallbackPosted(INVOCATION, "refused", False, None, 0.1),
+    e.DeadLettered(DELIVERY, "call-1", "f.ns", "gave up", 3, True),
+    e.DeadLettered(DELIVERY, None, None, "not JSON", 0, False),
+    e.DeadLetterRefused(DELIVERY, "call-1", "no answer"),
+    e.WorkCrashed(DELIVERY, ValueError("bug")),
+    e.LeasesExtended(3),
+    e.LeaseExpired(DELIVERY),
+    e.Connected("127.0.0.1:4222", False),
+    e.Connected("127.0.0.1:4222", True),
+    e.Disconnected(),
+    e.BrokerTrouble("pulling", "no"),
+    e.BrokerRefused("no"),
+    e.Surprise("odd"),
+    e.Made("stream", "faas-request", False),
+    e.Made("stream", "faas-request", True),
+    e.ConsumerBound("s", "c", 60.0),
+    e.SettlementUnconfirmed(1),
+    e.BacklogRead(Backlog(3, {"q": 2})),
+    e.Listening("http://0.0.0.0:8081"),
+    e.DrainStarted(3, 25.0),
+    e.DrainExpired(3, "second signal"),
+    e.DrainEnded(1.0, False),
+    e.DrainEnded(1.0, True),
+]
+
+
+@pytest.fixture(autouse=True)
+def _structlog() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def _lines(capfdbinary: pytest.CaptureFixture[bytes], events: list[e.Event], **environment: str) -> list[bytes]:
+    settings = load({"log_encoding": "json"} | environment).settings
+    configure(settings)
+    sink = log_sink(settings)
+    for event in events:
+        sink(event)
+    return capfdbinary.readouterr().out.splitlines()
+
+
+def test_each_event_has_a_line() -> None:
+    """No event is forgotten in the table, nor here."""
+    kinds = {kind for union in typing.get_args(e.Event) for kind in (typing.get_args(union) or (union,))}
+    assert set(ROWS) == kinds == {type(event) for event in EVENTS}
+
+
+@pytest.mark.parametrize("encoding", ["json", "console"])
+def test_no_secret_is_in_any_line(capfdbinary: pytest.CaptureFixture[bytes], encoding: str) -> None:
+    """Bodies, headers, queries and URL passwords are never logged, at debug level neither."""
+    lines = _lines(capfdbinary, EVENTS, debug="true", log_encoding=encoding)
+    assert len(lines) >= len(EVENTS)
+    assert not [line for line in lines if SECRET.encode() in line]
+
+
+def test_the_end_of_an_invocation_is_one_line_at_info(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """With call id, function, attempt, status, duration and bytes; its start is told at debug only."""
+    ended = e.InvocationEnded(INVOCATION, 2, 3, ANSWER, Ack(), 0.25)
+    (line,) = _lines(capfdbinary, [EVENTS[0], ended, e.Settled(Ack())])
+    fields = orjson.loads(line)
+    del fields["timestamp"]
+    assert fields == {
+        "event": "Invoked",
+        "level": "info",
+        "call_id": "call-1",
+        "function": "echo.openfaas-fn",
+        "attempt": 2,
+        "status": 503,
+        "duration": 0.25,
+        "bytes": 6,
+    }
+
+
+def test_the_start_of_an_invocation_is_one_line_at_debug(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """With the call id, so that both lines can be found by it."""
+    (line,) = _lines(capfdbinary, [EVENTS[0]], debug="true")
+    fields = orjson.loads(line)
+    assert (fields["event"], fields["level"], fields["call_id"]) == ("Invoke", "debug", "call-1")
+
+
+def test_a_retry_tells_when(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The wait before the next attempt is in the line."""
+    (line,) = _lines(capfdbinary, [EVENTS[1]])
+    assert orjson.loads(line)["retry_in"] == 10.0
+
+
+def test_an_annotation_is_warned_of_once(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The same one at each message would drown the log; another value is another warning."""
+    first = e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number")
+    lines = _lines(capfdbinary, [first, first, replace(first, value="few"), first])
+    assert len(lines) == 2
+
+
+def test_what_could_not_be_decoded_is_logged_without_a_call(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """There is no call id to tell; the sequence number finds it in the dead letters."""
+    malformed = e.InvocationEnded(INVOCATION, 1, 3, Malformed("odd"), Term("odd"), 0.0)
+    lines = _lines(capfdbinary, [EVENTS[12], malformed])
+    assert orjson.loads(lines[0])["sequence"] == 7
