@@ -127,6 +127,8 @@ class Connection:
             ApiError: it said no.
             NotStored: it said nothing, or there is none.
         """
+        if not self.up:
+            raise NotStored(f"no answer on {subject}: not connected to NATS")
         try:
             answer = await self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
             said = json.loads(answer.data)
