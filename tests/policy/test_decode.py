@@ -1,0 +1,680 @@
+from __future__ import annotations
+
+import base64
+import json
+import posixpath
+import random
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import h11
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from worker.model import Delivery, Invocation, Malformed
+from worker.policy.decode import decode, made_call_id
+
+STORED = 1_700_000_000_000_000_000
+MADE = "1834cc91-459a-5eff-9d45-dc6a80d3cc5b"
+OURS = ((b"X-Call-Id", MADE.encode()), (b"User-Agent", b"queue-worker/test"))
+ECHO = Invocation(
+    call_id=MADE,
+    function="echo",
+    label="echo.fn",
+    method="POST",
+    target=b"/function/echo",
+    headers=OURS,
+    body=b"",
+    annotations={},
+    callback=None,
+    started=str(STORED),
+)
+
+
+def delivery(payload: bytes) -> Delivery:
+    return Delivery(id=(7, STORED), token="t", count=1, arrived=0.0, subject="faas-request", payload=payload)
+
+
+def decoded(payload: bytes) -> tuple[Invocation, str | None] | Malformed:
+    return decode(delivery(payload), namespace="fn", user_agent="queue-worker/test")
+
+
+def accepted(**fields: Any) -> Invocation:
+    """What a message with these fields asks for, the function being echo unless given."""
+    result = decoded(json.dumps({"Function": "echo"} | fields).encode())
+    assert not isinstance(result, Malformed), result.reason
+    return result[0]
+
+
+def refused(payload: bytes) -> str:
+    """Why a message cannot be decoded."""
+    result = decoded(payload)
+    assert isinstance(result, Malformed)
+    return result.reason
+
+
+# What Go wrote.
+
+USUAL = (
+    (b"Accept", b"*/*"),
+    (b"Accept-Encoding", b"gzip"),
+    (b"Content-Type", b"application/json"),
+    (b"User-Agent", b"curl/8.5.0"),
+    (b"X-Call-Id", b"24ae517c-ad0d-4654-8160-d2a7f7d68fab"),
+    (b"X-Start-Time", b"1646739420463153513"),
+)
+FROM_CURL = {"headers": USUAL, "call_id": USUAL[4][1].decode(), "started": USUAL[5][1].decode()}
+ENV = {"function": "env", "label": "env.fn", "target": b"/function/env"}
+EXPECTED: dict[str, dict[str, Any]] = {
+    "smallest": {},
+    "usual": FROM_CURL
+    | {
+        "function": "echo.openfaas-fn",
+        "label": "echo.openfaas-fn",
+        "target": b"/function/echo.openfaas-fn",
+        "body": b'{"a": 1}',
+        "annotations": {"topic": "payments"},
+    },
+    "empty body, not nil": {},
+    "binary body": FROM_CURL | {"method": "PUT", "body": bytes(range(256))},
+    "html-escaped by encoding/json": {
+        "target": b"/function/echo/a%3Cb%3E&c?q=<1>&r=2",
+        "headers": ((b"X-Html", '<a href="x">&amp;</a>\u2028\u2029'.encode()), *OURS),
+    },
+    "unicode": {
+        "target": b"/function/echo/p%C3%A4th/%E6%97%A5%E6%9C%AC?q=%E2%9C%93",
+        "headers": ((b"X-Name", "Zo\u00eb \U0001f680".encode()), *OURS),
+    },
+    "invalid utf-8 in a header and path (replaced by encoding/json)": {
+        "target": b"/function/echo/%EF%BF%BD",
+        "headers": ((b"X-Raw", "a\ufffd\ufffdb".encode()), *OURS),
+    },
+    "repeated headers, odd case kept as stored": {
+        "headers": (
+            (b"Cookie", b"a=1"),
+            (b"Cookie", b"b=2"),
+            (b"X-Multi", b"1"),
+            (b"X-Multi", b"2"),
+            (b"X-Multi", b""),
+            (b"x-lower", b"kept"),
+            *OURS,
+        )
+    },
+    "header with no values": {},
+    "hop-by-hop headers": {"body": b"abc"},
+    "path and query": ENV | {"method": "PATCH", "target": b"/function/env/api/v1/users/42?x=1&y=a%20b&x=2"},
+    "query with a leading question mark": ENV | {"target": b"/function/env/?x=1"},
+    "path with escapes": ENV | {"target": b"/function/env/a%2Fb/%20/..;/c"},
+    "get": ENV | FROM_CURL | {"method": "GET"},
+    "method empty": ENV,
+    "callback, plain": FROM_CURL | {"callback": "http://gateway:8080/function/receive"},
+    "callback, query and fragment": {"callback": "https://example.com:8443/cb/a%2Fb?token=x%26y&z=1"},
+    "callback with user info (lost by encoding/json)": {"callback": "https://example.com/cb"},
+    "callback, opaque": {"complaint": "its scheme is 'mailto'; only http and https can be posted to"},
+    "callback, relative": {"complaint": "its scheme is ''; only http and https can be posted to"},
+    "callback, ipv6": {"callback": "http://[::1]:9000/x"},
+    "retry annotations": FROM_CURL
+    | {
+        "function": "chaos.openfaas-fn",
+        "label": "chaos.openfaas-fn",
+        "target": b"/function/chaos.openfaas-fn",
+        "annotations": {
+            "com.openfaas.retry.attempts": "30",
+            "com.openfaas.retry.codes": "429",
+            "com.openfaas.retry.max_wait": "1m",
+            "com.openfaas.retry.min_wait": "5s",
+        },
+    },
+    "retry annotations, invalid": {
+        "function": "chaos",
+        "label": "chaos.fn",
+        "target": b"/function/chaos",
+        "annotations": {
+            "com.openfaas.retry.attempts": "many",
+            "com.openfaas.retry.codes": "429,abc",
+            "com.openfaas.retry.max_wait": "-1m",
+            "com.openfaas.retry.min_wait": "5",
+        },
+    },
+    "function name with slashes, as an old gateway may send it": {},
+}
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "queue_requests.jsonl"
+LINES = {
+    line["note"]: line["message"].encode() for line in map(json.loads, FIXTURE.read_text("utf-8").split("\n")[:24])
+}
+
+
+@pytest.mark.parametrize("note", EXPECTED)
+def test_reads_what_go_writes(note: str) -> None:
+    """Each message that Go's encoding/json wrote of a ``QueueRequest`` asks for exactly this."""
+    expected = dict(EXPECTED[note])
+    complaint = expected.pop("complaint", None)
+    values = {name: getattr(ECHO, name) for name in ECHO.__slots__}
+    assert decoded(LINES[note]) == (Invocation(**(values | expected)), complaint)
+
+
+def test_no_message_of_go_is_left_out() -> None:
+    """Every line of the fixture is tested."""
+    assert set(LINES) == set(EXPECTED)
+    assert len(LINES) == 24
+
+
+# The function, the method, the target.
+
+
+@pytest.mark.parametrize(
+    ("given_", "function", "label"),
+    [
+        ("echo", "echo", "echo.fn"),
+        ("echo.other", "echo.other", "echo.other"),
+        ("/echo/", "echo", "echo.fn"),
+        ("//echo.other//", "echo.other", "echo.other"),
+        ("a", "a", "a.fn"),
+        ("a-b_c.d", "a-b_c.d", "a-b_c.d"),
+    ],
+)
+def test_the_function_is_the_one_in_the_body(given_: str, function: str, label: str) -> None:
+    """The function is called as the message names it, and labelled with its namespace, ours standing in."""
+    invocation = accepted(Function=given_)
+    assert (invocation.function, invocation.label) == (function, label)
+    assert invocation.target == f"/function/{function}".encode()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "",
+        "/",
+        ".",
+        "..",
+        "../system/functions",
+        "echo/../env",
+        "echo/env",
+        "echo%2f..%2fenv",
+        "echo?x",
+        "echo#x",
+        "echo x",
+        "Echo",
+        "echo\n",
+        "echo\r\nX-Evil: 1",
+        "echo\x00",
+        "\u00e9cho",
+        "ec\\ho",
+        "a.b.c",
+        "-echo",
+        "echo-",
+        "http://evil/",
+        "a" * 254,
+    ],
+)
+def test_what_is_no_function_is_refused(function: str) -> None:
+    """A name that leads elsewhere, or that no function can have, is refused with the name in the reason."""
+    reason = refused(json.dumps({"Function": function}).encode())
+    assert reason == f"not a function's name: {function[:80]!r}"
+
+
+@pytest.mark.parametrize("method", [None, ""])
+def test_the_method_is_post_where_none_is_given(method: str | None) -> None:
+    """No method, and the empty one, mean POST."""
+    assert accepted(Method=method).method == "POST"
+
+
+@pytest.mark.parametrize("method", ["GET", "patch", "M-SEARCH", "!#$%&'*+-.^_`|~09AZaz"])
+def test_any_token_is_a_method(method: str) -> None:
+    """A method is any token (RFC 9110, section 9.1), in the case that it came in."""
+    assert accepted(Method=method).method == method
+
+
+@pytest.mark.parametrize("method", ["GET /", "G T", "GET\r\n", "GET\n", " ", "G\u00cbT", "G:T", "\x00", "(", "G\tT"])
+def test_what_is_no_method_is_refused(method: str) -> None:
+    """What could end the request line is no method."""
+    assert refused(json.dumps({"Function": "echo", "Method": method}).encode()) == f"not an HTTP method: {method!r}"
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "target"),
+    [
+        (None, None, b""),
+        ("", "", b""),
+        ("/", "", b"/"),
+        ("a/b", "", b"/a/b"),
+        ("//a//b/", "", b"//a//b/"),
+        ("/a b", "", b"/a%20b"),
+        ("/a%20b%2F%zz%", "", b"/a%20b%2F%25zz%25"),
+        ("/a?b#c", "", b"/a%3Fb%23c"),
+        ('/"<>\\^`{|}', "", b"/%22%3C%3E%5C%5E%60%7B%7C%7D"),
+        ("/!$&'()*+,;=:@-._~[]", "", b"/!$&'()*+,;=:@-._~[]"),
+        ("/\r\n\t\x00\x7f", "", b"/%0D%0A%09%00%7F"),
+        ("/\u00e9\U0001f680", "", b"/%C3%A9%F0%9F%9A%80"),
+        ("", "a=b", b"?a=b"),
+        ("", "?a=b", b"?a=b"),
+        ("", "??a", b"??a"),
+        ("", "?", b""),
+        ("/x", "a=b&c=%20&d=%zz%", b"/x?a=b&c=%20&d=%zz%"),
+        ("/x", "a b#c", b"/x?a%20b%23c"),
+        ("/x", '"<>\\^`{|}/?:@', b'/x?"<>\\^`{|}/?:@'),
+        ("/x", "\r\n\x00\u00e9", b"/x?%0D%0A%00%C3%A9"),
+        ("/..;/a/.../b..", "..", b"/..;/a/.../b..?.."),
+        ("/a/../b", "", b"/a/../b"),
+        ("/a/b/../..", "", b"/a/b/../.."),
+        ("/a/./..", "", b"/a/./.."),
+        ("/%252e%252e", "", b"/%252e%252e"),
+    ],
+)
+def test_path_and_query_go_out_as_they_came(path: str | None, query: str | None, target: bytes) -> None:
+    """Path and query reach the function as the caller wrote them; only what would end them is escaped, as Go does."""
+    assert accepted(Path=path, QueryString=query).target == b"/function/echo" + target
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "..",
+        "/..",
+        "/../env",
+        "/../../system/functions",
+        "/a/../../env",
+        "//../env",
+        "/./../env",
+        "/a//../../env",
+        "/%2e%2e/env",
+        "/%2E./env",
+        "/..%2fenv",
+        "/a%2F..%2F../env",
+        "/../echo",
+    ],
+)
+def test_a_path_cannot_leave_its_function(path: str) -> None:
+    """Dots that a server would read as another function, or the gateway's own API, are refused, however escaped."""
+    reason = refused(json.dumps({"Function": "echo", "Path": path}).encode())
+    assert reason == f"a path that leads out of the function: {path!r}"
+
+
+# Headers.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Authenticate",
+        "Proxy-Authorization",
+        "Proxy-Connection",
+        "Te",
+        "Trailer",
+        "Trailers",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Host",
+        "Content-Length",
+    ],
+)
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_headers_about_a_connection_end_with_it(name: str, case: Any) -> None:
+    """Hop-by-hop headers, and the two that our client writes itself, do not go on, whatever their case."""
+    assert accepted(Header={case(name): ["a", "b"], "X-Kept": ["1"]}).headers == ((b"X-Kept", b"1"), *OURS)
+
+
+@pytest.mark.parametrize("connection", [["X-Drop,  x-also "], ["close", "x-drop,X-ALSO"], [",x-also,,X-Drop,"]])
+@pytest.mark.parametrize("name", ["Connection", "connection", "CONNECTION"])
+def test_headers_named_by_connection_end_with_it(name: str, connection: list[str]) -> None:
+    """So do those that Connection names, whether they stand before it or after."""
+    header = {"X-Drop": ["1"], "X-Kept": ["2"], name: connection, "x-DROP": ["3"], "X-Also": ["4"], "X-Drop-Not": ["5"]}
+    assert accepted(Header=header).headers == ((b"X-Kept", b"2"), (b"X-Drop-Not", b"5"), *OURS)
+
+
+def test_connection_cannot_take_the_call_id_away() -> None:
+    """A call id stays, even where Connection names it; a User-Agent that it names is replaced by ours."""
+    header = {"Connection": ["x-call-id, user-agent"], "X-Call-Id": ["id"], "User-Agent": ["curl"]}
+    invocation = accepted(Header=header)
+    assert invocation.call_id == "id"
+    assert invocation.headers == ((b"X-Call-Id", b"id"), (b"User-Agent", b"queue-worker/test"))
+
+
+@given(st.lists(st.booleans(), min_size=9, max_size=9), st.sampled_from(["X-Call-Id", "User-Agent", "X-Start-Time"]))
+def test_names_are_known_in_any_case(upper: list[bool], name: str) -> None:
+    """However a header's name is written, it is the same header: nothing is made on top, and it goes on as written."""
+    odd = "".join(c.upper() if up else c.lower() for c, up in zip(name, upper + upper, strict=False))
+    invocation = accepted(Header={odd: ["given"]})
+    assert (odd.encode(), b"given") in invocation.headers
+    assert [key.lower() for key, _ in invocation.headers].count(name.lower().encode()) == 1
+    known = {"X-Call-Id": invocation.call_id, "X-Start-Time": invocation.started}
+    assert known.get(name, "given") == "given"
+
+
+def test_the_first_of_several_call_ids_counts() -> None:
+    """Where a message brings several call ids, the first that is not empty is the invocation's."""
+    invocation = accepted(Header={"x-call-id": ["", " "], "X-Call-Id": ["one", "two"], "X-CALL-ID": ["three"]})
+    assert invocation.call_id == "one"
+    assert [value for _, value in invocation.headers] == [b"one", b"two", b"three", b"queue-worker/test"]
+
+
+@pytest.mark.parametrize("header", [None, {}, {"X-Call-Id": None}, {"X-Call-Id": []}, {"x-call-id": ["", " \t"]}])
+def test_a_call_id_is_made_where_none_came(header: Any) -> None:
+    """No call id, and an empty one, are replaced by one that is made, which the function gets too."""
+    invocation = accepted(Header=header)
+    assert invocation.call_id == MADE
+    assert invocation.headers == OURS
+
+
+def test_the_made_call_id_is_the_same_wherever_it_is_made() -> None:
+    """It comes of the message alone: each delivery, in each worker and each version, makes the same one."""
+    first, again = delivery(b""), Delivery((7, STORED), "other", 9, 5.0, "elsewhere", b"x")
+    assert made_call_id(first) == made_call_id(again) == MADE
+
+
+def test_made_call_ids_differ() -> None:
+    """Another message makes another one: another sequence, another time of storing, or both digits shifted."""
+    ids = [(7, STORED), (8, STORED), (7, STORED + 1), (1, 23), (12, 3)]
+    assert len({made_call_id(Delivery(each, "t", 1, 0.0, "s", b"")) for each in ids}) == 5
+
+
+@pytest.mark.parametrize("header", [{}, {"X-Start-Time": []}, {"X-Start-Time": [""]}])
+def test_an_invocation_was_accepted_when_it_was_stored(header: Any) -> None:
+    """Where no X-Start-Time came, the time of storing stands for it."""
+    assert accepted(Header=header).started == str(STORED)
+
+
+def test_whitespace_around_values_does_not_count() -> None:
+    """Spaces and tabs around a value are not part of it (RFC 9110, section 5.5); those inside are."""
+    invocation = accepted(Header={"X-A": ["\t b\t c \t"], "X-Call-Id": [" id "]})
+    assert invocation.headers[0] == (b"X-A", b"b\t c")
+    assert invocation.call_id == "id"
+
+
+@pytest.mark.parametrize("code", [*range(9), *range(10, 32), 127])
+def test_control_characters_in_values_are_refused(code: int) -> None:
+    """No control character but the tab can stand in a value, in any header, even one that is dropped."""
+    for name in ("X-A", "Connection", "Host", "X-Call-Id"):
+        payload = json.dumps({"Function": "echo", "Header": {name: ["fine", f"a{chr(code)}b"]}}).encode()
+        assert refused(payload) == f"header {name} has a control character in its value"
+
+
+@pytest.mark.parametrize("name", ["", "X A", "X:A", "X\r\nA", "X\nA", "X-A\n", "X\x00", "X-\u00c4", " X", "X(", "X\t"])
+def test_what_is_no_header_is_refused(name: str) -> None:
+    """A name that is no token could add a line; it is refused, with or without values."""
+    for values in (["a"], [], None):
+        payload = json.dumps({"Function": "echo", "Header": {name: values}}).encode()
+        assert refused(payload) == f"not a header's name: {name!r}"
+
+
+# The body, and the rest.
+
+
+@given(st.binary())
+@example(bytes(range(256)))
+def test_the_body_is_exact(body: bytes) -> None:
+    """The function gets the body that the caller sent, to the byte."""
+    assert accepted(Body=base64.b64encode(body).decode()).body == body
+
+
+def test_a_null_body_is_an_empty_one() -> None:
+    """Go writes null for a body that is nil."""
+    assert accepted(Body=None).body == b""
+
+
+@pytest.mark.parametrize("body", ["A", "AA", "AAA", "AA==A", "!!!!", "A\nA==", "_-8="])
+def test_a_body_that_is_not_base64_is_refused(body: str) -> None:
+    """A body is standard base64 with its padding, or the message is refused."""
+    reason = refused(json.dumps({"Function": "echo", "Body": body}).encode())
+    assert reason == "not a QueueRequest: Invalid base64 encoded string - at `$.Body`"
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """What we do not know does not matter, nor do the fields that only describe the caller's request."""
+    more = {"Host": "gateway:8080", "QueueName": "q", "Extra": {"a": [1, None, {"b": 1e300}]}, "function": "other"}
+    assert accepted(**more) == ECHO
+
+
+def test_the_last_of_duplicate_keys_counts() -> None:
+    """Where a key comes twice the last one counts, as in Go."""
+    payload = b'{"Function":"a","Header":{"X":["1"],"X":["2"]},"Function":"b"}'
+    result = decoded(payload)
+    assert isinstance(result, tuple)
+    assert result[0].function == "b"
+    assert result[0].headers == ((b"X", b"2"), *OURS)
+
+
+@pytest.mark.parametrize(
+    "field", ["Method", "Header", "Host", "Path", "QueryString", "Body", "QueueName", "Annotations"]
+)
+def test_null_is_absent(field: str) -> None:
+    """A field that is null counts as absent, as in Go."""
+    assert accepted(**{field: None}) == ECHO
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("Function", None),
+        ("Function", 1),
+        ("Method", 1),
+        ("Header", []),
+        ("Header", {"X": "1"}),
+        ("Header", {"X": [1]}),
+        ("Path", {}),
+        ("QueryString", ["a"]),
+        ("Body", [1, 2]),
+        ("Annotations", {"a": 1}),
+        ("Annotations", "a"),
+        ("CallbackUrl", 1),
+        ("CallbackUrl", ["http://h"]),
+        ("CallbackUrl", True),
+    ],
+)
+def test_another_type_is_refused(field: str, value: Any) -> None:
+    """A field of another type is not guessed at; the reason names it."""
+    reason = refused(json.dumps({"Function": "echo"} | {field: value}).encode())
+    assert re.match(rf"not a QueueRequest: Expected `[^`]+`, got `\w+` - at `\$\.{field}", reason), reason
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"echo"',
+        b"{}",
+        b'{"Method":"POST"}',
+        b'{"Function":"echo"} {}',
+        b'{"Function":"echo",}',
+        b"{'Function':'echo'}",
+        b'\xef\xbb\xbf{"Function":"echo"}',
+        b'{"Function":"\xff"}',
+        b'{"Function":"echo","Path":"\xed\xa0\x80"}',
+        b'{"Function":"echo","Path":"\\ud800"}',
+        b'{"Function":"echo","QueryString":"\\udc00"}',
+        b'{"Function":"echo","Header":{"X":["\\ud800\\ud800"]}}',
+        b'{"Function":"echo","Header":{"X":["\\ud800x"]}}',
+        b'{"Function":"echo","X":NaN}',
+        b'{"Function":"echo","CallbackUrl":{"a":1e999}}',
+        b'{"Function":"echo","CallbackUrl":{"a":' + b"9" * 5000 + b"}}",
+        b'{"Function":"echo","X":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"Function":"echo","CallbackUrl":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+        b'{"a":' * 100_000,
+        b"[" * 100_000,
+        b"\x1f\x8b\x08",
+    ],
+    ids=lambda payload: repr(payload[:40]),
+)
+def test_what_is_no_message_is_refused(payload: bytes) -> None:
+    """What is not JSON, not an object, has no function, or is nested or numbered past all bounds is refused."""
+    assert refused(payload).startswith("not a QueueRequest: ")
+
+
+def test_numbers_that_nobody_reads_may_be_huge() -> None:
+    """An unknown field may hold any number."""
+    assert decoded(b'{"Function":"echo","X":' + b"9" * 100_000 + b',"Y":1e999}') == (ECHO, None)
+
+
+@pytest.mark.parametrize("callback", ["ftp://h/", "/relative", {}, {"Scheme": 1}, "http://h/a b"])
+def test_a_bad_callback_does_not_spoil_the_invocation(callback: Any) -> None:
+    """The function runs although its result can be told to nobody, and the complaint says why."""
+    result = decoded(json.dumps({"Function": "echo", "CallbackUrl": callback}).encode())
+    assert isinstance(result, tuple)
+    invocation, complaint = result
+    assert invocation == ECHO
+    assert complaint
+
+
+@pytest.mark.parametrize("callback", ["http://h/x", None, ""])
+def test_a_good_callback_brings_no_complaint(callback: str | None) -> None:
+    """Where the callback can be posted to, or there is none, nothing is complained of."""
+    result = decoded(json.dumps({"Function": "echo", "CallbackUrl": callback}).encode())
+    assert isinstance(result, tuple)
+    assert result[0].callback == (callback or None)
+    assert result[1] is None
+
+
+HUGE = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Function": HUGE + " "},
+        {"Function": "echo", "Method": HUGE + " "},
+        {"Function": "echo", "Path": "/../" + HUGE},
+        {"Function": "echo", "Header": {HUGE + " ": ["a"]}},
+        {"Function": "echo", "Header": {HUGE: ["\n"]}},
+        {"Function": "echo", "Header": {"X": [HUGE + "\n"]}},
+        {"Function": "echo", "Header": {HUGE: [1]}},
+        {"Function": "echo", "Annotations": {HUGE: 1}},
+    ],
+    ids=str,
+)
+def test_reasons_are_short(fields: dict[str, Any]) -> None:
+    """A reason quotes the message, and stays short however long that is."""
+    assert len(refused(json.dumps(fields).encode())) < 200
+
+
+# The laws.
+
+TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+HOP_BY_HOP = {
+    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te"),
+    *(b"trailer", b"trailers", b"transfer-encoding", b"upgrade", b"host", b"content-length"),
+}
+
+
+def is_one_request(invocation: Invocation) -> None:
+    """The invocation is one request to its own function, and nothing in it can be read as anything more."""
+    target = b"/function/" + invocation.function.encode()
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9_]*[a-z0-9])?)?", invocation.function)
+    assert TOKEN.fullmatch(invocation.method.encode())
+    assert invocation.target.startswith(target)
+    assert re.fullmatch(rb"(/[!-~]*)?(\?[!-~]+)?", invocation.target.removeprefix(target))
+    assert b"#" not in invocation.target
+    path = unquote(invocation.target.partition(b"?")[0].decode())
+    assert f"{posixpath.normpath(path)}/".startswith(f"{target.decode()}/")
+    for name, value in invocation.headers:
+        assert TOKEN.fullmatch(name)
+        assert name.lower() not in HOP_BY_HOP
+        assert not set(value) & {*range(9), *range(10, 32), 127}
+        assert value == value.strip(b" \t")
+    # And another implementation writes it, and reads it as just that.
+    client, server = h11.Connection(h11.CLIENT), h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
+    headers = [(b"Host", b"h"), *invocation.headers]
+    request = h11.Request(method=invocation.method, target=invocation.target, headers=headers)
+    sent = client.send(request)
+    assert sent is not None
+    server.receive_data(sent)
+    read = server.next_event()
+    assert isinstance(read, h11.Request)
+    assert (read.method, read.target) == (invocation.method.encode(), invocation.target)
+    assert read.headers.raw_items() == headers
+
+
+nasty = st.text(st.sampled_from("\r\n\0\t :%?#/.\\a2eF\x7f\x85\u2028\u00e9")) | st.text()
+function_names = st.sampled_from(["echo", "echo.fn", "/echo/"]) | nasty
+header_names = st.sampled_from(["Connection", "X-Call-Id", "x-call-id", "User-Agent", "X-A", "x-a", "Host"]) | nasty
+values = st.sampled_from(["x-a", "close", " id ", "a, b,X-A"]) | nasty
+messages = st.fixed_dictionaries(
+    {"Function": function_names},
+    optional={
+        "Method": st.sampled_from(["GET", "", "post"]) | nasty,
+        "Path": nasty,
+        "QueryString": nasty,
+        "Header": st.dictionaries(header_names, st.none() | st.lists(values, max_size=3), max_size=4),
+        "CallbackUrl": nasty | nasty.map("http://h/".__add__),
+        "Annotations": st.dictionaries(nasty, nasty, max_size=2),
+    },
+)
+
+
+@given(messages)
+@example({"Function": "echo", "Path": "/a\r\nX-Evil: 1", "QueryString": "\r\n\r\n"})
+@example({"Function": "echo", "Method": "CONNECT"})
+def test_no_message_can_write_more_than_its_request(message: dict[str, Any]) -> None:
+    """Whatever text stands in its fields, a message is refused, or is one request to the function that it names."""
+    result = decoded(json.dumps(message).encode())
+    if isinstance(result, tuple):
+        is_one_request(result[0])
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "Path": nasty,
+            "QueryString": nasty,
+            "Header": st.dictionaries(
+                st.from_regex(r"[-A-Za-z0-9!#$%&'*+.^_`|~]{1,9}", fullmatch=True),
+                st.lists(
+                    st.text(st.characters(min_codepoint=32, exclude_characters="\x7f", exclude_categories=["Cs"]))
+                ),
+                max_size=4,
+            ),
+        },
+    )
+)
+def test_what_is_safe_is_not_refused(fields: dict[str, Any]) -> None:
+    """Any path that stays in its function, any query and any printable value are taken."""
+    depth = 0
+    for segment in unquote(fields.get("Path", "")).split("/"):
+        depth += {"": 0, ".": 0, "..": -1}.get(segment, 1)
+        if depth < 0:
+            return
+    is_one_request(accepted(**fields))
+
+
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | nasty,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(nasty, inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = ["Function", "Method", "Header", "Path", "QueryString", "Body", "Annotations", "CallbackUrl", "Extra"]
+
+
+@given(anything | st.dictionaries(st.sampled_from(FIELDS), anything).map(lambda fields: {"Function": "echo"} | fields))
+def test_any_json_is_read_or_refused(value: Any) -> None:
+    """No JSON at all makes decoding raise."""
+    result = decoded(json.dumps(value).encode())
+    if isinstance(result, tuple):
+        is_one_request(result[0])
+    else:
+        assert result.reason
+
+
+@given(st.binary())
+def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
+    """No bytes at all make decoding raise."""
+    refused(payload)
+
+
+@given(st.sampled_from(sorted(LINES.values())), st.randoms(use_true_random=False))
+def test_damaged_messages_are_read_or_refused(payload: bytes, dice: random.Random) -> None:
+    """A message that lost, gained or changed some bytes is read as one request, or refused."""
+    damaged = bytearray(payload)
+    for _ in range(dice.randint(1, 4)):
+        start = dice.randrange(len(damaged) + 1)
+        damaged[start : start + dice.randint(0, 3)] = dice.choice([b"", b"\\n", b"\xff", b'"', b"\\ud800", b"{", b"\0"])
+    result = decoded(bytes(damaged))
+    if isinstance(result, tuple):
+        is_one_request(result[0])

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.policy.backoff import Backoff, Jitter
+from worker.policy.retry import Ignored, Retry, annotated, parse_attempts, parse_codes
+
+ATTEMPTS, CODES, MIN_WAIT, MAX_WAIT = (
+    f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait")
+)
+BASE = Retry(attempts=7, codes=frozenset({500, 503}), backoff=Backoff(1.0, 60.0, Jitter.EQUAL))
+NO_CODES = "not a list of HTTP status codes: write them with commas, as 408,429,503"
+NO_ATTEMPTS = "not a number of attempts: write a whole number from 1 to 1000000"
+NO_DURATION = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m"
+NEGATIVE = "negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m"
+NO_WAIT = "not a wait: it must be longer than nothing"
+
+
+def test_the_defaults_are_the_contract_s() -> None:
+    """A hundred attempts, 10 s to 120 s without jitter, on the six codes that OpenFaaS retries."""
+    retry = Retry()
+    assert (retry.attempts, retry.codes) == (100, {408, 429, 500, 502, 503, 504})
+    assert retry.backoff == Backoff(10.0, 120.0, Jitter.EXPONENTIAL)
+
+
+USED = {
+    ATTEMPTS: ("30", replace(BASE, attempts=30)),
+    CODES: ("429, 418", replace(BASE, codes=frozenset({418, 429}))),
+    MIN_WAIT: ("5s", replace(BASE, backoff=replace(BASE.backoff, initial=5.0))),
+    MAX_WAIT: ("1m30s", replace(BASE, backoff=replace(BASE.backoff, longest=90.0))),
+}
+
+
+@pytest.mark.parametrize("annotation", USED)
+def test_each_annotation_is_used_on_its_own(annotation: str) -> None:
+    """An annotation changes what it names, and leaves all else as the settings have it."""
+    value, expected = USED[annotation]
+    assert annotated(BASE, {annotation: value, "topic": "x"}) == (expected, ())
+    assert annotated(BASE, {annotation: f" {value}\t"}) == (expected, ())
+
+
+def test_all_annotations_together() -> None:
+    """They add up."""
+    expected = Retry(30, frozenset({418, 429}), Backoff(5.0, 90.0, Jitter.EQUAL))
+    assert annotated(BASE, {annotation: value for annotation, (value, _) in USED.items()}) == (expected, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "schedule"),
+    [
+        ({}, [10, 20, 40, 80, 120, 120]),
+        ({MIN_WAIT: "5s"}, [5, 10, 20, 40, 80, 120]),
+        ({MAX_WAIT: "30s"}, [10, 20, 30, 30, 30, 30]),
+        ({MIN_WAIT: "300ms", MAX_WAIT: "1s"}, [0.3, 0.6, 1.0, 1.0, 1.0, 1.0]),
+        ({MIN_WAIT: "10m"}, [120, 120, 120, 120, 120, 120]),
+        ({ATTEMPTS: "1"}, [10, 20, 40, 80, 120, 120]),
+    ],
+)
+def test_schedules_under_annotations(changes: dict[str, str], schedule: list[float]) -> None:
+    """The first six waits under each annotation: min(initial * 2^(n-1), max) with what was given."""
+    retry, _ = annotated(Retry(), changes)
+    assert [retry.backoff.delay(attempt, dice=0.9) for attempt in range(1, 7)] == schedule
+
+
+IGNORED = [
+    *((ATTEMPTS, value, NO_ATTEMPTS) for value in ("many", "0", "-1", "1.5", "1000001", "1e3", "+5", "\u0665", "5 5")),
+    *(
+        (CODES, value, NO_CODES)
+        for value in ("429,abc", ",", "429,", "42", "4290", "600", "099", "500;503", "5xx", "-429")
+    ),
+    *((wait, value, NO_DURATION) for wait in (MIN_WAIT, MAX_WAIT) for value in ("5", "soon", "1 s", "1h30")),
+    *((wait, value, NO_WAIT) for wait in (MIN_WAIT, MAX_WAIT) for value in ("0s", "0", "-0s", "0.1ns")),
+    *((wait, value, NEGATIVE) for wait in (MIN_WAIT, MAX_WAIT) for value in ("-1m", "-1ns")),
+    *((wait, "2562048h", "longer than 292 years") for wait in (MIN_WAIT, MAX_WAIT)),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "accepted"), IGNORED)
+def test_each_invalid_annotation_is_ignored_on_its_own(annotation: str, value: str, accepted: str) -> None:
+    """An annotation that cannot be used changes nothing, spoils no other, and is told of once."""
+    ignored = (Ignored(annotation, value, accepted),)
+    assert annotated(BASE, {annotation: value}) == (BASE, ignored)
+    others = {other: text for other, (text, _) in USED.items() if other != annotation}
+    assert annotated(BASE, others | {annotation: value}) == (annotated(BASE, others)[0], ignored)
+
+
+def test_all_annotations_invalid() -> None:
+    """Each is told of; none is used."""
+    values = {ATTEMPTS: "many", CODES: "429,abc", MAX_WAIT: "-1m", MIN_WAIT: "5"}
+    retry, ignored = annotated(BASE, values)
+    assert retry == BASE
+    assert {each.annotation: each.value for each in ignored} == values
+    assert len(ignored) == 4
+
+
+@pytest.mark.parametrize("annotation", USED)
+@pytest.mark.parametrize("value", ["", " ", "\t\n"])
+def test_an_empty_annotation_counts_as_not_set(annotation: str, value: str) -> None:
+    """As with settings, who writes nothing asks for nothing."""
+    assert annotated(BASE, {annotation: value}) == (BASE, ())
+
+
+def test_other_annotations_do_not_matter() -> None:
+    """Names are exact: another case, a prefix or a suffix is another annotation."""
+    others = {"attempts": "1", "com.openfaas.retry": "1", f"{ATTEMPTS}.x": "1", ATTEMPTS.upper(): "1", "": "1"}
+    assert annotated(BASE, others) == (BASE, ())
+
+
+ALL_CODES = ",".join(map(str, range(100, 600)))
+
+
+def test_annotations_are_bounded() -> None:
+    """All codes there are can be named; what is longer than that is ignored, and not told whole."""
+    assert len(ALL_CODES) == 1999
+    assert annotated(BASE, {CODES: ALL_CODES})[0].codes == frozenset(range(100, 600))
+    fits, over = "500," * 511 + " 500", "500," * 512 + "5"
+    assert (len(fits), len(over)) == (2048, 2049)
+    assert annotated(BASE, {CODES: fits})[1] == ()
+    for annotation in USED:
+        for value in (over, "9" * 10_000_000):
+            assert annotated(BASE, {annotation: value}) == (
+                BASE,
+                (Ignored(annotation, value[:80], "longer than 2048 characters"),),
+            )
+
+
+texts = st.text() | st.sampled_from([value for value, _ in USED.values()] + [value for _, value, _ in IGNORED])
+
+
+@given(st.dictionaries(st.sampled_from(sorted(USED)) | st.text(), texts))
+def test_each_annotation_is_used_or_ignored(annotations: dict[str, str]) -> None:
+    """Whatever they say, each one alone decides what becomes of it, and nothing raises."""
+    retry, ignored = annotated(BASE, annotations)
+    alone = {name: annotated(BASE, {name: annotations.get(name, "")}) for name in USED}
+    assert retry.attempts == alone[ATTEMPTS][0].attempts
+    assert retry.codes == alone[CODES][0].codes
+    assert retry.backoff.initial == alone[MIN_WAIT][0].backoff.initial
+    assert retry.backoff.longest == alone[MAX_WAIT][0].backoff.longest
+    assert retry.backoff.jitter == Jitter.EQUAL
+    assert set(ignored) == {each for _, told in alone.values() for each in told}
+
+
+@given(st.sets(st.integers(100, 599), min_size=1), st.sampled_from([",", ", ", " ,\t"]))
+def test_codes_are_read_as_they_are_written(codes: set[int], comma: str) -> None:
+    """Any set of statuses from 100 to 599, in any order, with spaces and with repetition."""
+    assert parse_codes(comma.join(map(str, [*codes, *codes]))) == codes
+
+
+@given(st.integers(1, 10**6))
+def test_attempts_are_read_as_they_are_written(attempts: int) -> None:
+    """Any number from one to a million."""
+    assert parse_attempts(str(attempts)) == attempts
+
+
+@given(st.text() | st.text("0123456789,- "))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """Nothing but ValueError, nothing out of range."""
+    with suppress(ValueError):
+        assert 1 <= parse_attempts(text) <= 10**6
+    with suppress(ValueError):
+        codes = parse_codes(text)
+        assert codes
+        assert codes <= set(range(100, 600))
