@@ -13,7 +13,6 @@ from .bench import Bench
 from .events import Redelivered
 from .heartbeat import Lease
 from .model import Delivery, Nak
-from .policy.lease import LeaseTerms
 from .policy.ledger import Early, Finished, Fresh, Running
 from .ports import Consumer
 from .process import process
@@ -31,10 +30,12 @@ class Intake:
     async def run(self, consumer: Consumer) -> None:
         """Fetch until cancelled."""
         self._consumer = consumer
-        self._bench.leases.terms = LeaseTerms(consumer.ack_wait)
+        self._bench.leases.last(consumer.ack_wait)
         consumer.want(self._free)
         while True:
-            for delivery in await consumer.receive():
+            deliveries = await consumer.receive()
+            self._bench.leases.last(consumer.ack_wait)
+            for delivery in deliveries:
                 self._take(delivery, consumer)
 
     async def stop(self) -> None:

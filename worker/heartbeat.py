@@ -49,14 +49,16 @@ class Leases:
         self._queue = queue
         self._emit = emit
         self.terms = LeaseTerms(float("inf"))
-        """How long a lease lasts: the consumer's ack wait, known once it is bound."""
+        """How long a lease lasts: the consumer's ack wait."""
         self._held: OrderedDict[MessageId, Lease] = OrderedDict()
-        self._arrived = trio.Event()
+        self._sooner = trio.Event()
+        """Something is due earlier than :meth:`keep` thought."""
 
     def take(self, delivery: Delivery) -> Lease:
         """Begin to keep a delivery."""
         lease = self._held[delivery.id] = Lease(delivery)
-        self._arrived.set()
+        if len(self._held) == 1:
+            self._sooner.set()
         return lease
 
     def adopt(self, delivery: Delivery) -> None:
@@ -70,6 +72,12 @@ class Leases:
         """Stop keeping it: it is about to be settled, and no extension may follow that."""
         self._held.pop(lease.delivery.id, None)
 
+    def last(self, ack_wait: float) -> None:
+        """From now on leases last so long (s): the consumer is known, or was made anew by someone."""
+        if ack_wait != self.terms.lasts:
+            self.terms = LeaseTerms(ack_wait)
+            self._sooner.set()
+
     def lost_at(self, lease: Lease) -> float:
         """When we must take it that someone else has the message."""
         return self.terms.lost_at(lease.kept)
@@ -77,11 +85,10 @@ class Leases:
     async def keep(self) -> None:
         """Renew until cancelled."""
         while True:
-            while not self._held:
-                self._arrived = trio.Event()
-                await self._arrived.wait()
-            oldest = next(iter(self._held.values()))
-            await trio.sleep_until(self.terms.renew_at(oldest.sent))
+            self._sooner = trio.Event()
+            oldest = next(iter(self._held.values()), None)
+            with trio.move_on_at(self.terms.renew_at(oldest.sent) if oldest else float("inf")):
+                await self._sooner.wait()
             self._renew(trio.current_time())
 
     def _renew(self, now: float) -> None:

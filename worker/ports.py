@@ -21,7 +21,8 @@ class Consumer(Protocol):
     """
 
     ack_wait: float
-    """How long (s) the queue waits for a settlement or an extension before it gives a message out again."""
+    """How long (s) the queue waits for a settlement or an extension before it gives a message out again. It may change
+    when the consumer is made anew."""
 
     def want(self, more: int) -> None:
         """There is room for *more* deliveries than were wanted so far."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import click
 import structlog
@@ -52,8 +52,8 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     loaded = settings_or_exit()
     configure(loaded.settings)
     log = structlog.get_logger()
-    for flag in ignored_flag:
-        log.info("Flag ignored: this worker needs no licence and has no pprof", flag=flag)
+    if ignored_flag:
+        log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
     for warning in loaded.warnings:
         log.warning(warning)
     try:
@@ -69,7 +69,8 @@ async def _main(loaded: Loaded) -> None:
 
     def emit(event: Event) -> None:
         metrics(event)
-        log(event)
+        with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the work
+            log(event)
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:

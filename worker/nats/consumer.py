@@ -133,7 +133,9 @@ class PullConsumer:
             self._connection.complain("reading a delivery", error)
             self._credit.want(1)
             return
-        self._send.send_nowait(Delivery(identity, message.reply, count, now, message.subject, message.data))
+        self._send.send_nowait(
+            Delivery(identity, self._outbox.token(message.reply), count, now, message.subject, message.data)
+        )
         if not lane.outstanding:
             self._outbox.wake()
 
@@ -146,7 +148,7 @@ class PullConsumer:
         if status.trouble:
             self._calm_until = now + _CALM
         if status.consumer_gone:
-            self._gone()
+            self.gone()
         elif status.trouble and status.code != 409:
             self._connection.complain("pulling", f"{status.code} {status.description}")
         self._outbox.wake()
@@ -175,7 +177,8 @@ class PullConsumer:
         while any(each.pending_msgs for _, each in self._inboxes.values()):  # noqa: ASYNC110 -- a turn or two
             await asyncio.sleep(0)
 
-    def _gone(self) -> None:
+    def gone(self) -> None:
+        """The consumer is no more; ask for nothing until it is bound again."""
         self.bound = False
         self._lost()
 

@@ -87,6 +87,8 @@ class Outbox:
         self._echoes: dict[int, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._inbox = ""
+        self._epoch = 0
+        """Which stream we talk about: deleted and made anew, it has the same name and sequence numbers."""
         self.after: list[Callable[[], Awaitable[None]]] = []
         """What else is to be sent at each wake-up, after all settlements."""
         connection.changed.append(self._on_change)
@@ -95,6 +97,10 @@ class Outbox:
     def crowded(self) -> bool:
         """Whether the broker confirms so slowly that we had better not take more work."""
         return self._unsettled > _BACKPRESSURE
+
+    def token(self, reply: str) -> str:
+        """The token of a delivery that comes now, with this reply subject."""
+        return f"{self._epoch} {reply}"
 
     # Called on the Trio side; none of these waits.
 
@@ -160,7 +166,8 @@ class Outbox:
             self.wake()
 
     def forget(self) -> None:
-        """Say none of it: the stream that it was about is gone, and its sequence numbers may name new messages."""
+        """Say no more of what came until now: its stream is gone, and its sequence numbers may name new messages."""
+        self._epoch += 1
         self._queue.clear()
         self._unconfirmed.clear()
         self._extending.clear()
@@ -168,7 +175,8 @@ class Outbox:
 
     async def _say(self, said: Said) -> None:
         now = trio.current_time()
-        if not said.sayable(now):
+        epoch, _, subject = said.delivery.token.partition(" ")
+        if epoch != str(self._epoch) or not said.sayable(now):
             self._drop(said)
             return
         number = next(self._numbers)
@@ -177,7 +185,7 @@ class Outbox:
         if said.settlement is None:
             self._extending[said.delivery.id] = number
         try:
-            await self._connection.client.publish(said.delivery.token, said.payload(now), f"{self._inbox}.{number}")
+            await self._connection.client.publish(subject, said.payload(now), f"{self._inbox}.{number}")
         except (nats.errors.Error, OSError) as error:
             self._connection.complain("settling", error)  # it stays unconfirmed, and is said again
 

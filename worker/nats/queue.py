@@ -198,6 +198,8 @@ class NatsQueue:
                 )
             except ApiError as error:
                 raise NotStored(str(error)) from None
+            if self._consumer.bound and info["created"] != self._stream_made:
+                self._consumer.gone()  # made anew while no request of ours was open, which would have told
             page = info["state"].get("subjects") or {}
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
