@@ -24,7 +24,7 @@ NO_WAIT = "not a wait: it must be longer than nothing"
 def test_the_defaults_are_the_contract_s() -> None:
     """A hundred attempts, 10 s to 120 s without jitter, on the six codes that OpenFaaS retries."""
     retry = Retry()
-    assert (retry.attempts, retry.codes) == (100, {408, 429, 500, 502, 503, 504})
+    assert (retry.attempts, retry.codes) == (100, frozenset({408, 429, 500, 502, 503, 504}))
     assert retry.backoff == Backoff(10.0, 120.0, Jitter.EXPONENTIAL)
 
 

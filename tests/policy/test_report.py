@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.model import (
+    Callback,
+    Crashed,
+    DeadLetter,
+    Delivery,
+    Headers,
+    Invocation,
+    NoResponse,
+    Outcome,
+    Responded,
+    TimedOut,
+)
+from worker.policy.report import callback_of, dead_letter_headers
+
+INVOCATION = Invocation(
+    call_id="call-1",
+    function="echo",
+    label="echo.fn",
+    method="POST",
+    target=b"/function/echo",
+    headers=(),
+    body=b"asked",
+    annotations={},
+    callback="http://h/cb",
+    started="1646739420463153513",
+)
+JSON: Headers = ((b"Content-Type", b"application/json"),)
+
+
+def told(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: float = 0.25) -> Callback:
+    callback = callback_of(
+        INVOCATION, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent="queue-worker/test"
+    )
+    assert callback is not None
+    return callback
+
+
+def ours(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000") -> Headers:
+    return (
+        (b"X-Call-Id", b"call-1"),
+        (b"X-Function-Name", b"echo"),
+        (b"X-Function-Status", str(status).encode()),
+        (b"X-Duration-Seconds", duration),
+        (b"X-Start-Time", b"1646739420463153513"),
+        (b"User-Agent", b"queue-worker/test"),
+        *more,
+    )
+
+
+def test_who_asked_for_no_callback_gets_none() -> None:
+    """Without a callback URL nobody is told."""
+    silent = Invocation(**{name: getattr(INVOCATION, name) for name in Invocation.__slots__} | {"callback": None})
+    assert callback_of(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
+
+
+def test_the_callback_of_a_success() -> None:
+    """The function's body and headers, then ours (contract, section 6)."""
+    outcome = Responded(200, (*JSON, (b"X-Own", b"1"), (b"x-own", b"2")), b"\x00answer\xff", size=8)
+    assert told(outcome) == Callback(
+        "http://h/cb", (*JSON, (b"X-Own", b"1"), (b"x-own", b"2"), *ours(200)), b"\x00answer\xff"
+    )
+
+
+def test_the_callback_of_a_failure_that_is_final() -> None:
+    """A status that is not retried is told as it is."""
+    assert told(Responded(404, JSON, b"no")) == Callback("http://h/cb", (*JSON, *ours(404)), b"no")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [(NoResponse("refused"), 502), (TimedOut(60.0), 504), (Crashed(ValueError()), 502)]
+)
+def test_the_callback_of_no_response(outcome: Outcome, status: int) -> None:
+    """With no response the body is empty and the status is 502 or 504; a bug of ours is no response either."""
+    retried = ((b"X-Retry", b"99"), (b"X-Retry-Max", b"99"))
+    assert told(outcome, attempt=100) == Callback("http://h/cb", ours(status, *retried), b"")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "attempts", "more"),
+    [
+        (1, 100, ()),
+        (1, 1, ()),
+        (2, 100, ((b"X-Retry", b"1"), (b"X-Retry-Max", b"99"))),
+        (3, 4, ((b"X-Retry", b"2"), (b"X-Retry-Max", b"3"))),
+        (100, 100, ((b"X-Retry", b"99"), (b"X-Retry-Max", b"99"))),
+        (2, 2, ((b"X-Retry", b"1"), (b"X-Retry-Max", b"1"))),
+        (7, 3, ((b"X-Retry", b"2"), (b"X-Retry-Max", b"2"))),
+    ],
+)
+def test_retries_are_told_where_there_were_some(attempt: int, attempts: int, more: Headers) -> None:
+    """X-Retry is the retries made and X-Retry-Max those allowed, equal where it was given up; no retry, neither."""
+    assert told(Responded(503), attempt=attempt, attempts=attempts).headers == ours(503, *more)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, b"0.000000"), (0.0000004, b"0.000000"), (1.5, b"1.500000"), (3600.0, b"3600.000000"), (1e-6, b"0.000001")],
+)
+def test_the_duration_is_in_seconds(seconds: float, text: bytes) -> None:
+    """Six digits behind the point, never an exponent."""
+    assert told(Responded(200), duration=seconds).headers == ours(200, duration=text)
+
+
+def test_a_cut_body_is_marked() -> None:
+    """Where the body went past its bound, its beginning is told, and that it is only that."""
+    callback = told(Responded(200, (), b"begin", truncated=True))
+    assert callback == Callback("http://h/cb", ours(200, (b"X-Truncated", b"true")), b"begin")
+
+
+NOT_THE_FUNCTION_S = [
+    "Connection",
+    "Keep-Alive",
+    "Proxy-Authenticate",
+    "Proxy-Authorization",
+    "Proxy-Connection",
+    "TE",
+    "Trailer",
+    "Trailers",
+    "Transfer-Encoding",
+    "Upgrade",
+    "Host",
+    "Content-Length",
+    "User-Agent",
+    "X-Call-Id",
+    "X-Function-Name",
+    "X-Function-Status",
+    "X-Duration-Seconds",
+    "X-Start-Time",
+    "X-Retry",
+    "X-Retry-Max",
+    "X-Truncated",
+]
+
+
+@pytest.mark.parametrize("name", NOT_THE_FUNCTION_S)
+@pytest.mark.parametrize("case", [str, str.lower, str.upper])
+def test_a_response_cannot_speak_for_us(name: str, case: Any) -> None:
+    """Headers about the connection, and those that only we may say, are dropped from the response, in any case."""
+    headers = (*JSON, (case(name).encode(), b"forged"), (case(name).encode(), b"again"))
+    assert told(Responded(200, headers)).headers == (*JSON, *ours(200))
+
+
+@pytest.mark.parametrize("connection", [b"X-Drop, x-also", b"close,X-ALSO ,x-drop", b"\tx-drop\t,,x-also"])
+def test_headers_that_the_response_s_connection_names_are_dropped(connection: bytes) -> None:
+    """They are about that connection only, wherever they stand."""
+    headers = ((b"X-Drop", b"1"), (b"CONNECTION", connection), (b"x-DROP", b"2"), (b"X-Also", b"3"), (b"X-Kept", b"4"))
+    assert told(Responded(200, headers)).headers == ((b"X-Kept", b"4"), *ours(200))
+
+
+def test_connection_cannot_take_our_headers_away() -> None:
+    """What we say ourselves is said, whatever the response names."""
+    assert told(Responded(200, ((b"Connection", b"x-call-id, user-agent"),))).headers == ours(200)
+
+
+names = st.sampled_from(["X-A", "content-type", "Set-Cookie", *NOT_THE_FUNCTION_S]).map(str.encode)
+
+
+@given(
+    st.builds(
+        Responded,
+        st.integers(200, 599),
+        st.lists(st.tuples(names, st.binary(max_size=9)), max_size=6).map(tuple),
+        st.binary(),
+    ),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+def test_our_headers_are_said_once(outcome: Responded, attempt: int, attempts: int) -> None:
+    """Each of our headers stands there exactly once; the function's keep their order, and its body is untouched."""
+    callback = told(outcome, attempt=attempt, attempts=attempts)
+    said = [name.lower().decode() for name, _ in callback.headers]
+    mine = {name.lower() for name in NOT_THE_FUNCTION_S} & set(said)
+    retried = {"x-retry", "x-retry-max"} if attempt > 1 else set()
+    assert mine == retried | {name.decode().lower() for name, _ in ours(200)}
+    assert all(said.count(name) == 1 for name in mine)
+    theirs = [field for field in callback.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
+    connection = b",".join(value for name, value in outcome.headers if name == b"Connection").lower()
+    if not {b"x-a", b"content-type", b"set-cookie"} & {each.strip() for each in connection.split(b",")}:
+        assert theirs == [field for field in outcome.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
+    assert callback.body == outcome.body
+
+
+# Dead letters.
+
+MESSAGE = Delivery((42, 1_700_000_000_000_000_000), "t", 9, 0.0, "faas-request.0.echo.fn", b"{}")
+
+
+def test_a_dead_letter_says_all_that_is_known() -> None:
+    """Why, after how many attempts and deliveries, where it stood, and whose it was."""
+    letter = DeadLetter(MESSAGE, "gave up", attempts=3, call_id="call-1", function="echo.fn", status=503)
+    assert dead_letter_headers(letter, stream="faas-request") == {
+        "X-Dead-Letter-Reason": "gave up",
+        "X-Dead-Letter-Attempts": "3",
+        "X-Dead-Letter-Deliveries": "9",
+        "X-Dead-Letter-Stream": "faas-request",
+        "X-Dead-Letter-Subject": "faas-request.0.echo.fn",
+        "X-Dead-Letter-Sequence": "42",
+        "X-Call-Id": "call-1",
+        "X-Function-Name": "echo.fn",
+        "X-Function-Status": "503",
+    }
+
+
+def test_a_dead_letter_does_not_say_what_is_not_known() -> None:
+    """What could not be decoded has no call id, no function and no status."""
+    letter = DeadLetter(MESSAGE, "not a QueueRequest", attempts=0, call_id=None, function=None, status=None)
+    assert dead_letter_headers(letter, stream="s") == {
+        "X-Dead-Letter-Reason": "not a QueueRequest",
+        "X-Dead-Letter-Attempts": "0",
+        "X-Dead-Letter-Deliveries": "9",
+        "X-Dead-Letter-Stream": "s",
+        "X-Dead-Letter-Subject": "faas-request.0.echo.fn",
+        "X-Dead-Letter-Sequence": "42",
+    }
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("a\r\nX-Evil: 1", "a  X-Evil: 1"),
+        ("a\x00\t\x7f\x85\u2028b", "a     b"),
+        ("caf\u00e9 \U0001f680", "caf\u00e9 \U0001f680"),
+        ("\ud800", " "),
+        ("x" * 1024, "x" * 1024),
+        ("x" * 1025, "x" * 1024),
+    ],
+    ids=ascii,
+)
+def test_a_reason_fits_a_line(reason: str, said: str) -> None:
+    """Control characters become spaces, and what is long is cut."""
+    letter = DeadLetter(MESSAGE, reason, attempts=0, call_id=None, function=None, status=None)
+    assert dead_letter_headers(letter, stream="s")["X-Dead-Letter-Reason"] == said
+
+
+wild = st.text(st.characters(codec=None) | st.sampled_from("\r\n\0\t")) | st.text(min_size=1000).map(lambda t: t * 3)
+
+
+@given(wild, wild, st.none() | wild, st.none() | wild, st.none() | st.integers(100, 599))
+def test_every_value_is_printable_and_bounded(
+    reason: str, stream: str, call_id: str | None, function: str | None, status: int | None
+) -> None:
+    """Whatever foreign text a dead letter quotes, no value can end its line or outgrow it."""
+    letter = DeadLetter(MESSAGE, reason, attempts=1, call_id=call_id, function=function, status=status)
+    for value in dead_letter_headers(letter, stream=stream).values():
+        assert value.isprintable()
+        assert len(value) <= 1024
+        assert len(value.encode()) <= 4096
