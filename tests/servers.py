@@ -20,6 +20,7 @@ without it. Tests that run Trio tasks beside a slow start call it through ``trio
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -40,6 +41,7 @@ from tests.wire import ApiError, Stored, Wire
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
+_numbers = itertools.count()
 _POLL = 0.01
 """Between two looks at a condition (s)."""
 _PATIENCE = 15.0
@@ -264,7 +266,7 @@ class Program:
         self._environment = environment(settings or {})
         self._cwd = cwd or tmp_path
         self._stdin = stdin
-        self._files = tmp_path / f"{'-'.join(arguments[:2])}-{id(self)}"
+        self._files = tmp_path / f"{'-'.join(arguments[:2]).replace('.', '-')}-{next(_numbers)}"
         self.pid = 0
 
     def __enter__(self) -> Self:
