@@ -120,15 +120,12 @@ def only(value: str, *, until: str) -> Callable[[str], str]:
 
 def host(value: str) -> str:
     """The name or the address of a machine."""
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", value):
+        return value
     try:
-        if ":" in value:
-            return str(ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]")))
+        return str(ipaddress.IPv6Address(value[1:-1] if re.fullmatch(r"\[.*\]", value) else value))
     except ValueError:
-        pass
-    else:
-        if re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-            return value
-    raise ValueError("not a host: write a name or an IP address, with no port")
+        raise ValueError("not a host: write a name or an IP address, with no port") from None
 
 
 def http_url(value: str) -> str:
@@ -152,7 +149,7 @@ def _is_url(value: str, *schemes: str) -> bool:
         return (
             re.fullmatch(r"[!-~]+", value) is not None
             and parts.scheme in schemes
-            and bool(parts.hostname)
+            and bool(host(parts.hostname or ""))
             and parts.port != 0
         )
     except ValueError:
@@ -187,7 +184,8 @@ def readable_file(value: str) -> str:
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
     """A field of :class:`Settings`. *default* None: nothing, or worked out from the others, as *meaning* says."""
     metadata = {"default": default, "parse": parse, "meaning": meaning, "secret": secret}
-    return cast(T, dataclasses.field(metadata=metadata))
+    hidden = secret or parse in (http_url, nats_urls)  # a URL may hold a password
+    return cast(T, dataclasses.field(metadata=metadata, repr=not hidden))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,639 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from worker.config import FIELDS, InvalidSettings, Loaded, Settings, describe, load, without_password
+
+# The contract's table (section 2), less the settings that have no default of their own.
+TABLE = """
+| `nats_host`† `nats_port`† | `127.0.0.1` `4222` |
+| `nats_stream`† | `faas-request` |
+| `nats_durable`† | `faas-workers` |
+| `nats_stream_replicas`† | `1` |
+| `nats_stream_storage` | `file` |
+| `ack_wait`† | `60s` |
+| `max_ack_pending` | `-1` |
+| `max_waiting` | `512` |
+| `scaling_mode`† | `static` |
+| `consumer_inactive_threshold`† | `30s` |
+| `queue_partitions`† `filter_partition`† | `1` `0` |
+| `max_inflight`† | `50` |
+| `limiter_enabled`† | `true` |
+| `gateway_url`† | `http://127.0.0.1:8080` |
+| `upstream_timeout`† | `1m` |
+| `max_retry_attempts`† | `100` |
+| `initial_retry_wait`† `max_retry_wait`† | `10s` `120s` |
+| `retry_http_codes`† | `408,429,500,502,503,504` |
+| `backoff`† | `exponential` |
+| `default_function_name`† | `openfaas-fn` |
+| `tls_insecure`† | `false` |
+| `debug`† `log_encoding`† | `false` `console` |
+| `shutdown_timeout` | `25s` |
+| `http_host` `http_port` | `0.0.0.0` `8081` |
+| `listen_host` `listen_port` | `0.0.0.0` `8080` |
+| `dead_letter` `dead_letter_max_age` | `true` `168h` |
+| `retry_strategy` | `nak` |
+"""
+CONTRACT = {
+    name: default
+    for row in TABLE.strip().splitlines()
+    for name, default in zip(*(re.findall("`([^`]+)`", cell) for cell in row.split("|")[1:3]), strict=True)
+}
+NO_DEFAULT = {
+    *("nats_url", "nats_token", "nats_user", "nats_password", "nats_nkey_seed", "nats_creds_file"),
+    *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
+}
+SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
+# A value that is valid, and not the default, for each.
+OTHER: dict[str, tuple[str, Any]] = {
+    "nats_host": ("nats.nats.svc", "nats.nats.svc"),
+    "nats_port": ("4223", 4223),
+    "nats_url": ("nats://a:4222,tls://b", "nats://a:4222,tls://b"),
+    "nats_token": ("t0ken", "t0ken"),
+    "nats_nkey_seed": ("SUA", "SUA"),
+    "queue_name": ("slow", "slow"),
+    "nats_stream": ("OF_slow", "OF_slow"),
+    "nats_durable": ("others", "others"),
+    "nats_stream_replicas": ("3", 3),
+    "nats_stream_storage": ("memory", "memory"),
+    "ack_wait": ("1h30m", 5400.0),
+    "max_ack_pending": ("1000", 1000),
+    "max_waiting": ("1", 1),
+    "scaling_mode": ("static", "static"),
+    "consumer_inactive_threshold": ("1m30s", 90.0),
+    "consumer_pull_max_messages": ("7", 7),
+    "queue_partitions": ("1", 1),
+    "filter_partition": ("0", 0),
+    "max_inflight": ("1", 1),
+    "limiter_enabled": ("false", False),
+    "gateway_url": ("https://gateway.openfaas:8080/base", "https://gateway.openfaas:8080/base"),
+    "upstream_timeout": ("300ms", 0.3),
+    "default_function_name": ("dev", "dev"),
+    "max_response_bytes": ("0", 0),
+    "max_retry_attempts": ("1", 1),
+    "initial_retry_wait": ("1.5s", 1.5),
+    "max_retry_wait": ("2h", 7200.0),
+    "retry_http_codes": ("429,503", frozenset({429, 503})),
+    "backoff": ("equal", "equal"),
+    "retry_strategy": ("nak", "nak"),
+    "dead_letter": ("false", False),
+    "dead_letter_max_age": ("24h", 86400.0),
+    "callback_timeout": ("1m", 60.0),
+    "callback_attempts": ("1", 1),
+    "callback_initial_wait": ("1s", 1.0),
+    "callback_max_wait": ("1m", 60.0),
+    "tls_insecure": ("true", True),
+    "shutdown_timeout": ("0s", 0.0),
+    "http_host": ("::1", "::1"),
+    "http_port": ("0", 0),
+    "listen_host": ("127.0.0.1", "127.0.0.1"),
+    "listen_port": ("65535", 65535),
+    "debug": ("true", True),
+    "log_encoding": ("json", "json"),
+}
+
+
+def refused(environment: dict[str, str]) -> str:
+    """The one message about settings that cannot be used."""
+    with pytest.raises(InvalidSettings) as invalid:
+        load(environment)
+    return str(invalid.value)
+
+
+def only_problem(name: str, value: str) -> str:
+    """What is wrong with one setting, after its name, value and origin."""
+    first, *problems = refused({name: value}).splitlines()
+    assert first == "1 setting cannot be used:"
+    assert len(problems) == 1
+    start = f"  {name} = {value!r} (environment {name}): "
+    assert problems[0].startswith(start)
+    return problems[0].removeprefix(start)
+
+
+# Defaults, names, origins.
+
+
+def test_the_defaults_are_the_contract_s() -> None:
+    """Each default of the contract's table is its setting's, and is described as an operator would write it."""
+    loaded = load({})
+    assert len(CONTRACT) == 34
+    assert {name: default for name, default, _ in describe(loaded) if name in CONTRACT} == CONTRACT | {
+        "max_retry_wait": "2m",
+        "ack_wait": "1m",
+    }
+    assert load(CONTRACT).settings == loaded.settings
+    assert {name for name in NO_DEFAULT if getattr(loaded.settings, name) is not None} == {"queue_name"}
+    assert set(loaded.origins.values()) == {"default", "nats_stream"}
+    assert loaded.warnings == ()
+
+
+def test_every_setting_is_in_the_contract_or_is_known_to_be_ours() -> None:
+    """No setting exists that nobody was told of."""
+    ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    assert set(FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
+    assert set(OTHER) == set(FIELDS) - {name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))}
+
+
+def test_the_defaults_as_values() -> None:
+    """Durations in seconds, numbers, switches, codes: what the program is handed."""
+    settings_ = load({}).settings
+    assert (settings_.ack_wait, settings_.upstream_timeout, settings_.dead_letter_max_age) == (60.0, 60.0, 604800.0)
+    assert (settings_.initial_retry_wait, settings_.max_retry_wait, settings_.max_retry_attempts) == (10.0, 120.0, 100)
+    assert settings_.retry_http_codes == frozenset({408, 429, 500, 502, 503, 504})
+    assert (settings_.backoff, settings_.max_inflight, settings_.max_ack_pending) == ("exponential", 50, -1)
+    assert (settings_.dead_letter, settings_.debug, settings_.tls_insecure) == (True, False, False)
+    assert (settings_.nats_port, settings_.http_port, settings_.listen_port) == (4222, 8081, 8080)
+    assert (settings_.callback_timeout, settings_.callback_attempts) == (10.0, 3)
+    assert (settings_.callback_initial_wait, settings_.callback_max_wait) == (0.5, 5.0)
+    assert settings_.max_response_bytes == 10 * 2**20
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_each_setting_is_read_by_either_name(name: str) -> None:
+    """In lower case exactly, or in upper case with the prefix; the origin says which, and nothing else changes."""
+    text, value = OTHER[name]
+    for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
+        loaded = load({variable: text} | ({"queue_name": "q"} if name == "nats_stream" else {}))
+        assert getattr(loaded.settings, name) == value
+        assert type(getattr(loaded.settings, name)) is type(value) or name == "backoff"
+        assert loaded.origins[name] == f"environment {variable}"
+        assert loaded.warnings == ()
+        others = [each for each in FIELDS if each not in (name, "queue_name")]
+        assert [getattr(loaded.settings, each) for each in others] == [
+            getattr(load({}).settings, each) for each in others
+        ]
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_no_other_case_is_a_setting(name: str) -> None:
+    """Upper case without the prefix is Kubernetes' or another program's, mixed case is nobody's."""
+    text, _ = OTHER[name]
+    variables = (name.upper(), name.title(), f"queue_worker_{name}", f"QUEUE_WORKER_{name}", f"Queue_Worker_{name}")
+    assert load(dict.fromkeys(variables, text)).settings == load({}).settings
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_an_empty_value_counts_as_not_set(name: str) -> None:
+    """The charts set some so: it is the default, whatever the type."""
+    for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
+        assert load({variable: ""}) == load({})
+    value = OTHER.get(name, ("", None))[0]
+    assert load({name: "", f"QUEUE_WORKER_{name.upper()}": value}).settings == load({name: value}).settings
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_setting_is_set_once(name: str) -> None:
+    """By both names, even to the same value, is a mistake that we do not decide."""
+    text, _ = OTHER[name]
+    upper = f"QUEUE_WORKER_{name.upper()}"
+    assert refused({name: text, upper: text}).splitlines()[1:] == [
+        f"  {name} is set twice, by {name} and {upper}: keep one"
+    ]
+
+
+# What others put into the environment.
+
+KUBERNETES = {
+    "{}_SERVICE_HOST": "10.0.0.7",
+    "{}_SERVICE_PORT": "4222",
+    "{}_SERVICE_PORT_CLIENT": "4222",
+    "{}_PORT": "tcp://10.0.0.7:4222",
+    "{}_PORT_4222_TCP": "tcp://10.0.0.7:4222",
+    "{}_PORT_4222_TCP_PROTO": "tcp",
+    "{}_PORT_4222_TCP_PORT": "4222",
+    "{}_PORT_4222_TCP_ADDR": "10.0.0.7",
+    "{}_PORT_53_UDP_ADDR": "10.0.0.7",
+}
+
+
+@pytest.mark.parametrize("service", ["NATS", "HTTP", "QUEUE_WORKER", "QUEUE_WORKER_NATS", "QUEUE_WORKER_HTTP"])
+def test_what_kubernetes_sets_for_services_is_ignored(service: str) -> None:
+    """NATS_PORT=tcp://… and the like change nothing, and are no typos, even of a service called queue-worker-nats."""
+    assert load({name.format(service): value for name, value in KUBERNETES.items()}) == load({})
+
+
+def test_a_port_that_an_operator_sets_is_not_taken_for_kubernetes_s() -> None:
+    """What has a number for a value is meant for us; what has the shape of an address in a lower-case name too."""
+    assert load({"QUEUE_WORKER_NATS_PORT": "4223"}).settings.nats_port == 4223
+    assert "not a port" in refused({"nats_port": "tcp://10.0.0.7:4222"})
+    assert load({"QUEUE_WORKER_NATZ_PORT": "4223"}).warnings == (
+        "QUEUE_WORKER_NATZ_PORT is not a setting; did you mean nats_port?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "warnings"),
+    [
+        ("max_infligth", ("max_infligth is not a setting; did you mean max_inflight?",)),
+        ("max_in_flight", ("max_in_flight is not a setting; did you mean max_inflight?",)),
+        ("nats_strem", ("nats_strem is not a setting; did you mean nats_stream?",)),
+        ("ackwait", ("ackwait is not a setting; did you mean ack_wait?",)),
+        ("nats_tokn_file", ("nats_tokn_file is not a setting; did you mean nats_token_file?",)),
+        ("QUEUE_WORKER_MAX_INFLIGT", ("QUEUE_WORKER_MAX_INFLIGT is not a setting; did you mean max_inflight?",)),
+        ("QUEUE_WORKER_COLOUR", ("QUEUE_WORKER_COLOUR is not a setting",)),
+        ("http_proxy", ()),
+        ("https_proxy", ()),
+        ("no_proxy", ()),
+        ("colour", ()),
+        ("path", ()),
+        ("MAX_INFLIGTH", ()),
+        ("_", ()),
+        ("", ()),
+    ],
+)
+def test_what_looks_like_a_typo_is_warned_of(variable: str, warnings: tuple[str, ...]) -> None:
+    """A name close to a setting's, or with our prefix, is told of; other programs' names are not."""
+    assert load({variable: "1"}).warnings == warnings
+
+
+def test_warnings_never_show_values() -> None:
+    """What was meant for a secret setting may be a secret."""
+    assert "s3cret" not in "".join(load({"nats_tokn": "s3cret", "QUEUE_WORKER_NATS_TOKE": "s3cret"}).warnings)
+
+
+# What is accepted.
+
+WORDS: dict[str, tuple[str, list[str]]] = {
+    "nats_port": (
+        "not a port: write a whole number from 0 to 65535",
+        ["-1", "65536", "4222.0", "x", "tcp://h:1", " 1"],
+    ),
+    "http_port": ("not a port: write a whole number from 0 to 65535", ["99999999999", "\u0664", "+1", "1_0"]),
+    "nats_host": (
+        "not a host: write a name or an IP address, with no port",
+        ["a b", "h:4222", "nats://h", "h/x", "::g", "[::1", "h\n", "\u00e9", "[::1]:4222", "a,b"],
+    ),
+    "max_inflight": ("not a whole number from 1 to 1000000", ["0", "-1", "1000001", "1.5", "1e3", "many", "--1", "-"]),
+    "nats_stream_replicas": ("not a whole number from 1 to 5", ["0", "6"]),
+    "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
+    "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
+    "consumer_pull_max_messages": ("not a whole number from 1 to 2147483647", ["0", "-1"]),
+    "callback_attempts": ("not a whole number from 1 to 100", ["0", "101"]),
+    "max_ack_pending": ("not a limit: write a whole number from 1, or -1 for none", ["0", "-2", "x", "2147483648"]),
+    "max_retry_attempts": (
+        "not a number of attempts: write a whole number from 1 to 1000000",
+        ["0", "-1", "1000001", "x"],
+    ),
+    "retry_http_codes": (
+        "not a list of HTTP status codes: write them with commas, as 408,429,503",
+        ["429,", "5xx", "600", "99", "429;503"],
+    ),
+    "ack_wait": (
+        "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m",
+        ["60", "1 m", "one minute", "60S", "1d"],
+    ),
+    "nats_stream_storage": ("not one of file, memory", ["disk", "File", "file "]),
+    "log_encoding": ("not one of console, json", ["text", "JSON"]),
+    "backoff": ("not one of exponential, full, equal", ["linear", "Full"]),
+    "debug": ("not a switch: write true or false", ["yes", "on", "2", "t", " true"]),
+    "scaling_mode": ("this version can only do 'static'; a consumer per function is to come", ["function", "auto"]),
+    "retry_strategy": ("this version can only do 'nak'; retries as scheduled messages are to come", ["schedule"]),
+    "queue_partitions": ("this version can only do '1'; more partitions are to come", ["2", "0"]),
+    "filter_partition": ("this version can only do '0'; more partitions are to come", ["1"]),
+    "queue_name": (
+        "not a queue's name: lower-case letters, digits, - and _, a letter or digit first and last",
+        ["Slow", "a.b", "-a", "a_", "a b", ">", "*"],
+    ),
+    "nats_stream": (
+        "not a name for JetStream: ASCII, at most 255, no spaces, and none of . * > / \\ %",
+        ["a.b", "a b", "a*", ">", "a/b", "a\\b", "a%", "\u00e9", "a\n", "a" * 256],
+    ),
+    "gateway_url": (
+        "not the URL of a web server: write http://host:port",
+        [
+            *("gateway:8080", "ftp://h", "http://", "http://h:x", "http://h:65536", "http://h:0", "http://[::1"),
+            *(
+                "http://h/?x",
+                "http://h?",
+                "http://h/#x",
+                "http://h#",
+                "http://h/a b",
+                "http://h\n",
+                "http://\u00e9",
+                "/",
+            ),
+        ],
+    ),
+    "nats_url": (
+        "not a list of NATS servers: write nats://host:port (or tls, ws, wss), with commas between",
+        [
+            "h:4222",
+            "http://h",
+            "nats://",
+            "nats://h:x",
+            "nats://a,",
+            ",nats://a",
+            "nats://a nats://b",
+            "nats://a;tls://b",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, (_, values) in WORDS.items() for value in values])
+def test_what_cannot_be_used_is_refused(name: str, value: str) -> None:
+    """The message has the setting's name, its value, where it stands, and what is accepted."""
+    assert only_problem(name, value) == WORDS[name][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ack_wait", "999ms", "too short: at least 1s"),
+        ("ack_wait", "-1s", "negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m"),
+        ("ack_wait", "2562048h", "longer than 292 years"),
+        ("upstream_timeout", "0s", "too short: at least 1ms"),
+        ("upstream_timeout", "999us", "too short: at least 1ms"),
+        ("initial_retry_wait", "0", "too short: at least 1ms"),
+        ("max_retry_wait", "0s", "too short: at least 1ms"),
+        ("dead_letter_max_age", "0s", "too short: at least 1s"),
+        ("callback_timeout", "0s", "too short: at least 1ms"),
+        ("callback_initial_wait", "0s", "too short: at least 1ms"),
+        ("callback_max_wait", "0s", "too short: at least 1ms"),
+        ("nats_creds_file", "/nowhere/at/all", "cannot be read: No such file or directory"),
+        ("nats_tls_ca_file", "/", "cannot be read: Is a directory"),
+        ("nats_tls_ca_file", "a\x00b", "not the path of a file"),
+    ],
+)
+def test_durations_and_files_say_what_is_wrong(name: str, value: str, words: str) -> None:
+    """A duration is a Go duration within bounds; a file is there and can be read."""
+    assert only_problem(name, value) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parsed"),
+    [
+        ("ack_wait", "1s", 1.0),
+        ("upstream_timeout", "1ms", 0.001),
+        ("upstream_timeout", "1h30m", 5400.0),
+        ("shutdown_timeout", "0", 0.0),
+        ("shutdown_timeout", ".5s", 0.5),
+        ("debug", "1", True),
+        ("debug", "0", False),
+        ("debug", "true", True),
+        ("debug", "false", False),
+        ("debug", "True", True),
+        ("dead_letter", "0", False),
+        ("max_inflight", "1000000", 1_000_000),
+        ("nats_stream_replicas", "5", 5),
+        ("callback_attempts", "100", 100),
+        ("nats_port", "65535", 65535),
+        ("max_ack_pending", "-1", -1),
+        ("max_ack_pending", "1", 1),
+        ("backoff", "full", "full"),
+        ("backoff", "exponential", "exponential"),
+        ("retry_http_codes", "429, 503", frozenset({429, 503})),
+        ("gateway_url", "http://gateway:8080/", "http://gateway:8080"),
+        ("gateway_url", "https://h//", "https://h"),
+        ("gateway_url", "http://[::1]:8080", "http://[::1]:8080"),
+        ("nats_host", "[::1]", "::1"),
+        ("nats_host", "nats_1.a-b", "nats_1.a-b"),
+        ("nats_url", "nats://a, tls://b:1 ,ws://c,wss://d", "nats://a, tls://b:1 ,ws://c,wss://d"),
+        ("nats_durable", "a" * 255, "a" * 255),
+        ("queue_name", "a", "a"),
+    ],
+)
+def test_what_is_accepted(name: str, value: str, parsed: Any) -> None:
+    """The ends of each range, and the less usual ways to write something."""
+    assert getattr(load({name: value}).settings, name) == parsed
+
+
+# Settings that belong together.
+
+
+@pytest.mark.parametrize(
+    ("stream", "name"), [("faas-request", "faas-request"), ("OF_slow", "slow"), ("slow_OF_", None), ("a_OF_b", None)]
+)
+def test_the_queue_is_called_after_its_stream(stream: str, name: str | None) -> None:
+    """The stream's name less a leading ``OF_``; where that can name no queue, an operator must."""
+    if name:
+        loaded = load({"nats_stream": stream})
+        assert (loaded.settings.queue_name, loaded.origins["queue_name"]) == (name, "nats_stream")
+    else:
+        assert refused({"nats_stream": stream}) == (
+            "1 setting cannot be used:\n"
+            f"  queue_name is not set, and {stream!r}, after nats_stream = {stream!r}, cannot name a queue: set it"
+        )
+    assert load({"nats_stream": stream, "queue_name": "q"}).settings.queue_name == "q"
+
+
+@pytest.mark.parametrize(
+    ("given_", "servers"),
+    [
+        ({}, ("nats://127.0.0.1:4222",)),
+        ({"nats_host": "nats", "nats_port": "1"}, ("nats://nats:1",)),
+        ({"nats_host": "::1"}, ("nats://[::1]:4222",)),
+        ({"nats_url": "tls://a:1, ws://b"}, ("tls://a:1", "ws://b")),
+        ({"nats_url": "nats://a", "nats_host": "b", "nats_port": "9"}, ("nats://a",)),
+    ],
+)
+def test_the_servers(given_: dict[str, str], servers: tuple[str, ...]) -> None:
+    """``nats_url`` overrides host and port."""
+    assert load(given_).settings.nats_servers == servers
+
+
+def test_pairs_are_set_together(tmp_path: Path) -> None:
+    """A user without a password, or a certificate without its key, is half a setting."""
+    readable = tmp_path / "pem"
+    readable.touch()
+    for one, other, value in (
+        ("nats_user", "nats_password", "x"),
+        ("nats_tls_cert_file", "nats_tls_key_file", str(readable)),
+    ):
+        expected = f"1 setting cannot be used:\n  {one} and {other} go together: set both or neither"
+        assert refused({one: value}) == refused({other: value}) == expected
+        assert getattr(load({one: value, other: value}).settings, one) == value
+
+
+def test_there_is_one_way_to_authenticate(tmp_path: Path) -> None:
+    """Two ways at once are named, so that one can be kept."""
+    creds = tmp_path / "creds"
+    creds.touch()
+    everything = {
+        "nats_token": "t",
+        "nats_user": "u",
+        "nats_password": "p",
+        "nats_nkey_seed": "SU",
+        "nats_creds_file": str(creds),
+    }
+    assert refused(everything) == (
+        "1 setting cannot be used:\n  nats_token and nats_user and nats_nkey_seed and nats_creds_file "
+        "are different ways to authenticate: keep one"
+    )
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+@pytest.mark.parametrize("upper", [False, True])
+def test_a_secret_can_come_from_a_file(name: str, upper: bool, tmp_path: Path) -> None:
+    """``x_file`` names a file that holds x; white space around it, a last line's end say, is not part of it."""
+    file = tmp_path / "secret"
+    file.write_text(" s3 cret\n", "utf-8")
+    variable = f"QUEUE_WORKER_{name.upper()}_FILE" if upper else f"{name}_file"
+    environment = {variable: str(file)} | ({"nats_user": "u"} if name == "nats_password" else {})
+    loaded = load(environment)
+    assert getattr(loaded.settings, name) == "s3 cret"
+    assert loaded.origins[name] == f"file {file}"
+    assert loaded.warnings == ()
+    assert load({f"{name}_file": ""}) == load({})
+
+
+def test_a_secret_s_file_must_hold_it(tmp_path: Path) -> None:
+    """A file that is missing, empty, or no text is named with what is wrong with it."""
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.write_text(" \n", "utf-8")
+    binary.write_bytes(b"\xff\xfe")
+    for path, words in (
+        (str(tmp_path / "none"), "cannot be read: No such file or directory"),
+        (str(tmp_path), "cannot be read: Is a directory"),
+        (str(binary), "cannot be read: it is not text"),
+        ("a\x00b", "cannot be read: it is not text"),
+        (str(empty), "is empty"),
+    ):
+        assert refused({"nats_token_file": path}) == f"1 setting cannot be used:\n  nats_token_file = {path!r} {words}"
+
+
+def test_a_secret_is_set_once(tmp_path: Path) -> None:
+    """By value or by file, by either name, not by two of them."""
+    file = tmp_path / "secret"
+    file.write_text("s3cret", "utf-8")
+    names = ["nats_token", "QUEUE_WORKER_NATS_TOKEN", "nats_token_file", "QUEUE_WORKER_NATS_TOKEN_FILE"]
+    text = refused({name: "s3cret" if name.lower().endswith("token") else str(file) for name in names})
+    assert text == f"1 setting cannot be used:\n  nats_token is set twice, by {' and '.join(names)}: keep one"
+
+
+def everything_told(environment: dict[str, str]) -> str:
+    """All text that loading these settings can bring before anybody's eyes."""
+    try:
+        loaded = load(environment)
+    except InvalidSettings as error:
+        return str(error)
+    return repr(loaded) + "".join(map(repr, describe(loaded))) + "".join(loaded.warnings)
+
+
+SECRET = "hunter2"
+
+
+@given(st.text(), st.text(), st.booleans())
+@example("", "", True)
+def test_a_secret_is_never_shown(before: str, after: str, broken: bool) -> None:
+    """Neither in a message about it or another setting, nor in the settings' description, nor in their repr."""
+    secret = f"{before}{SECRET}{after}"
+    for name in SECRETS:
+        environment = {name: secret} | ({"nats_user": "u"} if name == "nats_password" else {})
+        told = everything_told(environment | ({"max_inflight": "0"} if broken else {}))
+        assert SECRET not in told
+        assert "********" in told or broken
+
+
+@given(
+    st.sampled_from(["nats_url", "gateway_url", "nats_host"]),
+    st.sampled_from(["nats://user:", "nats://", "http://user:", "https://", "", "user:", "nats://a:b@c,tls://u:"]),
+    st.text() | st.text("/?#@:, %[]\\"),
+    st.text() | st.text("/?#@:, %[]\\"),
+    st.sampled_from(["host:4222", "host", "host:x", "", "h,nats://a", "h, nats://a:b@c"]),
+)
+@example("nats_url", "nats://user:", "p@", "", "host:4222")
+@example("nats_url", "nats://user:", "p/", "", "host:4222")
+@example("nats_url", "nats://user:", "", ",p", "host:4222")
+@example("nats_url", "nats://user:p", "#", "", "host:4222")
+@example("nats_url", "user:", "", "", "host:4222")
+@example("nats_host", "user:", "", "", "host")
+@example("gateway_url", "http://user:", "", "", "gateway:8080")
+def test_a_password_in_a_url_is_never_shown(name: str, scheme: str, before: str, after: str, where: str) -> None:
+    """Whatever characters it has, escaped as it should be or not, in a URL that can be used or not."""
+    assume(not re.search(r",\s*\w+://", before + after))
+    assert SECRET not in everything_told({name: f"{scheme}{before}{SECRET}{after}@{where}"})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://host:4222", "nats://host:4222"),
+        ("nats://user:word@host:4222", "nats://********@host:4222"),
+        ("nats://token@host", "nats://********@host"),
+        ("nats://u:p@a:1,tls://b, ws://u:p@c", "nats://********@a:1,tls://b, ws://********@c"),
+        ("nats://u:p@ss@host", "nats://********@host"),
+        ("nats://u:p/q@host", "nats://********@host"),
+        ("nats://u:p,q@host", "nats://********@host"),
+        ("u:p@host", "********@host"),
+        ("", ""),
+    ],
+)
+def test_urls_without_their_passwords(url: str, shown: str) -> None:
+    """The server stays readable; who we are to it does not."""
+    assert without_password(url) == shown
+
+
+# The whole.
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    """One message names every bad setting, its value, where it stands and what is accepted."""
+    assert refused(
+        {
+            "nats_port": "tcp://10.0.0.7:4222",
+            "QUEUE_WORKER_ACK_WAIT": "60",
+            "nats_user": "u",
+            "nats_token": "t",
+            "debug": "1",
+            "QUEUE_WORKER_DEBUG": "1",
+            "nats_url": "nats://me:word@h:x",
+        }
+    ).splitlines() == [
+        "6 settings cannot be used:",
+        "  nats_port = 'tcp://10.0.0.7:4222' (environment nats_port): not a port: write a whole number from 0 to 65535",
+        f"  nats_url = 'nats://********@h:x' (environment nats_url): {WORDS['nats_url'][0]}",
+        f"  ack_wait = '60' (environment QUEUE_WORKER_ACK_WAIT): {WORDS['ack_wait'][0]}",
+        "  debug is set twice, by debug and QUEUE_WORKER_DEBUG: keep one",
+        "  nats_user and nats_password go together: set both or neither",
+        "  nats_token and nats_user are different ways to authenticate: keep one",
+    ]
+
+
+def test_the_description_says_what_an_operator_would_write() -> None:
+    """Each setting with its value and origin; loading the description again gives the same settings."""
+    given_ = {name: text for name, (text, _) in OTHER.items() if name not in ("nats_token", "nats_nkey_seed")}
+    loaded = load(given_)
+    rows = describe(loaded)
+    assert [name for name, _, _ in rows] == list(FIELDS)
+    assert {origin for name, _, origin in rows if name in given_} == {f"environment {name}" for name in given_}
+    assert load({name: value for name, value, _ in rows}).settings == loaded.settings
+    secret = {name: value for name, value, _ in describe(load({"nats_token": "t", "queue_name": "q"}))}
+    assert (secret["nats_token"], secret["nats_password"], secret["queue_name"]) == ("********", "", "q")
+
+
+def test_settings_cannot_be_changed() -> None:
+    """They are read once."""
+    with pytest.raises(AttributeError):
+        load({}).settings.debug = True  # type: ignore[misc]  # that is the test
+
+
+VARIABLES = sorted({each for name in FIELDS for each in (name, f"QUEUE_WORKER_{name.upper()}", f"{name}_file")})
+VALUES = st.text() | st.sampled_from(sorted({text for text, _ in OTHER.values()} | set(CONTRACT.values()) | {""}))
+
+
+@given(st.dictionaries(st.sampled_from(VARIABLES) | st.text(), VALUES | st.text(st.characters(codec=None))))
+@example({"nats_token_file": "\ud800"})
+@example({"nats_creds_file": "\ud800"})
+@example({"gateway_url": "http://[::1"})
+@example({"nats_url": "nats://[::1].com"})
+def test_any_text_is_settings_or_refused(environment: dict[str, str]) -> None:
+    """Whatever stands in the environment, loading gives settings, or InvalidSettings, and nothing else."""
+    try:
+        loaded = load(environment)
+    except InvalidSettings as error:
+        told = str(error)
+        assert told
+        return
+    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded.settings, Settings)
+    assert len(describe(loaded)) == len(FIELDS)
