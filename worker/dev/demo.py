@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..config import FIELDS
-from ..nats.topology import dead_letter_stream
 from .children import Child
 from .run import printer, until_signalled
 from .stack import NotStarted, Stack, free_port, stack
@@ -147,7 +146,7 @@ class _Demonstration:
             for stream in account.get("stream_detail", [])
         }
         seen.left = held.get(self._settings.nats_stream, -1)
-        seen.dead = held.get(dead_letter_stream(self._settings), 0)
+        seen.dead = held.get(f"{self._settings.nats_stream}-dead-letters", 0)
 
     async def _get(self, url: str) -> Any:
         return (await self._client.get(url)).raise_for_status().json()
