@@ -1,0 +1,197 @@
+"""What runs when: slots, attempts, the waits between them. Whole workers in a world of their own, on the virtual clock.
+
+The arithmetic of the times: a message takes 1 ms either way. A worker that starts at 0 asks, the broker hears it at 1
+and the delivery is there at 2. A verdict at t is heard at t+1; with a delay of d the next delivery is there at t+1+d+1.
+A slot that comes free at t is filled at t+2.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.world import World, ms, reply
+from tests.world.functions import Reply
+from worker.events import AnnotationIgnored, InvocationEnded, InvocationStarted, WorkCrashed
+from worker.model import Ack, Nak, NoResponse, Term, TimedOut
+from worker.policy.backoff import Backoff, Jitter
+from worker.policy.retry import Retry
+
+
+async def test_no_more_run_at_once_than_there_are_slots(autojump_clock: MockClock) -> None:
+    """max_inflight is kept, and a slot that comes free is filled at once."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(200, after=1)) for _ in range(7)]
+        world.start(world.worker(slots=3))
+        for message in messages:
+            await message.over.wait()
+        # Three at 2; each slot is free after 1000 and filled again after 2 more.
+        assert [world.starts(message)[0] for message in messages] == [2, 2, 2, 1_004, 1_004, 1_004, 2_006]
+        assert world.outside.peak["worker-1"] == 3
+
+
+async def test_order(autojump_clock: MockClock) -> None:
+    """Messages are started in the order in which they were published."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(200, after=0.1)) for _ in range(20)]
+        world.start(world.worker(slots=1))
+        await messages[-1].over.wait()
+        assert [call.invocation.call_id for call in world.outside.calls] == [f"call-{n}" for n in range(1, 21)]
+
+
+async def test_credit_returns(autojump_clock: MockClock) -> None:
+    """When all is done, however it ended, the worker wants as many messages as it has slots."""
+    async with World(autojump_clock) as world:
+        scripts = [reply(200)], [reply(503), reply(200)], [Reply(KeyError("a bug")), reply(200)], [reply(500)]
+        messages = [world.publish(*script) for script in scripts]
+        messages.append(world.publish(payload=b"no JSON"))
+        worker = world.start(world.worker(slots=2, retry=Retry(attempts=3)))
+        for message in messages:
+            await message.over.wait()
+        await trio.sleep(1)
+        assert worker.queue.consumer
+        assert worker.queue.consumer.wanted == 2
+
+
+async def test_a_waiting_retry_takes_no_slot(autojump_clock: MockClock) -> None:
+    """While a message waits for its next attempt, others run in its slot."""
+    async with World(autojump_clock) as world:
+        failing, other = world.publish(reply(503), reply(200)), world.publish(reply(200, after=60))
+        world.start(world.worker(slots=1))
+        await failing.over.wait()
+        # The NAK at 2 frees the slot for the other from 4 to 60_004; what fell due at 10_003 comes when that ends.
+        assert world.starts(other) == [4]
+        assert world.starts(failing) == [2, 60_006]
+
+
+async def test_waits_double_up_to_the_longest(autojump_clock: MockClock) -> None:
+    """Attempt n that must be retried waits initial * 2^(n-1), at most the longest; the last one is given up."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503, after=1))
+        world.start(world.worker(retry=Retry(attempts=5, backoff=Backoff(10, 60))))
+        await message.over.wait()
+        # Each attempt takes 1000 and its NAK and redelivery 2; between them 10_000, 20_000, 40_000 and 60_000.
+        assert world.starts(message) == [2, 11_004, 32_006, 73_008, 134_010]
+        # The fifth ends at 135_010; its dead letter is confirmed 2 later, and 1 later the broker hears of it.
+        assert world.heard(message)[-1] == (135_013, Term("gave up after 5 of 5 attempts: status 503"))
+
+
+@pytest.mark.parametrize(
+    ("jitter", "second"),
+    [(Jitter.EXPONENTIAL, 10_004), (Jitter.FULL, 2_504), (Jitter.EQUAL, 6_254)],
+)
+async def test_jitter(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
+    """Jitter takes its share of the wait: none, all of it, or half. The die is at 0.25: 10, 2.5 and 6.25 s."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503), reply(200))
+        world.start(world.worker(retry=Retry(backoff=Backoff(10, 60, jitter)), dice=0.25))
+        await message.over.wait()
+        assert world.starts(message) == [2, second]
+
+
+@pytest.mark.parametrize(
+    ("asked", "second"),
+    [
+        (b"30", 30_004),
+        (b"Tue, 14 Nov 2023 22:14:05 GMT", 45_002),
+        (b"3", 10_004),
+        (b"7200", 3_600_004),
+        (b"soon", 10_004),
+    ],
+    ids=["seconds", "date", "below the least", "above an hour", "invalid"],
+)
+async def test_retry_after(asked: bytes, second: int, autojump_clock: MockClock) -> None:
+    """Retry-After replaces the wait: never below the first wait, at most an hour, ignored where it is not valid.
+
+    The world begins at 22:13:20, and the date is 45 s later: at 2, 44_998 remain.
+    """
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(429, headers=((b"Retry-After", asked),)), reply(200))
+        world.start(world.worker())
+        await message.over.wait()
+        assert world.starts(message) == [2, second]
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        reply(408),
+        reply(404, headers=((b"X-OpenFaaS-Internal", b"gateway"),)),
+        Reply(NoResponse("refused")),
+        Reply(TimedOut(60)),
+        Reply(RuntimeError("a bug")),
+    ],
+    ids=["in the list", "from OpenFaaS itself", "no response", "timed out", "a bug"],
+)
+async def test_what_is_retried(outcome: Reply, autojump_clock: MockClock) -> None:
+    """A code in the list, any error code from OpenFaaS itself, no response, a timeout and a bug of ours are retried."""
+    async with World(autojump_clock) as world:
+        message = world.publish(outcome, reply(200))
+        world.start(world.worker())
+        await message.over.wait()
+        assert world.heard(message) == [(3, Nak(10)), (10_005, Ack())]
+
+
+@pytest.mark.parametrize("status", [200, 202, 301, 400, 404, 501])
+async def test_what_is_final(status: int, autojump_clock: MockClock) -> None:
+    """A code that is not in the list ends the message, an error too."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(status))
+        world.start(world.worker())
+        await message.over.wait()
+        assert world.heard(message) == [(3, Ack())]
+
+
+async def test_a_bug_stops_nothing_else(autojump_clock: MockClock) -> None:
+    """What breaks while one message is worked on is told and tried again like a failed attempt, and stops no other."""
+    async with World(autojump_clock) as world:
+        broken, other = world.publish(Reply(KeyError("a bug"), after=1)), world.publish(reply(200, after=2))
+        worker = world.start(world.worker(retry=Retry(attempts=2)))
+        await broken.over.wait()
+        assert world.heard(other) == [(2_003, Ack())]
+        assert world.starts(broken) == [2, 11_004]
+        assert len(worker.told(WorkCrashed)) == 2
+        assert broken.verdict == Term("gave up after 2 of 2 attempts: a bug in the worker: KeyError('a bug')")
+
+
+async def test_annotations(autojump_clock: MockClock) -> None:
+    """The function's annotations override the settings, each on its own; an invalid one is told at each attempt."""
+    async with World(autojump_clock) as world:
+        annotations = {
+            "com.openfaas.retry.attempts": "3",
+            "com.openfaas.retry.codes": "418",
+            "com.openfaas.retry.min_wait": "2s",
+            "com.openfaas.retry.max_wait": "soon",
+        }
+        message = world.publish(reply(418), annotations=annotations)
+        worker = world.start(world.worker(retry=Retry(backoff=Backoff(10, 3))))
+        await message.over.wait()
+        # 2 s, and then 4 s cut to the setting's 3.
+        assert world.starts(message) == [2, 2_004, 5_006]
+        assert [told.annotation for told in worker.told(AnnotationIgnored)] == ["com.openfaas.retry.max_wait"] * 3
+        assert {told.attempts for told in worker.told(InvocationEnded)} == {3}
+
+
+async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) -> None:
+    """Another worker goes on with the attempt number that follows from the delivery count, up to the same limit."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503, after=1))
+        first = world.start(world.worker(retry=Retry(attempts=3)))
+        await trio.sleep(5)
+        first.kill()
+        second = world.start(world.worker(retry=Retry(attempts=3)))
+        await message.over.wait()
+        assert [told.attempt for told in first.told(InvocationStarted)] == [1]
+        assert [told.attempt for told in second.told(InvocationStarted)] == [2, 3]
+        assert ms(trio.current_time()) == 11_004 + 1_000 + 2 + 20_000 + 1_000 + 3
+
+
+async def test_an_idle_worker_waits(autojump_clock: MockClock) -> None:
+    """A message that is published to an idle worker starts at once."""
+    async with World(autojump_clock) as world:
+        world.start(world.worker(slots=1))
+        await trio.sleep(1000)
+        message = world.publish(reply(200))
+        await message.over.wait()
+        assert world.starts(message) == [1_000_001]

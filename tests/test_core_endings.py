@@ -1,0 +1,235 @@
+"""What must have happened before a message leaves the queue: its dead letter stored, its result told.
+
+On the virtual clock, in milliseconds: a message takes 1 to the broker and 1 back, so a dead letter is confirmed 2 after
+it was sent. Functions and receivers of callbacks answer after what their scripts say.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.world import Answer, World, ms, reply
+from worker.events import (
+    CallbackIgnored,
+    CallbackPosted,
+    DeadLettered,
+    DeadLetterRefused,
+    InvocationStarted,
+    WorkCrashed,
+)
+from worker.model import Ack, DeadLetter, Nak, Term
+from worker.policy.backoff import Backoff
+from worker.policy.retry import Retry
+
+ONCE = Retry(attempts=1)
+GIVEN_UP = Term("gave up after 1 of 1 attempts: status 500")
+
+
+async def test_buried_before_it_is_given_up(autojump_clock: MockClock) -> None:
+    """The dead letter is stored, with all that someone needs to look into it, before the message leaves the queue."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503), reply(500), function="resize.images")
+        world.start(world.worker(retry=Retry(attempts=2)))
+        await message.over.wait()
+        # The second attempt at 10_004; the letter heard at 10_005 and confirmed at 10_006.
+        assert world.heard(message) == [(3, Nak(10)), (10_007, Term("gave up after 2 of 2 attempts: status 500"))]
+        (letter,) = world.server.letters.values()
+        assert letter.data == message.payload
+        assert letter.headers == {
+            "X-Dead-Letter-Reason": "gave up after 2 of 2 attempts: status 500",
+            "X-Dead-Letter-Attempts": "2",
+            "X-Dead-Letter-Deliveries": "2",
+            "X-Dead-Letter-Stream": "faas-request",
+            "X-Dead-Letter-Subject": "faas-request",
+            "X-Dead-Letter-Sequence": "1",
+            "X-Call-Id": "call-1",
+            "X-Function-Name": "resize.images",
+            "X-Function-Status": "500",
+        }
+
+
+async def test_not_stored_is_tried_again(autojump_clock: MockClock) -> None:
+    """A dead letter that is not stored is sent again while the message is kept: its function does not run for that."""
+    async with World(autojump_clock) as world:
+        world.server.refuses_letters = True
+        message = world.publish(reply(500))
+        worker = world.start(world.worker(retry=ONCE))
+        await trio.sleep(2)
+        world.server.refuses_letters = False
+        await message.over.wait()
+        # Each try takes 2; 500, 1_000 and 2_000 lie between them.
+        assert worker.times(DeadLetterRefused) == [4, 506, 1_508]
+        assert world.heard(message) == [(3_511, GIVEN_UP)]
+        assert world.starts(message) == [2]
+        assert len(world.server.letters) == 1
+
+
+async def test_what_cannot_be_stored_goes_back(autojump_clock: MockClock) -> None:
+    """After five tries the message goes back to the queue for the longest wait, and its slot to others."""
+    async with World(autojump_clock) as world:
+        world.server.refuses_letters = True
+        message, other = world.publish(reply(500)), world.publish(reply(200))
+        worker = world.start(world.worker(slots=1, retry=ONCE))
+        await other.over.wait()
+        assert worker.times(DeadLetterRefused) == [4, 506, 1_508, 3_510, 7_512]
+        assert world.heard(message) == [(7_513, Nak(120))]
+        assert world.starts(other) == [7_514]
+        world.server.refuses_letters = False
+        await message.over.wait()
+        # Heard 120_000 later and there 1 after that; the next attempt is the same one again, and is buried in 2.
+        assert world.starts(message) == [2, 127_514]
+        assert message.verdict == GIVEN_UP
+
+
+async def test_without_dead_letters(autojump_clock: MockClock) -> None:
+    """With dead_letter off, what is given up is told and taken off the queue, and nothing is stored."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(500))
+        worker = world.start(world.worker(retry=ONCE, dead_letters=False))
+        await message.over.wait()
+        assert world.heard(message) == [(3, GIVEN_UP)]
+        assert world.server.letters == {}
+        assert [told.stored for told in worker.told(DeadLettered)] == [False]
+
+
+@pytest.mark.parametrize("payload", [b"", b"no JSON", b"{}", b'{"Function": "../etc"}', b"\xff\xfe"])
+async def test_malformed(payload: bytes, autojump_clock: MockClock) -> None:
+    """What cannot be understood is never invoked and never lost: it goes to the dead letters with the reason."""
+    async with World(autojump_clock) as world:
+        message = world.publish(payload=payload)
+        worker = world.start(world.worker())
+        await message.over.wait()
+        (letter,) = world.server.letters.values()
+        assert letter.data == payload
+        assert isinstance(message.verdict, Term)
+        assert letter.headers["X-Dead-Letter-Reason"] == message.verdict.reason
+        assert letter.headers["X-Dead-Letter-Attempts"] == "0"
+        assert "X-Call-Id" not in letter.headers
+        assert world.outside.calls == []
+        assert worker.told(InvocationStarted) == []
+
+
+async def test_told_before_it_is_done(autojump_clock: MockClock) -> None:
+    """The result is posted once, after the last attempt, and the message is settled after that."""
+    async with World(autojump_clock) as world:
+        script = reply(503, after=1), reply(200, after=2, body=b"done", headers=((b"Content-Type", b"text/plain"),))
+        message = world.publish(*script, callback=[Answer(202, after=3)])
+        world.start(world.worker())
+        await message.over.wait()
+        (post,) = world.outside.posts
+        # The second attempt runs from 11_004 to 13_004, the callback takes 3_000 more.
+        assert ms(post.began) == 13_004
+        assert world.heard(message)[-1] == (16_005, Ack())
+        assert (post.callback.url, post.callback.body) == ("http://results/1", b"done")
+        assert post.headers == {
+            "Content-Type": "text/plain",
+            "X-Call-Id": "call-1",
+            "X-Function-Name": "echo",
+            "X-Function-Status": "200",
+            "X-Duration-Seconds": "2.000000",
+            "X-Start-Time": "1700000000000000000",
+            "User-Agent": "queue-worker/test",
+            "X-Retry": "1",
+            "X-Retry-Max": "99",
+        }
+
+
+async def test_told_when_given_up(autojump_clock: MockClock) -> None:
+    """What is given up is told too, once it is buried, with as many retries as were allowed."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(500), callback=[Answer()])
+        world.start(world.worker(retry=Retry(attempts=3)))
+        await message.over.wait()
+        (post,) = world.outside.posts
+        # The third attempt at 2 + 10_002 + 20_002 = 30_006; buried 2 later.
+        assert ms(post.began) == 30_008
+        assert (post.headers["X-Retry"], post.headers["X-Retry-Max"]) == ("2", "2")
+        assert post.headers["X-Function-Status"] == "500"
+
+
+async def test_a_callback_is_tried_again_on_its_own(autojump_clock: MockClock) -> None:
+    """A callback that fails is posted again after waits of its own, and its function does not run again."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(500), Answer("refused", after=1), Answer(200)])
+        worker = world.start(world.worker(callback_backoff=Backoff(1, 5)))
+        await message.over.wait()
+        # 1_000 after the first failed, 2_000 after the second did.
+        assert [ms(post.began) for post in world.outside.posts] == [2, 1_002, 4_002]
+        assert [(told.result, told.delivered, told.again_in) for told in worker.told(CallbackPosted)] == [
+            (500, False, 1.0),
+            ("refused", False, 2.0),
+            (200, True, None),
+        ]
+        assert world.starts(message) == [2]
+        assert message.verdict == Ack()
+
+
+@pytest.mark.parametrize(
+    ("answers", "posts"),
+    [([Answer(500)], 3), ([Answer("refused")], 3), ([Answer(404)], 1), ([Answer(429), Answer(410)], 2)],
+    ids=["always failing", "nobody there", "not wanted", "no longer wanted"],
+)
+async def test_a_callback_is_given_up(answers: list[Answer], posts: int, autojump_clock: MockClock) -> None:
+    """A callback that goes on failing, or is not wanted, is given up; the message is done all the same."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=answers)
+        world.start(world.worker(callback_attempts=3))
+        await message.over.wait()
+        assert len(world.outside.posts) == posts
+        assert message.verdict == Ack()
+        assert world.starts(message) == [2]
+
+
+async def test_a_bug_in_a_callback_does_not_run_the_function_again(autojump_clock: MockClock) -> None:
+    """Whatever breaks while a result is told, the invocation that it is the result of has ended."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(KeyError("a bug"))])
+        worker = world.start(world.worker())
+        await message.over.wait()
+        assert world.heard(message) == [(3, Ack())]
+        assert world.starts(message) == [2]
+        assert len(worker.told(WorkCrashed)) == 1
+
+
+async def test_a_bug_in_a_burial_keeps_the_message(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+    """What a bug of ours kept from being buried stays on the queue, and is tried again after the longest wait."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(500))
+        worker = world.worker(retry=ONCE)
+        bury, letters = worker.queue.bury, list[DeadLetter]()
+
+        async def broken(letter: DeadLetter) -> None:
+            letters.append(letter)
+            if len(letters) == 1:
+                raise KeyError("a bug")
+            await bury(letter)
+
+        monkeypatch.setattr(worker.queue, "bury", broken)
+        world.start(worker)
+        await message.over.wait()
+        assert world.heard(message) == [(3, Nak(120)), (120_007, GIVEN_UP)]
+
+
+async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) -> None:
+    """A callback that is no URL does not spoil the invocation: it runs, and that nobody is told is told."""
+    async with World(autojump_clock) as world:
+        message = world.publish(
+            payload=b'{"Function": "echo", "CallbackUrl": "ftp://x", "Header": {"X-Call-Id": ["a"]}}'
+        )
+        world.outside.scripts["a"] = [reply(200)]
+        worker = world.start(world.worker())
+        await message.over.wait()
+        assert [told.call_id for told in worker.told(CallbackIgnored)] == ["a"]
+        assert message.verdict == Ack()
+
+
+async def test_a_callback_holds_its_slot(autojump_clock: MockClock) -> None:
+    """A message whose result is being told is in its slot still: no more are held than there are slots."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200), callback=[Answer(200, after=5)])
+        other = world.publish(reply(200))
+        world.start(world.worker(slots=1))
+        await other.over.wait()
+        assert world.starts(other) == [5_004]

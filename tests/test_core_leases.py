@@ -1,0 +1,265 @@
+"""Whose a message is: leases kept and lost, redeliveries, lost connections. On the virtual clock.
+
+The ack wait is 30 s, so a lease is renewed 10 s after it was last, and taken for lost 20 s after the last extension
+that the broker confirmed. A message takes 1 ms either way: a delivery is there at 2, and the extension of 10_002 is
+heard at 10_003.
+"""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.world import Answer, Call, Hired, Message, World, ms, reply
+from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Redelivered, Settled
+from worker.model import Abandon, Ack, LeaseLost, Nak, Term
+from worker.policy.backoff import Backoff
+from worker.policy.retry import Retry
+
+
+async def test_renewed_at_a_third(autojump_clock: MockClock) -> None:
+    """While an invocation runs, its lease is extended every third of the ack wait, and not once more after it."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=35))
+        world.start(world.worker())
+        await message.over.wait()
+        await trio.sleep(100)
+        assert world.heard(message) == [(10_003, None), (20_003, None), (30_003, None), (35_003, Ack())]
+
+
+async def test_a_long_invocation_runs_once(autojump_clock: MockClock) -> None:
+    """The ack wait does not bound how long a function may run."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=3605))
+        world.start(world.worker())
+        await message.over.wait()
+        assert world.starts(message) == [2]
+        # 360 extensions, after 10, 20 … 3600 s, and the acknowledgement.
+        assert len(world.heard(message)) == 361
+        assert world.server.deliveries == 1
+
+
+async def test_each_lease_has_its_own_times(autojump_clock: MockClock) -> None:
+    """Leases that began at different times are renewed each in its time, and those due together in one go."""
+    async with World(autojump_clock) as world:
+        first = [world.publish(reply(200, after=25)) for _ in range(2)]
+        worker = world.start(world.worker())
+        await trio.sleep(4)
+        later = world.publish(reply(200, after=25))  # it is there at 4_001
+        await later.over.wait()
+        for message in first:
+            assert world.heard(message) == [(10_003, None), (20_003, None), (25_003, Ack())]
+        assert world.heard(later) == [(14_002, None), (24_002, None), (29_002, Ack())]
+        assert [told.count for told in worker.told(LeasesExtended)] == [2, 1, 2, 1]
+
+
+async def test_lost_when_nothing_is_confirmed(autojump_clock: MockClock) -> None:
+    """Two thirds of the ack wait after the last confirmed extension it is cancelled, and nothing is said."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=60), reply(200))
+        worker = world.worker()
+        worker.link.down.swallows = {"confirmation"}
+        world.start(worker)
+        await trio.sleep(25)
+        worker.link.down.swallows = ()
+        (call,) = world.outside.calls
+        assert (call.outcome, ms(call.ended or 0)) == (None, 20_002)
+        assert worker.times(LeaseExpired) == [20_002]
+        assert [told.outcome for told in worker.told(InvocationEnded)] == [LeaseLost()]
+        assert worker.told(Settled) == [Settled(Abandon())]
+        await message.over.wait()
+        # The extension of 10_002 is said again every 2 s while it may be; the broker gives the message out 30 s
+        # after the last, which it heard at 18_003.
+        assert world.heard(message)[:6] == [*((ms, None) for ms in range(10_003, 18_004, 2_000)), (48_005, Ack())]
+        assert world.starts(message) == [2, 48_004]
+
+
+async def test_lost_when_nothing_is_heard(autojump_clock: MockClock) -> None:
+    """The same when the extensions never arrive: the next worker has it when the ack wait is over."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=60), reply(200))
+        worker = world.worker()
+        worker.link.there.swallows = {"extension"}
+        world.start(worker)
+        await message.over.wait()
+        assert [ms(call.ended or 0) for call in world.outside.calls] == [20_002, 30_002]
+        # Handed out at 1, and again 30_000 later.
+        assert world.starts(message) == [2, 30_002]
+        assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
+
+
+async def test_a_late_confirmation_counts_from_the_sending(autojump_clock: MockClock) -> None:
+    """What counts is when the confirmed extension was sent, not when its confirmation came."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200, after=100))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        worker.link.down.stands_until = 19.0
+        await trio.sleep(10)
+        worker.link.there.swallows = {"extension"}
+        await trio.sleep_until(40)
+        # Sent at 10_002 and confirmed at 19_000; the next, sent at 20_002, is lost. 20 s after 10_002 is 30_002.
+        assert worker.times(LeaseExpired) == [30_002]
+
+
+async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
+    """A message that comes again while it runs here is not run twice, and its newest delivery is what is settled."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=12))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        world.server.make_anew()
+        await message.over.wait()
+        # Told at 5_001, asked for at 5_002, there at 5_003: the next extension is due at 15_003, after the end.
+        assert worker.times(Redelivered) == [5_003]
+        assert [told.how for told in worker.told(Redelivered)] == ["running"]
+        assert world.starts(message) == [2]
+        assert world.heard(message) == [(12_003, Ack())]
+        assert world.server.heard[-1].token == message.token
+
+
+async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
+    """A message that ended here and comes again, because the broker never heard, is settled again and not run again."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=1))
+        worker = world.start(world.worker(slots=1))
+        worker.link.there.swallows = {"settlement"}
+        await trio.sleep(30.5)
+        worker.link.there.swallows = ()
+        await message.over.wait()
+        # Handed out at 1 and again at 30_001. The first that gets through is the first acknowledgement, said again
+        # every 2_000: 1_002 + 15 * 2_000 = 31_002.
+        assert worker.times(Redelivered) == [30_002]
+        assert [told.how for told in worker.told(Redelivered)] == ["finished"]
+        assert world.heard(message) == [(31_003, Ack())]
+        assert world.starts(message) == [2]
+        assert world.server.backlog().by_subject == {}
+
+
+async def test_given_up_and_redelivered(autojump_clock: MockClock) -> None:
+    """What was given up here and comes again is given up again, for the same reason, and not run or buried again."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(500, after=1))
+        worker = world.start(world.worker(retry=Retry(attempts=1)))
+        worker.link.there.swallows = {"settlement"}
+        await trio.sleep(30.5)
+        worker.link.there.swallows = ()
+        await message.over.wait()
+        assert message.verdict == Term("gave up after 1 of 1 attempts: status 500")
+        assert world.starts(message) == [2]
+        assert len(world.server.letters) == 1
+
+
+async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
+    """A message that comes up to a second before its back-off is over waits for the rest of it in its slot."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503), reply(200))
+        worker = world.start(world.worker())
+        await trio.sleep(2)
+        world.server.restart(down=1, early=0.8)
+        await trio.sleep_until(9.5)
+        # Due at 10_003 and given out 800 early: it is there at 9_204, and waits until 10 s after the verdict at 2.
+        assert worker.bench.retries.waiting["early redelivery"] == 1
+        await message.over.wait()
+        assert world.starts(message) == [2, 10_002]
+        assert worker.bench.retries.waiting["early redelivery"] == 0
+
+
+async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
+    """A message that comes earlier than that is given back for the rest, and that is no attempt."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503), reply(200))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        world.server.make_anew()
+        await message.over.wait()
+        # There again at 5_003, when 4_999 are left; heard at 5_004, over at 10_003.
+        assert worker.times(Redelivered) == [5_003]
+        assert [told.how for told in worker.told(Redelivered)] == ["early"]
+        assert [at for at, _ in world.heard(message)] == [3, 5_004, 10_005]
+        assert world.starts(message) == [2, 10_004]
+        assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
+
+
+async def test_a_short_cut_stops_nothing(autojump_clock: MockClock) -> None:
+    """Over a lost connection the invocation goes on; the extension that fell due is sent when it is back."""
+    async with World(autojump_clock) as world:
+        message, worker = await _cut(world, begin=8, seconds=5)
+        assert world.heard(message) == [(13_001, None), (20_003, None), (30_003, None), (40_003, None), (45_003, Ack())]
+        assert world.starts(message) == [2]
+        assert worker.told(LeaseExpired) == []
+
+
+async def test_a_long_cut_loses_the_lease(autojump_clock: MockClock) -> None:
+    """With nothing confirmed for two thirds of the ack wait the invocation is cancelled, connection or none."""
+    async with World(autojump_clock) as world:
+        message, worker = await _cut(world, begin=5, seconds=40)
+        assert worker.times(LeaseExpired) == [20_002]
+        # Back at 45_000: asked at once, heard at 45_001, there at 45_002.
+        assert world.starts(message) == [2, 45_002]
+        assert [_ended(call) for call in world.outside.calls] == [20_002, 90_002]
+
+
+async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, Hired]:
+    """A message that runs for 45 s, and a connection that breaks meanwhile."""
+    message = world.publish(reply(200, after=45))
+    worker = world.start(world.worker())
+    await trio.sleep(begin)
+    worker.link.cut(seconds)
+    await message.over.wait()
+    return message, worker
+
+
+def _ended(call: Call) -> int:
+    assert call.ended is not None
+    return ms(call.ended)
+
+
+async def test_no_work_comes_over_a_cut_connection(autojump_clock: MockClock) -> None:
+    """A lost connection stops intake only until it is back, and costs no credit."""
+    async with World(autojump_clock) as world:
+        worker = world.start(world.worker(slots=2))
+        await trio.sleep(1)
+        worker.link.cut(10)
+        messages = [world.publish(reply(200, after=1)) for _ in range(4)]
+        for message in messages:
+            await message.over.wait()
+        assert [world.starts(message) for message in messages] == [[11_002], [11_002], [12_004], [12_004]]
+        assert world.outside.peak["worker-1"] == 2
+
+
+async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
+    """A lease that is lost while a callback is posted ends that too, and nothing is said: it is done again."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(200, after=60), Answer(200)])
+        worker = world.worker()
+        worker.link.there.swallows = {"extension"}
+        world.start(worker)
+        await message.over.wait()
+        assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
+        assert ms(world.outside.posts[0].ended or 0) == 20_002
+        assert world.heard(message) == [(30_003, Ack())]
+
+
+async def test_kept_while_a_callback_waits_for_its_next_try(autojump_clock: MockClock) -> None:
+    """The lease covers the waits between a callback's tries, so that its function does not run again."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(500), Answer(500), Answer(200)])
+        world.start(world.worker(callback_backoff=Backoff(40, 100)))
+        await message.over.wait()
+        assert [ms(post.began) for post in world.outside.posts] == [2, 40_002, 120_002]
+        assert world.starts(message) == [2]
+        assert world.heard(message)[-1] == (120_003, Ack())
+        assert world.server.deliveries == 1
+
+
+async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) -> None:
+    """Waiting for the rest of a back-off, a message is leased like any other: nobody else is given it."""
+    async with World(autojump_clock, ack_wait=0.9) as world:
+        message = world.publish(reply(503), reply(200))
+        world.start(world.worker(retry=Retry(backoff=Backoff(10, 10))))
+        await trio.sleep(2)
+        world.server.restart(down=0, early=0.95)
+        await message.over.wait()
+        # Out at 9_053, there at 9_054, started 10 s after 2: extended at 9_354, 9_654 and 9_954.
+        assert world.heard(message) == [(3, Nak(10)), (9_355, None), (9_655, None), (9_955, None), (10_003, Ack())]

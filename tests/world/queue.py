@@ -1,0 +1,263 @@
+"""The queue as the worker sees it, on the in-memory broker: what :mod:`worker.nats` is, without NATS.
+
+It keeps the adapter's rules: what is not confirmed is said again, an extension never after the settlement of its
+delivery, a NAK never when somebody else may have the message; no more is handed out than was wanted. What the worker
+does wrong is recorded, never raised into it, where its own net would catch it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import TypeVar
+
+import trio
+
+from worker.model import Backlog, DeadLetter, Delivery, MessageId, Nak, Settlement
+from worker.ports import Consumer, NotStored, Unusable
+
+from .link import Link
+from .server import Client, HandedOut, Server
+
+T = TypeVar("T")
+
+PATIENCE = 2.0
+"""Seconds without an answer after which something is said again; also the longest that stopping waits."""
+ANSWER = 5.0
+"""Seconds to wait for an answer to a request."""
+
+
+class FakeConsumer:
+    """See :class:`worker.ports.Consumer`."""
+
+    def __init__(self, queue: FakeQueue, server: Server, link: Link, violated: Callable[[str], None]) -> None:
+        self.ack_wait = server.ack_wait
+        self.wanted = 0
+        """What may still come."""
+        self._queue, self._server, self._link, self._violated = queue, server, link, violated
+        self._client = Client(link, self._deliver, self._dismiss)
+        self._session = 0
+        self._stopped = False
+        self._here: list[Delivery] = []
+        self._something = trio.Event()
+        server.join(self._client)
+        link.changed.append(self._on_change)
+
+    def want(self, more: int) -> None:
+        """See :meth:`worker.ports.Consumer.want`."""
+        if more < 1:
+            self._violated(f"wanted {more} more")
+        self.wanted += more
+        self._pull(more)
+
+    async def receive(self) -> Sequence[Delivery]:
+        """See :meth:`worker.ports.Consumer.receive`."""
+        await trio.lowlevel.checkpoint()
+        while not self._here:
+            self._something = trio.Event()
+            await self._something.wait()
+        return self._taken()
+
+    async def stop(self) -> Sequence[Delivery]:
+        """See :meth:`worker.ports.Consumer.stop`."""
+        self._stopped = True
+        with trio.move_on_after(PATIENCE):
+            # The answer comes after all that was sent before it.
+            await self._queue.request(partial(self._server.withdraw, self._client))
+        return self._taken()
+
+    def _taken(self) -> list[Delivery]:
+        taken, self._here = self._here, []
+        for delivery in taken:
+            self._queue.held[delivery.id] = delivery
+        return taken
+
+    def _deliver(self, handed: HandedOut) -> None:
+        self.wanted -= 1
+        if self.wanted < 0:
+            self._violated(f"message {handed.id[0]} was more than was wanted")
+        now = trio.current_time()
+        self._here.append(Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload))
+        self._something.set()
+
+    def _dismiss(self, session: int) -> None:
+        self._session = session
+        self._pull(self.wanted)
+
+    def _on_change(self, up: bool) -> None:
+        if up:
+            self._session = self._client.session
+            self._pull(self.wanted)
+        else:
+            self._server.withdraw(self._client)
+
+    def _pull(self, batch: int) -> None:
+        if batch > 0 and self._link.up and not self._stopped:
+            self._link.there.send("pull", partial(self._server.pull, self._client, self._session, batch))
+
+
+@dataclass(slots=True, eq=False)
+class Said:
+    """One thing to say about one delivery. *settlement* is None for an extension."""
+
+    delivery: Delivery
+    settlement: Settlement | None
+    before: float
+    confirmed: Callable[[], None]
+    due: float
+    """When a NAK's delay is over."""
+    sent: float = inf
+    tries: int = 0
+
+    def sayable(self, now: float) -> bool:
+        """Whether it may still be said: for the first time, or once more."""
+        match self.settlement:
+            case None:
+                return now < self.before
+            case Nak():
+                return now < self.before and (not self.tries or now < self.due)
+            case _:
+                return True
+
+
+class FakeQueue:
+    """See :class:`worker.ports.Queue`.
+
+    Args:
+        server: the broker.
+        link: the way to it; carried by someone else, as :meth:`run` is run by someone else.
+        violated: told what the worker does wrong.
+    """
+
+    def __init__(self, server: Server, link: Link, violated: Callable[[str], None]) -> None:
+        self.link = link
+        self.consumer: FakeConsumer | None = None
+        self.held: dict[MessageId, Delivery] = {}
+        """What was handed out and not settled; the newest delivery of each message."""
+        self._server, self._violated = server, violated
+        self._outbox: dict[int, Said] = {}
+        """What is not confirmed, in order."""
+        self._number = 0
+        self._changed = trio.Event()
+        link.changed.append(self._on_change)
+
+    async def consume(self) -> Consumer:
+        """See :meth:`worker.ports.Queue.consume`."""
+        await trio.lowlevel.checkpoint()
+        while not self.link.up:
+            await self._change()
+        if self._server.unusable:
+            raise Unusable(self._server.unusable)
+        self.consumer = FakeConsumer(self, self._server, self.link, self._violated)
+        return self.consumer
+
+    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+        """See :meth:`worker.ports.Queue.settle`."""
+        now = trio.current_time()
+        self._check(delivery, settlement)
+        self.held.pop(delivery.id, None)
+        delay = settlement.delay if isinstance(settlement, Nak) else inf
+        if isinstance(settlement, Nak) and now >= before:
+            self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
+        for number, said in [*self._outbox.items()]:
+            if said.settlement is None and said.delivery.id == delivery.id:
+                del self._outbox[number]
+        self._note(Said(delivery, settlement, before, lambda: None, now + delay))
+
+    def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
+        """See :meth:`worker.ports.Queue.extend`."""
+        self._check(delivery, None)
+        self._note(Said(delivery, None, before, confirmed, inf))
+
+    async def settled(self) -> None:
+        """See :meth:`worker.ports.Queue.settled`."""
+        await trio.lowlevel.checkpoint()
+        while any(said.settlement for said in self._outbox.values()):
+            await self._change()
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """See :meth:`worker.ports.Queue.bury`."""
+        if not await self.request(partial(self._server.bury, letter)):
+            raise NotStored("nobody confirmed it")
+
+    async def backlog(self) -> Backlog:
+        """See :meth:`worker.ports.Queue.backlog`."""
+        if (backlog := await self.request(self._server.backlog)) is None:
+            raise NotStored("no answer")
+        return backlog
+
+    async def request(self, effect: Callable[[], T]) -> T | None:
+        """What *effect* gives at the broker; None where no answer came."""
+        answered, answers = trio.Event(), list[T]()
+
+        def answer(result: T) -> None:
+            answers.append(result)
+            answered.set()
+
+        await trio.lowlevel.checkpoint()
+        if self.link.up:
+            self.link.there.send("request", lambda: self.link.down.send("answer", partial(answer, effect())))
+            with trio.move_on_after(ANSWER):
+                await answered.wait()
+        return answers[0] if answers else None
+
+    async def run(self) -> None:
+        """Say again what was not confirmed in time, for ever."""
+        while True:
+            oldest = min((said.sent for said in self._outbox.values()), default=inf)
+            with trio.move_on_at(oldest + PATIENCE if self.link.up else inf):
+                await self._change()
+            for number, said in [*self._outbox.items()]:
+                if self.link.up and trio.current_time() >= said.sent + PATIENCE:
+                    self._say(number, said)
+
+    def _check(self, delivery: Delivery, settlement: Settlement | None) -> None:
+        held = self.held.get(delivery.id)
+        if held is None or held.token != delivery.token:
+            self._violated(f"{settlement or 'extension'} for {delivery.token}, while {held and held.token} is held")
+
+    def _note(self, said: Said) -> None:
+        self._number += 1
+        self._outbox[self._number] = said
+        if self.link.up:
+            self._say(self._number, said)
+
+    def _say(self, number: int, said: Said) -> None:
+        now = trio.current_time()
+        if not said.sayable(now):
+            self._forget(number)
+            return
+        said.sent, said.tries = now, said.tries + 1
+        again = said.tries > 1 and isinstance(said.settlement, Nak)
+        settlement = Nak(said.due - now) if again else said.settlement
+
+        def heard() -> None:
+            if self._server.say(said.delivery.token, settlement):
+                self.link.down.send("confirmation", partial(self._confirm, number))
+
+        self.link.there.send("settlement" if settlement else "extension", heard)
+        self._tell()
+
+    def _confirm(self, number: int) -> None:
+        if said := self._outbox.get(number):
+            said.confirmed()
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        del self._outbox[number]
+        self._tell()
+
+    def _on_change(self, up: bool) -> None:
+        for number, said in [*self._outbox.items()]:
+            if up:
+                self._say(number, said)
+        self._tell()
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,218 @@
+"""The world itself, and the workers in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, TypeVar
+
+import trio
+from trio.testing import MockClock
+
+from worker.bench import Bench, Rules
+from worker.drain import Drain
+from worker.events import Event
+from worker.heartbeat import Leases
+from worker.model import Settlement
+from worker.policy.backoff import Backoff
+from worker.policy.ledger import Ledger
+from worker.policy.retry import Retry
+from worker.retries import Retries
+from worker.run import run
+
+from .functions import Answer, Outside, Reach, Reply
+from .link import Link
+from .queue import FakeQueue
+from .server import EPOCH, Message, Server
+
+T = TypeVar("T")
+
+LONGEST = 1_000_000.0
+"""Seconds that a world lasts on a virtual clock, where what is waited for in vain would keep the test for ever."""
+
+
+def ms(seconds: float) -> int:
+    """A time of the virtual clock, in whole milliseconds."""
+    return round(seconds * 1000)
+
+
+class Hired:
+    """One worker: its parts, what it told, and the ways to end it."""
+
+    def __init__(self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float) -> None:
+        self.name = name = f"worker-{len(world.workers) + 1}"
+        self.link = link
+        self.queue = FakeQueue(world.server, link, lambda what: world.violations.append(f"{name}: {what}"))
+        self.events: list[tuple[float, Event]] = []
+        self.ended = trio.Event()
+        self.took = 0.0
+        """How long its drain took, once it has ended."""
+        self._scope = trio.CancelScope()
+        self._signal, self._signals = trio.open_memory_channel[None](2)
+        reach = Reach(world.outside, name)
+        self.bench = Bench(
+            queue=self.queue,
+            functions=reach,
+            callbacks=reach,
+            emit=self._emit,
+            leases=Leases(self.queue, self._emit),
+            ledger=Ledger(),
+            retries=Retries(),
+            drain=Drain(shutdown_timeout, self._emit),
+            rules=rules,
+            dice=lambda: dice,
+            wall=lambda: EPOCH + trio.current_time(),
+        )
+
+    def signal(self) -> None:
+        """Ask it to stop; the second time, to hurry."""
+        self._signal.send_nowait(None)
+
+    def kill(self) -> None:
+        """End it at once, as SIGKILL does."""
+        self._scope.cancel()
+
+    def told(self, kind: type[T]) -> list[T]:
+        """Its events of one kind."""
+        return [event for _, event in self.events if isinstance(event, kind)]
+
+    def times(self, kind: type[Event]) -> list[int]:
+        """When it told those (ms)."""
+        return [ms(at) for at, event in self.events if isinstance(event, kind)]
+
+    async def work(self) -> None:
+        """Run to the end, its connection with it.
+
+        Raises:
+            worker.ports.Unusable: in an exception group, as :func:`worker.run.run` does.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.link.run)
+            nursery.start_soon(self.queue.run)
+            try:
+                with self._scope:
+                    await run(self.bench, self._signals)
+                    self.took = trio.current_time() - self.bench.drain.began
+            finally:
+                self.link.cut(float("inf"))
+                self.ended.set()
+            nursery.cancel_scope.cancel()
+
+    def _emit(self, event: Event) -> None:
+        self.events.append((trio.current_time(), event))
+
+
+class World:
+    """A broker, functions, and workers. Leaving it kills the workers and raises what they did wrong.
+
+    Args:
+        clock: the virtual clock that it runs on; None for the real one.
+        ack_wait: of the consumer (s).
+        latency: of each message to and from the broker (s).
+
+    Raises:
+        AssertionError: on leaving it, for the violations.
+    """
+
+    def __init__(self, clock: MockClock | None, *, ack_wait: float = 30.0, latency: float = 0.001) -> None:
+        self.clock = clock
+        self.server = Server(ack_wait)
+        self.outside = Outside()
+        self.latency = latency
+        self.workers: list[Hired] = []
+        self.violations: list[str] = []
+        self._open = trio.open_nursery()
+        self._nursery: trio.Nursery
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._open.__aenter__()
+        if self.clock:
+            self._nursery.cancel_scope.deadline = trio.current_time() + LONGEST
+        self._nursery.start_soon(self.server.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        late = self._nursery.cancel_scope.cancel_called
+        self._nursery.cancel_scope.cancel()
+        # The test's own error goes its way alone, not in a group with what it cancels here.
+        mine = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
+        await self._open.__aexit__(*mine)
+        assert not late, "what the test waits for does not happen"
+        if error is None:
+            assert not self.violations, self.violations
+
+    def publish(
+        self,
+        *script: Reply,
+        function: str = "echo",
+        callback: list[Answer] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        payload: bytes | None = None,
+    ) -> Message:
+        """Store a message.
+
+        Args:
+            script: what its attempts come to, the last one again and again.
+            function: whom it invokes.
+            callback: what posting its result comes to, in the same way; None: it asks for no callback.
+            annotations: the function's.
+            payload: instead of all that.
+        """
+        number = self.server.taken + 1
+        url = f"http://results/{number}"
+        self.outside.scripts[f"call-{number}"] = script
+        request = {
+            "Function": function,
+            "Header": {"X-Call-Id": [f"call-{number}"]},
+            "Annotations": annotations or {},
+        }
+        if callback is not None:
+            self.outside.answers[url] = callback
+            request["CallbackUrl"] = url
+        return self.server.publish(json.dumps(request).encode() if payload is None else payload)
+
+    def worker(
+        self,
+        *,
+        slots: int = 10,
+        retry: Retry | None = None,
+        callback_attempts: int = 3,
+        callback_backoff: Backoff | None = None,
+        dead_letters: bool = True,
+        shutdown_timeout: float = 25.0,
+        settle_within: float = 5.0,
+        connected: bool = True,
+        dice: float = 0.5,
+    ) -> Hired:
+        """A worker that nobody has started yet. *connected*: the broker is there; the rest as in the settings."""
+        rules = Rules(
+            slots=slots,
+            retry=retry or Retry(),
+            callback_attempts=callback_attempts,
+            callback_backoff=callback_backoff or Backoff(1.0, 5.0),
+            dead_letters=dead_letters,
+            settle_within=settle_within,
+            namespace="openfaas-fn",
+            user_agent="queue-worker/test",
+        )
+        hired = Hired(self, Link(self.latency, up=connected), rules, shutdown_timeout=shutdown_timeout, dice=dice)
+        self.workers.append(hired)
+        return hired
+
+    def start(self, worker: Hired) -> Hired:
+        """Let it work."""
+        self._nursery.start_soon(worker.work, name=worker.name)
+        return worker
+
+    # What came of it.
+
+    def starts(self, message: Message) -> list[int]:
+        """When its invocations began (ms)."""
+        return [ms(call.began) for call in self.outside.calls_of(f"call-{message.id[0]}")]
+
+    def heard(self, message: Message) -> list[tuple[int, Settlement | None]]:
+        """What the broker heard about it, and when (ms); None is an extension."""
+        return [(ms(heard.at), heard.settlement) for heard in self.server.heard if heard.sequence == message.id[0]]
