@@ -34,6 +34,7 @@ from .model import (
     Term,
     Verdict,
 )
+from .policy.backoff import Backoff
 from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.report import callback_of
@@ -42,6 +43,11 @@ from .ports import NotStored
 from .settle import settle
 
 T = TypeVar("T")
+
+_BURIALS = 5
+"""How many times a dead letter is tried to be stored before its message goes back to the queue."""
+_BURIAL_WAIT = Backoff(initial=0.5, longest=4.0)
+"""Between those tries: 7.5 s in all, longer than an election of a stream's leader takes."""
 
 
 async def process(lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
@@ -121,15 +127,19 @@ class Job:
             stopped = verdict
 
         with self.bench.stoppable(self.lease):
-            if isinstance(verdict, Term):
-                await self._bury(outcome, verdict)
+            if isinstance(verdict, Term) and not await self._bury(outcome, verdict):
+                return Nak(self.retry.backoff.longest)
             if self.invocation:
-                await self._tell(self.invocation, outcome, callback_failed)
+                # The verdict stands whatever breaks here: a bug in telling the result must not run the function again.
+                await self.caught(self._tell(self.invocation, outcome, callback_failed))
             return verdict
         return Abandon() if self.lease.lost else stopped
 
-    async def _bury(self, outcome: Outcome, verdict: Term) -> None:
-        """Store the dead letter, however long that takes: the lease is kept meanwhile."""
+    async def _bury(self, outcome: Outcome, verdict: Term) -> bool:
+        """Store the dead letter; the lease is kept meanwhile. False: it cannot be stored now.
+
+        Then the message must go back to the queue, where it is safe, for its slot would be missing to others.
+        """
         invocation, delivery = self.invocation, self.lease.delivery
         letter = DeadLetter(
             delivery=delivery,
@@ -139,20 +149,25 @@ class Job:
             function=invocation.label if invocation else None,
             status=status_of(outcome),
         )
-        tries = 0
-        while self.bench.rules.dead_letters:
+        keep = self.bench.rules.dead_letters
+        if keep and not await self._store(letter):
+            return False
+        self.bench.emit(
+            DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=keep)
+        )
+        return True
+
+    async def _store(self, letter: DeadLetter) -> bool:
+        for number in range(1, _BURIALS + 1):
             try:
                 await self.bench.queue.bury(letter)
-                break
             except NotStored as error:
-                self.bench.emit(DeadLetterRefused(delivery, letter.call_id, str(error)))
-                tries += 1
-                await self.bench.retries.wait(self.bench.rules.callback_backoff.ceiling(tries), "dead letter")
-        self.bench.emit(
-            DeadLettered(
-                delivery, letter.call_id, letter.function, letter.reason, letter.attempts, self.bench.rules.dead_letters
-            )
-        )
+                self.bench.emit(DeadLetterRefused(letter.delivery, letter.call_id, str(error)))
+                if number < _BURIALS:
+                    await self.bench.retries.wait(_BURIAL_WAIT.ceiling(number), "dead letter")
+            else:
+                return True
+        return False
 
     async def _tell(self, invocation: Invocation, outcome: Outcome, failed_once: Callable[[], None]) -> None:
         callback = callback_of(
