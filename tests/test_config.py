@@ -308,6 +308,7 @@ WORDS: dict[str, tuple[str, list[str]]] = {
         "not the URL of a web server: write http://host:port",
         [
             *("gateway:8080", "ftp://h", "http://", "http://h:x", "http://h:65536", "http://h:0", "http://[::1"),
+            *("http://[::1]]", "http://[::1]x", "http://h:", "http://a;b", "http://a<b", "http://a\\b"),
             *(
                 "http://h/?x",
                 "http://h?",

@@ -52,6 +52,8 @@ def test_a_fragment_stays_at_home(url: str, posted: str) -> None:
 
 NOT_A_URL = "it has a space, a control character or a letter outside ASCII; escape it"
 
+NO_HOST = "what stands for its host can be none"
+
 
 @pytest.mark.parametrize(
     ("url", "why"),
@@ -69,6 +71,12 @@ NOT_A_URL = "it has a space, a control character or a letter outside ASCII; esca
         ("http://h:65536/", "Port out of range 0-65535"),
         ("http://h:a/", "Port could not be cast to integer value as 'a'"),
         ("http://[::1/", "Invalid IPv6 URL"),
+        ("http://[::1]]/", NO_HOST),
+        ("http://[::1];/", NO_HOST),
+        ("http://[::1]x:80/", NO_HOST),
+        ("http://good\\@evil\\/", NO_HOST),
+        ("http://good@evil@worse/", NO_HOST),
+        ("http://a<b/", NO_HOST),
         ("http://h/a b", NOT_A_URL),
         ("http://h/a\r\nX-Evil: 1", NOT_A_URL),
         ("http://h/\x00", NOT_A_URL),

@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 _LONGEST = 8192
 """Characters: what web servers commonly accept as a request line."""
 _VISIBLE = re.compile(r"[!-~]+")
+_AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~%!$&'()*+,;=]+)(?::[0-9]*)?")
+"""User, host and port (RFC 3986, section 3.2), so strictly that no two readers can take another host from it."""
 _SAFE_PATH = "/:@$&+,;="
 """What Go lets stand in a path that it must escape itself, less what ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
@@ -40,6 +42,8 @@ def callback_url(value: Any) -> str | None:
         raise ValueError(f"its scheme is {parts.scheme!r}; only http and https can be posted to")
     if not parts.hostname:
         raise ValueError("it names no host")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise ValueError("what stands for its host can be none")
     return url
 
 

@@ -119,6 +119,7 @@ def _is_url(value: str, *schemes: str) -> bool:
             re.fullmatch(r"[!-~]+", value) is not None
             and parts.scheme in schemes
             and bool(host(parts.hostname or ""))
+            and re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]:]+)(:[0-9]+)?", parts.netloc.rpartition("@")[2]) is not None
             and parts.port != 0
         )
     except ValueError:

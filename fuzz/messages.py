@@ -1,0 +1,66 @@
+"""Whatever bytes come as a message, decoding ends in one request to the function they name, or in a reason of one line.
+
+And in a callback that can be posted to, or none. Run it with ``python -m fuzz messages``.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from urllib.parse import unquote, urlsplit
+
+from worker.model import Delivery, Invocation, Malformed
+from worker.policy.decode import decode
+
+_FUNCTION = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9_]*[a-z0-9])?)?")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_REST = re.compile(rb"(/[!-~]*)?(\?[!-~]+)?")
+_VALUE = re.compile(rb"([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?")
+_URL = re.compile(r"[!\"$-~]+")
+NOT_SENT_ON = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
+    b"transfer-encoding upgrade host content-length".split()
+)
+
+
+def check(data: bytes) -> None:
+    """Decode *data* as a message's payload and see that the law above holds."""
+    delivery = Delivery(id=(1, 1), token="", count=1, arrived=0.0, subject="q", payload=data)
+    result = decode(delivery, namespace="fn", user_agent="fuzz")
+    if isinstance(result, Malformed):
+        _is_a_reason(result.reason)
+        return
+    invocation, complaint = result
+    is_one_request(invocation)
+    if complaint is not None:
+        assert invocation.callback is None
+        _is_a_reason(complaint)
+    if invocation.callback is not None:
+        assert _URL.fullmatch(invocation.callback)
+        assert urlsplit(invocation.callback).scheme in ("http", "https")
+        assert urlsplit(invocation.callback).hostname
+
+
+def is_one_request(invocation: Invocation) -> None:
+    """See that an invocation can be read as nothing but one request to its function, with the headers it has."""
+    function = invocation.function
+    assert _FUNCTION.fullmatch(function)
+    start = f"/function/{function}".encode()
+    assert invocation.target.startswith(start)
+    assert _REST.fullmatch(invocation.target.removeprefix(start))
+    assert b"#" not in invocation.target
+    path = posixpath.normpath(unquote(invocation.target.partition(b"?")[0].decode()))
+    assert f"{path}/".startswith(f"/function/{function}/")
+    assert _TOKEN.fullmatch(invocation.method.encode())
+    for name, value in invocation.headers:
+        assert _TOKEN.fullmatch(name)
+        assert _VALUE.fullmatch(value)
+        assert name.lower() not in NOT_SENT_ON
+    ids = [value for name, value in invocation.headers if name.lower() == b"x-call-id"]
+    assert ids[0] == invocation.call_id.encode()
+
+
+def _is_a_reason(text: str) -> None:
+    assert text
+    assert text.isprintable()
+    assert len(text) < 10_000

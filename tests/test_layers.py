@@ -1,0 +1,195 @@
+"""The import rules, checked. A package exists only where it carries one of them.
+
+A module that is nowhere in :data:`LAYERS` fails: whoever adds one says here what it stands on.
+"""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import worker
+
+ROOT = Path(worker.__file__).parent
+
+LAYERS = [
+    ("__main__",),
+    ("cli",),
+    ("dev",),
+    ("gateway",),
+    ("observe",),
+    ("run",),
+    ("fetch", "functions", "backlog"),
+    ("process",),
+    ("callback", "settle"),
+    ("bench",),
+    ("drain", "heartbeat", "retries"),
+    ("nats", "http"),
+    ("config",),
+    ("policy",),
+    ("ports",),
+    ("events",),
+    ("model",),
+    ("",),  # worker/__init__.py: the version
+]
+"""Top to bottom. Each module, or package, imports only what stands below it; not what stands beside it."""
+
+ONLY_BY = {
+    "cli": {"__main__"},
+    "dev": {"cli"},
+    "gateway": {"cli", "dev"},
+    "observe": {"cli", "dev", "gateway"},
+    "nats": {"cli"},
+    "nats.options": {"cli", "dev", "gateway"},
+    "nats.quirks": {"cli", "dev", "gateway"},
+    "http": {"cli"},
+    "config": {"cli", "dev", "gateway", "nats", "http", "observe"},
+}
+"""Who may import it besides its own package: the core knows neither adapters nor settings. The longest name rules."""
+
+LOOPS = {
+    "trio_asyncio": {"nats"},
+    "nats": {"nats", "gateway"},
+    "asyncio": {"nats", "gateway", "cli.submit", "dev.functions"},
+    "uvicorn": {"gateway", "dev.functions"},
+    "httptools": {"http"},
+}
+"""Who may import what brings a loop or a protocol of its own: all else is Trio's, or nobody's."""
+
+IMPURE = {
+    *("asyncio", "trio", "trio_asyncio", "anyio", "threading", "concurrent", "signal", "contextvars"),  # waiting
+    *("time", "random", "secrets"),  # clock and dice
+    *(
+        "os",
+        "sys",
+        "io",
+        "pathlib",
+        "shutil",
+        "tempfile",
+        "subprocess",
+        "socket",
+        "ssl",
+        "http",
+        "requests",
+    ),  # the world
+    *("logging", "structlog", "prometheus_client", "warnings"),  # telling
+    *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
+}
+IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "input", "urlopen"}
+SANS_IO = ("worker.nats.credit", "worker.nats.wire", "worker.http.http11")
+"""Protocols apart from their transport: as pure as a policy, except that they may know the adapter's values."""
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in MODULES.items()}
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def inside(module: str) -> str:
+    """Its name inside the package: ``policy.decide``."""
+    return module.removeprefix("worker").removeprefix(".")
+
+
+def top(module: str) -> str:
+    """The module or package below ``worker`` that it is or is in."""
+    return inside(module).partition(".")[0]
+
+
+def imports(module: str) -> set[str]:
+    """All that a module imports, anywhere in it, by its full name."""
+    found: set[str] = set()
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, [above, node.module]))
+            named = (f"{base}.{alias.name}" for alias in node.names)
+            found.update(name if name in MODULES else base for name in named)
+    return found
+
+
+def ours(module: str) -> set[str]:
+    return {each for each in imports(module) if each.partition(".")[0] == "worker"}
+
+
+def foreign(module: str) -> set[str]:
+    return {each.partition(".")[0] for each in imports(module)} - {"worker"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_belongs_to_a_layer(module: str) -> None:
+    """A module's name is in the list of layers, itself or by its package."""
+    assert top(module) in RANKS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    """A module imports what stands below it, or what is in its own package; what it imports exists."""
+    for imported in ours(module):
+        assert imported in MODULES
+        beside = top(imported) == top(module)
+        assert beside or RANKS[top(module)] < RANKS[top(imported)], f"{module} imports {imported}"
+
+
+def test_imports_make_no_circle() -> None:
+    """Also within a package, modules can be read in an order in which each builds on those before."""
+    assert list(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_adapters_and_settings_stay_out_of_the_core(module: str) -> None:
+    """Settings reach the core in slices and adapters as ports: only what puts the program together imports them."""
+    for imported in ours(module):
+        name = inside(imported)
+        rule = next((prefix for prefix in (name, top(imported)) if prefix in ONLY_BY), None)
+        if rule and top(imported) != top(module):
+            assert top(module) in ONLY_BY[rule], f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_else_touches_asyncio(module: str) -> None:
+    """The broker's island and the producer are asyncio's, the latter with no Trio in it; the rest is Trio's."""
+    for library, importers in LOOPS.items():
+        if library in foreign(module):
+            assert any(f"{inside(module)}.".startswith(f"{each}.") for each in importers), f"{module} imports {library}"
+    if top(module) == "gateway":
+        assert "trio" not in foreign(module)
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if top(name) in ("policy", "ports", "events", "model") or name in SANS_IO]
+)
+def test_what_decides_is_pure(module: str) -> None:
+    """No clock, no dice, no world, no waiting but what a port promises: time and chance are arguments."""
+    assert not IMPURE & foreign(module)
+    waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+    for node in ast.walk(TREES[module]):
+        assert module == "worker.ports" or not isinstance(node, waits)
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            assert called not in IMPURE_CALLS
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if top(name) == "policy"])
+def test_policies_know_values_only(module: str) -> None:
+    """A policy builds on other policies and on the model, not even on ports and events."""
+    assert {top(imported) for imported in ours(module)} <= {"policy", "model"}
+
+
+def test_the_checks_see_what_they_should() -> None:
+    """The reading of imports knows relative ones, of modules and of names in them, and those inside functions."""
+    assert "worker.policy.decide" in imports("worker.process")
+    assert "worker.model" in imports("worker.policy.decode")
+    assert "trio" in imports("worker.run")
+    assert ours("worker.model") == set()
+    assert "worker" in imports("worker.cli")
