@@ -1,0 +1,87 @@
+"""A gateway process under test, and requests to it."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers import NatsServer, Program, free_port, wait_until
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Gateway(Program):
+    """``queue-worker gateway`` on a free port of the loopback, settings by keyword."""
+
+    def __init__(self, *, tmp_path: Path, **settings: object) -> None:
+        self.port = int(str(settings.get("listen_port", 0))) or free_port()
+        ours = {"listen_host": "127.0.0.1", "listen_port": self.port}
+        super().__init__("worker.cli", "gateway", tmp_path=tmp_path, settings=ours | settings)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def ask(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """One request on a connection of its own; *target* goes into the request line as it is."""
+        connection = self.connection()
+        try:
+            connection.putrequest(method, target, skip_accept_encoding=True)
+            for name, value in (headers or {}).items():
+                connection.putheader(name, value)
+            if method != "GET":
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body or None)
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    def queue(self, below: str, body: bytes = b"", **headers: str) -> Answer:
+        """POST to ``/async-function/<below>``; a header's name with underscores for hyphens."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.ask("POST", f"/async-function/{below}", body, named)
+
+    def healthy(self) -> bool:
+        """Whether it listens."""
+        try:
+            return self.ask("GET", "/healthz").status == 200
+        except OSError:
+            return False
+
+    def ready(self) -> bool:
+        """Whether it listens and is connected."""
+        try:
+            return self.ask("GET", "/readyz").status == 200
+        except OSError:
+            return False
+
+    def raw(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+@contextmanager
+def gateway_on(nats: NatsServer, tmp_path: Path, **settings: object) -> Iterator[Gateway]:
+    """A gateway that is ready."""
+    with Gateway(tmp_path=tmp_path, nats_port=nats.port, **settings) as gateway:
+        wait_until(gateway.ready, "the gateway to be ready")
+        yield gateway

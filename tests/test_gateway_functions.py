@@ -1,0 +1,191 @@
+"""``/function/<name>…`` of the gateway: a proxy that changes nothing (contract, section 9)."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.gateway import Gateway
+from tests.servers import free_port, wait_until
+
+
+@pytest.fixture(scope="module")
+def functions() -> Iterator[Functions]:
+    """What stands behind the gateway."""
+    with Functions() as server:
+        yield server
+        assert not server.faults
+
+
+@pytest.fixture(scope="module")
+def gateway(functions: Functions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway before it; it needs no NATS to pass requests on."""
+    settings = {"gateway_url": functions.url, "upstream_timeout": "1s", "nats_port": free_port()}
+    with Gateway(tmp_path=tmp_path_factory.mktemp("gateway"), **settings) as started:
+        wait_until(started.healthy, "the gateway to listen")
+        yield started
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_a_request_is_passed_on(gateway: Gateway, functions: Functions, method: str) -> None:
+    """Method, request line, body and headers as they came, but for those about the connection."""
+    target = "/function/all.fn/a%2Fb//c?x=%20&y=%C3%A4"
+    headers = {
+        "Content-Type": "text/plain",
+        "Cookie": "a=1",
+        "X-Own": "kept",
+        "Connection": "keep-alive, X-Named",
+        "X-Named": "dropped",
+        "TE": "trailers",
+        "Proxy-Authorization": "dropped",
+        "X-Forwarded-For": "10.0.0.1",
+    }
+    body = b"" if method == "GET" else b"\x00\xffbody"
+    functions.answer("all", Reply(201, b"made", (("X-Answer", "1"), ("Set-Cookie", "b=2"), ("Set-Cookie", "c=3"))))
+    answer = gateway.ask(method, target, body, headers)
+    assert (answer.status, answer.body, answer.headers["X-Answer"]) == (201, b"made", "1")
+    assert answer.headers.get_all("Set-Cookie") == ["b=2", "c=3"]
+    request = functions.to("all")[-1]
+    assert request.line == f"{method} {target} HTTP/1.1".encode()
+    assert request.body == body
+    assert (request.header("X-Own"), request.header("Cookie")) == ("kept", "a=1")
+    assert request.header("X-Forwarded-For") == "10.0.0.1, 127.0.0.1"
+    assert request.header("X-Forwarded-Host") == f"127.0.0.1:{gateway.port}"
+    assert request.header("Host") == f"127.0.0.1:{functions.port}"
+    for name in ("X-Named", "TE", "Proxy-Authorization", "Accept-Encoding", "User-Agent"):
+        assert request.all(name) == [], name
+
+
+def test_no_caller_gets_another_s_cookies(gateway: Gateway, functions: Functions) -> None:
+    """A proxy has no cookie jar."""
+    functions.answer("cookies", Reply(200, b"", (("Set-Cookie", "secret=1; Path=/"),)))
+    for _ in range(2):
+        gateway.ask("GET", "/function/cookies")
+    assert [request.header("Cookie") for request in functions.to("cookies")] == [None, None]
+
+
+def test_a_redirect_is_the_caller_s_to_follow(gateway: Gateway, functions: Functions) -> None:
+    """It is passed back as it is."""
+    functions.answer("moved", Reply(302, b"", (("Location", "/function/elsewhere"),)))
+    answer = gateway.ask("GET", "/function/moved")
+    assert (answer.status, answer.headers["Location"]) == (302, "/function/elsewhere")
+    assert functions.to("elsewhere") == []
+
+
+def test_a_compressed_answer_stays_so(gateway: Gateway, functions: Functions) -> None:
+    """Bytes are passed on, not what they mean."""
+    functions.answer("zipped", Reply(200, b"\x1f\x8bnot really", (("Content-Encoding", "gzip"),)))
+    answer = gateway.ask("GET", "/function/zipped")
+    assert (answer.headers["Content-Encoding"], answer.body) == ("gzip", b"\x1f\x8bnot really")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_large_answers_pass(gateway: Gateway, functions: Functions, framing: str) -> None:
+    """However their end is marked."""
+    functions.answer("large", Reply(200, b"0123456789" * 300_000, framing=framing))  # type: ignore[arg-type]  # one of three
+    assert gateway.ask("GET", "/function/large").body == b"0123456789" * 300_000
+
+
+def test_an_answer_is_passed_on_while_it_comes(gateway: Gateway, functions: Functions) -> None:
+    """Its beginning reaches the caller although its end has not been written; the caller's leaving ends it."""
+    functions.answer("endless", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun", stall=True))
+    connection = gateway.connection()
+    connection.request("GET", "/function/endless")
+    response = connection.getresponse()
+    assert response.read(5) == b"begun"
+    response.close()
+    connection.close()
+    wait_until(lambda: functions.to("endless")[0].gone, "the function to be left, too")
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole(gateway: Gateway, functions: Functions) -> None:
+    """The caller's connection is closed before the announced length."""
+    functions.answer("broken-off", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"))
+    with pytest.raises(http.client.IncompleteRead):
+        gateway.ask("GET", "/function/broken-off")
+
+
+def test_a_function_is_not_kept_running_for_nobody(gateway: Gateway, functions: Functions) -> None:
+    """A caller that goes away takes its request with it."""
+    functions.answer("held", Reply(held=True))
+    with gateway.raw() as raw:
+        raw.sendall(b"POST /function/held HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
+        wait_until(lambda: functions.to("held"), "the function to be called")
+    wait_until(lambda: functions.to("held")[0].gone, "the function to be left")
+
+
+def test_no_answer_in_time_is_504(gateway: Gateway, functions: Functions) -> None:
+    """After ``upstream_timeout``."""
+    functions.answer("silent", Reply(held=True))
+    answer = gateway.ask("GET", "/function/silent")
+    assert (answer.status, "no answer within 1 s" in answer.text) == (504, True)
+
+
+@pytest.mark.parametrize("reply", [Reply(reset=True, raw=b""), Reply(raw=b"not HTTP\r\n\r\n"), Reply(raw=b"")])
+def test_no_valid_answer_is_502(gateway: Gateway, functions: Functions, reply: Reply) -> None:
+    """Reset, closed, or something else than HTTP."""
+    functions.answer("bad", reply)
+    assert gateway.ask("GET", "/function/bad").status == 502
+
+
+def test_nobody_there_is_502(tmp_path: Path) -> None:
+    """It says where nobody was."""
+    with Gateway(tmp_path=tmp_path, gateway_url=f"http://127.0.0.1:{free_port()}", nats_port=free_port()) as gateway:
+        wait_until(gateway.healthy, "the gateway to listen")
+        answer = gateway.ask("POST", "/function/echo", b"x")
+        assert (answer.status, "cannot be reached" in answer.text) == (502, True)
+
+
+def test_a_gateway_that_calls_itself_says_so(tmp_path: Path) -> None:
+    """508 names the setting to mend; by default ``gateway_url`` and ``listen_port`` are the same port."""
+    port = free_port()
+    settings = {"gateway_url": f"http://127.0.0.1:{port}", "listen_port": port, "nats_port": free_port()}
+    with Gateway(tmp_path=tmp_path, **settings) as gateway:
+        wait_until(gateway.healthy, "the gateway to listen")
+        answer = gateway.ask("GET", "/function/echo")
+        assert (answer.status, "leads back to this gateway" in answer.text) == (508, True)
+
+
+@pytest.mark.parametrize("below", ["", "Bad", "a.b.c", "echo/../../system", "echo/%2e%2e/x", "echo/%"])
+def test_what_leads_elsewhere_is_refused(gateway: Gateway, functions: Functions, below: str) -> None:
+    """400, and the function's gateway never sees it."""
+    before = len(functions.requests)
+    assert gateway.ask("GET", f"/function/{below}").status == 400
+    assert len(functions.requests) == before
+
+
+def test_a_base_path_comes_before(functions: Functions, tmp_path: Path) -> None:
+    """``gateway_url`` may have a path."""
+    settings = {"gateway_url": f"{functions.url}/base/", "nats_port": free_port()}
+    with Gateway(tmp_path=tmp_path, **settings) as gateway:
+        wait_until(gateway.healthy, "the gateway to listen")
+        gateway.ask("GET", "/function/echo?q")
+    assert functions.requests[-1].line == b"GET /base/function/echo?q HTTP/1.1"
+
+
+def test_a_body_is_passed_on_while_it_comes(tmp_path: Path) -> None:
+    """The function has its beginning before the caller has sent its end; chunked where the caller's was."""
+    with socket.create_server(("127.0.0.1", 0)) as upstream:
+        settings = {"gateway_url": f"http://127.0.0.1:{upstream.getsockname()[1]}", "nats_port": free_port()}
+        with ExitStack() as stack:
+            gateway = stack.enter_context(Gateway(tmp_path=tmp_path, **settings))
+            wait_until(gateway.healthy, "the gateway to listen")
+            raw = stack.enter_context(gateway.raw())
+            raw.sendall(b"POST /function/echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegin\r\n")
+            peer, _ = upstream.accept()
+            with peer:
+                received = b""
+                while b"begin" not in received:
+                    received += peer.recv(65_536)
+                raw.sendall(b"3\r\nend\r\n0\r\n\r\n")
+                while b"end" not in received:
+                    received += peer.recv(65_536)
+                peer.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+            assert raw.recv(65_536).startswith(b"HTTP/1.1 204 ")
+    assert b"transfer-encoding: chunked" in received.lower()

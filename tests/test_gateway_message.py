@@ -1,0 +1,250 @@
+"""What the producer writes is what the worker reads: contract, sections 4 and 9."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from worker.gateway.message import Message, canonical, compose, fields, split_target
+from worker.model import Delivery, Invocation
+from worker.policy.callback_url import callback_url
+from worker.policy.decode import HOP_BY_HOP, decode
+
+NOW = 1_700_000_000_000_000_000
+FIXTURES = Path(__file__).parent / "fixtures" / "queue_requests.jsonl"
+VISIBLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
+
+
+def composed(
+    function: str = "echo", headers: tuple[tuple[bytes, bytes], ...] = (), body: bytes = b"", **more: Any
+) -> Message:
+    draft = compose(
+        function, fields(headers), queue="faas-request", namespace="openfaas-fn", new_call_id="made", now=NOW, **more
+    )
+    return draft.message(body)
+
+
+def read(message: Message) -> Invocation:
+    """What the worker makes of it."""
+    delivery = Delivery(id=(1, NOW), token="t", count=1, arrived=0.0, subject=message.subject, payload=message.payload)
+    result = decode(delivery, namespace="openfaas-fn", user_agent="queue-worker/test")
+    assert isinstance(result, tuple), result
+    invocation, complaint = result
+    assert complaint is None
+    return invocation
+
+
+def written(message: Message) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(message.payload)
+    return result
+
+
+def test_the_message_is_a_queue_request() -> None:
+    """Fields are named, filled and left out as Go's encoder does; the body is in base64."""
+    message = composed(
+        "echo.fn",
+        ((b"host", b"gateway:8080"), (b"content-type", b"text/plain"), (b"x-multi", b"1"), (b"x-multi", b"2")),
+        b"\x00\xff",
+        host="gateway:8080",
+        path="/a/b",
+        query="x=1&y=%20",
+    )
+    assert message.subject == "faas-request.0.echo.fn"
+    assert (message.call_id, message.started) == ("made", str(NOW))
+    assert written(message) == {
+        "Header": {
+            "Content-Type": ["text/plain"],
+            "X-Multi": ["1", "2"],
+            "X-Call-Id": ["made"],
+            "X-Start-Time": [str(NOW)],
+        },
+        "Host": "gateway:8080",
+        "Body": "AP8=",
+        "Method": "POST",
+        "Path": "/a/b",
+        "QueryString": "x=1&y=%20",
+        "Function": "echo.fn",
+        "QueueName": "faas-request",
+    }
+
+
+def test_what_is_empty_is_left_out() -> None:
+    """The least message names the function, the method, the queue and the two headers that every one has."""
+    assert set(written(composed())) == {"Header", "Method", "Function", "QueueName"}
+
+
+@pytest.mark.parametrize(
+    ("below", "path"),
+    [
+        ("echo", ""),
+        ("echo/", "/"),
+        ("echo//", "//"),
+        ("echo/a/b", "/a/b"),
+        ("echo/a%2Fb/%41%7c", "/a%2Fb/%41%7c"),
+        ("echo/%25", "/%25"),
+        ("echo/%FF%0a", "/%FF%0a"),
+        ("echo/a..b/...", "/a..b/..."),
+        ("%65cho/x", "/x"),
+    ],
+)
+def test_a_path_reaches_the_function_byte_for_byte(below: str, path: str) -> None:
+    """From the request line over the message to the worker's request line: no escape is undone, made or changed."""
+    function, found = split_target(below)
+    assert (function, found) == ("echo", path)
+    assert read(composed(path=found)).target == f"/function/echo{path}".encode()
+
+
+@pytest.mark.parametrize(
+    ("query", "sent"), [("a=1&b=%20+x", "?a=1&b=%20+x"), ("", ""), ("?", "?%3F"), ("?a?b", "?%3Fa?b")]
+)
+def test_a_query_reaches_the_function(query: str, sent: str) -> None:
+    """Byte for byte, but for a question mark at its beginning, which is escaped: the worker takes a bare one off."""
+    assert read(composed(query=query)).target == f"/function/echo{sent}".encode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/..", "/a/../b", "/.", "/%2e%2E/x", "/a%2f..", "/a%2F%2e%2e%2Fb", "/a/./b", "/100%", "/%zz", "/%4"]
+)
+def test_a_path_that_could_leave_its_function_is_refused(path: str) -> None:
+    """Dot segments, however they are escaped, and escapes that are none."""
+    with pytest.raises(ValueError, match="the path has a"):
+        composed(path=path)
+
+
+@pytest.mark.parametrize("name", ["", "Echo", "-a", "a-", "a b", "a.b.c", ".a", "a.", "ä", "a>", "a" * 254, "a\n"])
+def test_what_is_not_a_function_s_name_is_refused(name: str) -> None:
+    """Names are those of the contract, section 3; the refusal tells what is accepted."""
+    with pytest.raises(ValueError, match=r"write name or name\.namespace"):
+        composed(name)
+
+
+@pytest.mark.parametrize("given", ["a", "24ae517c-ad0d-4654-8160-d2a7f7d68fab", "with a space", "~" * 256])
+def test_a_caller_s_call_id_is_kept(given: str) -> None:
+    """It is the message's, and the worker's; our own is not used."""
+    message = composed(headers=((b"x-call-id", given.encode()),))
+    assert message.call_id == given
+    assert read(message).call_id == given
+
+
+@pytest.mark.parametrize("given", ["a" * 257, "ä", "\x7f", "a\tb"])
+def test_a_call_id_that_no_log_should_hold_is_refused(given: str) -> None:
+    """Printable ASCII, at most 256 characters."""
+    with pytest.raises(ValueError, match=r"X-Call-Id|control character"):
+        composed(headers=((b"x-call-id", given.encode()),))
+
+
+def test_an_empty_call_id_is_none() -> None:
+    """As the worker takes it."""
+    assert composed(headers=((b"x-call-id", b""), (b"x-call-id", b" "))).call_id == "made"
+
+
+def test_the_caller_s_start_time_gives_way_to_ours() -> None:
+    """X-Start-Time is when this invocation was accepted here."""
+    message = composed(headers=((b"x-start-time", b"1"),))
+    assert written(message)["Header"]["X-Start-Time"] == [str(NOW)]
+    assert read(message).started == str(NOW)
+
+
+@pytest.mark.parametrize("name", ["host", "transfer-encoding", "content-length", "expect"])
+def test_headers_about_this_request_are_not_kept(name: str) -> None:
+    """What Go keeps out of its header, and an expectation that the gateway has met."""
+    assert canonical(name.encode()) not in written(composed(headers=((name.encode(), b"x"),)))["Header"]
+
+
+@pytest.mark.parametrize(
+    ("name", "go"), [("x-call-id", "X-Call-Id"), ("ETAG", "Etag"), ("x--y", "X--Y"), ("a", "A"), ("x_y-z", "X_y-Z")]
+)
+def test_header_names_are_go_s(name: str, go: str) -> None:
+    """Canonical: the first letter and those after a hyphen large, the rest small."""
+    assert canonical(name.encode()) == go
+
+
+def _go_callbacks() -> list[dict[str, Any]]:
+    messages = (json.loads(json.loads(line)["message"]) for line in FIXTURES.read_text().splitlines())
+    urls = [message["CallbackUrl"] for message in messages if message.get("CallbackUrl")]
+    return [url for url in urls if url["Scheme"] in ("http", "https") and url["User"] is None and not url["Fragment"]]
+
+
+@pytest.mark.parametrize("go", _go_callbacks(), ids=lambda go: str(go["Host"]))
+def test_a_callback_is_written_as_go_writes_it(go: dict[str, Any]) -> None:
+    """The very object, field for field, that Go's encoder makes of the same URL."""
+    url = callback_url(go)
+    assert url is not None
+    assert written(composed(headers=((b"x-callback-url", url.encode()),)))["CallbackUrl"] == go
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h",
+        "http://h/",
+        "https://h:8443/a/b?c=d&e=%20f",
+        "http://[::1]:9000/x",
+        "http://h/a%2Fb/%41!'()*",
+        "http://h/p?",
+        "http://h?q",
+        "http://h/%C3%A4",
+        "http://h//a;b=c,d@e:f$&+=~_-.",
+    ],
+)
+def test_a_callback_survives(url: str) -> None:
+    """What the worker posts to is what the caller wrote."""
+    assert read(composed(headers=((b"x-callback-url", url.encode()),))).callback == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://h/x",
+        "mailto:a@b",
+        "/just/a/path",
+        "http://",
+        "http://h:99999/",
+        "http://h/a b",
+        "http://user:secret@h/",
+        "http://h/%ff",
+        "http://[::1",
+        "http://h/" + "a" * 8192,
+    ],
+)
+def test_a_callback_that_cannot_be_posted_to_is_refused(url: str) -> None:
+    """At once, while the caller can be told; what it was is not repeated, for it may hold a password."""
+    with pytest.raises(ValueError, match="X-Callback-Url cannot be posted to: ") as caught:
+        composed(headers=((b"x-callback-url", url.encode()),))
+    assert "secret" not in str(caught.value)
+
+
+def test_annotations_reach_the_worker() -> None:
+    """As they are."""
+    notes = {"com.openfaas.retry.attempts": "3"}
+    assert read(composed(annotations=notes)).annotations == notes
+
+
+@example(name=b"x-a", value="\r\nX-B: 1", path="", query="", body=b"")
+@example(name=b"connection", value="x-a", path="/%41", query="?", body=b"\x00")
+@given(
+    name=st.text(VISIBLE, min_size=1).map(str.encode),
+    value=st.text(max_size=50),
+    path=st.text(VISIBLE, max_size=30).map(lambda text: f"/{text}".replace("?", "").replace("#", "")),
+    query=st.text(VISIBLE, max_size=30).map(lambda text: text.replace("#", "")),
+    body=st.binary(max_size=200),
+)
+def test_what_is_accepted_is_what_arrives(name: bytes, value: str, path: str, query: str, body: bytes) -> None:
+    """Whatever a caller sends is refused here, or reaches the function: the worker never finds it malformed."""
+    try:
+        message = composed(headers=((name, value.encode("utf-8", "replace")),), path=path, query=query, body=body)
+    except ValueError:
+        return
+    invocation = read(message)
+    assert invocation.body == body
+    sent = {each.lower(): text for each, text in invocation.headers}
+    ours = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-call-id", b"x-start-time", b"x-callback-url"}
+    if name.lower() not in ours:
+        assert sent[name.lower()] == value.encode("utf-8", "replace").strip(b" \t")
+    if all(character not in '"<>\\^`{|}' for character in path):  # Go's client, and so the worker, escapes these
+        assert invocation.target.startswith(f"/function/echo{path}".encode())
