@@ -1,0 +1,65 @@
+"""What the end-to-end tests share. They block: the programs under test, and the function server, run beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions
+from tests.e2e.stack import Queue, StartWorker, Worker
+from tests.servers import NatsServer
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server for all tests that leave it alone; each has a queue of its own there."""
+    with NatsServer(tmp_path_factory.mktemp("shared-nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server for one test, which may do to it what it likes."""
+    with NatsServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def queue(nats: NatsServer) -> Queue:
+    """A queue for one test; nothing of it is made yet."""
+    return Queue(nats, f"queue-{next(_numbers)}")
+
+
+@pytest.fixture
+def functions() -> Iterator[Functions]:
+    """The functions of one test."""
+    with Functions() as server:
+        yield server
+        assert not server.faults, server.faults
+
+
+@pytest.fixture
+def receiver() -> Iterator[Functions]:
+    """What takes the callbacks of one test."""
+    with Functions() as server:
+        yield server
+        assert not server.faults, server.faults
+
+
+@pytest.fixture
+def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers on the test's queue and functions, and waits until they are ready; settings by keyword."""
+    with ExitStack() as stack:
+
+        def begin(**settings: object) -> Worker:
+            worker = stack.enter_context(Worker(queue, functions, tmp_path=tmp_path, **settings))
+            worker.wait_ready()
+            return worker
+
+        yield begin

@@ -1,0 +1,201 @@
+"""A worker process, the queue it serves, and messages for it."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.functions import Functions
+from tests.servers import NatsServer, Program, wait_until
+from tests.wire import ApiError, Stored
+
+PATIENCE = 40.0
+"""Seconds to wait at most for what has no time of its own: a defect reaches it, a busy machine does not."""
+QUIET = 0.6
+"""Seconds to look on where nothing may happen. It is the one bare wait: several times what the thing would take."""
+
+
+def message(function: str = "echo", call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
+    """A QueueRequest, as Go's encoding/json writes it."""
+    header = {"X-Call-Id": [call_id]} if call_id else {}
+    request = {
+        "Header": header,
+        "Host": "gateway.example:8080",
+        "Body": base64.b64encode(body).decode(),
+        "Method": "POST",
+        "Function": function,
+        "QueueName": "",
+        "CallbackUrl": None,
+    }
+    return json.dumps(request | fields).encode()
+
+
+def go_url(url: str) -> dict[str, Any]:
+    """An ``http://host/path?query`` as Go's ``url.URL`` is written by encoding/json."""
+    scheme, _, rest = url.partition("://")
+    where, _, query = rest.partition("?")
+    host, slash, path = where.partition("/")
+    decoded = unquote(slash + path)
+    return {
+        "Scheme": scheme,
+        "Opaque": "",
+        "User": None,
+        "Host": host,
+        "Path": decoded,
+        "RawPath": slash + path if decoded != slash + path else "",
+        "OmitHost": False,
+        "ForceQuery": False,
+        "RawQuery": query,
+        "Fragment": "",
+        "RawFragment": "",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """One queue on a server, with a stream of the same name."""
+
+    nats: NatsServer
+    name: str = "faas-request"
+
+    @property
+    def dead_letter_stream(self) -> str:
+        return f"{self.name}-dead-letters"
+
+    def put(self, *payloads: bytes) -> list[int]:
+        """Store messages, as OpenFaaS does; their sequences."""
+        return [ack["seq"] for ack in self.nats.publish_many((self.name, payload, {}) for payload in payloads)]
+
+    def put_calls(self, function: str, call_ids: Iterable[str], **fields: Any) -> list[str]:
+        """Store one message a call id; the call ids."""
+        calls = list(call_ids)
+        self.put(*(message(function, call, **fields) for call in calls))
+        return calls
+
+    def empty(self) -> bool:
+        """Whether the stream is there and holds nothing."""
+        return self.nats.state(self.name).get("messages") == 0
+
+    def wait_empty(self, timeout: float = PATIENCE) -> None:
+        wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
+
+    def letters(self) -> list[Stored]:
+        """The dead letters, oldest first; none where there is no such stream."""
+        try:
+            return self.nats.messages(self.dead_letter_stream)
+        except ApiError as error:
+            if error.code == 10059:  # stream not found
+                return []
+            raise
+
+    def letters_of(self, call_id: str) -> list[Stored]:
+        """The dead letters of one call id."""
+        return [letter for letter in self.letters() if letter.headers.get("X-Call-Id") == call_id]
+
+    def consumer(self, durable: str = "faas-workers") -> dict[str, Any]:
+        """CONSUMER.INFO."""
+        return self.nats.api(f"CONSUMER.INFO.{self.name}.{durable}")
+
+    def has_consumer(self) -> bool:
+        try:
+            return bool(self.consumer())
+        except ApiError:
+            return False
+
+
+class Worker(Program):
+    """``python -m worker``, by default with short waits, JSON logs and a free port for metrics and health.
+
+    Args:
+        queue: what it serves; None for one that only *settings* tell of.
+        functions: where its functions are.
+        tmp_path: where its output goes.
+        settings: more settings, or others.
+    """
+
+    PROGRAM: tuple[str, ...] = ("worker",)
+    """Module and arguments, for ``python -m``."""
+
+    def __init__(
+        self, queue: Queue | None, functions: Functions | None = None, /, *, tmp_path: Path, **settings: object
+    ) -> None:
+        usual: dict[str, object] = {
+            "http_host": "127.0.0.1",
+            "http_port": 0,
+            "log_encoding": "json",
+            "initial_retry_wait": "50ms",
+            "max_retry_wait": "200ms",
+            "callback_initial_wait": "50ms",
+            "callback_max_wait": "200ms",
+            "NO_PROXY": "*",  # whatever the machine that runs the tests has for its own use
+        }
+        if queue:
+            usual |= {"nats_port": queue.nats.port, "nats_stream": queue.name}
+        if functions:
+            usual["gateway_url"] = functions.url
+        super().__init__(*self.PROGRAM, tmp_path=tmp_path, settings=usual | settings)
+        self._port = 0
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of its own."""
+        if not self._port:
+            found = self.wait_for(r'"address":"(?:http://)?127\.0\.0\.1:(\d+)"', PATIENCE)
+            self._port = int(found[1])
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=15)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.get("/readyz")[0] == 200, "the worker to be ready", PATIENCE)
+
+    def samples(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """The values of one series, by its labels, in the order of their names."""
+        return {
+            tuple(sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics")[1])
+            for sample in family.samples
+            if sample.name == name
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over all series of that name that have these labels."""
+        return sum(value for found, value in self.samples(name).items() if labels.items() <= dict(found).items())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All log lines that are complete.
+
+        Raises:
+            json.JSONDecodeError: one is not JSON.
+        """
+        return [json.loads(line) for line in self.stdout.split("\n")[:-1]]
+
+    def lines_of(self, call_id: str) -> list[dict[str, Any]]:
+        """The log lines about one call id."""
+        return [line for line in self.lines() if line.get("call_id") == call_id]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log lines whose event matches a pattern."""
+        return [line for line in self.lines() if re.search(event, line["event"])]
+
+
+StartWorker = Callable[..., Worker]
+"""Starts a worker on a test's queue and functions, and waits until it is ready; settings by keyword."""
+
+
+def look_on(seconds: float = QUIET) -> None:
+    """Let time pass in which nothing may happen."""
+    time.sleep(seconds)

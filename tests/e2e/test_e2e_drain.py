@@ -1,0 +1,253 @@
+"""Contract, section 8: SIGTERM, SIGINT, and what becomes of the work.
+
+`ack_wait` is a minute unless a test says otherwise, so what another worker gets within the tests' patience was given
+back.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.servers import NatsServer, free_port, wait_until
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+
+
+def draining(worker: Worker) -> None:
+    """Wait until the worker has said that it is."""
+    worker.wait_for('"event":"Draining"', PATIENCE)
+
+
+def hold(queue: Queue, functions: Functions, *calls: str) -> None:
+    """Have invocations run until they are released."""
+    functions.answer("held", Reply(held=True))
+    queue.put_calls("held", calls)
+    wait_until(lambda: functions.running == len(calls), "all to run", PATIENCE)
+
+
+@SIGNALS
+def test_running_invocations_end(
+    queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
+) -> None:
+    """Not ready at once, alive still; nothing new is taken; what runs ends, is settled, and is not delivered again."""
+    worker = start(max_inflight=5)
+    hold(queue, functions, "one", "two", "three")
+    worker.process.send_signal(number)
+    wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready", PATIENCE)
+    draining(worker)
+    assert worker.get("/healthz")[0] == 200
+    assert worker.metric("queue_worker_draining") == 1
+    queue.put_calls("echo", ["late-1", "late-2", "late-3"])
+    look_on()
+    assert worker.process.poll() is None
+    assert functions.calls() == {"one": 1, "two": 1, "three": 1}
+    functions.release("held")
+    assert worker.wait(PATIENCE) == 0
+    assert not [request for request in functions.requests if request.gone]
+    info = queue.consumer()
+    assert (info["num_ack_pending"], info["num_pending"], info["num_redelivered"]) == (0, 3, 0)
+    assert queue.nats.state(queue.name)["messages"] == 3
+    start()
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(("one", "two", "three", "late-1", "late-2", "late-3"), 1)
+
+
+@SIGNALS
+def test_past_the_timeout_work_is_given_back(
+    queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
+) -> None:
+    """At `shutdown_timeout` what still runs is cancelled and given back at once; another worker runs it; exit 0."""
+    leaving = start(max_inflight=3, shutdown_timeout="1s")
+    hold(queue, functions, "one", "two", "three")
+    start(max_inflight=3)
+    leaving.process.send_signal(number)
+    assert leaving.wait(PATIENCE) == 0
+    assert [request.gone for request in functions.requests[:3]] == [True] * 3
+    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them", PATIENCE)
+    functions.release("held")
+    queue.wait_empty()
+    assert functions.calls() == {"one": 2, "two": 2, "three": 2}
+
+
+@SIGNALS
+def test_a_second_signal_hurries(
+    queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
+) -> None:
+    """The second signal gives back at once, however long `shutdown_timeout` is; exit 0."""
+    leaving = start(max_inflight=3, shutdown_timeout="10m")
+    hold(queue, functions, "one", "two", "three")
+    start(max_inflight=3)
+    leaving.process.send_signal(signal.SIGTERM)
+    draining(leaving)
+    look_on()
+    assert len(functions.requests) == 3
+    leaving.process.send_signal(number)
+    assert leaving.wait(PATIENCE) == 0
+    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them", PATIENCE)
+    functions.release("held")
+    queue.wait_empty()
+    assert functions.calls() == {"one": 2, "two": 2, "three": 2}
+
+
+def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A third signal and more change nothing: the work is given back, and the exit code is 0."""
+    worker = start(shutdown_timeout="10m")
+    hold(queue, functions, "one")
+    for _ in range(20):
+        worker.terminate()
+        worker.interrupt()
+    assert worker.wait(PATIENCE) == 0
+    info = queue.consumer()
+    assert (info["num_ack_pending"], queue.nats.state(queue.name)["messages"]) in ((0, 1), (1, 1))
+    start()
+    wait_until(lambda: len(functions.requests) == 2, "it to run again", PATIENCE)
+
+
+def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
+    """An idle worker ends at once, whatever `shutdown_timeout` is."""
+    worker = start(shutdown_timeout="10m")
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+    assert worker.stderr == ""
+    assert queue.consumer()["num_waiting"] == 0
+
+
+def test_leases_are_extended_meanwhile(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A drain longer than `ack_wait` keeps what it waits for: another worker does not get it."""
+    functions.answer("slow", Reply(after=6))
+    leaving = start(ack_wait="2s")
+    queue.put_calls("slow", ["one", "two"])
+    wait_until(lambda: functions.running == 2, "both to run", PATIENCE)
+    start(ack_wait="2s")
+    leaving.terminate()
+    assert leaving.wait(PATIENCE) == 0
+    assert queue.nats.state(queue.name)["messages"] == 0
+    assert functions.calls() == {"one": 1, "two": 1}
+
+
+def test_what_fails_while_draining(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A drain settles every kind of end: done, to be retried, given up; and does not wait for retries."""
+    for name, status in (("fine", 200), ("flaky", 500), ("broken", 500)):
+        functions.answer(name, Reply(status, held=True), Reply(200))
+    leaving = start(initial_retry_wait="3s", max_retry_wait="3s")
+    queue.put(
+        message("fine", "fine"),
+        message("flaky", "flaky"),
+        message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}),
+    )
+    wait_until(lambda: functions.running == 3, "all to run", PATIENCE)
+    leaving.terminate()
+    draining(leaving)
+    for name in ("fine", "flaky", "broken"):
+        functions.release(name)
+    assert leaving.wait(PATIENCE) == 0
+    assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
+    assert queue.nats.state(queue.name)["messages"] == 1
+    start()
+    queue.wait_empty()
+    assert functions.calls() == {"fine": 1, "flaky": 2, "broken": 1}
+    assert next(functions.gaps("flaky")) >= 3
+
+
+def test_a_callback_is_part_of_the_work(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """A drain waits for a callback under way as for an invocation."""
+    receiver.answer("callback", Reply(held=True))
+    worker = start()
+    queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
+    wait_until(lambda: receiver.running == 1, "the callback", PATIENCE)
+    worker.terminate()
+    draining(worker)
+    look_on()
+    assert worker.process.poll() is None
+    receiver.release("callback")
+    assert worker.wait(PATIENCE) == 0
+    assert queue.nats.state(queue.name)["messages"] == 0
+    assert (len(functions.requests), len(receiver.requests)) == (1, 1)
+
+
+def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """One worker after another is stopped in the middle of its work: everything runs exactly once."""
+    functions.answer("echo", Reply(after=0.02))
+    calls = [f"call-{number}" for number in range(600)]
+    queue.nats.make_stream(queue.name)
+    queue.put_calls("echo", calls)
+    for reached in (100, 200, 300, 400):
+        worker = start(max_inflight=10)
+        wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations", PATIENCE)  # noqa: B023 -- called here
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert queue.consumer()["num_ack_pending"] == 0
+    start(max_inflight=10)
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    assert queue.consumer()["num_redelivered"] == 0
+
+
+@SIGNALS
+def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
+    """A worker that is still waiting for NATS ends as well: exit 0, no traceback."""
+    with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
+        worker.wait_for("Trouble with NATS", PATIENCE)
+        worker.process.send_signal(number)
+        assert worker.wait(PATIENCE) == 0
+        assert "Traceback" not in worker.output
+
+
+def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> None:
+    """A server that takes connections and says nothing does not keep a worker from ending."""
+    queue = Queue(own_nats)
+    own_nats.pause()
+    with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
+        assert worker.get("/readyz")[0] == 503
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert "Traceback" not in worker.output
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "frozen"])
+def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
+    """With NATS gone, an idle worker ends, exit 0; and one whose invocation ends meanwhile does too."""
+    queue = Queue(own_nats)
+    with (
+        Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as busy,
+        Worker(Queue(own_nats, "other"), functions, tmp_path=tmp_path, shutdown_timeout="10m") as idle,
+    ):
+        busy.wait_ready()
+        idle.wait_ready()
+        hold(queue, functions, "one")
+        {"stopped": own_nats.stop, "killed": own_nats.kill, "frozen": own_nats.pause}[how]()
+        if how != "frozen":
+            busy.wait_for("Disconnected", PATIENCE)
+        idle.terminate()
+        busy.terminate()
+        draining(busy)
+        assert idle.wait(PATIENCE) == 0
+        assert busy.process.poll() is None
+        functions.release("held")
+        assert busy.wait(PATIENCE) == 0
+        assert "Traceback" not in busy.output + idle.output
+
+
+def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+    """What ended while NATS was away is settled when it is back, also in a drain: nothing runs twice."""
+    queue = Queue(own_nats)
+    with Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
+        worker.wait_ready()
+        hold(queue, functions, "one", "two")
+        own_nats.stop()
+        worker.wait_for("Disconnected", PATIENCE)
+        worker.terminate()
+        draining(worker)
+        own_nats.start()
+        worker.wait_for("Reconnected", PATIENCE)
+        functions.release("held")
+        assert worker.wait(PATIENCE) == 0
+    assert functions.calls() == {"one": 1, "two": 1}
+    assert own_nats.state()["messages"] == 0

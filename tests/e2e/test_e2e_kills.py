@@ -1,0 +1,179 @@
+"""At least once: whatever dies, nothing is lost, and what runs twice was running when something died."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, message
+from tests.servers import NatsServer, wait_until
+
+
+def repeats(functions: Functions) -> int:
+    """Invocations beyond the first of each call id."""
+    return sum(functions.calls().values()) - len(functions.calls())
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Another one at each run; a failing test shows its seed in its captured output."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"random moments by seed {seed}")  # noqa: T201 -- shown by pytest where the test fails
+    return random.Random(seed)
+
+
+@pytest.mark.parametrize("running", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_workers_killed_at_random_moments(
+    queue: Queue, functions: Functions, start: StartWorker, dice: random.Random, running: int
+) -> None:
+    """Every message is invoked; at most what ran at each SIGKILL is invoked again."""
+    kills, each = 5, 15 * running
+    functions.answer("echo", Reply(after=0.02))
+    queue.nats.make_stream(queue.name)
+    calls = queue.put_calls("echo", [f"call-{number}" for number in range(7 * each)])
+    for _ in range(kills):
+        victim = start(max_inflight=running, ack_wait="3s")
+        target = len(functions.requests) + dice.randrange(1, each)
+        wait_until(lambda: len(functions.requests) >= target, "some invocations", PATIENCE)  # noqa: B023 -- called here
+        victim.kill()
+        victim.process.wait()
+    start(max_inflight=running, ack_wait="3s")
+    queue.wait_empty()
+    assert set(functions.calls()) == set(calls)
+    assert repeats(functions) <= kills * running
+    assert max(functions.calls().values()) <= 1 + kills
+    assert queue.letters() == []
+
+
+@pytest.mark.parametrize("state", ["running", "answered", "calling back", "waiting for a retry", "burying"])
+def test_a_worker_killed_in_each_state(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, state: str
+) -> None:
+    """Wherever one message was, it ends as it must; the function runs once more at most, the dead letter is one."""
+    url = go_url(f"{receiver.url}/callback")
+    functions.answer("fails", Reply(500), Reply(500))
+    functions.answer("held", Reply(held=True), Reply(200))
+    functions.answer("flaky", Reply(500), Reply(200))
+    receiver.answer("callback", Reply(held=state in ("calling back", "burying")), Reply(200))
+    settings = {"ack_wait": "2s", "initial_retry_wait": "2s", "max_retry_wait": "2s"}
+    worker = start(**settings)
+    once = {"com.openfaas.retry.attempts": "1"}
+    match state:
+        case "running":
+            queue.put(message("held", "one"))
+            wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+        case "answered":
+            queue.put(message("echo", "one"))
+            wait_until(lambda: functions.requests, "the invocation", PATIENCE)
+        case "calling back":
+            queue.put(message("echo", "one", CallbackUrl=url))
+            wait_until(lambda: receiver.running == 1, "the callback", PATIENCE)
+        case "waiting for a retry":
+            queue.put(message("flaky", "one"))
+            wait_until(lambda: worker.lines_of("one"), "the first attempt to end", PATIENCE)
+        case "burying":  # it is stored, and the message not yet taken off
+            queue.put(message("fails", "one", CallbackUrl=url, Annotations=once))
+            wait_until(lambda: receiver.running == 1 and queue.letters(), "the dead letter", PATIENCE)
+    worker.kill()
+    worker.process.wait()
+    start(**settings)
+    queue.wait_empty()
+    assert 1 <= len(functions.of("one")) <= 2
+    assert len(queue.letters()) == (state == "burying")
+    if state == "waiting for a retry":
+        assert len(functions.of("one")) == 2
+    if state in ("calling back", "burying"):
+        assert len(receiver.of("one")) == 2
+
+
+@pytest.mark.parametrize("how", ["in order", "at once"])
+def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
+    """The worker survives SIGTERM and SIGKILL of the server, connects again, and runs every message exactly once."""
+    queue = Queue(own_nats)
+    functions.answer("echo", Reply(after=0.02))
+    with Worker(queue, functions, tmp_path=tmp_path, max_inflight=10, ack_wait="10s") as worker:
+        worker.wait_ready()
+        calls = queue.put_calls("echo", [f"call-{number}" for number in range(500)])
+        for restart, reached in enumerate((100, 250), 1):
+            wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations", PATIENCE)  # noqa: B023 -- called here
+            own_nats.stop() if how == "in order" else own_nats.kill()
+            wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready", PATIENCE)
+            assert worker.get("/healthz")[0] == 200
+            own_nats.start()
+            wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again", PATIENCE)
+            assert worker.metric("queue_worker_nats_reconnect_total") == restart
+        calls += queue.put_calls("echo", ["after"])
+        queue.wait_empty()
+        assert functions.calls() == dict.fromkeys(calls, 1)
+        assert functions.most <= 10
+        assert not [request for request in functions.requests if request.gone]
+        assert worker.metric("queue_worker_messages_processed_total") == len(calls)
+        assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("how", ["in order", "at once"])
+def test_what_runs_goes_on_while_nats_is_away(
+    own_nats: NatsServer, functions: Functions, receiver: Functions, tmp_path: Path, how: str
+) -> None:
+    """A running invocation is not disturbed; one that ends meanwhile is settled afterwards; none runs twice."""
+    queue = Queue(own_nats)
+    for name in ("held", "short", "broken"):
+        functions.answer(name, Reply(500 if name == "broken" else 200, held=True))
+    with Worker(queue, functions, tmp_path=tmp_path) as worker:
+        worker.wait_ready()
+        url = go_url(f"{receiver.url}/callback")
+        queue.put(message("held", "held"), message("short", "short", CallbackUrl=url))
+        queue.put(message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}))
+        wait_until(lambda: functions.running == 3, "all to run", PATIENCE)
+        own_nats.stop() if how == "in order" else own_nats.kill()
+        wait_until(lambda: worker.logged("Disconnected"), "the worker to notice", PATIENCE)
+        functions.release("short")
+        functions.release("broken")
+        wait_until(lambda: receiver.requests, "the callback, which needs no NATS", PATIENCE)
+        own_nats.start()
+        wait_until(lambda: worker.logged("Reconnected"), "the worker to connect again", PATIENCE)
+        wait_until(lambda: queue.nats.state()["messages"] == 1, "the ended ones to be settled", PATIENCE)
+        assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
+        functions.release("held")
+        queue.wait_empty()
+        assert functions.calls() == {"held": 1, "short": 1, "broken": 1}
+        assert len(receiver.requests) == 1
+        assert not [request for request in functions.requests if request.gone]
+
+
+@pytest.mark.slow
+def test_both_killed_again_and_again(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, dice: random.Random
+) -> None:
+    """Workers and server killed in turn, at random moments: every message is invoked in the end."""
+    queue, running, kills = Queue(own_nats), 6, 0
+    functions.answer("echo", Reply(after=0.03))
+    functions.answer("flaky", Reply(500, after=0.03), Reply(raw=b"", reset=True), Reply(200))
+    own_nats.make_stream()
+    calls = queue.put_calls("echo", [f"echo-{number}" for number in range(300)])
+    calls += queue.put_calls("flaky", [f"flaky-{number}" for number in range(60)])
+    settings = {"max_inflight": running, "ack_wait": "4s"}
+    workers = [Worker(queue, functions, tmp_path=tmp_path, **settings) for _ in range(6)]
+    for worker in workers[:-1]:
+        with worker:
+            target = len(functions.requests) + dice.randrange(20, 70)
+            wait_until(lambda: len(functions.requests) >= target, "some invocations", PATIENCE)  # noqa: B023 -- called here
+            if dice.random() < 0.5:
+                own_nats.kill()
+                own_nats.start()
+                target += dice.randrange(20)
+                wait_until(lambda: len(functions.requests) >= target, "a few more", PATIENCE)  # noqa: B023 -- called here
+            worker.process.send_signal(signal.SIGKILL)
+            worker.process.wait()
+            kills += 1
+    with workers[-1] as worker:
+        worker.wait_ready()
+        queue.wait_empty()
+    assert set(functions.calls()) == set(calls)
+    assert queue.letters() == []
+    assert kills == 5

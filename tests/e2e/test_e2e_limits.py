@@ -1,0 +1,107 @@
+"""Contract, section 2: `max_inflight`, the order of static mode, and `ack_wait` as a lease."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, go_url, look_on, message
+from tests.servers import wait_until
+
+
+@pytest.mark.parametrize("pull", [None, 1, 3, 1_000])
+def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start: StartWorker, pull: int | None) -> None:
+    """As many run at once as `max_inflight` says, and never one more, however many are pulled at a time."""
+    functions.answer("echo", Reply(held=True))
+    start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
+    calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])
+    wait_until(lambda: functions.running == 7, "seven to run", PATIENCE)
+    look_on()
+    assert len(functions.requests) == 7
+    assert queue.consumer()["num_ack_pending"] == 7  # no other worker is kept from what this one cannot run
+    functions.release("echo")
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    assert functions.most == 7
+
+
+def test_never_more_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """The bound holds with failures, retries and malformed messages in between, and every slot comes back."""
+    functions.answer("echo", Reply(after=0.01))
+    functions.answer("flaky", Reply(500, after=0.01), Reply(raw=b"", reset=True), Reply(200))
+    start(max_inflight=5)
+    for batch in range(5):
+        queue.put_calls("echo", [f"echo-{batch}-{number}" for number in range(60)])
+        queue.put_calls("flaky", [f"flaky-{batch}-{number}" for number in range(20)])
+        queue.put(b"malformed")
+    queue.wait_empty()
+    assert functions.most == 5
+    counts = functions.calls()
+    assert {counts[call] for call in counts if call.startswith("echo")} == {1}
+    assert {counts[call] for call in counts if call.startswith("flaky")} == {3}
+    functions.answer("held", Reply(held=True))
+    queue.put_calls("held", [f"held-{number}" for number in range(10)])
+    wait_until(lambda: functions.running == 5, "all five slots to be in use again", PATIENCE)
+    functions.release("held")
+    queue.wait_empty()
+
+
+def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """With `max_inflight=1`, invocations run one after the other in the order of their messages, over all subjects."""
+    start(max_inflight=1)
+    subjects = [queue.name, f"{queue.name}.0.b.openfaas-fn", f"{queue.name}.0.a.openfaas-fn"]
+    calls = [f"call-{number}" for number in range(200)]
+    queue.nats.publish_many(
+        (subjects[number % 3], message("ba"[number % 2], call), {}) for number, call in enumerate(calls)
+    )
+    queue.wait_empty()
+    assert [request.call_id for request in functions.requests] == calls
+    assert functions.most == 1
+
+
+def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """What waits for its next attempt takes no slot, even the only one."""
+    functions.answer("broken", Reply(500), Reply(200))
+    start(max_inflight=1, initial_retry_wait="2s", max_retry_wait="2s")
+    queue.put(message("broken", "broken"), *(message("echo", f"call-{number}") for number in range(20)))
+    wait_until(lambda: len(functions.requests) == 21, "the others to run", PATIENCE)
+    assert len(functions.of("broken")) == 1
+    queue.wait_empty()
+    assert len(functions.of("broken")) == 2
+
+
+def test_a_lease_lasts_as_long_as_its_invocation(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """An invocation, a callback, a retried callback: each may take three times `ack_wait`, and runs once.
+
+    Another worker stands by, and would get the message if its lease ran out.
+    """
+    functions.answer("slow", Reply(after=6))
+    receiver.answer("slow", Reply(after=6))
+    receiver.answer("flaky", Reply(500), Reply(500), Reply(200))
+    settings = {"ack_wait": "2s", "callback_timeout": "30s", "callback_initial_wait": "4s", "callback_max_wait": "4s"}
+    workers = start(**settings), start(**settings)
+    queue.put(message("slow", "slow"))
+    queue.put(message("echo", "slow callback", CallbackUrl=go_url(f"{receiver.url}/slow")))
+    queue.put(message("echo", "flaky callback", CallbackUrl=go_url(f"{receiver.url}/flaky")))
+    queue.wait_empty()
+    assert functions.calls() == {"slow": 1, "slow callback": 1, "flaky callback": 1}
+    assert receiver.calls() == {"slow callback": 1, "flaky callback": 3}
+    assert sum(worker.metric("queue_worker_leases_lost_total") for worker in workers) == 0
+    assert sum(worker.metric("queue_worker_lease_extensions_total") for worker in workers) >= 6
+
+
+def test_a_dead_worker_is_noticed_after_ack_wait(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """What a killed worker was running starts again in another one, once `ack_wait` is over."""
+    functions.answer("echo", Reply(held=True))
+    first = start(ack_wait="2s")
+    queue.put_calls("echo", ["one"])
+    wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+    second = start(ack_wait="2s")
+    first.kill()
+    wait_until(lambda: len(functions.requests) == 2, "it to run again", PATIENCE)
+    functions.release("echo")
+    queue.wait_empty()
+    assert functions.calls() == {"one": 2}
+    assert second.logged("Invoked")

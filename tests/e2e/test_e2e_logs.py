@@ -1,0 +1,157 @@
+"""Contract, section 7, last sentence; and what an operator reads."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, message
+
+MARK = "m4rk"
+
+
+def test_one_line_an_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Each ended invocation has one info line: call id, function, attempt, status, duration and bytes."""
+    functions.answer("fine", Reply(201, b"x" * 1_234, after=0.05))
+    functions.answer("flaky", Reply(503, b"no"), Reply(200, b"yes"))
+    functions.answer("late", Reply(after=5))
+    worker = start(upstream_timeout="300ms", max_retry_attempts=2)
+    queue.put(message("fine.dev", "one"), message("flaky", "two"), message("late", "three"))
+    queue.wait_empty()
+    lines = worker.logged("^Invoked$")
+    told = {(line["call_id"], line["function"], line["attempt"], line["status"], line["bytes"]) for line in lines}
+    assert told == {
+        ("one", "fine.dev", 1, 201, 1_234),
+        ("two", "flaky.openfaas-fn", 1, 503, 2),
+        ("two", "flaky.openfaas-fn", 2, 200, 3),
+        ("three", "late.openfaas-fn", 1, 504, 0),
+        ("three", "late.openfaas-fn", 2, 504, 0),
+    }
+    assert len(lines) == len(told)
+    assert {line["level"] for line in lines} == {"info"}
+    durations = {line["call_id"]: line["duration"] for line in lines}
+    assert durations["one"] >= 0.05
+    assert durations["three"] >= 0.3
+
+
+def test_debug_tells_the_start_too(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """With `debug=true` there is a line as an invocation starts; without, there is no line below info."""
+    for debug in ("true", "false"):
+        worker = start(debug=debug)
+        queue.put(message("echo", debug, b"12345", Method="PUT"))
+        queue.wait_empty()
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        started = [line for line in worker.lines_of(debug) if line["level"] == "debug"]
+        assert len(started) == (debug == "true")
+        for line in started:
+            told = {name: line[name] for name in ("function", "attempt", "method", "bytes")}
+            assert told == {"function": "echo.openfaas-fn", "attempt": 1, "method": "PUT", "bytes": 5}
+        if debug == "false":
+            assert {line["level"] for line in worker.lines()} == {"info"}
+    assert len(functions.requests) == 2
+
+
+def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
+    """With `log_encoding=json` each line parses, has a time, a level and an event, and one line is one event."""
+    functions.answer("broken", Reply(500))
+    functions.answer("reset", Reply(raw=b"", reset=True))
+    receiver.answer("callback", Reply(500))
+    worker = start(debug="true", max_retry_attempts=2)
+    nasty = 'line\nbreak "quotes" \\ back\u2028slash \x1b[31m'
+    queue.put(
+        message("broken", "a\tb"),
+        message("reset", "two", CallbackUrl=go_url(f"{receiver.url}/callback")),
+        message("echo", "three", Annotations={"com.openfaas.retry.attempts": nasty}),
+        message("echo", "four", CallbackUrl=f"http://{nasty}"),
+        message(nasty, "five"),
+        b"\xff\x00",
+    )
+    queue.wait_empty()
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+    lines = worker.lines()
+    assert len(lines) == len(worker.stdout.split("\n")) - 1
+    for line in lines:
+        assert {"timestamp", "level", "event"} <= set(line)
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line["timestamp"])
+        assert line["level"] in ("debug", "info", "warning", "error")
+    assert worker.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["json", "console"])
+def test_what_must_not_be_logged(
+    queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path, encoding: str
+) -> None:
+    """No body, no authorization header, no other header's value and no secret, at debug level, whatever goes wrong."""
+    marked = MARK.encode()
+    body, secret = marked + b"-body", f"{MARK}-secret"
+    theirs = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
+    functions.answer("fine", Reply(200, body, theirs))
+    functions.answer("broken", Reply(500, body, theirs))
+    functions.answer("reset", Reply(raw=b"HTTP/1.1 200 OK\r\nX-A: " + body, reset=True))
+    functions.answer("garbage", Reply(raw=body * 100))
+    functions.answer("chunks", Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body))
+    functions.answer("late", Reply(body=body, after=30))
+    receiver.answer("callback", Reply(500, body, theirs), Reply(raw=body), Reply(200, body, theirs))
+    header = {
+        "Authorization": [f"Bearer {MARK}-token"],
+        "Cookie": [f"{MARK}-cookie"],
+        "X-Api-Key": [f"{MARK}-key"],
+    }
+    url = go_url(f"{receiver.url}/callback?token={MARK}-query")
+    names = ("fine", "broken", "reset", "garbage", "chunks", "late")
+    encoded = base64.b64encode(body).decode()
+    payloads = [
+        message(name, body=body, Header=header | {"X-Call-Id": [name]}, CallbackUrl=url, QueryString=f"a={MARK}-query")
+        for name in names
+    ]
+    payloads += [
+        payloads[0][:-5],
+        payloads[0].replace(b'"POST"', b"5"),
+        message("fine", Header=header, Body=f"{MARK}-not base64"),
+        message("fine", Header=header | {"X-A": [f"{MARK}\r\nX-B: c"]}, Body=encoded),
+        message("fine", Header=f"{MARK}-header"),
+        message("fine", Header={"Authorization": f"{MARK}-header"}),
+        body,
+    ]
+    settings = {"debug": "true", "log_encoding": encoding, "max_retry_attempts": 2, "upstream_timeout": "300ms"}
+    with Worker(queue, functions, tmp_path=tmp_path, **settings, nats_token=secret, http_port=0) as worker:
+        worker.wait_for("Consuming", PATIENCE)
+        queue.put(*payloads)
+        queue.wait_empty()
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert "Invoke" in worker.output
+        found = [line for line in worker.output.splitlines() if MARK in line or encoded.rstrip("=")[:6] in line]
+        assert found == []
+    assert len(queue.letters()) == len(payloads) - 1
+    assert any(request.header("X-Answer") for request in receiver.requests)
+
+
+def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """By default lines are plain text, one an event, in no colours where nobody watches."""
+    with Worker(queue, functions, tmp_path=tmp_path, log_encoding="") as worker:
+        worker.wait_for("Consuming", PATIENCE)
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+        line = worker.wait_for("(?m)^.*Invoked.*$", PATIENCE)[0]
+        assert "call_id=one" in line
+        assert "status=200" in line
+        assert "\x1b" not in worker.output
+
+
+def test_nothing_but_its_events(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """An uneventful life is a handful of lines, on standard output; an idle worker adds none."""
+    worker = start()
+    queue.put_calls("echo", ["one"])
+    queue.wait_empty()
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+    assert worker.stderr == ""
+    assert len(worker.lines()) <= 10
+    assert functions.calls() == {"one": 1}

@@ -1,0 +1,182 @@
+"""Contract, sections 1, 3 and 7: from the queue to the functions, with nothing in the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.servers import wait_until
+
+# Copied from section 3, not from the code. What the server adds without being asked, for want of a value, is left out.
+STREAM = {
+    "subjects": ["<queue>", "<queue>.>"],
+    "retention": "workqueue",
+    "discard": "old",
+    "storage": "file",
+    "num_replicas": 1,
+    "max_msgs_per_subject": -1,
+    "max_consumers": -1,
+    "max_msgs": -1,
+    "max_bytes": -1,
+    "max_msg_size": -1,
+    "duplicate_window": 120_000_000_000,
+}
+CONSUMER = {
+    "durable_name": "faas-workers",
+    "deliver_policy": "all",
+    "ack_policy": "explicit",
+    "ack_wait": 60_000_000_000,
+    "replay_policy": "instant",
+    "max_deliver": -1,
+    "max_ack_pending": -1,
+    "max_waiting": 512,
+}
+
+
+def written(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration less its name, less what stands for nothing, and less notes of the server and of the worker."""
+    neutral = ("name", "metadata", "compression", "consumer_limits", "allow_direct", "mirror_direct", "first_seq")
+    return {name: value for name, value in config.items() if value and name not in neutral}
+
+
+def test_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Of 3,000 messages each is invoked exactly once; the queue ends empty, and all numbers agree with that."""
+    worker = start(max_inflight=50, HOSTNAME="pod-1")
+    calls = [f"call-{number}" for number in range(3_000)]
+    for at in range(0, len(calls), 500):
+        queue.put_calls("echo", calls[at : at + 500], body=b"x" * 200)
+    queue.wait_empty()
+
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    assert functions.most <= 50
+    info = queue.consumer()
+    assert (info["num_pending"], info["num_ack_pending"], info["num_redelivered"]) == (0, 0, 0)
+    assert queue.letters() == []
+    by_pod = {"queue_name": queue.name, "kubernetes_pod_name": "pod-1"}
+    assert worker.samples("queue_worker_messages_processed_total") == {tuple(sorted(by_pod.items())): 3_000}
+    wait_until(
+        lambda: worker.samples("queue_worker_messages_submitted_total") == {tuple(sorted(by_pod.items())): 3_000},
+        "the number submitted to be read",
+    )
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "the number pending to be read")
+    by_function = {"queue_name": queue.name, "function_name": "echo.openfaas-fn"}
+    assert worker.samples("queue_worker_function_invocation_inflight") == {tuple(sorted(by_function.items())): 0}
+    assert worker.samples("queue_worker_nats_reconnect_total") == {(): 0}
+
+
+def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: StartWorker) -> None:
+    """Where they are missing, both are made exactly as section 3 says, and JetStream shows just that."""
+    start()
+    stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
+    subjects = [subject.replace("<queue>", queue.name) for subject in STREAM["subjects"]]  # type: ignore[attr-defined]  # a list
+    assert written(stream) == STREAM | {"subjects": subjects}
+    consumer = queue.consumer()["config"]
+    assert written(consumer) == CONSUMER
+    assert [value for name, value in consumer["metadata"].items() if "mode" in name] == ["static"]
+    names = queue.nats.api(f"CONSUMER.NAMES.{queue.name}")["consumers"]
+    assert names == ["faas-workers"]
+
+
+def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: StartWorker) -> None:
+    """What section 2 lets an operator set about them is what they are made with."""
+    start(
+        queue_name="jobs-" + queue.name,
+        nats_durable="my-workers",
+        nats_stream_storage="memory",
+        ack_wait="90s",
+        max_ack_pending=1_000,
+        max_waiting=64,
+    )
+    stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
+    subjects = [f"jobs-{queue.name}", f"jobs-{queue.name}.>"]
+    assert written(stream) == STREAM | {"subjects": subjects, "storage": "memory"}
+    changed = {"durable_name": "my-workers", "ack_wait": 90 * 10**9, "max_ack_pending": 1_000, "max_waiting": 64}
+    assert written(queue.consumer("my-workers")["config"]) == CONSUMER | changed
+
+
+def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A stream and a consumer that were there are not changed, and what merely surprises about them is warned of."""
+    queue.nats.make_stream(queue.name, storage="memory", max_msgs=10_000)
+    theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
+    subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.faas-workers"
+    queue.nats.api(subject, stream_name=queue.name, config=theirs)
+    before = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]
+    worker = start()
+    queue.put_calls("echo", ["one"])
+    queue.wait_empty()
+    assert functions.calls() == {"one": 1}
+    assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == before
+    warnings = "\n".join(line["event"] for line in worker.lines() if line["level"] == "warning")
+    for surprise in ("storage", "max_msgs", "ack_wait"):
+        assert surprise in warnings
+
+
+def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """The bare subject, our producers' four tokens, and any other below the queue; the body names the function."""
+    start()
+    subjects = [
+        queue.name,
+        f"{queue.name}.0.figlet.openfaas-fn",
+        f"{queue.name}.7.figlet.other",
+        f"{queue.name}.echo",
+        f"{queue.name}.a.b.c.d.e.f",
+    ]
+    queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects)
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(subjects, 1)
+    assert {request.line for request in functions.requests} == {b"POST /function/echo HTTP/1.1"}
+
+
+def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """`queue_worker_pending_messages` names functions `name.namespace`; inflight counts what runs now."""
+    functions.answer("slow", Reply(held=True))
+    worker = start(max_inflight=1)
+    subject = f"{queue.name}.0.slow.dev"
+    queue.nats.publish_many((subject, message("slow.dev", f"call-{number}"), {}) for number in range(4))
+    wait_until(lambda: functions.running == 1, "one to run", PATIENCE)
+    labels = {"queue_name": queue.name, "function_name": "slow.dev"}
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four to be pending")
+    assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 1
+    functions.release("slow")
+    queue.wait_empty()
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 0, "none to be pending")
+    assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 0
+    assert worker.metric("queue_worker_messages_submitted_total") == 4
+
+
+def test_pages_of_its_own(start: StartWorker) -> None:
+    """`/healthz`, `/readyz` and `/metrics` answer, the last in Prometheus' format, with every promised series."""
+    worker = start()
+    assert worker.get("/healthz")[0] == 200
+    assert worker.get("/readyz")[0] == 200
+    status, text = worker.get("/metrics")
+    assert status == 200
+    types = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE queue_worker_"))
+    assert (
+        types.items()
+        >= {
+            "queue_worker_pending_messages": "gauge",
+            "queue_worker_messages_processed_total": "counter",
+            "queue_worker_messages_submitted_total": "gauge",
+            "queue_worker_function_invocation_inflight": "gauge",
+            "queue_worker_nats_reconnect_total": "counter",
+        }.items()
+    )
+    assert worker.get("/nothing")[0] == 404
+
+
+def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Both take part, and what one runs the other does not."""
+    functions.answer("echo", Reply(after=0.02))
+    workers = start(max_inflight=5), start(max_inflight=5)
+    calls = queue.put_calls("echo", [f"call-{number}" for number in range(300)])
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    assert functions.most <= 10
+    done = [worker.metric("queue_worker_messages_processed_total") for worker in workers]
+    assert sum(done) == 300
+    assert min(done) > 0
+    logged = Counter(line["call_id"] for worker in workers for line in worker.logged("Invoked"))
+    assert logged == dict.fromkeys(calls, 1)

@@ -1,0 +1,238 @@
+"""Contract, section 5, first sentence: what a function receives, to the byte."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.functions import Functions, Reply, Request
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
+from tests.servers import wait_until
+from worker import __version__
+
+CORPUS = Path(__file__).resolve().parent.parent / "fixtures" / "queue_requests.jsonl"
+"""Messages as OpenFaaS's gateway writes them."""
+
+USUAL = [
+    ("Accept", "*/*"),
+    ("Accept-Encoding", "gzip"),
+    ("Content-Type", "application/json"),
+    ("User-Agent", "curl/8.5.0"),
+    ("X-Call-Id", "24ae517c-ad0d-4654-8160-d2a7f7d68fab"),
+    ("X-Start-Time", "1646739420463153513"),
+]
+POST = "POST /function/echo"
+EXPECTED: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {
+    "smallest": (POST, [], b""),
+    "usual": ("POST /function/echo.openfaas-fn", USUAL, b'{"a": 1}'),
+    "empty body, not nil": (POST, [], b""),
+    "binary body": ("PUT /function/echo", USUAL, bytes(range(256))),
+    "html-escaped by encoding/json": (
+        "POST /function/echo/a%3Cb%3E&c?q=<1>&r=2",
+        [("X-Html", '<a href="x">&amp;</a>\u2028\u2029')],
+        b"",
+    ),
+    "unicode": ("POST /function/echo/p%C3%A4th/%E6%97%A5%E6%9C%AC?q=%E2%9C%93", [("X-Name", "Zoë 🚀")], b""),
+    "invalid utf-8 in a header and path (replaced by encoding/json)": (
+        "POST /function/echo/%EF%BF%BD",
+        [("X-Raw", "a\ufffd\ufffdb")],
+        b"",
+    ),
+    "repeated headers, odd case kept as stored": (
+        POST,
+        [
+            ("Cookie", "a=1"),
+            ("Cookie", "b=2"),
+            ("X-Multi", "1"),
+            ("X-Multi", "2"),
+            ("X-Multi", ""),
+            ("x-lower", "kept"),
+        ],
+        b"",
+    ),
+    "header with no values": (POST, [], b""),
+    "hop-by-hop headers": (POST, [], b"abc"),
+    "path and query": ("PATCH /function/env/api/v1/users/42?x=1&y=a%20b&x=2", [], b""),
+    "query with a leading question mark": ("POST /function/env/?x=1", [], b""),
+    "path with escapes": ("POST /function/env/a%2Fb/%20/..;/c", [], b""),
+    "get": ("GET /function/env", USUAL, b""),
+    "method empty": ("POST /function/env", [], b""),
+    "callback, plain": (POST, USUAL, b""),
+    "callback, query and fragment": (POST, [], b""),
+    "callback with user info (lost by encoding/json)": (POST, [], b""),
+    "callback, opaque": (POST, [], b""),
+    "callback, relative": (POST, [], b""),
+    "callback, ipv6": (POST, [], b""),
+    "retry annotations": ("POST /function/chaos.openfaas-fn", USUAL, b""),
+    "retry annotations, invalid": ("POST /function/chaos", [], b""),
+    "function name with slashes, as an old gateway may send it": (POST, [], b""),
+}
+"""Request line less its version, the message's headers that are sent on, body; written by hand from the corpus."""
+
+
+def fields(request: Request) -> list[tuple[str, str]]:
+    """A request's headers, less those that the client writes and those that it makes where the message has none."""
+    made = {"host", "content-length"}
+    if request.header("User-Agent") == f"queue-worker/{__version__}":
+        made |= {"user-agent", "x-call-id"}
+    return [(name.decode(), value.decode()) for name, value in request.headers if name.decode().lower() not in made]
+
+
+def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path) -> None:
+    """Method, path, query, headers and body of what OpenFaaS's gateway writes reach the function byte for byte.
+
+    Their callbacks name foreign hosts, so this worker has a proxy, as it may in a cluster: what goes to the others
+    shows there, and reaches nobody.
+    """
+    corpus = [json.loads(line) for line in CORPUS.read_text().splitlines()]
+    assert [entry["note"] for entry in corpus] == list(EXPECTED)
+    receiver.answer("example", Reply(502))  # to a CONNECT, for https
+    proxy = {"HTTP_PROXY": receiver.url, "HTTPS_PROXY": receiver.url, "NO_PROXY": "", "ALL_PROXY": ""}
+    with Worker(queue, functions, tmp_path=tmp_path, max_inflight=1, **proxy) as worker:
+        worker.wait_ready()
+        queue.put(*(entry["message"].encode() for entry in corpus))
+        queue.wait_empty()
+    received = {
+        entry["note"]: (request.line.decode().removesuffix(" HTTP/1.1"), sorted(fields(request)), request.body)
+        for entry, request in zip(corpus, functions.requests, strict=True)
+    }
+    assert received == {note: (line, sorted(headers), body) for note, (line, headers, body) in EXPECTED.items()}
+    for request in functions.requests:
+        assert request.header("Host") == f"127.0.0.1:{functions.port}"
+        assert int(request.header("Content-Length") or 0) == len(request.body)
+        assert request.call_id
+        assert request.header("Transfer-Encoding") is None
+    # The one to [::1] is not looked at: httpcore writes it without the brackets to a proxy.
+    assert {request.line.decode() for request in receiver.requests if b"::1" not in request.line} == {
+        "POST http://gateway:8080/function/receive HTTP/1.1",
+        "CONNECT example.com:8443 HTTP/1.1",
+        "CONNECT example.com:443 HTTP/1.1",
+    }
+
+
+def received(queue: Queue, functions: Functions, **parts: Any) -> Request:
+    """What the one message of a queue arrives as."""
+    queue.put(message(**parts))
+    wait_until(lambda: functions.requests, "the invocation", PATIENCE)
+    queue.wait_empty()
+    (request,) = functions.requests
+    return request
+
+
+def test_headers_about_the_connection_are_dropped(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Hop-by-hop headers, those that Connection names, Host and a false Content-Length go no further; others do."""
+    start()
+    dropped = {
+        "Connection": ["close, X-Named", "x-other"],
+        "X-Named": ["1"],
+        "X-Other": ["2"],
+        "Keep-Alive": ["timeout=5"],
+        "Proxy-Authenticate": ["Basic"],
+        "Proxy-Authorization": ["Basic x"],
+        "Proxy-Connection": ["keep-alive"],
+        "Te": ["trailers"],
+        "Trailer": ["X-Checksum"],
+        "Transfer-Encoding": ["chunked"],
+        "Upgrade": ["websocket"],
+        "Host": ["evil.example"],
+        "Content-Length": ["99"],
+    }
+    kept = {"X-Call-Id": ["one"], "Authorization": ["Bearer token"], "X-Forwarded-For": ["10.0.0.1"], "Via": ["1.1 x"]}
+    request = received(queue, functions, body=b"12345", Header=dropped | kept, Host="evil.example")
+    sent = {name.decode() for name, _ in request.headers}
+    assert sent == {"Host", "Content-Length", "User-Agent", *kept}
+    assert request.header("Host") == f"127.0.0.1:{functions.port}"
+    assert (request.header("Content-Length"), request.body) == ("5", b"12345")
+
+
+def test_what_is_made_where_it_is_missing(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """X-Call-Id is made, the same at every attempt, and the User-Agent is ours; the method is POST."""
+    functions.answer("echo", Reply(500), Reply(200))
+    start()
+    queue.put(b'{"Function": "echo"}')
+    queue.wait_empty()
+    first, second = functions.requests
+    assert uuid.UUID(first.call_id)
+    assert first.call_id == second.call_id
+    assert first.header("User-Agent") == f"queue-worker/{__version__}"
+    assert first.method == "POST"
+
+
+def test_what_the_caller_gave_is_kept(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A message's own X-Call-Id, User-Agent and X-Start-Time go to the function as they are."""
+    start()
+    theirs = {"X-Call-Id": ["abc/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
+    request = received(queue, functions, Header=theirs)
+    assert {name: [request.header(name)] for name in theirs} == theirs
+
+
+def test_unknown_fields_are_ignored(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A newer gateway may write what this worker does not know."""
+    start()
+    request = received(queue, functions, call_id="one", Deadline="soon", Nested={"a": [1, {"b": None}]}, Zero=0)
+    assert request.call_id == "one"
+
+
+def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Where `gateway_url` has a path, requests go below it."""
+    start(gateway_url=f"{functions.url}/cluster/")
+    request = received(queue, functions, call_id="one", Path="/a", QueryString="b=c")
+    assert request.target == "/cluster/function/echo/a?b=c"
+
+
+def test_large_bodies(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A body of almost the largest message that the server takes arrives whole."""
+    start()
+    body = bytes(range(256)) * 3_000
+    request = received(queue, functions, call_id="one", body=body)
+    assert request.body == body
+
+
+def test_every_method(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Any method is sent on; of the answer to HEAD no body is awaited, and the next invocation is not disturbed."""
+    functions.answer("head", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"))
+    start(max_inflight=1, upstream_timeout="5s")
+    methods = ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"]
+    queue.put(*(message("head" if method == "HEAD" else "echo", method, Method=method) for method in methods))
+    queue.wait_empty()
+    assert [(request.method, request.call_id) for request in functions.requests] == [(each, each) for each in methods]
+
+
+def test_connections_are_used_again(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """One at a time needs few connections; one that the function closed meanwhile costs no attempt."""
+    functions.answer("closes", Reply(close=True))
+    worker = start(max_inflight=1)
+    queue.put_calls("echo", [f"kept-{number}" for number in range(20)])
+    queue.wait_empty()
+    assert len({request.connection for request in functions.requests}) == 1
+    for number in range(10):
+        queue.put_calls("closes", [f"closed-{number}"])
+        queue.wait_empty()
+    queue.put_calls("echo", ["last"])
+    queue.wait_empty()
+    assert set(functions.calls().values()) == {1}
+    assert not [line for line in worker.logged("Invoked") if line["attempt"] != 1]
+
+
+def test_no_message_reaches_another_path(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Whatever path and query a message brings, its request line is one line and names only its own function."""
+    start()
+    paths = ["/a/../b", "//x", "/a b", "/a?b", "/a#b", "/%41", "/a\\b", "relative", "/..%2f", "/x/%2e%2e/y"]
+    queue.put(*(message("echo", f"path-{number}", Path=path) for number, path in enumerate(paths)))
+    queue.put(message("echo", "query", QueryString="a=b#c d"))
+    queue.wait_empty()
+    for request in functions.requests:
+        assert re.fullmatch(rb"POST /function/echo(/[!-~]*)?(\?[!-~]*)? HTTP/1\.1", request.line), request.line
+    assert functions.of("query")[0].target == "/function/echo?a=b%23c%20d"
+
+
+def test_bodies_are_base64(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """The body is decoded from standard base64 with padding, as encoding/json writes it."""
+    start()
+    body = b"\xfb\xff\xfe?>"
+    assert b"+" in base64.b64encode(body)
+    assert received(queue, functions, call_id="one", body=body).body == body

@@ -1,0 +1,242 @@
+"""Contract, sections 1 and 2: the programs, their flags, their settings, and how they say what is wrong."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions
+from tests.e2e.stack import PATIENCE, Queue, Worker
+from tests.servers import free_port, run_program, wait_until
+from worker import __version__
+
+RUN = "tests.e2e.as_installed"
+
+
+class Installed(Worker):
+    """``queue-worker run``."""
+
+    PROGRAM = (RUN, "queue-worker", "run")
+
+
+class Charts(Worker):
+    """What the charts of OpenFaaS start."""
+
+    PROGRAM = (RUN, "jetstream-queue-worker", "-license-file=/var/secrets/license", "-pprof", "-pprof=true")
+
+
+class ChartsApart(Worker):
+    """The same, as Go's flags may be written too."""
+
+    PROGRAM = (RUN, "jetstream-queue-worker", "--license-file", "/var/secrets/license", "--pprof=false")
+
+
+class Bare(Worker):
+    """``jetstream-queue-worker`` without flags."""
+
+    PROGRAM = (RUN, "jetstream-queue-worker")
+
+
+@pytest.mark.parametrize("program", [Worker, Installed, Charts, ChartsApart, Bare])
+def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Path, program: type[Worker]) -> None:
+    """`python -m worker`, `queue-worker run` and `jetstream-queue-worker` are one; the charts' flags get a log line."""
+    with program(queue, functions, tmp_path=tmp_path) as worker:
+        worker.wait_ready()
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        ignored = worker.logged("(?i)ignored")
+        assert len(ignored) == (program in (Charts, ChartsApart))
+        for line in ignored:
+            assert "license-file" in str(line)
+            assert "pprof" in str(line)
+
+
+# Settings that cannot be used.
+
+BAD = {
+    "max_inflight": "0",
+    "ack_wait": "30",
+    "backoff": "linear",
+    "retry_http_codes": "500,abc",
+    "gateway_url": "gateway:8080",
+    "upstream_timeout": "-1s",
+    "dead_letter": "perhaps",
+    "queue_name": "Uppercase",
+    "nats_port": "tcp",
+    "log_encoding": "xml",
+    "nats_stream": "a.b",
+    "callback_attempts": "many",
+}
+
+
+@pytest.mark.parametrize("program", [("worker",), (RUN, "queue-worker", "run"), (RUN, "queue-worker", "config")])
+def test_bad_settings(tmp_path: Path, program: tuple[str, ...]) -> None:
+    """Exit 2; one message that names every bad setting and its value; no traceback; nothing else is printed."""
+    code, output, errors = run_program(*program, tmp_path=tmp_path, settings=BAD)
+    assert code == 2
+    assert output == ""
+    assert "Traceback" not in errors
+    for name, value in BAD.items():
+        (line,) = [line for line in errors.splitlines() if line.strip().startswith(f"{name} ")]
+        assert value in line
+        assert len(line.partition(value)[2]) > 10, "what is accepted"
+
+
+def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
+    """What is wrong about a secret is said without it."""
+    settings = {
+        "nats_token": "s3cret-1",
+        "nats_user": "me",
+        "nats_creds_file": tmp_path / "missing-creds",
+        "nats_password_file": tmp_path / "missing",
+    }
+    code, output, errors = run_program("worker", tmp_path=tmp_path, settings=settings)
+    assert code == 2
+    assert "s3cret" not in output + errors
+    assert "missing-creds" in errors
+    assert "nats_password_file" in errors
+
+
+def test_bad_usage(tmp_path: Path) -> None:
+    """An unknown command or option is exit 2, with a hint."""
+    for arguments in (["queue-worker", "walk"], ["queue-worker", "run", "--fast"], ["jetstream-queue-worker", "-x"]):
+        code, _, errors = run_program(RUN, *arguments, tmp_path=tmp_path)
+        assert code == 2
+        assert "Traceback" not in errors
+        assert "Usage" in errors
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    """Both are answered without settings, by every command that there is."""
+    code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=BAD)
+    assert (code, __version__ in output) == (0, True)
+    code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=BAD)
+    assert code == 0
+    for command in ("run", "config"):
+        assert command in output
+        assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=BAD)[0] == 0
+
+
+# Settings that can.
+
+
+def test_what_kubernetes_sets_is_harmless(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The variables of services called nats, gateway and queue-worker disturb nothing, and are not warned of."""
+    names = ("NATS", "GATEWAY", "QUEUE_WORKER", "QUEUE_WORKER_NATS", "QUEUE_WORKER_HTTP")
+    service = {
+        "{}_SERVICE_HOST": "10.0.0.7",
+        "{}_SERVICE_PORT": "4222",
+        "{}_SERVICE_PORT_CLIENT": "4222",
+        "{}_PORT": "tcp://10.0.0.7:4222",
+        "{}_PORT_4222_TCP": "tcp://10.0.0.7:4222",
+        "{}_PORT_4222_TCP_PROTO": "tcp",
+        "{}_PORT_4222_TCP_PORT": "4222",
+        "{}_PORT_4222_TCP_ADDR": "10.0.0.7",
+    }
+    variables: dict[str, object] = {pattern.format(name): value for name in names for pattern, value in service.items()}
+    with Worker(queue, functions, tmp_path=tmp_path, **variables) as worker:
+        worker.wait_ready()
+        assert [line for line in worker.lines() if "not a setting" in line["event"]] == []
+
+
+def test_names_in_upper_case_and_typos(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """`QUEUE_WORKER_X` is `x`; an empty value counts as not set; what looks like a typo is warned of."""
+    settings = {
+        "QUEUE_WORKER_MAX_INFLIGHT": "3",
+        "nats_durable": "",
+        "consumer_pull_max_messages": "",
+        "max_inflght": "9",
+        "QUEUE_WORKER_ACKWAIT": "9s",
+    }
+    with Worker(queue, functions, tmp_path=tmp_path, **settings) as worker:
+        worker.wait_ready()
+        assert queue.has_consumer()
+        warned = {line["event"] for line in worker.lines() if line["level"] == "warning"}
+        assert len(warned) == 2
+        assert any("max_inflght" in each and "max_inflight" in each for each in warned)
+        assert any("QUEUE_WORKER_ACKWAIT" in each and "ack_wait" in each for each in warned)
+
+
+def test_the_charts_settings(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """Every setting that the charts make, as they make it, is taken without an error or a warning."""
+    settings = {
+        "gateway_invoke": "true",
+        "basic_auth": "false",
+        "nats_stream_replicas": "1",
+        "nats_durable": "faas-workers",
+        "queue_name": queue.name,
+        "ack_wait": "1m",
+        "consumer_inactive_threshold": "30s",
+        "consumer_pull_max_messages": "",
+        "max_inflight": "50",
+        "limiter_enabled": "true",
+        "upstream_timeout": "1m0s",
+        "max_retry_attempts": "100",
+        "initial_retry_wait": "10s",
+        "max_retry_wait": "120s",
+        "retry_http_codes": "408,429,500,502,503,504",
+        "backoff": "exponential",
+        "default_function_name": "openfaas-fn",
+        "tls_insecure": "false",
+        "debug": "false",
+        "log_encoding": "json",
+        "scaling_mode": "static",
+        "queue_partitions": "1",
+        "filter_partition": "0",
+        "http_port": "0",
+    }
+    with Charts(queue, functions, tmp_path=tmp_path, **settings) as worker:
+        worker.wait_ready()
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+        assert [line for line in worker.lines() if line["level"] != "info"] == []
+
+
+# Ports.
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken: int) -> None:
+    """Exit 1 with one line that names the port and its setting."""
+    with Worker(queue, functions, tmp_path=tmp_path, http_port=taken) as worker:
+        assert worker.wait(PATIENCE) == 1
+        (line,) = worker.stderr.splitlines()
+        assert str(taken) in line
+        assert "http_port" in line
+        assert "in use" in line
+
+
+def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """Metrics and health are served where `http_host` and `http_port` say, and nowhere after the end."""
+    port = free_port()
+    with Worker(queue, functions, tmp_path=tmp_path, http_port=port) as worker:
+        worker.wait_ready()
+        with socket.create_connection(("127.0.0.1", port), 5):
+            worker.terminate()  # an idle connection to it does not hold up the end
+            assert worker.wait(PATIENCE) == 0
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), 5).close()
+
+
+def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """Whatever is sent to the metrics port, the worker goes on."""
+    with Worker(queue, functions, tmp_path=tmp_path) as worker:
+        worker.wait_ready()
+        port = int(worker.logged("Serving")[0]["address"].rpartition(":")[2])
+        for sent in (b"", b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00" * 100_000):
+            with socket.create_connection(("127.0.0.1", port), 5) as odd:
+                odd.sendall(sent)
+        assert worker.get("/healthz")[0] == 200
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+        wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready", PATIENCE)

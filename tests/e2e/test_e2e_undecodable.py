@@ -1,0 +1,176 @@
+"""Contract, section 4, last sentence: what cannot be decoded is never invoked and never lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from typing import Any
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import Queue, StartWorker, message
+from tests.wire import Stored
+
+MOST = 1_048_576
+"""The largest message that nats-server takes by default (bytes)."""
+
+
+def odd(**fields: Any) -> bytes:
+    """A QueueRequest that is right but for some fields."""
+    return json.dumps({"Function": "echo", "Method": "POST", "Body": ""} | fields).encode()
+
+
+MALFORMED = {
+    "nothing": b"",
+    "a blank": b" ",
+    "text": b"hello",
+    "noise": random.Random(1).randbytes(2_000),
+    "compressed": gzip.compress(message("echo")),
+    "cut off": message("echo", body=b"x" * 100)[:-20],
+    "followed by more": message("echo") + b"{}",
+    "two requests": message("echo") + message("echo"),
+    "after a byte order mark": b"\xef\xbb\xbf" + message("echo"),
+    "not UTF-8": odd(Path="/abc").replace(b"abc", b"\xff\xfe"),
+    "in UTF-16": message("echo").decode().encode("utf-16"),
+    "null": b"null",
+    "a number": b"1e400",
+    "a string": b'"echo"',
+    "an array": b'[{"Function": "echo"}]',
+    "an empty object": b"{}",
+    "nested without end": b'{"Function": "echo", "CallbackUrl": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+    "deep and unclosed": b"[" * 500_000,
+    "no function": odd(Function=None),
+    "an empty function": odd(Function=""),
+    "a function that is a number": odd(Function=5),
+    "a function of slashes": odd(Function="///"),
+    "a function with a slash": odd(Function="echo/../../system/functions"),
+    "a function of dots": odd(Function=".."),
+    "a function with a query": odd(Function="echo?x=1"),
+    "a function with a space": odd(Function="echo HTTP/1.1"),
+    "a function with a line": odd(Function="echo\r\nX-Evil: 1"),
+    "a function with two dots": odd(Function="echo.a.b"),
+    "a function that ends in a dash": odd(Function="echo-"),
+    "a function of other letters": odd(Function="échø"),
+    "a very long function": odd(Function="a" * 1_000),
+    "a method with a space": odd(Method="GET /evil"),
+    "a method with a line": odd(Method="GET\r\nX-Evil: 1"),
+    "a method that is a number": odd(Method=1),
+    "a path out of the function": odd(Path="/../../system/functions"),
+    "a path out of it, escaped": odd(Path="/%2e%2e/%2e%2e/system/functions"),
+    "a path that is a number": odd(Path=7),
+    "a query that is an object": odd(QueryString={"a": "b"}),
+    "a header that is an array": odd(Header=[["X-A", "b"]]),
+    "a header that is a string": odd(Header="X-A: b"),
+    "a header of strings": odd(Header={"X-A": "b"}),
+    "a header of numbers": odd(Header={"X-A": [1]}),
+    "a header's name with a space": odd(Header={"X A": ["b"]}),
+    "a header's name with a line": odd(Header={"X-A\r\nX-Evil": ["b"]}),
+    "a header's name that is empty": odd(Header={"": ["b"]}),
+    "a header's value with a line": odd(Header={"X-A": ["b\r\nX-Evil: 1"]}),
+    "a header's value with a bare line feed": odd(Header={"X-A": ["b\nX-Evil: 1"]}),
+    "a header's value with a null": odd(Header={"X-A": ["b\x00c"]}),
+    "half a surrogate in a header": b'{"Function":"echo","Header":{"X-A":["\\ud800"]}}',
+    "half a surrogate in a path": b'{"Function":"echo","Path":"/\\ud800"}',
+    "half a surrogate in the function": b'{"Function":"echo\\ud800"}',
+    "a body that is not base64": odd(Body="***"),
+    "a body cut off": odd(Body="YWJ"),
+    "a body that is a number": odd(Body=5),
+    "a body that is an array": odd(Body=[1, 2]),
+    "annotations of numbers": odd(Annotations={"com.openfaas.retry.attempts": 3}),
+    "annotations that are an array": odd(Annotations=[]),
+}
+
+
+def test_each_kind_ends_in_the_dead_letters(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Never invoked; each in the dead letters with a reason, byte for byte, and counted; nothing else is disturbed."""
+    worker = start(max_inflight=4)
+    calls = [f"call-{number}" for number in range(len(MALFORMED))]
+    queue.put(
+        *(each for bad, call in zip(MALFORMED.values(), calls, strict=True) for each in (bad, message("echo", call)))
+    )
+    queue.wait_empty()
+
+    invoked = {request.call_id for request in functions.requests}
+    assert functions.calls() == dict.fromkeys(calls, 1), sorted(invoked - set(calls))
+    letters = {letter.data: letter for letter in queue.letters()}
+    missing = [name for name, payload in MALFORMED.items() if payload not in letters]
+    assert missing == []
+    assert len(letters) == len(MALFORMED)
+    for name, payload in MALFORMED.items():
+        headers = letters[payload].headers
+        assert headers["X-Dead-Letter-Reason"], name
+        assert headers["X-Dead-Letter-Attempts"] == "0", name
+        assert headers["X-Dead-Letter-Subject"] == queue.name
+        assert "X-Function-Status" not in headers
+        assert letters[payload].subject == f"DEAD-LETTERS.{queue.name}.undecodable"
+    assert worker.metric("queue_worker_dead_letters_total") == len(MALFORMED)
+    assert worker.metric("queue_worker_messages_processed_total") == 2 * len(MALFORMED)
+    assert worker.metric("queue_worker_nats_reconnect_total") == 0
+    assert len(worker.logged("Dead letter")) == len(MALFORMED)
+    assert queue.consumer()["num_redelivered"] == 0
+
+
+def test_any_bytes_at_all(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Good messages with bytes changed at random are invoked or buried, each once, and the worker goes on."""
+    dice = random.Random(7)
+    good = message("echo", "call", b"body" * 20, Path="/a", QueryString="b=c", CallbackUrl="")
+    payloads = []
+    for _ in range(500):
+        changed = bytearray(good)
+        for _ in range(dice.choice((1, 1, 2, 5))):
+            changed[dice.randrange(len(changed))] = dice.randrange(256)
+        payloads.append(bytes(changed))
+    worker = start()
+    queue.put(*payloads, message("echo", "last"))
+    queue.wait_empty()
+    assert len(functions.requests) + len(queue.letters()) == len(payloads) + 1
+    assert len(functions.of("last")) == 1
+    assert worker.logged("bug") == []
+
+
+def assembled(letters: list[Stored]) -> dict[str, bytes]:
+    """Each dead letter's message, by its sequence, from its parts."""
+    whole: dict[str, list[Stored]] = {}
+    for letter in letters:
+        whole.setdefault(letter.headers["X-Dead-Letter-Sequence"], []).append(letter)
+    for parts in whole.values():
+        numbers = [letter.headers.get("X-Dead-Letter-Part", "1/1") for letter in parts]
+        assert numbers == [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]
+    return {sequence: b"".join(part.data for part in parts) for sequence, parts in whole.items()}
+
+
+@pytest.mark.parametrize("short_by", [0, 1, 500, 8_191, 8_192, 8_193])
+def test_messages_as_large_as_the_server_takes(
+    queue: Queue, functions: Functions, start: StartWorker, short_by: int
+) -> None:
+    """Malformed or given up, they end in the dead letters too, in parts where need be; the connection survives it."""
+    functions.answer("broken", Reply(500))
+    worker = start(max_retry_attempts=1)
+    malformed = b"x" * (MOST - short_by)
+    given_up = message("broken", "one", Padding="")
+    given_up = message("broken", "one", Padding="y" * (MOST - short_by - len(given_up)))
+    assert len(malformed) == len(given_up) == MOST - short_by
+    sequences = queue.put(malformed, given_up, message("echo", "last"))
+    queue.wait_empty()
+    letters = assembled(queue.letters())
+    assert letters == {str(sequences[0]): malformed, str(sequences[1]): given_up}
+    assert functions.calls() == {"one": 1, "last": 1}
+    assert worker.metric("queue_worker_nats_reconnect_total") == 0
+    assert worker.logged("Disconnected") == []
+
+
+def test_reasons_that_quote_foreign_text(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A reason is one printable header line, whatever the message holds."""
+    nasty = ["\r\nX-Evil: 1", "\x00\x1b[31m", "ü" * 500, "\u2028", "🚀" * 200, "a: b"]
+    start()
+    queue.put(*(odd(Function=text) for text in nasty), *(odd(Method=text) for text in nasty))
+    queue.put(*(odd(Header={text: ["x"]}) for text in nasty))
+    queue.wait_empty()
+    letters = queue.letters()
+    assert len(letters) == 3 * len(nasty)
+    assert functions.requests == []
+    for letter in letters:
+        assert "X-Evil" not in letter.headers
+        assert letter.headers["X-Dead-Letter-Reason"].isprintable()
