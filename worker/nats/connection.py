@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import nats.errors
 import trio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from ..config import without_password
 from ..events import BrokerTrouble, Connected, Disconnected
@@ -49,6 +50,9 @@ class Connection:
         self._options = options
         self._emit = emit
         self._refused: asyncio.Future[None]
+        self._lost = asyncio.Event()
+        """Set when the connection breaks, anew for each one."""
+        self._begun = False
         self._closing = False
         self._reconnecting_since: float | None = None
         self._complaint = ("", float("-inf"))
@@ -64,6 +68,7 @@ class Connection:
         Raises:
             Unusable: the server is there and refuses our credentials.
         """
+        self._begun = True
         self._refused = asyncio.get_running_loop().create_future()
         connecting = asyncio.ensure_future(
             self.client.connect(
@@ -88,8 +93,9 @@ class Connection:
     async def close(self) -> None:
         """Close, saying nothing more."""
         self._closing = True
-        quirks.forget_unsent(self.client)
-        await self.client.close()
+        if self._begun:  # the client cannot close what it never opened
+            quirks.forget_unsent(self.client)
+            await self.client.close()
 
     async def watch(self) -> None:
         """Mend what gets stuck; to be called a few times a second.
@@ -130,7 +136,9 @@ class Connection:
         if not self.up:
             raise NotStored(f"no answer on {subject}: not connected to NATS")
         try:
-            answer = await self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
+            answer = await self._while_connected(
+                self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
+            )
             said = json.loads(answer.data)
         except nats.errors.NoRespondersError:
             raise NotStored(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
@@ -141,6 +149,18 @@ class Connection:
         if no := said.get("error"):
             raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
         return dict(said)
+
+    async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
+        """An answer, which can only come over the connection of its question: no longer is waited than that lasts."""
+        answer, lost = asyncio.ensure_future(asking), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ConnectionError("the connection was lost")
+            return answer.result()
+        finally:
+            answer.cancel()
+            lost.cancel()
 
     def complain(self, doing: str, error: object) -> None:
         """Report trouble that is being tried again, the same no more than every few seconds."""
@@ -162,6 +182,8 @@ class Connection:
         self.complain("talking to NATS" if self.up else "connecting to NATS", error)
 
     async def _on_disconnected(self) -> None:
+        self._lost.set()
+        self._lost = asyncio.Event()
         quirks.forget_unsent(self.client)
         if not self._closing:
             self._emit(Disconnected())

@@ -1,0 +1,337 @@
+"""Contract, sections 2, 3 and 7: NATS as operators run it, mend it, and break it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
+from tests.servers import NatsServer, run_program, until, wait_until
+from worker.config import load
+from worker.nats.queue import open_queue
+from worker.ports import NotStored
+
+
+def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
+    """The message with which a worker ends at once: exit 1, no traceback."""
+    with Worker(queue, tmp_path=tmp_path, **settings) as worker:
+        assert worker.wait(PATIENCE) == 1
+        assert "Traceback" not in worker.output
+        (line,) = worker.stderr.splitlines()
+        return line
+
+
+# Not there yet, and gone again.
+
+
+def test_nats_comes_later(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+    """With NATS absent at start the worker waits: alive, not ready; when it comes, it works, no restart needed."""
+    queue = Queue(own_nats)
+    own_nats.stop()
+    with Worker(queue, functions, tmp_path=tmp_path) as worker:
+        worker.wait_for("Trouble with NATS", PATIENCE)
+        assert worker.get("/healthz")[0] == 200
+        assert worker.get("/readyz")[0] == 503
+        assert worker.get("/metrics")[0] == 200
+        own_nats.start()
+        worker.wait_ready()
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+        assert functions.calls() == {"one": 1}
+        assert worker.metric("queue_worker_nats_reconnect_total") == 0
+
+
+def test_jetstream_comes_later(tmp_path: Path, functions: Functions) -> None:
+    """A server whose JetStream is not there yet is waited for in the same way."""
+    with NatsServer(tmp_path, jetstream=False) as nats, Worker(Queue(nats), functions, tmp_path=tmp_path) as worker:
+        worker.wait_for("looking for the stream", PATIENCE)
+        assert (worker.get("/healthz")[0], worker.get("/readyz")[0]) == (200, 503)
+        nats.stop()
+        mended = NatsServer(tmp_path)
+        mended.port = nats.port
+        with mended:
+            worker.wait_ready()
+            queue = Queue(mended)
+            queue.put_calls("echo", ["one"])
+            queue.wait_empty()
+            assert functions.calls() == {"one": 1}
+
+
+async def test_a_question_ends_with_its_connection(own_nats: NatsServer) -> None:
+    """An answer can only come over the connection of its question; waiting longer would hold up the way back."""
+    settings = load({"nats_port": str(own_nats.port)}).settings
+    failures: list[str] = []
+
+    async def ask() -> None:
+        try:
+            await queue.backlog()
+        except NotStored as error:
+            failures.append(str(error))
+
+    async with open_queue(settings, lambda _: None) as queue, trio.open_nursery() as nursery:
+        await queue.consume()
+        own_nats.pause()
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        own_nats.kill()
+        await until(lambda: failures, "the question to end")
+    assert failures == [f"no answer on $JS.API.STREAM.INFO.{settings.nats_stream}: the connection was lost"]
+
+
+async def test_a_question_before_there_is_a_connection(own_nats: NatsServer) -> None:
+    """It is no error of the program: the backlog is looked at from the start, perhaps before NATS has come."""
+    settings = load({"nats_port": str(own_nats.port)}).settings
+    async with open_queue(settings, lambda _: None) as queue:
+        with pytest.raises(NotStored):
+            await queue.backlog()
+
+
+@pytest.mark.parametrize("what", ["consumer", "stream"])
+def test_what_is_deleted_is_made_again(queue: Queue, functions: Functions, start: StartWorker, what: str) -> None:
+    """A stream or consumer deleted while the worker runs is made again, with a warning; later messages are served."""
+    worker = start()
+    config = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]
+    queue.put_calls("echo", ["before"])
+    queue.wait_empty()
+    for time in range(2):
+        if what == "stream":
+            queue.nats.api(f"STREAM.DELETE.{queue.name}")
+        else:
+            queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
+        wait_until(queue.has_consumer, "it to be made again", PATIENCE)
+        queue.put_calls("echo", [f"after-{time}"])
+        queue.wait_empty()
+    assert functions.calls() == {"before": 1, "after-0": 1, "after-1": 1}
+    assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == config
+    warnings = [line for line in worker.logged("made again") if line["level"] == "warning" and what in line]
+    assert len(warnings) == 2
+    wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again", PATIENCE)
+
+
+@pytest.mark.parametrize("slots", [3, 5], ids=["a full worker", "slots to spare"])
+def test_a_consumer_deleted_under_running_invocations(
+    queue: Queue, functions: Functions, start: StartWorker, slots: int
+) -> None:
+    """What runs goes on and is settled with the new consumer; what waited is served; nothing runs twice."""
+    functions.answer("held", Reply(held=True))
+    worker = start(max_inflight=slots)
+    calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
+    wait_until(lambda: functions.running == 3, "three to run", PATIENCE)
+    queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
+    if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
+        wait_until(lambda: worker.logged("made again"), "the new consumer", PATIENCE)
+    calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
+    functions.release("held")
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    assert not [request for request in functions.requests if request.gone]
+    assert len(worker.logged("made again")) == 1
+
+
+def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """What runs ends in peace, and its end is not told of the new stream's messages, which have the same numbers."""
+    functions.answer("held", Reply(held=True))
+    worker = start(max_inflight=4)
+    queue.put_calls("held", ["old-1", "old-2"])
+    wait_until(lambda: functions.running == 2, "both to run", PATIENCE)
+    queue.nats.api(f"STREAM.DELETE.{queue.name}")
+    wait_until(lambda: worker.logged("made again"), "the new stream", PATIENCE)
+    wait_until(queue.has_consumer, "the new consumer", PATIENCE)
+    functions.answer("later", Reply(held=True))
+    assert queue.put(message("later", "new-1"), message("later", "new-2")) == [1, 2]
+    wait_until(lambda: functions.running == 4, "the new ones to run as well", PATIENCE)
+    functions.release("held")
+    wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old ones to end", PATIENCE)
+    assert queue.nats.state(queue.name)["messages"] == 2
+    functions.release("later")
+    queue.wait_empty()
+    assert functions.calls() == {"old-1": 1, "old-2": 1, "new-1": 1, "new-2": 1}
+
+
+def test_a_purged_stream(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Messages purged while they run are simply gone; the worker goes on."""
+    functions.answer("held", Reply(held=True))
+    worker = start(max_inflight=2)
+    queue.put_calls("held", [f"call-{number}" for number in range(5)])
+    wait_until(lambda: functions.running == 2, "two to run", PATIENCE)
+    queue.nats.api(f"STREAM.PURGE.{queue.name}")
+    functions.release("held")
+    queue.put_calls("echo", ["after"])
+    queue.wait_empty()
+    wait_until(lambda: functions.calls() == {"call-0": 1, "call-1": 1, "after": 1}, "the later one", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending", PATIENCE)
+
+
+# What cannot work is said at once, all of it.
+
+
+def make_consumer(queue: Queue, **config: Any) -> None:
+    theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "max_deliver": -1} | config
+    theirs = {name: value for name, value in theirs.items() if value is not None}
+    subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.{theirs['durable_name']}"
+    queue.nats.api(subject, stream_name=queue.name, config=theirs)
+
+
+def test_a_stream_that_does_not_forget(queue: Queue, tmp_path: Path) -> None:
+    """Retention other than work-queue: exit 1, and the message says so and what to do."""
+    queue.nats.make_stream(queue.name, retention="limits")
+    line = fatal(queue, tmp_path)
+    assert queue.name in line
+    assert "retention" in line
+    assert "workqueue" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [({"max_deliver": 3}, "max_deliver"), ({"deliver_subject": "push.there"}, "push")],
+    ids=["max-deliver", "push"],
+)
+def test_a_fault_of_a_consumer(queue: Queue, tmp_path: Path, config: dict[str, Any], word: str) -> None:
+    """On a work queue too: a consumer that drops messages, or pushes them, cannot be used."""
+    queue.nats.make_stream(queue.name)
+    make_consumer(queue, **config)
+    line = fatal(queue, tmp_path)
+    assert word in line
+    assert "faas-workers" in line
+
+
+def test_subjects_that_belong_to_another_stream(queue: Queue, tmp_path: Path) -> None:
+    """A subject overlap is named, with the stream that it stands in the way of."""
+    queue.nats.make_stream(f"{queue.name}-other", queue.name)
+    line = fatal(queue, tmp_path)
+    assert "overlap" in line
+    assert queue.name in line
+
+
+def test_another_consumer_of_the_same_messages(queue: Queue, tmp_path: Path) -> None:
+    """A work queue has one consumer a message: another one's filter is an overlap."""
+    queue.nats.make_stream(queue.name)
+    make_consumer(queue, durable_name="other", filter_subject=f"{queue.name}.0.*.*")
+    line = fatal(queue, tmp_path)
+    assert "faas-workers" in line
+    assert "consumer" in line
+
+
+# Credentials.
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> NatsServer:
+    return NatsServer(tmp_path, config='authorization { token: "t0ken-right" }', connect={"auth_token": "t0ken-right"})
+
+
+@pytest.mark.parametrize("way", ["nats_token", "nats_token_file", "nats_url", "QUEUE_WORKER_NATS_TOKEN"])
+def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Path, way: str) -> None:
+    """By setting, by file, in the URL or in upper case: it works, and the token is never printed."""
+    secret = tmp_path / "token"
+    secret.write_text("t0ken-right\n")
+    with guarded:
+        values: dict[str, object] = {
+            "nats_token": "t0ken-right",
+            "nats_token_file": secret,
+            "nats_url": f"nats://t0ken-right@127.0.0.1:{guarded.port}",
+            "QUEUE_WORKER_NATS_TOKEN": "t0ken-right",
+        }
+        queue = Queue(guarded)
+        with Worker(queue, functions, tmp_path=tmp_path, debug="true", **{way: values[way]}) as worker:
+            worker.wait_ready()
+            queue.put_calls("echo", ["one"])
+            queue.wait_empty()
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+            assert "t0ken" not in worker.output
+        assert functions.calls() == {"one": 1}
+
+
+@pytest.mark.parametrize("way", ["none", "wrong", "wrong in the URL"])
+def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
+    """Exit 1 with a message that says what is wrong and which settings to look at; the token is never printed."""
+    with guarded:
+        given: dict[str, dict[str, object]] = {
+            "none": {},
+            "wrong": {"nats_token": "t0ken-wrong"},
+            "wrong in the URL": {"nats_url": f"nats://t0ken-wrong@127.0.0.1:{guarded.port}"},
+        }
+        with Worker(Queue(guarded), tmp_path=tmp_path, debug="true", **given[way]) as worker:
+            assert worker.wait(PATIENCE) == 1
+            assert "uthorization" in worker.stderr
+            assert "nats_token" in worker.stderr
+            assert len(worker.stderr.splitlines()) == 1
+            assert "t0ken" not in worker.output
+
+
+def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
+    """The right ones work, a wrong password is exit 1; neither is ever printed."""
+    config = 'authorization { user: "worker", password: "p4ss-right" }'
+    with NatsServer(tmp_path, config=config, connect={"user": "worker", "pass": "p4ss-right"}) as nats:
+        queue = Queue(nats)
+        with Worker(
+            queue, functions, tmp_path=tmp_path, nats_user="worker", nats_password="p4ss-right", debug="1"
+        ) as worker:
+            worker.wait_ready()
+            queue.put_calls("echo", ["one"])
+            queue.wait_empty()
+            assert "p4ss" not in worker.output
+        with Worker(queue, tmp_path=tmp_path, nats_user="worker", nats_password="p4ss-wrong", debug="1") as worker:
+            assert worker.wait(PATIENCE) == 1
+            assert "nats_password" in worker.stderr
+            assert "p4ss" not in worker.output
+
+
+def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions) -> None:
+    """A server that refuses a worker it knew is taken for one being mended: not ready, and back when it is let in."""
+    with NatsServer(tmp_path) as nats:
+        queue = Queue(nats)
+        with Worker(queue, functions, tmp_path=tmp_path) as worker:
+            worker.wait_ready()
+            nats.stop()
+            strict = NatsServer(tmp_path, config="authorization { token: x }", connect={"auth_token": "x"})
+            strict.port = nats.port
+            with strict:
+                worker.wait_for("uthorization", PATIENCE)
+                assert worker.get("/readyz")[0] == 503
+                assert worker.get("/healthz")[0] == 200
+            nats.start()
+            worker.wait_ready()
+            queue.put_calls("echo", ["one"])
+            queue.wait_empty()
+            assert functions.calls() == {"one": 1}
+
+
+def test_the_first_server_that_answers(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+    """`nats_url` lists servers, and overrides host and port; one that is down is passed over."""
+    queue = Queue(own_nats)
+    urls = f"nats://127.0.0.1:1, {own_nats.url}"
+    with Worker(queue, functions, tmp_path=tmp_path, nats_url=urls, nats_host="no-such-host.invalid") as worker:
+        worker.wait_ready()
+        queue.put_calls("echo", ["one"])
+        queue.wait_empty()
+
+
+def test_config_shows_no_password(tmp_path: Path) -> None:
+    """`queue-worker config` prints what holds and where it came from; secrets are masked, in URLs as well."""
+    secret = tmp_path / "seed"
+    secret.write_text("SUA-s3cret")
+    settings = {
+        "nats_url": "nats://worker:s3cret@10.0.0.1:4222",
+        "nats_nkey_seed_file": secret,
+        "max_inflight": "7",
+        "QUEUE_WORKER_ACK_WAIT": "90s",
+        "gateway_url": "http://admin:s3cret@gateway:8080",
+    }
+    code, output, errors = run_program("worker.cli", "config", tmp_path=tmp_path, settings=settings)
+    assert code == 0
+    assert "s3cret" not in output + errors
+    shown = {line.split()[0]: line for line in output.splitlines()}
+    assert "7" in shown["max_inflight"]
+    assert "max_inflight" in shown["max_inflight"].split(maxsplit=2)[2]
+    assert "1m30s" in shown["ack_wait"]
+    assert "QUEUE_WORKER_ACK_WAIT" in shown["ack_wait"]
+    assert "default" in shown["max_retry_attempts"]
+    assert str(secret) in shown["nats_nkey_seed"]
+    assert "10.0.0.1:4222" in shown["nats_url"]
