@@ -186,6 +186,15 @@ def test_a_stream_that_does_not_forget(queue: Queue, tmp_path: Path) -> None:
     assert "workqueue" in line
 
 
+def test_every_fault_is_named(queue: Queue, tmp_path: Path) -> None:
+    """Retention not work-queue, acks not explicit, a push consumer, max-deliver: one message names each of them."""
+    queue.nats.make_stream(queue.name, retention="limits")
+    make_consumer(queue, ack_policy="all", deliver_subject="push.there", max_deliver=5)
+    line = fatal(queue, tmp_path)
+    for fault in ("retention", "ack_policy", "push", "max_deliver"):
+        assert fault in line, line
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [({"max_deliver": 3}, "max_deliver"), ({"deliver_subject": "push.there"}, "push")],

@@ -179,7 +179,12 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
         stream_config(settings),
         lambda: emit(Made("stream", stream, again)),
     )
-    _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit)
+    what = f"consumer {consumer} of stream {stream}"
+    if unusable := _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit):
+        # Nothing is made on such a stream, but what else is wrong there is told at once.
+        if theirs := await _find(connection, "consumer", f"{stream}.{consumer}"):
+            unusable += _judge(what, *consumer_faults(theirs["config"], settings), emit)
+        raise Unusable(_told(unusable))
     bound = await _find_or_make(
         connection,
         "consumer",
@@ -187,7 +192,8 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
         {"stream_name": stream, "config": consumer_config(settings), "action": "create"},
         lambda: emit(Made("consumer", consumer, again)),
     )
-    _judge(f"consumer {consumer} of stream {stream}", *consumer_faults(bound["config"], settings), emit)
+    if unusable := _judge(what, *consumer_faults(bound["config"], settings), emit):
+        raise Unusable(_told(unusable))
     return Bound(info["created"], bound["config"].get("ack_wait", _ns(30)) / 1e9)
 
 
@@ -211,30 +217,41 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
 async def _find_or_make(
     connection: Connection, what: str, name: str, config: dict[str, Any], made: Callable[[], None]
 ) -> dict[str, Any]:
-    info = f"{what.upper()}.INFO.{name}"
-    try:
-        return await connection.ask(info)
-    except ApiError as error:
-        if error.err_code != _NOT_FOUND[what]:
-            raise
+    if found := await _find(connection, what, name):
+        return found
     try:
         answer = await connection.ask(f"{what.upper()}.CREATE.{name}", config)
     except ApiError as error:
         if not (meaning := _OVERLAPS.get(error.err_code)):
             raise
         try:  # another worker may have been quicker, with what serves us as well
-            return await connection.ask(info)
+            return await connection.ask(f"{what.upper()}.INFO.{name}")
         except ApiError:
             raise Unusable(f"cannot make the {what} {name}: {meaning} ({error})") from None
     made()
     return answer
 
 
-def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> None:
+async def _find(connection: Connection, what: str, name: str) -> dict[str, Any] | None:
+    try:
+        return await connection.ask(f"{what.upper()}.INFO.{name}")
+    except ApiError as error:
+        if error.err_code != _NOT_FOUND[what]:
+            raise
+        return None
+
+
+def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> list[str]:
+    """Why it cannot be used, in one text; nothing where it can, and then what surprises is told."""
     if faults:
-        raise Unusable(f"the {what} cannot be used: {'; '.join(faults)}. Mend it, or delete it to have it made anew")
+        return [f"the {what} cannot be used: {'; '.join(faults)}"]
     for surprise in surprises:
         emit(Surprise(f"the {what} is not as set: {surprise}; it is used as it is"))
+    return []
+
+
+def _told(unusable: list[str]) -> str:
+    return f"{'. '.join(unusable)}. Mend it, or delete it to have it made anew"
 
 
 def _ns(seconds: float) -> int:
