@@ -38,6 +38,9 @@ lint: $(VENV)/dev.installed
 test-slow: $(VENV)/dev.installed ## long simulations and kills
 	$(BIN)/pytest -m slow
 
+image: ## the container image, built by docker
+	docker build --tag jetstream-queue-worker:$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' worker/__init__.py) .
+
 lock: ## pin the whole tree anew
 	sh -e .ci/lock
 

@@ -1,0 +1,387 @@
+"""What the documents say is what the code does. Where a table is wrong, the test shows the right one, to be pasted."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client.metrics import MetricWrapperBase
+
+from tests.test_layers import LAYERS, MODULES, foreign, top
+from worker import __version__
+from worker.cli import COMMANDS, main
+from worker.config import FIELDS, load
+from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
+from worker.model import (
+    Abandon,
+    Ack,
+    Crashed,
+    DeadLetter,
+    Delivery,
+    Interrupted,
+    Invocation,
+    LeaseLost,
+    Malformed,
+    Nak,
+    NoResponse,
+    Outcome,
+    Responded,
+    Term,
+    TimedOut,
+    Verdict,
+)
+from worker.nats.topology import consumer_config, dead_letter_config, stream_config
+from worker.observe.logs import ROWS
+from worker.observe.metrics import Metrics
+from worker.policy.decide import decide, status_of
+from worker.policy.report import dead_letter_headers
+from worker.policy.retry import Retry
+
+ROOT = Path(__file__).resolve().parent.parent
+README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
+ARCHITECTURE, GUARANTEES, OPERATIONS = (
+    ROOT / "docs" / f"{name}.md" for name in ("architecture", "guarantees", "operations")
+)
+DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS)
+MANIFEST = ROOT / "deploy" / "worker.yaml"
+DEFAULTS = load({}).settings
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+# Reading Markdown.
+
+
+def section(document: Path, heading: str) -> str:
+    """What stands below a heading, up to the next of the same depth or less."""
+    text = re.sub(r"(?s)```.*?```", lambda block: re.sub(r"(?m)^#", " ", block[0]), document.read_text())
+    depth = len(heading.partition(" ")[0])
+    found = re.search(rf"(?ms)^{re.escape(heading)}\n(.*?)(?=^#{{1,{depth}}} |\Z)", text)
+    assert found, f"{document.name} has no heading {heading!r}"
+    return found[1]
+
+
+def table(document: Path, heading: str) -> list[tuple[str, ...]]:
+    """The rows of the first table below a heading."""
+    found = re.search(r"(?m)^\|.*\n\| ---.*\n((?:\|.*\n)+)", section(document, heading))
+    assert found, f"no table below {heading!r} in {document.name}"
+    return [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in found[1].splitlines()]
+
+
+def must_be(document: Path, heading: str, rows: list[tuple[str, ...]]) -> None:
+    """Assert that the table below a heading has just these rows."""
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    assert table(document, heading) == rows, f"{document.name}, {heading!r}, should have:\n{lines}\n"
+
+
+def prose(document: Path) -> str:
+    """A document less its code blocks."""
+    return re.sub(r"(?s)```.*?```", "", document.read_text())
+
+
+def ticked(document: Path) -> list[str]:
+    """What stands between backticks in its prose."""
+    return re.findall(r"`([^`\n]+)`", prose(document))
+
+
+def code(*names: str) -> str:
+    """Names as the tables write them."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+@cache
+def texts() -> tuple[str, ...]:
+    """Every string in the worker's source."""
+    return tuple(
+        node.value
+        for path in sorted((ROOT / "worker").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+# Settings and metrics.
+
+
+def test_settings_table() -> None:
+    """Every setting is listed, in the order of worker/config.py, with its default and meaning."""
+    must_be(
+        OPERATIONS,
+        "## Settings",
+        [
+            (
+                code(name),
+                "" if field.metadata["default"] is None else code(field.metadata["default"]),
+                field.metadata["meaning"] + (" (secret)" if field.metadata["secret"] else ""),
+            )
+            for name, field in FIELDS.items()
+        ],
+    )
+
+
+def test_metrics_table() -> None:
+    """Every metric of our own is listed, by the name that Prometheus shows, with type, labels and meaning."""
+    must_be(OPERATIONS, "## Metrics", list(metrics()))
+
+
+def metrics() -> Iterator[tuple[str, ...]]:
+    """The rows of that table."""
+    for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+            labels = ("version",) if family.type == "info" else metric._labelnames
+            yield code(name), family.type, code(*labels) if labels else "", family.documentation
+
+
+@each_document
+def test_names_exist(document: Path) -> None:
+    """A name in backticks that looks like a setting is one, or stands in the worker's source, or is NATS's own."""
+    theirs = {"sync_interval", "max_payload"}
+    source = "\n".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in metrics()}
+    known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+    alike = re.compile(r"(?<![\w/.-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
+    assert {name for text in ticked(document) for name in alike.findall(text)} <= known
+
+
+def test_manifest() -> None:
+    """The settings in the Kubernetes manifest can be used, and its grace period is the one to be computed."""
+    manifest = MANIFEST.read_text()
+    given = dict(re.findall(r'- name: (\w+)\n\s+value: "(.*)"', manifest))
+    assert given
+    assert set(given) <= set(FIELDS)
+    settings = load(given).settings
+    assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
+    assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
+
+
+# Decisions.
+
+
+CAUSES: dict[str, tuple[Outcome, ...]] = {
+    "a status not in `retry_http_codes`, below 400 or not, with no `X-OpenFaaS-Internal` header": (
+        *(Responded(status) for status in (200, 204, 302, 400, 404, 501)),
+        Responded(200, ((b"X-OpenFaaS-Internal", b"gateway"),)),
+    ),
+    "a status in `retry_http_codes`": tuple(Responded(status) for status in DEFAULTS.retry_http_codes),
+    "a status of 400 or more with an `X-OpenFaaS-Internal` header, whatever the list": (
+        Responded(404, ((b"x-openfaas-internal", b""),)),
+        Responded(599, ((b"X-OpenFaaS-Internal", b"faas-netes"),)),
+    ),
+    "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
+    "no whole response within `upstream_timeout`": (TimedOut(60.0),),
+    "a bug of the worker's, met by this message": (Crashed(ValueError()),),
+    "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
+    "stopped by the drain: `shutdown_timeout` passed, or a second signal came": (Interrupted(),),
+    "the lease was lost": (LeaseLost(),),
+}
+"""The rows of the table of decisions, and what each stands for."""
+
+
+def test_decisions_table() -> None:
+    """Every outcome is listed, with the status it counts as, and the verdict before and from the last attempt on."""
+    must_be(GUARANTEES, "## What happens to an invocation", [decisions(cause) for cause in CAUSES])
+    assert {type(outcome) for outcomes in CAUSES.values() for outcome in outcomes} == set(get_args(Outcome))
+
+
+def decisions(cause: str) -> tuple[str, ...]:
+    """A row of that table, worked out by the code."""
+    outcomes, retry = CAUSES[cause], Retry(attempts=3)
+
+    def verdict(*attempts: int) -> str:
+        (said,) = {
+            word(decide(outcome, attempt=attempt, retry=retry, dice=0.0, now=0.0))
+            for outcome in outcomes
+            for attempt in attempts
+        }
+        return said
+
+    answered = isinstance(outcomes[0], Responded)
+    return cause, "that status" if answered else str(status_of(outcomes[0]) or ""), verdict(1, 2), verdict(3, 4)
+
+
+def word(verdict: Verdict) -> str:
+    """A verdict, as the table has it."""
+    match verdict:
+        case Ack():
+            return "done: ack"
+        case Nak(0.0):
+            return "given back: nak, at once"
+        case Nak():
+            return "retry: nak, with the wait"
+        case Term():
+            return "given up: dead letter, then term"
+        case Abandon():
+            return "nothing is said"
+
+
+DELIVERY = Delivery((7, 1_795_300_309_091_784_293), "$JS.ACK", 2, 0.0, "faas-request", b"{")
+INVOCATION = Invocation(
+    call_id="5bd0a6a1",
+    function="figlet",
+    label="figlet.openfaas-fn",
+    method="POST",
+    target=b"/function/figlet",
+    headers=(),
+    body=b"",
+    annotations={},
+    callback="http://example.com/done?token=s3cret",
+    started="1",
+)
+
+
+def test_dead_letter_headers_table() -> None:
+    """Every header of a dead letter is listed, those last that the adapter adds."""
+    headers = dead_letter_headers(DeadLetter(DELIVERY, "", 1, "", "", 500), stream="")
+    assert [row[0] for row in table(GUARANTEES, "### Headers of a dead letter")] == [
+        *map(code, headers),
+        code("X-Dead-Letter-Part"),
+        code("Nats-Msg-Id"),
+    ]
+    assert {"X-Dead-Letter-Part", "Nats-Msg-Id"} <= set(texts())
+
+
+# Logs.
+
+
+def lines() -> dict[str, tuple[str, set[str]]]:
+    """The lines about a message that are shown in docs/operations.md: message -> level, all its fields."""
+    gone = NoResponse("refused")
+    events: list[Event] = [
+        InvocationStarted(INVOCATION, 1, 0.0),
+        *(InvocationEnded(INVOCATION, 1, 3, gone, verdict, 0.0) for verdict in (Ack(), Nak(1.0), Term(""), Abandon())),
+        CallbackPosted(INVOCATION, 200, delivered=True, again_in=None, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, again_in=1.0, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, again_in=None, duration=0.0),
+        DeadLettered(DELIVERY, "5bd0a6a1", "figlet.openfaas-fn", "", 3, stored=True),
+    ]
+    shown: dict[str, tuple[str, set[str]]] = {}
+    for event in events:
+        level, message, fields = ROWS[type(event)](event)
+        shown[message] = level, shown.get(message, (level, set()))[1] | set(fields)
+    return shown
+
+
+def test_log_lines_table() -> None:
+    """The lines about a message are listed with their level and fields."""
+    listed = {
+        message.strip("`"): (level, set(re.findall(r"`(\w+)`", fields)))
+        for message, level, fields in table(OPERATIONS, "## Logs")
+    }
+    assert listed == lines()
+
+
+def test_log_examples() -> None:
+    """Each example of a log line has the fields that such a line has."""
+    examples = re.findall(r"(?m)^\{.*\"event\".*\}$", OPERATIONS.read_text())
+    assert examples
+    for example in map(json.loads, examples):
+        level, fields = lines()[example["event"]]
+        assert example["level"] == level
+        assert set(example) - {"event", "level", "timestamp"} <= fields
+
+
+def test_troubleshooting_messages() -> None:
+    """What the troubleshooting table quotes is said by the worker; an ellipsis stands for what varies."""
+    quoted = [row[0].strip("`") for row in table(OPERATIONS, "## Troubleshooting")]
+    for message in quoted:
+        for part in filter(None, (part.strip() for part in message.split("…"))):
+            assert any(part in text for text in texts()), f"the worker never says {part!r}"
+
+
+# JSON.
+
+
+@pytest.mark.parametrize("config", [stream_config, consumer_config, dead_letter_config])
+def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
+    """The JSON to make stream, consumer and dead letters by hand is what the worker itself would send."""
+    expected = config(DEFAULTS)
+    shown = [json.loads(block) for block in re.findall(r"(?ms)^```json\n(\{\n.*?)^```$", OPERATIONS.read_text())]
+    assert expected in shown, f"docs/operations.md should have:\n{json.dumps(expected, indent=2)}\n"
+
+
+# Commands, links, versions.
+
+
+@each_document
+def test_commands_exist(document: Path) -> None:
+    """Every command that a document names exists, and so does every make target."""
+    text = document.read_text()
+    assert set(re.findall(r"(?<![\w/-])queue-worker +([a-z][a-z-]*)", " ".join(re.findall(r"`+[^`]+`+", text)))) <= set(
+        COMMANDS
+    )
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    assert set(re.findall(r"(?m)(?:`|^)make ([a-z-]+)", text)) <= targets
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_runs(command: str) -> None:
+    """Every command tells what it does."""
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+@each_document
+def test_links_resolve(document: Path) -> None:
+    """Every relative link leads to a file, and to a heading where it names one."""
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(document)):
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), f"{document.name}: {link}"
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", prose(target))
+            assert anchor in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings], link
+
+
+@each_document
+def test_files_exist(document: Path) -> None:
+    """Every file of ours that a document names exists."""
+    for name in re.findall(r"(?<![\w/.<])((?:worker|tests|docs|deploy)/[\w/.]+\w)", prose(document)):
+        assert (ROOT / name).exists(), f"{document.name}: {name}"
+
+
+def test_version() -> None:
+    """The changelog begins with the version that this is."""
+    (newest, *_) = re.findall(r"(?m)^## (\S+)", CHANGELOG.read_text())
+    assert newest == __version__
+
+
+# Layers and packages.
+
+
+def test_layers_table() -> None:
+    """docs/architecture.md has the layers that tests/test_layers.py checks."""
+    listed = [tuple(re.findall(r"`(\w+)`", row[0])) for row in table(ARCHITECTURE, "## Layers")]
+    checked = [tuple(name for name in names if any(top(module) == name for module in MODULES)) for names in LAYERS]
+    assert listed == [names for names in checked if any(names) and names != ("__main__",)]
+
+
+def test_dependencies_have_reasons() -> None:
+    """docs/architecture.md lists every package that the worker imports, and no other; pyproject.toml asks for them."""
+    listed = {row[0].strip("`") for row in table(ARCHITECTURE, "## Dependencies")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
+    imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
+    assert {{"nats-py": "nats"}.get(name, name.replace("-", "_")) for name in listed} == imported
+
+
+def test_constraints() -> None:
+    """constraints.txt pins every package that pyproject.toml names, each once, and says nothing of where from."""
+    text = (ROOT / "constraints.txt").read_text()
+    pins = re.findall(r"(?m)^([\w.-]+)==[\w.]+$", text)
+    assert len(pins) == len([line for line in text.splitlines() if line and not line.startswith("#")])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    ours = {re.split(r"[\[<>=]", each)[0].lower() for each in named} - {project["name"]}
+    assert ours <= {re.sub(r"[-_.]+", "-", pin).lower() for pin in pins}
