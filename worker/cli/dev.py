@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+import httpx
 import trio
 
 from ..dev.children import ChildEnded
@@ -31,8 +32,10 @@ def command(*, demo: bool) -> None:
         for warning in settings_or_exit(environment).warnings:
             click.echo(f"warning: {warning}", err=True)
         trio.run(run, environment)
-    except* (NotStarted, ChildEnded, OSError) as group:
-        fail(_first(group))
+    except* (NotStarted, ChildEnded, OSError, httpx.HTTPError) as group:
+        fail(
+            min(_leaves(group), key=lambda error: not isinstance(error, ChildEnded))
+        )  # what else failed follows from it
 
 
 def _environment() -> dict[str, str]:
@@ -43,5 +46,7 @@ def _environment() -> dict[str, str]:
         raise click.UsageError(str(error)) from None
 
 
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]

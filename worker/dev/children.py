@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
-_TAIL = 30
-"""Lines of a child's output that are kept, to be shown where it ends unexpectedly."""
 _LONGEST_LINE = 64 * 1024
 """Bytes after which a line is passed on in pieces."""
 
@@ -34,7 +31,6 @@ class Child:
 
     name: str
     process: trio.Process
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     stopping: bool = False
 
     async def stop(self, within: float) -> int:
@@ -92,10 +88,10 @@ async def child(
 
 async def _watch(running: Child, say: Say) -> None:
     """Pass the output on, and complain where the process ends without having been asked to."""
-    async for line in _lines(running.process):
-        running.tail.append(line)
-        say(running.name, line)
-    code = await running.process.wait()
+    with trio.CancelScope(shield=True):  # what it writes while it is being stopped counts, and it must not block on it
+        async for line in _lines(running.process):
+            say(running.name, line)
+        code = await running.process.wait()
     if not running.stopping:
         what = f"ended by itself, {_how(code)}"
         say(running.name, what)

