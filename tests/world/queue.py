@@ -79,6 +79,9 @@ class FakeConsumer:
         if self.wanted < 0:
             self._violated(f"message {handed.id[0]} was more than was wanted")
         now = trio.current_time()
+        if now - handed.sent > self.ack_wait / 3:
+            # A lease is counted from the arrival. That one was as long on its way is nothing that a worker can know.
+            self._server.disturbed.add(handed.id[0])
         self._here.append(Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload))
         self._something.set()
 
@@ -136,6 +139,8 @@ class FakeQueue:
         self.consumer: FakeConsumer | None = None
         self.held: dict[MessageId, Delivery] = {}
         """What was handed out and not settled; the newest delivery of each message."""
+        self.said: list[tuple[float, Delivery, Settlement]] = []
+        """All settlements that the worker has noted, and when."""
         self._server, self._violated = server, violated
         self._outbox: dict[int, Said] = {}
         """What is not confirmed, in order."""
@@ -158,6 +163,7 @@ class FakeQueue:
         now = trio.current_time()
         self._check(delivery, settlement)
         self.held.pop(delivery.id, None)
+        self.said.append((now, delivery, settlement))
         delay = settlement.delay if isinstance(settlement, Nak) else inf
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")

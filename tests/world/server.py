@@ -78,6 +78,7 @@ class HandedOut:
     id: MessageId
     token: str
     count: int
+    sent: float
     subject: str
     payload: bytes
 
@@ -98,6 +99,10 @@ class Client:
         self.session = 0
 
 
+def _key(message: MessageId) -> str:
+    return f"{message[0]}.{message[1]}"
+
+
 class Server:
     """The broker.
 
@@ -115,6 +120,8 @@ class Server:
         """All that was said and heeded, in order."""
         self.disturbed: set[int] = set()
         """Messages that were given out although somebody held them: two workers may rightly run one at once."""
+        self.unburied: set[int] = set()
+        """Messages that were given up with no dead letter stored."""
         self.unusable = ""
         """Why the consumer cannot be used, if so."""
         self.refuses_letters = False
@@ -140,7 +147,7 @@ class Server:
         if self.refuses_letters:
             return False
         headers = dead_letter_headers(letter, stream=STREAM)
-        key = f"{letter.delivery.id[0]}.{letter.delivery.id[1]}"
+        key = _key(letter.delivery.id)
         subject = f"DEAD-LETTERS.{STREAM}.{letter.function or 'undecodable'}"
         self.letters.setdefault(key, Stored(len(self.letters) + 1, subject, headers, letter.delivery.payload))
         return True
@@ -178,6 +185,8 @@ class Server:
         if message is not None:
             match settlement:
                 case Ack() | Term():
+                    if isinstance(settlement, Term) and _key(message.id) not in self.letters:
+                        self.unburied.add(sequence)
                     message.verdict = settlement
                     message.over.set()
                     del self.messages[sequence]
@@ -249,10 +258,11 @@ class Server:
         return fresh
 
     def _hand_out(self, message: Message, client: Client) -> None:
+        now = trio.current_time()
         self.deliveries += 1
         message.count += 1
         message.token = f"{message.id[0]}.{message.count}.{self.deliveries}"
-        message.naked, message.deadline = False, trio.current_time() + self.ack_wait
+        message.naked, message.deadline = False, now + self.ack_wait
         client.credit -= 1
-        handed = HandedOut(message.id, message.token, message.count, message.subject, message.payload)
+        handed = HandedOut(message.id, message.token, message.count, now, message.subject, message.payload)
         client.link.down.send("delivery", partial(client.deliver, handed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -122,10 +123,11 @@ class World:
         self.latency = latency
         self.workers: list[Hired] = []
         self.violations: list[str] = []
-        self._open = trio.open_nursery()
+        self._open: AbstractAsyncContextManager[trio.Nursery]
         self._nursery: trio.Nursery
 
     async def __aenter__(self) -> Self:
+        self._open = trio.open_nursery()
         self._nursery = await self._open.__aenter__()
         if self.clock:
             self._nursery.cancel_scope.deadline = trio.current_time() + LONGEST
