@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -27,6 +28,8 @@ from .wire import parse_ack_subject, parse_status
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
+_MOST_LEFT = 8
+"""Old inboxes that are still heard: two rounds of silence on all lanes."""
 _CALM = 0.25
 """Seconds without a new request after one that the server turned down."""
 
@@ -56,6 +59,8 @@ class PullConsumer:
             lost,
         )
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
+        self._left: deque[Subscription] = deque()
+        """Old inboxes that are still heard, for what comes late."""
         self._send, self._receive = trio.open_memory_channel[Delivery](float("inf"))  # bounded by credit
         self._stopped = False
         self._calm_until = 0.0
@@ -93,6 +98,7 @@ class PullConsumer:
         """Begin, or begin again, to pull: from new inboxes, so that nothing asked for before is answered now."""
         for lane in self._credit.lanes:
             await self._listen(lane)
+        await self._close_left(0)
         self.ack_wait, self.bound = ack_wait, True
         self._outbox.wake()
 
@@ -105,19 +111,24 @@ class PullConsumer:
             for lane in self._credit.silent(now):
                 _, subscription = self._inboxes[lane.number]
                 await quirks.end_interest(self._connection.client, subscription)
-                await self._listen(lane, leave=True)
+                await self._listen(lane)
+            await self._close_left(_MOST_LEFT)
             self._outbox.wake()
 
-    async def _listen(self, lane: Lane, *, leave: bool = False) -> None:
-        """Give a lane a new inbox. *leave*: go on hearing what comes late into the old one."""
-        if not leave and (old := self._inboxes.get(lane.number)):
-            await old[1].unsubscribe()
+    async def _listen(self, lane: Lane) -> None:
+        """Give a lane a new inbox; what comes late into the old one is heard until that is closed."""
+        if old := self._inboxes.get(lane.number):
+            self._left.append(old[1])
         self._credit.ended(lane)
         inbox = self._connection.client.new_inbox()
         subscription = await self._connection.client.subscribe(
             inbox, cb=partial(self._on_message, lane, inbox), pending_msgs_limit=0, pending_bytes_limit=0
         )
         self._inboxes[lane.number] = inbox, subscription
+
+    async def _close_left(self, most: int) -> None:
+        while len(self._left) > most:
+            await self._left.popleft().unsubscribe()
 
     async def _on_message(self, lane: Lane, inbox: str, message: Msg) -> None:
         now = trio.current_time()
