@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -142,9 +144,6 @@ def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
 
 
 def _kill(pid: int) -> None:
-    import os  # noqa: PLC0415 -- here only, so that nothing else in this file signals a process but through Program
-    import signal  # noqa: PLC0415 -- the same
-
     os.kill(pid, signal.SIGKILL)
 
 
