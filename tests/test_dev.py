@@ -72,10 +72,14 @@ class Dev(Program):
 
 @contextmanager
 def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
-    """``dev``, ready."""
+    """``dev``, ready. It is asked to end, where the test has not ended it: killed, it would leave its children behind."""
     with Dev(tmp_path, **settings) as dev:
-        dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
-        yield dev
+        try:
+            dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
+            yield dev
+        finally:
+            dev.terminate()
+            dev.wait(PATIENCE)
 
 
 def _parent(process: Path) -> int | None:
