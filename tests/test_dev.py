@@ -72,7 +72,7 @@ class Dev(Program):
 
 @contextmanager
 def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
-    """``dev``, ready. It is asked to end, where the test has not ended it: killed, it would leave its children behind."""
+    """``dev``, ready. It is asked to end, where the test has not: killed, it would leave its children behind."""
     with Dev(tmp_path, **settings) as dev:
         try:
             dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
