@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.case import SETTINGS, Case, Shared
 from tests.e2e.functions import Functions
-from tests.e2e.stack import Queue, StartWorker, Worker
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker
 from tests.servers import NatsServer
 
 _numbers = count(1)
@@ -63,3 +64,29 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
             return worker
 
         yield begin
+
+
+@pytest.fixture(scope="session")
+def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One worker for all tests that need nothing special of it."""
+    queue, directory = Queue(nats, "shared"), tmp_path_factory.mktemp("shared")
+    with (
+        Functions() as functions,
+        Functions() as receiver,
+        Worker(queue, functions, tmp_path=directory, **SETTINGS) as worker,
+    ):
+        worker.wait_ready()
+        yield Shared(queue, functions, receiver, worker)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert worker.logged("bug") == []
+        assert functions.faults + receiver.faults == []
+
+
+@pytest.fixture
+def case(shared: Shared) -> Iterator[Case]:
+    """One message and its function; what is left of it afterwards is swept away, so that no other test meets it."""
+    assert shared.worker.process.poll() is None, shared.worker.output[-2_000:]
+    yield Case(shared)
+    if not shared.queue.empty():
+        shared.queue.nats.api(f"STREAM.PURGE.{shared.queue.name}")

@@ -25,7 +25,7 @@ QUIET = 0.6
 """Seconds to look on where nothing may happen. It is the one bare wait: several times what the thing would take."""
 
 
-def message(function: str = "echo", call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
+def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
     """A QueueRequest, as Go's encoding/json writes it."""
     header = {"X-Call-Id": [call_id]} if call_id else {}
     request = {

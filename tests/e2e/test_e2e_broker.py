@@ -292,6 +292,23 @@ def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
             assert "p4ss" not in worker.output
 
 
+def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
+    """`nats_nkey_seed`, or a file that holds it, authenticates; the seed is never printed."""
+    # Made of the bytes 0 to 31, so it protects nothing.
+    seed = "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y"
+    public = "UAB2CB576PHBBPQ5ODORRZ2LYCMWPZGWGCN2KDK7DXOIMZASKUY3RLKK"
+    secret = tmp_path / "seed"
+    secret.write_text(seed)
+    config = f'authorization {{ users: [{{ nkey: {public} }}, {{ user: test, password: "x" }}] }}'
+    with NatsServer(tmp_path, config=config, connect={"user": "test", "pass": "x"}) as nats:
+        queue = Queue(nats)
+        with Worker(queue, functions, tmp_path=tmp_path, nats_nkey_seed_file=secret, debug="true") as worker:
+            worker.wait_ready()
+            queue.put_calls("echo", ["one"])
+            queue.wait_empty()
+            assert seed not in worker.output
+
+
 def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions) -> None:
     """A server that refuses a worker it knew is taken for one being mended: not ready, and back when it is let in."""
     with NatsServer(tmp_path) as nats:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, message
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, look_on, message
 from tests.servers import NatsServer, wait_until
 
 
@@ -177,3 +177,43 @@ def test_both_killed_again_and_again(
     assert set(functions.calls()) == set(calls)
     assert queue.letters() == []
     assert kills == 5
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A worker that stood still past its lease disturbs nobody: what it would have given back runs elsewhere by now."""
+    functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
+    # With a slot to spare it would have a request open, and find the message in it once more when it wakes.
+    frozen = start(ack_wait="2s", max_inflight=1)
+    queue.put_calls("slow", ["one"])
+    wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+    start(ack_wait="2s")
+    frozen.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: len(functions.requests) == 2, "it to run elsewhere", PATIENCE)
+    frozen.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: frozen.logged("Lease lost"), "the frozen one to notice", PATIENCE)
+    wait_until(lambda: functions.requests[0].gone, "it to leave its request", PATIENCE)
+    look_on(2.5)  # in which a lease disturbed would have run out
+    assert functions.calls() == {"one": 2}
+    functions.release("slow")
+    queue.wait_empty()
+    assert functions.calls() == {"one": 2}
+    assert frozen.get("/readyz")[0] == 200
+
+
+@pytest.mark.slow
+def test_nats_stands_still_past_a_lease(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+    """Where no extension is confirmed in time, the invocation is cancelled, and run again when NATS is back."""
+    queue = Queue(own_nats)
+    functions.answer("slow", Reply(held=True), Reply(200))
+    with Worker(queue, functions, tmp_path=tmp_path, ack_wait="2s") as worker:
+        worker.wait_ready()
+        queue.put_calls("slow", ["one"])
+        wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+        own_nats.pause()
+        wait_until(lambda: functions.requests[0].gone, "it to be cancelled", PATIENCE)
+        own_nats.resume()
+        queue.wait_empty()
+        assert functions.calls() == {"one": 2}
+        assert worker.metric("queue_worker_leases_lost_total") == 1
+        assert worker.metric("queue_worker_function_invocation_inflight") == 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
 from tests.servers import wait_until
 
 # Copied from section 3, not from the code. What the server adds without being asked, for want of a value, is left out.
@@ -123,7 +125,9 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
         f"{queue.name}.echo",
         f"{queue.name}.a.b.c.d.e.f",
     ]
-    queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects)
+    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which say nothing to us
+    queue.nats.publish_many((subject, message("echo", subject), headers) for subject in subjects[:1])
+    queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects[1:])
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(subjects, 1)
     assert {request.line for request in functions.requests} == {b"POST /function/echo HTTP/1.1"}
@@ -180,3 +184,18 @@ def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: S
     assert min(done) > 0
     logged = Counter(line["call_id"] for worker in workers for line in worker.logged("Invoked"))
     assert logged == dict.fromkeys(calls, 1)
+
+
+def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """Whoever is first makes the stream and its consumer; none of the others fails, or makes them otherwise."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(queue, functions, tmp_path=tmp_path)) for _ in range(4)]
+        for worker in workers:
+            worker.wait_ready()
+        calls = queue.put_calls("echo", [f"call-{number}" for number in range(100)])
+        queue.wait_empty()
+        assert functions.calls() == dict.fromkeys(calls, 1)
+        for worker in workers:
+            worker.terminate()
+        assert [worker.wait(PATIENCE) for worker in workers] == [0] * 4
+        assert [worker.stderr for worker in workers] == [""] * 4

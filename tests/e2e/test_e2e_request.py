@@ -7,11 +7,12 @@ import json
 import re
 import uuid
 from pathlib import Path
-from typing import Any
 
+import pytest
+
+from tests.e2e.case import Case
 from tests.e2e.functions import Functions, Reply, Request
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
-from tests.servers import wait_until
+from tests.e2e.stack import Queue, StartWorker, Worker, message
 from worker import __version__
 
 CORPUS = Path(__file__).resolve().parent.parent / "fixtures" / "queue_requests.jsonl"
@@ -114,18 +115,8 @@ def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver
     }
 
 
-def received(queue: Queue, functions: Functions, **parts: Any) -> Request:
-    """What the one message of a queue arrives as."""
-    queue.put(message(**parts))
-    wait_until(lambda: functions.requests, "the invocation", PATIENCE)
-    queue.wait_empty()
-    (request,) = functions.requests
-    return request
-
-
-def test_headers_about_the_connection_are_dropped(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_headers_about_the_connection_are_dropped(case: Case) -> None:
     """Hop-by-hop headers, those that Connection names, Host and a false Content-Length go no further; others do."""
-    start()
     dropped = {
         "Connection": ["close, X-Named", "x-other"],
         "X-Named": ["1"],
@@ -141,55 +132,97 @@ def test_headers_about_the_connection_are_dropped(queue: Queue, functions: Funct
         "Host": ["evil.example"],
         "Content-Length": ["99"],
     }
-    kept = {"X-Call-Id": ["one"], "Authorization": ["Bearer token"], "X-Forwarded-For": ["10.0.0.1"], "Via": ["1.1 x"]}
-    request = received(queue, functions, body=b"12345", Header=dropped | kept, Host="evil.example")
-    sent = {name.decode() for name, _ in request.headers}
-    assert sent == {"Host", "Content-Length", "User-Agent", *kept}
-    assert request.header("Host") == f"127.0.0.1:{functions.port}"
-    assert (request.header("Content-Length"), request.body) == ("5", b"12345")
+    kept = {
+        "X-Call-Id": [case.call_id],
+        "Authorization": ["Bearer token"],
+        "X-Forwarded-For": ["10.0.0.1"],
+        "Via": ["1.1 x"],
+    }
+    case.run(Header=dropped | kept, Host="evil.example")
+    (request,) = case.requests
+    assert {name.decode() for name, _ in request.headers} == {"Host", "Content-Length", "User-Agent", *kept}
+    assert request.header("Host") == f"127.0.0.1:{case.shared.functions.port}"
+    assert (request.header("Content-Length"), request.body) == ("5", b"input")
 
 
-def test_what_is_made_where_it_is_missing(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_what_is_made_where_it_is_missing(case: Case) -> None:
     """X-Call-Id is made, the same at every attempt, and the User-Agent is ours; the method is POST."""
-    functions.answer("echo", Reply(500), Reply(200))
-    start()
-    queue.put(b'{"Function": "echo"}')
-    queue.wait_empty()
-    first, second = functions.requests
+    case.answer(Reply(500), Reply(200))
+    case.queue.put(json.dumps({"Function": case.name}).encode())
+    case.queue.wait_empty()
+    first, second = case.shared.functions.to(case.name)
     assert uuid.UUID(first.call_id)
     assert first.call_id == second.call_id
     assert first.header("User-Agent") == f"queue-worker/{__version__}"
     assert first.method == "POST"
 
 
-def test_what_the_caller_gave_is_kept(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_what_the_caller_gave_is_kept(case: Case) -> None:
     """A message's own X-Call-Id, User-Agent and X-Start-Time go to the function as they are."""
-    start()
-    theirs = {"X-Call-Id": ["abc/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
-    request = received(queue, functions, Header=theirs)
+    theirs = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
+    case.run(Header=theirs)
+    (request,) = case.shared.functions.to(case.name)
     assert {name: [request.header(name)] for name in theirs} == theirs
 
 
-def test_unknown_fields_are_ignored(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_unknown_fields_are_ignored(case: Case) -> None:
     """A newer gateway may write what this worker does not know."""
-    start()
-    request = received(queue, functions, call_id="one", Deadline="soon", Nested={"a": [1, {"b": None}]}, Zero=0)
-    assert request.call_id == "one"
+    assert case.run(Deadline="soon", Nested={"a": [1, {"b": None}]}, Zero=0, function="lower") == 1
+
+
+def test_bodies_are_base64(case: Case) -> None:
+    """The body is decoded from standard base64 with padding, as encoding/json writes it."""
+    body = b"\xfb\xff\xfe?>"
+    assert b"+" in base64.b64encode(body)
+    case.run(Body=base64.b64encode(body).decode())
+    assert case.requests[0].body == body
+
+
+def test_large_bodies(case: Case) -> None:
+    """A body of almost the largest message that the server takes arrives whole."""
+    body = bytes(range(256)) * 3_000
+    case.run(Body=base64.b64encode(body).decode())
+    assert case.requests[0].body == body
+
+
+PATHS = [
+    "/a/../b",
+    "//x",
+    "/a b",
+    "/a?b",
+    "/a#b",
+    "/%41",
+    "/a\\b",
+    "relative",
+    "/..%2f",
+    "/x/%2e%2e/y",
+    "/\r\nX-Evil: 1",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_path_reaches_another_function(case: Case, path: str) -> None:
+    """Whatever path a message brings, its request line is one line and names only its own function."""
+    before = len(case.queue.letters())
+    case.run(Path=path)
+    assert len(case.requests) + len(case.queue.letters()) - before == 1
+    for request in case.requests:
+        pattern = rf"POST /function/{case.name}(/[!-~]*)? HTTP/1\.1"
+        assert re.fullmatch(pattern.encode(), request.line), request.line
+
+
+def test_no_query_ends_the_request_line(case: Case) -> None:
+    """What a query must not hold goes out escaped."""
+    case.run(QueryString="a=b#c d\r\nX-Evil: 1")
+    assert case.requests[0].target == f"/function/{case.name}?a=b%23c%20d%0D%0AX-Evil:%201"
 
 
 def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Where `gateway_url` has a path, requests go below it."""
     start(gateway_url=f"{functions.url}/cluster/")
-    request = received(queue, functions, call_id="one", Path="/a", QueryString="b=c")
-    assert request.target == "/cluster/function/echo/a?b=c"
-
-
-def test_large_bodies(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A body of almost the largest message that the server takes arrives whole."""
-    start()
-    body = bytes(range(256)) * 3_000
-    request = received(queue, functions, call_id="one", body=body)
-    assert request.body == body
+    queue.put(message("echo", "one", Path="/a", QueryString="b=c"))
+    queue.wait_empty()
+    assert [request.target for request in functions.requests] == ["/cluster/function/echo/a?b=c"]
 
 
 def test_every_method(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -216,23 +249,3 @@ def test_connections_are_used_again(queue: Queue, functions: Functions, start: S
     queue.wait_empty()
     assert set(functions.calls().values()) == {1}
     assert not [line for line in worker.logged("Invoked") if line["attempt"] != 1]
-
-
-def test_no_message_reaches_another_path(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Whatever path and query a message brings, its request line is one line and names only its own function."""
-    start()
-    paths = ["/a/../b", "//x", "/a b", "/a?b", "/a#b", "/%41", "/a\\b", "relative", "/..%2f", "/x/%2e%2e/y"]
-    queue.put(*(message("echo", f"path-{number}", Path=path) for number, path in enumerate(paths)))
-    queue.put(message("echo", "query", QueryString="a=b#c d"))
-    queue.wait_empty()
-    for request in functions.requests:
-        assert re.fullmatch(rb"POST /function/echo(/[!-~]*)?(\?[!-~]*)? HTTP/1\.1", request.line), request.line
-    assert functions.of("query")[0].target == "/function/echo?a=b%23c%20d"
-
-
-def test_bodies_are_base64(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """The body is decoded from standard base64 with padding, as encoding/json writes it."""
-    start()
-    body = b"\xfb\xff\xfe?>"
-    assert b"+" in base64.b64encode(body)
-    assert received(queue, functions, call_id="one", body=body).body == body

@@ -7,8 +7,6 @@ import json
 import random
 from typing import Any
 
-import pytest
-
 from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, message
 from tests.wire import Stored
@@ -141,22 +139,22 @@ def assembled(letters: list[Stored]) -> dict[str, bytes]:
     return {sequence: b"".join(part.data for part in parts) for sequence, parts in whole.items()}
 
 
-@pytest.mark.parametrize("short_by", [0, 1, 500, 8_191, 8_192, 8_193])
-def test_messages_as_large_as_the_server_takes(
-    queue: Queue, functions: Functions, start: StartWorker, short_by: int
-) -> None:
+def test_messages_as_large_as_the_server_takes(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Malformed or given up, they end in the dead letters too, in parts where need be; the connection survives it."""
     functions.answer("broken", Reply(500))
     worker = start(max_retry_attempts=1)
-    malformed = b"x" * (MOST - short_by)
-    given_up = message("broken", "one", Padding="")
-    given_up = message("broken", "one", Padding="y" * (MOST - short_by - len(given_up)))
-    assert len(malformed) == len(given_up) == MOST - short_by
-    sequences = queue.put(malformed, given_up, message("echo", "last"))
+    smallest = len(message("broken", "call-0000", Padding=""))
+    payloads = {}
+    for short_by in (0, 1, 500, 8_191, 8_192, 8_193):
+        payloads[f"malformed-{short_by}"] = b"x" * (MOST - short_by)
+        padding = "y" * (MOST - short_by - smallest)
+        payloads[f"given up-{short_by}"] = message("broken", f"call-{short_by:04}", Padding=padding)
+        assert len(payloads[f"given up-{short_by}"]) == MOST - short_by
+    sequences = queue.put(*payloads.values(), message("echo", "last"))
     queue.wait_empty()
     letters = assembled(queue.letters())
-    assert letters == {str(sequences[0]): malformed, str(sequences[1]): given_up}
-    assert functions.calls() == {"one": 1, "last": 1}
+    assert letters == {str(number): payload for number, payload in zip(sequences, payloads.values(), strict=False)}
+    assert len(functions.of("last")) == 1
     assert worker.metric("queue_worker_nats_reconnect_total") == 0
     assert worker.logged("Disconnected") == []
 

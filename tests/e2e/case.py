@@ -1,0 +1,125 @@
+"""One message for one function, on a worker that many tests share: each starting its own would take too long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from tests.e2e.functions import Functions, Reply, Request
+from tests.e2e.stack import Queue, Worker, go_url, message
+from tests.wire import Stored
+
+ATTEMPTS = 4
+WAITS = [0.05, 0.1, 0.2]
+"""Seconds between the shared worker's attempts."""
+SETTINGS: dict[str, object] = {
+    "max_retry_attempts": ATTEMPTS,
+    "upstream_timeout": "500ms",
+    "callback_timeout": "500ms",
+    "debug": "true",
+}
+"""The shared worker's, beside those of all tests."""
+STARTED = "1646739420463153513"
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the cases share."""
+
+    queue: Queue
+    functions: Functions
+    receiver: Functions
+    worker: Worker
+
+
+class Case:
+    """A function, a receiver of its callbacks, and a call id, each like no other case's."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.queue, self.worker = shared.queue, shared.worker
+        self.name = f"case-{next(_numbers)}"
+        self.call_id = f"call-of-{self.name}"
+        self.payload = b""
+        self._logged = len(shared.worker.lines())
+
+    def answer(self, *replies: Reply) -> None:
+        """Have the function answer so."""
+        self.shared.functions.answer(self.name, *replies)
+
+    def answer_callbacks(self, *replies: Reply) -> None:
+        """Have the receiver of callbacks answer so."""
+        self.shared.receiver.answer(self.name, *replies)
+
+    @property
+    def callback(self) -> str:
+        """The URL that takes this case's callbacks."""
+        return f"{self.shared.receiver.url}/{self.name}"
+
+    def put(self, *, annotations: dict[str, str] | None = None, callback: str | None = None, **fields: Any) -> None:
+        """Put the message on the queue; *callback* as the gateway writes it."""
+        usual: dict[str, Any] = {
+            "Header": {"X-Call-Id": [self.call_id], "X-Start-Time": [STARTED]},
+            "Annotations": annotations or {},
+            "CallbackUrl": go_url(callback) if callback else None,
+        }
+        self.payload = message(self.name, body=b"input", **(usual | fields))
+        self.queue.put(self.payload)
+
+    def run(self, *replies: Reply, **message: Any) -> int:
+        """Put the message, the function answering like this, and wait for its end: how often it was sent."""
+        if replies:
+            self.answer(*replies)
+        self.put(**message)
+        self.queue.wait_empty()
+        return len(self.requests)
+
+    @property
+    def requests(self) -> list[Request]:
+        """What the function received."""
+        return self.shared.functions.of(self.call_id)
+
+    @property
+    def callbacks(self) -> list[Request]:
+        """What the receiver received."""
+        return self.shared.receiver.to(self.name)
+
+    @property
+    def called_back(self) -> Request:
+        """The one callback."""
+        (request,) = self.callbacks
+        return request
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds from each answer to the next request."""
+        return list(self.shared.functions.gaps(self.call_id))
+
+    @property
+    def letters(self) -> list[Stored]:
+        """Its dead letters."""
+        return [letter for letter in self.queue.letters() if letter.headers.get("X-Call-Id") == self.call_id]
+
+    @property
+    def letter(self) -> Stored:
+        """Its one dead letter, which holds the message."""
+        (letter,) = self.letters
+        assert letter.data == self.payload
+        return letter
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What the worker has logged since."""
+        return self.worker.lines()[self._logged :]
+
+    @property
+    def waits(self) -> list[float]:
+        """The waits between attempts that it has logged."""
+        return [line["retry_in"] for line in self.lines if "retry_in" in line]
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """The warnings that it has logged since."""
+        return [line for line in self.lines if line["level"] == "warning"]
