@@ -113,6 +113,21 @@ async def test_what_arrives_meanwhile_is_handed_back(autojump_clock: MockClock) 
         assert ms(worker.took) == 10_400 - 1_050
 
 
+async def test_what_comes_twice_meanwhile_is_handed_back_once(autojump_clock: MockClock) -> None:
+    """Of a message that arrives twice while the worker stops, only the newest delivery is given back."""
+    async with World(autojump_clock, latency=0.1) as world:
+        worker = world.start(world.worker(slots=2))
+        await trio.sleep(1)
+        message = world.publish(reply(200))
+        worker.link.down.stands_until = 31.5
+        await trio.sleep_until(31.4)
+        worker.signal()
+        await worker.ended.wait()
+        # Sent at 1_000 and 31_000, both there at 31_500; the stop's answer comes at 31_600.
+        assert world.heard(message) == [(31_700, Nak())]
+        assert world.server.heard[-1].token == message.token
+
+
 async def test_a_stop_before_the_broker_answers(autojump_clock: MockClock) -> None:
     """A worker that is stopped while it still waits for its broker ends cleanly and at once."""
     async with World(autojump_clock) as world:

@@ -7,14 +7,16 @@ heard at 10_003.
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, Call, Hired, Message, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Redelivered, Settled
-from worker.model import Abandon, Ack, LeaseLost, Nak, Term
+from worker.model import Abandon, Ack, LeaseLost, Nak, Settlement, Term
 from worker.policy.backoff import Backoff
 from worker.policy.retry import Retry
+from worker.settle import settle
 
 
 async def test_renewed_at_a_third(autojump_clock: MockClock) -> None:
@@ -200,6 +202,19 @@ async def test_a_long_cut_loses_the_lease(autojump_clock: MockClock) -> None:
         assert [_ended(call) for call in world.outside.calls] == [20_002, 90_002]
 
 
+async def test_what_could_not_be_given_back_in_time_is_not(autojump_clock: MockClock) -> None:
+    """A NAK that finds no connection until somebody else may have the message is never said."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(503, after=5), reply(200))
+        worker = world.start(world.worker())
+        await trio.sleep(1)
+        worker.link.cut(40)
+        await message.over.wait()
+        # Decided at 5_002, to be said before 20_002. Out again since 30_001, it is there 2 after the connection.
+        assert world.heard(message) == [(41_003, Ack())]
+        assert world.starts(message) == [2, 41_002]
+
+
 async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, Hired]:
     """A message that runs for 45 s, and a connection that breaks meanwhile."""
     message = world.publish(reply(200, after=45))
@@ -263,3 +278,39 @@ async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) ->
         await message.over.wait()
         # Out at 9_053, there at 9_054, started 10 s after 2: extended at 9_354, 9_654 and 9_954.
         assert world.heard(message) == [(3, Nak(10)), (9_355, None), (9_655, None), (9_955, None), (10_003, Ack())]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "after", "said"),
+    [(Nak(10), 19.999, True), (Nak(10), 20, False), (Term("given up"), 20, False), (Ack(), 100, True)],
+)
+async def test_a_verdict_that_comes_late(
+    verdict: Settlement, after: float, said: bool, autojump_clock: MockClock
+) -> None:
+    """Past its lease's time, a message is neither given back nor given up: only that it is done stays true."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200))
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        worker.bench.leases.last(consumer.ack_wait)
+        consumer.want(1)
+        (delivery,) = await consumer.receive()
+        lease = worker.bench.leases.take(delivery)
+        await trio.sleep_until(delivery.arrived + after)
+        settle(worker.bench, lease, 1, verdict, attempted=True)
+        assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
+        assert worker.told(Settled) == [Settled(verdict if said else Abandon())]
+
+
+async def test_a_process_that_stood_still(autojump_clock: MockClock) -> None:
+    """A worker that did not run for longer than its leases last gives nothing back that others may have by then."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(503, after=5), reply(200)) for _ in range(10)]
+        world.start(world.worker())
+        await trio.sleep(1)
+        autojump_clock.jump(60)
+        for message in messages:
+            await message.over.wait()
+            assert [settlement for _, settlement in world.heard(message)] == [Ack()]
+            assert len(world.starts(message)) == 2

@@ -42,7 +42,9 @@ class Intake:
         """Ask for nothing more, and give back at once what still arrives."""
         if consumer := self._consumer:
             self._consumer = None
-            for delivery in await consumer.stop():
+            # Of a message that has come twice only the newest delivery is given back: a NAK of the other as well would
+            # take the message from its next worker.
+            for delivery in {delivery.id: delivery for delivery in await consumer.stop()}.values():
                 self._take(delivery, consumer)
 
     def _take(self, delivery: Delivery, consumer: Consumer) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import trio
 
-from worker.model import Backlog, DeadLetter, Delivery, MessageId, Nak, Settlement
+from worker.model import Backlog, DeadLetter, Delivery, Final, MessageId, Nak, Settlement
 from worker.ports import Consumer, NotStored, Unusable
 
 from .link import Link
@@ -71,7 +71,7 @@ class FakeConsumer:
     def _taken(self) -> list[Delivery]:
         taken, self._here = self._here, []
         for delivery in taken:
-            self._queue.held[delivery.id] = delivery
+            self._queue.handed_out(delivery)
         return taken
 
     def _deliver(self, handed: HandedOut) -> None:
@@ -137,8 +137,12 @@ class FakeQueue:
     def __init__(self, server: Server, link: Link, violated: Callable[[str], None]) -> None:
         self.link = link
         self.consumer: FakeConsumer | None = None
-        self.held: dict[MessageId, Delivery] = {}
-        """What was handed out and not settled; the newest delivery of each message."""
+        self.held: dict[str, Delivery] = {}
+        """What was handed out and not settled, by token."""
+        self._newest: dict[MessageId, str] = {}
+        """The token of the newest delivery of each message."""
+        self.kept: dict[MessageId, float] = {}
+        """When it was handed out, or its last confirmed extension was asked for."""
         self.said: list[tuple[float, Delivery, Settlement]] = []
         """All settlements that the worker has noted, and when."""
         self._server, self._violated = server, violated
@@ -147,6 +151,12 @@ class FakeQueue:
         self._number = 0
         self._changed = trio.Event()
         link.changed.append(self._on_change)
+
+    def handed_out(self, delivery: Delivery) -> None:
+        """The worker has it now."""
+        self.held[delivery.token] = delivery
+        self._newest[delivery.id] = delivery.token
+        self.kept[delivery.id] = delivery.arrived
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
@@ -162,11 +172,13 @@ class FakeQueue:
         """See :meth:`worker.ports.Queue.settle`."""
         now = trio.current_time()
         self._check(delivery, settlement)
-        self.held.pop(delivery.id, None)
-        self.said.append((now, delivery, settlement))
-        delay = settlement.delay if isinstance(settlement, Nak) else inf
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
+        if isinstance(settlement, Nak) and before > self.kept[delivery.id] + self._server.ack_wait:
+            self._violated(f"{settlement} for {delivery.token} to be said when others may have it")
+        self.held.pop(delivery.token, None)
+        self.said.append((now, delivery, settlement))
+        delay = settlement.delay if isinstance(settlement, Nak) else inf
         for number, said in [*self._outbox.items()]:
             if said.settlement is None and said.delivery.id == delivery.id:
                 del self._outbox[number]
@@ -175,7 +187,13 @@ class FakeQueue:
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """See :meth:`worker.ports.Queue.extend`."""
         self._check(delivery, None)
-        self._note(Said(delivery, None, before, confirmed, inf))
+        now = trio.current_time()
+
+        def heard() -> None:
+            self.kept[delivery.id] = max(self.kept[delivery.id], now)
+            confirmed()
+
+        self._note(Said(delivery, None, before, heard, inf))
 
     async def settled(self) -> None:
         """See :meth:`worker.ports.Queue.settled`."""
@@ -220,9 +238,11 @@ class FakeQueue:
                     self._say(number, said)
 
     def _check(self, delivery: Delivery, settlement: Settlement | None) -> None:
-        held = self.held.get(delivery.id)
-        if held is None or held.token != delivery.token:
-            self._violated(f"{settlement or 'extension'} for {delivery.token}, while {held and held.token} is held")
+        what = f"{settlement or 'extension'} for {delivery.token}"
+        if delivery.token not in self.held:
+            self._violated(f"{what}, which is settled, or was never handed out")
+        if self._newest.get(delivery.id) != delivery.token and not isinstance(settlement, Final):
+            self._violated(f"{what}, while {self._newest.get(delivery.id)} is the newest")
 
     def _note(self, said: Said) -> None:
         self._number += 1

@@ -1,7 +1,7 @@
 """A whole life of a queue, from a plan: messages, two workers one after the other, signals and faults.
 
 The first worker is told to stop, or killed, at some time; the second starts at some time, takes over, and is stopped
-when the queue is empty. A plan is a value that prints as the code that makes it, so that what it found can be replayed::
+when the queue is empty. A plan is a value that prints as the code that makes it, so what it found can be replayed::
 
     simulate(Plan(messages=(Planned(script=(reply(503),)),), slots=2, faults=(Fault("cut", at=1.0, seconds=3.0),)))
 """
@@ -38,10 +38,11 @@ class Fault:
 
     ``stall``: nothing arrives, either way. ``cut``: the connection is lost. ``deaf``: what the worker says is lost.
     ``mute``: what confirms it is. ``anew``: the consumer is made anew. ``restart``: the broker goes away, and is a
-    second early with all that waits. ``no letters``: dead letters are refused. ``kill``: the first worker is killed.
+    second early with all that waits. ``no letters``: dead letters are refused. ``freeze``: nobody runs, and then all
+    that fell due meanwhile happens at once. ``kill``: the first worker is killed.
     """
 
-    kind: Literal["stall", "cut", "deaf", "mute", "anew", "restart", "no letters", "kill"]
+    kind: Literal["stall", "cut", "deaf", "mute", "anew", "restart", "no letters", "freeze", "kill"]
     at: float = 0.0
     seconds: float = 0.0
     worker: Literal[0, 1] = 0
@@ -162,5 +163,8 @@ async def _befall(fault: Fault, world: World, workers: tuple[Hired, Hired]) -> N
             world.server.refuses_letters = True
             await trio.sleep(fault.seconds)
             world.server.refuses_letters = False
+        case "freeze":
+            assert world.clock
+            world.clock.jump(fault.seconds)
         case "kill":
             workers[0].kill()

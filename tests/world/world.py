@@ -124,21 +124,21 @@ class World:
         self.workers: list[Hired] = []
         self.violations: list[str] = []
         self._open: AbstractAsyncContextManager[trio.Nursery]
-        self._nursery: trio.Nursery
+        self.nursery: trio.Nursery
 
     async def __aenter__(self) -> Self:
         self._open = trio.open_nursery()
-        self._nursery = await self._open.__aenter__()
+        self.nursery = await self._open.__aenter__()
         if self.clock:
-            self._nursery.cancel_scope.deadline = trio.current_time() + LONGEST
-        self._nursery.start_soon(self.server.run)
+            self.nursery.cancel_scope.deadline = trio.current_time() + LONGEST
+        self.nursery.start_soon(self.server.run)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        late = self._nursery.cancel_scope.cancel_called
-        self._nursery.cancel_scope.cancel()
+        late = self.nursery.cancel_scope.cancel_called
+        self.nursery.cancel_scope.cancel()
         # The test's own error goes its way alone, not in a group with what it cancels here.
         mine = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
         await self._open.__aexit__(*mine)
@@ -206,7 +206,7 @@ class World:
 
     def start(self, worker: Hired) -> Hired:
         """Let it work."""
-        self._nursery.start_soon(worker.work, name=worker.name)
+        self.nursery.start_soon(worker.work, name=worker.name)
         return worker
 
     # What came of it.
