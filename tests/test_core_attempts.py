@@ -54,6 +54,26 @@ async def test_credit_returns(autojump_clock: MockClock) -> None:
         assert worker.queue.consumer.wanted == 2
 
 
+async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None:
+    """What comes beyond the slots is given back unstarted, which is no attempt, and the books balance after it."""
+    async with World(autojump_clock) as world:
+        worker = world.start(world.worker(slots=1))
+        await trio.sleep(1)
+        assert worker.queue.consumer
+        world.server.pull(worker.queue.consumer.client, 0, 2)  # as if a request had outlived its connection
+        messages = [world.publish(reply(200, after=1)) for _ in range(3)]
+        for message in messages:
+            await message.over.wait()
+        await trio.sleep(1)
+        # There at 1_001; what goes back is heard at 1_002.
+        assert [world.heard(message)[0] for message in messages] == [(2_002, Ack()), (1_002, Nak()), (1_002, Nak())]
+        assert world.violations == [f"worker-1: message {number} was more than was wanted" for number in (2, 3)]
+        world.violations.clear()
+        assert worker.queue.consumer.wanted == 1
+        assert {told.attempt for told in worker.told(InvocationStarted)} == {1}
+        assert world.outside.peak["worker-1"] == 1
+
+
 async def test_a_waiting_retry_takes_no_slot(autojump_clock: MockClock) -> None:
     """While a message waits for its next attempt, others run in its slot."""
     async with World(autojump_clock) as world:

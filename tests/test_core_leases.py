@@ -243,6 +243,18 @@ async def test_no_work_comes_over_a_cut_connection(autojump_clock: MockClock) ->
         assert world.outside.peak["worker-1"] == 2
 
 
+async def test_another_ack_wait(autojump_clock: MockClock) -> None:
+    """Leases last as long as the consumer's ack wait says, also when the consumer was made anew with another one."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200, after=12))
+        world.start(world.worker())
+        await trio.sleep(5)
+        world.server.make_anew(ack_wait=9)
+        await message.over.wait()
+        # There again at 5_003, and from then on extended every 3_000.
+        assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
+
+
 async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
     """A lease that is lost while a callback is posted ends that too, and nothing is said: it is done again."""
     async with World(autojump_clock) as world:

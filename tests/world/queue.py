@@ -37,12 +37,12 @@ class FakeConsumer:
         self.wanted = 0
         """What may still come."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
-        self._client = Client(link, self._deliver, self._dismiss)
+        self.client = Client(link, self._deliver, self._dismiss)
         self._session = 0
         self._stopped = False
         self._here: list[Delivery] = []
         self._something = trio.Event()
-        server.join(self._client)
+        server.join(self.client)
         link.changed.append(self._on_change)
 
     def want(self, more: int) -> None:
@@ -50,7 +50,7 @@ class FakeConsumer:
         if more < 1:
             self._violated(f"wanted {more} more")
         self.wanted += more
-        self._pull(more)
+        self._pull(min(more, self.wanted))
 
     async def receive(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.receive`."""
@@ -65,7 +65,7 @@ class FakeConsumer:
         self._stopped = True
         with trio.move_on_after(PATIENCE):
             # The answer comes after all that was sent before it.
-            await self._queue.request(partial(self._server.withdraw, self._client))
+            await self._queue.request(partial(self._server.withdraw, self.client))
         return self._taken()
 
     def _taken(self) -> list[Delivery]:
@@ -86,19 +86,19 @@ class FakeConsumer:
         self._something.set()
 
     def _dismiss(self, session: int) -> None:
-        self._session = session
+        self._session, self.ack_wait = session, self._server.ack_wait
         self._pull(self.wanted)
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._session = self._client.session
+            self._session = self.client.session
             self._pull(self.wanted)
         else:
-            self._server.withdraw(self._client)
+            self._server.withdraw(self.client)
 
     def _pull(self, batch: int) -> None:
         if batch > 0 and self._link.up and not self._stopped:
-            self._link.there.send("pull", partial(self._server.pull, self._client, self._session, batch))
+            self._link.there.send("pull", partial(self._server.pull, self.client, self._session, batch))
 
 
 @dataclass(slots=True, eq=False)

@@ -201,8 +201,9 @@ class Server:
 
     # What may befall it.
 
-    def make_anew(self) -> None:
-        """Delete the consumer and make it again."""
+    def make_anew(self, ack_wait: float | None = None) -> None:
+        """Delete the consumer and make it again, perhaps with another ack wait."""
+        self.ack_wait = ack_wait or self.ack_wait
         self._reached = 0
         self._again.clear()
         for message in self.messages.values():
