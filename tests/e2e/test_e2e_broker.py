@@ -125,6 +125,7 @@ def test_a_consumer_deleted_under_running_invocations(
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
     if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
         wait_until(lambda: worker.logged("made again"), "the new consumer", PATIENCE)
+        wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again", PATIENCE)
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
     functions.release("held")
     queue.wait_empty()

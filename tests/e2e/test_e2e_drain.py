@@ -172,6 +172,22 @@ def test_a_callback_is_part_of_the_work(
     assert (len(functions.requests), len(receiver.requests)) == (1, 1)
 
 
+def test_a_failing_callback_ends_with_the_drain(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """A callback that has failed, and is cut short by the end of a drain, does not make the function run again."""
+    receiver.answer("callback", Reply(500))
+    leaving = start(shutdown_timeout="300ms", callback_initial_wait="10m", callback_max_wait="10m")
+    queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
+    wait_until(lambda: leaving.logged("Callback failed"), "the callback to fail", PATIENCE)
+    leaving.terminate()
+    assert leaving.wait(PATIENCE) == 0
+    start()
+    queue.put_calls("echo", ["two"])
+    queue.wait_empty()
+    assert functions.calls() == {"one": 1, "two": 1}
+
+
 def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """One worker after another is stopped in the middle of its work: everything runs exactly once, and soon."""
     functions.answer("echo", Reply(after=0.02))
@@ -233,8 +249,9 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
         assert "Traceback" not in busy.output + idle.output
 
 
-def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """What ended while NATS was away is settled when it is back, also in a drain: nothing runs twice."""
+@pytest.mark.parametrize("ended", ["after", "before"])
+def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str) -> None:
+    """Every settlement is confirmed, also in a drain: what ends before the worker is connected again, or just after."""
     queue = Queue(own_nats)
     with Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
         worker.wait_ready()
@@ -244,7 +261,8 @@ def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functio
         worker.terminate()
         draining(worker)
         own_nats.start()
-        worker.wait_for("Reconnected", PATIENCE)
+        if ended == "after":
+            worker.wait_for("Reconnected", PATIENCE)
         functions.release("held")
         assert worker.wait(PATIENCE) == 0
     assert functions.calls() == {"one": 1, "two": 1}

@@ -36,6 +36,7 @@ def test_never_more_under_load(queue: Queue, functions: Functions, start: StartW
         queue.put(b"malformed")
     queue.wait_empty()
     assert functions.most == 5
+    assert queue.consumer()["delivered"]["consumer_seq"] == len(functions.requests) + 5
     counts = functions.calls()
     assert {counts[call] for call in counts if call.startswith("echo")} == {1}
     assert {counts[call] for call in counts if call.startswith("flaky")} == {3}

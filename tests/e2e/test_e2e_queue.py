@@ -55,6 +55,7 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
     assert functions.most <= 50
     info = queue.consumer()
     assert (info["num_pending"], info["num_ack_pending"], info["num_redelivered"]) == (0, 0, 0)
+    assert info["delivered"]["consumer_seq"] == 3_000  # nothing was handed out that could not be run
     assert queue.letters() == []
     by_pod = {"queue_name": queue.name, "kubernetes_pod_name": "pod-1"}
     assert worker.samples("queue_worker_messages_processed_total") == {tuple(sorted(by_pod.items())): 3_000}
