@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from tests.world import Answer, Call, Hired, Message, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Redelivered, Settled
+from worker.fetch import Intake
 from worker.model import Abandon, Ack, LeaseLost, Nak, Settlement, Term
 from worker.policy.backoff import Backoff
 from worker.policy.retry import Retry
@@ -313,6 +314,27 @@ async def test_a_verdict_that_comes_late(
         settle(worker.bench, lease, 1, verdict, attempted=True)
         assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
         assert worker.told(Settled) == [Settled(verdict if said else Abandon())]
+
+
+async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) -> None:
+    """A delivery whose lease is over before it could be looked at is left to others, and its credit returns."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200))
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        worker.bench.leases.last(consumer.ack_wait)
+        intake = Intake(worker.bench, world.nursery)
+        intake._consumer = consumer
+        consumer.want(1)
+        (delivery,) = await consumer.receive()
+        await trio.sleep_until(delivery.arrived + 20)
+        intake._take(delivery, consumer)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.outside.calls == []
+        assert worker.told(Settled) == [Settled(Abandon())]
+        assert worker.queue.consumer
+        assert worker.queue.consumer.wanted == 1
 
 
 async def test_a_process_that_stood_still(autojump_clock: MockClock) -> None:

@@ -53,8 +53,9 @@ class Intake:
             case Fresh(attempt, wait):
                 lease = bench.leases.take(delivery)
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
-                # connection.
-                if self._consumer and self._free > 0:
+                # connection. And what lay here for long, because this process did not run, others may have by now.
+                ours = trio.current_time() < bench.leases.lost_at(lease)
+                if self._consumer and self._free > 0 and ours:
                     self._free -= 1
                     self._jobs.start_soon(self._job, lease, attempt, wait, consumer)
                     return
