@@ -7,7 +7,7 @@ COPY worker worker
 # may be read-only where it runs.
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/queue-worker \
- && python -m pip --python /opt/queue-worker/bin/python install --no-cache-dir --compile --constraint constraints.txt /wheels/*.whl
+ && python -m pip --python /opt/queue-worker/bin/python install --no-cache-dir --compile --constraint constraints.txt "$(ls /wheels/*.whl)[websocket]"
 
 FROM python:3.13-slim
 RUN python -m pip uninstall --yes --root-user-action=ignore pip

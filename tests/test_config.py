@@ -351,8 +351,6 @@ def test_what_cannot_be_used_is_refused(name: str, value: str) -> None:
         ("ack_wait", "2562048h", "longer than 292 years"),
         ("upstream_timeout", "0s", "too short: at least 1ms"),
         ("upstream_timeout", "999us", "too short: at least 1ms"),
-        ("initial_retry_wait", "0", "too short: at least 1ms"),
-        ("max_retry_wait", "0s", "too short: at least 1ms"),
         ("dead_letter_max_age", "0s", "too short: at least 1s"),
         ("callback_timeout", "0s", "too short: at least 1ms"),
         ("callback_initial_wait", "0s", "too short: at least 1ms"),

@@ -136,8 +136,8 @@ class Settings:
     max_retry_attempts: int = setting(
         "100", parse_attempts, "how many times an invocation is sent before it is given up"
     )
-    initial_retry_wait: float = setting("10s", duration(0.001), "first wait between attempts")
-    max_retry_wait: float = setting("120s", duration(0.001), "longest wait between attempts")
+    initial_retry_wait: float = setting("10s", duration(), "first wait between attempts")
+    max_retry_wait: float = setting("120s", duration(), "longest wait between attempts")
     retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
     backoff: Jitter = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
         "exponential",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -100,5 +101,14 @@ Ready. Ctrl-C stops it; what is queued is kept in {STORE}/.
 Try, in another terminal:
   curl -i {running.gateway}/async-function/flaky -d hello -H 'X-Callback-Url: {running.gateway}/function/receive'
   curl {running.gateway}/function/receive
-  {nats}queue-worker submit slow --count 100
+  {nats}{_program()} submit slow --count 100
 """
+
+
+def _program() -> str:
+    """Our own program, as it can be called from here: it may be in a virtual environment that is not active."""
+    if shutil.which("queue-worker"):
+        return "queue-worker"
+    beside = Path(sys.executable).with_name("queue-worker")
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

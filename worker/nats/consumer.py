@@ -40,24 +40,16 @@ class PullConsumer:
     Args:
         connection: its client.
         outbox: sends our requests after all settlements.
-        subject: where to ask for the next messages.
         credit: the books.
         lost: called when the server says that the consumer is gone.
     """
 
-    def __init__(
-        self, connection: Connection, outbox: Outbox, subject: str, credit: Credit, lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, connection: Connection, outbox: Outbox, credit: Credit, lost: Callable[[], None]) -> None:
         self.ack_wait = 0.0
         self.bound = False
         """Whether there is something to pull from, as far as we know."""
-        self._connection, self._outbox, self._subject, self._credit, self._lost = (
-            connection,
-            outbox,
-            subject,
-            credit,
-            lost,
-        )
+        self._connection, self._outbox, self._credit, self._lost = connection, outbox, credit, lost
+        self._subject = ""
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
         self._left: deque[Subscription] = deque()
         """Old inboxes that are still heard, for what comes late."""
@@ -94,12 +86,17 @@ class PullConsumer:
 
     # The asyncio side.
 
-    async def bind(self, ack_wait: float) -> None:
-        """Begin, or begin again, to pull: from new inboxes, so that nothing asked for before is answered now."""
+    async def bind(self, subject: str, ack_wait: float) -> None:
+        """Begin, or begin again, to pull: into new inboxes, so that nothing asked for before is answered now.
+
+        Args:
+            subject: where to ask for the next messages.
+            ack_wait: the consumer's (s).
+        """
         for lane in self._credit.lanes:
             await self._listen(lane)
         await self._close_left(0)
-        self.ack_wait, self.bound = ack_wait, True
+        self._subject, self.ack_wait, self.bound = subject, ack_wait, True
         self._outbox.wake()
 
     async def check(self, now: float) -> None:

@@ -64,12 +64,13 @@ class NatsQueue:
 
     def __init__(self, settings: Settings, emit: Emit) -> None:
         self._settings, self._emit = settings, emit
+        self._found = settings
+        """The settings with the stream's name as it is at the server."""
         self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
         self._outbox = Outbox(self._connection, emit)
         self._consumer = PullConsumer(
             self._connection,
             self._outbox,
-            f"$JS.API.CONSUMER.MSG.NEXT.{settings.nats_stream}.{settings.nats_durable}",
             Credit(settings.consumer_pull_max_messages),
             self._rebind,
         )
@@ -144,15 +145,18 @@ class NatsQueue:
             Unusable: waiting will not help.
         """
         try:
-            bound = await topology.ensure(self._connection, self._settings, self._emit, again=again)
+            if not again:
+                self._found = await topology.as_named(self._connection, self._settings, self._emit)
+            bound = await topology.ensure(self._connection, self._found, self._emit, again=again)
         except (ApiError, NotStored) as error:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
         if self._stream_made not in (None, bound.stream_made):
             self._outbox.forget()
         self._stream_made = bound.stream_made
-        await self._consumer.bind(bound.ack_wait)
-        self._emit(ConsumerBound(self._settings.nats_stream, self._settings.nats_durable, bound.ack_wait))
+        stream, durable = self._found.nats_stream, self._found.nats_durable
+        await self._consumer.bind(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", bound.ack_wait)
+        self._emit(ConsumerBound(stream, durable, bound.ack_wait))
         return True
 
     def _rebind(self) -> None:
@@ -169,16 +173,16 @@ class NatsQueue:
                     # Most likely the first one ever: make the stream. The message id keeps a second copy out.
                     await topology.make_dead_letters(self._connection, self._settings, self._emit)
                     await self._connection.request(subject, part.body, part.headers)
-            except ApiError as error:
+            except (ApiError, Unusable) as error:
                 raise NotStored(f"the stream {stream} did not take it: {error}") from None
 
     def _parts(self, letter: DeadLetter) -> list[_Part]:
         """A dead letter as one message; in parts where its size leaves no room for headers below the server's limit."""
-        headers = dead_letter_headers(letter, stream=self._settings.nats_stream)
+        headers = dead_letter_headers(letter, stream=self._found.nats_stream)
         payload = letter.delivery.payload
         room = max(1, self._connection.client.max_payload - _HEADER_ROOM)
         bodies = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
-        identity = f"{self._settings.nats_stream}.{letter.delivery.id[0]}.{letter.delivery.id[1]}"
+        identity = f"{self._found.nats_stream}.{letter.delivery.id[0]}.{letter.delivery.id[1]}"
         return [
             _Part(
                 body,
@@ -194,7 +198,7 @@ class NatsQueue:
         while True:
             try:
                 info = await self._connection.ask(
-                    f"STREAM.INFO.{self._settings.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
+                    f"STREAM.INFO.{self._found.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
                 )
             except ApiError as error:
                 raise NotStored(str(error)) from None

@@ -7,6 +7,7 @@ used.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ def stream_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str],
     surprises = [
         f"its subjects {found.get('subjects', [])} leave out {subject!r}"
         for subject in subjects(settings)
-        if not any(covers(pattern, subject) for pattern in found.get("subjects", []))
+        if not _taken(found, subject)
     ]
     for key, meant in (
         ("num_replicas", settings.nats_stream_replicas),
@@ -155,6 +156,27 @@ def consumer_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str
     if (mode := found.get("metadata", {}).get(MODE, "static")) != "static":
         faults.append(f"it belongs to a queue in {mode} mode")
     return faults, surprises
+
+
+async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Settings:
+    """The settings, with the stream's name as it is at the server.
+
+    OpenFaaS's own worker names a queue's stream ``OF_<queue>`` while its charts set ``nats_stream`` to the bare name.
+    Where it has worked, that stream holds the queue's subjects, and is used, so that changing the image is all there
+    is to do.
+
+    Raises:
+        ApiError: the server said no.
+        worker.ports.NotStored: it did not answer.
+    """
+    theirs = f"OF_{settings.nats_stream}"
+    if await _find(connection, "stream", settings.nats_stream):
+        return settings
+    found = await _find(connection, "stream", theirs)
+    if found is None or not all(_taken(found["config"], subject) for subject in subjects(settings)):
+        return settings
+    emit(Surprise(f"there is no stream {settings.nats_stream}, but {theirs} has its subjects; it is used"))
+    return dataclasses.replace(settings, nats_stream=theirs)
 
 
 async def ensure(connection: Connection, settings: Settings, emit: Emit, *, again: bool) -> Bound:
@@ -252,6 +274,10 @@ def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> li
 
 def _told(unusable: list[str]) -> str:
     return f"{'. '.join(unusable)}. Mend it, or delete it to have it made anew"
+
+
+def _taken(stream: dict[str, Any], subject: str) -> bool:
+    return any(covers(pattern, subject) for pattern in stream.get("subjects") or [])
 
 
 def _ns(seconds: float) -> int:

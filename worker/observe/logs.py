@@ -31,7 +31,11 @@ def configure(settings: Settings) -> None:
     level = logging.DEBUG if settings.debug else logging.INFO
     if settings.log_encoding == "json":
         structlog.configure(
-            processors=[*shared, structlog.processors.JSONRenderer(serializer=_json)],
+            processors=[
+                *shared,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(serializer=_json),
+            ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
             logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
             cache_logger_on_first_use=True,

@@ -66,12 +66,6 @@ def _bounded(text: str) -> str:
     return text
 
 
-def _wait(text: str) -> float:
-    if (seconds := parse_duration(text)) <= 0:
-        raise ValueError("not a wait: it must be longer than nothing")
-    return seconds
-
-
 def _backoff(**change: float) -> Callable[[Retry], Retry]:
     return lambda retry: replace(retry, backoff=replace(retry.backoff, **change))  # type: ignore[arg-type]  # mypy cannot see which float
 
@@ -79,8 +73,8 @@ def _backoff(**change: float) -> Callable[[Retry], Retry]:
 _ANNOTATIONS: Mapping[str, Callable[[str], Callable[[Retry], Retry]]] = {
     "com.openfaas.retry.attempts": lambda text: _with(attempts=parse_attempts(text)),
     "com.openfaas.retry.codes": lambda text: _with(codes=parse_codes(text)),
-    "com.openfaas.retry.min_wait": lambda text: _backoff(initial=_wait(text)),
-    "com.openfaas.retry.max_wait": lambda text: _backoff(longest=_wait(text)),
+    "com.openfaas.retry.min_wait": lambda text: _backoff(initial=parse_duration(text)),
+    "com.openfaas.retry.max_wait": lambda text: _backoff(longest=parse_duration(text)),
 }
 
 
