@@ -1,0 +1,40 @@
+"""Where OpenFaaS's own worker has run before, changing the image is all there is to do; and NATS over WebSockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.functions import Functions
+from tests.e2e.stack import PATIENCE, Queue, Worker, message
+from tests.servers import NatsServer, free_port
+
+
+def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+    """The charts set nats_stream to the bare name; the stream OF_<queue> is there, with the queue's subjects and work."""
+    theirs = Queue(own_nats, "OF_faas-request")
+    own_nats.make_stream("OF_faas-request", "faas-request")
+    own_nats.publish("faas-request", message("echo", "one"))
+    own_nats.publish("faas-request", b"not a request")
+    with Worker(None, functions, tmp_path=tmp_path, nats_port=own_nats.port, nats_stream="faas-request") as worker:
+        worker.wait_ready()
+        own_nats.publish("faas-request.0.echo.openfaas-fn", message("echo", "two"))
+        theirs.wait_empty()
+        assert sorted(request.call_id for request in functions.requests) == ["one", "two"]
+        assert len(worker.logged("OF_faas-request has its subjects; it is used")) == 1
+        assert [letter.data for letter in Queue(own_nats).letters()] == [b"not a request"]
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+
+
+def test_nats_over_websockets(functions: Functions, tmp_path: Path) -> None:
+    """nats_url takes ws://, as contract section 2 has it."""
+    port = free_port()
+    with NatsServer(tmp_path, config=f'websocket {{ host: "127.0.0.1", port: {port}, no_tls: true }}') as nats:
+        queue = Queue(nats)
+        with Worker(None, functions, tmp_path=tmp_path, nats_url=f"ws://127.0.0.1:{port}") as worker:
+            worker.wait_ready()
+            calls = queue.put_calls("echo", [f"call-{number}" for number in range(200)])
+            queue.wait_empty()
+            assert sorted(request.call_id for request in functions.requests) == sorted(calls)
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
