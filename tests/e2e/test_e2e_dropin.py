@@ -10,7 +10,7 @@ from tests.servers import NatsServer, free_port
 
 
 def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """The charts set nats_stream to the bare name; the stream OF_<queue> is there, with the queue's subjects and work."""
+    """The charts set nats_stream to the bare name; the stream OF_<queue> is there, with subjects and work."""
     theirs = Queue(own_nats, "OF_faas-request")
     own_nats.make_stream("OF_faas-request", "faas-request")
     own_nats.publish("faas-request", message("echo", "one"))
