@@ -3,16 +3,18 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help demo dev test lint test-slow fuzz image lock clean
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo dev test lint test-slow nightly fuzz image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-# Two environments, so that a user of the demo does not install our linters. Both follow constraints.txt to the letter.
+# Two sets of packages, so that a user of the demo does not install our linters. Both follow constraints.txt to the letter.
 $(VENV)/%.installed: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; set one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 with venv found; set one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
@@ -35,8 +37,15 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(VENV)/dev.installed ## long simulations and kills
-	$(BIN)/pytest -m slow
+test-slow: $(VENV)/dev.installed ## the tests that take a minute or more
+	$(BIN)/python -m pytest -m slow
+
+nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as many cases
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/policy tests/nats tests/http tests/test_simulation.py
+
+fuzz: $(VENV)/dev.installed ## coverage-guided, FUZZ_SECONDS (60) for each target
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
+	for target in messages fields; do $(BIN)/python -m fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 image: ## the container image, built by docker
 	docker build --tag jetstream-queue-worker:$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' worker/__init__.py) .
