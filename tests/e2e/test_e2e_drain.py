@@ -117,6 +117,7 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
     assert queue.consumer()["num_waiting"] == 0
 
 
+@pytest.mark.slow
 def test_leases_are_extended_meanwhile(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A drain longer than `ack_wait` keeps what it waits for: another worker does not get it."""
     functions.answer("slow", Reply(after=6))
@@ -191,10 +192,10 @@ def test_a_failing_callback_ends_with_the_drain(
 def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """One worker after another is stopped in the middle of its work: everything runs exactly once, and soon."""
     functions.answer("echo", Reply(after=0.02))
-    calls = [f"call-{number}" for number in range(600)]
+    calls = [f"call-{number}" for number in range(400)]
     queue.nats.make_stream(queue.name)
     queue.put_calls("echo", calls)
-    for reached in (100, 200, 300, 400):
+    for reached in (80, 160, 240):
         worker = start(max_inflight=10)
         wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations", PATIENCE)  # noqa: B023 -- called here
         worker.terminate()

@@ -32,10 +32,10 @@ def test_workers_killed_at_random_moments(
     queue: Queue, functions: Functions, start: StartWorker, dice: random.Random, running: int
 ) -> None:
     """Every message is invoked; at most what ran at each SIGKILL is invoked again."""
-    kills, each = 5, 15 * running
+    kills, each = 4, 12 * running
     functions.answer("echo", Reply(after=0.02))
     queue.nats.make_stream(queue.name)
-    calls = queue.put_calls("echo", [f"call-{number}" for number in range(7 * each)])
+    calls = queue.put_calls("echo", [f"call-{number}" for number in range(6 * each)])
     for _ in range(kills):
         victim = start(max_inflight=running, ack_wait="3s")
         target = len(functions.requests) + dice.randrange(1, each)
@@ -50,7 +50,14 @@ def test_workers_killed_at_random_moments(
     assert queue.letters() == []
 
 
-@pytest.mark.parametrize("state", ["running", "answered", "calling back", "waiting for a retry", "burying"])
+STATES = [
+    "answered",
+    "burying",
+    *(pytest.param(state, marks=pytest.mark.slow) for state in ("running", "calling back")),
+]
+
+
+@pytest.mark.parametrize("state", [*STATES, "waiting for a retry"])
 def test_a_worker_killed_in_each_state(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, state: str
 ) -> None:
