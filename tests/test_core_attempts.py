@@ -50,8 +50,7 @@ async def test_credit_returns(autojump_clock: MockClock) -> None:
         for message in messages:
             await message.over.wait()
         await trio.sleep(1)
-        assert worker.queue.consumer
-        assert worker.queue.consumer.wanted == 2
+        assert worker.wanted == 2
 
 
 async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None:
@@ -69,7 +68,7 @@ async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None
         assert [world.heard(message)[0] for message in messages] == [(2_002, Ack()), (1_002, Nak()), (1_002, Nak())]
         assert world.violations == [f"worker-1: message {number} was more than was wanted" for number in (2, 3)]
         world.violations.clear()
-        assert worker.queue.consumer.wanted == 1
+        assert worker.wanted == 1
         assert {told.attempt for told in worker.told(InvocationStarted)} == {1}
         assert world.outside.peak["worker-1"] == 1
 

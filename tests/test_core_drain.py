@@ -190,8 +190,7 @@ async def test_credit_returns_with_what_is_given_back(autojump_clock: MockClock)
         await trio.sleep(3)
         world.publish(reply(200))
         await _stop(worker, at=3.05)
-        assert worker.queue.consumer
-        assert worker.queue.consumer.wanted == 4
+        assert worker.wanted == 4
         assert worker.queue.held == {}
 
 

@@ -121,6 +121,7 @@ async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
         assert world.starts(message) == [2]
         assert world.heard(message) == [(12_003, Ack())]
         assert world.server.heard[-1].token == message.token
+        assert worker.wanted == 10
 
 
 async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
@@ -136,8 +137,10 @@ async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
         # every 2_000: 1_002 + 15 * 2_000 = 31_002.
         assert worker.times(Redelivered) == [30_002]
         assert [told.how for told in worker.told(Redelivered)] == ["finished"]
-        assert world.heard(message) == [(31_003, Ack())]
+        assert world.heard(message)[0] == (31_003, Ack())
+        assert [ms(at) for at, _, _ in worker.queue.said] == [1_002, 30_002]
         assert world.starts(message) == [2]
+        assert worker.wanted == 1
         assert world.server.backlog().by_subject == {}
 
 
@@ -184,6 +187,7 @@ async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
         assert [at for at, _ in world.heard(message)] == [3, 5_004, 10_005]
         assert world.starts(message) == [2, 10_004]
         assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
+        assert worker.wanted == 10
 
 
 async def test_a_short_cut_stops_nothing(autojump_clock: MockClock) -> None:
@@ -335,8 +339,7 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []
         assert worker.told(Settled) == [Settled(Abandon())]
-        assert worker.queue.consumer
-        assert worker.queue.consumer.wanted == 1
+        assert worker.wanted == 1
 
 
 async def test_a_process_that_stood_still(autojump_clock: MockClock) -> None:

@@ -74,6 +74,12 @@ class Hired:
         """End it at once, as SIGKILL does."""
         self._scope.cancel()
 
+    @property
+    def wanted(self) -> int:
+        """How many deliveries it would take now."""
+        assert self.queue.consumer
+        return self.queue.consumer.wanted
+
     def told(self, kind: type[T]) -> list[T]:
         """Its events of one kind."""
         return [event for _, event in self.events if isinstance(event, kind)]
