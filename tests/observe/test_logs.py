@@ -26,7 +26,7 @@ INVOCATION = Invocation(
     headers=((b"Authorization", SECRET.encode()),),
     body=SECRET.encode(),
     annotations={},
-    callback=f"https://user:{SECRET}@example.com:8443/cb?token={SECRET}",
+    callback=f"https://user:{SECRET}@example.com:8443/{SECRET}?token={SECRET}",
     started="1",
 )
 ANSWER = Responded(503, ((b"X", SECRET.encode()),), SECRET.encode(), 6)
@@ -90,7 +90,7 @@ def test_each_event_has_a_line() -> None:
 
 @pytest.mark.parametrize("encoding", ["json", "console"])
 def test_no_secret_is_in_any_line(capfdbinary: pytest.CaptureFixture[bytes], encoding: str) -> None:
-    """Bodies, headers, queries and URL passwords are never logged, at debug level neither."""
+    """Bodies, headers, queries and what a callback URL has beyond its host are never logged, at debug level neither."""
     lines = _lines(capfdbinary, EVENTS, debug="true", log_encoding=encoding)
     assert len(lines) >= len(EVENTS)
     assert not [line for line in lines if SECRET.encode() in line]

@@ -134,7 +134,7 @@ def _posted(event: e.CallbackPosted) -> Row:
     fields: dict[str, Any] = {
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
-        "url": _without_query(event.invocation.callback or ""),
+        "to": _origin(event.invocation.callback or ""),
         "result": event.result,
         "duration": round(event.duration, 6),
     }
@@ -182,10 +182,10 @@ def _where(delivery: Delivery) -> dict[str, Any]:
     return {"sequence": delivery.id[0], "deliveries": delivery.count}
 
 
-def _without_query(url: str) -> str:
+def _origin(url: str) -> str:
+    """Scheme, host and port. What else a URL has may be a secret: of many a webhook it is the path."""
     parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _json(event: Any, **_: Any) -> bytes:
