@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from math import inf
@@ -43,6 +44,18 @@ def test_dates(date: str) -> None:
     assert parse_retry_after(f" {date} ", now=NOW) == 120.0
     assert parse_retry_after(date, now=NOW + 119.5) == 0.5
     assert parse_retry_after(date, now=NOW + 120) == 0.0
+
+
+@pytest.mark.parametrize(
+    "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+def test_dates_are_read_alike_everywhere(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own time zone does not matter."""
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "JST-9")
+        time.tzset()
+        assert parse_retry_after(date, now=NOW - 120) == 120.0
+    time.tzset()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +118,14 @@ def test_dates_as_mail_writes_them(date: str) -> None:
 def test_garbage(value: str) -> None:
     """What is neither is not valid, and says so, rather than being guessed at."""
     assert parse_retry_after(value, now=NOW) is None
+
+
+def test_dates_are_bounded() -> None:
+    """A date may have spaces, and as many as make 64 characters."""
+    date = "Sun, 06 Nov 1994 08:51:37" + " " * 36 + "GMT"
+    assert len(date) == 64
+    assert parse_retry_after(date, now=NOW) == 120.0
+    assert parse_retry_after(date.replace("  ", "   ", 1), now=NOW) is None
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31)), st.integers(0, 2**35))  # noqa: DTZ001 -- zoned below

@@ -13,4 +13,4 @@ def delivered(result: int | str) -> bool:
 
 def worth_another(result: int | str) -> bool:
     """Whether sending it again may help."""
-    return not delivered(result) and (isinstance(result, str) or result >= 500 or result in _PASSING)
+    return isinstance(result, str) or result >= 500 or result in _PASSING

@@ -17,9 +17,9 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: not one, negative, or longer than Go can hold. A bare number is refused, but ``0``.
     """
-    sign, magnitude = (text[0], text[1:]) if text.startswith(("+", "-")) else ("+", text)
+    magnitude = text[1:] if text.startswith(("+", "-")) else text
     nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
-    if sign == "-" and nanoseconds:
+    if nanoseconds and text.startswith("-"):
         raise ValueError("negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m")
     return nanoseconds / 10**9
 
@@ -31,9 +31,8 @@ def format_duration(seconds: float) -> str:
     if nanoseconds == 0:
         return "0s"
     if nanoseconds < 10**9:
-        for unit in ("ms", "us", "ns"):
-            if nanoseconds % _UNITS[unit] == 0:
-                return f"{nanoseconds // _UNITS[unit]}{unit}"
+        unit = next(unit for unit in ("ms", "us", "ns") if nanoseconds % _UNITS[unit] == 0)
+        return f"{nanoseconds // _UNITS[unit]}{unit}"
     hours, rest = divmod(nanoseconds, _UNITS["h"])
     minutes, rest = divmod(rest, _UNITS["m"])
     whole, fraction = divmod(rest, _UNITS["s"])
@@ -62,7 +61,7 @@ def _fraction(digits: str, unit: int) -> int:
     value, scale = 0, 1.0
     for digit in digits[:64]:  # what stands so far behind the point is less than a nanosecond, and costs as it grows
         longer = value * 10 + int(digit)
-        if value > _LONGEST // 10 or longer > _LONGEST + 1:
+        if longer > 2**63:
             break
         value, scale = longer, scale * 10
     return int(value * (unit / scale))

@@ -6,7 +6,7 @@ It is memory, not storage: what it forgets (a restart, more than *remember* mess
 which errs towards giving up early, never towards losing or endlessly repeating.
 
 Its laws: a message that runs here is not run a second time here; a message that ended here is settled again, not run
-again; one that comes back before its back-off is over goes back for the rest of it.
+again; one that comes back before its back-off is over goes back for the rest of it, or waits here where little is left.
 """
 
 from __future__ import annotations

@@ -24,7 +24,4 @@ def parse_retry_after(value: str, *, now: float) -> float | None:
         return None
     if date.tzinfo is None:  # an RFC 850 or asctime date, which is in GMT
         date = date.replace(tzinfo=UTC)
-    try:
-        return max(0.0, date.timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
+    return max(0.0, date.timestamp() - now)
