@@ -135,6 +135,7 @@ def test_an_object_is_what_go_makes_of_it(parts: dict[str, Any], posted: str) ->
         ({}, "it is empty"),
         (go_url(), "it is empty"),
         (go_url(Path="/just/a/path"), "its scheme is ''; only http and https can be posted to"),
+        (go_url(Host="h"), "its scheme is ''; only http and https can be posted to"),
         (go_url(Host="h", Path="/x"), "its scheme is ''; only http and https can be posted to"),
         (go_url(Scheme="http"), "it names no host"),
         (go_url(Scheme="http", Path="/x"), "it names no host"),

@@ -327,6 +327,12 @@ def test_headers_named_by_connection_end_with_it(name: str, connection: list[str
     assert accepted(Header=header).headers == ((b"X-Kept", b"2"), (b"X-Drop-Not", b"5"), *OURS)
 
 
+def test_only_connection_names_headers() -> None:
+    """A header that another one's value names stays."""
+    header = {"Vary": ["x-kept"], "X-Connection": ["x-kept"], "X-Kept": ["close"]}
+    assert [name for name, _ in accepted(Header=header).headers[:3]] == [b"Vary", b"X-Connection", b"X-Kept"]
+
+
 def test_connection_cannot_take_the_call_id_away() -> None:
     """A call id stays, even where Connection names it; a User-Agent that it names is replaced by ours."""
     header = {"Connection": ["x-call-id, user-agent"], "X-Call-Id": ["id"], "User-Agent": ["curl"]}
@@ -551,7 +557,10 @@ HUGE = "x" * 100_000
 )
 def test_reasons_are_short(fields: dict[str, Any]) -> None:
     """A reason quotes the message, and stays short however long that is."""
-    assert len(refused(json.dumps(fields).encode())) < 200
+    reason = refused(json.dumps(fields).encode())
+    assert len(reason) < 200
+    quoted = re.search("(/../)?x{9,}", reason)
+    assert quoted is None or len(quoted[0]) == 80
 
 
 # The laws.

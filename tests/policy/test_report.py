@@ -155,6 +155,12 @@ def test_headers_that_the_response_s_connection_names_are_dropped(connection: by
     assert told(Responded(200, headers)).headers == ((b"X-Kept", b"4"), *ours(200))
 
 
+def test_only_connection_names_headers() -> None:
+    """A header that another one's value names stays."""
+    headers = ((b"Vary", b"x-kept"), (b"X-Connection", b"x-kept"), (b"X-Kept", b"close"))
+    assert told(Responded(200, headers)).headers == (*headers, *ours(200))
+
+
 def test_connection_cannot_take_our_headers_away() -> None:
     """What we say ourselves is said, whatever the response names."""
     assert told(Responded(200, ((b"Connection", b"x-call-id, user-agent"),))).headers == ours(200)
