@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, Hired, World, ms, reply
+from worker.drain import Cord
 from worker.events import DrainEnded, DrainExpired, DrainStarted, InvocationEnded, InvocationStarted
 from worker.model import Ack, Interrupted, Nak, Term
 from worker.policy.backoff import Backoff
@@ -25,6 +26,29 @@ async def test_idle(autojump_clock: MockClock) -> None:
         assert ms(worker.took) == 2
         assert worker.told(DrainStarted) == [DrainStarted(0, 25.0)]
         assert worker.told(DrainExpired) == []
+
+
+async def test_what_has_ended_is_not_running(autojump_clock: MockClock) -> None:
+    """The drain tells how many run when it begins; what has ended is not among them."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(200), callback=[Answer()]) for _ in range(3)]
+        world.publish(reply(200, after=5))
+        worker = world.start(world.worker())
+        for message in messages:
+            await message.over.wait()
+        await _stop(worker, at=1)
+        assert worker.told(DrainStarted) == [DrainStarted(1, 25.0)]
+
+
+async def test_a_cord_stays_pulled(autojump_clock: MockClock) -> None:
+    """What begins to wait after the cord was pulled does not wait."""
+    cord = Cord()
+    cord.pull()
+    with cord.held() as scope:
+        await trio.sleep(1)
+    assert scope.cancelled_caught
+    assert autojump_clock.current_time() == 0
+    assert len(cord) == 0
 
 
 async def test_running_invocations_end(autojump_clock: MockClock) -> None:

@@ -12,11 +12,11 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, Call, Hired, Message, World, ms, reply
-from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Redelivered, Settled
+from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
 from worker.fetch import Intake
-from worker.model import Abandon, Ack, LeaseLost, Nak, Settlement, Term
+from worker.heartbeat import Lease
+from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, Settlement, Term
 from worker.policy.backoff import Backoff
-from worker.policy.retry import Retry
 from worker.settle import settle
 
 
@@ -107,89 +107,6 @@ async def test_a_late_confirmation_counts_from_the_sending(autojump_clock: MockC
         assert world.starts(message) == [2, 48_004]
 
 
-async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
-    """A message that comes again while it runs here is not run twice, and its newest delivery is what is settled."""
-    async with World(autojump_clock) as world:
-        message = world.publish(reply(200, after=12))
-        worker = world.start(world.worker())
-        await trio.sleep(5)
-        world.server.make_anew()
-        await message.over.wait()
-        # Told at 5_001, asked for at 5_002, there at 5_003: the next extension is due at 15_003, after the end.
-        assert worker.times(Redelivered) == [5_003]
-        assert [told.how for told in worker.told(Redelivered)] == ["running"]
-        assert world.starts(message) == [2]
-        assert world.heard(message) == [(12_003, Ack())]
-        assert world.server.heard[-1].token == message.token
-        assert worker.wanted == 10
-
-
-async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
-    """A message that ended here and comes again, because the broker never heard, is settled again and not run again."""
-    async with World(autojump_clock) as world:
-        message = world.publish(reply(200, after=1))
-        worker = world.start(world.worker(slots=1))
-        worker.link.there.swallows = {"settlement"}
-        await trio.sleep(30.5)
-        worker.link.there.swallows = ()
-        await message.over.wait()
-        # Handed out at 1 and again at 30_001. The first that gets through is the first acknowledgement, said again
-        # every 2_000: 1_002 + 15 * 2_000 = 31_002.
-        assert worker.times(Redelivered) == [30_002]
-        assert [told.how for told in worker.told(Redelivered)] == ["finished"]
-        assert world.heard(message)[0] == (31_003, Ack())
-        assert [ms(at) for at, _, _ in worker.queue.said] == [1_002, 30_002]
-        assert world.starts(message) == [2]
-        assert worker.wanted == 1
-        assert world.server.backlog().by_subject == {}
-
-
-async def test_given_up_and_redelivered(autojump_clock: MockClock) -> None:
-    """What was given up here and comes again is given up again, for the same reason, and not run or buried again."""
-    async with World(autojump_clock) as world:
-        message = world.publish(reply(500, after=1))
-        worker = world.start(world.worker(retry=Retry(attempts=1)))
-        worker.link.there.swallows = {"settlement"}
-        await trio.sleep(30.5)
-        worker.link.there.swallows = ()
-        await message.over.wait()
-        assert message.verdict == Term("gave up after 1 of 1 attempts: status 500")
-        assert world.starts(message) == [2]
-        assert len(world.server.letters) == 1
-
-
-async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
-    """A message that comes up to a second before its back-off is over waits for the rest of it in its slot."""
-    async with World(autojump_clock) as world:
-        message = world.publish(reply(503), reply(200))
-        worker = world.start(world.worker())
-        await trio.sleep(2)
-        world.server.restart(down=1, early=0.8)
-        await trio.sleep_until(9.5)
-        # Due at 10_003 and given out 800 early: it is there at 9_204, and waits until 10 s after the verdict at 2.
-        assert worker.bench.retries.waiting["early redelivery"] == 1
-        await message.over.wait()
-        assert world.starts(message) == [2, 10_002]
-        assert worker.bench.retries.waiting["early redelivery"] == 0
-
-
-async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
-    """A message that comes earlier than that is given back for the rest, and that is no attempt."""
-    async with World(autojump_clock) as world:
-        message = world.publish(reply(503), reply(200))
-        worker = world.start(world.worker())
-        await trio.sleep(5)
-        world.server.make_anew()
-        await message.over.wait()
-        # There again at 5_003, when 4_999 are left; heard at 5_004, over at 10_003.
-        assert worker.times(Redelivered) == [5_003]
-        assert [told.how for told in worker.told(Redelivered)] == ["early"]
-        assert [at for at, _ in world.heard(message)] == [3, 5_004, 10_005]
-        assert world.starts(message) == [2, 10_004]
-        assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
-        assert worker.wanted == 10
-
-
 async def test_a_short_cut_stops_nothing(autojump_clock: MockClock) -> None:
     """Over a lost connection the invocation goes on; the extension that fell due is sent when it is back."""
     async with World(autojump_clock) as world:
@@ -275,6 +192,19 @@ async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
         assert world.heard(message) == [(30_003, Ack())]
 
 
+async def test_lost_while_a_callback_waits_for_its_next_try(autojump_clock: MockClock) -> None:
+    """Also a callback that has failed before is left to whoever has the message now."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
+        worker = world.worker(callback_backoff=Backoff(60, 60))
+        worker.link.there.swallows = {"extension"}
+        world.start(worker)
+        await message.over.wait()
+        assert worker.times(LeaseExpired) == [20_002]
+        assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
+        assert world.heard(message) == [(30_003, Ack())]
+
+
 async def test_kept_while_a_callback_waits_for_its_next_try(autojump_clock: MockClock) -> None:
     """The lease covers the waits between a callback's tries, so that its function does not run again."""
     async with World(autojump_clock) as world:
@@ -287,16 +217,32 @@ async def test_kept_while_a_callback_waits_for_its_next_try(autojump_clock: Mock
         assert world.server.deliveries == 1
 
 
-async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) -> None:
-    """Waiting for the rest of a back-off, a message is leased like any other: nobody else is given it."""
-    async with World(autojump_clock, ack_wait=0.9) as world:
-        message = world.publish(reply(503), reply(200))
-        world.start(world.worker(retry=Retry(backoff=Backoff(10, 10))))
-        await trio.sleep(2)
-        world.server.restart(down=0, early=0.95)
-        await message.over.wait()
-        # Out at 9_053, there at 9_054, started 10 s after 2: extended at 9_354, 9_654 and 9_954.
-        assert world.heard(message) == [(3, Nak(10)), (9_355, None), (9_655, None), (9_955, None), (10_003, Ack())]
+async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
+    """A confirmation that comes when a lease has been lost does not bring it back: nothing waits, nothing is said."""
+    async with World(autojump_clock) as world:
+        worker = world.worker()
+        lease, delivery = await _leased(world, worker)
+        worker.link.there.swallows = {"extension"}
+        with trio.move_on_at(delivery.arrived + 21):
+            await worker.bench.leases.keep()
+        assert worker.told(LeaseExpired) == [LeaseExpired(delivery)]
+        lease.confirm(trio.current_time())
+        with worker.bench.stoppable(lease):
+            await trio.sleep(1)
+            raise AssertionError("it waits")
+        settle(worker.bench, lease, 1, Nak(10), attempted=True)
+        assert worker.queue.said == []
+
+
+async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
+    """A lease on a message, and nothing that works on it."""
+    world.publish(reply(200))
+    world.nursery.start_soon(worker.link.run)
+    consumer = await worker.queue.consume()
+    worker.bench.leases.last(consumer.ack_wait)
+    consumer.want(1)
+    (delivery,) = await consumer.receive()
+    return worker.bench.leases.take(delivery), delivery
 
 
 @pytest.mark.parametrize(
@@ -308,14 +254,8 @@ async def test_a_verdict_that_comes_late(
 ) -> None:
     """Past its lease's time, a message is neither given back nor given up: only that it is done stays true."""
     async with World(autojump_clock) as world:
-        world.publish(reply(200))
         worker = world.worker()
-        world.nursery.start_soon(worker.link.run)
-        consumer = await worker.queue.consume()
-        worker.bench.leases.last(consumer.ack_wait)
-        consumer.want(1)
-        (delivery,) = await consumer.receive()
-        lease = worker.bench.leases.take(delivery)
+        lease, delivery = await _leased(world, worker)
         await trio.sleep_until(delivery.arrived + after)
         settle(worker.bench, lease, 1, verdict, attempted=True)
         assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
