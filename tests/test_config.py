@@ -262,14 +262,17 @@ def test_warnings_never_show_values() -> None:
 WORDS: dict[str, tuple[str, list[str]]] = {
     "nats_port": (
         "not a port: write a whole number from 0 to 65535",
-        ["-1", "65536", "4222.0", "x", "tcp://h:1", " 1"],
+        ["-1", "65536", "4222.0", "9" * 5000, "x", "tcp://h:1", " 1"],
     ),
     "http_port": ("not a port: write a whole number from 0 to 65535", ["99999999999", "\u0664", "+1", "1_0"]),
     "nats_host": (
         "not a host: write a name or an IP address, with no port",
         ["a b", "h:4222", "nats://h", "h/x", "::g", "[::1", "h\n", "\u00e9", "[::1]:4222", "a,b"],
     ),
-    "max_inflight": ("not a whole number from 1 to 1000000", ["0", "-1", "1000001", "1.5", "1e3", "many", "--1", "-"]),
+    "max_inflight": (
+        "not a whole number from 1 to 1000000",
+        ["0", "-1", "1000001", "1.5", "1e3", "many", "-", "00000000050"],
+    ),
     "nats_stream_replicas": ("not a whole number from 1 to 5", ["0", "6"]),
     "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
     "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
@@ -380,6 +383,7 @@ def test_durations_and_files_say_what_is_wrong(name: str, value: str, words: str
         ("debug", "True", True),
         ("dead_letter", "0", False),
         ("max_inflight", "1000000", 1_000_000),
+        ("max_inflight", "0000000050", 50),
         ("nats_stream_replicas", "5", 5),
         ("callback_attempts", "100", 100),
         ("nats_port", "65535", 65535),

@@ -27,11 +27,10 @@ def flag(value: str) -> bool:
 
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """A whole number within bounds."""
+    """A whole number within bounds, which are not negative."""
 
     def parse(value: str) -> int:
-        digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and least <= int(value) <= most):
+        if not (value.isascii() and value.isdigit() and len(value) <= 10 and least <= int(value) <= most):
             raise ValueError(f"not a whole number from {least} to {most}")
         return int(value)
 
