@@ -1,7 +1,7 @@
 """Messages that come again: while they run, when they have ended, before their back-off is over. On the virtual clock.
 
-The ack wait is 30 s, and a message takes 1 ms either way. When the consumer is made anew at t, the worker hears of it at
-t+1, what it asks for then is heard at t+2, and what had not been settled is there at t+3.
+The ack wait is 30 s, and a message takes 1 ms either way. When the consumer is made anew at t, the worker hears of it
+at t+1, what it asks for then is heard at t+2, and what had not been settled is there at t+3.
 """
 
 from __future__ import annotations
