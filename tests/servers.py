@@ -36,7 +36,7 @@ from typing import Any, Self, TypeVar
 
 import trio
 
-from tests.wire import ApiError, Stored, Wire
+from tests.wire import ApiError, NoAnswer, Stored, Wire
 
 T = TypeVar("T")
 
@@ -86,19 +86,29 @@ class NatsServer:
         config: more of its configuration file, such as ``authorization { token: s3cret }``.
         connect: what this class's own connections say, such as ``{"auth_token": "s3cret"}``.
         jetstream: False for a server that has none.
+        patience: how long (s) this class's own connections wait for an answer.
     """
 
     def __init__(
-        self, directory: Path, *, config: str = "", connect: Mapping[str, str] | None = None, jetstream: bool = True
+        self,
+        directory: Path,
+        *,
+        config: str = "",
+        connect: Mapping[str, str] | None = None,
+        jetstream: bool = True,
+        patience: float = _PATIENCE,
     ) -> None:
         self._directory = directory / "nats"
         self._connect = connect or {}
         self._config = config
         self._jetstream = jetstream
+        self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: Wire | None = None
         self.port = 0
         self.log = self._directory / "nats-server.log"
+        self.store = self._directory / "jetstream"
+        """Where JetStream keeps its files."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -112,6 +122,11 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, which may stand still."""
+        return self._process is not None
+
     # The process.
 
     def start(self) -> None:
@@ -122,10 +137,9 @@ class NatsServer:
         for stale in self._directory.glob("*.ports"):
             stale.unlink()
         config = self._directory / "nats-server.conf"
-        store = self._directory / "jetstream"
         lines = [f"port: {self.port or -1}", "host: 127.0.0.1", f'ports_file_dir: "{self._directory}"', self._config]
         if self._jetstream:
-            lines.append(f'jetstream {{ store_dir: "{store}" }}')
+            lines.append(f'jetstream {{ store_dir: "{self.store}" }}')
         config.write_text("\n".join(lines))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen([executable, "-c", str(config)], stdout=log, stderr=log)
@@ -167,9 +181,7 @@ class NatsServer:
             self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        self._hang_up()
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait(_PATIENCE)
@@ -178,10 +190,23 @@ class NatsServer:
     # What it holds.
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Subject, payload and headers of each request, all under way at once; their answers."""
+        """Subject, payload and headers of each request, all under way at once; their answers.
+
+        Raises:
+            NoAnswer: one had none.
+        """
         if self._wire is None:
-            self._wire = Wire(self.port, self._connect)
-        return self._wire.request_many(requests)
+            self._wire = Wire(self.port, self._connect, self._patience)
+        try:
+            return self._wire.request_many(requests)
+        except NoAnswer:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
         """One request to ``$JS.API.<verb>``.

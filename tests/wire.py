@@ -6,12 +6,17 @@ import base64
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 _PATIENCE = 15.0
 """Longest wait for the server (s)."""
+
+
+class NoAnswer(Exception):  # noqa: N818 -- it says what happened
+    """The server did not answer: it went away, is too slow, has no JetStream, or refuses us."""
 
 
 class ApiError(Exception):
@@ -44,10 +49,18 @@ class Stored:
 
 
 class Wire:
-    """One connection. It blocks."""
+    """One connection. It blocks, no longer than *patience* (s) for each thing that comes.
 
-    def __init__(self, port: int, connect: Mapping[str, str]) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE)
+    Raises:
+        NoAnswer: from everything here, where nothing comes or the connection breaks. It is of no use after that.
+    """
+
+    def __init__(self, port: int, connect: Mapping[str, str], patience: float = _PATIENCE) -> None:
+        with _translated():
+            self._open(port, connect, patience)
+
+    def _open(self, port: int, connect: Mapping[str, str], patience: float) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=patience)
         self._file = self._socket.makefile("rwb")
         self._file.readline()
         options = {
@@ -61,8 +74,7 @@ class Wire:
         self._inbox = f"_INBOX.test.{os.getpid()}.{id(self)}"
         self._send(b"CONNECT %s\r\nSUB %s.* 1\r\nPING\r\n" % (json.dumps(options).encode(), self._inbox.encode()))
         while (line := self._file.readline()) != b"PONG\r\n":
-            assert line, "the server closed the connection"
-            assert not line.startswith(b"-ERR"), line
+            _check(line)
 
     def close(self) -> None:
         self._file.close()
@@ -71,11 +83,12 @@ class Wire:
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
         """Send all, then take the answers, in the order of the requests."""
         count = 0
-        for number, (subject, payload, headers) in enumerate(requests):
-            self._publish(subject, f"{self._inbox}.{number}", payload, headers)
-            count += 1
-        self._file.flush()
-        answers = dict(self._message() for _ in range(count))
+        with _translated():
+            for number, (subject, payload, headers) in enumerate(requests):
+                self._publish(subject, f"{self._inbox}.{number}", payload, headers)
+                count += 1
+            self._file.flush()
+            answers = dict(self._message() for _ in range(count))
         return [answers[f"{self._inbox}.{number}"] for number in range(count)]
 
     def _publish(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> None:
@@ -90,20 +103,32 @@ class Wire:
     def _message(self) -> tuple[str, bytes]:
         while True:
             line = self._file.readline()
-            assert line, "the server closed the connection"
+            _check(line)
             match line.split():
                 case [b"MSG", subject, _, size]:
                     return subject.decode(), self._file.read(int(size) + 2)[:-2]
                 case [b"HMSG", subject, _, headers, size]:
                     content = self._file.read(int(size) + 2)[:-2]
                     status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
-                    assert status != [b"503"], "nobody answers: no stream takes this subject, or no JetStream"
+                    if status == [b"503"]:
+                        raise NoAnswer("nobody answers: no stream takes this subject, or no JetStream")
                     return subject.decode(), content[int(headers) :]
                 case [b"PING"]:
                     self._send(b"PONG\r\n")
-                case other:
-                    assert not line.startswith(b"-ERR"), other
 
     def _send(self, data: bytes) -> None:
         self._file.write(data)
         self._file.flush()
+
+
+def _check(line: bytes) -> None:
+    if not line or line.startswith(b"-ERR"):
+        raise NoAnswer(line.decode().strip() or "the server closed the connection")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoAnswer(str(error)) from None

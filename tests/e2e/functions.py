@@ -88,6 +88,8 @@ class Request:
     """When its answer was about to be sent, or its sender had gone."""
     gone: bool = False
     """The sender closed the connection before the answer."""
+    reply: Reply | None = None
+    """What it was answered; None while it runs, and where its sender had gone."""
 
     @property
     def method(self) -> str:
@@ -100,8 +102,13 @@ class Request:
     @property
     def name(self) -> str:
         """The function asked for, without its namespace; elsewhere the path's first segment."""
-        segments = self.target.partition("?")[0].removeprefix("/function").lstrip("/").split("/")
-        return segments[0].partition(".")[0]
+        before, found, after = self.target.partition("?")[0].partition("/function/")
+        return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What stands before ``/function/`` in its path: that of its sender's ``gateway_url``."""
+        return self.target.partition("/function/")[0].lstrip("/")
 
     @property
     def call_id(self) -> str:
@@ -145,6 +152,8 @@ class Functions:
         """The most that ever ran at once."""
         self.faults: list[str] = []
         """What no HTTP client may do."""
+        self.instead: Reply | None = None
+        """What everyone gets, as long as it is set, whatever the script says."""
         self._scripts: dict[str, _Script] = {}
         self._numbers: Counter[str] = Counter()
         self._connections = 0
@@ -242,7 +251,7 @@ class Functions:
     async def _answer(self, stream: trio.SocketStream, request: Request) -> bool:
         """Answer; whether the connection can be used again."""
         script = self._scripts.get(request.name, self._default)
-        reply = script.replies[min(request.number, len(script.replies)) - 1]
+        reply = self.instead or script.replies[min(request.number, len(script.replies)) - 1]
         self.running += 1
         self.most = max(self.most, self.running)
         if reply.after or reply.held:
@@ -252,10 +261,11 @@ class Functions:
         request.ended = time.monotonic()
         if request.gone:
             return False
+        request.reply = reply
         await stream.send_all(reply.written())
         if reply.stall:
             await self._listen_for_end(stream)
-            request.gone = True
+            request.gone, request.ended = True, time.monotonic()
         if reply.reset:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             stream.socket.close()

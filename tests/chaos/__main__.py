@@ -1,0 +1,111 @@
+"""``python -m tests.chaos``: see ``--help``."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import trio
+
+from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS, Does
+from tests.chaos.ledger import judge
+from tests.chaos.report import Told, markdown
+from tests.chaos.stage import Stage
+
+_PAUSE = (1.0, 4.0)
+"""Seconds between two faults of a lane, least and most: some faults meet what the last one left, most do not."""
+_PROGRESS = 10.0
+"""Seconds between two lines of progress."""
+
+
+@click.command()
+@click.option("--seed", type=int, default=None, help="What chance begins with. By default another one at each run.")
+@click.option("--messages", default=20_000, show_default=True, help="How many at least go through each broker.")
+@click.option("--rounds", default=2, show_default=True, help="How often each fault comes.")
+@click.option("--nodes", type=click.Choice(["1", "3"]), multiple=True, default=["1", "3"], help="Brokers: each in turn.")
+@click.option("--only", multiple=True, metavar="FAULT", help="Only these faults.")
+@click.option("--report", type=click.Path(path_type=Path), help="The document whose tables are replaced.")
+def main(
+    seed: int | None, messages: int, rounds: int, nodes: Sequence[str], only: Sequence[str], report: Path | None
+) -> None:
+    """Make everything fail, and see that nothing is lost. Ends with 1 where a promise was not kept."""
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
+    told = [trio.run(_live, seed, int(size), messages, rounds, only) for size in nodes]
+    for each in told:
+        click.echo(markdown(each))
+        for promise, cases in each.verdict.broken.items():
+            click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:20]))
+        for line in each.complaints[:20]:
+            click.echo(f"COMPLAINT: {line}")
+    raise SystemExit(0 if all(each.sound for each in told) else 1)
+
+
+async def _live(seed: int, nodes: int, messages: int, rounds: int, only: Sequence[str]) -> Told:
+    dice = random.Random(f"{seed} {nodes}")
+    broker = {**WAYS, **BROKER, **(CLUSTER if nodes > 1 else {})}
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    stage = Stage(directory, nodes, dice, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"))
+    lanes = [
+        {kind: does for kind, does in kinds.items() if not only or kind in only}
+        for kinds in ({**WAYS, **BROKER, **(CLUSTER if nodes > 1 else {})}, OUTSIDE)
+    ]
+    try:
+        async with trio.open_nursery() as nursery:
+            await stage.set_up(nursery)
+            if not stage.disks:
+                lanes[0].pop("disk full", None)
+                stage.tell("no disk will be full: this machine does not let us mount one")
+            nursery.start_soon(_progress, stage)
+            left = await _work(stage, lanes, messages, rounds)
+            history = await stage.history(left)
+            nursery.cancel_scope.cancel()
+        told = Told(seed, nodes, history, judge(history), stage.complaints(), stage.now())
+    finally:
+        await stage.tear_down()
+    if told.sound:
+        shutil.rmtree(directory)
+    else:
+        click.echo(f"The files of all processes are in {directory}")
+    return told
+
+
+async def _work(stage: Stage, lanes: Sequence[Mapping[str, Does]], messages: int, rounds: int) -> int:
+    """Keep the queue busy under all faults, then let it run empty and stop everyone: how many messages are left."""
+    async with trio.open_nursery() as supply:
+        supply.start_soon(stage.supply.run)
+        async with trio.open_nursery() as faults:
+            for kinds in lanes:
+                faults.start_soon(_lane, stage, kinds, rounds)
+        while len(stage.supply.published) < messages:
+            await trio.sleep(0.1)
+        stage.supply.enough = True
+    left = await stage.run_empty()
+    for seat in stage.seats:
+        stage.tell_to_stop(seat)
+    for seat in stage.seats:
+        await stage.leave(seat)
+    return left
+
+
+async def _lane(stage: Stage, kinds: Mapping[str, Does], rounds: int) -> None:
+    for _ in range(rounds):
+        for kind in stage.dice.sample([*kinds], len(kinds)):
+            await trio.sleep(stage.dice.uniform(*_PAUSE))
+            await kinds[kind](stage)
+
+
+async def _progress(stage: Stage) -> None:
+    while True:
+        await trio.sleep(_PROGRESS)
+        published, runs = len(stage.supply.published), len(stage.functions.requests)
+        stage.tell(f"{published} published, {stage.supply.waiting} waiting; {runs} invocations")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""What can go wrong, one function a fault: it does its harm, waits, heals, and notes whom it touched.
+
+Each takes the stage and returns when all is well again. The names in :data:`FAULTS` are those of the report.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from tests.chaos.stage import RULES, STREAM, Seat, Stage, in_thread
+from tests.e2e.functions import Functions, Reply
+from tests.servers import NatsServer
+from tests.wire import ApiError, NoAnswer
+
+Does = Callable[[Stage], Awaitable[None]]
+
+CONSUMER = "faas-workers"
+MOMENT = RULES.ack_wait / 4
+"""Seconds: no lease is lost by it."""
+LONG = RULES.ack_wait * 1.5
+"""Seconds: all leases are lost by it."""
+_CONNECTS = 3.0
+"""Seconds in which a worker is connected again to a broker that is there: tries are a quarter of a second apart, and
+what is stuck is given up after three."""
+_ELECTS = 12.0
+"""Seconds in which a cluster has leaders again, and workers have found them: two elections, one after the other, and a
+pull request that the old leader took with it, which is missed after eleven."""
+
+
+# Workers.
+
+
+async def kill_a_worker(stage: Stage) -> None:
+    """SIGKILL, and another one takes its place."""
+    async with stage.workers_in_use:
+        seat = stage.dice.choice(stage.seats)
+        with stage.fault("worker killed", frozenset({seat.name})):
+            seat.worker.kill()
+            await stage.leave(seat)
+        await stage.hire(seat)
+
+
+async def restart_all(stage: Stage) -> None:
+    """A rolling update: each worker is told to stop, and replaced when it has ended."""
+    async with stage.workers_in_use:
+        for seat in stage.seats:
+            with stage.fault("worker stopped (rolling update)", frozenset({seat.name})):
+                stage.tell_to_stop(seat)
+                await stage.leave(seat)
+            await stage.hire(seat)
+
+
+async def hurry_a_worker(stage: Stage) -> None:
+    """SIGTERM, and again a moment later."""
+    async with stage.workers_in_use:
+        seat = stage.dice.choice(stage.seats)
+        with stage.fault("worker stopped, and hurried", frozenset({seat.name})):
+            stage.tell_to_stop(seat)
+            await trio.sleep(stage.dice.random())
+            stage.tell_to_stop(seat)
+            await stage.leave(seat)
+        await stage.hire(seat)
+
+
+async def freeze_a_worker(stage: Stage) -> None:
+    """SIGSTOP for longer than its leases last, then SIGCONT."""
+    async with stage.workers_in_use:
+        seat = stage.dice.choice(stage.seats)
+        with stage.fault("worker frozen past its leases", frozenset({seat.name}), lingers=_CONNECTS):
+            seat.worker.process.send_signal(signal.SIGSTOP)
+            await trio.sleep(LONG)
+            seat.worker.process.send_signal(signal.SIGCONT)
+
+
+# Ways to the broker.
+
+
+def _on_a_way(kind: str, harm: Callable[[Seat], None], seconds: float) -> Does:
+    async def fault(stage: Stage) -> None:
+        seat = stage.dice.choice(stage.seats)
+        with stage.fault(kind, frozenset({seat.name}), lingers=_CONNECTS):
+            harm(seat)
+            await trio.sleep(seconds)
+            for way in seat.ways:
+                way.heal()
+
+    return fault
+
+
+def _cut(seat: Seat) -> None:
+    for way in seat.ways:
+        way.cut()
+
+
+def _close(seat: Seat) -> None:
+    for way in seat.ways:
+        way.closed = True
+        way.cut()
+
+
+def _tear(seat: Seat) -> None:
+    for way in seat.ways:
+        way.tear()
+
+
+def _slow(seat: Seat) -> None:
+    for way in seat.ways:
+        way.latency = 0.15
+
+
+def _still(seat: Seat) -> None:
+    for way in seat.ways:
+        way.stand_still()
+
+
+def _deaf(seat: Seat) -> None:
+    for way in seat.ways:
+        way.swallows_up = True
+
+
+def _mute(seat: Seat) -> None:
+    for way in seat.ways:
+        way.swallows_down = True
+
+
+# The broker.
+
+
+async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
+    """End nodes, wait, and start them again."""
+    alone = len(stage.nodes) == 1
+    with stage.fault(kind, stage.working, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
+        for node in nodes:
+            await in_thread(partial(end, node))
+        await trio.sleep(stage.dice.choice([0.0, MOMENT, LONG]))
+        for node in nodes:
+            await in_thread(node.start)
+        await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def kill_a_node(stage: Stage) -> None:
+    """SIGKILL: of a cluster, any node."""
+    async with stage.broker_in_use:
+        await _down(stage, "broker killed", [stage.dice.choice(stage.nodes)], NatsServer.kill)
+
+
+async def stop_a_node(stage: Stage) -> None:
+    """SIGTERM: of a cluster, any node."""
+    async with stage.broker_in_use:
+        await _down(stage, "broker stopped", [stage.dice.choice(stage.nodes)], NatsServer.stop)
+
+
+async def freeze_a_node(stage: Stage) -> None:
+    """SIGSTOP for longer than the leases last; of a cluster the leader."""
+    async with stage.broker_in_use:
+        node = await _leader(stage)
+        lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
+        with stage.fault("broker frozen past all leases", stage.working, lingers=lingers):
+            node.pause()
+            await trio.sleep(LONG)
+            node.resume()
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def kill_the_leader(stage: Stage) -> None:
+    """SIGKILL of the node that leads the consumer."""
+    async with stage.broker_in_use:
+        await _down(stage, "leader killed", [await _leader(stage)], NatsServer.kill)
+
+
+async def kill_the_majority(stage: Stage) -> None:
+    """SIGKILL of all nodes but one, which then can do nothing."""
+    async with stage.broker_in_use:
+        await _down(stage, "quorum lost", stage.dice.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
+
+
+async def restart_each_node(stage: Stage) -> None:
+    """A rolling update of the broker."""
+    async with stage.broker_in_use:
+        for node in stage.nodes:
+            await _down(stage, "broker stopped (rolling update)", [node], NatsServer.stop)
+
+
+async def change_leaders(stage: Stage) -> None:
+    """The leaders of the stream and of its consumer step down."""
+    async with stage.broker_in_use:
+        with stage.fault("leaders stepped down", stage.working, lingers=_ELECTS):
+            for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{CONSUMER}"):
+                await in_thread(partial(_try, stage, verb))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def delete_the_consumer(stage: Stage) -> None:
+    """An operator resets the queue; the workers make the consumer anew."""
+    async with stage.broker_in_use:
+        with stage.fault("consumer deleted", stage.working, lingers=_CONNECTS, forgets=True):
+            await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}"))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def fill_the_disk(stage: Stage) -> None:
+    """The store of a node, of a cluster the leader's, cannot grow; then there is room again, and it is restarted."""
+    async with stage.broker_in_use:
+        node = await _leader(stage)
+        lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
+        with stage.fault("disk full", stage.working, lingers=lingers, forgets=alone):
+            with stage.disks[node].full():
+                await trio.sleep(LONG)
+            await in_thread(node.restart)
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def _leader(stage: Stage) -> NatsServer:
+    name = await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+    return stage.broker.nodes[name]
+
+
+def _try(stage: Stage, verb: str) -> None:
+    for _ in range(10):
+        try:
+            stage.broker.api(verb)
+        except (ApiError, NoAnswer):  # no leader yet, say
+            continue
+        return
+
+
+# Functions and receivers of callbacks.
+
+GARBAGE = Reply(raw=b"\x16\x03\x01 this is not HTTP\r\n\r\n")
+SHORT = Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbut it breaks off here", reset=True)
+RESET = Reply(raw=b"", reset=True)
+HANGS = Reply(raw=b"", stall=True)
+BUSY = Reply(503, headers=(("Retry-After", "1"),))
+
+
+def _of_functions(kind: str, instead: Reply, seconds: float, server: Callable[[Stage], Functions]) -> Does:
+    async def fault(stage: Stage) -> None:
+        with stage.fault(kind):
+            server(stage).instead = instead
+            await trio.sleep(seconds)
+            server(stage).instead = None
+
+    return fault
+
+
+def _functions(stage: Stage) -> Functions:
+    return stage.functions
+
+
+def _receiver(stage: Stage) -> Functions:
+    return stage.receiver
+
+
+OUTSIDE: Mapping[str, Does] = {
+    "worker killed": kill_a_worker,
+    "worker stopped (rolling update)": restart_all,
+    "worker stopped, and hurried": hurry_a_worker,
+    "worker frozen past its leases": freeze_a_worker,
+} | {
+    kind: _of_functions(kind, reply, seconds, server)
+    for kind, reply, seconds, server in (
+        ("functions reset", RESET, 3.0, _functions),
+        ("functions hang", HANGS, 3.0, _functions),
+        ("functions answer garbage", GARBAGE, 3.0, _functions),
+        ("functions break off", SHORT, 3.0, _functions),
+        ("functions busy", BUSY, 3.0, _functions),
+        ("callbacks slow", Reply(after=1.0), 5.0, _receiver),
+        ("callbacks refused", Reply(500), 3.0, _receiver),
+        ("callbacks hang", HANGS, 3.0, _receiver),
+        ("callbacks reset", RESET, 3.0, _receiver),
+    )
+}
+"""What befalls workers, functions and receivers."""
+
+WAYS: Mapping[str, Does] = {
+    kind: _on_a_way(kind, harm, seconds)
+    for kind, harm, seconds in (
+        ("way cut", _cut, 0.0),
+        ("way closed", _close, LONG),
+        ("way torn in the middle of a message", _tear, MOMENT),
+        ("way slow", _slow, LONG),
+        ("way still for a moment", _still, MOMENT),
+        ("way still past all leases", _still, LONG),
+        ("what a worker says is lost", _deaf, LONG),
+        ("what a worker hears is lost", _mute, LONG),
+    )
+}
+BROKER: Mapping[str, Does] = {
+    "broker killed": kill_a_node,
+    "broker stopped": stop_a_node,
+    "broker frozen past all leases": freeze_a_node,
+    "consumer deleted": delete_the_consumer,
+    "disk full": fill_the_disk,
+}
+CLUSTER: Mapping[str, Does] = {
+    "leader killed": kill_the_leader,
+    "quorum lost": kill_the_majority,
+    "broker stopped (rolling update)": restart_each_node,
+    "leaders stepped down": change_leaders,
+}
+"""Only where there are several nodes."""

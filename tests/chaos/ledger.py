@@ -1,0 +1,346 @@
+"""What must be true of every message, whatever went wrong: the check of a run, from what was recorded. No I/O.
+
+Each message that the broker confirmed to have stored must have ended: a final answer of its function, or a dead letter.
+Each invocation after a message's first must have a cause: the one before it failed and was to be tried again, after
+its back-off; or a fault that was in force, for that message's worker, while that worker had the message. These are the
+causes that docs/guarantees.md lists; whatever has none of them is a defect.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+Answer = Literal["final", "retry", "none"]
+"""What an invocation was answered: for good, something to be tried again, or its sender had gone before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The workers' settings that the check goes by (s)."""
+
+    attempts: int
+    first_wait: float
+    longest_wait: float
+    upstream_timeout: float
+    ack_wait: float
+    drain: float
+    """Longest time from SIGTERM to the end, as documented: ``shutdown_timeout`` + 5 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A message whose storing was confirmed. Times are of one clock (s), here and below."""
+
+    call_id: str
+    function: str
+    at: float
+    callback: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One invocation, as its function saw it."""
+
+    call_id: str
+    worker: str
+    began: float
+    ended: float
+    """When it was answered, or its sender had gone."""
+    answer: Answer
+    whole: bool = True
+    """Method, path and body came as they were published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One callback, as its receiver saw it."""
+
+    call_id: str
+    began: float
+    ended: float
+    status: str
+    """Its X-Function-Status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter. *call_id* is None where the message could not be understood."""
+
+    call_id: str | None
+    attempts: int
+    deliveries: int
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """The life of one worker process."""
+
+    worker: str
+    began: float
+    stopped: float | None
+    """When it was first told to stop."""
+    ended: float
+    code: int
+    """Its exit code; below zero, the signal that killed it."""
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that went wrong for a while."""
+
+    kind: str
+    began: float
+    ended: float
+    workers: frozenset[str] = frozenset()
+    """Whose way to the queue, or whose leases, it touched."""
+    lingers: float = 0.0
+    """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
+    forgets: bool = False
+    """It makes the broker forget delivery counts and waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All that was recorded in one run."""
+
+    rules: Rules
+    published: Sequence[Published]
+    runs: Sequence[Run]
+    posts: Sequence[Post]
+    letters: Sequence[Letter]
+    shifts: Sequence[Shift]
+    faults: Sequence[Fault]
+    undecodable: Sequence[bytes] = ()
+    """Payloads that were published and cannot be understood."""
+    left: int = 0
+    """Messages in the stream when all should have ended."""
+
+
+EARLY = 0.05
+"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py), and that of the receiver."""
+SETTLE = 2.5
+"""Seconds after its last word with the outside in which a worker may still be settling: the time after which it says
+again what was not confirmed, and a half."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the check found."""
+
+    lost: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    """Invoked and never published, or not as it was published."""
+    causes: Counter[str] = field(default_factory=Counter)
+    """Invocations after a message's first, by why."""
+    unexplained: list[str] = field(default_factory=list)
+    out_of_policy: list[str] = field(default_factory=list)
+    """Attempts too early or too many, and messages given up too early."""
+    untold: list[str] = field(default_factory=list)
+    """Ended with no callback, or told before the end, or told what is not so."""
+    drains: list[tuple[str, float]] = field(default_factory=list)
+    """Worker, and seconds from SIGTERM to its end."""
+    badly_ended: list[str] = field(default_factory=list)
+    """Workers that ended too late, or with a wrong exit code."""
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from the end of a fault to the next invocation of a worker that it touched, by the fault's kind."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.broken
+
+    @property
+    def broken(self) -> dict[str, list[str]]:
+        """The promises that were not kept, and how."""
+        found = {
+            "lost": self.lost,
+            "not as published": self.foreign,
+            "invoked again without cause": self.unexplained,
+            "attempts out of policy": self.out_of_policy,
+            "callbacks": self.untold,
+            "ends of workers": self.badly_ended,
+        }
+        return {name: cases for name, cases in found.items() if cases}
+
+
+@dataclass(slots=True)
+class Story:
+    """All about one message."""
+
+    published: Published
+    runs: list[Run]
+    posts: list[Post]
+    letter: Letter | None
+
+
+def judge(history: History) -> Verdict:
+    """Check every message, every worker and every fault of a run."""
+    verdict = Verdict()
+    stories = _stories(history, verdict)
+    for story in stories.values():
+        _judge_end(story, verdict)
+        _judge_repeats(story, history, verdict)
+        _judge_attempts(story, history, verdict)
+        _judge_callbacks(story, verdict)
+    _judge_undecodable(history, verdict)
+    if history.left:
+        verdict.lost.append(f"{history.left} messages are still in the stream")
+    for shift in history.shifts:
+        _judge_worker(shift, history.rules, verdict)
+    for fault in history.faults:
+        verdict.recoveries.setdefault(fault.kind, []).extend(_recoveries(fault, history, stories))
+    return verdict
+
+
+def _stories(history: History, verdict: Verdict) -> dict[str, Story]:
+    stories = {message.call_id: Story(message, [], [], None) for message in history.published}
+    for run in history.runs:
+        if run.call_id not in stories or not run.whole:
+            verdict.foreign.append(f"{run.call_id or 'no call id'}: invoked by {run.worker} at {run.began:.2f}")
+        else:
+            stories[run.call_id].runs.append(run)
+    for post in history.posts:
+        if post.call_id in stories:
+            stories[post.call_id].posts.append(post)
+        else:
+            verdict.foreign.append(f"{post.call_id}: called back at {post.began:.2f}")
+    for letter in history.letters:
+        if letter.call_id in stories:
+            stories[letter.call_id].letter = letter
+        elif letter.call_id is not None:
+            verdict.foreign.append(f"{letter.call_id}: buried")
+    for story in stories.values():
+        story.runs.sort(key=lambda run: run.began)
+    return stories
+
+
+def _judge_end(story: Story, verdict: Verdict) -> None:
+    if story.letter is None and not any(run.answer == "final" for run in story.runs):
+        verdict.lost.append(story.published.call_id)
+
+
+def _judge_repeats(story: Story, history: History, verdict: Verdict) -> None:
+    for earlier, later in pairwise(story.runs):
+        cause = _asked_for(earlier, later, story, history.rules) or _fault_between(earlier, later, story, history)
+        if cause:
+            verdict.causes[cause] += 1
+        elif _failed(earlier, history.rules) and earlier.ended <= later.began:
+            verdict.out_of_policy.append(f"{_told(earlier, later)}: before its back-off was over")
+        else:
+            verdict.unexplained.append(_told(earlier, later))
+
+
+def _failed(run: Run, rules: Rules) -> bool:
+    """Whether a run is to be tried again: by its answer, or because none came in time."""
+    return run.answer == "retry" or (run.answer == "none" and run.ended - run.began >= rules.upstream_timeout - EARLY)
+
+
+def _asked_for(earlier: Run, later: Run, story: Story, rules: Rules) -> str | None:
+    """A retry, after no less than its back-off."""
+    failures = sum(_failed(run, rules) for run in story.runs if run.began <= earlier.began)
+    wait = min(rules.first_wait * 2.0 ** min(failures - 1, 64), rules.longest_wait)
+    if _failed(earlier, rules) and later.began >= earlier.ended + wait - EARLY:
+        return "retry"
+    return None
+
+
+def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
+    """What kept *earlier* from being settled, if anything did while its worker had it."""
+    until = _settled_by(earlier, story)
+    for shift in history.shifts:
+        if shift.worker == earlier.worker and earlier.began <= shift.ended <= until and shift.ended <= later.began + EARLY:
+            return "worker killed" if shift.killed else "worker stopped"
+    for fault in history.faults:
+        touched = earlier.worker in fault.workers and fault.began <= later.began
+        if touched and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
+            return fault.kind
+    return None
+
+
+def _settled_by(run: Run, story: Story) -> float:
+    """When its worker had settled a run at the latest, had nothing been in its way."""
+    told = max((post.ended for post in story.posts if post.began >= run.ended - EARLY), default=0.0)
+    return max(run.ended, told if run.answer == "final" else 0.0) + SETTLE
+
+
+def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
+    rules, call_id = history.rules, story.published.call_id
+    failures = sum(_failed(run, rules) for run in story.runs)
+    forgotten = any(fault.forgets and fault.ended >= story.published.at for fault in history.faults)
+    if failures > rules.attempts and not forgotten:
+        verdict.out_of_policy.append(f"{call_id}: {failures} attempts failed, {rules.attempts} are allowed")
+    if (letter := story.letter) is None:
+        return
+    if letter.attempts < rules.attempts:
+        verdict.out_of_policy.append(f"{call_id}: given up after {letter.attempts} of {rules.attempts} attempts")
+    # What was handed out and came to no attempt counts too; nothing else may.
+    if letter.deliveries < rules.attempts and not forgotten:
+        verdict.out_of_policy.append(f"{call_id}: given up with {letter.deliveries} deliveries")
+    if not failures:
+        verdict.out_of_policy.append(f"{call_id}: given up, and never failed")
+
+
+def _judge_callbacks(story: Story, verdict: Verdict) -> None:
+    call_id = story.published.call_id
+    if not story.published.callback:
+        if story.posts:
+            verdict.untold.append(f"{call_id}: called back, and asked for none")
+        return
+    ends = [run for run in story.runs if run.answer == "final" or story.letter]
+    if not story.posts:
+        verdict.untold.append(f"{call_id}: ended, and nobody was told")
+    for post in story.posts:
+        if not any(run.ended <= post.began + EARLY for run in ends):
+            verdict.untold.append(f"{call_id}: told at {post.began:.2f}, before its end")
+        if post.status not in ("200", "404") and not story.letter:
+            verdict.untold.append(f"{call_id}: told status {post.status}, and it was not given up")
+
+
+def _judge_undecodable(history: History, verdict: Verdict) -> None:
+    buried = Counter(letter.body for letter in history.letters if letter.call_id is None)
+    for payload, count in Counter(history.undecodable).items():
+        if buried[payload] < count:
+            verdict.lost.append(f"undecodable: {count - buried[payload]} of {payload!r}")
+
+
+def _judge_worker(shift: Shift, rules: Rules, verdict: Verdict) -> None:
+    if shift.killed:
+        return
+    if shift.code != 0 or shift.stopped is None:
+        verdict.badly_ended.append(f"{shift.worker} ended with {shift.code} at {shift.ended:.2f}")
+        return
+    took = shift.ended - shift.stopped
+    verdict.drains.append((shift.worker, took))
+    if took > rules.drain:
+        verdict.badly_ended.append(f"{shift.worker} took {took:.2f} s to end; {rules.drain:g} s are promised")
+
+
+def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) -> Iterator[float]:
+    """From a fault's end to the next invocation of each worker that it touched, or of what a dead one was running."""
+    for shift in history.shifts:
+        if shift.worker not in fault.workers:
+            continue
+        if shift.killed and abs(shift.ended - fault.began) < 1:
+            for story in stories.values():
+                for earlier, later in pairwise(story.runs):
+                    if earlier.worker == shift.worker and earlier.answer == "none" and later.began > shift.ended:
+                        yield later.began - shift.ended
+        else:
+            began = [run.began for run in history.runs if run.worker == shift.worker and run.began >= fault.ended]
+            if began:
+                yield min(began) - fault.ended
+
+
+def _told(earlier: Run, later: Run) -> str:
+    ran = f"{earlier.worker} {earlier.began:.2f}-{earlier.ended:.2f} ({earlier.answer})"
+    return f"{later.call_id}: {ran}, then {later.worker} at {later.began:.2f}"

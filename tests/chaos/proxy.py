@@ -1,0 +1,125 @@
+"""A way to a TCP server, and what can go wrong with it.
+
+TCP loses no bytes in the middle of a connection, so what a way swallows ends with the connection being cut, as it does
+where a network has been gone for too long.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+
+import trio
+
+_READ = 65_536
+"""Bytes in one read."""
+_NO_LINGER = struct.pack("ii", 1, 0)
+"""With it, closing a socket resets the connection."""
+
+
+class Way:
+    """A port of the loopback that leads to another one.
+
+    Args:
+        target: the port it leads to.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self.latency = 0.0
+        """Seconds that each read takes longer, either way."""
+        self.swallows_up = self.swallows_down = False
+        """What goes to the server, or comes from it, is lost."""
+        self.closed = False
+        """Who comes is turned away."""
+        self._target = target
+        self._tears = False
+        self._spoilt: set[trio.SocketStream] = set()
+        self._open: dict[trio.SocketStream, trio.SocketStream] = {}
+        self._still = False
+        self._moves = trio.Event()
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Lead there, until cancelled."""
+        listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self._lead, listeners)
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for near, far in self._open.items():
+            _reset(near)
+            _reset(far)
+
+    def tear(self) -> None:
+        """Let half of what comes next from the server pass, and reset its connection in the middle of it."""
+        self._tears = True
+
+    def stand_still(self) -> None:
+        """Let nothing pass until :meth:`move`; nothing is lost."""
+        self._still = True
+
+    def move(self) -> None:
+        """Let pass again what was kept."""
+        self._still = False
+        self._moves.set()
+
+    def heal(self) -> None:
+        """As if nothing had been wrong, but for connections that lost something: those are cut."""
+        self.latency, self.closed, self._tears = 0.0, False, False
+        self.swallows_up = self.swallows_down = False
+        self.move()
+        for near in [*self._spoilt]:
+            _reset(near)
+
+    async def _lead(self, near: trio.SocketStream) -> None:
+        if self.closed:
+            _reset(near)
+            return
+        try:
+            far = await trio.open_tcp_stream("127.0.0.1", self._target)
+        except OSError:
+            _reset(near)
+            return
+        self._open[near] = far
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry, near, far, near, nursery.cancel_scope)
+                nursery.start_soon(self._carry, far, near, near, nursery.cancel_scope)
+        finally:
+            del self._open[near]
+            self._spoilt.discard(near)
+            _reset(near)
+            _reset(far)
+
+    async def _carry(
+        self, read: trio.SocketStream, write: trio.SocketStream, near: trio.SocketStream, both: trio.CancelScope
+    ) -> None:
+        down = write is near
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await read.receive_some(_READ):
+                await self._wait()
+                if self.swallows_down if down else self.swallows_up:
+                    self._spoilt.add(near)
+                elif down and self._tears:
+                    self._tears = False
+                    await write.send_all(data[: len(data) // 2])
+                    break
+                else:
+                    await write.send_all(data)
+        both.cancel()
+
+    async def _wait(self) -> None:
+        if self.latency:
+            await trio.sleep(self.latency)
+        while self._still:
+            self._moves = trio.Event()
+            await self._moves.wait()
+
+
+def _reset(stream: trio.SocketStream) -> None:
+    with suppress(OSError):  # it is closed already
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    stream.socket.close()

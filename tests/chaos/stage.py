@@ -1,0 +1,223 @@
+"""What the faults befall: a broker of one node or three, workers, ways between them, functions, a receiver of callbacks."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from tests.chaos.disk import Disk, NotPermitted
+from tests.chaos.ledger import Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.proxy import Way
+from tests.chaos.supply import FUNCTIONS, STREAM, Supply, is_whole
+from tests.cluster import NatsCluster
+from tests.e2e.functions import Functions, Request
+from tests.e2e.stack import Worker
+from tests.servers import NatsServer
+from tests.wire import ApiError
+
+T = TypeVar("T")
+
+SEATS = 3
+"""Workers at a time."""
+RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
+SETTINGS: Mapping[str, object] = {
+    "max_inflight": 12,
+    "ack_wait": "4s",
+    "max_retry_attempts": RULES.attempts,
+    "initial_retry_wait": "300ms",
+    "max_retry_wait": "1500ms",
+    "upstream_timeout": "6s",
+    "callback_timeout": "2s",
+    "callback_initial_wait": "100ms",
+    "callback_max_wait": "400ms",
+    "shutdown_timeout": "2s",
+}
+PATIENCE = 60.0
+"""Longest wait for what must come (s): far above what anything here takes, so that only a defect reaches it."""
+CODES = (408, 429, 500, 502, 503, 504)
+
+
+class Seat:
+    """A place for a worker: its ways to the broker's nodes, and who sits there now."""
+
+    def __init__(self, ways: Sequence[Way]) -> None:
+        self.ways = ways
+        self.name = ""
+        self.worker: Worker
+        self.began = 0.0
+        self.stopped: float | None = None
+
+
+class Stage:
+    """All of it. Faults change it, and :meth:`history` tells what happened on it.
+
+    Args:
+        directory: for the files of all processes.
+        nodes: of the broker.
+        dice: chance.
+        tell: told what happens, in words, as it does.
+    """
+
+    def __init__(self, directory: Path, nodes: int, dice: random.Random, tell: Callable[[str], None]) -> None:
+        self.dice, self.tell = dice, tell
+        self.broker = NatsCluster(directory, size=nodes)
+        self.nodes = [*self.broker.nodes.values()]
+        self.functions, self.receiver = Functions(), Functions()
+        self.seats: list[Seat] = []
+        self.faults: list[Fault] = []
+        self.supply: Supply
+        self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
+        """A fault that kills a node, or a worker, waits until the one before it is over."""
+        self.disks: dict[NatsServer, Disk] = {}
+        """Of the nodes, where this machine lets us give them disks of their own."""
+        self._shifts: list[Shift] = []
+        self._workers: list[Worker] = []
+        self._directory = directory
+        self._began = time.monotonic()
+        self._hired = 0
+        self._open = ExitStack()
+
+    def now(self) -> float:
+        """Seconds since the beginning: the clock of all that is recorded."""
+        return time.monotonic() - self._began
+
+    @property
+    def working(self) -> frozenset[str]:
+        """The workers of this moment."""
+        return frozenset(seat.name for seat in self.seats)
+
+    async def set_up(self, nursery: trio.Nursery) -> None:
+        """Start everything."""
+        for server in (self.functions, self.receiver):
+            self._open.enter_context(server)
+        for name, function in FUNCTIONS.items():
+            self.functions.answer(name, *function.replies)
+        with suppress(NotPermitted):
+            self.disks = {node: self._open.enter_context(Disk(node.store)) for node in self.nodes}
+        await in_thread(lambda: self._open.enter_context(self.broker))
+        await in_thread(self.broker.make_stream)
+        self.supply = Supply(self.nodes, self.receiver.url, random.Random(self.dice.random()), self.now)
+        for _ in range(SEATS):
+            seat = Seat([Way(node.port) for node in self.nodes])
+            for way in seat.ways:
+                await nursery.start(way.serve)
+            self.seats.append(seat)
+            await self.hire(seat)
+
+    async def tear_down(self) -> None:
+        """Kill what is left."""
+        with trio.CancelScope(shield=True):
+            await in_thread(self._open.close)
+
+    # Workers.
+
+    async def hire(self, seat: Seat) -> None:
+        """Start a worker on a seat that is free."""
+        self._hired += 1
+        seat.name, seat.began, seat.stopped = f"w{self._hired}", self.now(), None
+        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
+        gateway = f"{self.functions.url}/{seat.name}"
+        replicas = len(self.nodes)
+        settings = {**SETTINGS, "nats_url": urls, "gateway_url": gateway, "nats_stream_replicas": replicas}
+        seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
+        self._workers.append(seat.worker)
+
+    def tell_to_stop(self, seat: Seat) -> None:
+        """Send SIGTERM."""
+        seat.stopped = seat.stopped or self.now()
+        seat.worker.terminate()
+
+    async def leave(self, seat: Seat) -> None:
+        """Wait until a worker that was told to, or was killed, has ended."""
+        process = seat.worker.process
+        with trio.move_on_after(PATIENCE):
+            while process.poll() is None:
+                await trio.sleep(0.005)
+        code = process.poll()
+        if code is None:
+            self.tell(f"{seat.name} does not end; see {seat.worker.output[-2000:]}")
+            seat.worker.kill()
+            process.wait()
+        self._shifts.append(Shift(seat.name, seat.began, seat.stopped, self.now(), 99 if code is None else code))
+
+    # What happens.
+
+    @contextmanager
+    def fault(
+        self, kind: str, workers: frozenset[str] = frozenset(), *, lingers: float = 0.0, forgets: bool = False
+    ) -> Iterator[None]:
+        """Note that something goes wrong, from the beginning of this block to its end."""
+        began = self.now()
+        self.tell(f"{kind} {' '.join(sorted(workers))}")
+        try:
+            yield
+        finally:
+            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets))
+
+    async def run_empty(self) -> int:
+        """Let the queue run empty; how many messages are left when that takes for ever."""
+        with trio.move_on_after(PATIENCE):
+            while await self.supply.left():
+                await trio.sleep(0.1)
+        return self.supply.waiting
+
+    async def history(self, left: int) -> History:
+        """All that was recorded, when all workers have ended."""
+        return History(
+            rules=RULES,
+            published=self.supply.published,
+            runs=[self._run(request) for request in self.functions.requests],
+            posts=[self._post(request) for request in self.receiver.requests],
+            letters=await in_thread(self._letters),
+            shifts=self._shifts,
+            faults=self.faults,
+            undecodable=self.supply.garbled,
+            left=left,
+        )
+
+    def complaints(self) -> list[str]:
+        """What no log of a worker may hold: a bug that it met, a traceback."""
+        return [
+            line
+            for worker in self._workers
+            for line in [*worker.stderr.splitlines(), *worker.stdout.splitlines()]
+            if "Traceback" in line or '"level":"critical"' in line or "a bug" in line.lower()
+        ]
+
+    def _letters(self) -> list[Letter]:
+        try:
+            stored = self.broker.ask(lambda node: node.messages(f"{STREAM}-dead-letters"))
+        except ApiError:
+            return []
+        return [
+            Letter(
+                None if "undecodable" in letter.subject else letter.headers.get("X-Call-Id", ""),
+                int(letter.headers["X-Dead-Letter-Attempts"]),
+                int(letter.headers["X-Dead-Letter-Deliveries"]),
+                letter.data if "undecodable" in letter.subject else b"",
+            )
+            for letter in stored
+        ]
+
+    def _run(self, request: Request) -> Run:
+        reply, whole = request.reply, is_whole(request)
+        began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
+        if reply is None or reply.stall:
+            return Run(request.call_id, request.prefix, began, ended, "none", whole)
+        again = reply.raw is not None or reply.status in CODES
+        return Run(request.call_id, request.prefix, began, ended, "retry" if again else "final", whole)
+
+    def _post(self, request: Request) -> Post:
+        began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
+        return Post(request.call_id, began, ended, request.header("X-Function-Status") or "")
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """What blocks, beside Trio's tasks."""
+    return await trio.to_thread.run_sync(call)

@@ -1,0 +1,104 @@
+"""Several nats-servers as one: three nodes, so that a stream can have three replicas.
+
+::
+
+    with NatsCluster(tmp_path) as cluster:
+        cluster.make_stream(num_replicas=3)
+        cluster.node_of(cluster.leader()).kill()
+
+Like :mod:`tests.servers`, all of it blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tests.servers import NatsServer, free_port, wait_until
+from tests.wire import ApiError, NoAnswer
+
+T = TypeVar("T")
+
+_ELECTION = 60.0
+"""Longest wait for leaders (s): an election takes some seconds, and two may follow each other."""
+_ANSWER = 5.0
+"""Longest wait for one node's answer (s): one that stands still has others beside it."""
+
+
+class NatsCluster:
+    """Nodes ``n1``, ``n2`` … of one cluster, on the loopback.
+
+    Args:
+        directory: where they keep their files, each below its name.
+        size: how many there are; a single one stands alone, with no cluster around it.
+    """
+
+    def __init__(self, directory: Path, size: int = 3) -> None:
+        routes = [free_port() for _ in range(size)]
+        # Clients are not told of the other nodes: a test decides by which ways a client can come.
+        cluster = "cluster {{ name: test, listen: '127.0.0.1:{}', no_advertise: true, routes: [{}] }}"
+        peers = ", ".join(f"'nats-route://127.0.0.1:{port}'" for port in routes)
+        self.nodes = {
+            f"n{number}": NatsServer(
+                directory / f"n{number}",
+                config=f"server_name: n{number}\n" + (cluster.format(port, peers) if size > 1 else ""),
+                patience=_ANSWER,
+            )
+            for number, port in enumerate(routes, 1)
+        }
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            for node in self.nodes.values():
+                opening.enter_context(node)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def ask(self, question: Callable[[NatsServer], T]) -> T:
+        """What the first node that answers says.
+
+        Raises:
+            NoAnswer: none does.
+        """
+        last = NoAnswer("no node is up")
+        for node in self.nodes.values():
+            if node.running:
+                try:
+                    return question(node)
+                except NoAnswer as error:
+                    last = error
+        raise last
+
+    def api(self, verb: str, **body: Any) -> dict[str, Any]:
+        """One request to ``$JS.API.<verb>``, asked of each node in turn until one answers."""
+        return self.ask(lambda node: node.api(verb, **body))
+
+    def make_stream(self, name: str = "faas-request", **changes: Any) -> None:
+        """See :meth:`tests.servers.NatsServer.make_stream`; once the nodes have found each other."""
+
+        def made() -> bool:
+            try:
+                self.ask(lambda node: node.make_stream(name, num_replicas=len(self.nodes), **changes))
+            except (ApiError, NoAnswer):
+                return False
+            return True
+
+        wait_until(made, "the cluster to make a stream", _ELECTION)
+
+    def leader(self, stream: str = "faas-request", consumer: str = "") -> str:
+        """The name of the node that leads a stream, or one of its consumers; nothing while there is none."""
+        verb = f"CONSUMER.INFO.{stream}.{consumer}" if consumer else f"STREAM.INFO.{stream}"
+        try:
+            return str(self.api(verb).get("cluster", {"leader": "n1"}).get("leader", ""))
+        except (ApiError, NoAnswer):
+            return ""
+
+    def wait_for_leader(self, stream: str = "faas-request", consumer: str = "") -> str:
+        """The same, once there is one."""
+        return wait_until(lambda: self.leader(stream, consumer), f"a leader of {stream} {consumer}", _ELECTION)
