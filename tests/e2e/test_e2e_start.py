@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.e2e.functions import Functions
 from tests.e2e.stack import PATIENCE, Queue, Worker
-from tests.servers import free_port, run_program, wait_until
+from tests.servers import ROOT, free_port, run_program, wait_until
 from worker import __version__
 
 RUN = "tests.e2e.as_installed"
@@ -54,6 +56,23 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
         for line in ignored:
             assert "license-file" in str(line)
             assert "pprof" in str(line)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "sys.argv = ['queue-worker', 'run']; cli.program()",
+        "sys.argv = ['queue-worker', 'gateway']; cli.program()",
+        "sys.argv = ['jetstream-queue-worker', '-pprof']; cli.charts()",
+        "sys.argv = ['worker']; runpy.run_module('worker', run_name='__main__')",
+    ],
+)
+def test_told_to_stop_while_it_is_being_imported(start: str) -> None:
+    """SIGTERM before anything works ends with 0; as process 1 of a container it would not be heard without a handler."""
+    told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
+    code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 # Settings that cannot be used.

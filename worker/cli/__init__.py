@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import sys
 from typing import Any
 
@@ -48,8 +49,16 @@ def main() -> None:
     """
 
 
+def program() -> None:
+    """``queue-worker``."""
+    if sys.argv[1:2] in (["run"], ["gateway"]):
+        stop_before_it_works()
+    main(prog_name="queue-worker")
+
+
 def charts() -> None:
     """``jetstream-queue-worker``: `queue-worker run` under the name, and with the flags, that OpenFaaS's charts use."""
+    stop_before_it_works()
     ignored, rest, arguments = [], [], iter(sys.argv[1:])
     for argument in arguments:
         if not (flag := re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)):
@@ -59,6 +68,15 @@ def charts() -> None:
         if flag[1] != "pprof" and flag[2] is None:
             next(arguments, None)  # Go takes the value of a flag from the next argument too
     main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
+
+
+def stop_before_it_works() -> None:
+    """Told to stop while it is still being imported, a server ends at once, with 0.
+
+    As process 1 of a container it would not even hear that: there the kernel drops a SIGTERM that has no handler.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:

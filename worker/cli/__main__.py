@@ -1,6 +1,6 @@
 """``python -m worker.cli`` is ``queue-worker``."""
 
-from . import main
+from . import program
 
 if __name__ == "__main__":
-    main(prog_name="queue-worker")
+    program()

@@ -53,7 +53,7 @@ class Connection:
         self._lost = asyncio.Event()
         """Set when the connection breaks, anew for each one."""
         self._begun = False
-        self._closing = False
+        self._closing = self._closed = False
         self._reconnecting_since: float | None = None
         self._complaint = ("", float("-inf"))
 
@@ -104,7 +104,7 @@ class Connection:
             ConnectionClosed: it cannot be mended.
         """
         client = self.client
-        if client.is_closed and not self._closing:
+        if self._closed and not self._closing:
             raise ConnectionClosed(f"nats-py closed the connection for good: {client.last_error or 'no reason given'}")
         if quirks.reader_died(client):
             self.complain("reading from NATS", "the reader has died; connecting again")
@@ -194,6 +194,8 @@ class Connection:
         self._tell(up=True)
 
     async def _on_closed(self) -> None:
+        # Its word for the end. Its status says closed also while it waits to try a first connection once more.
+        self._closed = True
         self._tell(up=False)
 
     def _tell(self, *, up: bool) -> None:
