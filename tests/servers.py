@@ -44,6 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count()
 _POLL = 0.01
 """Between two looks at a condition (s)."""
+LAME_DUCK = 30.0
+"""Seconds that lame duck mode lasts: the least that nats-server takes for it."""
 _PATIENCE = 15.0
 """How long to look at most (s): far above what anything here takes, so that only a defect reaches it."""
 
@@ -138,6 +140,7 @@ class NatsServer:
             stale.unlink()
         config = self._directory / "nats-server.conf"
         lines = [f"port: {self.port or -1}", "host: 127.0.0.1", f'ports_file_dir: "{self._directory}"', self._config]
+        lines += [f"lame_duck_duration: {LAME_DUCK:g}s", "lame_duck_grace_period: 1s"]
         if self._jetstream:
             lines.append(f'jetstream {{ store_dir: "{self.store}" }}')
         config.write_text("\n".join(lines))
@@ -163,6 +166,10 @@ class NatsServer:
         """End it at once (SIGKILL)."""
         self._end(signal.SIGKILL)
 
+    def leave(self) -> None:
+        """End it in lame duck mode (SIGUSR2), which takes as long as its configuration says."""
+        self._end(signal.SIGUSR2, 2 * LAME_DUCK)
+
     def restart(self) -> None:
         """End it in order and start it again, on the same port with the same files."""
         self.stop()
@@ -180,11 +187,11 @@ class NatsServer:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def _end(self, number: signal.Signals) -> None:
+    def _end(self, number: signal.Signals, patience: float = _PATIENCE) -> None:
         self._hang_up()
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(_PATIENCE)
+            self._process.wait(patience)
             self._process = None
 
     # What it holds.

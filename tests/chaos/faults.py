@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import trio
 
-from tests.chaos.stage import RULES, STREAM, Seat, Stage, in_thread
+from tests.chaos.stage import RULES, Seat, Stage, in_thread
+from tests.chaos.supply import CONSUMER, STREAM
 from tests.e2e.functions import Functions, Reply
 from tests.servers import NatsServer
 from tests.wire import ApiError, NoAnswer
 
 Does = Callable[[Stage], Awaitable[None]]
 
-CONSUMER = "faas-workers"
 MOMENT = RULES.ack_wait / 4
 """Seconds: no lease is lost by it."""
 LONG = RULES.ack_wait * 1.5
@@ -75,6 +74,14 @@ async def freeze_a_worker(stage: Stage) -> None:
             seat.worker.process.send_signal(signal.SIGSTOP)
             await trio.sleep(LONG)
             seat.worker.process.send_signal(signal.SIGCONT)
+
+
+async def kill_the_producer(stage: Stage) -> None:
+    """SIGKILL, and another one takes its place."""
+    with stage.fault("producer killed"):
+        stage.producer.kill()
+        stage.producer.process.wait()
+    stage.open_producer()
 
 
 # Ways to the broker.
@@ -165,6 +172,12 @@ async def freeze_a_node(stage: Stage) -> None:
             await trio.sleep(LONG)
             node.resume()
             await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+
+
+async def lead_a_node_out(stage: Stage) -> None:
+    """Lame duck mode, as nats-server's own chart ends it: clients are told to leave, and turned out one by one."""
+    async with stage.broker_in_use:
+        await _down(stage, "broker leaves (lame duck)", [stage.dice.choice(stage.nodes)], NatsServer.leave)
 
 
 async def kill_the_leader(stage: Stage) -> None:
@@ -261,6 +274,7 @@ OUTSIDE: Mapping[str, Does] = {
     "worker stopped (rolling update)": restart_all,
     "worker stopped, and hurried": hurry_a_worker,
     "worker frozen past its leases": freeze_a_worker,
+    "producer killed": kill_the_producer,
 } | {
     kind: _of_functions(kind, reply, seconds, server)
     for kind, reply, seconds, server in (
@@ -293,6 +307,7 @@ WAYS: Mapping[str, Does] = {
 BROKER: Mapping[str, Does] = {
     "broker killed": kill_a_node,
     "broker stopped": stop_a_node,
+    "broker leaves (lame duck)": lead_a_node_out,
     "broker frozen past all leases": freeze_a_node,
     "consumer deleted": delete_the_consumer,
     "disk full": fill_the_disk,

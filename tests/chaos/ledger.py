@@ -52,6 +52,8 @@ class Run:
     ended: float
     """When it was answered, or its sender had gone."""
     answer: Answer
+    asks: float = 0.0
+    """Seconds of patience that its Retry-After asked for."""
     whole: bool = True
     """Method, path and body came as they were published."""
 
@@ -123,14 +125,22 @@ class History:
     undecodable: Sequence[bytes] = ()
     """Payloads that were published and cannot be understood."""
     left: int = 0
-    """Messages in the stream when all should have ended."""
+    """Messages that the consumer had not done with when all should have ended."""
+    stored: int = 0
+    """Messages that the stream held then."""
 
 
+RETRY = "retry"
+"""The cause that is no fault."""
 EARLY = 0.05
-"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py), and that of the receiver."""
+"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py)."""
 SETTLE = 2.5
 """Seconds after its last word with the outside in which a worker may still be settling: the time after which it says
 again what was not confirmed, and a half."""
+
+STRANDS = "disk full"
+"""What lets nats-server 2.15.1 leave acknowledged messages in the stream for ever: a full disk cannot take note that
+they are deleted, and once it has room nobody does. No consumer is given them."""
 
 
 @dataclass(slots=True)
@@ -181,6 +191,8 @@ class Story:
     runs: list[Run]
     posts: list[Post]
     letter: Letter | None
+    disturbed: int = 0
+    """Invocations that a fault made necessary."""
 
 
 def judge(history: History) -> Verdict:
@@ -194,7 +206,9 @@ def judge(history: History) -> Verdict:
         _judge_callbacks(story, verdict)
     _judge_undecodable(history, verdict)
     if history.left:
-        verdict.lost.append(f"{history.left} messages are still in the stream")
+        verdict.lost.append(f"{history.left} messages are still to be done")
+    if history.stored > history.left and not any(fault.kind == STRANDS for fault in history.faults):
+        verdict.lost.append(f"{history.stored - history.left} messages are stranded in the stream")
     for shift in history.shifts:
         _judge_worker(shift, history.rules, verdict)
     for fault in history.faults:
@@ -205,10 +219,10 @@ def judge(history: History) -> Verdict:
 def _stories(history: History, verdict: Verdict) -> dict[str, Story]:
     stories = {message.call_id: Story(message, [], [], None) for message in history.published}
     for run in history.runs:
+        if run.call_id in stories:
+            stories[run.call_id].runs.append(run)
         if run.call_id not in stories or not run.whole:
             verdict.foreign.append(f"{run.call_id or 'no call id'}: invoked by {run.worker} at {run.began:.2f}")
-        else:
-            stories[run.call_id].runs.append(run)
     for post in history.posts:
         if post.call_id in stories:
             stories[post.call_id].posts.append(post)
@@ -231,9 +245,11 @@ def _judge_end(story: Story, verdict: Verdict) -> None:
 
 def _judge_repeats(story: Story, history: History, verdict: Verdict) -> None:
     for earlier, later in pairwise(story.runs):
-        cause = _asked_for(earlier, later, story, history.rules) or _fault_between(earlier, later, story, history)
-        if cause:
+        if _asked_for(earlier, later, story, history):
+            verdict.causes[RETRY] += 1
+        elif cause := _fault_between(earlier, later, story, history):
             verdict.causes[cause] += 1
+            story.disturbed += 1
         elif _failed(earlier, history.rules) and earlier.ended <= later.began:
             verdict.out_of_policy.append(f"{_told(earlier, later)}: before its back-off was over")
         else:
@@ -245,20 +261,29 @@ def _failed(run: Run, rules: Rules) -> bool:
     return run.answer == "retry" or (run.answer == "none" and run.ended - run.began >= rules.upstream_timeout - EARLY)
 
 
-def _asked_for(earlier: Run, later: Run, story: Story, rules: Rules) -> str | None:
-    """A retry, after no less than its back-off."""
+def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
+    """Whether it is a retry, one that is allowed, after no less than its back-off."""
+    rules = history.rules
     failures = sum(_failed(run, rules) for run in story.runs if run.began <= earlier.began)
-    wait = min(rules.first_wait * 2.0 ** min(failures - 1, 64), rules.longest_wait)
-    if _failed(earlier, rules) and later.began >= earlier.ended + wait - EARLY:
-        return "retry"
-    return None
+    wait = earlier.asks or min(rules.first_wait * 2.0 ** min(failures - 1, 64), rules.longest_wait)
+    allowed = failures < rules.attempts or _forgotten(story, history)
+    return _failed(earlier, rules) and allowed and later.began >= earlier.ended + wait - EARLY
+
+
+def _forgotten(story: Story, history: History) -> bool:
+    """Whether the broker may count a message's attempts from one again."""
+    return any(fault.forgets and fault.ended >= story.published.at for fault in history.faults)
 
 
 def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
     """What kept *earlier* from being settled, if anything did while its worker had it."""
     until = _settled_by(earlier, story)
     for shift in history.shifts:
-        if shift.worker == earlier.worker and earlier.began <= shift.ended <= until and shift.ended <= later.began + EARLY:
+        if (
+            shift.worker == earlier.worker
+            and earlier.began <= shift.ended <= until
+            and shift.ended <= later.began + EARLY
+        ):
             return "worker killed" if shift.killed else "worker stopped"
     for fault in history.faults:
         touched = earlier.worker in fault.workers and fault.began <= later.began
@@ -276,8 +301,9 @@ def _settled_by(run: Run, story: Story) -> float:
 def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
     rules, call_id = history.rules, story.published.call_id
     failures = sum(_failed(run, rules) for run in story.runs)
-    forgotten = any(fault.forgets and fault.ended >= story.published.at for fault in history.faults)
-    if failures > rules.attempts and not forgotten:
+    forgotten = _forgotten(story, history)
+    # One given up in vain, because its settlement was lost, is tried by the next worker before it is given up again.
+    if failures > rules.attempts + story.disturbed and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: {failures} attempts failed, {rules.attempts} are allowed")
     if (letter := story.letter) is None:
         return
@@ -326,19 +352,35 @@ def _judge_worker(shift: Shift, rules: Rules, verdict: Verdict) -> None:
 
 
 def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) -> Iterator[float]:
-    """From a fault's end to the next invocation of each worker that it touched, or of what a dead one was running."""
-    for shift in history.shifts:
-        if shift.worker not in fault.workers:
-            continue
-        if shift.killed and abs(shift.ended - fault.began) < 1:
-            for story in stories.values():
-                for earlier, later in pairwise(story.runs):
-                    if earlier.worker == shift.worker and earlier.answer == "none" and later.began > shift.ended:
-                        yield later.began - shift.ended
+    """From the end of a fault to when what it touched worked again (s).
+
+    That is the next invocation of each worker that lived on, or of each message that one that ended had not finished;
+    where functions failed, their next good answer; where callbacks did, the next one.
+    """
+    ended = {shift.worker: shift.ended for shift in history.shifts}
+    for worker in fault.workers:
+        if fault.began <= ended[worker] <= fault.ended + EARLY:
+            yield from (again - ended[worker] for again in _left_behind(worker, ended[worker], stories))
         else:
-            began = [run.began for run in history.runs if run.worker == shift.worker and run.began >= fault.ended]
-            if began:
-                yield min(began) - fault.ended
+            yield from _first(run.began - fault.ended for run in history.runs if run.worker == worker)
+    if fault.kind.startswith("functions"):
+        yield from _first(run.ended - fault.ended for run in history.runs if run.answer == "final")
+    if fault.kind.startswith("callbacks"):
+        yield from _first(post.ended - fault.ended for post in history.posts)
+
+
+def _first(moments: Iterator[float]) -> Iterator[float]:
+    """The first one that is not over."""
+    later = [moment for moment in moments if moment >= 0]
+    yield from [min(later)] if later else []
+
+
+def _left_behind(worker: str, ended: float, stories: Mapping[str, Story]) -> Iterator[float]:
+    """When what a worker was running at its end was begun again."""
+    for story in stories.values():
+        for earlier, later in pairwise(story.runs):
+            if earlier.worker == worker and earlier.answer == "none" and earlier.ended >= ended - EARLY:
+                yield max(later.began, ended)
 
 
 def _told(earlier: Run, later: Run) -> str:

@@ -12,8 +12,6 @@ from contextlib import suppress
 
 import trio
 
-_READ = 65_536
-"""Bytes in one read."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 """With it, closing a socket resets the connection."""
 
@@ -28,7 +26,7 @@ class Way:
     def __init__(self, target: int) -> None:
         self.port = 0
         self.latency = 0.0
-        """Seconds that each read takes longer, either way."""
+        """Seconds that what is read at once takes longer, either way."""
         self.swallows_up = self.swallows_down = False
         """What goes to the server, or comes from it, is lost."""
         self.closed = False
@@ -84,32 +82,38 @@ class Way:
             _reset(near)
             return
         self._open[near] = far
+        end = _reset
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._carry, near, far, near, nursery.cancel_scope)
                 nursery.start_soon(self._carry, far, near, near, nursery.cancel_scope)
+            if not nursery.cancel_scope.cancel_called:
+                end = _close
         finally:
             del self._open[near]
             self._spoilt.discard(near)
-            _reset(near)
-            _reset(far)
+            end(near)
+            end(far)
 
     async def _carry(
         self, read: trio.SocketStream, write: trio.SocketStream, near: trio.SocketStream, both: trio.CancelScope
     ) -> None:
+        """One direction, to its end; whatever is not an end in order ends *both*."""
         down = write is near
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while data := await read.receive_some(_READ):
+        try:
+            async for data in read:
                 await self._wait()
                 if self.swallows_down if down else self.swallows_up:
                     self._spoilt.add(near)
                 elif down and self._tears:
                     self._tears = False
                     await write.send_all(data[: len(data) // 2])
-                    break
+                    both.cancel()
                 else:
                     await write.send_all(data)
-        both.cancel()
+            await write.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            both.cancel()
 
     async def _wait(self) -> None:
         if self.latency:
@@ -117,6 +121,10 @@ class Way:
         while self._still:
             self._moves = trio.Event()
             await self._moves.wait()
+
+
+def _close(stream: trio.SocketStream) -> None:
+    stream.socket.close()
 
 
 def _reset(stream: trio.SocketStream) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
-from tests.chaos.ledger import History, Verdict
+from tests.chaos.ledger import RETRY, History, Verdict
+
+BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
+"""What stands around it in docs/reliability.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,8 @@ def markdown(told: Told) -> str:
         ("messages published", f"{len(history.published) + len(history.undecodable):,}"),
         ("lost", f"{len(verdict.lost)}"),
         ("invocations", f"{len(history.runs):,}"),
-        ("invoked more than once: because it failed", f"{verdict.causes['retry']:,}"),
-        ("invoked more than once: by a fault in force", f"{again - verdict.causes['retry']:,}"),
+        ("invoked more than once: because it failed", f"{verdict.causes[RETRY]:,}"),
+        ("invoked more than once: by a fault in force", f"{again - verdict.causes[RETRY]:,}"),
         ("invoked more than once: without cause", f"{len(verdict.unexplained)}"),
         ("attempts out of policy", f"{len(verdict.out_of_policy)}"),
         ("callbacks received", f"{len(history.posts):,}"),
@@ -54,6 +61,18 @@ def markdown(told: Told) -> str:
         recovery = "" if longest is None else f"{longest:.1f} s"
         lines.append(f"| {kind} | {times} | {verdict.causes[kind] or ''} | {recovery} |")
     return "\n".join(lines) + "\n"
+
+
+def write(document: Path, told: Sequence[Told]) -> None:
+    """Put the tables of these runs in the place of those that *document* has."""
+    before, _, rest = document.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"{document} has no place for them: {BEGIN} ... {END}"
+    today = datetime.now(UTC).date().isoformat()
+    machine = f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}"
+    how = f"{today}, seed {told[0].seed}, {machine}"
+    tables = "\n".join(markdown(each) for each in told)
+    document.write_text(f"{before}{BEGIN}\n\n{how}.\n\n{tables}\n{END}{after}")
 
 
 def _workers(history: History) -> str:

@@ -1,4 +1,4 @@
-"""What the faults befall: a broker of one node or three, workers, ways between them, functions, a receiver of callbacks."""
+"""What the faults befall: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.ledger import Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.ledger import Answer, Fault, History, Letter, Post, Rules, Run, Shift
 from tests.chaos.proxy import Way
 from tests.chaos.supply import FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
 from tests.e2e.functions import Functions, Request
 from tests.e2e.stack import Worker
-from tests.servers import NatsServer
+from tests.servers import NatsServer, Program, free_port
 from tests.wire import ApiError
 
 T = TypeVar("T")
@@ -72,6 +73,8 @@ class Stage:
         self.seats: list[Seat] = []
         self.faults: list[Fault] = []
         self.supply: Supply
+        self.producer: Program
+        self._producer_settings: dict[str, object] = {}
         self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
         """A fault that kills a node, or a worker, waits until the one before it is over."""
         self.disks: dict[NatsServer, Disk] = {}
@@ -102,7 +105,11 @@ class Stage:
             self.disks = {node: self._open.enter_context(Disk(node.store)) for node in self.nodes}
         await in_thread(lambda: self._open.enter_context(self.broker))
         await in_thread(self.broker.make_stream)
-        self.supply = Supply(self.nodes, self.receiver.url, random.Random(self.dice.random()), self.now)
+        door = free_port()
+        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.dice.random()), self.now)
+        nodes = ",".join(node.url for node in self.nodes)
+        self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
+        self.open_producer()
         for _ in range(SEATS):
             seat = Seat([Way(node.port) for node in self.nodes])
             for way in seat.ways:
@@ -114,6 +121,15 @@ class Stage:
         """Kill what is left."""
         with trio.CancelScope(shield=True):
             await in_thread(self._open.close)
+
+    # The producer.
+
+    def open_producer(self) -> None:
+        """Start our own producer, in the place of one that ended."""
+        settings = {"nats_stream_replicas": len(self.nodes), "log_encoding": "json", **self._producer_settings}
+        self.producer = self._open.enter_context(
+            Program("worker.cli", "gateway", tmp_path=self._directory, settings=settings)
+        )
 
     # Workers.
 
@@ -127,6 +143,8 @@ class Stage:
         settings = {**SETTINGS, "nats_url": urls, "gateway_url": gateway, "nats_stream_replicas": replicas}
         seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(seat.worker)
+        # Told to stop before it can hear that, any process dies of it.
+        await in_thread(partial(seat.worker.wait_for, "Serving metrics", PATIENCE))
 
     def tell_to_stop(self, seat: Seat) -> None:
         """Send SIGTERM."""
@@ -137,7 +155,7 @@ class Stage:
         """Wait until a worker that was told to, or was killed, has ended."""
         process = seat.worker.process
         with trio.move_on_after(PATIENCE):
-            while process.poll() is None:
+            while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
@@ -163,7 +181,7 @@ class Stage:
     async def run_empty(self) -> int:
         """Let the queue run empty; how many messages are left when that takes for ever."""
         with trio.move_on_after(PATIENCE):
-            while await self.supply.left():
+            while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
                 await trio.sleep(0.1)
         return self.supply.waiting
 
@@ -179,6 +197,7 @@ class Stage:
             faults=self.faults,
             undecodable=self.supply.garbled,
             left=left,
+            stored=await in_thread(lambda: self.broker.api(f"STREAM.INFO.{STREAM}")["state"]["messages"]),
         )
 
     def complaints(self) -> list[str]:
@@ -208,10 +227,13 @@ class Stage:
     def _run(self, request: Request) -> Run:
         reply, whole = request.reply, is_whole(request)
         began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
+        answer: Answer = "final"
         if reply is None or reply.stall:
-            return Run(request.call_id, request.prefix, began, ended, "none", whole)
-        again = reply.raw is not None or reply.status in CODES
-        return Run(request.call_id, request.prefix, began, ended, "retry" if again else "final", whole)
+            answer = "none"
+        elif reply.raw is not None or reply.status in CODES:
+            answer = "retry"
+        asks = float(dict(reply.headers).get("Retry-After", 0)) if reply else 0.0
+        return Run(request.call_id, request.prefix, began, ended, answer, asks, whole)
 
     def _post(self, request: Request) -> Post:
         began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began

@@ -1,18 +1,20 @@
 """Where the messages come from: a queue that is never empty, and never long, whatever happens to its broker.
 
-A batch whose storing was not confirmed is published again under the same ``Nats-Msg-Id``, as any careful producer
-does, until it is; so what is recorded here is exactly what the broker promised to keep.
+Some are published as OpenFaaS's gateway does, straight to the broker on the bare subject; the others go through our own
+producer. What was not confirmed to be stored is published again under the same id, as any careful producer does, until
+it is; so what is recorded here is exactly what was promised to be kept.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -22,7 +24,7 @@ from tests.e2e.stack import go_url
 from tests.servers import NatsServer
 from tests.wire import NoAnswer, Wire
 
-STREAM = "faas-request"
+STREAM, CONSUMER = "faas-request", "faas-workers"
 BATCH = 25
 """Messages published at once."""
 WAITING = 300
@@ -57,6 +59,8 @@ FUNCTIONS: Mapping[str, Function] = {
 }
 GARBLED = 0.005
 """Share of messages that cannot be understood."""
+BY_DOOR = 0.3
+"""Share of batches that go through our own producer."""
 
 
 def body_of(call_id: str) -> bytes:
@@ -70,76 +74,130 @@ def is_whole(request: Request) -> bool:
     return request.method == "POST" and request.body == body_of(request.call_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message to be published; *garbled*: one that cannot be understood."""
+
+    call_id: str
+    function: str = ""
+    callback: str | None = None
+    garbled: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        """As OpenFaaS's gateway puts it on the queue."""
+        if self.garbled:
+            return b"not JSON " + self.call_id.encode()
+        request = {
+            "Function": self.function,
+            "Method": "POST",
+            "Header": {"X-Call-Id": [self.call_id]},
+            "Body": base64.b64encode(body_of(self.call_id)).decode(),
+            "CallbackUrl": go_url(self.callback) if self.callback else None,
+        }
+        return json.dumps(request).encode()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """As its caller sends it to the producer."""
+        return {"X-Call-Id": self.call_id, **({"X-Callback-Url": self.callback} if self.callback else {})}
+
+
 class Supply:
     """Publishes until told to stop.
 
     Args:
-        nodes: the broker's; the first that answers is used.
+        nodes: the broker's; any that answers is used.
+        door: the port of our own producer.
         results: the URL of the receiver of callbacks.
         dice: chance.
         clock: the run's clock.
     """
 
     def __init__(
-        self, nodes: Sequence[NatsServer], results: str, dice: random.Random, clock: Callable[[], float] = time.monotonic
+        self, nodes: Sequence[NatsServer], door: int, results: str, dice: random.Random, clock: Callable[[], float]
     ) -> None:
         self.published: list[Published] = []
         self.garbled: list[bytes] = []
         self.waiting = 0
-        """Messages in the stream, when last asked."""
+        """Messages that the consumer is not done with, when last asked."""
         self.enough = False
         """No more are wanted."""
-        self._nodes, self._results, self._dice, self._clock = nodes, results, dice, clock
+        self._nodes, self._door, self._results, self._dice, self._clock = nodes, door, results, dice, clock
         self._wire: Wire | None = None
+        self._posts: http.client.HTTPConnection | None = None
         self._number = 0
 
     async def run(self) -> None:
         """Publish until there is enough, each batch until it is confirmed."""
         while not self.enough:
             if await self._asked(self._look) and self.waiting < WAITING:
-                batch = [self._message() for _ in range(BATCH)]
-                while not await self._asked(lambda batch=batch: self._publish(batch)):  # type: ignore[misc]  # mypy cannot infer a default's type
-                    pass
+                by_door = self._dice.random() < BY_DOOR
+                batch = [self._draft(garbled=not by_door and self._dice.random() < GARBLED) for _ in range(BATCH)]
+                publish = partial(self._post if by_door else self._publish, batch)
+                while batch:
+                    await self._asked(publish)
             else:
                 await trio.sleep(_AGAIN / 4)
 
     async def left(self) -> int:
-        """How many messages the stream holds."""
+        """How many messages the consumer is not done with."""
         while not await self._asked(self._look):
             pass
         return self.waiting
 
-    async def _asked(self, question: Callable[[], bool]) -> bool:
+    async def _asked(self, question: Callable[[], None]) -> bool:
         """Ask in a thread; False where there was no answer, after a pause."""
         try:
-            return await trio.to_thread.run_sync(question)
-        except NoAnswer:
-            if self._wire:
-                self._wire.close()
-                self._wire = None
+            await trio.to_thread.run_sync(question)
+        except (NoAnswer, OSError, http.client.HTTPException):
+            self._hang_up()
             await trio.sleep(_AGAIN)
             return False
+        return True
 
-    def _look(self) -> bool:
-        (answer,) = self._connected().request_many([(f"$JS.API.STREAM.INFO.{STREAM}", b"", {})])
+    def _hang_up(self) -> None:
+        for connection in (self._wire, self._posts):
+            if connection:
+                connection.close()
+        self._wire = self._posts = None
+
+    def _look(self) -> None:
+        (answer,) = self._connected().request_many([(f"$JS.API.CONSUMER.INFO.{STREAM}.{CONSUMER}", b"", {})])
         said = json.loads(answer)
         if "error" in said:
             raise NoAnswer(str(said["error"]))
-        self.waiting = said["state"]["messages"]
-        return True
+        self.waiting = said["num_pending"] + said["num_ack_pending"]
 
-    def _publish(self, batch: Sequence[tuple[Published | None, bytes, str]]) -> bool:
+    def _publish(self, batch: list[Draft]) -> None:
+        """Publish to the broker what is left of a batch, all or nothing."""
         answers = self._connected().request_many(
-            (STREAM, payload, {"Nats-Msg-Id": identity}) for _, payload, identity in batch
+            (STREAM, draft.payload, {"Nats-Msg-Id": draft.call_id}) for draft in batch
         )
         if refused := [answer for answer in answers if b'"error"' in answer]:
             raise NoAnswer(refused[0].decode())
-        for message, payload, _ in batch:
-            if message:
-                self.published.append(message)
-            else:
-                self.garbled.append(payload)
-        return True
+        while batch:
+            self._stored(batch.pop())
+
+    def _post(self, batch: list[Draft]) -> None:
+        """Publish by the producer what is left of a batch, one after the other."""
+        if self._posts is None:
+            self._posts = http.client.HTTPConnection("127.0.0.1", self._door, timeout=_ANSWER)
+        while batch:
+            draft = batch[-1]
+            self._posts.request("POST", f"/async-function/{draft.function}", body_of(draft.call_id), draft.headers)
+            response = self._posts.getresponse()
+            response.read()
+            if response.status != 202:
+                raise NoAnswer(f"the producer says {response.status}")
+            self._stored(batch.pop())
+
+    def _stored(self, draft: Draft) -> None:
+        if draft.garbled:
+            self.garbled.append(draft.payload)
+        else:
+            callback = draft.callback is not None
+            self.published.append(Published(draft.call_id, draft.function, self._clock(), callback))
 
     def _connected(self) -> Wire:
         if self._wire is None:
@@ -152,18 +210,8 @@ class Supply:
             raise NoAnswer("no node is up")
         return self._wire
 
-    def _message(self) -> tuple[Published | None, bytes, str]:
+    def _draft(self, *, garbled: bool) -> Draft:
         self._number += 1
-        call_id = f"call-{self._number}"
-        if self._dice.random() < GARBLED:
-            return None, b"not JSON " + call_id.encode(), call_id
         (function,) = self._dice.choices([*FUNCTIONS], [each.weight for each in FUNCTIONS.values()])
-        callback = self._dice.random() < 0.4
-        request = {
-            "Function": function,
-            "Method": "POST",
-            "Header": {"X-Call-Id": [call_id]},
-            "Body": base64.b64encode(body_of(call_id)).decode(),
-            "CallbackUrl": go_url(f"{self._results}/results") if callback else None,
-        }
-        return Published(call_id, function, self._clock(), callback), json.dumps(request).encode(), call_id
+        callback = f"{self._results}/results" if self._dice.random() < 0.4 else None
+        return Draft(f"call-{self._number}", function, callback, garbled)

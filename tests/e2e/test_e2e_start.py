@@ -68,7 +68,7 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
     ],
 )
 def test_told_to_stop_while_it_is_being_imported(start: str) -> None:
-    """SIGTERM before anything works ends with 0; as process 1 of a container it would not be heard without a handler."""
+    """SIGTERM before anything works ends with 0; process 1 of a container would not hear it without a handler."""
     told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
     code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)

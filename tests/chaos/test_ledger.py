@@ -1,0 +1,144 @@
+"""The ledger finds what it is there to find: a history in which all is well, and each way to spoil it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.chaos.ledger import STRANDS, Fault, History, Letter, Post, Published, Rules, Run, Shift, judge
+
+RULES = Rules(attempts=3, first_wait=1.0, longest_wait=4.0, upstream_timeout=10.0, ack_wait=6.0, drain=7.0)
+W1 = Shift("w1", 0.0, 100.0, 101.0, 0)
+W2 = Shift("w2", 0.0, 100.0, 102.0, 0)
+
+
+def history(*runs: Run, letters: Sequence[Letter] = (), posts: Sequence[Post] = (), **changes: object) -> History:
+    """One message, ``call``, published at 1 s, and what became of it."""
+    callback = bool(posts)
+    usual = History(RULES, [Published("call", "f", 1.0, callback)], runs, posts, letters, [W1, W2], [])
+    return replace(usual, **changes)  # type: ignore[arg-type]  # mypy cannot see which
+
+
+def failed(began: float, ended: float, worker: str = "w1") -> Run:
+    return Run("call", worker, began, ended, "retry")
+
+
+def done(began: float, ended: float, worker: str = "w1") -> Run:
+    return Run("call", worker, began, ended, "final")
+
+
+def gone(began: float, ended: float, worker: str = "w1") -> Run:
+    return Run("call", worker, began, ended, "none")
+
+
+def test_all_is_well() -> None:
+    """A retry after its back-off is a cause; an invocation that was answered for good is an end."""
+    verdict = judge(history(failed(2, 3), done(4, 5)))
+    assert verdict.sound
+    assert verdict.causes == {"retry": 1}
+    assert verdict.drains == [("w1", 1.0), ("w2", 2.0)]
+
+
+def test_given_up() -> None:
+    """A dead letter after all attempts, each after its back-off, is an end."""
+    assert judge(history(failed(2, 3), failed(4, 5), failed(7, 8), letters=[Letter("call", 3, 3)])).sound
+
+
+@pytest.mark.parametrize(
+    ("promise", "spoilt"),
+    [
+        ("lost", history()),
+        ("lost", history(failed(2, 3))),
+        ("lost", history(done(2, 3), left=1)),
+        ("lost", history(done(2, 3), stored=1)),
+        ("lost", history(done(2, 3), undecodable=[b"x", b"x"], letters=[Letter(None, 0, 1, b"x")])),
+        ("not as published", history(done(2, 3), Run("other", "w1", 2, 3, "final"))),
+        ("not as published", history(replace(done(2, 3), whole=False))),
+        ("not as published", history(done(2, 3), letters=[Letter("other", 3, 3)])),
+        ("invoked again without cause", history(done(2, 3), done(5, 6))),
+        ("invoked again without cause", history(gone(2, 3), done(5, 6))),
+        ("invoked again without cause", history(failed(2, 5), done(4, 6))),
+        ("attempts out of policy", history(failed(2, 3), done(3.9, 5))),
+        ("attempts out of policy", history(failed(2, 3), failed(4, 5), done(6.9, 8))),
+        ("attempts out of policy", history(replace(failed(2, 3), asks=2.0), done(4.5, 5))),
+        ("attempts out of policy", history(failed(2, 3), failed(4, 5), failed(7, 8), done(12, 13))),
+        ("attempts out of policy", history(failed(2, 3), letters=[Letter("call", 1, 3)])),
+        ("attempts out of policy", history(failed(2, 3), letters=[Letter("call", 3, 2)])),
+        ("attempts out of policy", history(letters=[Letter("call", 3, 3)])),
+        ("callbacks", history(done(2, 3), published=[Published("call", "f", 1.0, callback=True)])),
+        ("callbacks", history(done(2, 3), posts=[Post("call", 2.5, 2.6, "200")])),
+        ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 3.5, 3.6, "500")])),
+        ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 5.5, 5.6, "500")])),
+        ("ends of workers", history(done(2, 3), shifts=[replace(W1, ended=107.5)])),
+        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=1)])),
+        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=0, stopped=None)])),
+        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=-signal.SIGSEGV)])),
+    ],
+)
+def test_what_is_not_well_is_found(promise: str, spoilt: History) -> None:
+    """Each promise that a history breaks is found, and none that it keeps."""
+    assert list(judge(spoilt).broken) == [promise]
+
+
+CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "explained"),
+    [
+        ("way cut", history(done(2, 3), done(5, 6, "w2"), faults=[CUT])),
+        ("way cut", history(done(2.55, 3), done(5, 6, "w2"), faults=[CUT])),
+        ("way cut", history(gone(3.5, 3.6), done(5, 6, "w2"), faults=[CUT])),
+        ("way cut", history(failed(2, 3), done(3.5, 6, "w2"), faults=[CUT])),
+        ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
+        ("worker killed", history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.1, code=-9), W2])),
+        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[replace(W1, stopped=1.0, ended=3.0), W2])),
+    ],
+)
+def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> None:
+    """A fault that touched a worker while it had the message is a cause of its being invoked again."""
+    verdict = judge(explained)
+    assert verdict.sound, verdict.broken
+    assert verdict.causes == {cause: 1}
+
+
+@pytest.mark.parametrize(
+    "unexplained",
+    [
+        history(done(2, 3), done(5, 6), faults=[replace(CUT, workers=frozenset({"w2"}))]),
+        history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
+        history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
+        history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
+        history(gone(2, 3), done(4, 5, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
+    ],
+)
+def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: History) -> None:
+    """Another worker's fault, one after the message was settled, or long before it came, is no cause."""
+    assert list(judge(unexplained).broken) == ["invoked again without cause"]
+
+
+def test_attempts_that_the_broker_forgot() -> None:
+    """Where the broker has forgotten its counts there may be more attempts, each still after its back-off."""
+    forgets = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), forgets=True)
+    again = history(failed(2, 3), failed(4, 5), failed(7, 8), done(12, 13), faults=[forgets])
+    assert judge(again).sound
+    assert judge(again).causes == {"retry": 3}
+
+
+def test_a_full_disk_may_strand_what_was_acknowledged() -> None:
+    """What no consumer is given any more is told of, and not taken for lost, where a disk was full."""
+    assert judge(history(done(2, 3), stored=1, faults=[Fault(STRANDS, 1, 2)])).sound
+
+
+def test_recoveries() -> None:
+    """How long what a fault touched took to work again: its worker, or what a dead one was running."""
+    cut = judge(history(failed(2, 3), done(4, 5), faults=[CUT]))
+    assert cut.recoveries == {"way cut": [pytest.approx(1.4)]}
+    killed = Fault("worker killed", 3.0, 3.0, frozenset({"w1"}))
+    shifts = [replace(W1, ended=3.0, code=-9), W2]
+    assert judge(history(gone(2, 3), done(9, 10, "w2"), shifts=shifts, faults=[killed])).recoveries == {
+        "worker killed": [6.0]
+    }
