@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo dev test lint test-slow nightly fuzz image lock clean
+.PHONY: help demo dev test lint test-slow nightly fuzz chaos image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as
 fuzz: $(VENV)/dev.installed ## coverage-guided, FUZZ_SECONDS (60) for each target
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
 	for target in messages fields; do $(BIN)/python -m fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
+chaos: $(VENV)/dev.installed ## real processes under every fault, 20,000 messages through each broker (CHAOS="--seed 1 ...")
+	$(BIN)/python -m tests.chaos --rounds 3 $(CHAOS)
 
 image: ## the container image, built by docker
 	docker build --tag jetstream-queue-worker:$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' worker/__init__.py) .

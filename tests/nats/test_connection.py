@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.chaos.proxy import Way
-from tests.servers import NatsServer
+from tests.servers import NatsServer, until
 from worker.config import load
-from worker.events import BrokerTrouble, Event
-from worker.nats.queue import open_queue
+from worker.events import BrokerTrouble, Connected, Event
+from worker.model import DeadLetter, Delivery
+from worker.nats.queue import NatsQueue, open_queue
+from worker.ports import NotStored
+
+SOON = 15.0
+"""Seconds within which what must come comes, at the longest."""
 
 
 async def test_turned_away_at_first(tmp_path: Path) -> None:
@@ -32,3 +39,63 @@ async def start_after(seconds: float, server: NatsServer) -> None:
     """Start a server a while from now."""
     await trio.sleep(seconds)
     await trio.to_thread.run_sync(server.start)
+
+
+async def test_a_reader_that_died(tmp_path: Path) -> None:
+    """Where nats-py's read loop has ended and its connection seems to be up, it is made anew, and work comes again."""
+    events: list[Event] = []
+    with NatsServer(tmp_path) as server:
+        # What is sent to a reader that has died comes again after the ack wait.
+        async with open_queue(load({"nats_port": str(server.port), "ack_wait": "2s"}).settings, events.append) as queue:
+            consumer = await queue.consume()
+            consumer.want(1)
+            reading = queue._connection.client._reading_task
+            assert reading
+            reading.cancel()
+            server.publish("faas-request", b"one")
+            with trio.fail_after(SOON):
+                (delivery,) = await consumer.receive()
+            assert delivery.payload == b"one"
+    assert Connected(f"127.0.0.1:{server.port}", again=True) in events
+
+
+@pytest.mark.slow
+async def test_unsent_bytes_for_a_dead_peer(tmp_path: Path) -> None:
+    """A connection that takes nothing any more, with megabytes unsent, does not keep the worker from another one.
+
+    nats-py waits for its old socket to close, which those bytes put off for as long as TCP tries: a quarter of an hour.
+    """
+    events: list[Event] = []
+    with NatsServer(tmp_path) as server:
+        async with trio.open_nursery() as nursery:
+            dead, alive = Way(server.port), Way(server.port)
+            for way in (dead, alive):
+                await nursery.start(way.serve)
+            alive.closed = True
+            urls = f"nats://127.0.0.1:{dead.port},nats://127.0.0.1:{alive.port}"
+            settings = load({"nats_url": urls, "ack_wait": "12s"}).settings
+            async with open_queue(settings, events.append) as queue:
+                consumer = await queue.consume()
+                consumer.want(1)
+                dead.stand_still()
+                alive.closed = False
+                for number in range(20):
+                    letter = DeadLetter(big(number), "gave up", 1, None, None, None)
+                    nursery.start_soon(bury, queue, letter)
+                await until(
+                    lambda: Connected(f"127.0.0.1:{alive.port}", again=True) in events, "another connection", 60
+                )
+                server.publish("faas-request", b"one")
+                with trio.fail_after(SOON):
+                    (delivery,) = await consumer.receive()
+                assert delivery.payload == b"one"
+            nursery.cancel_scope.cancel()
+
+
+def big(number: int) -> Delivery:
+    return Delivery((number, 0), "", 1, 0.0, "faas-request", bytes(900_000))
+
+
+async def bury(queue: NatsQueue, letter: DeadLetter) -> None:
+    with suppress(NotStored):
+        await queue.bury(letter)
