@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +194,7 @@ class NatsQueue:
         ]
 
     async def _backlog(self) -> Backlog:
+        await self._heed_ack_wait()
         by_subject: dict[str, int] = {}
         while True:
             try:
@@ -208,6 +209,12 @@ class NatsQueue:
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
                 return Backlog(info["state"]["last_seq"], by_subject)
+
+    async def _heed_ack_wait(self) -> None:
+        """Someone may have changed it. Leases that go by the old one would be extended too late, for ever."""
+        with suppress(ApiError):  # it is gone, which is told elsewhere
+            if self._consumer.bound:
+                self._consumer.ack_wait = await topology.ack_wait(self._connection, self._found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,17 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
     )
     if unusable := _judge(what, *consumer_faults(bound["config"], settings), emit):
         raise Unusable(_told(unusable))
-    return Bound(info["created"], bound["config"].get("ack_wait", _ns(30)) / 1e9)
+    return Bound(info["created"], _ack_wait(bound))
+
+
+async def ack_wait(connection: Connection, settings: Settings) -> float:
+    """The consumer's ack wait as it is now (s).
+
+    Raises:
+        ApiError: there is no such consumer.
+        worker.ports.NotStored: the server did not answer.
+    """
+    return _ack_wait(await connection.ask(f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}"))
 
 
 async def make_dead_letters(connection: Connection, settings: Settings, emit: Emit) -> None:
@@ -270,6 +280,10 @@ def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> li
     for surprise in surprises:
         emit(Surprise(f"the {what} is not as set: {surprise}; it is used as it is"))
     return []
+
+
+def _ack_wait(consumer: dict[str, Any]) -> float:
+    return float(consumer["config"]["ack_wait"] / 1e9)
 
 
 def _told(unusable: list[str]) -> str:
