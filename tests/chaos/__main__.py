@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import msgspec
 import trio
 
 from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS, Does
@@ -19,6 +20,8 @@ from tests.chaos.stage import Stage
 
 _PAUSE = (1.0, 4.0)
 """Seconds between two faults of a lane, least and most: some faults meet what the last one left, most do not."""
+_SHOWN = 20
+"""Cases of a promise that was not kept."""
 _PROGRESS = 10.0
 """Seconds between two lines of progress."""
 
@@ -38,16 +41,21 @@ def main(
     """Make everything fail, and see that nothing is lost. Ends with 1 where a promise was not kept."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
-    told = [trio.run(_live, seed, int(size), messages, rounds, only) for size in nodes]
-    for each in told:
-        click.echo(markdown(each))
-        for promise, cases in each.verdict.broken.items():
-            click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:20]))
-        for line in each.complaints[:20]:
-            click.echo(f"COMPLAINT: {line}")
+    told = []
+    for size in nodes:
+        told.append(trio.run(_live, seed, int(size), messages, rounds, only))
+        _show(told[-1])
     if report:
         write(report, told)
     raise SystemExit(0 if all(each.sound for each in told) else 1)
+
+
+def _show(told: Told) -> None:
+    click.echo(markdown(told))
+    for promise, cases in told.verdict.broken.items():
+        click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:_SHOWN]))
+    for line in told.complaints[:_SHOWN]:
+        click.echo(f"COMPLAINT: {line}")
 
 
 async def _live(seed: int, nodes: int, messages: int, rounds: int, only: Sequence[str]) -> Told:
@@ -74,7 +82,8 @@ async def _live(seed: int, nodes: int, messages: int, rounds: int, only: Sequenc
     if told.sound:
         shutil.rmtree(directory)
     else:
-        click.echo(f"The files of all processes are in {directory}")
+        (directory / "history.json").write_bytes(msgspec.json.encode(told.history))
+        click.echo(f"What was recorded, and the files of all processes, are in {directory}")
     return told
 
 
