@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio_asyncio import aio_as_trio
 
 from tests.chaos.proxy import Way
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.events import BrokerTrouble, Connected, Event
 from worker.model import DeadLetter, Delivery
+from worker.nats.connection import ConnectionClosed
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import NotStored
 
@@ -57,6 +59,17 @@ async def test_a_reader_that_died(tmp_path: Path) -> None:
                 (delivery,) = await consumer.receive()
             assert delivery.payload == b"one"
     assert Connected(f"127.0.0.1:{server.port}", again=True) in events
+
+
+async def test_closed_for_good(tmp_path: Path) -> None:
+    """Where the server makes nats-py close for good, as on a message that is too large, the queue fails, loudly."""
+    with NatsServer(tmp_path) as server, pytest.RaisesGroup(ConnectionClosed, flatten_subgroups=True):
+        async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
+            await queue.consume()
+            client = queue._connection.client
+            await aio_as_trio(client.publish)("any", bytes(client.max_payload), headers={"one": "too many"})
+            with trio.fail_after(SOON):
+                await trio.sleep_forever()
 
 
 @pytest.mark.slow
