@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Self
 
 _PATIENCE = 15.0
@@ -56,6 +57,7 @@ class Wire:
     """
 
     def __init__(self, port: int, connect: Mapping[str, str], patience: float = _PATIENCE) -> None:
+        self._numbers = count()
         with _translated():
             self._open(port, connect, patience)
 
@@ -82,14 +84,17 @@ class Wire:
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
         """Send all, then take the answers, in the order of the requests."""
-        count = 0
+        inboxes, answers = list[str](), dict[str, bytes]()
         with _translated():
-            for number, (subject, payload, headers) in enumerate(requests):
-                self._publish(subject, f"{self._inbox}.{number}", payload, headers)
-                count += 1
+            for subject, payload, headers in requests:
+                # No inbox is used twice: around a change of leaders a cluster may answer one request twice.
+                inboxes.append(f"{self._inbox}.{next(self._numbers)}")
+                self._publish(subject, inboxes[-1], payload, headers)
             self._file.flush()
-            answers = dict(self._message() for _ in range(count))
-        return [answers[f"{self._inbox}.{number}"] for number in range(count)]
+            while not answers.keys() >= set(inboxes):
+                inbox, answer = self._message()
+                answers[inbox] = answer
+        return [answers[inbox] for inbox in inboxes]
 
     def _publish(self, subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> None:
         block = b""
