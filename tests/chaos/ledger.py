@@ -264,15 +264,16 @@ def _failed(run: Run, rules: Rules) -> bool:
 def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
     """Whether it is a retry, one that is allowed, after no less than its back-off."""
     rules = history.rules
-    failures = sum(_failed(run, rules) for run in story.runs if run.began <= earlier.began)
-    wait = earlier.asks or min(rules.first_wait * 2.0 ** min(failures - 1, 64), rules.longest_wait)
-    allowed = failures < rules.attempts or _forgotten(story, history)
-    return _failed(earlier, rules) and allowed and later.began >= earlier.ended + wait - EARLY
+    # The number of this attempt, at least: what the broker has forgotten counts no more.
+    since = max((fault.began for fault in _forgetting(story, history) if fault.began <= later.began), default=0.0)
+    failures = sum(_failed(run, rules) and since <= run.ended <= earlier.ended for run in story.runs)
+    wait = earlier.asks or min(rules.first_wait * 2.0 ** max(failures - 1, 0), rules.longest_wait)
+    return _failed(earlier, rules) and failures < rules.attempts and later.began >= earlier.ended + wait - EARLY
 
 
-def _forgotten(story: Story, history: History) -> bool:
-    """Whether the broker may count a message's attempts from one again."""
-    return any(fault.forgets and fault.ended >= story.published.at for fault in history.faults)
+def _forgetting(story: Story, history: History) -> list[Fault]:
+    """The faults since which the broker may count a message's attempts from one again."""
+    return [fault for fault in history.faults if fault.forgets and fault.ended >= story.published.at]
 
 
 def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
@@ -301,7 +302,7 @@ def _settled_by(run: Run, story: Story) -> float:
 def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
     rules, call_id = history.rules, story.published.call_id
     failures = sum(_failed(run, rules) for run in story.runs)
-    forgotten = _forgotten(story, history)
+    forgotten = bool(_forgetting(story, history))
     # One given up in vain, because its settlement was lost, is tried by the next worker before it is given up again.
     if failures > rules.attempts + story.disturbed and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: {failures} attempts failed, {rules.attempts} are allowed")

@@ -123,9 +123,13 @@ def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: Hist
 def test_attempts_that_the_broker_forgot() -> None:
     """Where the broker has forgotten its counts there may be more attempts, each still after its back-off."""
     forgets = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), forgets=True)
-    again = history(failed(2, 3), failed(4, 5), failed(7, 8), done(12, 13), faults=[forgets])
-    assert judge(again).sound
-    assert judge(again).causes == {"retry": 3}
+    again = judge(history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(13, 14), faults=[forgets]))
+    assert again.sound
+    assert again.causes == {"retry": 4}
+    too_early = judge(
+        history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(12.9, 14), faults=[forgets])
+    )
+    assert list(too_early.broken) == ["attempts out of policy"]
 
 
 def test_a_full_disk_may_strand_what_was_acknowledged() -> None:
