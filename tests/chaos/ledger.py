@@ -279,16 +279,13 @@ def _forgetting(story: Story, history: History) -> list[Fault]:
 def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
     """What kept *earlier* from being settled, if anything did while its worker had it."""
     until = _settled_by(earlier, story)
+    touching = [fault for fault in history.faults if earlier.worker in fault.workers and fault.began <= later.began]
     for shift in history.shifts:
-        if (
-            shift.worker == earlier.worker
-            and earlier.began <= shift.ended <= until
-            and shift.ended <= later.began + EARLY
-        ):
-            return "worker killed" if shift.killed else "worker stopped"
-    for fault in history.faults:
-        touched = earlier.worker in fault.workers and fault.began <= later.began
-        if touched and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
+        if shift.worker == earlier.worker and earlier.began <= shift.ended <= min(until, later.began + EARLY):
+            ends = (fault.kind for fault in touching if fault.began <= shift.ended <= fault.ended + EARLY)
+            return next(ends, "worker killed" if shift.killed else "worker stopped")
+    for fault in touching:
+        if fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
     return None
 
