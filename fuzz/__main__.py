@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 TARGETS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-_SEEN_INTO = ["worker", "fuzz", "h11", "nats.protocol", "nats.aio.client"]
+_SEEN_INTO = ["worker", "fuzz", "h11", "nats.protocol", "nats.aio.client", "email"]
 """Whose branches guide the fuzzer: ours, and those of readers of the same bytes that are written in Python."""
 _LONGEST = 4096
 """Bytes of an input: what is not broken by these is not broken by more; bounds are made small where one is tested."""

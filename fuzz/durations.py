@@ -30,13 +30,11 @@ _NO_UNIT = re.compile(r"[0-9.]")
 def check(data: bytes) -> None:
     """Read *data* as a duration and see that the law above holds."""
     text = data.decode("utf-8", "replace")
-    expected = _go(text)
+    expected = nanoseconds_of_go(text)
     try:
         seconds = parse_duration(text)
-    except ValueError as refused:
+    except ValueError:
         assert expected is None or expected < 0, (text, expected)
-        assert str(refused).isprintable()
-        assert text not in str(refused) or len(text) < 20
         return
     assert expected is not None
     assert seconds == expected / 10**9, (text, seconds, expected)
@@ -45,7 +43,7 @@ def check(data: bytes) -> None:
     assert again == seconds, (text, seconds, again)
 
 
-def _go(text: str) -> int | None:
+def nanoseconds_of_go(text: str) -> int | None:
     """Nanoseconds, or None: ``time.ParseDuration`` of Go 1.23, with its names."""
     neg = text.startswith("-")
     s = text[1:] if text.startswith(("-", "+")) else text
@@ -122,8 +120,7 @@ def _is_about_exact(text: str, nanoseconds: int) -> None:
     """Floats and cut fractions lose less than a nanosecond and its rounding in each part."""
     parts = re.findall(r"([0-9]*)\.?([0-9]*)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", text)
     if all(len(whole) + len(fraction) < 1000 for whole, fraction, _ in parts):  # Python refuses longer numbers
-        exact = sum(
-            (Fraction(int(whole or 0)) + Fraction(int(fraction or 0), 10 ** len(fraction))) * _UNITS[unit]
-            for whole, fraction, unit in parts
-        )
+        exact = Fraction(0)
+        for whole, fraction, unit in parts:
+            exact += Fraction(int(f"{whole}{fraction}"), 10 ** len(fraction)) * _UNITS[unit]
         assert abs(exact - nanoseconds) <= 1 + len(parts), (text, exact, nanoseconds)

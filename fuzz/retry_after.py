@@ -1,4 +1,4 @@
-"""Any Retry-After header is the number of seconds, or the date, that RFC 9110 reads in it, or none; never a negative wait.
+"""Any Retry-After header is the seconds or the date that RFC 9110 reads in it, or none, and never a negative wait.
 
 The three kinds of date are read here once more, by the grammar of RFC 9110, section 5.6.7. What is none of them may
 still be a date as mail writes it; then the date that it is read as, written in HTTP's own kind, must be read the same.
@@ -54,7 +54,10 @@ def check(data: bytes) -> None:
 
 def _is_read_the_same_in_http_s_own_kind(wait: float) -> None:
     when = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=min(wait, 200 * 10**9))
-    assert parse_retry_after(format_datetime(when, usegmt=True), now=NOW) == (when - datetime.fromtimestamp(NOW, UTC)).total_seconds()
+    assert (
+        parse_retry_after(format_datetime(when, usegmt=True), now=NOW)
+        == (when - datetime.fromtimestamp(NOW, UTC)).total_seconds()
+    )
 
 
 def _seconds(date: dict[str, str]) -> float | None:
@@ -63,6 +66,8 @@ def _seconds(date: dict[str, str]) -> float | None:
     if len(date["year"]) == 2:
         year += 1900 if year > 68 else 2000
     day, hour, minute, second = (int(date[name]) for name in ("day", "hour", "minute", "second"))
-    if not (1 <= year and 1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second < 60):
+    if not (
+        year >= 1 and 1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second < 60
+    ):
         return None
     return float(calendar.timegm((year, month, day, hour, minute, second)))
