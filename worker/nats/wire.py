@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from ..model import MessageId
 
 ACK_PREFIX = "$JS.ACK."
+_LONGEST = 20
+"""Digits in a number: those of the largest that 64 bits hold."""
 
 
 def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
@@ -22,7 +24,10 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
     tokens = subject.split(".")
     if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    count, sequence, _, stored = map(int, tokens[4:8] if len(tokens) == 9 else tokens[6:10])
+    numbers = tokens[4:8] if len(tokens) == 9 else tokens[6:10]
+    if not all(number.isascii() and number.isdigit() and len(number) <= _LONGEST for number in numbers):
+        raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
+    count, sequence, _, stored = map(int, numbers)
     return (sequence, stored), count
 
 
