@@ -1,4 +1,4 @@
-"""A callback URL is refused in one line, or is http or https to one host, which every reader of URLs finds to be the same.
+"""A callback URL is refused in one line, or is http or https to one host, the same to every reader of URLs.
 
 The input is a URL; and its lines are the fields of Go's ``url.URL``, in the order of :data:`FIELDS`. The readers are
 RFC 3986's own pattern (appendix B) with its pattern of an authority, the standard library's ``urlsplit``, and httpx,
