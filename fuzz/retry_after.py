@@ -61,13 +61,11 @@ def _is_read_the_same_in_http_s_own_kind(wait: float) -> None:
 
 
 def _seconds(date: dict[str, str]) -> float | None:
-    """Since the epoch; None where there is no such day or time. Two digits of a year are POSIX's: from 1969 on."""
+    """Since the epoch; None where there is no such day or time. Years below 100 are POSIX's, from 1969 to 2068."""
     year, month = int(date["year"]), _MONTHS.split("|").index(date["month"]) + 1
-    if len(date["year"]) == 2:
+    if year < 100:
         year += 1900 if year > 68 else 2000
     day, hour, minute, second = (int(date[name]) for name in ("day", "hour", "minute", "second"))
-    if not (
-        year >= 1 and 1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second < 60
-    ):
+    if not (1 <= day <= calendar.monthrange(year, month)[1] and hour < 24 and minute < 60 and second < 60):
         return None
     return float(calendar.timegm((year, month, day, hour, minute, second)))
