@@ -126,11 +126,15 @@ class Answer:
             self.complete = True
 
     def on_chunk_header(self) -> None:
+        if not self.complete and self.status < 200:  # as a body, it would become the next response's
+            raise ProtocolError("an interim response with a body")
         self._in_fields, self._fed = True, 0  # after the last chunk's comes the trailer
 
     def on_body(self, data: bytes) -> None:
         if self.complete:
             return
+        if self.status < 200:
+            raise ProtocolError("an interim response with a body")
         self._in_fields = False
         room = self._most_body - self.size
         self.size += min(len(data), room)
