@@ -33,6 +33,8 @@ PIECES = (
 """What a byte from 128 up stands for; those past the end are that byte less 128."""
 TAILS = (b"\r\n", b"\n", b"x", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", PIECES[7])
 """What may follow a whole answer."""
+STRICTER = ("no response line received", "illegal status line")
+"""For what h11 refuses an answer that we take: a line end before it, and control characters in its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,8 @@ def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read) -> None:
                 body += event.data
         else:
             headers += event.headers.raw_items()
-    except h11.RemoteProtocolError:
+    except h11.RemoteProtocolError as refused:
+        assert str(refused).startswith(STRICTER), (sent, str(refused), ours)  # noqa: PT017 -- refused for this, or alike
         return
     assert (status, body[: ours.size]) == (ours.status, ours.body), (sent, status, body, ours)
     if not ours.truncated:
