@@ -121,6 +121,10 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
+        if any(
+            name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers
+        ):
+            raise ProtocolError("a transfer coding other than chunked")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
             self.complete = True
