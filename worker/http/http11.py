@@ -48,6 +48,7 @@ class Answer:
         self._any = False
         self._in_fields = True
         """In a header, or in what can be a trailer."""
+        self._in_chunks = False
         self._parser: Any = httptools.HttpResponseParser(self)
 
     @property
@@ -112,7 +113,8 @@ class Answer:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MOST_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
-        self.headers.append((name, value))
+        if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.complete:
@@ -132,6 +134,7 @@ class Answer:
     def on_chunk_header(self) -> None:
         if not self.complete and self.status < 200:  # as a body, it would become the next response's
             raise ProtocolError("an interim response with a body")
+        self._in_chunks = True
         self._in_fields, self._fed = True, 0  # after the last chunk's comes the trailer
 
     def on_body(self, data: bytes) -> None:
