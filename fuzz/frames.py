@@ -113,7 +113,9 @@ class OurClient(Client):
         self._subs[self._sid] = Subscription(self, self._sid, subject, cb=cb, **limits)
         return self._subs[self._sid]
 
-    async def publish(self, subject: str, payload: bytes = b"", reply: str = "", **_: object) -> None:
+    async def publish(  # type: ignore[override]  # the same
+        self, subject: str, payload: bytes = b"", reply: str = ""
+    ) -> None:
         self.said.append((subject, payload, reply))
 
     async def read(self, piece: bytes) -> bool:
