@@ -120,13 +120,13 @@ class OurClient(Client):
 
     async def read(self, piece: bytes) -> bool:
         """Whether nats-py could read it; and call back whom it is for, as the tasks of subscriptions do."""
-        read = False
+        read, before = False, self.stats["in_msgs"]
         try:
             await self._ps.parse(piece)
             read = True
         except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the connection is then made anew
             await self._note(type(error).__name__)
-        for subscription in list[Any](self._subs.values()):
+        for subscription in list[Any](self._subs.values() if self.stats["in_msgs"] > before else ()):
             while subscription._pending_queue.qsize():  # noqa: SLF001 -- nats-py's own
                 await subscription._cb(subscription._pending_queue.get_nowait())  # noqa: SLF001 -- the same
         return read
