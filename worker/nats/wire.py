@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..model import MessageId
 
@@ -60,3 +62,23 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
     if not (len(code) == 3 and code.isascii() and code.isdigit()):
         return None
     return Status(int(code), (headers or {}).get("Description", ""))
+
+
+def parse_answer(data: bytes) -> dict[str, Any]:
+    """What JetStream answers to a request or a publish: an object, its ``error``, where there is one, another.
+
+    Raises:
+        ValueError: it is not JetStream's: anyone may answer on a subject.
+    """
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("error"), dict | None):
+        raise ValueError("an answer that is not JetStream's")  # noqa: TRY004 -- of what came, so a value to callers
+    return said
+
+
+def is_stored(said: Mapping[str, Any]) -> bool:
+    """Whether an answer confirms that a message is stored: it then names the stream, and the sequence there."""
+    return isinstance(said.get("stream"), str) and type(said.get("seq")) is int
