@@ -19,7 +19,8 @@ from worker.ports import NotStored
 
 WORDS = (
     '{"stream":"s","seq":1}', '{"stream":"s","seq":1,"duplicate":true}', '"error":',
-    '{"error":{"code":503,"err_code":10077,', '"description":"d"}}', "null", "true", "[]", "10054", "10060", '"seq":', '"stream":',
+    '{"error":{"code":503,"err_code":10077,', '"description":"d"}}', "null", "true", "[]",
+    "10054", "10060", '"seq":', '"stream":',
 )  # fmt: skip
 _SETTINGS = load({}).settings
 _MESSAGE = Message("faas-request.0.echo.fn", "id", "1", b"{}")

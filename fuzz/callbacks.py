@@ -28,12 +28,13 @@ _PLAIN = re.compile(
 def check(data: bytes) -> None:
     """Read *data* as a callback URL, and as an object of Go's, and see that the law above holds."""
     text = data.decode("utf-8", "replace")
-    _is_one_host(text)
+    is_one_host(text)
     lines = dict(zip(FIELDS, text.split("\n"), strict=False))
     _is_go_s({**lines, "ForceQuery": lines.get("ForceQuery") == "true"})
 
 
-def _is_one_host(text: str) -> None:
+def is_one_host(text: str) -> None:
+    """See that a URL is refused, or read alike by all."""
     url = read(text)
     if url is None:
         assert not text or not _PLAIN.fullmatch(text) or len(text) > 8192, text
@@ -65,7 +66,7 @@ def _is_go_s(value: dict[str, Any]) -> None:
     url = read(value)
     if url is None:
         return
-    _is_one_host(url)
+    is_one_host(url)
     if value.get("Opaque"):
         return
     scheme, host, path, query = (value.get(name, "") for name in ("Scheme", "Host", "Path", "RawQuery"))
