@@ -21,6 +21,9 @@ _SEEN_INTO = ["worker", "fuzz", "h11", "nats.protocol", "nats.aio.client", "emai
 _LONGEST = 4096
 """Bytes of an input: what is not broken by these is not broken by more; bounds are made small where one is tested."""
 
+_SLOWEST = 60
+"""Seconds for an input; ours take milliseconds. The timer can end a process that is about to tell what it found."""
+
 
 def main() -> int:
     """Fuzz one target, or each in its turn, until something breaks or the time is up."""
@@ -59,7 +62,14 @@ def _fuzz(target: str, flags: list[str]) -> None:
         dictionary = reached.with_suffix(".dict")
         dictionary.write_text("".join(f'"{_quoted(word)}"\n' for word in words), encoding="ascii")
         flags = [f"-dict={dictionary}", *flags]
-    given = [f"-max_len={_LONGEST}", "-timeout=10", f"-artifact_prefix={corpus}/", *flags, str(reached), str(corpus)]
+    given = [
+        f"-max_len={_LONGEST}",
+        f"-timeout={_SLOWEST}",
+        f"-artifact_prefix={corpus}/",
+        *flags,
+        str(reached),
+        str(corpus),
+    ]
     atheris.Setup([sys.argv[0], *given], module.check)
     atheris.Fuzz()
 

@@ -6,13 +6,27 @@ Whatever stands between quotes is the value; and what a file sets can be written
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
+from dataclasses import dataclass
+from io import BytesIO, TextIOWrapper
+from typing import Any
 
 from worker.dev.dotenv import read_dotenv
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_FILE = Path(tempfile.mkdtemp(prefix="fuzz-dotenv-")) / ".env"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A path to some bytes, without a disk."""
+
+    data: bytes
+
+    def __str__(self) -> str:
+        return ".env"
+
+    def read_text(self, encoding: str) -> str:
+        """As :meth:`pathlib.Path.read_text`, which also reads the line ends of others."""
+        return TextIOWrapper(BytesIO(self.data), encoding).read()
 
 
 def check(data: bytes) -> None:
@@ -22,12 +36,12 @@ def check(data: bytes) -> None:
     try:
         lines = re.split("\r\n|\r|\n", data.decode())
     except UnicodeDecodeError:
-        assert variables == f"{_FILE} is not text in UTF-8"
+        assert variables == ".env is not text in UTF-8"
         return
     if isinstance(variables, str):
         refused = re.fullmatch(r"(.*), line (\d+): not NAME=VALUE", variables)
         assert refused
-        assert refused[1] == str(_FILE)
+        assert refused[1] == ".env"
         assert _read("\n".join(lines[: int(refused[2]) - 1]).encode()) == _alone(lines[: int(refused[2]) - 1])
         assert isinstance(_read(lines[int(refused[2]) - 1].encode()), str)
         return
@@ -58,8 +72,8 @@ def _says_what_stands_between_quotes(variables: dict[str, str]) -> None:
 
 def _read(data: bytes) -> dict[str, str] | str:
     """The variables, or the complaint."""
-    _FILE.write_bytes(data)
+    path: Any = File(data)
     try:
-        return read_dotenv(_FILE)
+        return read_dotenv(path)
     except ValueError as refused:
         return str(refused)

@@ -21,6 +21,7 @@ WORDS = (
     "X-Call-Id: ", "X-Callback-Url: http://h/", "X-Start-Time: ", "Connection: ", "Host: ", "Expect: ", "%2F", "%2e",
     "/..", "/./", "%zz", "%ff", "POST\necho/a?b\n", "https://h:1/%2F?", ".fn", "?#",
 )  # fmt: skip
+SECRET = "hunter2"  # noqa: S105 -- made up
 NOW = 1_700_000_000_000_000_000
 _ESCAPED = frozenset('"<>\\^`{|}')
 """What the worker escapes in a path though it may stand there: Go's client does."""
@@ -32,12 +33,12 @@ def check(data: bytes) -> None:
     method, target, *lines = [*head.split(b"\n"), b"", b""][: max(2, head.count(b"\n") + 1)]
     below, _, query = target.decode("latin-1").partition("?")
     function, path = split_target(below)
-    pairs = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    pairs = [(name, _marked(value.strip())) for name, _, value in (line.partition(b":") for line in lines)]
     try:
         headers = fields(pairs)
         message = _composed(function, headers, method.decode("latin-1"), path, query).message(body)
     except ValueError as refused:
-        _is_a_reason(str(refused), headers if "headers" in locals() else {})
+        _is_a_reason(str(refused))
         return
     invocation = _read(message)
     assert (invocation.function, invocation.method) == (function, method.decode("latin-1"))
@@ -55,13 +56,21 @@ def _composed(function: str, headers: dict[str, list[str]], method: str, path: s
     )
 
 
-def _is_a_reason(reason: str, headers: dict[str, list[str]]) -> None:
+def _marked(value: bytes) -> bytes:
+    """A URL with a marker where its password begins and ends, be it ever so badly written."""
+    scheme, mark, rest = value.replace(SECRET.encode(), b"").partition(b"://")
+    if not mark or b"@" not in rest:
+        return value
+    user, _, where = rest.rpartition(b"@")
+    name, colon, password = user.partition(b":")
+    return b"%s://%s%s%s%s%s@%s" % (scheme, name, colon, SECRET.encode(), password, SECRET.encode(), where)
+
+
+def _is_a_reason(reason: str) -> None:
     assert reason
     assert reason.isprintable(), reason
     assert len(reason) < 10_000
-    for url in headers.get("X-Callback-Url", ()):
-        user = urlsplit(url).netloc.rpartition("@")[0] if "[" not in url and "]" not in url else ""
-        assert len(user) < 8 or user not in reason  # it may be a password
+    assert SECRET not in reason, reason
 
 
 def _read(message: Message) -> Invocation:

@@ -8,7 +8,6 @@ is complained of where a setting stands alone; and what is printed of settings, 
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,11 +26,14 @@ WORDS = (
 """Names are looked up in dictionaries, which a fuzzer cannot see into."""
 _PAIRS = (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file"))
 _FILES = Path(tempfile.mkdtemp(prefix="fuzz-settings-"))
+(_FILES / "directory").mkdir()
+(_FILES / "secret").write_text(f" {SECRET}\n")
+(_FILES / "empty").write_text(" \n")
+(_FILES / "binary").write_bytes(b"\xff\xfe" + SECRET.encode())
 
 
 def check(data: bytes) -> None:
     """Load *data* as an environment and see that the law above holds."""
-    _lay_files()
     environment = read(data)
     loaded = _load(environment)
     if isinstance(loaded, str):
@@ -62,15 +64,6 @@ def read(data: bytes) -> dict[str, str]:
             value = f"{user}{SECRET}@{where}"
         environment[name] = value
     return environment
-
-
-def _lay_files() -> None:
-    if not _FILES.exists() or len(list(_FILES.iterdir())) != 4:
-        shutil.rmtree(_FILES, ignore_errors=True)
-        (_FILES / "directory").mkdir(parents=True)
-        (_FILES / "secret").write_text(f" {SECRET}\n")
-        (_FILES / "empty").write_text(" \n")
-        (_FILES / "binary").write_bytes(b"\xff\xfe" + SECRET.encode())
 
 
 def _load(environment: dict[str, str]) -> Loaded | str:
