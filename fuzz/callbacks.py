@@ -77,6 +77,7 @@ def _is_go_s(value: dict[str, Any]) -> None:
         rest = url.removeprefix(f"{scheme}://{host}")
         written, mark, asked = rest.partition("?")
         assert (mark, asked) == ("?" if forced else "", query), (url, value)
+        assert not re.search(r"%(?![0-9A-Fa-f]{2})", written), url
         said = [f"/{path.removeprefix('/')}" if path else ""]
         if not value.get("RawPath", "/").startswith("/"):  # Go puts a slash before it, whatever Path begins with
             said.append(f"/{path}")

@@ -7,7 +7,7 @@ letter:
 ======  ================================================================================
 ``d``   a delivery into a lane, ``d2 3.17.21.1700.5 body``, with the end of its subject
 ``o``   the same, into an inbox that a lane had before
-``s``   a status into a lane, ``s2 404 No Messages``
+``s``   a status into a lane, ``s2 404 No Messages``; ``S`` into an old inbox
 ``h``   a message with any header, ``h2 Name: value|Name: value``, with | for CR LF
 ``c``   a confirmation, ``c1``; ``c1 503`` is a status there
 ``w``   there is room for more, ``w50``
@@ -36,7 +36,7 @@ from fuzz._choices import cut, numbers
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
 from worker.nats.consumer import PullConsumer
-from worker.nats.credit import LANES, Credit
+from worker.nats.credit import HEARTBEAT, LANES, SILENCE, Credit
 from worker.nats.outbox import Outbox
 
 WORDS = (
@@ -49,6 +49,7 @@ _NEXT = "$JS.API.CONSUMER.MSG.NEXT.s.c"
 _ACK = "$JS.ACK.s.c."
 _SETTLED = 3
 """What is said before anything comes, and can be confirmed."""
+_PLAIN_STATUS = re.compile(rb"([1-9][0-9][0-9])((?: [ -~]*)?)")
 _NOBODY = 10_000
 """A subscription that does not exist."""
 
@@ -152,6 +153,51 @@ class Line:
         self.complaints.append(f"{doing}: {error}")
 
 
+@dataclass
+class Model:
+    """What the server has open, written down without looking at ours. *plain* ends with what only nats-py can read."""
+
+    plain: bool = True
+    open: list[int] = field(default_factory=lambda: [0] * LANES)
+    heard: list[float] = field(default_factory=lambda: [0.0] * LANES)
+    gone: int = 0
+    bound: bool = True
+    unconfirmed: set[int] = field(default_factory=lambda: set(range(_SETTLED)))
+    first: bool = True
+    """It is the connection on which those were said; on the next one they are to be said again."""
+    looked: float = 0.0
+
+    def asked(self, lane: int, batch: int, now: float) -> None:
+        self.open[lane], self.heard[lane] = batch, now
+
+    def delivered(self, lane: int, now: float) -> None:
+        self.open[lane], self.heard[lane] = max(0, self.open[lane] - 1), now
+
+    def status(self, lane: int, text: bytes, now: float) -> None:
+        """One of JetStream's (ADR-13, and what nats-server 2.15 sends)."""
+        if not (found := _PLAIN_STATUS.fullmatch(text)):
+            self.plain = False
+        elif found[1] == b"100":
+            self.heard[lane] = now
+        else:
+            self.open[lane] = 0
+            if found[1] == b"503" or (found[1] == b"409" and b"deleted" in found[2].lower()):
+                self.gone, self.bound = self.gone + 1, False
+
+    def silent(self, now: float) -> set[int]:
+        """Lanes whose request must be given up now, if we are looking as often as we should."""
+        away, self.looked = now - self.looked > 2 * HEARTBEAT, now
+        if away:
+            self.heard = [now] * LANES
+        waiting = [lane for lane in range(LANES) if self.bound and self.open[lane]]
+        silent = {lane for lane in waiting if now - self.heard[lane] > SILENCE}
+        self.open = [0 if lane in silent else batch for lane, batch in enumerate(self.open)]
+        return silent
+
+    def lost(self) -> None:
+        self.open, self.bound, self.first = [0] * LANES, True, False
+
+
 class World:
     """A consumer and its books behind nats-py's parser, and the server that writes to it."""
 
@@ -163,6 +209,7 @@ class World:
         self.outbox = Outbox(connection, lambda _: None)
         self.consumer = PullConsumer(connection, self.outbox, self.credit, self._on_gone)
         self.wanted = self.gone = 0
+        self.model = Model()
         self.wire = bytearray()
         self.well_formed = True
         self.came: list[tuple[Any, ...]] = []
@@ -188,23 +235,36 @@ class World:
         match line[:1]:
             case b"d":
                 self._deliver(self._inbox(lane), rest)
+                self.model.delivered(lane % LANES, trio.current_time())
             case b"o":
-                left = [subscription._id for subscription in self.consumer._left]  # noqa: SLF001 -- old inboxes
-                self._deliver(left[lane % len(left)] if left else _NOBODY, rest)
+                self._deliver(self._old_inbox(lane), rest)
+            case b"S":
+                self._message(self._old_inbox(lane), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
+                self.model.plain &= _PLAIN_STATUS.fullmatch(rest) is not None
             case b"s":
                 self._message(self._inbox(lane), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
+                self.model.status(lane % LANES, rest, trio.current_time())
             case b"h":
                 self._message(self._inbox(lane), header=b"NATS/1.0\r\n" + rest.replace(b"|", b"\r\n") + b"\r\n\r\n")
+                self.model.plain = False
             case b"c":
-                subject = b"_INBOX.0." + (re.sub(rb"\s.*", b"", line[1:], flags=re.DOTALL) or b"0")
-                self._message(1, subject=subject, header=b"NATS/1.0 " + rest + b"\r\n\r\n" if rest else b"")
+                number = re.sub(rb"\s.*", b"", line[1:], flags=re.DOTALL) or b"0"
+                header = b"NATS/1.0 " + rest + b"\r\n\r\n" if rest else b""
+                self._message(1, subject=b"_INBOX.0." + number, header=header)
+                if re.fullmatch(rb"[0-9]{1,9}", number) and not rest and self.model.first:
+                    self.model.unconfirmed.discard(int(number))
+                self.model.plain &= not rest or _PLAIN_STATUS.fullmatch(rest) is not None
             case _:
                 self.wire += line + b"\r\n"
-                self.well_formed = False
+                self.well_formed = self.model.plain = False
 
     def _inbox(self, lane: int) -> int:
         _, subscription = self.consumer._inboxes[lane % LANES]  # noqa: SLF001 -- what the server knows it by
         return int(subscription._id)  # noqa: SLF001 -- the same
+
+    def _old_inbox(self, lane: int) -> int:
+        left = [int(subscription._id) for subscription in self.consumer._left]  # noqa: SLF001 -- what is still heard
+        return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
         end, _, body = text.partition(b" ")
@@ -227,7 +287,7 @@ class World:
         for piece in cut(wire, sizes):
             if not await self.client.read(piece):
                 self._take()
-                self.must_come = list(self.came)
+                self.must_come, self.model.plain = list(self.came), False
                 await self.lose()
                 break
         self._take()
@@ -246,11 +306,15 @@ class World:
         clock = trio.lowlevel.current_clock()
         assert isinstance(clock, MockClock)
         clock.jump(seconds)
+        before, silent = self._inboxes(), self.model.silent(trio.current_time())
         await self.consumer.check(trio.current_time())
+        if self.model.plain:
+            assert silent == {lane for lane, inbox in self._inboxes().items() if inbox != before[lane]}
         await self._pump()
 
     async def lose(self, _: int = 0) -> None:
         self.client.begin_anew()
+        self.model.lost()
         for up in (False, True):
             for changed in self.line.changed:
                 changed(up)
@@ -262,10 +326,16 @@ class World:
         before = len(self.client.said)
         for send in self.outbox.after:
             await send()
-        lanes = {inbox: self.credit.lanes[number] for number, (inbox, _) in self.consumer._inboxes.items()}  # noqa: SLF001 -- inboxes
+        lanes = {inbox: lane for lane, inbox in self._inboxes().items()}
         for subject, payload, reply in self.client.said[before:]:
             assert subject == _NEXT
-            assert json.loads(payload)["batch"] == lanes[reply].outstanding > 0
+            lane, batch = lanes[reply], json.loads(payload)["batch"]
+            assert batch == self.credit.lanes[lane].outstanding > 0
+            assert not (self.model.plain and self.model.open[lane])
+            self.model.asked(lane, batch, trio.current_time())
+
+    def _inboxes(self) -> dict[int, str]:
+        return {lane: inbox for lane, (inbox, _) in self.consumer._inboxes.items()}  # noqa: SLF001 -- where lanes are heard
 
     # What must hold.
 
@@ -276,6 +346,9 @@ class World:
         assert sorted(self.came) == sorted(self.must_come)
         lanes = [(lane.outstanding, lane.heard) for lane in self.credit.lanes]
         state = self.consumer.bound, self.gone, self.outbox._unsettled  # noqa: SLF001 -- what is left to confirm
+        if self.model.plain:
+            assert [outstanding for outstanding, _ in lanes] == self.model.open
+            assert state == (self.model.bound, self.model.gone, len(self.model.unconfirmed))
         notes = sorted(self.line.complaints), sorted(self.client.noted)
         return sorted(self.came), self.credit.unasked, lanes, state, notes, list(self.client.said)
 

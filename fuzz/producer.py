@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from fuzz.messages import NOT_SENT_ON, is_one_request
 from worker.gateway.message import Message, canonical, compose, fields, split_target
@@ -86,6 +86,7 @@ def _read(message: Message) -> Invocation:
 
 
 def _is_where_it_was_sent(invocation: Invocation, path: str, query: str) -> None:
+    assert {".", ".."}.isdisjoint(unquote(path).split("/")), path
     written, _, asked = invocation.target.removeprefix(f"/function/{invocation.function}".encode()).partition(b"?")
     assert unquote_to_bytes(written) == unquote_to_bytes(path), (path, invocation.target)
     assert unquote_to_bytes(asked) == unquote_to_bytes(query), (query, invocation.target)
@@ -116,3 +117,6 @@ def _calls_back_where_it_was_asked(invocation: Invocation, headers: dict[str, li
     given, kept = urlsplit(asked.partition("#")[0]), urlsplit(invocation.callback)
     assert (kept.scheme, kept.netloc, kept.query) == (given.scheme, given.netloc, given.query)
     assert unquote_to_bytes(kept.path) == unquote_to_bytes(given.path), (asked, invocation.callback)
+    assert "@" not in kept.netloc  # encoding/json loses it
+    if re.fullmatch(r"https?://[-A-Za-z0-9:/?&=._~]*", asked):
+        assert invocation.callback == asked

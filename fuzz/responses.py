@@ -8,6 +8,7 @@ is the same one. The header's bound is made small, so that small inputs come to 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -37,6 +38,8 @@ STRICTER = ("no response line received", "illegal status line")
 """For what h11 refuses an answer that we take: a line end before it, and control characters in its reason."""
 STRICTER_IN_TRAILERS = ("Only Transfer-Encoding", "multiple Transfer-Encoding", "bad Content-Length", "conflicting Con")
 """And for what in trailers, which we drop: fields that would frame a body."""
+_TRAILER = re.compile(rb"Transfer-Encoding: chunked\r\n\r\n0\r\n([^\r\n]*)\Z")
+"""An answer in chunks, cut in the first line of its trailer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,13 @@ def check(data: bytes) -> None:
             assert _same(quick, slow), (sent, quick, slow)
             if slow.refusal is None:
                 assert other.reusable == (answer.reusable and taken == used), (sent, taken, used)
-        _is_within_bounds(slow, answer, most, len(sent))
+        _is_within_bounds(slow, answer, most, sent, used)
         if slow.refusal is None:
             _stays_the_same_before_a_tail(method, most, sent[:used], slow)
             _is_not_kept(method, most, sent, slow)
-            _is_h11_s(method, sent[:used], ended=not _ends_by_itself(method, most, sent), ours=slow)
+            _is_h11_s(
+                method, sent[:used], ended=not _ends_by_itself(method, most, sent), ours=slow, kept=answer.reusable
+            )
 
 
 def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, Answer, int]:
@@ -106,7 +111,7 @@ def _same(one: Read, other: Read) -> bool:
     return one == other
 
 
-def _is_within_bounds(found: Read, answer: Answer, most: int, sent: int) -> None:
+def _is_within_bounds(found: Read, answer: Answer, most: int, sent: bytes, used: int) -> None:
     assert len(answer.body) <= most
     assert answer.size <= most
     assert sum(len(name) + len(value) for name, value in answer.headers) <= MOST_HEADER
@@ -115,8 +120,13 @@ def _is_within_bounds(found: Read, answer: Answer, most: int, sent: int) -> None
         assert found.status >= 200
         assert len(found.body) == found.size
         assert not (found.truncated and found.size < most)
+        if b"transfer-encoding" not in {name.lower() for name, _ in found.headers}:
+            assert used - found.size <= 2 * MOST_HEADER + found.truncated
     elif "bytes of header" in found.refusal:
-        assert sent > MOST_HEADER
+        assert len(sent) > MOST_HEADER
+    else:
+        unfinished = _TRAILER.search(sent)
+        assert not unfinished or len(unfinished[1]) <= 2 * MOST_HEADER or "middle" not in found.refusal
 
 
 def _stays_the_same_before_a_tail(method: str, most: int, whole: bytes, found: Read) -> None:
@@ -142,7 +152,7 @@ def _is_not_kept(method: str, most: int, sent: bytes, found: Read) -> None:
     assert counted == Read(found.status, found.headers, b"", found.size, found.truncated)
 
 
-def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read) -> None:
+def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read, kept: bool) -> None:
     """What h11 reads in the same bytes, where it reads an answer: the two were written by different people."""
     client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "h")]))
@@ -150,7 +160,7 @@ def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read) -> None:
     client.receive_data(sent)
     if ended:
         client.receive_data(b"")
-    status, headers, body = 0, [], b""
+    status, headers, body, version = 0, [], b"", b""
     try:
         while not isinstance(event := client.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
@@ -158,7 +168,7 @@ def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read) -> None:
                 break
             assert not isinstance(event, h11.ConnectionClosed | type(h11.PAUSED)), (sent, event)
             if isinstance(event, h11.Response):
-                status, headers = event.status_code, list(event.headers.raw_items())
+                status, headers, version = event.status_code, list(event.headers.raw_items()), event.http_version
             elif isinstance(event, h11.Data):
                 body += event.data
     except h11.RemoteProtocolError as refused:
@@ -166,6 +176,7 @@ def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read) -> None:
         assert why.startswith(STRICTER if not status else STRICTER_IN_TRAILERS), (sent, why, ours)
         return
     assert (status, body[: ours.size]) == (ours.status, ours.body), (sent, status, body, ours)
+    assert not (kept and client.their_state is h11.MUST_CLOSE and version == b"1.1"), sent
     if not ours.truncated:
         assert len(body) == ours.size
         assert _fields(headers) == _fields(ours.headers), (sent, headers, ours)
