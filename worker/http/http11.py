@@ -66,10 +66,11 @@ class Answer:
         if self._in_fields:  # of an unfinished line the parser tells nothing, so what was fed bounds it
             room = 2 * MOST_HEADER_BYTES - self._fed
             self._fed += len(data)
-            self._parse(data[:room])
-            data = data[room:]
-            if data and self._in_fields and self._fed > 2 * MOST_HEADER_BYTES:
-                raise ProtocolError(_TOO_MUCH_HEADER)
+            if len(data) > room:
+                self._parse(data[:room])
+                data = data[room:]
+                if self._in_fields and self._fed > 2 * MOST_HEADER_BYTES:
+                    raise ProtocolError(_TOO_MUCH_HEADER)
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
@@ -114,6 +115,8 @@ class Answer:
         if self._header_bytes > MOST_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
         if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
+            if len(name) == 17 and name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise ProtocolError("a transfer coding other than chunked")
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -123,10 +126,6 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
-        if any(
-            name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in self.headers
-        ):
-            raise ProtocolError("a transfer coding other than chunked")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
             self.complete = True
