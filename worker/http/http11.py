@@ -49,6 +49,7 @@ class Answer:
         self._in_fields = True
         """In a header, or in what can be a trailer."""
         self._in_chunks = False
+        self._coded = False
         self._parser: Any = httptools.HttpResponseParser(self)
 
     @property
@@ -116,7 +117,7 @@ class Answer:
             raise ProtocolError(_TOO_MUCH_HEADER)
         if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
             if len(name) == 17 and name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                raise ProtocolError("a transfer coding other than chunked")
+                self._coded = True
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -126,6 +127,8 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
+        if self._coded:
+            raise ProtocolError("a transfer coding other than chunked")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
             self.complete = True
