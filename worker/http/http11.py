@@ -49,7 +49,7 @@ class Answer:
         self._in_fields = True
         """In a header, or in what can be a trailer."""
         self._in_chunks = False
-        self._coded = False
+        self._codings: list[bytes] = []
         self._parser: Any = httptools.HttpResponseParser(self)
 
     @property
@@ -116,8 +116,8 @@ class Answer:
         if self._header_bytes > MOST_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
         if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
-            if len(name) == 17 and name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                self._coded = True
+            if len(name) == 17 and name.lower() == b"transfer-encoding":
+                self._codings.append(value.strip().lower())
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -127,8 +127,8 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
-        if self._coded:
-            raise ProtocolError("a transfer coding other than chunked")
+        if self._codings not in ([], [b"chunked"]):
+            raise ProtocolError("a transfer coding other than chunked, or that twice")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
             self.complete = True
@@ -165,6 +165,7 @@ class Answer:
         if self.status == 101 or self._interim > MOST_INTERIM:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
+        self._codings.clear()
         self._in_fields = True
 
     def _until_end(self) -> bool:
