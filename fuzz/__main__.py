@@ -1,30 +1,82 @@
-"""Coverage-guided fuzzing: ``python -m fuzz TARGET [libFuzzer's flags]``, such as ``-max_total_time=60``.
+"""Coverage-guided fuzzing: ``python -m fuzz [TARGET] [libFuzzer's flags]``, such as ``-max_total_time=60``.
 
-It needs atheris, which is none of our development tools: ``pip install atheris``. It begins with the corpus and
-puts there what breaks the target's law, so that the test suite, which replays the corpus, fails until it is mended.
-What merely reaches new code goes to ``build/``.
+A target is a file beside this one. It begins with its law, in one sentence, and has ``check``, which says whether some
+bytes keep it; without a TARGET each has its turn. Fuzzing begins with the target's corpus, and puts there what breaks
+the law, so that the test suite, which replays the corpus, fails until that is mended. What merely reaches new code goes
+to ``build/``. It needs atheris, which is none of our development tools: ``pip install atheris``.
 """
 
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+TARGETS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+_SEEN_INTO = ["worker", "fuzz", "h11", "nats.protocol", "nats.aio.client", "email"]
+"""Whose branches guide the fuzzer: ours, and those of readers of the same bytes that are written in Python."""
+_LONGEST = 4096
+"""Bytes of an input: what is not broken by these is not broken by more; bounds are made small where one is tested."""
 
-def main() -> None:
-    """Fuzz until something breaks or the time is up."""
-    target, *flags = sys.argv[1:]
-    corpus = Path(__file__).parent / "corpus" / target
-    reached = Path("build") / "fuzz" / target
+_SLOWEST = 60
+"""Seconds for an input; ours take milliseconds. The timer can end a process that is about to tell what it found."""
+
+
+def main() -> int:
+    """Fuzz one target, or each in its turn, until something breaks or the time is up."""
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        _fuzz(words[0], words[1:])
+    for target in TARGETS:
+        if not _turn(target, words):
+            return 1
+    return 0
+
+
+def _turn(target: str, flags: list[str]) -> bool:
+    """Fuzz one target in a process of its own, since libFuzzer ends the one that it runs in."""
+    corpus = HERE / "corpus" / target
+    before = set(corpus.iterdir())
+    print(f"{target}: {_law(target)}", flush=True)  # noqa: T201 -- a command's answer
+    done = subprocess.run([sys.executable, "-m", "fuzz", target, *flags], check=False)  # noqa: S603 -- ourselves
+    if done.returncode:
+        found = sorted(map(str, set(corpus.iterdir()) - before))
+        print(f"{target}: broken by {', '.join(found) or 'no input; see above'}", file=sys.stderr)  # noqa: T201
+    return done.returncode == 0
+
+
+def _law(target: str) -> str:
+    return (HERE / f"{target}.py").read_text(encoding="utf-8").removeprefix('"""').split("\n\n")[0].split('"""')[0]
+
+
+def _fuzz(target: str, flags: list[str]) -> None:
+    corpus, reached = HERE / "corpus" / target, Path("build") / "fuzz" / target
     reached.mkdir(parents=True, exist_ok=True)
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["worker"]):
-        check = importlib.import_module(f"fuzz.{target}").check
-    atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={corpus}/", str(reached), str(corpus)], check)
+    with atheris.instrument_imports(include=_SEEN_INTO):
+        module = importlib.import_module(f"fuzz.{target}")
+    if words := getattr(module, "WORDS", ()):
+        dictionary = reached.with_suffix(".dict")
+        dictionary.write_text("".join(f'"{_quoted(word)}"\n' for word in words), encoding="ascii")
+        flags = [f"-dict={dictionary}", *flags]
+    given = [
+        f"-max_len={_LONGEST}",
+        f"-timeout={_SLOWEST}",
+        f"-artifact_prefix={corpus}/",
+        *flags,
+        str(reached),
+        str(corpus),
+    ]
+    atheris.Setup([sys.argv[0], *given], module.check)
     atheris.Fuzz()
 
 
+def _quoted(word: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in word.encode())
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

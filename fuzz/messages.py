@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import posixpath
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from worker.model import Delivery, Invocation, Malformed
+from fuzz.callbacks import is_one_host
+from worker.model import DeadLetter, Delivery, Invocation, Malformed
+from worker.policy.callback_url import callback_url
 from worker.policy.decode import decode
+from worker.policy.report import dead_letter_headers
 
 _FUNCTION = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9_]*[a-z0-9])?)?")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REST = re.compile(rb"(/[!-~]*)?(\?[!-~]+)?")
 _VALUE = re.compile(rb"([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?")
-_URL = re.compile(r"[!\"$-~]+")
 NOT_SENT_ON = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
     b"transfer-encoding upgrade host content-length".split()
@@ -29,6 +31,7 @@ def check(data: bytes) -> None:
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     if isinstance(result, Malformed):
         _is_a_reason(result.reason)
+        _can_be_buried(delivery, result.reason)
         return
     invocation, complaint = result
     is_one_request(invocation)
@@ -36,9 +39,8 @@ def check(data: bytes) -> None:
         assert invocation.callback is None
         _is_a_reason(complaint)
     if invocation.callback is not None:
-        assert _URL.fullmatch(invocation.callback)
-        assert urlsplit(invocation.callback).scheme in ("http", "https")
-        assert urlsplit(invocation.callback).hostname
+        assert callback_url(invocation.callback) == invocation.callback
+        is_one_host(invocation.callback)
 
 
 def is_one_request(invocation: Invocation) -> None:
@@ -64,3 +66,12 @@ def _is_a_reason(text: str) -> None:
     assert text
     assert text.isprintable()
     assert len(text) < 10_000
+
+
+def _can_be_buried(delivery: Delivery, reason: str) -> None:
+    """See that a dead letter's headers are lines of text, however foreign what the reason quotes."""
+    letter = DeadLetter(delivery, reason, attempts=0, call_id=None, function=None, status=None)
+    for name, value in dead_letter_headers(letter, stream="q").items():
+        assert _TOKEN.fullmatch(name.encode())
+        assert value.isprintable()
+        assert len(value.encode()) <= 4 * 1024

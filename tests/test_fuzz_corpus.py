@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+from fuzz.__main__ import TARGETS
 
 ROOT = Path(__file__).parent.parent
 CORPUS = sorted(path for path in (ROOT / "fuzz" / "corpus").rglob("*") if path.is_file())
@@ -16,10 +20,22 @@ def test_the_corpus_keeps_its_target_s_law(path: Path) -> None:
     importlib.import_module(f"fuzz.{path.parent.name}").check(path.read_bytes())
 
 
-def test_every_target_has_a_corpus() -> None:
-    """A target without one would not be replayed."""
-    targets = {path.stem for path in (ROOT / "fuzz").glob("*.py")} - {"__main__"}
-    assert targets == {path.parent.name for path in CORPUS} == {"fields", "messages"}
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_begins_with_its_law(target: str) -> None:
+    """One sentence of one line, which ``make fuzz`` shows; and a corpus, or the target would not be replayed."""
+    law = inspect.getdoc(importlib.import_module(f"fuzz.{target}")) or ""
+    assert re.fullmatch(r"[A-Z][^.]*((\.env|time\.)[^.]*)?\.", law.split("\n\n")[0])
+    assert len([path for path in CORPUS if path.parent.name == target]) >= 4
+
+
+def test_every_corpus_has_a_target() -> None:
+    """One without would be replayed by nobody."""
+    assert {path.parent.name for path in CORPUS} == set(TARGETS)
+
+
+def test_the_corpus_is_named_by_what_it_shows() -> None:
+    """What a fuzzer found under a number is given a name when it is mended."""
+    assert [str(path) for path in CORPUS if re.match("crash-|timeout-|oom-|leak-", path.name)] == []
 
 
 def test_every_message_of_go_keeps_the_law() -> None:

@@ -45,6 +45,7 @@ ONLY_BY = {
     "nats": {"cli"},
     "nats.options": {"cli", "dev", "gateway"},
     "nats.quirks": {"cli", "dev", "gateway"},
+    "nats.wire": {"gateway"},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe"},
 }

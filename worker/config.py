@@ -238,6 +238,8 @@ def _given(name: str, field: dataclasses.Field[Any], environment: Mapping[str, s
         raise ValueError(f"{name} is set twice, by {' and '.join(found)}: keep one")
     if not found:
         return field.metadata["default"], "default"
+    if not _is_text(environment[found[0]]):
+        raise ValueError(f"{found[0]} is not text in UTF-8")
     if field.metadata["secret"] and found[0].lower().endswith("_file"):
         path = environment[found[0]]
         try:
@@ -250,6 +252,11 @@ def _given(name: str, field: dataclasses.Field[Any], environment: Mapping[str, s
             raise ValueError(f"{found[0]} = {path!r} is empty")
         return content, f"file {path}"
     return environment[found[0]], f"environment {found[0]}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether there is no lone surrogate in it, which is how Python tells of a byte that is not UTF-8."""
+    return value.encode(errors="ignore").decode() == value
 
 
 def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
@@ -275,7 +282,7 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
 def _typos(environment: Mapping[str, str]) -> list[str]:
     known = set(FIELDS) | {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
     warnings = []
-    for variable in sorted(environment):
+    for variable in filter(_is_text, sorted(environment)):
         if variable.startswith(_UPPER):
             name = variable.removeprefix(_UPPER).lower()
         elif variable.islower() and variable not in _NOT_OURS:

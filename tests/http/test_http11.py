@@ -48,6 +48,7 @@ WHOLE = {
 BROKEN = {
     "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a status that is no number": b"HTTP/1.1 OK 200\r\n\r\n",
+    "a status below 100": b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n",
     "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nokk",
     "a length that is no number": b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
     "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
@@ -57,6 +58,7 @@ BROKEN = {
     "interim responses without end": b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MOST_INTERIM + 1),
     "header without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MOST_HEADER_BYTES,
     "one line without end": b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MOST_HEADER_BYTES,
+    "blanks without end": b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MOST_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
 }
 
 CUT = {
@@ -85,7 +87,16 @@ def test_a_whole_answer(case: str, size: int) -> None:
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
 
 
-@pytest.mark.parametrize("tail", [b"x", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"x",
+        b"\r\n",
+        b"\x00\xff",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    ],
+)
 @pytest.mark.parametrize("case", WHOLE)
 def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail: bytes) -> None:
     """Trailing bytes mean close: they could be taken for the next answer."""
@@ -104,6 +115,28 @@ def test_what_is_no_answer_is_an_error(case: str, size: int) -> None:
         for piece in _pieces(BROKEN[case], size):
             answer.feed(piece)
     assert not answer.reusable
+
+
+@pytest.mark.parametrize("size", [1, 65_536])
+def test_a_trailer_without_end_is_an_error(size: int) -> None:
+    """What follows the last chunk is held to the header's bound, a line that never ends too."""
+    answer = Answer("POST", 1000)
+    answer.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: ")
+    with pytest.raises(ProtocolError, match="bytes of header"):  # noqa: PT012 -- where it is noticed is not the point
+        for piece in _pieces(b"b" * 4 * MOST_HEADER_BYTES, size):
+            answer.feed(piece)
+    assert not answer.complete
+
+
+@pytest.mark.parametrize("size", [3, 7_000, 1 << 20])
+def test_what_counts_of_a_header_is_its_own_length(size: int) -> None:
+    """Many short fields and a long body: not a byte of the body counts as header, however the bytes are cut."""
+    fields = b"A: b\r\n" * 20_000
+    data = b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000
+    answer = Answer("POST", 100_000)
+    for piece in _pieces(data, size):
+        answer.feed(piece)
+    assert (answer.complete, answer.reusable, answer.size) == (True, True, 100_000)
 
 
 @pytest.mark.parametrize("case", CUT)

@@ -25,7 +25,7 @@ def read_dotenv(path: Path) -> dict[str, str]:
         OSError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not where else Unicode ends lines: that may be a value
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from nats.aio.msg import Msg
 from ..config import Settings, without_password
 from ..nats import quirks
 from ..nats.options import connect_options
+from ..nats.wire import is_stored, parse_answer
 from ..ports import NotStored, Unusable
 from .message import Message
 
@@ -230,10 +230,15 @@ class Publisher:
                 f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
                 " or see that JetStream runs and the stream's subjects cover the queue's"
             )
-        said = json.loads(answer.data)
-        if "error" not in said:
+        try:
+            said = parse_answer(answer.data)
+        except ValueError as error:
+            raise NotStored(f"{error}, on {message.subject}") from None
+        if (no := said.get("error")) is None:
+            if not is_stored(said):
+                raise NotStored(f"an answer that confirms nothing, on {message.subject}")
             return bool(said.get("duplicate"))
-        code, text = said["error"].get("err_code"), said["error"].get("description", "refused")
+        code, text = no.get("err_code"), no.get("description", "refused")
         if code == _MESSAGE_TOO_BIG:
             raise TooLarge(f"stream {stream} has a limit of its own for a message: {text}")
         if code == _WRONG_STREAM:

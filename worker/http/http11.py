@@ -46,8 +46,10 @@ class Answer:
         self._fed = 0
         self._interim = 0
         self._any = False
-        self._in_header = True
-        self._extra = False
+        self._in_fields = True
+        """In a header, or in what can be a trailer."""
+        self._in_chunks = False
+        self._codings: list[bytes] = []
         self._parser: Any = httptools.HttpResponseParser(self)
 
     @property
@@ -62,21 +64,33 @@ class Answer:
             ProtocolError: it cannot be a response.
         """
         self._any = True
-        if self._in_header:  # of an unfinished line the parser tells nothing, so what was fed bounds it
+        if self._in_fields:  # of an unfinished line the parser tells nothing, so what was fed bounds it
+            room = 2 * MOST_HEADER_BYTES - self._fed
             self._fed += len(data)
-            if self._fed > 2 * MOST_HEADER_BYTES:
-                raise ProtocolError(_TOO_MUCH_HEADER)
+            if len(data) > room:
+                self._parse(data[:room])
+                data = data[room:]
+                if self._in_fields and self._fed > 2 * MOST_HEADER_BYTES:
+                    raise ProtocolError(_TOO_MUCH_HEADER)
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        # The parser passes over line ends after an answer without a word. So the last byte is fed by itself: an answer
+        # that is complete before it has something behind it.
+        for piece in (data[:-1], data[-1:]):
+            if not piece:
+                continue
+            if self.complete:
+                self.reusable = False
+            else:
+                self._feed_parser(piece)
+
+    def _feed_parser(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise ProtocolError("the server wants to switch protocols") from None
-        except httptools.HttpParserCallbackError as error:
-            raise ProtocolError(str(error.__context__ or error)) from None
-        except httptools.HttpParserError as error:
-            if not self.complete:
-                raise ProtocolError(f"not HTTP: {error}") from None
-            self._extra = True
-        if self._extra:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self.complete:  # else it is about what follows the answer, and spoils the connection only
+                raise ProtocolError(_reason(error)) from None
             self.reusable = False
 
     def end(self) -> None:
@@ -89,15 +103,11 @@ class Answer:
             return
         if not self._any:
             raise ProtocolError("the server closed the connection without an answer")
-        if self._in_header or not self._until_end():
+        if self._in_fields or not self._until_end():
             raise ProtocolError("the server closed the connection in the middle of its answer")
         self.complete, self.reusable = True, False
 
     # Called by the parser.
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            self._extra = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.complete:
@@ -105,20 +115,36 @@ class Answer:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MOST_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
-        self.headers.append((name, value))
+        if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
+            if len(name) == 17 and name.lower() == b"transfer-encoding":
+                self._codings.append(value.strip().lower())
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.complete:
             return
-        self._in_header = False
+        self._in_fields = False
         self.status = self._parser.get_status_code()
+        if self.status < 100:
+            raise ProtocolError(f"{self.status:03} is not a status")
+        if self._codings not in ([], [b"chunked"]):
+            raise ProtocolError("a transfer coding other than chunked, or that twice")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
             self.complete = True
 
+    def on_chunk_header(self) -> None:
+        if not self.complete and self.status < 200:  # as a body, it would become the next response's
+            raise ProtocolError("an interim response with a body")
+        self._in_chunks = True
+        self._in_fields, self._fed = True, 0  # after the last chunk's comes the trailer
+
     def on_body(self, data: bytes) -> None:
         if self.complete:
             return
+        if self.status < 200:
+            raise ProtocolError("an interim response with a body")
+        self._in_fields = False
         room = self._most_body - self.size
         self.size += min(len(data), room)
         if self._keep:
@@ -139,11 +165,22 @@ class Answer:
         if self.status == 101 or self._interim > MOST_INTERIM:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
-        self._in_header = True
+        self._codings.clear()
+        self._in_fields = True
 
     def _until_end(self) -> bool:
         names = {name.lower() for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case httptools.HttpParserUpgrade():
+            return "the server wants to switch protocols"
+        case httptools.HttpParserCallbackError():
+            return str(error.__context__ or error)
+        case _:
+            return f"not HTTP: {error}"
 
 
 def write_request(method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:

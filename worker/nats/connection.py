@@ -20,6 +20,7 @@ from ..config import without_password
 from ..events import BrokerTrouble, Connected, Disconnected
 from ..ports import Emit, NotStored, Unusable
 from . import quirks
+from .wire import is_stored, parse_answer
 
 _API_TIMEOUT = 5.0
 """Seconds for an answer of JetStream's API: an election after a lost leader takes about as long."""
@@ -127,7 +128,7 @@ class Connection:
         return await self.request(f"$JS.API.{subject}", json.dumps(payload).encode() if payload else b"")
 
     async def request(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """One request that JetStream answers with JSON: also a publish, answered when it is stored.
+        """One request that JetStream answers with JSON.
 
         Raises:
             ApiError: it said no.
@@ -139,16 +140,26 @@ class Connection:
             answer = await self._while_connected(
                 self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
             )
-            said = json.loads(answer.data)
+            said = parse_answer(answer.data)
         except nats.errors.NoRespondersError:
             raise NotStored(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise NotStored(f"no answer on {subject}: {error or type(error).__name__}") from None
-        except ValueError:
-            raise NotStored(f"an answer on {subject} that is not JSON") from None
-        if no := said.get("error"):
+        except ValueError as error:
+            raise NotStored(f"{error}, on {subject}") from None
+        if (no := said.get("error")) is not None:
             raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
-        return dict(said)
+        return said
+
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish, and see it stored.
+
+        Raises:
+            ApiError: it is refused.
+            NotStored: nothing confirms it.
+        """
+        if not is_stored(await self.request(subject, payload, headers)):
+            raise NotStored(f"an answer that confirms nothing, on {subject}")
 
     async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
         """An answer, which can only come over the connection of its question: no longer is waited than that lasts."""

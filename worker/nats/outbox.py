@@ -190,7 +190,10 @@ class Outbox:
             self._connection.complain("settling", error)  # it stays unconfirmed, and is said again
 
     async def _on_confirmation(self, message: Msg) -> None:
-        number = int(message.subject[len(self._inbox) + 1 :])
+        last = message.subject[len(self._inbox) + 1 :]
+        if not (last.isascii() and last.isdigit()):
+            return  # anyone who may publish there can; it answers nothing of ours
+        number = int(last)
         if echo := self._echoes.get(number):
             echo.set()
             return

@@ -168,11 +168,11 @@ class NatsQueue:
         for part in self._parts(letter):
             try:
                 try:
-                    await self._connection.request(subject, part.body, part.headers)
+                    await self._connection.store(subject, part.body, part.headers)
                 except (NotStored, ApiError):
                     # Most likely the first one ever: make the stream. The message id keeps a second copy out.
                     await topology.make_dead_letters(self._connection, self._settings, self._emit)
-                    await self._connection.request(subject, part.body, part.headers)
+                    await self._connection.store(subject, part.body, part.headers)
             except (ApiError, Unusable) as error:
                 raise NotStored(f"the stream {stream} did not take it: {error}") from None
 

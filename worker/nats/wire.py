@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..model import MessageId
 
 ACK_PREFIX = "$JS.ACK."
+_LONGEST = 20
+"""Digits in a number: those of the largest that 64 bits hold."""
 
 
 def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
@@ -22,7 +26,10 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
     tokens = subject.split(".")
     if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    count, sequence, _, stored = map(int, tokens[4:8] if len(tokens) == 9 else tokens[6:10])
+    numbers = tokens[4:8] if len(tokens) == 9 else tokens[6:10]
+    if not all(number.isascii() and number.isdigit() and len(number) <= _LONGEST for number in numbers):
+        raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
+    count, sequence, _, stored = map(int, numbers)
     return (sequence, stored), count
 
 
@@ -55,3 +62,23 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
     if not (len(code) == 3 and code.isascii() and code.isdigit()):
         return None
     return Status(int(code), (headers or {}).get("Description", ""))
+
+
+def parse_answer(data: bytes) -> dict[str, Any]:
+    """What JetStream answers to a request or a publish: an object, its ``error``, where there is one, another.
+
+    Raises:
+        ValueError: it is not JetStream's: anyone may answer on a subject.
+    """
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not isinstance(said.get("error"), dict | None):
+        raise ValueError("an answer that is not JetStream's")  # noqa: TRY004 -- of what came, so a value to callers
+    return said
+
+
+def is_stored(said: Mapping[str, Any]) -> bool:
+    """Whether an answer confirms that a message is stored: it then names the stream, and the sequence there."""
+    return isinstance(said.get("stream"), str) and type(said.get("seq")) is int

@@ -11,6 +11,7 @@ _LONGEST = 8192
 _VISIBLE = re.compile(r"[!-~]+")
 _AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~%!$&'()*+,;=]+)(?::[0-9]*)?")
 """User, host and port (RFC 3986, section 3.2), so strictly that no two readers can take another host from it."""
+_NEITHER = "what stands for its host and port can be neither"
 _SAFE_PATH = "/:@$&+,;="
 """What Go lets stand in a path that it must escape itself, less what ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
@@ -36,14 +37,14 @@ def callback_url(value: Any) -> str | None:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
-        raise ValueError(str(error)) from None
+    except ValueError:  # its text is not told on: it quotes what may be a password
+        raise ValueError(_NEITHER) from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"its scheme is {parts.scheme!r}; only http and https can be posted to")
     if not parts.hostname:
         raise ValueError("it names no host")
     if not _AUTHORITY.fullmatch(parts.netloc):
-        raise ValueError("what stands for its host can be none")
+        raise ValueError(_NEITHER)
     return url
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -88,12 +89,15 @@ def only(value: str, *, until: str) -> Callable[[str], str]:
 
 def host(value: str) -> str:
     """The name or the address of a machine."""
-    if re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-        return value
-    try:
-        return str(ipaddress.IPv6Address(value[1:-1] if re.fullmatch(r"\[.*\]", value) else value))
-    except ValueError:
-        raise ValueError("not a host: write a name or an IP address, with no port") from None
+    bare = value[1:-1] if re.fullmatch(r"\[.*\]", value) else value
+    with suppress(ValueError):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+){3}", value):  # nobody resolves it as a name
+            return str(ipaddress.IPv4Address(value))
+        if re.fullmatch(r"[A-Za-z0-9_.-]+", value):
+            return value
+        if re.fullmatch(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?", bare):  # a zone can hold anything, for ipaddress
+            return str(ipaddress.IPv6Address(bare))
+    raise ValueError("not a host: write a name or an IP address, with no port")
 
 
 def http_url(value: str) -> str:

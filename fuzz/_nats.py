@@ -1,0 +1,81 @@
+"""nats-py's client without a socket and without tasks, for bytes that are to be read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+
+
+class OurClient(Client):
+    """nats-py's client, less what needs a socket or a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._status = Client.CONNECTED
+        self._error_cb = self._note
+        self.said: list[tuple[str, bytes, str]] = []
+        self.noted: list[str] = []
+
+    async def _note(self, error: object) -> None:
+        self.noted.append(str(error))
+
+    async def _process_err(self, err_msg: str) -> None:
+        await self._note(err_msg)
+
+    async def _send_command(self, cmd: bytes, *_: object) -> None:
+        """PONG, UNSUB."""
+
+    async def _flush_pending(self, *_: object) -> None:
+        """There is no socket."""
+
+    def new_inbox(self) -> str:
+        return f"_INBOX.{self._sid}"
+
+    async def subscribe(  # type: ignore[override]  # only what ours asks for
+        self, subject: str, *, cb: Callable[[Any], Any], **limits: Any
+    ) -> Subscription:
+        self._sid += 1
+        self._subs[self._sid] = Subscription(self, self._sid, subject, cb=cb, **limits)
+        return self._subs[self._sid]
+
+    async def publish(  # type: ignore[override]  # the same
+        self, subject: str, payload: bytes = b"", reply: str = ""
+    ) -> None:
+        self.said.append((subject, payload, reply))
+
+    async def read(self, piece: bytes) -> bool:
+        """Whether nats-py could read it; and call back whom it is for, as the tasks of subscriptions do."""
+        read, before = False, self.stats["in_msgs"]
+        try:
+            await self._ps.parse(piece)
+            read = True
+        except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the connection is then made anew
+            await self._note(type(error).__name__)
+        for subscription in list[Any](self._subs.values() if self.stats["in_msgs"] > before else ()):
+            while subscription._pending_queue.qsize():  # noqa: SLF001 -- nats-py's own
+                await subscription._cb(subscription._pending_queue.get_nowait())  # noqa: SLF001 -- the same
+        return read
+
+    def begin_anew(self) -> None:
+        """What is left of the last connection is forgotten."""
+        self._ps.reset()
+
+    def listens(self, sid: int) -> bool:
+        return sid in self._subs
+
+
+@dataclass
+class Line:
+    """A connection, for the consumer and the outbox."""
+
+    client: OurClient = field(default_factory=OurClient)
+    up: bool = True
+    changed: list[Callable[[bool], None]] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def complain(self, doing: str, error: object) -> None:
+        self.complaints.append(f"{doing}: {error}")

@@ -1,0 +1,67 @@
+"""Each annotation of a function is used or ignored on its own, and whatever they say, waits and attempts stay bounded.
+
+The first four lines of the input are the values of the four annotations that there are; what follows is of others. What
+each means is written here once more.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fuzz.durations import nanoseconds_of_go
+from worker.policy.backoff import Backoff, Jitter
+from worker.policy.retry import Retry, annotated
+
+NAMES = tuple(f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait"))
+WORDS = ("1000000", "1000001", "408,429,500,502,503,504", "599", "600", "1h30m", "300ms", "-1s", "2562047h47m16s")
+SETTINGS = Retry(attempts=7, codes=frozenset({503}), backoff=Backoff(3.0, 11.0, Jitter.EQUAL))
+
+
+def check(data: bytes) -> None:
+    """Put *data*'s lines into annotations and see that the law above holds."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    annotations = dict(zip(NAMES, lines, strict=False)) | {f"x{n}": line for n, line in enumerate(lines[4:])}
+    retry, ignored = annotated(SETTINGS, annotations)
+    meant = [_meaning(name, annotations.get(name, "").strip()) for name in NAMES]
+    given = [not value or value.isspace() for value in (annotations.get(name, "") for name in NAMES)]
+    attempts, codes, initial, longest = meant
+    assert retry.attempts == (attempts or SETTINGS.attempts)
+    assert retry.codes == (codes or SETTINGS.codes)
+    assert retry.backoff.initial == (3.0 if initial is None else initial)
+    assert retry.backoff.longest == (11.0 if longest is None else longest)
+    assert [each.annotation for each in ignored] == [
+        name for name, value, empty in zip(NAMES, meant, given, strict=True) if value is None and not empty
+    ]
+    for each in ignored:
+        assert annotations[each.annotation].strip().startswith(each.value)
+        assert len(each.value) <= 80
+        assert each.accepted.isprintable()
+    assert annotated(SETTINGS, dict(reversed(annotations.items()))) == (retry, ignored)
+    assert annotated(retry, annotations) == (retry, ignored)
+    _waits_are_bounded(retry)
+
+
+def _meaning(name: str, text: str) -> int | float | frozenset[int] | None:
+    """The value that *text* gives, or None."""
+    if not text or len(text) > 2048:
+        return None
+    if name.endswith("attempts"):
+        return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,5}|1000000", text) and len(text) <= 7 else None
+    if name.endswith("codes"):
+        codes = [re.fullmatch(r"\s*([1-5][0-9][0-9])\s*", code) for code in text.split(",")]
+        return frozenset(int(code[1]) for code in codes if code) if all(codes) else None
+    nanoseconds = nanoseconds_of_go(text)
+    return None if nanoseconds is None or nanoseconds < 0 else nanoseconds / 10**9
+
+
+def _waits_are_bounded(retry: Retry) -> None:
+    assert 1 <= retry.attempts <= 10**6
+    before = 0.0
+    for attempt in sorted({1, 2, 3, 64, 65, 66, retry.attempts, 10**6}):
+        ceiling = retry.backoff.ceiling(attempt)
+        assert before <= ceiling <= retry.backoff.longest
+        before = ceiling
+        for jitter, least in ((Jitter.EXPONENTIAL, 1.0), (Jitter.EQUAL, 0.5), (Jitter.FULL, 0.0)):
+            backoff = Backoff(retry.backoff.initial, retry.backoff.longest, jitter)
+            assert backoff.delay(attempt, dice=0.0) == ceiling * least
+            assert ceiling * least <= backoff.delay(attempt, dice=0.999) <= ceiling

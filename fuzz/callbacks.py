@@ -1,0 +1,95 @@
+"""A callback URL is refused in one line, or is http or https to one host, the same to every reader of URLs.
+
+The input is a URL; and its lines are the fields of Go's ``url.URL``, in the order of :data:`FIELDS`. The readers are
+RFC 3986's own pattern (appendix B) with its pattern of an authority, the standard library's ``urlsplit``, and httpx,
+which posts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import httpx
+
+from worker.policy.callback_url import callback_url
+
+FIELDS = ("Scheme", "Host", "Path", "RawPath", "RawQuery", "Opaque", "Fragment", "ForceQuery")
+WORDS = ("http://", "https://", "://", "[::1]", ":65535", ":65536", "user:word@", "%2F", "%zz", "\\", "//")
+_PARTS = re.compile(r"(([^:/?#]+):)?(//([^/?#]*))?([^?#]*)(\?([^#]*))?(#(.*))?", re.DOTALL)
+_AUTHORITY = re.compile(r"([^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(:([0-9]*))?")
+_PLAIN = re.compile(
+    r"https?://[a-z0-9]+(\.[a-z0-9]+)*(:[0-9]{1,4})?(/[-A-Za-z0-9_.~!$&'()*+,;=:@/]*)?(\?[a-z0-9=&%]*)?"
+)
+"""Some that must be accepted."""
+
+
+def check(data: bytes) -> None:
+    """Read *data* as a callback URL, and as an object of Go's, and see that the law above holds."""
+    text = data.decode("utf-8", "replace")
+    is_one_host(text)
+    lines = dict(zip(FIELDS, text.split("\n"), strict=False))
+    _is_go_s({**lines, "ForceQuery": lines.get("ForceQuery") == "true"})
+
+
+def is_one_host(text: str) -> None:
+    """See that a URL is refused, or read alike by all."""
+    url = read(text)
+    if url is None:
+        assert not text or not _PLAIN.fullmatch(text) or len(text) > 8192, text
+        return
+    assert url == text.partition("#")[0]
+    assert re.fullmatch(r"[!-~]{1,8192}", url)
+    assert callback_url(url) == url
+    found = _PARTS.fullmatch(url)
+    assert found
+    authority = _AUTHORITY.fullmatch(found[4] or "")
+    assert authority, url
+    scheme, host, port = found[2].lower(), authority[2].lower(), int(authority[4] or 0)
+    assert scheme in ("http", "https")
+    assert host
+    split = urlsplit(url)
+    assert (split.scheme, (split.hostname or "").lower(), split.port or 0) == (scheme, host.strip("[]"), port), url
+    assert (split.path, split.query) == (found[5], found[7] or "")
+    try:
+        posted = httpx.URL(url)
+    except httpx.InvalidURL as refused:  # an attempt to post says so
+        assert str(refused)  # noqa: PT017 -- refused or the same
+        return
+    default = {"http": 80, "https": 443}[scheme]
+    assert (posted.scheme, posted.host, posted.port or default) == (scheme, host.strip("[]"), port or default), url
+
+
+def _is_go_s(value: dict[str, Any]) -> None:
+    """An object says, escaped, what its fields say; and it is held to the same law as a string."""
+    url = read(value)
+    if url is None:
+        return
+    is_one_host(url)
+    if value.get("Opaque"):
+        return
+    scheme, host, path, query = (value.get(name, "") for name in ("Scheme", "Host", "Path", "RawQuery"))
+    query = query.partition("#")[0]
+    forced = value["ForceQuery"] or value.get("RawQuery")
+    assert url.startswith(f"{scheme}://{host}".partition("#")[0])
+    if set("/?#").isdisjoint(scheme + host):
+        rest = url.removeprefix(f"{scheme}://{host}")
+        written, mark, asked = rest.partition("?")
+        assert (mark, asked) == ("?" if forced else "", query), (url, value)
+        assert not re.search(r"%(?![0-9A-Fa-f]{2})", written), url
+        said = [f"/{path.removeprefix('/')}" if path else ""]
+        if not value.get("RawPath", "/").startswith("/"):  # Go puts a slash before it, whatever Path begins with
+            said.append(f"/{path}")
+        assert unquote_to_bytes(written) in [each.encode() for each in said], (url, value)
+
+
+def read(value: str | dict[str, Any]) -> str | None:
+    """The URL, or None where it is refused, or where there is none."""
+    try:
+        return callback_url(value)
+    except ValueError as refused:
+        reason = str(refused)
+    assert reason.isprintable(), reason
+    assert 0 < len(reason) < 9_000
+    return None

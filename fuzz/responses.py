@@ -1,0 +1,188 @@
+"""However a server's bytes are cut, they are the same answer or the same refusal, whole and within its bounds.
+
+The first line of the input is ours: ``HEAD`` or anything else, the bound of the body, the sizes of the pieces. The rest
+is what the server sends, ASCII as it is, each byte from 128 up standing for a piece of HTTP (:data:`PIECES`), since
+the parser is C, which a fuzzer cannot see into. h11, which it can, reads the same bytes: where both have an answer, it
+is the same one. The header's bound is made small, so that small inputs come to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import h11
+
+from fuzz._choices import cut, numbers
+from worker.http import http11
+from worker.http.http11 import Answer, ProtocolError
+
+MOST_HEADER = 256
+PIECES = (
+    b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 304 Not Modified\r\n", b"HTTP/1.0 200 OK\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", b"HTTP/1.1 503 Busy\r\n",
+    b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", b"HTTP/1.1 099 X\r\n", b"HTTP/1.1 ",
+    b"Content-Length: ", b"Content-Length: 2\r\n\r\nok", b"Content-Length: 0\r\n\r\n", b"Content-Length: 30\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: identity\r\n",
+    b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Connection: upgrade\r\nUpgrade: h2c\r\n",
+    b"Retry-After: 1\r\n", b"X-Y: \xc3\xa9\xff\r\n", b"A: b\r\n", b" folded\r\n", b"A:" + b" " * 100, b"b" * 100,
+    b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\x00", b"\xff", b"1\r\nx\r\n", b"2;a=b\r\nok\r\n", b"0\r\n\r\n",
+    b"0\r\nX: y\r\n\r\n", b"0\r\nX: ", b"ffffffffffffffff1\r\n", b"18446744073709551616\r\n", b"x" * 40,
+)  # fmt: skip
+"""What a byte from 128 up stands for; those past the end are that byte less 128."""
+TAILS = (b"\r\n", b"\n", b"x", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", PIECES[7])
+"""What may follow a whole answer."""
+STRICTER = ("no response line received", "illegal status line")
+"""For what h11 refuses an answer that we take: a line end before it, and control characters in its reason."""
+STRICTER_IN_TRAILERS = ("Only Transfer-Encoding", "multiple Transfer-Encoding", "bad Content-Length", "conflicting Con")
+"""And for what in trailers, which we drop: fields that would frame a body."""
+_TRAILER = re.compile(rb"Transfer-Encoding: chunked\r\n\r\n0\r\n([^\r\n]*)\Z")
+"""An answer in chunks, cut in the first line of its trailer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What became of some bytes, and of how many."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    size: int
+    truncated: bool
+    refusal: str | None = None
+
+
+REFUSED = Read(0, (), b"", 0, False)
+
+
+def check(data: bytes) -> None:
+    """Read *data* as a server's bytes in several ways and see that the law above holds."""
+    options, _, rest = data.partition(b"\n")
+    most, *sizes = [*numbers(options), 20][:20]
+    method = "HEAD" if options.startswith(b"HEAD") else "POST"
+    sent = b"".join(_piece(byte) for byte in rest)
+    with patch.object(http11, "MOST_HEADER_BYTES", MOST_HEADER):
+        slow, answer, used = read(method, most, cut(sent, [1]))
+        for pieces in ([sent] if sent else [], list(cut(sent, sizes)), list(cut(sent, [sizes[0] if sizes else 7]))):
+            quick, other, taken = read(method, most, pieces)
+            assert _same(quick, slow), (sent, quick, slow)
+            if slow.refusal is None:
+                assert other.reusable == (answer.reusable and taken == used), (sent, taken, used)
+        _is_within_bounds(slow, answer, most, sent, used)
+        if slow.refusal is None:
+            _stays_the_same_before_a_tail(method, most, sent[:used], slow)
+            _is_not_kept(method, most, sent, slow)
+            _is_h11_s(
+                method, sent[:used], ended=not _ends_by_itself(method, most, sent), ours=slow, kept=answer.reusable
+            )
+
+
+def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, Answer, int]:
+    """What the transport would make of it, the connection's end after the last piece; and the bytes that it took."""
+    answer, used = Answer(method, most, keep=keep), 0
+    try:
+        for piece in pieces:
+            assert not answer.reusable
+            answer.feed(piece)
+            used += len(piece)
+            if answer.complete:
+                break
+        answer.end()
+    except ProtocolError as refused:
+        assert not answer.complete
+        assert not answer.reusable
+        return Read(0, (), b"", 0, False, str(refused)), answer, used
+    assert answer.complete
+    found = answer.status, tuple(answer.headers), bytes(answer.body), answer.size, answer.truncated
+    return Read(*found), answer, used
+
+
+def _piece(byte: int) -> bytes:
+    return bytes([byte]) if byte < 128 else PIECES[byte - 128] if byte - 128 < len(PIECES) else bytes([byte - 128])
+
+
+def _same(one: Read, other: Read) -> bool:
+    """The text of a refusal for length may come first or last, as the pieces fall; that there is one may not."""
+    long = "bytes of header"
+    if long in (one.refusal or "") or long in (other.refusal or ""):
+        return (one.refusal is None) == (other.refusal is None)
+    return one == other
+
+
+def _is_within_bounds(found: Read, answer: Answer, most: int, sent: bytes, used: int) -> None:
+    assert len(answer.body) <= most
+    assert answer.size <= most
+    assert sum(len(name) + len(value) for name, value in answer.headers) <= MOST_HEADER
+    if found.refusal is None:
+        assert 100 <= found.status <= 999
+        assert found.status >= 200
+        assert len(found.body) == found.size
+        assert not (found.truncated and found.size < most)
+        if b"transfer-encoding" not in {name.lower() for name, _ in found.headers}:
+            assert used - found.size <= 2 * MOST_HEADER + found.truncated
+    elif "bytes of header" in found.refusal:
+        assert len(sent) > MOST_HEADER
+    else:
+        unfinished = _TRAILER.search(sent)
+        assert not unfinished or len(unfinished[1]) <= 2 * MOST_HEADER or "middle" not in found.refusal
+
+
+def _stays_the_same_before_a_tail(method: str, most: int, whole: bytes, found: Read) -> None:
+    if not _ends_by_itself(method, most, whole):
+        return
+    for tail in TAILS:
+        again, answer, _ = read(method, most, [whole + tail])
+        assert again == found, (whole, tail, again, found)
+        assert not answer.reusable, (whole, tail)
+
+
+def _ends_by_itself(method: str, most: int, sent: bytes) -> bool:
+    answer = Answer(method, most)
+    for piece in cut(sent, [1]):
+        answer.feed(piece)
+        if answer.complete:
+            return True
+    return False
+
+
+def _is_not_kept(method: str, most: int, sent: bytes, found: Read) -> None:
+    counted, _, _ = read(method, most, cut(sent, [3]), keep=False)
+    assert counted == Read(found.status, found.headers, b"", found.size, found.truncated)
+
+
+def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read, kept: bool) -> None:
+    """What h11 reads in the same bytes, where it reads an answer: the two were written by different people."""
+    client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
+    client.send(h11.Request(method=method, target="/", headers=[("Host", "h")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(sent)
+    if ended:
+        client.receive_data(b"")
+    status, headers, body, version = 0, [], b"", b""
+    try:
+        while not isinstance(event := client.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                assert ours.truncated, (sent, ours)
+                break
+            assert not isinstance(event, h11.ConnectionClosed | type(h11.PAUSED)), (sent, event)
+            if isinstance(event, h11.Response):
+                status, headers, version = event.status_code, list(event.headers.raw_items()), event.http_version
+            elif isinstance(event, h11.Data):
+                body += event.data
+    except h11.RemoteProtocolError as refused:
+        why = str(refused)
+        assert why.startswith(STRICTER if not status else STRICTER_IN_TRAILERS), (sent, why, ours)
+        return
+    assert (status, body[: ours.size]) == (ours.status, ours.body), (sent, status, body, ours)
+    assert not (kept and client.their_state is h11.MUST_CLOSE and version == b"1.1"), sent
+    if not ours.truncated:
+        assert len(body) == ours.size
+        assert _fields(headers) == _fields(ours.headers), (sent, headers, ours)
+
+
+def _fields(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Without those that frame the body, which h11 writes anew: what they say has been compared."""
+    fields = [(name.lower(), value.strip(b" \t")) for name, value in headers]
+    return [(name, value) for name, value in fields if name not in (b"transfer-encoding", b"content-length")]

@@ -1,0 +1,63 @@
+"""A reply subject is a delivery's, as ADR-15 writes it, or no delivery's; and a status is a status, or nothing.
+
+The first line of the input is the subject, each other one a header's name and value, with a colon between.
+"""
+
+from __future__ import annotations
+
+import re
+
+from worker.nats.wire import Status, parse_ack_subject, parse_status
+
+WORDS = (
+    "$JS.ACK.", "$JS.ACK.s.c.3.17.21.1700000000000000001.5", "$JS.ACK.hub.ACC.s.c.3.17.21.1700000000000000001.5",
+    "Status: 404", "Description: No Messages", "Description: Consumer Deleted", "\u0661", "1_0", "-1",
+)  # fmt: skip
+_GONE = re.compile(r"deleted", re.IGNORECASE)
+
+
+def check(data: bytes) -> None:
+    """Read *data*'s first line as a reply subject and the rest as a header, and see that the law above holds."""
+    subject, *lines = data.decode("utf-8", "replace").split("\n")
+    _is_a_delivery_s_or_not(subject)
+    headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    _is_a_status_or_not(headers)
+
+
+def _is_a_delivery_s_or_not(subject: str) -> None:
+    try:
+        (sequence, stored), count = parse_ack_subject(subject)
+    except ValueError as refused:
+        reason = str(refused)
+    else:
+        assert expected(subject) == ((sequence, stored), count), subject
+        assert min(sequence, stored, count) >= 0
+        return
+    assert expected(subject) is None, subject
+    assert reason.isprintable()
+    assert len(reason) < 2500
+
+
+def expected(subject: str) -> tuple[tuple[int, int], int] | None:
+    """What the subject's tokens say, or None: 9 of them, or 11 and more; the numbers in ASCII digits, 20 at most."""
+    tokens = subject.split(".")
+    if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9 or len(tokens) == 10:
+        return None
+    first = 4 if len(tokens) == 9 else 6
+    if not all(re.fullmatch("[0-9]{1,20}", token) for token in tokens[first : first + 4]):
+        return None
+    count, sequence, _, stored = (int(token) for token in tokens[first : first + 4])
+    return (sequence, stored), count
+
+
+def _is_a_status_or_not(headers: dict[str, str]) -> None:
+    status = parse_status(headers)
+    if not re.fullmatch("[0-9]{3}", headers.get("Status", "")):
+        assert status is None
+        return
+    code, description = int(headers["Status"]), headers.get("Description", "")
+    assert status == Status(code, description)
+    assert status.heartbeat == (code == 100)
+    assert status.consumer_gone == (code == 503 or (code == 409 and _GONE.search(description) is not None))
+    assert status.trouble == (code not in (100, 404, 408))
+    assert not (status.heartbeat and (status.trouble or status.consumer_gone))
