@@ -17,19 +17,15 @@ said = st.one_of(
 rare = st.one_of(
     st.builds(Leave, client=clients), st.just(MakeAnew()), st.builds(ChangeAckWait, ack_wait=st.integers(1, 5))
 )
-kinds: list[st.SearchStrategy[Action]] = [
-    *[st.builds(Publish, count=st.integers(1, 4))] * 2,
-    *[pulls] * 4,
-    *[said] * 9,
-    rare,
-]
+published = st.builds(Publish, count=st.integers(1, 4))
+kinds: list[st.SearchStrategy[Action]] = [*[published] * 2, *[pulls] * 4, *[said] * 9, rare]
 actions = st.sampled_from(range(len(kinds))).flatmap(lambda number: kinds[number])
 ticks = st.lists(actions, max_size=SLOTS).map(tuple)
 
 
 def scripts(restart: Restart | None) -> st.SearchStrategy[Script]:
-    """Those with that restart. They begin with messages that are asked for, so that there is something to talk about."""
-    first = st.tuples(st.builds(Publish, count=st.integers(1, 4)), pulls)
+    """Those with that restart. They begin with messages that are asked for, so that there is much to talk about."""
+    first = st.tuples(published, pulls)
     rest = st.lists(ticks, min_size=LAST - 5, max_size=LAST - 3)
     return st.builds(
         lambda first, rest, ack_wait: Script((first, *rest), ack_wait, restart), first, rest, st.integers(1, 5)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import trio
 from trio.testing import MockClock
 
+from tests.world.consumer import PullConsumer
 from tests.world.link import Link
 from tests.world.requests import Client, HandedOut
 from tests.world.server import Server
@@ -15,6 +17,7 @@ from worker.model import Ack, Nak, Settlement, Term
 
 from .script import (
     LAST,
+    SLOT,
     TICK,
     Action,
     ChangeAckWait,
@@ -33,9 +36,56 @@ LATENCY = 0.001
 """Seconds that everything takes to be heard."""
 
 
-def play(script: Script, *, forgetful: bool = True) -> Trace:
-    """What is seen. *forgetful*: a server that is killed knows no more than what was surely written."""
-    return trio.run(_Play(script, forgetful=forgetful).run, clock=MockClock(autojump_threshold=0))
+def play(script: Script, *, forgetful: bool = True) -> Trace | None:
+    """What is seen. *forgetful*: a server that is killed knows no more than what was surely written.
+
+    None where two messages fall due at the same time for different reasons: only chance tells which comes first.
+    """
+    played = _Play(script, forgetful=forgetful)
+    trio.run(played.run, clock=MockClock(autojump_threshold=0))
+    return None if played.consumer.tied else played.trace
+
+
+class _Watched(PullConsumer):
+    """A consumer that notices ties. What was handed out together is none, if it was in the order of sequence."""
+
+    tied = False
+
+    def begin(self, ack_wait: float) -> None:
+        super().begin(ack_wait)
+        self.causes: dict[int, tuple[float, int]] = {}
+        """When it was settled when a message falls due, and by the how manieth hand-out."""
+
+    def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
+        handed = super().hand_out(sequence, published, now)
+        self.causes[sequence] = now, handed[1]
+        return handed
+
+    def extend(self, sequence: int, now: float) -> None:
+        super().extend(sequence, now)
+        self.causes[sequence] = now, 0
+
+    def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
+        heeded = super().give_back(sequence, number, delay, now)
+        if heeded and delay:
+            self.causes[sequence] = now, 0
+        return heeded
+
+    def start(self) -> None:
+        super().start()
+        self.causes = {sequence: (pending.since, sequence) for sequence, pending in self.state.pending.items()}
+
+    def expire(self, now: float) -> None:
+        waiting = sorted(
+            (pending.since, sequence)
+            for sequence, pending in self.state.pending.items()
+            if sequence not in self.due and sequence in self.causes
+        )
+        for (since, one), (later, other) in pairwise(waiting):
+            together = self.causes[one][0] == self.causes[other][0] and self.causes[one] < self.causes[other]
+            if since + self.ack_wait <= now and later - since < SLOT / 2 and not together:
+                self.tied = True
+        super().expire(now)
 
 
 @dataclass(slots=True)
@@ -44,14 +94,16 @@ class _Play:
     forgetful: bool
     trace: Trace = field(default_factory=Trace)
     server: Server = field(init=False)
+    consumer: _Watched = field(init=False)
     clients: list[Client] = field(default_factory=list)
     tokens: list[tuple[int, str]] = field(default_factory=list)
     """Of each delivery, in the order in which the server sent them."""
     pulls: int = 0
     said: int = 0
 
-    async def run(self) -> Trace:
+    async def run(self) -> None:
         self.server = Server(lasting(self.script.ack_wait))
+        self.server.consumer = self.consumer = _Watched(self.server.ack_wait)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.server.run)
             for _ in range(2):
@@ -67,7 +119,6 @@ class _Play:
                 self._do(action)
             await trio.sleep_until(LAST * TICK)
             nursery.cancel_scope.cancel()
-        return self.trace
 
     async def _restart(self, restart: Restart) -> None:
         await trio.sleep_until(restart.time)

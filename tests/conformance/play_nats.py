@@ -56,8 +56,7 @@ class _Stage:
     script: Script
     trace: Trace = field(default_factory=Trace)
     acks: list[tuple[int, int, str]] = field(default_factory=list)
-    """Where to say something about each delivery, in the order in which the server sent them: to two connections, one of
-    which can be read later."""
+    """Where to say something about each delivery, in the order in which the server sent them, over two connections."""
     era: int = 0
     """How often the server began to count deliveries anew."""
     inboxes: list[tuple[int, str]] = field(default_factory=list)
@@ -119,8 +118,12 @@ class _Theatre:
             stage.era += 1
         end = self._server.stop if restart.how == "stop" else self._server.kill
         await trio.to_thread.run_sync(end)
+        await self._until(restart.back - 0.48 * TICK)
         await trio.to_thread.run_sync(self._server.start)
         await self._connect(nursery)
+        if self._now() > restart.back + 0.48 * TICK:
+            for stage in self._stages:
+                stage.late = inf
 
     def _now(self) -> float:
         return time.time() - self._start

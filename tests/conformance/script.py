@@ -20,12 +20,12 @@ SLOTS = 3
 LOOK = 3.5 * SLOT
 """When in a tick the numbers are looked at (s)."""
 LATE = 1.5 * SLOT
-"""How late (s) everything may be: the last thing done is done before the look, and that before half the tick is over."""
+"""How late (s) all may be: the last thing done is done before the look, and that before half the tick is over."""
 LOOKS = 4
 """A script looks in every so manieth tick, and not all scripts in the same: it costs more than all else."""
-LAST = 15
+LAST = 16
 """The tick after the last."""
-DOWN = 2
+DOWN = 4
 """Ticks that a restart takes."""
 
 
@@ -87,13 +87,13 @@ Action = Publish | Pull | Say | Leave | MakeAnew | ChangeAckWait
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The server ends in tick *at*, and is back :data:`DOWN` ticks later.
+    """The server ends in tick *at*, and begins :data:`DOWN` ticks later.
 
     ``stop``: in order. ``kill``: at once, when all is written. ``cut short``: at once, when something was just done.
     """
 
     how: Literal["stop", "kill", "cut short"]
-    at: int = 6
+    at: int = 5
 
     @property
     def time(self) -> float:
@@ -107,8 +107,13 @@ class Restart:
 
     @property
     def back(self) -> float:
-        """When it is there again (s)."""
+        """When it is there again (s), give or take less than half a tick: nothing is due so near to a whole one."""
         return (self.at + DOWN) * TICK
+
+    @property
+    def first(self) -> float:
+        """When something is done after it for the first time (s)."""
+        return self.back + TICK
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +135,4 @@ class Script:
 
     def there(self, at: float) -> bool:
         """Whether the server is there at that time."""
-        return not self.restart or not self.restart.last < at < self.restart.back
+        return not self.restart or not self.restart.last < at < self.restart.first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import floor
 
 from .script import TICK
@@ -24,10 +24,13 @@ class Trace:
         """Note the consumer's and the stream's numbers."""
         self.note("numbers", time, " ".join(f"{name}={number}" for name, number in numbers.items()))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trace) and self.seen == other.seen
-
-    __hash__ = None  # type: ignore[assignment]  # it grows
+    def without(self, last: Collection[str]) -> dict[str, list[tuple[float, str]]]:
+        """All, but in each place only up to the first of *last*."""
+        kept = {}
+        for where, lines in self.seen.items():
+            end = next((number for number, (_, what) in enumerate(lines, 1) if what in last), None)
+            kept[where] = lines[:end]
+        return kept
 
 
 def side_by_side(one: Trace, other: Trace) -> str:

@@ -69,6 +69,10 @@ class PullConsumer:
     """
 
     def __init__(self, ack_wait: float) -> None:
+        self.begin(ack_wait)
+
+    def begin(self, ack_wait: float) -> None:
+        """Know nothing: be made, perhaps anew."""
         self.ack_wait = ack_wait
         self.state = State()
         self.due: deque[int] = deque()

@@ -178,7 +178,7 @@ class Server:
     def make_anew(self, ack_wait: float | None = None) -> None:
         """Delete the consumer and make it again, perhaps with another ack wait."""
         self._disturb()
-        self.consumer = PullConsumer(ack_wait or self.ack_wait)
+        self.consumer.begin(ack_wait or self.ack_wait)
         for client in self._clients:
             for request in self._requests.of(client):
                 request.end("409 Consumer Deleted")
