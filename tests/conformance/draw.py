@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, Phase, given, settings
+from collections.abc import Callable
+
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from .script import LAST, SLOTS, Action, ChangeAckWait, Leave, MakeAnew, Publish, Pull, Restart, Say, Script
@@ -32,13 +34,14 @@ def scripts(restart: Restart | None) -> st.SearchStrategy[Script]:
     )
 
 
-def draw(restart: Restart | None, count: int) -> list[Script]:
-    """So many of them, all different."""
+def draw(restart: Restart | None, count: int, wanted: Callable[[Script], object]) -> list[Script]:
+    """So many of them that are *wanted*, or nearly: none twice."""
     drawn: dict[Script, None] = {}
 
     @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=[*HealthCheck], database=None)
     @given(scripts(restart))
     def note(script: Script) -> None:
+        assume(wanted(script))
         drawn[script] = None
 
     note()

@@ -42,9 +42,13 @@ async def play(scripts: Sequence[Script], directory: Path) -> list[Trace | None]
     All must have the same restart.
     """
     (restart,) = {script.restart for script in scripts}
-    with NatsServer(directory) as server:
-        stages = [_Stage(f"s{number}", script) for number, script in enumerate(scripts)]
+    server = NatsServer(directory)
+    stages = [_Stage(f"s{number}", script) for number, script in enumerate(scripts)]
+    try:
+        await trio.to_thread.run_sync(server.start)
         await _Theatre(server, stages, restart).run()
+    finally:
+        server.kill()
     return [None if stage.late > LATE else stage.trace for stage in stages]
 
 

@@ -144,6 +144,11 @@ class PullConsumer:
         self.ack_wait = ack_wait
         self._quiet_until = now + RECONSIDER
 
+    def put_back(self, sequence: int) -> None:
+        """Nobody was there for it after all: if it stood in the queue, it goes to its end."""
+        if sequence in self.state.pending:
+            self.due.append(sequence)
+
     def expire(self, now: float) -> None:
         """Put what is due by now into the queue, the lowest sequence first."""
         if now < self._quiet_until:

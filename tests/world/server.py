@@ -123,6 +123,7 @@ class Server:
 
     def numbers(self) -> dict[str, int]:
         """What the server would tell of the stream and its consumer."""
+        self._requests.look_around()
         state = self.consumer.state
         return {
             "messages": len(self.messages),
@@ -148,7 +149,8 @@ class Server:
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        self._requests.drop(client)
+        for request in self._requests.of(client):
+            request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
@@ -275,10 +277,14 @@ class Server:
         self.consumer.expire(now)
         self._requests.expire(now)
         while self._requests and (message := self._next()):
-            self._hand_out(message, self._requests.take())
+            if not (request := self._requests.take()):
+                self.consumer.put_back(message.id[0])
+                break
+            self._hand_out(message, request)
+        self._requests.look_around()
 
     def _next(self) -> Message | None:
-        """The message whose turn it is."""
+        """The message whose turn it is, taken out of the queue if it stood there."""
         while self.consumer.due:
             sequence = self.consumer.due.popleft()
             if message := self.messages.get(sequence):
