@@ -133,7 +133,7 @@ class _Play:
     def tied(self) -> bool:
         moments = [*((end, SLOT / 2) for end in self.pulls), *((at, LATE) for at in self.done)]
         return self.consumer.tied or any(
-            abs(at - due) < apart for at, apart in moments for due in self.consumer.fell_due
+            round(abs(at - due), 6) < apart for at, apart in moments for due in self.consumer.fell_due
         )
 
     async def _restart(self, restart: Restart) -> None:

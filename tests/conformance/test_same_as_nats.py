@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from tests.conformance.compare import Comparison, compare, expected, smallest
 from tests.conformance.draw import draw
+from tests.conformance.laws import LAWS
 from tests.conformance.script import Restart
 
 RESTARTS = [None, Restart("stop"), Restart("kill"), Restart("cut short")]
@@ -28,11 +29,17 @@ def report(comparison: Comparison) -> str:
     return "\n\n".join([f"{len(differences)} of {comparison.compared} scripts differ", *small])
 
 
+def test_laws_are_no_matter_of_chance() -> None:
+    """What shows a law does not depend on which of two things that fall due at the same time comes first."""
+    assert [law for law, script in LAWS.items() if not expected(script)] == []
+
+
 @pytest.mark.parametrize("number", range(max(1, settings().max_examples // 100)))
 def test_scripts(number: int) -> None:
     """Whatever is done, both show the same: messages, order, counts, times, answers, statuses and numbers."""
     del number  # each draws anew, where Hypothesis is not told to draw the same
-    comparison = compare(script for restart in RESTARTS for script in draw(restart, SIDE_BY_SIDE, expected))
+    drawn = [script for restart in RESTARTS for script in draw(restart, SIDE_BY_SIDE, expected)]
+    comparison = compare([*LAWS.values(), *drawn])
     print(f"{comparison.compared} scripts compared")  # noqa: T201 -- to be seen with pytest -s
     assert comparison.compared
     assert not comparison.differences, report(comparison)
