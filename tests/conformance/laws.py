@@ -22,6 +22,7 @@ LAWS = {
         ((Publish(1), Pull(2)), (Say("-NAK", delay=9),), (Say("-NAK", delay=1),)), ack_wait=4
     ),
     "what comes again goes before what is new": Script(((Publish(3), Pull(1)), (Say("-NAK"),), (Pull(3),))),
+    "given back twice, it comes once": Script(((Publish(1), Pull(1)), (Say("-NAK"), Say("-NAK")), (Pull(3),))),
     "an extension leaves a message in the queue": Script(
         ((Publish(1), Pull(1)), *_LATER, (Say("+WPI"),), (Pull(1),)), ack_wait=2
     ),
@@ -44,13 +45,35 @@ LAWS = {
         ((Publish(2), Pull(2)), (Say("+ACK", about=1),), (MakeAnew(),), (Say("+ACK", about=1), Say("+ACK")))
     ),
     "a NAK of a delivery that it cannot know is answered and passed over": Script(
-        ((Publish(3), Pull(3)), (Say("-NAK"), Pull(1)), (MakeAnew(), Pull(3)), (Say("-NAK", about=3),)), ack_wait=5
+        (
+            (Publish(3), Pull(3)),
+            (Say("-NAK"), Say("-NAK", about=1), Pull(2)),
+            (MakeAnew(), Pull(3)),
+            (Say("-NAK", about=3), Pull(1)),
+        ),
+        ack_wait=5,
+    ),
+    "nor is one heeded of a delivery before the first that has not ended": Script(
+        (
+            (Publish(2), Pull(2)),
+            (MakeAnew(), Pull(1)),
+            (Say("-NAK"), Pull(1)),
+            (Say("-NAK"), Pull(1)),
+            (Pull(1), Say("+ACK", about=1)),
+            (Say("-NAK", about=4), Pull(1)),
+        ),
+        ack_wait=7,
     ),
     "a message that nobody was there for goes to the end of the queue": Script(
-        ((Publish(2), Pull(2)), (Pull(1, client=1), Leave(1)), *_LATER, (Pull(2),)), ack_wait=3
+        ((Publish(2), Pull(2)), (), (), (Pull(1, client=1), Leave(1)), (Pull(1),)), ack_wait=3
     ),
     "a restart counts the ack wait from when a message was published": Script(
         ((Publish(2),), *_LATER, (Pull(2), Say("+WPI")), *((),) * 5, (Pull(2),)), ack_wait=7, restart=Restart("stop")
+    ),
+    "the same holds for a message that came again": Script(
+        ((Publish(1), Pull(1)), *_LATER, (Say("-NAK"), Pull(1)), *((),) * 5, (Pull(1),)),
+        ack_wait=7,
+        restart=Restart("kill"),
     ),
     "a restart keeps delays by the second": Script(
         ((), (Publish(2), Pull(2)), (), (Say("-NAK", delay=8), Say("-NAK", about=1, delay=9)), *((),) * 6, (Pull(2),)),

@@ -133,7 +133,7 @@ class _Play:
     def tied(self) -> bool:
         moments = [*((end, SLOT / 2) for end in self.pulls), *((at, LATE) for at in self.done)]
         return self.consumer.tied or any(
-            round(abs(at - due), 6) < apart for at, apart in moments for due in self.consumer.fell_due
+            abs(at - due) < apart - 1e-6 for at, apart in moments for due in self.consumer.fell_due
         )
 
     async def _restart(self, restart: Restart) -> None:

@@ -76,7 +76,7 @@ class PullConsumer:
         self.ack_wait = ack_wait
         self.state = State(reached=first - 1)
         self.due: deque[int] = deque()
-        """What goes before what is new."""
+        """What goes before what is new, unless it has ended meanwhile."""
         self._quiet_until = -inf
         """Nothing falls due before."""
         self._disk = self.state.copy()
@@ -114,8 +114,6 @@ class PullConsumer:
         """That message is no more."""
         self.state.pending.pop(sequence, None)
         self.state.again.pop(sequence, None)
-        if sequence in self.due:
-            self.due.remove(sequence)
 
     def extend(self, sequence: int, now: float) -> None:
         """A sign of work."""
