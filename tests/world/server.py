@@ -142,7 +142,7 @@ class Server:
         """A connection may be sent *batch* more, within so many seconds."""
         if not self.answers:
             # Turned down, it is asked for again several times a second. Here we wait with the answer.
-            self._dismiss(client, told=True)
+            self._dismiss(client)
         elif session == client.session:
             self._requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
@@ -183,10 +183,11 @@ class Server:
         for client in self._clients:
             for request in self._requests.of(client):
                 request.end("409 Consumer Deleted")
-            self._dismiss(client, told=True)
+            self._dismiss(client)
 
     def configure(self, ack_wait: float) -> None:
         """Give the consumer another ack wait (s), in the middle of its work."""
+        self._disturb()
         self.consumer.configure(ack_wait, trio.current_time())
         self._sooner.set()
 
@@ -225,7 +226,7 @@ class Server:
         self._disturb()
         self.consumer.take_over()
         for client in self._clients:
-            self._dismiss(client, told=told)
+            (self._dismiss if told else self._abandon)(client)
         self._sooner.set()
 
     async def run(self) -> None:
@@ -252,15 +253,18 @@ class Server:
         """What somebody holds can be given out again."""
         self.disturbed.update(filter(self.consumer.held, self.messages))
 
-    def _dismiss(self, client: Client, *, told: bool) -> None:
-        missing = sum(request.batch for request in self._requests.of(client))
+    def _dismiss(self, client: Client) -> None:
+        """Drop its requests, and tell it as soon as there is somebody to tell."""
         self._requests.drop(client)
         client.session += 1
-        if told:
-            after = max(self._silent_until - trio.current_time(), 0.0)
-            client.link.down.send("status", partial(client.dismiss, client.session), after)
-        else:
-            client.abandon(missing)
+        after = max(self._silent_until - trio.current_time(), 0.0)
+        client.link.down.send("status", partial(client.dismiss, client.session), after)
+
+    def _abandon(self, client: Client) -> None:
+        """Drop its requests, and tell nobody."""
+        missing = sum(request.batch for request in self._requests.of(client))
+        self._requests.drop(client)
+        client.abandon(missing)
 
     def _remove(self, sequence: int, settlement: Ack | Term) -> None:
         if message := self.messages.pop(sequence, None):
@@ -297,6 +301,6 @@ class Server:
         now, sequence = trio.current_time(), message.id[0]
         count, number = self.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
-        message.token = f"{sequence}.{number}.{self.deliveries}"
+        message.token = f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another can have the same
         handed = HandedOut(message.id, message.token, count, now, message.subject, message.payload, request.inbox)
         request.client.link.down.send("delivery", partial(request.client.deliver, handed))
