@@ -1,23 +1,16 @@
 """An in-memory JetStream: one work-queue stream, its one pull consumer, and the stream of dead letters.
 
-Its law is what nats-server 2.15 was measured to do, also where one would wish otherwise:
+What a consumer makes of what it hears, and what it forgets, is told in :mod:`tests.world.consumer`. Here is who asked
+for messages, what is stored, and what may befall a server. Time is Trio's clock, so all of this runs under a virtual
+one; it begins at a whole second of the wall clock.
 
-* What is said about a delivery is keyed by the message's stream sequence. An old acknowledgement ends a newer delivery,
-  an old NAK gives out again what somebody is running, and an extension after a NAK cancels the NAK's delay.
-* Each is answered, once it makes no difference too, except one for a message that the consumer, made anew, has not come
-  to yet: that one is neither heeded nor answered.
-* A message comes again when its time is over: the ack wait, counted from its hand-out or its last extension, or the
-  NAK's delay. What comes again goes before what is new. An extension or a NAK that comes later changes nothing.
-* A consumer made anew knows nothing: counts begin at one, delays are forgotten, and what was not settled comes at once.
-* A restart keeps counts and waits, the waits only to the second: they can end up to one second early.
-
-Time is Trio's clock, so all of this runs under a virtual one.
+Drawn scripts are played on this and on a nats-server, and show the same
+(:mod:`tests.conformance.test_same_as_nats`, where ``compare.DIFFERENCES`` has the exceptions). What the worker does not
+use is missing: requests with ``no_wait``, and limits of waiting requests and of unacknowledged messages.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -28,7 +21,8 @@ from tests.wire import Stored
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.report import dead_letter_headers
 
-from .link import Link
+from .consumer import PullConsumer
+from .requests import Client, HandedOut, Request, Requests
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time (s since the epoch) at which the virtual clock shows zero."""
@@ -42,23 +36,13 @@ class Message:
     id: MessageId
     subject: str
     payload: bytes
-    count: int = 0
-    """Hand-outs by the consumer as it is now."""
+    published: float
     token: str = ""
     """Of the newest hand-out."""
-    deadline: float = inf
-    """When it comes again; never while it waits its turn."""
     over: trio.Event = field(default_factory=trio.Event)
     """It has left the stream."""
     verdict: Settlement | None = None
     """What made it leave."""
-    naked: bool = False
-    """What it waits for is a NAK's delay."""
-
-    @property
-    def held(self) -> bool:
-        """Whether somebody has it, and in time."""
-        return self.deadline < inf and not self.naked
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,34 +53,6 @@ class Heard:
     sequence: int
     token: str
     settlement: Settlement | None
-
-
-@dataclass(frozen=True, slots=True)
-class HandedOut:
-    """A delivery as it goes over the wire."""
-
-    id: MessageId
-    token: str
-    count: int
-    sent: float
-    subject: str
-    payload: bytes
-
-
-class Client:
-    """What a server knows of one connection.
-
-    Args:
-        link: the way there.
-        deliver: what a delivery does at the other end.
-        dismiss: what is told there when requests were dropped; later ones count only if they name the session told.
-    """
-
-    def __init__(self, link: Link, deliver: Callable[[HandedOut], None], dismiss: Callable[[int], None]) -> None:
-        self.link, self.deliver, self.dismiss = link, deliver, dismiss
-        self.credit = 0
-        """How many messages may still be sent there."""
-        self.session = 0
 
 
 def _key(message: MessageId) -> str:
@@ -111,7 +67,7 @@ class Server:
     """
 
     def __init__(self, ack_wait: float) -> None:
-        self.ack_wait = ack_wait
+        self.consumer = PullConsumer(ack_wait)
         self.messages: dict[int, Message] = {}
         """What the stream holds, by sequence, oldest first."""
         self.letters: dict[str, Stored] = {}
@@ -127,18 +83,28 @@ class Server:
         self.refuses_letters = False
         self.taken = 0
         self.deliveries = 0
-        self._reached = 0
-        self._again: deque[int] = deque()
-        self._clients: deque[Client] = deque()
+        self._clients: list[Client] = []
+        self._requests = Requests()
+        self._silent_until = 0.0
         self._sooner = trio.Event()
+
+    @property
+    def ack_wait(self) -> float:
+        """The consumer's (s)."""
+        return self.consumer.ack_wait
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is somebody to hear what is said."""
+        return trio.current_time() >= self._silent_until
 
     # Publishing.
 
     def publish(self, payload: bytes, subject: str = STREAM) -> Message:
         """Store one message."""
         self.taken += 1
-        stored = round((EPOCH + trio.current_time()) * 1e9)
-        message = self.messages[self.taken] = Message((self.taken, stored), subject, payload)
+        now = trio.current_time()
+        message = self.messages[self.taken] = Message((self.taken, round((EPOCH + now) * 1e9)), subject, payload, now)
         self._serve()
         return message
 
@@ -159,111 +125,186 @@ class Server:
             by_subject[message.subject] = by_subject.get(message.subject, 0) + 1
         return Backlog(self.taken, by_subject)
 
+    def numbers(self) -> dict[str, int]:
+        """What the server would tell of the stream and its consumer."""
+        self._requests.look_around()
+        state = self.consumer.state
+        return {
+            "messages": len(self.messages),
+            "num_pending": sum(sequence > state.reached for sequence in self.messages),
+            "num_ack_pending": len(state.pending),
+            "num_redelivered": len(state.again),
+        }
+
     # Consuming.
 
     def join(self, client: Client) -> None:
         """A connection is there."""
         self._clients.append(client)
 
-    def pull(self, client: Client, session: int, batch: int) -> None:
-        """A connection may be sent *batch* more."""
-        if session == client.session:
-            client.credit += batch
+    def pull(self, client: Client, session: int, batch: int, seconds: float = inf, inbox: str = "") -> None:
+        """A connection may be sent *batch* more, within so many seconds."""
+        if not self.answers:
+            # Turned down, it is asked for again several times a second. Here we wait with the answer.
+            self._dismiss(client)
+        elif session == client.session:
+            self._requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        client.credit = 0
+        for request in self._requests.of(client):
+            request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
-        sequence = int(token.partition(".")[0])
-        if sequence > self._reached:
+        if not self.answers:
             return False
-        message = self.messages.get(sequence)
-        self.heard.append(Heard(trio.current_time(), sequence, token, settlement))
-        if message is not None:
-            match settlement:
-                case Ack() | Term():
-                    if isinstance(settlement, Term) and _key(message.id) not in self.letters:
-                        self.unburied.add(sequence)
-                    message.verdict = settlement
-                    message.over.set()
-                    del self.messages[sequence]
-                case Nak(delay) if sequence not in self._again:
-                    if token != message.token:
-                        self.disturbed.add(sequence)
-                    message.naked, message.deadline = True, trio.current_time() + delay
-                case None if sequence not in self._again:
-                    message.naked, message.deadline = False, trio.current_time() + self.ack_wait
-            self._expire()
+        sequence, number = (int(part) for part in token.split(".")[:2])
+        now = trio.current_time()
+        match settlement:
+            case Ack() | Term():
+                if not self.consumer.end(sequence, now):
+                    return False
+                self._remove(sequence, settlement)
+            case Nak(delay):
+                message = self.messages.get(sequence)
+                if message and token != message.token and self.consumer.held(sequence):
+                    self.disturbed.add(sequence)
+                self.consumer.give_back(sequence, number, delay, now)
+            case None:
+                self.consumer.extend(sequence, now)
+        self.heard.append(Heard(now, sequence, token, settlement))
+        self._serve()
         return True
 
     # What may befall it.
 
     def make_anew(self, ack_wait: float | None = None) -> None:
         """Delete the consumer and make it again, perhaps with another ack wait."""
-        self.ack_wait = ack_wait or self.ack_wait
-        self._reached = 0
-        self._again.clear()
-        for message in self.messages.values():
-            if message.held:
-                self.disturbed.add(message.id[0])
-            message.count, message.deadline, message.naked = 0, inf, False
+        self._disturb()
+        self.consumer.begin(ack_wait or self.ack_wait, next(iter(self.messages), self.taken + 1))
         for client in self._clients:
-            client.credit = 0
-            client.session += 1
-            client.link.down.send("status", partial(client.dismiss, client.session))
+            for request in self._requests.of(client):
+                request.end("409 Consumer Deleted")
+            self._dismiss(client)
 
-    def restart(self, down: float, early: float) -> None:
-        """Go away for *down* seconds; all waits then end *early* seconds (below one) too soon."""
+    def configure(self, ack_wait: float) -> None:
+        """Give the consumer another ack wait (s), in the middle of its work."""
+        self._disturb()
+        self.consumer.configure(ack_wait, trio.current_time())
+        self._sooner.set()
+
+    def restart(self, down: float) -> None:
+        """End in order and be back after *down* seconds."""
         for client in self._clients:
-            client.link.cut(down)
-        for message in self.messages.values():
-            message.deadline -= early
-            if message.held:
-                self.disturbed.add(message.id[0])
+            for request in self._requests.of(client):
+                client.status(request.inbox, "409 Server Shutdown")  # while the connection lasts
+        self.consumer.stop()
+        self._come_back(down)
+
+    def crash(self, down: float, *, forgets: bool = True) -> None:
+        """End at once (SIGKILL), with what is on its way there, and be back after *down* seconds.
+
+        Messages, dead letters and the ends of messages were stored before they were confirmed. Of the consumer, what
+        was said within the last 100 ms may be forgotten: delays of NAKs, extensions, and counts of deliveries.
+
+        Args:
+            down: seconds.
+            forgets: whether it is.
+        """
+        if forgets:
+            self.consumer.crash(trio.current_time())
+        else:
+            self.consumer.stop()
+        self._come_back(down)
+
+    def elect(self, seconds: float, *, told: bool = True) -> None:
+        """Lose the leader of the replicated consumer for so long; connections stay, and nothing is heard meanwhile.
+
+        Args:
+            seconds: until there is a new one.
+            told: whether the new leader ends open requests with a status; an old one that died says nothing.
+        """
+        self._silent_until = trio.current_time() + seconds
+        self._disturb()
+        self.consumer.take_over()
+        for client in self._clients:
+            (self._dismiss if told else self._abandon)(client)
         self._sooner.set()
 
     async def run(self) -> None:
         """Give out again what is due, for ever."""
         while True:
             self._sooner = trio.Event()
-            with trio.move_on_at(min((message.deadline for message in self.messages.values()), default=inf)):
+            with trio.move_on_at(max(self._next_event(), self._silent_until)):
                 await self._sooner.wait()
-            self._expire()
+            self._serve()
 
-    def _expire(self) -> None:
-        now = trio.current_time()
-        for sequence, message in self.messages.items():
-            if message.deadline <= now:
-                message.deadline = inf
-                self._again.append(sequence)
-        self._serve()
+    def _next_event(self) -> float:
+        return min(self.consumer.next_due(), self._requests.next_end())
 
-    def _serve(self) -> None:
-        while any(client.credit for client in self._clients) and (message := self._next()):
-            while not self._clients[0].credit:
-                self._clients.rotate(-1)
-            self._hand_out(message, self._clients[0])
-            self._clients.rotate(-1)
+    def _come_back(self, down: float) -> None:
+        self._disturb()
+        for client in self._clients:
+            client.link.cut(down)
+            self._requests.drop(client)
+        self._silent_until = trio.current_time() + down
+        self.consumer.start()
         self._sooner.set()
 
-    def _next(self) -> Message | None:
-        while self._again:
-            if message := self.messages.get(self._again.popleft()):
-                return message
-        fresh = next((message for sequence, message in self.messages.items() if sequence > self._reached), None)
-        if fresh:
-            self._reached = fresh.id[0]
-        return fresh
+    def _disturb(self) -> None:
+        """What somebody holds can be given out again."""
+        self.disturbed.update(filter(self.consumer.held, self.messages))
 
-    def _hand_out(self, message: Message, client: Client) -> None:
+    def _dismiss(self, client: Client) -> None:
+        """Drop its requests, and tell it as soon as there is somebody to tell."""
+        self._requests.drop(client)
+        client.session += 1
+        after = max(self._silent_until - trio.current_time(), 0.0)
+        client.link.down.send("status", partial(client.dismiss, client.session), after)
+
+    def _abandon(self, client: Client) -> None:
+        """Drop its requests, and tell nobody."""
+        missing = sum(request.batch for request in self._requests.of(client))
+        self._requests.drop(client)
+        client.abandon(missing)
+
+    def _remove(self, sequence: int, settlement: Ack | Term) -> None:
+        if message := self.messages.pop(sequence, None):
+            if isinstance(settlement, Term) and _key(message.id) not in self.letters:
+                self.unburied.add(sequence)
+            message.verdict = settlement
+            message.over.set()
+
+    def _serve(self) -> None:
+        self._sooner.set()
+        if not self.answers:
+            return
         now = trio.current_time()
+        self.consumer.expire(now)
+        self._requests.expire(now)
+        while self._requests and (message := self._next()):
+            if not (request := self._requests.take()):
+                self.consumer.put_back(message.id[0])
+                break
+            self._hand_out(message, request)
+        self._requests.look_around()
+
+    def _next(self) -> Message | None:
+        """The message whose turn it is, taken out of the queue if it stood there."""
+        while self.consumer.due:
+            sequence = self.consumer.due.popleft()
+            if message := self.messages.get(sequence):
+                return message
+            self.consumer.forget(sequence)
+        reached = self.consumer.state.reached
+        return next((message for sequence, message in self.messages.items() if sequence > reached), None)
+
+    def _hand_out(self, message: Message, request: Request) -> None:
+        now, sequence = trio.current_time(), message.id[0]
+        count, number = self.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
-        message.count += 1
-        message.token = f"{message.id[0]}.{message.count}.{self.deliveries}"
-        message.naked, message.deadline = False, now + self.ack_wait
-        client.credit -= 1
-        handed = HandedOut(message.id, message.token, message.count, now, message.subject, message.payload)
-        client.link.down.send("delivery", partial(client.deliver, handed))
+        message.token = f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another can have the same
+        handed = HandedOut(message.id, message.token, count, now, message.subject, message.payload, request.inbox)
+        request.client.link.down.send("delivery", partial(request.client.deliver, handed))

@@ -158,7 +158,7 @@ async def _befall(fault: Fault, world: World, workers: tuple[Hired, Hired]) -> N
         case "anew":
             world.server.make_anew()
         case "restart":
-            world.server.restart(down=fault.seconds, early=0.999)
+            world.server.restart(down=fault.seconds)
         case "no letters":
             world.server.refuses_letters = True
             await trio.sleep(fault.seconds)
