@@ -97,7 +97,7 @@ class NatsQueue:
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
-        return await aio_as_trio(self._backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        return await aio_as_trio(self._look)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
     # The asyncio side.
 
@@ -193,8 +193,15 @@ class NatsQueue:
             for number, body in enumerate(bodies, 1)
         ]
 
+    async def _look(self) -> Backlog:
+        backlog = await self._backlog()
+        if self._consumer.bound:
+            with suppress(ApiError):  # it is gone, which is told elsewhere
+                # Someone may have changed it. Leases that go by the old one would be extended too late, for ever.
+                self._consumer.ack_wait = await topology.ack_wait(self._connection, self._found)
+        return backlog
+
     async def _backlog(self) -> Backlog:
-        await self._heed_ack_wait()
         by_subject: dict[str, int] = {}
         while True:
             try:
@@ -209,12 +216,6 @@ class NatsQueue:
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
                 return Backlog(info["state"]["last_seq"], by_subject)
-
-    async def _heed_ack_wait(self) -> None:
-        """Someone may have changed it. Leases that go by the old one would be extended too late, for ever."""
-        with suppress(ApiError):  # it is gone, which is told elsewhere
-            if self._consumer.bound:
-                self._consumer.ack_wait = await topology.ack_wait(self._connection, self._found)
 
 
 @dataclass(frozen=True, slots=True)
