@@ -16,7 +16,9 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.metrics import MetricWrapperBase
 
+from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS
 from tests.test_layers import LAYERS, MODULES, foreign, top
+from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
 from worker.config import FIELDS, load
@@ -48,10 +50,10 @@ from worker.policy.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-ARCHITECTURE, GUARANTEES, OPERATIONS = (
-    ROOT / "docs" / f"{name}.md" for name in ("architecture", "guarantees", "operations")
+ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS = (
+    ROOT / "docs" / f"{name}.md" for name in ("architecture", "guarantees", "operations", "reliability", "mutants")
 )
-DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS)
+DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS)
 MANIFEST = ROOT / "deploy" / "worker.yaml"
 DEFAULTS = load({}).settings
 
@@ -150,7 +152,7 @@ def test_names_exist(document: Path) -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
     known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in metrics()}
     known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
-    alike = re.compile(r"(?<![\w/.-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
+    alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
 
@@ -249,6 +251,27 @@ def test_dead_letter_headers_table() -> None:
         code("Nats-Msg-Id"),
     ]
     assert {"X-Dead-Letter-Part", "Nats-Msg-Id"} <= set(texts())
+
+
+# Tests.
+
+
+def test_reliability_names_tests() -> None:
+    """Each promise and each fault is given the tests that are there, by file and name, or the fault's own name."""
+    rows = re.findall(r"(?m)^\| .* \|$", section(RELIABILITY, "## Which test holds what"))
+    tests = {path.name: path.read_text() for folder in ("tests", "fuzz") for path in (ROOT / folder).rglob("*.py")}
+    faults = {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL}
+    assert len(rows) > 30
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", row.partition(" | ")[2]):
+            file, _, what = name.rpartition("/")[2].partition("::")
+            assert name in faults or (file in tests and re.search(rf"(def|class) {what}\b", tests[file])), name
+
+
+def test_every_fault_is_told_of() -> None:
+    """No fault that the runs bring about is missing from the table."""
+    told = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
+    assert {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL} <= told
 
 
 # Logs.
