@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -26,6 +26,7 @@ from .functions import Answer, Outside, Reach, Reply
 from .link import Link
 from .queue import FakeQueue
 from .server import EPOCH, Message, Server
+from .standstill import Process
 
 T = TypeVar("T")
 
@@ -41,9 +42,14 @@ def ms(seconds: float) -> int:
 class Hired:
     """One worker: its parts, what it told, and the ways to end it."""
 
-    def __init__(self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float) -> None:
+    def __init__(
+        self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float | Callable[[], float]
+    ) -> None:
         self.name = name = f"worker-{len(world.workers) + 1}"
         self.link = link
+        self.process = Process()
+        self.ahead = 0.0
+        """Seconds that its wall clock shows too many."""
         self.queue = FakeQueue(world.server, link, lambda what: world.violations.append(f"{name}: {what}"))
         self.events: list[tuple[float, Event]] = []
         self.ended = trio.Event()
@@ -62,8 +68,8 @@ class Hired:
             retries=Retries(),
             drain=Drain(shutdown_timeout, self._emit),
             rules=rules,
-            dice=lambda: dice,
-            wall=lambda: EPOCH + trio.current_time(),
+            dice=dice if callable(dice) else lambda: dice,
+            wall=lambda: EPOCH + trio.current_time() + self.ahead,
         )
 
     def signal(self) -> None:
@@ -71,8 +77,20 @@ class Hired:
         self._signal.send_nowait(None)
 
     def kill(self) -> None:
-        """End it at once, as SIGKILL does."""
+        """End it at once, as SIGKILL does, also while it stands still."""
+        self.link.cut(float("inf"))
+        self.process.go_on()
         self._scope.cancel()
+
+    async def stand_still(self, seconds: float) -> None:
+        """Stop its process for so long, as SIGSTOP does; what comes meanwhile it finds when it goes on.
+
+        Only with :class:`tests.world.standstill.Gates` among the run's instruments.
+        """
+        self.process.stop()
+        self.link.down.stands_until = trio.current_time() + seconds
+        await trio.sleep(seconds)
+        self.process.go_on()
 
     @property
     def wanted(self) -> int:
@@ -96,15 +114,19 @@ class Hired:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)
-            nursery.start_soon(self.queue.run)
-            try:
-                with self._scope:
-                    await run(self.bench, self._signals)
-                    self.took = trio.current_time() - self.bench.drain.began
-            finally:
-                self.link.cut(float("inf"))
-                self.ended.set()
-            nursery.cancel_scope.cancel()
+            with self.process.starting():
+                nursery.start_soon(self.queue.run)
+                nursery.start_soon(self._run, nursery.cancel_scope)
+
+    async def _run(self, connection: trio.CancelScope) -> None:
+        try:
+            with self._scope:
+                await run(self.bench, self._signals)
+                self.took = trio.current_time() - self.bench.drain.began
+        finally:
+            self.link.cut(float("inf"))
+            self.ended.set()
+        connection.cancel()
 
     def _emit(self, event: Event) -> None:
         self.events.append((trio.current_time(), event))
@@ -193,7 +215,7 @@ class World:
         shutdown_timeout: float = 25.0,
         settle_within: float = 5.0,
         connected: bool = True,
-        dice: float = 0.5,
+        dice: float | Callable[[], float] = 0.5,
     ) -> Hired:
         """A worker that nobody has started yet. *connected*: the broker is there; the rest as in the settings."""
         rules = Rules(
