@@ -36,7 +36,12 @@ class Reply:
     after: float = 0.0
     """Seconds."""
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        if isinstance(self.outcome, Responded) and not (self.outcome.size or self.outcome.truncated):
+            usual = {"after": 0.0, "headers": (), "body": b""}
+            said = {"after": self.after, "headers": self.outcome.headers, "body": self.outcome.body}
+            return f"reply({self.outcome.status}{''.join(f', {k}={v!r}' for k, v in said.items() if v != usual[k])})"
+        return brief(self)
 
 
 def reply(status: int, after: float = 0.0, headers: Headers = (), body: bytes = b"") -> Reply:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import trio
 from trio.testing import MockClock
@@ -15,7 +16,7 @@ from worker.bench import Bench, Rules
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
-from worker.model import Settlement
+from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.ledger import Ledger
 from worker.policy.retry import Retry
@@ -39,6 +40,37 @@ def ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A delivery that the queue handed to a worker."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a worker noted to be said about a delivery."""
+
+    delivery: Delivery
+    settlement: Settlement
+
+
+class Witnessed(FakeQueue):
+    """A queue that tells what it handed out, and what it was to say."""
+
+    def __init__(self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Any], None]) -> None:
+        super().__init__(server, link, violated)
+        self._tell_of = note
+
+    def handed_out(self, delivery: Delivery) -> None:
+        super().handed_out(delivery)
+        self._tell_of(Taken(delivery))
+
+    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+        super().settle(delivery, settlement, before=before)
+        self._tell_of(Said(delivery, settlement))
+
+
 class Hired:
     """One worker: its parts, what it told, and the ways to end it."""
 
@@ -48,10 +80,14 @@ class Hired:
         self.name = name = f"worker-{len(world.workers) + 1}"
         self.link = link
         self.process = Process()
-        self.ahead = 0.0
-        """Seconds that its wall clock shows too many."""
-        self.queue = FakeQueue(world.server, link, lambda what: world.violations.append(f"{name}: {what}"))
-        self.events: list[tuple[float, Event]] = []
+        self.jumps: list[tuple[float, float]] = []
+        """Jumps of its wall clock: when, and by how much."""
+        self.log: list[tuple[float, Event | Taken | Said]] = []
+        """What it told, took and said, in order."""
+        self.queue = Witnessed(
+            world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit
+        )
+        self.started = False
         self.ended = trio.Event()
         self.took = 0.0
         """How long its drain took, once it has ended."""
@@ -69,8 +105,17 @@ class Hired:
             drain=Drain(shutdown_timeout, self._emit),
             rules=rules,
             dice=dice if callable(dice) else lambda: dice,
-            wall=lambda: EPOCH + trio.current_time() + self.ahead,
+            wall=lambda: self.wall_at(trio.current_time()),
         )
+
+    @property
+    def working(self) -> bool:
+        """It has started and not ended."""
+        return self.started and not self.ended.is_set()
+
+    def wall_at(self, now: float) -> float:
+        """What its wall clock showed."""
+        return EPOCH + now + sum(jump for at, jump in self.jumps if at <= now)
 
     def signal(self) -> None:
         """Ask it to stop; the second time, to hurry."""
@@ -98,13 +143,23 @@ class Hired:
         assert self.queue.consumer
         return self.queue.consumer.wanted
 
+    @property
+    def events(self) -> list[tuple[float, Event]]:
+        """All that it told."""
+        return [(at, each) for at, each in self.log if not isinstance(each, Taken | Said)]
+
+    @property
+    def taken(self) -> list[tuple[float, Delivery]]:
+        """All deliveries that it was handed, and when."""
+        return [(at, each.delivery) for at, each in self.log if isinstance(each, Taken)]
+
     def told(self, kind: type[T]) -> list[T]:
         """Its events of one kind."""
-        return [event for _, event in self.events if isinstance(event, kind)]
+        return [event for _, event in self.log if isinstance(event, kind)]
 
     def times(self, kind: type[Event]) -> list[int]:
         """When it told those (ms)."""
-        return [ms(at) for at, event in self.events if isinstance(event, kind)]
+        return [ms(at) for at, event in self.log if isinstance(event, kind)]
 
     async def work(self) -> None:
         """Run to the end, its connection with it.
@@ -128,8 +183,8 @@ class Hired:
             self.ended.set()
         connection.cancel()
 
-    def _emit(self, event: Event) -> None:
-        self.events.append((trio.current_time(), event))
+    def _emit(self, event: Event | Taken | Said) -> None:
+        self.log.append((trio.current_time(), event))
 
 
 class World:
@@ -234,6 +289,7 @@ class World:
 
     def start(self, worker: Hired) -> Hired:
         """Let it work."""
+        worker.started = True
         self.nursery.start_soon(worker.work, name=worker.name)
         return worker
 

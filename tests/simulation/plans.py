@@ -1,0 +1,135 @@
+"""Plans, drawn by Hypothesis: settings that go together, and what happens under them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from tests.world import Answer
+from tests.world.faults import ALL, ONE, Fault
+from tests.world.functions import Deployment, Reply
+from tests.world.simulation import Plan, Planned, Shift
+from worker.model import Attempted, Headers, NoResponse, Responded, TimedOut
+
+from .expected import ANNOTATIONS, PATIENCE
+
+MOST_WORKERS = 4
+
+
+def seconds(most: float) -> st.SearchStrategy[float]:
+    """Tenths of a second: round numbers make things coincide."""
+    return st.integers(0, round(most * 10)).map(lambda tenths: tenths / 10)
+
+
+def _responded(status: int, *headers: tuple[bytes, bytes]) -> Responded:
+    return Responded(status, headers)
+
+
+_PATIENT: list[Headers] = [((b"Retry-After", value.encode()),) for value in PATIENCE]
+_OUTCOMES: list[Attempted | Exception] = [
+    *[Responded(200)] * 6,
+    *[Responded(503)] * 4,
+    *[Responded(500)] * 3,
+    Responded(404),
+    Responded(302),
+    _responded(400, (b"X-OpenFaaS-Internal", b"faas-netes")),
+    _responded(200, (b"x-openfaas-internal", b"gateway")),
+    *(Responded(status, headers) for status in (429, 503) for headers in _PATIENT),
+    _responded(500, (b"Retry-After", b"30")),
+    NoResponse("refused"),
+    TimedOut(60.0),
+    KeyError("a bug"),
+]
+scripts = st.lists(st.builds(Reply, st.sampled_from(_OUTCOMES), seconds(5) | seconds(5) | seconds(40)), min_size=1, max_size=4).map(tuple)
+answers = st.builds(
+    Answer, st.sampled_from([200, 200, 302, 404, 429, 500, "refused", KeyError("a bug")]), st.just(0.0) | seconds(15)
+)
+annotations = st.lists(st.sampled_from([*ANNOTATIONS]), max_size=2, unique_by=lambda each: each[0]).map(tuple)
+messages = st.builds(
+    Planned,
+    script=scripts,
+    callback=st.none() | st.lists(answers, min_size=1, max_size=4).map(tuple),
+    at=st.just(0.0) | seconds(60),
+    function=st.integers(0, 2),
+    annotations=st.just(()) | annotations,
+    payload=st.sampled_from([None] * 15 + [b"no JSON", b'{"Function": "../etc"}', b"\xff"]),
+)
+bursts = st.builds(
+    lambda planned, times: (planned,) * times,
+    messages,
+    st.sampled_from([1] * 6 + [3, 8]),
+)
+deployments = st.builds(
+    Deployment,
+    capacity=st.none() | st.integers(1, 3),
+    gone_from=seconds(60),
+    gone_until=st.just(0.0) | seconds(80),
+    warms_up=st.just(0.0) | seconds(20),
+    patience=st.none() | st.sampled_from([*PATIENCE]),
+)
+faults = st.one_of(
+    st.builds(
+        Fault,
+        kind=st.sampled_from([kind for kind in ONE if kind not in ("clock", "kill")]),
+        at=seconds(100),
+        seconds=seconds(8) | seconds(60),
+        worker=st.integers(0, MOST_WORKERS - 1),
+    ),
+    st.builds(
+        Fault,
+        kind=st.sampled_from([*ALL]),
+        at=seconds(100),
+        seconds=seconds(8) | seconds(60),
+    ),
+    st.builds(Fault, kind=st.just("kill"), at=seconds(100), worker=st.integers(0, MOST_WORKERS - 1)),
+    st.builds(
+        Fault,
+        kind=st.just("clock"),
+        at=seconds(100),
+        seconds=st.sampled_from([-3600.0, 3600.0]),
+        worker=st.integers(0, MOST_WORKERS - 1),
+    ),
+)
+
+
+@st.composite
+def shifts(draw: st.DrawFn) -> tuple[Shift, ...]:
+    """One to four workers: some from the start, some later, some that go, some that stay."""
+    starts = st.just(0.0) | seconds(100)
+    return tuple(
+        Shift(
+            starts=draw(starts) if number else 0.0,
+            stops=draw(st.none() | seconds(120)),
+            hurry_after=draw(st.none() | seconds(30)),
+        )
+        for number in range(draw(st.integers(1, MOST_WORKERS)))
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan:
+    """Settings that go together, and what happens under them."""
+    initial = draw(seconds(10)) + 0.1
+    ack_wait = draw(st.sampled_from([1.5, 3.0, 5.0, 10.0, 30.0]))
+    # A round trip takes less than a third of the ack wait, or no extension is ever confirmed in time.
+    latency = draw(st.sampled_from([latency for latency in (0.001, 0.02, 0.24, 0.8) if latency < ack_wait / 6]))
+    return Plan(
+        messages=tuple(planned for burst in draw(st.lists(bursts, min_size=1, max_size=6)) for planned in burst),
+        functions=tuple(draw(st.lists(deployments, max_size=2))),
+        workers=draw(shifts()),
+        faults=draw(faults),
+        slots=draw(st.integers(1, 8)),
+        attempts=draw(st.integers(1, 4)),
+        initial=initial,
+        longest=initial + draw(seconds(20)),
+        backoff=draw(st.sampled_from(["exponential", "exponential", "full", "equal"])),
+        callback_attempts=draw(st.integers(1, 3)),
+        dead_letters=draw(st.sampled_from([True, True, False])),
+        ack_wait=ack_wait,
+        latency=latency,
+        shutdown_timeout=draw(seconds(30)),
+        schedule=draw(st.integers(0, 2**32 - 1)),
+    )
+
+
+healthy = plans(st.just(()))
+faulty = plans(st.lists(faults, min_size=1, max_size=6).map(tuple))
