@@ -195,13 +195,14 @@ async def test_lost_confirmations_are_waited_for(autojump_clock: MockClock) -> N
 async def test_a_held_early_redelivery_goes_back(autojump_clock: MockClock) -> None:
     """A message that waits here for the rest of its back-off is given back when the drain's time is up."""
     async with World(autojump_clock) as world:
+        await trio.sleep(0.8)
         message = world.publish(reply(503), reply(200))
         worker = world.start(world.worker(shutdown_timeout=0.25))
         await trio.sleep(2)
-        world.server.restart(down=0, early=0.8)
-        await _stop(worker, at=9.5)
+        world.server.restart(down=0)  # by whole seconds: due at 10_803, it comes at 10_000
+        await _stop(worker, at=10.5)
         assert ms(worker.took) == 252
-        assert world.heard(message) == [(3, Nak(10)), (9_751, Nak())]
+        assert world.heard(message) == [(803, Nak(10)), (10_751, Nak())]
         assert [told.attempt for told in worker.told(InvocationStarted)] == [1]
 
 

@@ -70,15 +70,17 @@ async def test_given_up_and_redelivered(autojump_clock: MockClock) -> None:
 async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
     """A message that comes up to a second before its back-off is over waits for the rest of it in its slot."""
     async with World(autojump_clock) as world:
+        await trio.sleep(0.8)
         message = world.publish(reply(503), reply(200))
         worker = world.start(world.worker())
         await trio.sleep(2)
-        world.server.restart(down=1, early=0.8)
-        await trio.sleep_until(9.5)
-        # Due at 10_003 and given out 800 early: it is there at 9_204, and waits until 10 s after the verdict at 2.
+        world.server.restart(down=1)
+        await trio.sleep_until(10.5)
+        # Due at 10_803, which the restart made a whole second: it is there at 10_001, and waits until 10 s after the
+        # verdict at 802.
         assert worker.bench.retries.waiting["early redelivery"] == 1
         await message.over.wait()
-        assert world.starts(message) == [2, 10_002]
+        assert world.starts(message) == [802, 10_802]
         assert worker.bench.retries.waiting["early redelivery"] == 0
 
 
@@ -102,10 +104,13 @@ async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
 async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) -> None:
     """Waiting for the rest of a back-off, a message is leased like any other: nobody else is given it."""
     async with World(autojump_clock, ack_wait=0.9) as world:
+        await trio.sleep(0.84)
         message = world.publish(reply(503), reply(200))
         world.start(world.worker(retry=Retry(backoff=Backoff(10, 10))))
         await trio.sleep(2)
-        world.server.restart(down=0, early=0.95)
+        world.server.restart(down=0)
         await message.over.wait()
-        # Out at 9_053, there at 9_054, started 10 s after 2: extended at 9_354, 9_654 and 9_954.
-        assert world.heard(message) == [(3, Nak(10)), (9_355, None), (9_655, None), (9_955, None), (10_003, Ack())]
+        # Due at 10_843, an ack wait after 9_943, which the restart made 9_000. So it is out at 9_900, there at 9_901,
+        # started 10 s after 842, and extended at 10_201, 10_501 and 10_801.
+        extended = [(10_202, None), (10_502, None), (10_802, None)]
+        assert world.heard(message) == [(843, Nak(10)), *extended, (10_843, Ack())]

@@ -2,15 +2,30 @@
 
 Each pipe keeps the order of what is sent. It can stand still (a frozen network or server: everything comes, late),
 swallow some kinds of messages, and be cut: what was in the air is then lost, and nothing is sent until it is mended.
+Or it is not lost: a server goes on to read what a connection brought before it was cut, and that can take longer than
+to make the next connection and to say it there again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from math import inf
 
 import trio
+
+SAID = frozenset({"settlement", "extension"})
+"""What is said about messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message in the air. *effect* happens when it arrives."""
+
+    due: float
+    kind: str
+    effect: Callable[[], None]
 
 
 class Pipe:
@@ -26,30 +41,39 @@ class Pipe:
         """Kinds of messages that do not arrive."""
         self.stands_until = 0.0
         """Nothing arrives before."""
-        self._air: deque[tuple[float, Callable[[], None]]] = deque()
+        self._air: deque[Sent] = deque()
+        self._late: deque[Sent] = deque()
+        """What a connection that was cut has brought."""
         self._sent = trio.Event()
 
-    def send(self, kind: str, effect: Callable[[], None]) -> None:
-        """Have *effect* happen at the other end."""
+    def send(self, kind: str, effect: Callable[[], None], after: float = 0.0) -> None:
+        """Have *effect* happen at the other end, *after* so many seconds more than it takes."""
         if kind not in self.swallows:
-            self._air.append((trio.current_time() + self.latency, effect))
+            self._air.append(Sent(trio.current_time() + self.latency + after, kind, effect))
             self._sent.set()
 
-    def clear(self) -> None:
-        """Lose what is in the air."""
+    def lose(self, late: float = 0.0) -> None:
+        """Lose what is in the air; *late*: not what is said about messages, which arrives after so many seconds."""
+        if late:
+            due = trio.current_time() + late
+            self._late.extend(Sent(due, sent.kind, sent.effect) for sent in self._air if sent.kind in SAID)
+            self._sent.set()
         self._air.clear()
 
     async def run(self) -> None:
         """Deliver, for ever."""
         while True:
-            while not self._air:
+            while not (self._air or self._late):
                 self._sent = trio.Event()
                 await self._sent.wait()
-            due = max(self._air[0][0], self.stands_until)
+            queue = min(filter(None, (self._air, self._late)), key=lambda queue: queue[0].due)
+            due = max(queue[0].due, self.stands_until)
             if due > trio.current_time():
-                await trio.sleep_until(due)  # what is in the air may be another thing by then
+                self._sent = trio.Event()
+                with trio.move_on_at(due):
+                    await self._sent.wait()  # what comes first may be another thing by then
             else:
-                self._air.popleft()[1]()
+                queue.popleft().effect()
 
 
 class Link:
@@ -69,9 +93,11 @@ class Link:
         self._moved = trio.Event()
         self.up = False
 
-    def cut(self, seconds: float) -> None:
-        """Break it for so long."""
+    def cut(self, seconds: float, late: float = 0.0) -> None:
+        """Break it for so long; *late*: when what was said before arrives, if it does."""
         self._back_at = max(self._back_at, trio.current_time() + seconds)
+        if self.up:
+            self.there.lose(late)
         self._set(up=False)
         self._moved.set()
 
@@ -101,6 +127,6 @@ class Link:
         if up != self.up:
             self.up = up
             for pipe in (self.there, self.down):
-                pipe.clear()
+                pipe.lose()
             for changed in self.changed:
                 changed(up)

@@ -27,6 +27,9 @@ PATIENCE = 2.0
 """Seconds without an answer after which something is said again; also the longest that stopping waits."""
 ANSWER = 5.0
 """Seconds to wait for an answer to a request."""
+SILENCE = 11.0
+"""Seconds after which requests that nobody answers any more are missed: two heartbeats, as :mod:`worker.nats.credit`
+has it."""
 
 
 class FakeConsumer:
@@ -37,7 +40,11 @@ class FakeConsumer:
         self.wanted = 0
         """What may still come."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
-        self.client = Client(link, self._deliver, self._dismiss)
+        self.client = Client(link, self._deliver, self._dismiss, self._abandon)
+        self.missed_at = inf
+        """When it will be noticed that requests are no longer there."""
+        self._missing = 0
+        """What they could have brought."""
         self._session = 0
         self._stopped = False
         self._here: list[Delivery] = []
@@ -86,15 +93,30 @@ class FakeConsumer:
         self._something.set()
 
     def _dismiss(self, session: int) -> None:
-        self._session, self.ack_wait = session, self._server.ack_wait
-        self._pull(self.wanted)
+        self.ack_wait = self._server.ack_wait
+        self._begin(session)
+
+    def _abandon(self, missing: int) -> None:
+        self._session = self.client.session
+        if missing:
+            self._missing += missing
+            self.missed_at = trio.current_time() + SILENCE
+            self._queue.wake()
+
+    def ask_again(self) -> None:
+        """Ask for what requests that are no longer there do not bring."""
+        missing, self._missing, self.missed_at = self._missing, 0, inf
+        self._pull(missing)
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._session = self.client.session
-            self._pull(self.wanted)
+            self._begin(self.client.session)
         else:
             self._server.withdraw(self.client)
+
+    def _begin(self, session: int) -> None:
+        self._session, self._missing, self.missed_at = session, 0, inf
+        self._pull(self.wanted)
 
     def _pull(self, batch: int) -> None:
         if batch > 0 and self._link.up and not self._stopped:
@@ -220,19 +242,26 @@ class FakeQueue:
             answers.append(result)
             answered.set()
 
+        def heard() -> None:
+            if self._server.answers:
+                self.link.down.send("answer", partial(answer, effect()))
+
         await trio.lowlevel.checkpoint()
         if self.link.up:
-            self.link.there.send("request", lambda: self.link.down.send("answer", partial(answer, effect())))
+            self.link.there.send("request", heard)
             with trio.move_on_after(ANSWER):
                 await answered.wait()
         return answers[0] if answers else None
 
     async def run(self) -> None:
-        """Say again what was not confirmed in time, for ever."""
+        """Say again what was not confirmed in time, and ask again for what does not come, for ever."""
         while True:
             oldest = min((said.sent for said in self._outbox.values()), default=inf)
-            with trio.move_on_at(oldest + PATIENCE if self.link.up else inf):
+            missed = self.consumer.missed_at if self.consumer else inf
+            with trio.move_on_at(min(oldest + PATIENCE, missed) if self.link.up else inf):
                 await self._change()
+            if self.consumer and trio.current_time() >= self.consumer.missed_at:
+                self.consumer.ask_again()
             for number, said in [*self._outbox.items()]:
                 if self.link.up and trio.current_time() >= said.sent + PATIENCE:
                     self._say(number, said)
@@ -260,11 +289,11 @@ class FakeQueue:
         settlement = Nak(said.due - now) if again else said.settlement
 
         def heard() -> None:
-            if self._server.say(said.delivery.token, settlement):
+            if self._server.say(said.delivery.token, settlement) and self.link.up:
                 self.link.down.send("confirmation", partial(self._confirm, number))
 
         self.link.there.send("settlement" if settlement else "extension", heard)
-        self._tell()
+        self.wake()
 
     def _confirm(self, number: int) -> None:
         if said := self._outbox.get(number):
@@ -273,17 +302,18 @@ class FakeQueue:
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]
-        self._tell()
+        self.wake()
 
     def _on_change(self, up: bool) -> None:
         for number, said in [*self._outbox.items()]:
             if up:
                 self._say(number, said)
-        self._tell()
+        self.wake()
 
     async def _change(self) -> None:
         await self._changed.wait()
 
-    def _tell(self) -> None:
+    def wake(self) -> None:
+        """Something has changed."""
         self._changed.set()
         self._changed = trio.Event()

@@ -1,17 +1,8 @@
 """An in-memory JetStream: one work-queue stream, its one pull consumer, and the stream of dead letters.
 
-Its law is what nats-server 2.15 was measured to do, also where one would wish otherwise:
-
-* What is said about a delivery is keyed by the message's stream sequence. An old acknowledgement ends a newer delivery,
-  an old NAK gives out again what somebody is running, and an extension after a NAK cancels the NAK's delay.
-* Each is answered, once it makes no difference too, except one for a message that the consumer, made anew, has not come
-  to yet: that one is neither heeded nor answered.
-* A message comes again when its time is over: the ack wait, counted from its hand-out or its last extension, or the
-  NAK's delay. What comes again goes before what is new. An extension or a NAK that comes later changes nothing.
-* A consumer made anew knows nothing: counts begin at one, delays are forgotten, and what was not settled comes at once.
-* A restart keeps counts and waits, the waits only to the second: they can end up to one second early.
-
-Time is Trio's clock, so all of this runs under a virtual one.
+What a consumer makes of what it hears, and what it forgets, is told in :mod:`tests.world.consumer`. Here is who asked
+for messages, what is stored, and what may befall a server. Time is Trio's clock, so all of this runs under a virtual
+one; it begins at a whole second of the wall clock.
 """
 
 from __future__ import annotations
@@ -28,6 +19,7 @@ from tests.wire import Stored
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.report import dead_letter_headers
 
+from .consumer import PullConsumer
 from .link import Link
 
 EPOCH = 1_700_000_000.0
@@ -42,23 +34,13 @@ class Message:
     id: MessageId
     subject: str
     payload: bytes
-    count: int = 0
-    """Hand-outs by the consumer as it is now."""
+    published: float
     token: str = ""
     """Of the newest hand-out."""
-    deadline: float = inf
-    """When it comes again; never while it waits its turn."""
     over: trio.Event = field(default_factory=trio.Event)
     """It has left the stream."""
     verdict: Settlement | None = None
     """What made it leave."""
-    naked: bool = False
-    """What it waits for is a NAK's delay."""
-
-    @property
-    def held(self) -> bool:
-        """Whether somebody has it, and in time."""
-        return self.deadline < inf and not self.naked
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +63,8 @@ class HandedOut:
     sent: float
     subject: str
     payload: bytes
+    inbox: str
+    """Of the request that it answers."""
 
 
 class Client:
@@ -90,13 +74,31 @@ class Client:
         link: the way there.
         deliver: what a delivery does at the other end.
         dismiss: what is told there when requests were dropped; later ones count only if they name the session told.
+        abandon: called when requests for so many messages were dropped and nothing is told.
+        status: what a request's end does at the other end: its inbox, and the status.
     """
 
-    def __init__(self, link: Link, deliver: Callable[[HandedOut], None], dismiss: Callable[[int], None]) -> None:
-        self.link, self.deliver, self.dismiss = link, deliver, dismiss
-        self.credit = 0
-        """How many messages may still be sent there."""
+    def __init__(
+        self,
+        link: Link,
+        deliver: Callable[[HandedOut], None],
+        dismiss: Callable[[int], None],
+        abandon: Callable[[int], None] = lambda _: None,
+        status: Callable[[str, str], None] = lambda _, __: None,
+    ) -> None:
+        self.link = link
+        self.deliver, self.dismiss, self.abandon, self.status = deliver, dismiss, abandon, status
         self.session = 0
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A pull: *batch* more may be sent there, until it expires."""
+
+    client: Client
+    batch: int
+    until: float
+    inbox: str
 
 
 def _key(message: MessageId) -> str:
@@ -111,7 +113,7 @@ class Server:
     """
 
     def __init__(self, ack_wait: float) -> None:
-        self.ack_wait = ack_wait
+        self.consumer = PullConsumer(ack_wait)
         self.messages: dict[int, Message] = {}
         """What the stream holds, by sequence, oldest first."""
         self.letters: dict[str, Stored] = {}
@@ -127,18 +129,28 @@ class Server:
         self.refuses_letters = False
         self.taken = 0
         self.deliveries = 0
-        self._reached = 0
-        self._again: deque[int] = deque()
-        self._clients: deque[Client] = deque()
+        self._clients: list[Client] = []
+        self._requests: deque[Request] = deque()
+        self._silent_until = 0.0
         self._sooner = trio.Event()
+
+    @property
+    def ack_wait(self) -> float:
+        """The consumer's (s)."""
+        return self.consumer.ack_wait
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is somebody to hear what is said."""
+        return trio.current_time() >= self._silent_until
 
     # Publishing.
 
     def publish(self, payload: bytes, subject: str = STREAM) -> Message:
         """Store one message."""
         self.taken += 1
-        stored = round((EPOCH + trio.current_time()) * 1e9)
-        message = self.messages[self.taken] = Message((self.taken, stored), subject, payload)
+        now = trio.current_time()
+        message = self.messages[self.taken] = Message((self.taken, round((EPOCH + now) * 1e9)), subject, payload, now)
         self._serve()
         return message
 
@@ -165,105 +177,152 @@ class Server:
         """A connection is there."""
         self._clients.append(client)
 
-    def pull(self, client: Client, session: int, batch: int) -> None:
-        """A connection may be sent *batch* more."""
-        if session == client.session:
-            client.credit += batch
+    def pull(self, client: Client, session: int, batch: int, seconds: float = inf, inbox: str = "") -> None:
+        """A connection may be sent *batch* more, within so many seconds."""
+        if not self.answers:
+            # Turned down, it is asked for again several times a second. Here we wait with the answer.
+            self._dismiss(client, told=True)
+        elif session == client.session:
+            self._requests.append(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        client.credit = 0
+        self._requests = deque(request for request in self._requests if request.client is not client)
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
-        sequence = int(token.partition(".")[0])
-        if sequence > self._reached:
+        if not self.answers:
             return False
-        message = self.messages.get(sequence)
-        self.heard.append(Heard(trio.current_time(), sequence, token, settlement))
-        if message is not None:
-            match settlement:
-                case Ack() | Term():
-                    if isinstance(settlement, Term) and _key(message.id) not in self.letters:
-                        self.unburied.add(sequence)
-                    message.verdict = settlement
-                    message.over.set()
-                    del self.messages[sequence]
-                case Nak(delay) if sequence not in self._again:
-                    if token != message.token:
-                        self.disturbed.add(sequence)
-                    message.naked, message.deadline = True, trio.current_time() + delay
-                case None if sequence not in self._again:
-                    message.naked, message.deadline = False, trio.current_time() + self.ack_wait
-            self._expire()
+        sequence, number = (int(part) for part in token.split(".")[:2])
+        now = trio.current_time()
+        match settlement:
+            case Ack() | Term():
+                if not self.consumer.end(sequence, now):
+                    return False
+                self._remove(sequence, settlement)
+            case Nak(delay):
+                message = self.messages.get(sequence)
+                if message and token != message.token and self.consumer.held(sequence):
+                    self.disturbed.add(sequence)
+                self.consumer.give_back(sequence, number, delay, now)
+            case None:
+                self.consumer.extend(sequence, now)
+        self.heard.append(Heard(now, sequence, token, settlement))
+        self._serve()
         return True
 
     # What may befall it.
 
     def make_anew(self, ack_wait: float | None = None) -> None:
         """Delete the consumer and make it again, perhaps with another ack wait."""
-        self.ack_wait = ack_wait or self.ack_wait
-        self._reached = 0
-        self._again.clear()
-        for message in self.messages.values():
-            if message.held:
-                self.disturbed.add(message.id[0])
-            message.count, message.deadline, message.naked = 0, inf, False
+        self._disturb()
+        self.consumer = PullConsumer(ack_wait or self.ack_wait)
         for client in self._clients:
-            client.credit = 0
-            client.session += 1
-            client.link.down.send("status", partial(client.dismiss, client.session))
+            self._dismiss(client, told=True)
 
-    def restart(self, down: float, early: float) -> None:
-        """Go away for *down* seconds; all waits then end *early* seconds (below one) too soon."""
+    def restart(self, down: float) -> None:
+        """End in order and be back after *down* seconds."""
+        self.consumer.stop()
+        self._come_back(down)
+
+    def crash(self, down: float) -> None:
+        """End at once (SIGKILL), with what is on its way there, and be back after *down* seconds.
+
+        Messages, dead letters and the ends of messages were stored before they were confirmed. Of the consumer, what
+        was said within the last 100 ms may be forgotten: delays of NAKs, extensions, and counts of deliveries.
+        """
+        self.consumer.crash(trio.current_time())
+        self._come_back(down)
+
+    def elect(self, seconds: float, *, told: bool = True) -> None:
+        """Lose the leader of the replicated consumer for so long; connections stay, and nothing is heard meanwhile.
+
+        Args:
+            seconds: until there is a new one.
+            told: whether the new leader ends open requests with a status; an old one that died says nothing.
+        """
+        self._silent_until = trio.current_time() + seconds
+        self._disturb()
+        self.consumer.take_over()
         for client in self._clients:
-            client.link.cut(down)
-        for message in self.messages.values():
-            message.deadline -= early
-            if message.held:
-                self.disturbed.add(message.id[0])
+            self._dismiss(client, told=told)
         self._sooner.set()
 
     async def run(self) -> None:
         """Give out again what is due, for ever."""
         while True:
             self._sooner = trio.Event()
-            with trio.move_on_at(min((message.deadline for message in self.messages.values()), default=inf)):
+            with trio.move_on_at(max(self._next_event(), self._silent_until)):
                 await self._sooner.wait()
-            self._expire()
+            self._serve()
 
-    def _expire(self) -> None:
-        now = trio.current_time()
-        for sequence, message in self.messages.items():
-            if message.deadline <= now:
-                message.deadline = inf
-                self._again.append(sequence)
-        self._serve()
+    def _next_event(self) -> float:
+        return min([self.consumer.next_due(), *(request.until for request in self._requests)])
 
-    def _serve(self) -> None:
-        while any(client.credit for client in self._clients) and (message := self._next()):
-            while not self._clients[0].credit:
-                self._clients.rotate(-1)
-            self._hand_out(message, self._clients[0])
-            self._clients.rotate(-1)
+    def _come_back(self, down: float) -> None:
+        self._disturb()
+        for client in self._clients:
+            client.link.cut(down)
+            self.withdraw(client)
+        self._silent_until = trio.current_time() + down
+        self.consumer.start()
         self._sooner.set()
 
-    def _next(self) -> Message | None:
-        while self._again:
-            if message := self.messages.get(self._again.popleft()):
-                return message
-        fresh = next((message for sequence, message in self.messages.items() if sequence > self._reached), None)
-        if fresh:
-            self._reached = fresh.id[0]
-        return fresh
+    def _disturb(self) -> None:
+        """What somebody holds can be given out again."""
+        self.disturbed.update(filter(self.consumer.held, self.messages))
 
-    def _hand_out(self, message: Message, client: Client) -> None:
+    def _dismiss(self, client: Client, *, told: bool) -> None:
+        missing = sum(request.batch for request in self._requests if request.client is client)
+        self.withdraw(client)
+        client.session += 1
+        if told:
+            after = max(self._silent_until - trio.current_time(), 0.0)
+            client.link.down.send("status", partial(client.dismiss, client.session), after)
+        else:
+            client.abandon(missing)
+
+    def _remove(self, sequence: int, settlement: Ack | Term) -> None:
+        if message := self.messages.pop(sequence, None):
+            if isinstance(settlement, Term) and _key(message.id) not in self.letters:
+                self.unburied.add(sequence)
+            message.verdict = settlement
+            message.over.set()
+
+    def _serve(self) -> None:
+        self._sooner.set()
+        if not self.answers:
+            return
+        self.consumer.expire(trio.current_time())
+        while self._open() and (message := self._next()):
+            self._hand_out(message)
+
+    def _open(self) -> bool:
+        """Whether somebody waits for a message; whose time is over is told so."""
         now = trio.current_time()
+        for request in [request for request in self._requests if request.until <= now]:
+            self._requests.remove(request)
+            request.client.link.down.send("status", partial(request.client.status, request.inbox, "408"))
+        return bool(self._requests)
+
+    def _next(self) -> Message | None:
+        while self.consumer.due:
+            sequence = self.consumer.due.popleft()
+            if message := self.messages.get(sequence):
+                return message
+            self.consumer.forget(sequence)
+        reached = self.consumer.state.reached
+        return next((message for sequence, message in self.messages.items() if sequence > reached), None)
+
+    def _hand_out(self, message: Message) -> None:
+        request = self._requests.popleft()
+        request.batch -= 1
+        if request.batch:
+            self._requests.append(request)
+        now, sequence = trio.current_time(), message.id[0]
+        count, number = self.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
-        message.count += 1
-        message.token = f"{message.id[0]}.{message.count}.{self.deliveries}"
-        message.naked, message.deadline = False, now + self.ack_wait
-        client.credit -= 1
-        handed = HandedOut(message.id, message.token, message.count, now, message.subject, message.payload)
-        client.link.down.send("delivery", partial(client.deliver, handed))
+        message.token = f"{sequence}.{number}.{self.deliveries}"
+        handed = HandedOut(message.id, message.token, count, now, message.subject, message.payload, request.inbox)
+        request.client.link.down.send("delivery", partial(request.client.deliver, handed))
