@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-CONNECTION = frozenset({"stall", "cut", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
+CONNECTION = frozenset({"stall", "cut", "late", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
 """Troubles that can keep what a worker says, or its confirmation, from getting through in time."""
 FORGETFUL = frozenset({"anew", "crash"})
 """Troubles after which the queue may not know who has a message, nor how long it must wait."""
@@ -76,31 +76,48 @@ class Between:
             for trouble in self.troubles
         )
 
+    def slow(self, run: Run, longest: float, begins: float, ends: float, *kinds: str) -> bool:
+        """Whether one of these befell a run's worker for longer than *longest*, ending between *begins* and *ends*."""
+        return any(
+            trouble.kind in kinds
+            and trouble.worker in (None, run.worker)
+            and trouble.ends - trouble.begins > longest
+            and begins <= trouble.ends
+            and trouble.begins <= ends
+            for trouble in self.troubles
+        )
+
     def stood_still(self) -> bool:
         """Whether the first run's worker stood still so long that its lease could end without its knowing."""
-        return any(
-            trouble.kind in ("freeze", "pause")
-            and trouble.worker in (None, self.first.worker)
-            and trouble.ends - trouble.begins > self.terms.ack_wait / 3 - 2 * self.terms.trip
-            and trouble.begins <= self.again.began
-            and trouble.ends >= self.first.began - HELD
-            for trouble in self.troubles
-        )
+        longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
+        return self.slow(self.first, longest, self.first.began - HELD, self.again.began, "freeze", "pause")
 
     def came_late(self) -> bool:
-        """Whether the first run's message was on its way for so long that its lease was shorter than it seemed."""
+        """Whether one of them began only when its delivery was no longer valid: it had been on its way for too long."""
+        longest = self.terms.ack_wait / 3 - self.terms.trip
         return any(
-            trouble.kind in ("stall", "freeze", "pause")
-            and trouble.worker in (None, self.first.worker)
-            and trouble.ends - trouble.begins > self.terms.ack_wait / 3 - self.terms.trip
-            and self.first.began - HELD - self.terms.trip <= trouble.ends <= self.first.began
+            self.slow(run, longest, run.began - HELD - self.terms.trip, run.began, "stall", "freeze", "pause")
+            for run in (self.first, self.again)
+        )
+
+    def heard_late(self) -> bool:
+        """Whether the queue read what another connection had brought so late that it no longer was true."""
+        return any(
+            trouble.kind == "late" and trouble.begins <= self.again.began and trouble.ends >= self.first.began - HELD
             for trouble in self.troubles
         )
 
-    def shortened(self) -> bool:
-        """Whether a restart ended the first run's lease so much earlier that its worker could not know in time."""
-        return self.terms.ack_wait / 3 <= ROUNDING + 2 * self.terms.trip and self.any(
-            ("restart", "crash"), self.first.began - HELD - self.terms.trip, self.again.began
+    def restarted(self) -> bool:
+        """Whether a restart ended the first run's lease earlier than its worker could know.
+
+        What a delivery had not been extended by then is counted from when the message was published; what it had been
+        is kept to the second.
+        """
+        begins = self.first.began - HELD - self.terms.trip
+        first_extension = self.first.began + self.terms.ack_wait / 3 + 2 * self.terms.trip
+        rounded = self.terms.ack_wait / 3 <= ROUNDING + 2 * self.terms.trip
+        return self.any({"restart", "crash", "elect"}, begins, first_extension) or (
+            rounded and self.any({"restart", "crash"}, begins, self.again.began)
         )
 
 
@@ -132,7 +149,7 @@ CAUSES = (
     Cause("the lease was lost", 3, _lost),
     Cause("the worker stood still", 4, Between.stood_still, overlaps=True),
     Cause("it came late", 4, Between.came_late, overlaps=True),
-    Cause("a restart cut its lease short", 4, Between.shortened, overlaps=True),
+    Cause("a restart cut its lease short", 6, Between.restarted, overlaps=True),
     Cause("the end was not heard", 5, _unconfirmed),
     Cause(
         "the server forgot",
@@ -149,6 +166,7 @@ CAUSES = (
         overlaps=True,
     ),
     Cause("no dead letter could be stored", 10, lambda it: it.first.then == "buried not"),
+    Cause("a NAK was heard late", 11, Between.heard_late, overlaps=True),
 )
 """In the order of docs/guarantees.md. The first that holds is the explanation."""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from math import inf
 
 from tests.explained import CONNECTION, FORGETFUL, HELD, ROUNDING, Cause, Run, Terms, Trouble, explained
@@ -269,34 +270,34 @@ def not_too_early(story: Story, troubles: list[Trouble]) -> None:
     The worker that gave a message back remembers its wait, unless another has had it since. Another worker can be given
     it up to a second early by a restart, and at any time where the wait did not reach the queue or was forgotten there.
     """
-    for first, again in zip(story.started, story.started[1:], strict=False):
-        if not (first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak)):
+    for first, again in pairwise(story.started):
+        told = first.ended is not None and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak)
+        if not told or again.began < first.said_at:
             continue
-        due = first.said_at + first.said.delay
+        due = first.said_at + first.said.delay  # type: ignore[union-attr]  # it is a Nak
         theirs = any(
             hold.worker != first.worker and first.said_at < hold.taken_at <= again.taken_at for hold in story.holds
         )
         if not theirs:
             assert again.began >= due - EARLY - EPSILON, "its own worker took it too early"
         elif not _wait_unknown(story, first, again, troubles):
-            restarts = sum(
-                trouble.kind == "restart" and first.said_at <= trouble.begins <= again.began for trouble in troubles
-            )
-            assert again.began >= due - restarts * ROUNDING - EPSILON, "another worker took it too early"
+            restarts = {"restart", "elect"}
+            rounded = any(each.kind in restarts and first.said_at <= each.begins <= again.began for each in troubles)
+            assert again.began >= due - rounded * ROUNDING - EPSILON, "another worker took it too early"
 
 
 def _wait_unknown(story: Story, first: Hold, again: Hold, troubles: list[Trouble]) -> bool:
     """Whether the wait may not have reached the queue, or was forgotten there."""
-    since, until = first.said_at - story.plan.latency, again.began
+    trip = story.plan.latency
+    unheard = CONNECTION | {"kill", "drain"}
     return any(
-        trouble.kind in FORGETFUL | CONNECTION | {"kill"}
-        and trouble.worker in (None, first.worker)
-        and trouble.kind != "restart"
-        and trouble.begins <= until
-        and trouble.ends >= since
-        for trouble in troubles
-    ) or any(  # what was in the air when the queue went away, or said while it was gone
-        trouble.kind == "restart" and trouble.begins - story.plan.latency <= first.said_at <= trouble.ends + PATIENCE
+        (trouble.kind in FORGETFUL and first.said_at - trip <= trouble.begins <= again.began)
+        or (
+            trouble.kind in unheard
+            and trouble.worker in (None, first.worker)
+            and trouble.begins <= first.said_at + trip
+            and trouble.ends >= first.said_at - trip
+        )
         for trouble in troubles
     )
 

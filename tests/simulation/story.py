@@ -52,7 +52,9 @@ class Hold:
             return "lost"
         return "retry" if isinstance(self.ended.verdict, Nak) else "final"
 
-    def _then(self) -> Literal["settled", "given back", "buried not", "nothing"]:
+    def _then(self) -> Literal["settled", "given back", "buried not", "nothing", "unknown"]:
+        if not self.final:
+            return "unknown"
         match self.said:
             case None:
                 return "nothing"

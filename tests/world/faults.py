@@ -12,7 +12,7 @@ from tests.explained import Trouble
 from worker.events import DeadLetterRefused
 
 from .functions import brief
-from .link import Pipe
+from .link import SAID, Pipe
 from .world import Hired, World
 
 
@@ -24,7 +24,7 @@ class Fault:
     at: float = 0.0
     seconds: float = 0.0
     worker: int = 0
-    """Whom it befalls, for those that befall one: which of the plan's workers."""
+    """Whom it befalls, for those that befall one: which of the plan's workers. Of ``elect``: 0 where it is told."""
 
     __repr__ = brief
 
@@ -102,6 +102,13 @@ async def _cut(_: Nemesis, fault: Fault, worker: Hired) -> bool:
     return up
 
 
+async def _late(_: Nemesis, fault: Fault, worker: Hired) -> bool:
+    """The connection is lost and comes again at once; what it had brought is read only after so long."""
+    said = any(sent.kind in SAID for sent in worker.link.there._air)
+    worker.link.cut(0.0, late=fault.seconds)
+    return said
+
+
 async def _swallow(pipe: Pipe, kinds: Collection[str], seconds: float) -> bool:
     swallowing = pipe.swallows if isinstance(pipe.swallows, Swallowing) else Swallowing()
     pipe.swallows, before = swallowing, swallowing.swallowed
@@ -141,16 +148,33 @@ async def _kill(nemesis: Nemesis, _: Fault, worker: Hired) -> bool:
 
 async def _anew(nemesis: Nemesis, _: Fault) -> bool:
     """The consumer is deleted and made anew: counts, waits and who has what are forgotten."""
-    known = any(message.count for message in nemesis.world.server.messages.values())
+    known = bool(nemesis.world.server.consumer.state.pending)
     nemesis.world.server.make_anew()
     return known
 
 
+def _connected(nemesis: Nemesis) -> bool:
+    return any(worker.link.up and worker.working for worker in nemesis.world.workers)
+
+
 async def _restart(nemesis: Nemesis, fault: Fault) -> bool:
-    """The broker goes away and comes back."""
-    connected = any(worker.link.up for worker in nemesis.world.workers)
-    nemesis.world.server.restart(down=fault.seconds, early=0.999)
+    """The broker ends in order, and is back after so long."""
+    connected = _connected(nemesis)
+    nemesis.world.server.restart(fault.seconds)
     return connected
+
+
+async def _crash(nemesis: Nemesis, fault: Fault) -> bool:
+    """The broker is killed, and is back after so long, without what it has not yet written."""
+    connected = _connected(nemesis)
+    nemesis.world.server.crash(fault.seconds)
+    return connected
+
+
+async def _elect(nemesis: Nemesis, fault: Fault) -> bool:
+    """The consumer loses its leader for so long; the next one does not always tell."""
+    nemesis.world.server.elect(fault.seconds, told=fault.worker == 0)
+    return _connected(nemesis)
 
 
 async def _no_letters(nemesis: Nemesis, fault: Fault) -> bool:
@@ -174,6 +198,7 @@ async def _pause(nemesis: Nemesis, fault: Fault) -> bool:
 ONE: dict[str, Callable[[Nemesis, Fault, Hired], Awaitable[bool]]] = {
     "stall": _stall,
     "cut": _cut,
+    "late": _late,
     "deaf": _deaf,
     "mute": _mute,
     "freeze": _freeze,
@@ -184,6 +209,8 @@ ONE: dict[str, Callable[[Nemesis, Fault, Hired], Awaitable[bool]]] = {
 ALL: dict[str, Callable[[Nemesis, Fault], Awaitable[bool]]] = {
     "anew": _anew,
     "restart": _restart,
+    "crash": _crash,
+    "elect": _elect,
     "no letters": _no_letters,
     "pause": _pause,
 }
