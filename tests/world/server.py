@@ -132,7 +132,8 @@ class Server:
         self._clients: list[Client] = []
         self._requests: deque[Request] = deque()
         self._silent_until = 0.0
-        self._sooner = trio.Event()
+        self._wait = trio.CancelScope()
+        """Around waiting for the next thing to fall due; each change tells when that is."""
 
     @property
     def ack_wait(self) -> float:
@@ -247,18 +248,18 @@ class Server:
         self.consumer.take_over()
         for client in self._clients:
             self._dismiss(client, told=told)
-        self._sooner.set()
+        self._wait.deadline = self._next_event()
 
     async def run(self) -> None:
         """Give out again what is due, for ever."""
         while True:
-            self._sooner = trio.Event()
-            with trio.move_on_at(max(self._next_event(), self._silent_until)):
-                await self._sooner.wait()
+            with trio.CancelScope(deadline=self._next_event()) as self._wait:
+                await trio.sleep_forever()
             self._serve()
 
     def _next_event(self) -> float:
-        return min([self.consumer.next_due(), *(request.until for request in self._requests)])
+        due = min([self.consumer.next_due(), *(request.until for request in self._requests)])
+        return max(due, self._silent_until)
 
     def _come_back(self, down: float) -> None:
         self._disturb()
@@ -267,7 +268,7 @@ class Server:
             self.withdraw(client)
         self._silent_until = trio.current_time() + down
         self.consumer.start()
-        self._sooner.set()
+        self._wait.deadline = self._next_event()
 
     def _disturb(self) -> None:
         """What somebody holds can be given out again."""
@@ -291,12 +292,11 @@ class Server:
             message.over.set()
 
     def _serve(self) -> None:
-        self._sooner.set()
-        if not self.answers:
-            return
-        self.consumer.expire(trio.current_time())
-        while self._open() and (message := self._next()):
-            self._hand_out(message)
+        if self.answers:
+            self.consumer.expire(trio.current_time())
+            while self._open() and (message := self._next()):
+                self._hand_out(message)
+        self._wait.deadline = self._next_event()
 
     def _open(self) -> bool:
         """Whether somebody waits for a message; whose time is over is told so."""

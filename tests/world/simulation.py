@@ -108,11 +108,16 @@ class Life:
         """Slots that were free in the workers that stayed, when all had come to rest."""
         self._messages: dict[int, Message] = {}
         self._leaving: set[str] = set()
+        self._started: dict[str, float] = {}
 
     @property
     def messages(self) -> list[Message]:
         """In the order of the plan."""
         return [self._messages[number] for number in range(len(self._messages))]
+
+    def started_at(self, worker: Hired) -> float:
+        """When it started."""
+        return self._started[worker.name]
 
     def trace(self) -> list[str]:
         """All that was told, said, called and posted, with its time."""
@@ -137,7 +142,7 @@ class Life:
                     nursery.start_soon(self._publish, number, planned)
             # All that was planned has happened.
             if all(worker.name in self._leaving | self.nemesis.killed for worker in self.workers):
-                world.start(self._worker())
+                self._start(self._worker())
             for message in self.messages:
                 await message.over.wait()
             await trio.sleep(REST)
@@ -161,9 +166,13 @@ class Life:
             dice=random.Random(f"{plan.schedule} {len(self.world.workers)}").random,
         )
 
+    def _start(self, worker: Hired) -> None:
+        self._started[worker.name] = trio.current_time()
+        self.world.start(worker)
+
     async def _shift(self, shift: Shift, worker: Hired) -> None:
         await trio.sleep_until(shift.starts)
-        self.world.start(worker)
+        self._start(worker)
         if shift.stops is None:
             return
         await trio.sleep_until(max(shift.starts, shift.stops))

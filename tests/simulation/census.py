@@ -1,0 +1,120 @@
+"""What was lived through, counted: a test that looks at nothing must not pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.explained import CAUSES
+from tests.world.faults import ALL, ONE
+from tests.world.simulation import Life
+from worker.events import (
+    AnnotationIgnored,
+    CallbackPosted,
+    DeadLettered,
+    DeadLetterRefused,
+    DrainExpired,
+    InvocationEnded,
+    LeaseExpired,
+    Redelivered,
+    WorkCrashed,
+)
+from worker.model import Ack, Interrupted, LeaseLost, Nak, NoResponse, Responded, Term, TimedOut
+
+from .story import Story
+
+TAKEN: list[Census] = []
+"""All of this run of the tests, to be told at its end."""
+
+ORDINARY = frozenset(
+    """
+    a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
+    response in time; a bug; an annotation ignored; a callback delivered; a callback tried again; a drain out of time;
+    a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end
+    """.replace("\n", " ").replace("    ", "").strip().split("; ")
+)
+"""What a census must have seen, faults or not."""
+FAULTY = frozenset(
+    {*(f"fault: {kind}" for kind in [*ONE, *ALL]), *(f"again: {cause.name}" for cause in CAUSES)}
+    | {"a lease expired", "early redelivery", "finished redelivery", "running redelivery", "a dead letter refused"}
+)
+"""What a census of faulty lives must have seen besides."""
+
+
+class Census:
+    """Counts of one test's lives."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lives = self.messages = self.invocations = self.faults = 0
+        self.seen: Counter[str] = Counter()
+        TAKEN.append(self)
+
+    def add(self, life: Life, stories: list[Story], causes: Counter[str], measured: int = 0) -> None:
+        """Count one life."""
+        self.lives += 1
+        self.messages += len(stories)
+        self.invocations += len(life.world.outside.calls)
+        self.faults += len(life.plan.faults)
+        self.seen.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
+        self.seen.update({f"again: {cause}": number for cause, number in causes.items()})
+        self.seen["a wait measured to its end"] += measured
+        self.seen["two or more workers at once"] += len(life.plan.workers) > 1
+        self.seen["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
+        for call in life.world.outside.calls:
+            if call.refused:
+                status = call.outcome.status if isinstance(call.outcome, Responded) else 0
+                self.seen[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
+        for worker in life.workers:
+            for _, event in worker.log:
+                if name := _name(event):
+                    self.seen[name] += 1
+
+    def missing(self, expected: frozenset[str]) -> list[str]:
+        """What never happened."""
+        return sorted(what for what in expected if not self.seen[what])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        head = f"{self.name}: {self.lives:,} lives, {self.messages:,} messages, {self.invocations:,} invocations"
+        return [
+            f"{head}, {self.faults:,} faults",
+            *(f"  {number:>9,}  {what}" for what, number in sorted(self.seen.items()) if number),
+        ]
+
+
+def _name(event: object) -> str | None:  # noqa: PLR0911 -- a return is a row of the table
+    match event:
+        case InvocationEnded(outcome=NoResponse()):
+            return "no response"
+        case InvocationEnded(outcome=TimedOut()):
+            return "no response in time"
+        case InvocationEnded(outcome=Interrupted()):
+            return "a message given back"
+        case InvocationEnded(outcome=LeaseLost()):
+            return None
+        case InvocationEnded(verdict=Ack()):
+            return "acknowledged"
+        case InvocationEnded(verdict=Term()):
+            return "given up"
+        case InvocationEnded(verdict=Nak()):
+            return "given back to be tried again"
+        case WorkCrashed():
+            return "a bug"
+        case AnnotationIgnored():
+            return "an annotation ignored"
+        case CallbackPosted(delivered=True):
+            return "a callback delivered"
+        case CallbackPosted(again_in=float()):
+            return "a callback tried again"
+        case DrainExpired():
+            return "a drain out of time"
+        case DeadLettered(stored=True):
+            return "buried"
+        case DeadLetterRefused():
+            return "a dead letter refused"
+        case LeaseExpired():
+            return "a lease expired"
+        case Redelivered(how=how):
+            return f"{how} redelivery"
+        case _:
+            return None
