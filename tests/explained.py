@@ -65,6 +65,8 @@ class Between:
     again: Run
     terms: Terms
     troubles: Sequence[Trouble]
+    runs: Sequence[Run] = ()
+    """All of the message."""
 
     def any(self, kinds: Iterable[str], begins: float, ends: float) -> bool:
         """Whether one of these was in force for the first run's worker, or for all, at any time from *begins* to *ends*."""
@@ -105,6 +107,17 @@ class Between:
         return any(
             trouble.kind == "late" and trouble.begins <= self.again.began and trouble.ends >= self.first.began - HELD
             for trouble in self.troubles
+        )
+
+    def shared(self) -> bool:
+        """Whether a third had the message together with the first, and gave it back: each may, and neither knows."""
+        slack = 2 * self.terms.trip
+        return any(
+            third not in (self.first, self.again)
+            and third.how in ("retry", "given back")
+            and third.began < self.first.began < third.ended + slack
+            and third.ended <= self.again.began
+            for third in self.runs
         )
 
     def restarted(self) -> bool:
@@ -167,22 +180,26 @@ CAUSES = (
     ),
     Cause("no dead letter could be stored", 10, lambda it: it.first.then == "buried not"),
     Cause("a NAK was heard late", 11, Between.heard_late, overlaps=True),
+    Cause("another that had it too gave it back", 12, Between.shared, overlaps=True),
 )
-"""In the order of docs/guarantees.md. The first that holds is the explanation."""
+"""In the order of docs/guarantees.md. The first that holds is what counts as the reason."""
 
 
 def _drained(it: Between) -> bool:
     return it.any({"drain"}, it.first.began, it.again.began)
 
 
-def explained(first: Run, again: Run, troubles: Sequence[Trouble], terms: Terms) -> Cause | None:
-    """Why a message that *first* had run was run *again*; None where there is no reason that we know.
+def explained(
+    first: Run, again: Run, troubles: Sequence[Trouble], terms: Terms, runs: Sequence[Run] = ()
+) -> list[Cause]:
+    """Why a message that *first* had run was run *again*; empty where there is no reason that we know.
 
     Args:
         first: an earlier run of the message.
         again: a later one: the next, or one that began before *first* had ended.
         troubles: all that there were.
         terms: what the queue was set to.
+        runs: all of the message.
     """
-    between, together = Between(first, again, terms, troubles), again.began < first.ended
-    return next((cause for cause in CAUSES if cause.holds(between) and (cause.overlaps or not together)), None)
+    between, together = Between(first, again, terms, troubles, runs), again.began < first.ended
+    return [cause for cause in CAUSES if (cause.overlaps or not together) and cause.holds(between)]

@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import inf
 
 from tests.explained import CONNECTION, FORGETFUL, HELD, ROUNDING, Cause, Run, Terms, Trouble, explained
-from tests.world import Hired, ms
+from tests.world import Hired, Post
 from tests.world.queue import PATIENCE
 from tests.world.simulation import SETTLE_WITHIN, Life
 from tests.world.world import Said
@@ -53,7 +53,7 @@ def check(life: Life) -> tuple[list[Story], Counter[str]]:
         decided_rightly(life, story)
         told_what_was(story)
         not_too_many_attempts(story, troubles)
-        not_too_early(story, troubles)
+        not_too_early(life, story, troubles)
         causes.update(cause.name for cause in explained_repeats(life, story, troubles))
     return stories, causes
 
@@ -221,24 +221,23 @@ def buried_first(life: Life, story: Story) -> None:
 def told_what_was(story: Story) -> None:
     """The callback of what has ended is sent before the message is settled, never before the end, and tells the truth."""
     wanted = story.planned.callback is not None and story.planned.payload is None
-    posts = list(story.posts)
-    assert wanted or not posts, "a callback that nobody asked for"
-    for hold in story.started:
-        mine = [
-            post for post in posts if post.worker == hold.worker and hold.ended_at <= post.began <= hold.said_at
-        ] if hold.final else []
-        if hold.said_at == inf:
-            later = [other.began for other in story.started if other.worker == hold.worker and other.began > hold.began]
-            mine = [post for post in mine if post.began <= min(later, default=inf)]
-        posts = [post for post in posts if post not in mine]
-        if wanted and isinstance(hold.said, Final):
-            assert mine, "it was settled without its callback"
+    assert wanted or not story.posts, "a callback that nobody asked for"
+    posts: dict[int, list[Post]] = {number: [] for number in range(len(story.started))}
+    for post in story.posts:
+        ended = [
+            number
+            for number, hold in enumerate(story.started)
+            if hold.worker == post.worker and hold.final and hold.ended_at <= post.began <= hold.said_at
+        ]
+        assert ended, "a callback before the end"
+        posts[ended[-1]].append(post)
+    for hold, mine in zip(story.started, posts.values(), strict=True):
+        assert not wanted or not isinstance(hold.said, Final) or mine, "it was settled without its callback"
         assert len(mine) <= story.plan.callback_attempts, "it was called back too often"
         for post in mine:
             _told_rightly(story, hold, post.headers, post.callback.body)
         for post in mine[:-1]:
             assert _worth_another(post.result), "it was called back again after an answer that ends it"
-    assert not posts, "a callback before the end"
 
 
 def _told_rightly(story: Story, hold: Hold, headers: dict[str, str], body: bytes) -> None:
@@ -264,11 +263,12 @@ def not_too_many_attempts(story: Story, troubles: list[Trouble]) -> None:
     assert tried <= (story.policy.attempts - 1) * (1 + forgets), "it was tried too often"
 
 
-def not_too_early(story: Story, troubles: list[Trouble]) -> None:
+def not_too_early(life: Life, story: Story, troubles: list[Trouble]) -> None:
     """No attempt before its wait is over, but for what a trouble explains.
 
     The worker that gave a message back remembers its wait, unless another has had it since. Another worker can be given
-    it up to a second early by a restart, and at any time where the wait did not reach the queue or was forgotten there.
+    it up to a second early by a restart; and at any time where the wait did not reach the queue or was forgotten there,
+    or the queue had given the message out before it heard.
     """
     for first, again in pairwise(story.started):
         told = first.ended is not None and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak)
@@ -280,17 +280,18 @@ def not_too_early(story: Story, troubles: list[Trouble]) -> None:
         )
         if not theirs:
             assert again.began >= due - EARLY - EPSILON, "its own worker took it too early"
-        elif not _wait_unknown(story, first, again, troubles):
+        elif not _wait_unknown(life, story, first, again, troubles):
             restarts = {"restart", "elect"}
             rounded = any(each.kind in restarts and first.said_at <= each.begins <= again.began for each in troubles)
             assert again.began >= due - rounded * ROUNDING - EPSILON, "another worker took it too early"
 
 
-def _wait_unknown(story: Story, first: Hold, again: Hold, troubles: list[Trouble]) -> bool:
-    """Whether the wait may not have reached the queue, or was forgotten there."""
+def _wait_unknown(life: Life, story: Story, first: Hold, again: Hold, troubles: list[Trouble]) -> bool:
+    """Whether the wait may not have reached the queue, or was forgotten there, or came too late."""
     trip = story.plan.latency
     unheard = CONNECTION | {"kill", "drain"}
-    return any(
+    causes = explained(first.run(), again.run(), troubles, terms_of(life), story.runs)
+    return any(cause.overlaps for cause in causes) or any(
         (trouble.kind in FORGETFUL and first.said_at - trip <= trouble.begins <= again.began)
         or (
             trouble.kind in unheard
@@ -309,7 +310,7 @@ def explained_repeats(life: Life, story: Story, troubles: list[Trouble]) -> list
         for first in runs[:number]:
             if first is runs[number - 1] or again.began < first.ended:
                 assert not (first.worker == again.worker and again.began < first.ended), "twice at once in one worker"
-                cause = explained(first, again, troubles, terms)
-                assert cause, f"nothing explains why {first} was followed by {again}"
-                causes.append(cause)
+                reasons = explained(first, again, troubles, terms, runs)
+                assert reasons, f"nothing explains why {first} was followed by {again}"
+                causes.append(reasons[0])
     return causes

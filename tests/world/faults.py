@@ -103,9 +103,16 @@ async def _cut(_: Nemesis, fault: Fault, worker: Hired) -> bool:
 
 
 async def _late(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """The connection is lost and comes again at once; what it had brought is read only after so long."""
-    said = any(sent.kind in SAID for sent in worker.link.there._air)
-    worker.link.cut(0.0, late=fault.seconds)
+    """What it says does not get through for a while; then the connection is lost and comes again at once, and what the
+    old one had brought is read only after so long.
+    """
+    pipe, stuck = worker.link.there, fault.seconds / 2
+    pipe.stands_until = max(pipe.stands_until, trio.current_time() + stuck)
+    await trio.sleep(stuck * 0.999)
+    said = any(sent.kind in SAID for sent in pipe._air)
+    if worker.working:
+        pipe.stands_until = trio.current_time()
+        worker.link.cut(0.0, late=fault.seconds - stuck)
     return said
 
 
