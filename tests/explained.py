@@ -42,7 +42,7 @@ class Run:
     ended: float
     """When the worker had its outcome, or stopped it, or died."""
     how: Literal["final", "retry", "given back", "lost", "died"]
-    """The verdict: the message is done or given up; it is tried again; the drain stopped it; the lease was lost; none."""
+    """The message is done or given up; is tried again; was stopped by the drain; its lease was lost; nobody told."""
     then: Literal["settled", "given back", "buried not", "nothing", "unknown"] = "unknown"
     """What became of a final verdict: noted to be said; the drain stopped the callback or the burial; its dead letter
     could not be stored; nothing, since the lease was lost or the worker died."""
@@ -69,7 +69,7 @@ class Between:
     """All of the message."""
 
     def any(self, kinds: Iterable[str], begins: float, ends: float) -> bool:
-        """Whether one of these was in force for the first run's worker, or for all, at any time from *begins* to *ends*."""
+        """Whether one of these was in force for the first run's worker, or for all, between *begins* and *ends*."""
         return any(
             trouble.kind in kinds
             and trouble.worker in (None, self.first.worker)
@@ -153,7 +153,9 @@ def _unconfirmed(it: Between) -> bool:
 def _lost(it: Between) -> bool:
     unheard = it.first.ended - it.terms.ack_wait
     stopped = it.first.how == "lost" or (it.first.how == "final" and it.first.then == "nothing")
-    return stopped and it.any(CONNECTION | {"anew"}, unheard, it.first.ended if it.first.how == "lost" else it.again.began)
+    return stopped and it.any(
+        CONNECTION | {"anew"}, unheard, it.first.ended if it.first.how == "lost" else it.again.began
+    )
 
 
 CAUSES = (

@@ -18,7 +18,7 @@ from worker.events import (
     Redelivered,
     WorkCrashed,
 )
-from worker.model import Ack, Interrupted, LeaseLost, Nak, NoResponse, Responded, Term, TimedOut
+from worker.model import Ack, Interrupted, Nak, NoResponse, Responded, Term, TimedOut
 
 from .story import Story
 
@@ -30,7 +30,10 @@ ORDINARY = frozenset(
     a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
     response in time; a bug; an annotation ignored; a callback delivered; a callback tried again; a drain out of time;
     a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end
-    """.replace("\n", " ").replace("    ", "").strip().split("; ")
+    """.replace("\n", " ")
+    .replace("    ", "")
+    .strip()
+    .split("; ")
 )
 """What a census must have seen, faults or not."""
 FAULTY = frozenset(
@@ -82,39 +85,26 @@ class Census:
         ]
 
 
-def _name(event: object) -> str | None:  # noqa: PLR0911 -- a return is a row of the table
+_OUTCOMES = {NoResponse: "no response", TimedOut: "no response in time", Interrupted: "a message given back"}
+_VERDICTS = {Ack: "acknowledged", Term: "given up", Nak: "given back to be tried again"}
+_EVENTS = {
+    WorkCrashed: "a bug",
+    AnnotationIgnored: "an annotation ignored",
+    DrainExpired: "a drain out of time",
+    DeadLetterRefused: "a dead letter refused",
+    LeaseExpired: "a lease expired",
+}
+
+
+def _name(event: object) -> str | None:
     match event:
-        case InvocationEnded(outcome=NoResponse()):
-            return "no response"
-        case InvocationEnded(outcome=TimedOut()):
-            return "no response in time"
-        case InvocationEnded(outcome=Interrupted()):
-            return "a message given back"
-        case InvocationEnded(outcome=LeaseLost()):
-            return None
-        case InvocationEnded(verdict=Ack()):
-            return "acknowledged"
-        case InvocationEnded(verdict=Term()):
-            return "given up"
-        case InvocationEnded(verdict=Nak()):
-            return "given back to be tried again"
-        case WorkCrashed():
-            return "a bug"
-        case AnnotationIgnored():
-            return "an annotation ignored"
-        case CallbackPosted(delivered=True):
-            return "a callback delivered"
-        case CallbackPosted(again_in=float()):
-            return "a callback tried again"
-        case DrainExpired():
-            return "a drain out of time"
-        case DeadLettered(stored=True):
-            return "buried"
-        case DeadLetterRefused():
-            return "a dead letter refused"
-        case LeaseExpired():
-            return "a lease expired"
+        case InvocationEnded(outcome=outcome, verdict=verdict):
+            return _OUTCOMES.get(type(outcome)) or _VERDICTS.get(type(verdict))
+        case CallbackPosted(delivered=delivered, again_in=again_in):
+            return "a callback delivered" if delivered else "a callback tried again" if again_in is not None else None
+        case DeadLettered(stored=stored):
+            return "buried" if stored else None
         case Redelivered(how=how):
             return f"{how} redelivery"
         case _:
-            return None
+            return _EVENTS.get(type(event))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import format_datetime, parsedate_to_datetime
 from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 
 from tests.world import EPOCH
 from tests.world.simulation import Plan, Planned
-from worker.model import Attempted, Crashed, NoResponse, Outcome, Responded, TimedOut
+from worker.model import Outcome, Responded, TimedOut
 
 ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
     ("com.openfaas.retry.attempts", "1"): {"attempts": 1},

@@ -9,25 +9,22 @@ from collections import Counter
 from itertools import pairwise
 from math import inf
 
-from tests.explained import CONNECTION, FORGETFUL, HELD, ROUNDING, Cause, Run, Terms, Trouble, explained
+from tests.explained import CONNECTION, FORGETFUL, ROUNDING, Cause, Terms, Trouble, explained
 from tests.world import Hired, Post
 from tests.world.queue import PATIENCE
 from tests.world.simulation import SETTLE_WITHIN, Life
 from tests.world.world import Said
 from worker.events import (
     CallbackPosted,
-    DeadLettered,
-    DeadLetterRefused,
     DrainEnded,
     DrainExpired,
     DrainStarted,
     InvocationEnded,
     InvocationStarted,
-    LeaseExpired,
     Redelivered,
     Settled,
 )
-from worker.model import Abandon, Ack, Final, Interrupted, LeaseLost, Malformed, Nak, Responded, Term
+from worker.model import Abandon, Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term
 from worker.policy.ledger import EARLY
 
 from .expected import status_of
@@ -156,7 +153,7 @@ def reaches_its_end(story: Story) -> None:
     assert story.message.verdict, "it was lost"
     if story.planned.payload is not None:
         assert not story.calls, "what cannot be understood was invoked"
-        assert isinstance(story.message.verdict, Term)
+        assert isinstance(story.message.verdict, Term), "what cannot be understood was not given up"
 
 
 def acknowledged_after_the_end(story: Story) -> None:
@@ -177,16 +174,16 @@ def decided_rightly(life: Life, story: Story) -> None:
         if hold.ended is None:
             continue
         outcome, verdict = hold.ended.outcome, hold.ended.verdict
-        assert hold.ended.attempts == story.policy.attempts
+        assert hold.ended.attempts == story.policy.attempts, "the policy is not the message's"
         match outcome:
             case Interrupted():
-                assert verdict == Nak()
+                assert verdict == Nak(), "what was stopped is not given back at once"
             case LeaseLost():
-                assert isinstance(verdict, Abandon)
+                assert isinstance(verdict, Abandon), "something is said of what was lost"
             case _ if story.policy.final(outcome):
-                assert isinstance(verdict, Ack)
+                assert isinstance(verdict, Ack), "what is final is not acknowledged"
             case _ if hold.ended.attempt >= story.policy.attempts:
-                assert isinstance(verdict, Term)
+                assert isinstance(verdict, Term), "it is tried too often"
             case _:
                 assert isinstance(verdict, Nak), "it was given up too early"
                 wall = ahead[hold.worker].wall_at(hold.ended_at)
@@ -206,20 +203,22 @@ def buried_first(life: Life, story: Story) -> None:
     assert sequence not in life.world.server.unburied, "it was given up and not buried"
     if letter is None:
         return
-    assert letter.data == story.message.payload
+    assert letter.data == story.message.payload, "the letter is not the message"
     if story.planned.payload is not None:
-        assert letter.headers["X-Dead-Letter-Attempts"] == "0"
+        assert letter.headers["X-Dead-Letter-Attempts"] == "0", "the letter is wrong"
         return
     why = {
         (hold.ended.verdict.reason[:1024], str(hold.ended.attempt))
         for hold in story.started
         if hold.ended and isinstance(hold.ended.verdict, Term)
     }
-    assert (letter.headers["X-Dead-Letter-Reason"], letter.headers["X-Dead-Letter-Attempts"]) in why, "the letter is wrong"
+    assert (letter.headers["X-Dead-Letter-Reason"], letter.headers["X-Dead-Letter-Attempts"]) in why, (
+        "the letter is wrong"
+    )
 
 
 def told_what_was(story: Story) -> None:
-    """The callback of what has ended is sent before the message is settled, never before the end, and tells the truth."""
+    """The callback of what has ended is over before the message is settled, never comes before the end, is right."""
     wanted = story.planned.callback is not None and story.planned.payload is None
     assert wanted or not story.posts, "a callback that nobody asked for"
     posts: dict[int, list[Post]] = {number: [] for number in range(len(story.started))}
@@ -234,6 +233,8 @@ def told_what_was(story: Story) -> None:
     for hold, mine in zip(story.started, posts.values(), strict=True):
         assert not wanted or not isinstance(hold.said, Final) or mine, "it was settled without its callback"
         assert len(mine) <= story.plan.callback_attempts, "it was called back too often"
+        if hold.said:
+            assert all(post.ended is not None and post.ended <= hold.said_at for post in mine), "settled too early"
         for post in mine:
             _told_rightly(story, hold, post.headers, post.callback.body)
         for post in mine[:-1]:
@@ -241,14 +242,17 @@ def told_what_was(story: Story) -> None:
 
 
 def _told_rightly(story: Story, hold: Hold, headers: dict[str, str], body: bytes) -> None:
-    assert hold.ended and hold.call
+    assert hold.ended
+    assert hold.call
     outcome, most = hold.ended.outcome, story.policy.attempts
     attempt = min(hold.ended.attempt, most)
-    assert headers["X-Function-Status"] == str(status_of(outcome))
-    assert headers["X-Call-Id"] == hold.call.invocation.call_id
+    assert headers["X-Function-Status"] == str(status_of(outcome)), "the wrong status was called back"
+    assert headers["X-Call-Id"] == hold.call.invocation.call_id, "the wrong call id was called back"
     retries = (headers.get("X-Retry"), headers.get("X-Retry-Max"))
-    assert retries == ((str(attempt - 1), str(most - 1)) if attempt > 1 else (None, None)), "the wrong number of retries"
-    assert body == (outcome.body if isinstance(outcome, Responded) else b"")
+    assert retries == ((str(attempt - 1), str(most - 1)) if attempt > 1 else (None, None)), (
+        "the wrong number of retries"
+    )
+    assert body == (outcome.body if isinstance(outcome, Responded) else b""), "another answer was called back"
 
 
 def _worth_another(result: object) -> bool:

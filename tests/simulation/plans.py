@@ -39,18 +39,27 @@ _OUTCOMES: list[Attempted | Exception] = [
     TimedOut(60.0),
     KeyError("a bug"),
 ]
-scripts = st.lists(st.builds(Reply, st.sampled_from(_OUTCOMES), seconds(5) | seconds(5) | seconds(40)), min_size=1, max_size=4).map(tuple)
+_DURATIONS = [
+    0.0,
+    0.0,
+    *(tenths / 10 for tenths in (1, 2, 5, 9, 10, 11, 15, 20, 25, 30, 33, 40, 50, 75, 100, 150, 240, 400)),
+]
+scripts = st.lists(
+    st.builds(Reply, st.sampled_from(_OUTCOMES), st.sampled_from(_DURATIONS)), min_size=1, max_size=4
+).map(tuple)
 answers = st.builds(
-    Answer, st.sampled_from([200, 200, 302, 404, 429, 500, "refused", KeyError("a bug")]), st.just(0.0) | seconds(15)
+    Answer,
+    st.sampled_from([200, 200, 302, 404, 429, 500, "refused", KeyError("a bug")]),
+    st.sampled_from([0.0, 0.0, 0.1, 1.0, 2.5, 5.0, 15.0]),
 )
-annotations = st.lists(st.sampled_from([*ANNOTATIONS]), max_size=2, unique_by=lambda each: each[0]).map(tuple)
+annotated = st.lists(st.sampled_from([*ANNOTATIONS]), max_size=2, unique_by=lambda each: each[0]).map(tuple)
 messages = st.builds(
     Planned,
     script=scripts,
     callback=st.none() | st.lists(answers, min_size=1, max_size=4).map(tuple),
     at=st.just(0.0) | seconds(60),
     function=st.integers(0, 2),
-    annotations=st.just(()) | annotations,
+    annotations=st.just(()) | annotated,
     payload=st.sampled_from([None] * 15 + [b"no JSON", b'{"Function": "../etc"}', b"\xff"]),
 )
 bursts = st.builds(
@@ -66,39 +75,28 @@ deployments = st.builds(
     warms_up=st.just(0.0) | seconds(20),
     patience=st.none() | st.sampled_from([*PATIENCE]),
 )
-faults = st.one_of(
-    st.builds(
-        Fault,
-        kind=st.sampled_from([kind for kind in ONE if kind not in ("clock", "kill")]),
-        at=seconds(100),
-        seconds=seconds(8) | seconds(60),
-        worker=st.integers(0, MOST_WORKERS - 1),
-    ),
-    st.builds(
-        Fault,
-        kind=st.sampled_from([*ALL]),
-        at=seconds(100),
-        seconds=seconds(8) | seconds(60),
-    ),
-    st.builds(Fault, kind=st.just("kill"), at=seconds(100), worker=st.integers(0, MOST_WORKERS - 1)),
-    st.builds(
-        Fault,
-        kind=st.just("clock"),
-        at=seconds(100),
-        seconds=st.sampled_from([-3600.0, 3600.0]),
-        worker=st.integers(0, MOST_WORKERS - 1),
-    ),
+faults = st.builds(
+    Fault,
+    kind=st.sampled_from([*ONE, *ALL]),
+    at=seconds(30) | seconds(100),
+    seconds=seconds(8) | seconds(60),
+    worker=st.integers(0, MOST_WORKERS - 1),
 )
 
 
 @st.composite
-def shifts(draw: st.DrawFn) -> tuple[Shift, ...]:
-    """One to four workers: some from the start, some later, some that go, some that stay."""
-    starts = st.just(0.0) | seconds(100)
+def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[Shift, ...]:
+    """One to four workers: some from the start, some later, some that go, some that stay.
+
+    Args:
+        draw: of Hypothesis.
+        interesting: times (s) at which something else happens.
+    """
+    starts, stops = st.just(0.0) | seconds(100), st.none() | st.sampled_from(interesting) | seconds(120)
     return tuple(
         Shift(
             starts=draw(starts) if number else 0.0,
-            stops=draw(st.none() | seconds(120)),
+            stops=draw(stops),
             hurry_after=draw(st.none() | seconds(30)),
         )
         for number in range(draw(st.integers(1, MOST_WORKERS)))
@@ -112,10 +110,11 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
     ack_wait = draw(st.sampled_from([1.5, 3.0, 5.0, 10.0, 30.0]))
     # A round trip takes less than a third of the ack wait, or no extension is ever confirmed in time.
     latency = draw(st.sampled_from([latency for latency in (0.001, 0.02, 0.24, 0.8) if latency < ack_wait / 6]))
+    messages = tuple(planned for burst in draw(st.lists(bursts, min_size=1, max_size=6)) for planned in burst)
     return Plan(
-        messages=tuple(planned for burst in draw(st.lists(bursts, min_size=1, max_size=6)) for planned in burst),
+        messages=messages,
         functions=tuple(draw(st.lists(deployments, max_size=2))),
-        workers=draw(shifts()),
+        workers=draw(shifts([planned.at for planned in messages])),
         faults=draw(faults),
         slots=draw(st.integers(1, 8)),
         attempts=draw(st.integers(1, 4)),

@@ -18,10 +18,12 @@ from tests.world import Answer, reply
 from tests.world.faults import ALL, ONE, Fault
 from tests.world.functions import Deployment, Reply
 from tests.world.simulation import Plan, Planned, Shift, simulate
-from worker.model import NoResponse, Responded, TimedOut
+from worker.model import NoResponse, TimedOut
 
 FEW, MANY = 2, 5
 """Times as many lives as properties have examples."""
+NIGHTLY = not settings().derandomize
+"""Climbing towards rare lives is worth it only where there are many: it looks at the neighbours of a few."""
 
 
 def test_healthy() -> None:
@@ -40,9 +42,7 @@ def test_healthy() -> None:
 
 
 def test_faulty() -> None:
-    """Whatever fails, nothing is lost, acknowledged too early or run twice in one worker; each repeat has a reason
-    that we name, and in the end everything ends and every slot is free.
-    """
+    """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
     census = Census("faulty")
 
     @settings(max_examples=MANY * settings().max_examples)
@@ -53,7 +53,8 @@ def test_faulty() -> None:
         census.add(life, stories, causes)
         for cause in causes:
             event(f"again: {cause}")
-        target(len(causes), label="causes of repeats in one life")
+        if NIGHTLY:
+            target(len(causes), label="causes of repeats in one life")
 
     live()
     assert not census.missing(FAULTY | (ORDINARY - {"a wait measured to its end"})), "some of it never happened"
@@ -61,13 +62,13 @@ def test_faulty() -> None:
 
 PLAN = Plan(
     messages=(
-        Planned((reply(503, after=2.0, headers=((b"Retry-After", b"4"),)), reply(200, after=9.0)), callback=(Answer(500), Answer())),
+        Planned((reply(503, headers=((b"Retry-After", b"4"),)), reply(200, after=9.0)), (Answer(500), Answer())),
         Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0), after=3.0), Reply(KeyError("a bug"))), at=1.5),
         Planned((reply(200, after=8.0),), function=1, annotations=(("com.openfaas.retry.attempts", "5"),)),
         Planned((reply(200, after=8.0),), function=1),
         Planned(payload=b"no JSON"),
     ),
-    functions=(Deployment(), Deployment(capacity=1, gone_from=3.0, gone_until=20.0, warms_up=2.0, patience="5")),
+    functions=(Deployment(), Deployment(capacity=1, gone_from=3.0, gone_until=20.0, warms_up=2.0, patience="4")),
     workers=(Shift(stops=20.0, hurry_after=3.0), Shift(starts=5.0)),
     faults=tuple(
         Fault(kind, at=float(number), seconds=4.0, worker=number % 2) for number, kind in enumerate([*ONE, *ALL], 3)
@@ -84,7 +85,6 @@ def test_a_plan_prints_as_code() -> None:
     """What is printed of a plan makes the same plan."""
     assert repr(eval(repr(PLAN))) == repr(PLAN)
     assert repr(Plan(messages=(Planned((reply(200),)),))) == "Plan(messages=(Planned(script=(reply(200),)),))"
-    assert Responded  # reply(…) stands for it
 
 
 def test_a_plan_decides_everything() -> None:

@@ -15,6 +15,10 @@ from .functions import brief
 from .link import SAID, Pipe
 from .world import Hired, World
 
+HOUR = 3600.0
+AT_ONCE = frozenset({"clock ahead", "clock back", "kill", "anew"})
+"""Faults that do not last."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fault:
@@ -24,7 +28,7 @@ class Fault:
     at: float = 0.0
     seconds: float = 0.0
     worker: int = 0
-    """Whom it befalls, for those that befall one: which of the plan's workers. Of ``elect``: 0 where it is told."""
+    """Whom it befalls, if one: which of the workers, counted round. An ``elect`` of 0 is told, others are silent."""
 
     __repr__ = brief
 
@@ -76,13 +80,14 @@ class Nemesis:
         """Bring it about in its time."""
         await trio.sleep_until(fault.at)
         workers, now = self.world.workers, trio.current_time()
-        worker = workers[fault.worker] if fault.worker < len(workers) else None
+        worker = workers[fault.worker % len(workers)]
+        lasts = 0.0 if fault.kind in AT_ONCE else fault.seconds
         if fault.kind in ONE:
-            if worker and worker.working:
-                self.troubles.append(Trouble(fault.kind, now, now + fault.seconds, worker.name))
+            if worker.working:
+                self.troubles.append(Trouble(fault.kind, now, now + lasts, worker.name))
                 self.effects[fault.kind] += await ONE[fault.kind](self, fault, worker)
         else:
-            self.troubles.append(Trouble(fault.kind, now, now + fault.seconds))
+            self.troubles.append(Trouble(fault.kind, now, now + lasts))
             self.effects[fault.kind] += await ALL[fault.kind](self, fault)
 
 
@@ -103,9 +108,7 @@ async def _cut(_: Nemesis, fault: Fault, worker: Hired) -> bool:
 
 
 async def _late(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """What it says does not get through for a while; then the connection is lost and comes again at once, and what the
-    old one had brought is read only after so long.
-    """
+    """The connection stands still and is lost; the next is there at once; what the old one brought is read later."""
     pipe, stuck = worker.link.there, fault.seconds / 2
     pipe.stands_until = max(pipe.stands_until, trio.current_time() + stuck)
     await trio.sleep(stuck * 0.999)
@@ -140,9 +143,15 @@ async def _freeze(_: Nemesis, fault: Fault, worker: Hired) -> bool:
     return worker.working
 
 
-async def _clock(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """The worker's wall clock jumps, by so many seconds."""
-    worker.jumps.append((trio.current_time(), fault.seconds))
+async def _ahead(_: Nemesis, __: Fault, worker: Hired) -> bool:
+    """The worker's wall clock jumps an hour ahead."""
+    worker.jumps.append((trio.current_time(), HOUR))
+    return True
+
+
+async def _back(_: Nemesis, __: Fault, worker: Hired) -> bool:
+    """The worker's wall clock jumps an hour back."""
+    worker.jumps.append((trio.current_time(), -HOUR))
     return True
 
 
@@ -209,7 +218,8 @@ ONE: dict[str, Callable[[Nemesis, Fault, Hired], Awaitable[bool]]] = {
     "deaf": _deaf,
     "mute": _mute,
     "freeze": _freeze,
-    "clock": _clock,
+    "clock ahead": _ahead,
+    "clock back": _back,
     "kill": _kill,
 }
 """Faults of one worker. Each tells whether it could spoil something."""

@@ -49,7 +49,8 @@ class Process:
     def hold(self, sent: Any) -> Any:
         """Keep what the current task was sent; what its gate then gives to Trio's loop: a wait that nothing aborts."""
         self._waiting.append((trio.lowlevel.current_task(), sent))
-        return trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED).send(None)
+        waiting = trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)  # noqa: ASYNC105 -- its gate waits
+        return waiting.send(None)
 
 
 class _Gate:
@@ -71,4 +72,4 @@ class Gates(trio.abc.Instrument):
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
         """Put the tasks of processes behind gates."""
         if process := task.context.get(_process):
-            task.coro = _Gate(task.coro, process)
+            task.coro = _Gate(task.coro, process)  # type: ignore[assignment]  # as good as one

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import trio
 from trio.testing import MockClock
@@ -58,17 +58,19 @@ class Said:
 class Witnessed(FakeQueue):
     """A queue that tells what it handed out, and what it was to say."""
 
-    def __init__(self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Any], None]) -> None:
+    def __init__(
+        self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Taken | Said], None]
+    ) -> None:
         super().__init__(server, link, violated)
-        self._tell_of = note
+        self._note_down = note
 
     def handed_out(self, delivery: Delivery) -> None:
         super().handed_out(delivery)
-        self._tell_of(Taken(delivery))
+        self._note_down(Taken(delivery))
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
         super().settle(delivery, settlement, before=before)
-        self._tell_of(Said(delivery, settlement))
+        self._note_down(Said(delivery, settlement))
 
 
 class Hired:
@@ -84,9 +86,7 @@ class Hired:
         """Jumps of its wall clock: when, and by how much."""
         self.log: list[tuple[float, Event | Taken | Said]] = []
         """What it told, took and said, in order."""
-        self.queue = Witnessed(
-            world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit
-        )
+        self.queue = Witnessed(world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit)
         self.started = False
         self.ended = trio.Event()
         self.took = 0.0
