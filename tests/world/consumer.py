@@ -25,6 +25,8 @@ from math import floor, inf
 
 FLUSH = 0.1
 """Least time (s) between two writes of the state."""
+RECONSIDER = 0.1
+"""Seconds after another ack wait was set until it counts."""
 
 
 @dataclass(slots=True)
@@ -67,10 +69,16 @@ class PullConsumer:
     """
 
     def __init__(self, ack_wait: float) -> None:
+        self.begin(ack_wait)
+
+    def begin(self, ack_wait: float) -> None:
+        """Know nothing: be made, perhaps anew."""
         self.ack_wait = ack_wait
         self.state = State()
         self.due: deque[int] = deque()
         """What goes before what is new."""
+        self._quiet_until = -inf
+        """Nothing falls due before."""
         self._disk = State()
         self._written = -inf
         self._to_write = inf
@@ -131,8 +139,21 @@ class PullConsumer:
             self.due.append(sequence)
         return True
 
+    def configure(self, ack_wait: float, now: float) -> None:
+        """Another ack wait moves all that wait; what is due then comes a tenth of a second later."""
+        self.ack_wait = ack_wait
+        self._quiet_until = now + RECONSIDER
+
+    def put_back(self, sequence: int) -> None:
+        """Undo that a message was taken out of the queue: it goes to its end."""
+        if sequence in self.state.pending:
+            self.state.again.setdefault(sequence, 0)
+            self.due.append(sequence)
+
     def expire(self, now: float) -> None:
         """Put what is due by now into the queue, the lowest sequence first."""
+        if now < self._quiet_until:
+            return
         expired = [
             sequence
             for sequence, pending in self.state.pending.items()
@@ -143,7 +164,7 @@ class PullConsumer:
     def next_due(self) -> float:
         """When there will be something to expire."""
         waiting = (each.since for sequence, each in self.state.pending.items() if sequence not in self.due)
-        return min(waiting, default=inf) + self.ack_wait
+        return max(min(waiting, default=inf) + self.ack_wait, self._quiet_until)
 
     # Losing the memory.
 

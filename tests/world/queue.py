@@ -19,7 +19,8 @@ from worker.model import Backlog, DeadLetter, Delivery, Final, MessageId, Nak, S
 from worker.ports import Consumer, NotStored, Unusable
 
 from .link import Link
-from .server import Client, HandedOut, Server
+from .requests import Client, HandedOut
+from .server import Server
 
 T = TypeVar("T")
 

@@ -7,8 +7,6 @@ one; it begins at a whole second of the wall clock.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -20,7 +18,7 @@ from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, T
 from worker.policy.report import dead_letter_headers
 
 from .consumer import PullConsumer
-from .link import Link
+from .requests import Client, HandedOut, Request, Requests
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time (s since the epoch) at which the virtual clock shows zero."""
@@ -53,54 +51,6 @@ class Heard:
     settlement: Settlement | None
 
 
-@dataclass(frozen=True, slots=True)
-class HandedOut:
-    """A delivery as it goes over the wire."""
-
-    id: MessageId
-    token: str
-    count: int
-    sent: float
-    subject: str
-    payload: bytes
-    inbox: str
-    """Of the request that it answers."""
-
-
-class Client:
-    """What a server knows of one connection.
-
-    Args:
-        link: the way there.
-        deliver: what a delivery does at the other end.
-        dismiss: what is told there when requests were dropped; later ones count only if they name the session told.
-        abandon: called when requests for so many messages were dropped and nothing is told.
-        status: what a request's end does at the other end: its inbox, and the status.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        deliver: Callable[[HandedOut], None],
-        dismiss: Callable[[int], None],
-        abandon: Callable[[int], None] = lambda _: None,
-        status: Callable[[str, str], None] = lambda _, __: None,
-    ) -> None:
-        self.link = link
-        self.deliver, self.dismiss, self.abandon, self.status = deliver, dismiss, abandon, status
-        self.session = 0
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A pull: *batch* more may be sent there, until it expires."""
-
-    client: Client
-    batch: int
-    until: float
-    inbox: str
-
-
 def _key(message: MessageId) -> str:
     return f"{message[0]}.{message[1]}"
 
@@ -130,7 +80,7 @@ class Server:
         self.taken = 0
         self.deliveries = 0
         self._clients: list[Client] = []
-        self._requests: deque[Request] = deque()
+        self._requests = Requests()
         self._silent_until = 0.0
         self._wait = trio.CancelScope()
         """Around waiting for the next thing to fall due; each change tells when that is."""
@@ -172,6 +122,16 @@ class Server:
             by_subject[message.subject] = by_subject.get(message.subject, 0) + 1
         return Backlog(self.taken, by_subject)
 
+    def numbers(self) -> dict[str, int]:
+        """What the server would tell of the stream and its consumer."""
+        state = self.consumer.state
+        return {
+            "messages": len(self.messages),
+            "num_pending": sum(sequence > state.reached for sequence in self.messages),
+            "num_ack_pending": len(state.pending),
+            "num_redelivered": len(state.again),
+        }
+
     # Consuming.
 
     def join(self, client: Client) -> None:
@@ -184,12 +144,13 @@ class Server:
             # Turned down, it is asked for again several times a second. Here we wait with the answer.
             self._dismiss(client, told=True)
         elif session == client.session:
-            self._requests.append(Request(client, batch, trio.current_time() + seconds, inbox))
+            self._requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        self._requests = deque(request for request in self._requests if request.client is not client)
+        for request in self._requests.of(client):
+            request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
@@ -218,22 +179,39 @@ class Server:
     def make_anew(self, ack_wait: float | None = None) -> None:
         """Delete the consumer and make it again, perhaps with another ack wait."""
         self._disturb()
-        self.consumer = PullConsumer(ack_wait or self.ack_wait)
+        self.consumer.begin(ack_wait or self.ack_wait)
         for client in self._clients:
+            for request in self._requests.of(client):
+                request.end("409 Consumer Deleted")
             self._dismiss(client, told=True)
+
+    def configure(self, ack_wait: float) -> None:
+        """Give the consumer another ack wait (s), in the middle of its work."""
+        self.consumer.configure(ack_wait, trio.current_time())
+        self._wait.deadline = self._next_event()
 
     def restart(self, down: float) -> None:
         """End in order and be back after *down* seconds."""
+        for client in self._clients:
+            for request in self._requests.of(client):
+                client.status(request.inbox, "409 Server Shutdown")  # while the connection lasts
         self.consumer.stop()
         self._come_back(down)
 
-    def crash(self, down: float) -> None:
+    def crash(self, down: float, *, forgets: bool = True) -> None:
         """End at once (SIGKILL), with what is on its way there, and be back after *down* seconds.
 
         Messages, dead letters and the ends of messages were stored before they were confirmed. Of the consumer, what
         was said within the last 100 ms may be forgotten: delays of NAKs, extensions, and counts of deliveries.
+
+        Args:
+            down: seconds.
+            forgets: whether it is.
         """
-        self.consumer.crash(trio.current_time())
+        if forgets:
+            self.consumer.crash(trio.current_time())
+        else:
+            self.consumer.stop()
         self._come_back(down)
 
     def elect(self, seconds: float, *, told: bool = True) -> None:
@@ -258,14 +236,13 @@ class Server:
             self._serve()
 
     def _next_event(self) -> float:
-        due = min([self.consumer.next_due(), *(request.until for request in self._requests)])
-        return max(due, self._silent_until)
+        return max(min(self.consumer.next_due(), self._requests.next_end()), self._silent_until)
 
     def _come_back(self, down: float) -> None:
         self._disturb()
         for client in self._clients:
             client.link.cut(down)
-            self.withdraw(client)
+            self._requests.drop(client)
         self._silent_until = trio.current_time() + down
         self.consumer.start()
         self._wait.deadline = self._next_event()
@@ -275,8 +252,8 @@ class Server:
         self.disturbed.update(filter(self.consumer.held, self.messages))
 
     def _dismiss(self, client: Client, *, told: bool) -> None:
-        missing = sum(request.batch for request in self._requests if request.client is client)
-        self.withdraw(client)
+        missing = sum(request.batch for request in self._requests.of(client))
+        self._requests.drop(client)
         client.session += 1
         if told:
             after = max(self._silent_until - trio.current_time(), 0.0)
@@ -293,20 +270,21 @@ class Server:
 
     def _serve(self) -> None:
         if self.answers:
-            self.consumer.expire(trio.current_time())
-            while self._open() and (message := self._next()):
-                self._hand_out(message)
+            self._give_out(trio.current_time())
         self._wait.deadline = self._next_event()
 
-    def _open(self) -> bool:
-        """Whether somebody waits for a message; whose time is over is told so."""
-        now = trio.current_time()
-        for request in [request for request in self._requests if request.until <= now]:
-            self._requests.remove(request)
-            request.client.link.down.send("status", partial(request.client.status, request.inbox, "408"))
-        return bool(self._requests)
+    def _give_out(self, now: float) -> None:
+        self.consumer.expire(now)
+        self._requests.expire(now)
+        while self._requests and (message := self._next()):
+            if not (request := self._requests.take()):
+                self.consumer.put_back(message.id[0])
+                break
+            self._hand_out(message, request)
+        self._requests.forget_gone()
 
     def _next(self) -> Message | None:
+        """The message whose turn it is, taken out of the queue where it came from there."""
         while self.consumer.due:
             sequence = self.consumer.due.popleft()
             if message := self.messages.get(sequence):
@@ -315,11 +293,7 @@ class Server:
         reached = self.consumer.state.reached
         return next((message for sequence, message in self.messages.items() if sequence > reached), None)
 
-    def _hand_out(self, message: Message) -> None:
-        request = self._requests.popleft()
-        request.batch -= 1
-        if request.batch:
-            self._requests.append(request)
+    def _hand_out(self, message: Message, request: Request) -> None:
         now, sequence = trio.current_time(), message.id[0]
         count, number = self.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1

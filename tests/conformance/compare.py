@@ -1,0 +1,128 @@
+"""Scripts played on both brokers, and what differs: told, and made small."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from . import play_fake, play_nats
+from .script import Action, Publish, Pull, Script
+from .trace import Trace, side_by_side
+
+DIFFERENCES = {
+    "409 Server Shutdown": "A server that stops goes on for about a second after that: a request can expire meanwhile."
+    " The simulated one is gone at once.",
+}
+"""What is not compared: all that comes into an inbox after this, and why."""
+ROUNDS = 4
+"""How often a script is played at most when the machine is late."""
+SMALLER = 60
+"""Most scripts played side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A script of which the brokers make different things."""
+
+    script: Script
+    fake: Trace
+    real: Trace
+
+    def __str__(self) -> str:
+        return f"replay({self.script})\n\n{'':15}{'simulated':60} nats-server\n{side_by_side(self.fake, self.real)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of some scripts."""
+
+    compared: int
+    """How many were played on both."""
+    differences: list[Difference]
+    """Those that differed twice in a row."""
+
+
+def expected(script: Script) -> list[Trace]:
+    """What may be seen, by the simulated broker; nothing where chance has a hand in it."""
+    short = script.restart and script.restart.how == "cut short"
+    traces = [play_fake.play(script, forgetful=forgetful) for forgetful in ((True, False) if short else (True,))]
+    return [] if None in traces else [trace for trace in traces if trace]
+
+
+def compare(scripts: Iterable[Script]) -> Comparison:
+    """Play them all on both. They must have the same restart."""
+    expectations = {script: traces for script in scripts if (traces := expected(script))}
+    seen = _play(list(expectations))
+    doubtful = [script for script, real in seen.items() if _differs(expectations[script], real)]
+    again = _play(doubtful)
+    differences = [
+        Difference(script, expectations[script][0], real)
+        for script, real in again.items()
+        if _differs(expectations[script], real)
+    ]
+    return Comparison(len(seen), differences)
+
+
+def smallest(difference: Difference) -> Difference:
+    """The same with less done: all that are one step smaller are played side by side, until none of them differs."""
+    while smaller := compare(list(one_step_smaller(difference.script))[:SMALLER]).differences:
+        difference = min(smaller, key=lambda each: _size(each.script))
+    return difference
+
+
+def replay(script: Script) -> None:
+    """Play one script on both brokers.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    assert not (differences := compare([script]).differences), str(differences[0])
+
+
+def one_step_smaller(script: Script) -> Iterable[Script]:
+    """That script without one of its ticks' contents, without one action, or with a smaller one."""
+    for number, actions in enumerate(script.ticks):
+        if len(actions) > 1:
+            yield _with(script, number, ())
+        for place, action in enumerate(actions):
+            yield _with(script, number, (*actions[:place], *actions[place + 1 :]))
+            if less := _less(action):
+                yield _with(script, number, (*actions[:place], less, *actions[place + 1 :]))
+
+
+def _less(action: Action) -> Action | None:
+    match action:
+        case Publish(count) if count > 1:
+            return Publish(count - 1)
+        case Pull(batch) if batch > 1:
+            return replace(action, batch=batch - 1)
+    return None
+
+
+def _with(script: Script, number: int, actions: tuple[Action, ...]) -> Script:
+    return replace(script, ticks=(*script.ticks[:number], actions, *script.ticks[number + 1 :]))
+
+
+def _size(script: Script) -> int:
+    counts = [action.count if isinstance(action, Publish) else 1 for actions in script.ticks for action in actions]
+    return sum(counts)
+
+
+def _play(scripts: Sequence[Script]) -> dict[Script, Trace]:
+    """What is seen on a nats-server, of those for which the machine kept time at last."""
+    seen: dict[Script, Trace] = {}
+    for _ in range(ROUNDS):
+        left = [script for script in scripts if script not in seen]
+        if left:
+            with tempfile.TemporaryDirectory() as directory:
+                traces = trio.run(play_nats.play, left, Path(directory))
+            seen |= {script: trace for script, trace in zip(left, traces, strict=True) if trace}
+    return seen
+
+
+def _differs(expectations: Sequence[Trace], real: Trace) -> bool:
+    return all(trace.without(DIFFERENCES) != real.without(DIFFERENCES) for trace in expectations)
