@@ -8,7 +8,7 @@ from math import inf
 
 from tests.world import Hired, ms
 from tests.world.simulation import Life
-from worker.events import DrainExpired, DrainStarted
+from worker.events import DrainEnded, DrainExpired, DrainStarted
 from worker.model import Nak
 from worker.policy.callbacks import worth_another
 
@@ -43,6 +43,7 @@ def drains_at_once(life: Life, worker: Hired) -> None:
     trip = 2 * life.plan.latency
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
     running = min(life.plan.shutdown_timeout, expired - worker.bench.drain.began)
+    assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "something was left unsaid"
     assert ms(worker.took) <= ms(max(trip, running) + trip), "the drain took too long"
 
 

@@ -188,8 +188,10 @@ async def _crash(nemesis: Nemesis, fault: Fault) -> bool:
 
 
 async def _elect(nemesis: Nemesis, fault: Fault) -> bool:
-    """The consumer loses its leader for so long; the next one does not always tell."""
-    nemesis.world.server.elect(fault.seconds, told=fault.worker == 0)
+    """The consumer loses its leader for so long; the next one does not always tell. There is none to lose before."""
+    server = nemesis.world.server
+    if server.answers:
+        server.elect(fault.seconds, told=fault.worker == 0)
     return _connected(nemesis)
 
 
