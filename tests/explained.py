@@ -129,8 +129,8 @@ class Between:
         begins = self.first.began - HELD - self.terms.trip
         first_extension = self.first.began + self.terms.ack_wait / 3 + 2 * self.terms.trip
         rounded = self.terms.ack_wait / 3 <= ROUNDING + 2 * self.terms.trip
-        return self.any({"restart", "crash", "elect"}, begins, first_extension) or (
-            rounded and self.any({"restart", "crash"}, begins, self.again.began)
+        return self.any({"restart", "elect"}, begins, first_extension) or (
+            rounded and self.any({"restart"}, begins, self.again.began)
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.world import Answer
+from tests.world import Answer, reply
 from tests.world.faults import ALL, ONE, Fault
 from tests.world.functions import Deployment, Reply
 from tests.world.simulation import Plan, Planned, Shift
@@ -132,3 +132,33 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
 
 healthy = plans(st.just(()))
 faulty = plans(st.lists(faults, min_size=1, max_size=6).map(tuple))
+
+
+_LONG = Planned((reply(503, after=10.0), reply(200, after=20.0)))
+_BUSY = Deployment(capacity=1, gone_from=2.0, gone_until=20.0, warms_up=2.0, patience="4")
+_TWO = (Shift(), Shift())
+RARE_HEALTHY = (Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),)
+RARE = (
+    # The NAK is said again on the new connection and heeded; when the old one's is read, another runs the message.
+    Plan((_LONG,), workers=_TWO, faults=(Fault("late", 9.9, 6.0), Fault("late", 9.9, 6.0, 1)), initial=5.0),
+    # Both have it, and the first gives it back while the second runs it.
+    Plan((_LONG,), workers=(Shift(), Shift(starts=3.0)), faults=(Fault("anew", 1.0),), slots=1),
+    # Killed, and standing still, while it runs.
+    Plan((_LONG,), faults=(Fault("kill", 5.0),)),
+    Plan((_LONG,), workers=(Shift(), Shift(starts=1.0)), faults=(Fault("freeze", 5.0, 60.0),)),
+    # Its acknowledgement has not got through when the worker dies.
+    Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 60.0), Fault("kill", 2.0))),
+    # Given up while dead letters are refused.
+    Plan((_LONG,), faults=(Fault("no letters", 5.0, 60.0),), attempts=1),
+    # Published longer ago than the ack wait, and not extended yet when the server ends, in order or at once.
+    Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("restart", 45.0, 1.0),)),
+    Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("crash", 45.0, 1.0),)),
+    # On its way to the first for longer than the ack wait, so the second has it when it comes.
+    Plan(
+        (Planned((reply(200, after=10.0),), at=1.0),),
+        workers=(Shift(), Shift(starts=10.0)),
+        faults=(Fault("stall", 0.5, 35.0),),
+        slots=1,
+    ),
+)
+"""Lives that chance seldom comes upon, one for each cause of a repeat that is rare."""

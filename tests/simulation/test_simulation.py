@@ -8,30 +8,42 @@ time, ``make nightly`` at many others.
 
 from __future__ import annotations
 
-from hypothesis import event, given, settings, target
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+from hypothesis import event, example, given, settings, target
 
 from tests.simulation.census import FAULTY, ORDINARY, Census
 from tests.simulation.exact import check_exactly
 from tests.simulation.laws import check
-from tests.simulation.plans import faulty, healthy
+from tests.simulation.plans import RARE, RARE_HEALTHY, faulty, healthy
 from tests.world import Answer, reply
 from tests.world.faults import ALL, ONE, Fault
 from tests.world.functions import Deployment, Reply
 from tests.world.simulation import Plan, Planned, Shift, simulate
 from worker.model import NoResponse, TimedOut
 
-FEW, MANY = 2, 5
-"""Times as many lives as properties have examples."""
 NIGHTLY = not settings().derandomize
-"""Climbing towards rare lives is worth it only where there are many: it looks at the neighbours of a few."""
+HEALTHY, FAULTY_LIVES = (settings().max_examples // 2, settings().max_examples * 2) if NIGHTLY else (150, 400)
+"""How many lives: at night as many as give more than a hundred thousand invocations."""
+
+
+def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callable[[Plan], None]]:
+    """Live through these first."""
+
+    def apply(live: Callable[[Plan], None]) -> Callable[[Plan], None]:
+        return reduce(lambda live, plan: example(plan=plan)(live), plans, live)
+
+    return apply
 
 
 def test_healthy() -> None:
     """Where nothing fails, everything is exact: attempts, waits, callbacks, drains, and one settlement a delivery."""
     census = Census("healthy")
 
-    @settings(max_examples=FEW * settings().max_examples)
+    @settings(max_examples=HEALTHY)
     @given(plan=healthy)
+    @examples(RARE_HEALTHY)
     def live(plan: Plan) -> None:
         life = simulate(plan)
         stories, causes = check(life)
@@ -45,15 +57,16 @@ def test_faulty() -> None:
     """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
     census = Census("faulty")
 
-    @settings(max_examples=MANY * settings().max_examples)
+    @settings(max_examples=FAULTY_LIVES)
     @given(plan=faulty)
+    @examples(RARE)
     def live(plan: Plan) -> None:
         life = simulate(plan)
         stories, causes = check(life)
         census.add(life, stories, causes)
         for cause in causes:
             event(f"again: {cause}")
-        if NIGHTLY:
+        if NIGHTLY:  # where lives are few, their neighbours tell less than others would
             target(len(causes), label="causes of repeats in one life")
 
     live()
@@ -96,7 +109,7 @@ def test_a_plan_decides_everything() -> None:
     assert len(others) == 5
 
 
-@settings(max_examples=max(10, settings().max_examples // 10))
+@settings(max_examples=settings().max_examples // 10)
 @given(plan=faulty)
 def test_any_plan_decides_everything(plan: Plan) -> None:
     """The same of any plan."""

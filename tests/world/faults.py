@@ -85,10 +85,12 @@ class Nemesis:
         if fault.kind in ONE:
             if worker.working:
                 self.troubles.append(Trouble(fault.kind, now, now + lasts, worker.name))
-                self.effects[fault.kind] += await ONE[fault.kind](self, fault, worker)
+                met = await ONE[fault.kind](self, fault, worker)
+                self.effects[fault.kind] += met
         else:
             self.troubles.append(Trouble(fault.kind, now, now + lasts))
-            self.effects[fault.kind] += await ALL[fault.kind](self, fault)
+            met = await ALL[fault.kind](self, fault)
+            self.effects[fault.kind] += met
 
 
 async def _stall(_: Nemesis, fault: Fault, worker: Hired) -> bool:
