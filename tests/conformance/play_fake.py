@@ -17,6 +17,7 @@ from worker.model import Ack, Nak, Settlement, Term
 
 from .script import (
     LAST,
+    LATE,
     SLOT,
     TICK,
     Action,
@@ -39,20 +40,23 @@ LATENCY = 0.001
 def play(script: Script, *, forgetful: bool = True) -> Trace | None:
     """What is seen. *forgetful*: a server that is killed knows no more than what was surely written.
 
-    None where two messages fall due at the same time for different reasons: only chance tells which comes first.
+    None where two things fall due at the same time for different reasons: only chance tells which comes first.
     """
     played = _Play(script, forgetful=forgetful)
     trio.run(played.run, clock=MockClock(autojump_threshold=0))
-    return None if played.consumer.tied else played.trace
+    return None if played.tied() else played.trace
 
 
 class _Watched(PullConsumer):
     """A consumer that notices ties. What was handed out together is none, if it was in the order of sequence."""
 
-    tied = False
+    def __init__(self, ack_wait: float) -> None:
+        super().__init__(ack_wait)
+        self.tied = False
+        self.fell_due: list[float] = []
 
-    def begin(self, ack_wait: float) -> None:
-        super().begin(ack_wait)
+    def begin(self, ack_wait: float, first: int = 1) -> None:
+        super().begin(ack_wait, first)
         self.causes: dict[int, tuple[float, int]] = {}
         """When it was settled when a message falls due, and by the how manieth hand-out."""
 
@@ -85,7 +89,9 @@ class _Watched(PullConsumer):
             together = self.causes[one][0] == self.causes[other][0] and self.causes[one] < self.causes[other]
             if since + self.ack_wait <= now and later - since < SLOT / 2 and not together:
                 self.tied = True
+        before = len(self.due)
         super().expire(now)
+        self.fell_due += [now] * (len(self.due) > before)
 
 
 @dataclass(slots=True)
@@ -98,7 +104,10 @@ class _Play:
     clients: list[Client] = field(default_factory=list)
     tokens: list[tuple[int, str]] = field(default_factory=list)
     """Of each delivery, in the order in which the server sent them."""
-    pulls: int = 0
+    pulls: list[float] = field(default_factory=list)
+    """When each ends."""
+    done: list[float] = field(default_factory=list)
+    """When something was done."""
     said: int = 0
 
     async def run(self) -> None:
@@ -116,9 +125,16 @@ class _Play:
                 nursery.start_soon(self._restart, self.script.restart)
             for at, action in self.script.timetable():
                 await trio.sleep_until(at + LATENCY)
+                self.done.append(trio.current_time())
                 self._do(action)
             await trio.sleep_until(LAST * TICK)
             nursery.cancel_scope.cancel()
+
+    def tied(self) -> bool:
+        moments = [*((end, SLOT / 2) for end in self.pulls), *((at, LATE) for at in self.done)]
+        return self.consumer.tied or any(
+            abs(at - due) < apart for at, apart in moments for due in self.consumer.fell_due
+        )
 
     async def _restart(self, restart: Restart) -> None:
         await trio.sleep_until(restart.time)
@@ -137,9 +153,9 @@ class _Play:
                 for _ in range(count):
                     server.publish(b"")
             case Pull(batch, lasts, client):
-                self.pulls += 1
+                self.pulls.append(trio.current_time() + lasting(lasts))
                 reader = self.clients[client]
-                server.pull(reader, reader.session, batch, lasting(lasts), f"pull-{self.pulls}")
+                server.pull(reader, reader.session, batch, lasting(lasts), f"pull-{len(self.pulls)}")
             case Say(verb, about, delay):
                 self._say(about, _settlement(verb, delay))
             case Leave(client):

@@ -71,15 +71,15 @@ class PullConsumer:
     def __init__(self, ack_wait: float) -> None:
         self.begin(ack_wait)
 
-    def begin(self, ack_wait: float) -> None:
-        """Know nothing: be made, perhaps anew."""
+    def begin(self, ack_wait: float, first: int = 1) -> None:
+        """Know nothing: be made, perhaps anew, for a stream whose first message has that sequence."""
         self.ack_wait = ack_wait
-        self.state = State()
+        self.state = State(reached=first - 1)
         self.due: deque[int] = deque()
         """What goes before what is new."""
         self._quiet_until = -inf
         """Nothing falls due before."""
-        self._disk = State()
+        self._disk = self.state.copy()
         self._written = -inf
         self._to_write = inf
         """When the disk will have what is said now."""
@@ -143,12 +143,6 @@ class PullConsumer:
         """Another ack wait moves all that wait; what is due then comes a tenth of a second later."""
         self.ack_wait = ack_wait
         self._quiet_until = now + RECONSIDER
-
-    def put_back(self, sequence: int) -> None:
-        """Undo that a message was taken out of the queue: it goes to its end."""
-        if sequence in self.state.pending:
-            self.state.again.setdefault(sequence, 0)
-            self.due.append(sequence)
 
     def expire(self, now: float) -> None:
         """Put what is due by now into the queue, the lowest sequence first."""

@@ -59,13 +59,10 @@ class Request:
     batch: int
     until: float
     inbox: str
-    gone: bool = False
-    """Nobody listens there any more. The server finds that out when it wants to serve it."""
 
     def end(self, status: str) -> None:
         """Tell it that nothing more will come."""
-        if not self.gone:
-            self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
+        self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
 
 
 class Requests:
@@ -82,33 +79,26 @@ class Requests:
         self._waiting.append(request)
 
     def of(self, client: Client) -> list[Request]:
-        """One connection's, that somebody listens for."""
-        return [request for request in self._waiting if request.client is client and not request.gone]
+        """One connection's."""
+        return [request for request in self._waiting if request.client is client]
 
     def drop(self, client: Client) -> None:
         """Forget one connection's."""
         self._waiting = deque(request for request in self._waiting if request.client is not client)
 
-    def take(self) -> Request | None:
+    def take(self) -> Request:
         """The one whose turn it is to be sent a message; it waits for the rest of its batch at the end."""
-        while self._waiting:
-            request = self._waiting.popleft()
-            if not request.gone:
-                request.batch -= 1
-                if request.batch:
-                    self._waiting.append(request)
-                return request
-        return None
+        request = self._waiting.popleft()
+        request.batch -= 1
+        if request.batch:
+            self._waiting.append(request)
+        return request
 
     def expire(self, now: float) -> None:
         """End those whose time is over."""
         for request in [request for request in self._waiting if request.until <= now]:
             self._waiting.remove(request)
             request.end("408 Request Timeout")
-
-    def forget_gone(self) -> None:
-        """Drop those that nobody listens for."""
-        self._waiting = deque(request for request in self._waiting if not request.gone)
 
     def next_end(self) -> float:
         """When one will expire."""

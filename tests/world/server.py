@@ -149,8 +149,7 @@ class Server:
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        for request in self._requests.of(client):
-            request.gone = True
+        self._requests.drop(client)
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
@@ -179,7 +178,7 @@ class Server:
     def make_anew(self, ack_wait: float | None = None) -> None:
         """Delete the consumer and make it again, perhaps with another ack wait."""
         self._disturb()
-        self.consumer.begin(ack_wait or self.ack_wait)
+        self.consumer.begin(ack_wait or self.ack_wait, next(iter(self.messages), self.taken + 1))
         for client in self._clients:
             for request in self._requests.of(client):
                 request.end("409 Consumer Deleted")
@@ -277,14 +276,10 @@ class Server:
         self.consumer.expire(now)
         self._requests.expire(now)
         while self._requests and (message := self._next()):
-            if not (request := self._requests.take()):
-                self.consumer.put_back(message.id[0])
-                break
-            self._hand_out(message, request)
-        self._requests.forget_gone()
+            self._hand_out(message, self._requests.take())
 
     def _next(self) -> Message | None:
-        """The message whose turn it is, taken out of the queue where it came from there."""
+        """The message whose turn it is."""
         while self.consumer.due:
             sequence = self.consumer.due.popleft()
             if message := self.messages.get(sequence):
