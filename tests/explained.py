@@ -120,6 +120,14 @@ class Between:
             for third in self.runs
         )
 
+    def made_anew(self) -> bool:
+        """Whether the consumer was made anew while the first had it."""
+        return self.any({"anew"}, self.first.began - HELD - self.terms.trip, self.again.began)
+
+    def forgotten(self) -> bool:
+        """Whether the server was killed while the first had it, and what it had not written was lost."""
+        return self.any({"crash"}, self.first.began - HELD - self.terms.trip, self.again.began)
+
     def restarted(self) -> bool:
         """Whether a restart ended the first run's lease earlier than its worker could know.
 
@@ -163,28 +171,18 @@ CAUSES = (
     Cause("the worker died", 2, lambda it: it.first.how == "died" and it.any({"kill"}, it.first.began, it.again.began)),
     Cause("the lease was lost", 3, _lost),
     Cause("the worker stood still", 4, Between.stood_still, overlaps=True),
-    Cause("it came late", 4, Between.came_late, overlaps=True),
-    Cause("a restart cut its lease short", 6, Between.restarted, overlaps=True),
     Cause("the end was not heard", 5, _unconfirmed),
-    Cause(
-        "the server forgot",
-        6,
-        lambda it: it.any({"crash"}, it.first.began - it.terms.trip, it.again.began),
-        overlaps=True,
-    ),
     Cause("the drain gave it back", 7, lambda it: it.first.how == "given back" and _drained(it)),
     Cause("the drain stopped its callback", 8, lambda it: it.first.then == "given back" and _drained(it)),
-    Cause(
-        "the consumer was made anew",
-        9,
-        lambda it: it.any({"anew"}, it.first.began - HELD - it.terms.trip, it.again.began),
-        overlaps=True,
-    ),
-    Cause("no dead letter could be stored", 10, lambda it: it.first.then == "buried not"),
-    Cause("a NAK was heard late", 11, Between.heard_late, overlaps=True),
-    Cause("another that had it too gave it back", 12, Between.shared, overlaps=True),
+    Cause("the consumer was made anew", 9, Between.made_anew, overlaps=True),
+    Cause("no dead letter could be stored", 11, lambda it: it.first.then == "buried not"),
+    Cause("it came late", 12, Between.came_late, overlaps=True),
+    Cause("a restart cut its lease short", 13, Between.restarted, overlaps=True),
+    Cause("the server forgot", 6, Between.forgotten, overlaps=True),
+    Cause("a NAK was heard late", 14, Between.heard_late, overlaps=True),
+    Cause("another that had it too gave it back", 15, Between.shared, overlaps=True),
 )
-"""In the order of docs/guarantees.md. The first that holds is what counts as the reason."""
+"""The first that holds is what counts as the reason."""
 
 
 def _drained(it: Between) -> bool:
