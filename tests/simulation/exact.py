@@ -83,7 +83,7 @@ def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
         if first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak):
             due = first.said_at + trip + first.said.delay
             if any(_has_room(life, worker, due, again, stories) for worker in life.workers):
-                assert again.taken_at <= due + trip + EPSILON, "it came too late"
+                assert again.delivery.arrived <= due + trip + EPSILON, "it came too late"
                 measured += 1
     return measured
 
@@ -97,7 +97,7 @@ def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[St
     busy = sum(
         hold.worker == worker.name
         and hold is not but
-        and hold.taken_at - trip <= now + EPSILON
+        and hold.delivery.arrived - trip <= now + EPSILON
         and hold.said_at + trip >= now - EPSILON
         for story in stories
         for hold in story.holds

@@ -137,7 +137,13 @@ faulty = plans(st.lists(faults, min_size=1, max_size=6).map(tuple))
 _LONG = Planned((reply(503, after=10.0), reply(200, after=20.0)))
 _BUSY = Deployment(capacity=1, gone_from=2.0, gone_until=20.0, warms_up=2.0, patience="4")
 _TWO = (Shift(), Shift())
-RARE_HEALTHY = (Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),)
+_UNANSWERED = Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), reply(200, after=20.0)))
+RARE_HEALTHY = (
+    # A function that has no room, and then is not there.
+    Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
+    # Given back in the drain, after attempts without an answer.
+    Plan((_UNANSWERED,), workers=(Shift(stops=5.0),), shutdown_timeout=1.0),
+)
 RARE = (
     # The NAK is said again on the new connection and heeded; when the old one's is read, another runs the message.
     Plan((_LONG,), workers=_TWO, faults=(Fault("late", 9.9, 6.0), Fault("late", 9.9, 6.0, 1)), initial=5.0),
@@ -161,4 +167,4 @@ RARE = (
         slots=1,
     ),
 )
-"""Lives that chance seldom comes upon, one for each cause of a repeat that is rare."""
+"""Lives that chance seldom comes upon: one for each cause of a repeat that is rare."""

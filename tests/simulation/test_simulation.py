@@ -24,7 +24,7 @@ from tests.world.simulation import Plan, Planned, Shift, simulate
 from worker.model import NoResponse, TimedOut
 
 NIGHTLY = not settings().derandomize
-HEALTHY, FAULTY_LIVES = (settings().max_examples // 2, settings().max_examples * 2) if NIGHTLY else (150, 400)
+HEALTHY, FAULTY_LIVES = (settings().max_examples // 2, settings().max_examples * 2) if NIGHTLY else (150, 300)
 """How many lives: at night as many as give more than a hundred thousand invocations."""
 
 

@@ -354,6 +354,7 @@ def test_found_where_nothing_fails(bug: Bug, monkeypatch: Patch) -> None:
     assert lives_until_found(healthy, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", FAULTY, ids=lambda bug: bug.__name__)
 def test_found_in_trouble(bug: Bug, monkeypatch: Patch) -> None:
     """Each of these takes a fault, and is found among two hundred lives with some."""
