@@ -102,7 +102,7 @@ class _Play:
     server: Server = field(init=False)
     consumer: _Watched = field(init=False)
     clients: list[Client] = field(default_factory=list)
-    tokens: list[tuple[int, str]] = field(default_factory=list)
+    tokens: list[tuple[float, int, str]] = field(default_factory=list)
     """Of each delivery, in the order in which the server sent them."""
     pulls: list[float] = field(default_factory=list)
     """When each ends."""
@@ -133,7 +133,7 @@ class _Play:
     def tied(self) -> bool:
         moments = [*((end, SLOT / 2) for end in self.pulls), *((at, LATE) for at in self.done)]
         return self.consumer.tied or any(
-            abs(at - due) < apart for at, apart in moments for due in self.consumer.fell_due
+            abs(at - due) < apart - 1e-6 for at, apart in moments for due in self.consumer.fell_due
         )
 
     async def _restart(self, restart: Restart) -> None:
@@ -168,11 +168,11 @@ class _Play:
     def _say(self, about: int, settlement: Settlement | None) -> None:
         if about < len(self.tokens):
             self.said += 1
-            if self.server.say(self.tokens[-1 - about][1], settlement):
+            if self.server.say(self.tokens[-1 - about][2], settlement):
                 self.trace.note(f"said-{self.said}", trio.current_time(), "answered")
 
     def _delivered(self, handed: HandedOut) -> None:
-        insort(self.tokens, (int(handed.token.rpartition(".")[2]), handed.token))
+        insort(self.tokens, (handed.sent, int(handed.token.split(".")[1]), handed.token))
         self.trace.note(handed.inbox, trio.current_time(), f"message {handed.id[0]}, delivery {handed.count}")
 
     def _status(self, inbox: str, status: str) -> None:

@@ -49,6 +49,9 @@ class Rig(Protocol):
     async def start(self) -> None:
         """Let it come back."""
 
+    async def crash(self) -> None:
+        """Kill the broker where it stands, and let it come back."""
+
     async def make_anew(self) -> None:
         """Delete the consumer; who uses it makes it again."""
 
@@ -108,6 +111,9 @@ class FakeRig:
         for link in self._links:
             link.mend()
 
+    async def crash(self) -> None:
+        self._server.crash(down=0.1)
+
     async def make_anew(self) -> None:
         self._server.make_anew()
 
@@ -148,6 +154,10 @@ class NatsRig:
 
     async def start(self) -> None:
         await trio.to_thread.run_sync(self._server.start)
+
+    async def crash(self) -> None:
+        await trio.to_thread.run_sync(self._server.kill)
+        await self.start()
 
     async def make_anew(self) -> None:
         self._server.api(f"CONSUMER.DELETE.{STREAM}.faas-workers")

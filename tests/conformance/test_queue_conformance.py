@@ -429,6 +429,45 @@ async def test_settlements_outlive_the_connection(rig: Rig) -> None:
 
 
 @on_each_broker
+async def test_a_crash_keeps_what_was_confirmed(rig: Rig) -> None:
+    """A broker that is killed has all messages that were stored, and none whose end it had confirmed."""
+    await rig.publish(*(b"%d" % number for number in range(100)))
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.want(80)
+        came = await receive(consumer, 80)
+        for delivery in came[:60]:
+            queue.settle(delivery, Ack() if delivery.id[0] % 2 else Term("given up"), before=inf)
+        await settled(queue)
+        await rig.crash()
+        assert await rig.left() == 40
+        consumer.want(40)
+        later = await receive(consumer, 40)
+        assert sorted(delivery.id[0] for delivery in later) == [*range(61, 101)]
+        for delivery in later:
+            queue.settle(delivery, Ack(), before=inf)
+        await settled(queue)
+        assert await rig.left() == 0
+
+
+@on_each_broker
+async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
+    """What was wanted before the broker was killed is wanted when it is back, and no more than that."""
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.want(3)
+        await nothing(consumer, rig.ack_wait / 3)
+        await rig.crash()
+        await rig.publish(*[b""] * 6)
+        came = await receive(consumer, 3)
+        assert [delivery.id[0] for delivery in came] == [1, 2, 3]
+        for delivery in came:
+            queue.settle(delivery, Ack(), before=inf)
+        await nothing(consumer, rig.ack_wait / 2)
+        assert await rig.left() == 3
+
+
+@on_each_broker
 async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
     """With no broker to confirm it, bury() and backlog() say so."""
     await rig.publish(b"one")

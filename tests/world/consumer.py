@@ -76,7 +76,7 @@ class PullConsumer:
         self.ack_wait = ack_wait
         self.state = State(reached=first - 1)
         self.due: deque[int] = deque()
-        """What goes before what is new."""
+        """What goes before what is new, unless it has ended meanwhile."""
         self._quiet_until = -inf
         """Nothing falls due before."""
         self._disk = self.state.copy()
@@ -114,8 +114,6 @@ class PullConsumer:
         """That message is no more."""
         self.state.pending.pop(sequence, None)
         self.state.again.pop(sequence, None)
-        if sequence in self.due:
-            self.due.remove(sequence)
 
     def extend(self, sequence: int, now: float) -> None:
         """A sign of work."""
@@ -143,6 +141,11 @@ class PullConsumer:
         """Another ack wait moves all that wait; what is due then comes a tenth of a second later."""
         self.ack_wait = ack_wait
         self._quiet_until = now + RECONSIDER
+
+    def put_back(self, sequence: int) -> None:
+        """Nobody was there for it after all: if it stood in the queue, it goes to its end."""
+        if sequence in self.state.pending:
+            self.due.append(sequence)
 
     def expire(self, now: float) -> None:
         """Put what is due by now into the queue, the lowest sequence first."""

@@ -98,7 +98,6 @@ class FakeConsumer:
         self._begin(session)
 
     def _abandon(self, missing: int) -> None:
-        self._session = self.client.session
         if missing:
             self._missing += missing
             self.missed_at = trio.current_time() + SILENCE

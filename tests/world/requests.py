@@ -59,10 +59,13 @@ class Request:
     batch: int
     until: float
     inbox: str
+    gone: bool = False
+    """Nobody listens there any more. The server finds that out when it wants to serve it, or looks around."""
 
     def end(self, status: str) -> None:
         """Tell it that nothing more will come."""
-        self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
+        if not self.gone:
+            self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
 
 
 class Requests:
@@ -79,20 +82,27 @@ class Requests:
         self._waiting.append(request)
 
     def of(self, client: Client) -> list[Request]:
-        """One connection's."""
-        return [request for request in self._waiting if request.client is client]
+        """One connection's, that somebody listens for."""
+        return [request for request in self._waiting if request.client is client and not request.gone]
 
     def drop(self, client: Client) -> None:
         """Forget one connection's."""
         self._waiting = deque(request for request in self._waiting if request.client is not client)
 
-    def take(self) -> Request:
+    def take(self) -> Request | None:
         """The one whose turn it is to be sent a message; it waits for the rest of its batch at the end."""
-        request = self._waiting.popleft()
-        request.batch -= 1
-        if request.batch:
-            self._waiting.append(request)
-        return request
+        while self._waiting:
+            request = self._waiting.popleft()
+            if not request.gone:
+                request.batch -= 1
+                if request.batch:
+                    self._waiting.append(request)
+                return request
+        return None
+
+    def look_around(self) -> None:
+        """Forget those that nobody listens for."""
+        self._waiting = deque(request for request in self._waiting if not request.gone)
 
     def expire(self, now: float) -> None:
         """End those whose time is over."""

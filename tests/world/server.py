@@ -124,6 +124,7 @@ class Server:
 
     def numbers(self) -> dict[str, int]:
         """What the server would tell of the stream and its consumer."""
+        self._requests.look_around()
         state = self.consumer.state
         return {
             "messages": len(self.messages),
@@ -142,14 +143,15 @@ class Server:
         """A connection may be sent *batch* more, within so many seconds."""
         if not self.answers:
             # Turned down, it is asked for again several times a second. Here we wait with the answer.
-            self._dismiss(client, told=True)
+            self._dismiss(client)
         elif session == client.session:
             self._requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
 
     def withdraw(self, client: Client) -> None:
         """It may be sent nothing: it asked for that, or is gone."""
-        self._requests.drop(client)
+        for request in self._requests.of(client):
+            request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
@@ -182,10 +184,11 @@ class Server:
         for client in self._clients:
             for request in self._requests.of(client):
                 request.end("409 Consumer Deleted")
-            self._dismiss(client, told=True)
+            self._dismiss(client)
 
     def configure(self, ack_wait: float) -> None:
         """Give the consumer another ack wait (s), in the middle of its work."""
+        self._disturb()
         self.consumer.configure(ack_wait, trio.current_time())
         self._wait.deadline = self._next_event()
 
@@ -224,7 +227,7 @@ class Server:
         self._disturb()
         self.consumer.take_over()
         for client in self._clients:
-            self._dismiss(client, told=told)
+            (self._dismiss if told else self._abandon)(client)
         self._wait.deadline = self._next_event()
 
     async def run(self) -> None:
@@ -250,15 +253,18 @@ class Server:
         """What somebody holds can be given out again."""
         self.disturbed.update(filter(self.consumer.held, self.messages))
 
-    def _dismiss(self, client: Client, *, told: bool) -> None:
-        missing = sum(request.batch for request in self._requests.of(client))
+    def _dismiss(self, client: Client) -> None:
+        """Drop its requests, and tell it as soon as there is somebody to tell."""
         self._requests.drop(client)
         client.session += 1
-        if told:
-            after = max(self._silent_until - trio.current_time(), 0.0)
-            client.link.down.send("status", partial(client.dismiss, client.session), after)
-        else:
-            client.abandon(missing)
+        after = max(self._silent_until - trio.current_time(), 0.0)
+        client.link.down.send("status", partial(client.dismiss, client.session), after)
+
+    def _abandon(self, client: Client) -> None:
+        """Drop its requests, and tell nobody."""
+        missing = sum(request.batch for request in self._requests.of(client))
+        self._requests.drop(client)
+        client.abandon(missing)
 
     def _remove(self, sequence: int, settlement: Ack | Term) -> None:
         if message := self.messages.pop(sequence, None):
@@ -276,10 +282,14 @@ class Server:
         self.consumer.expire(now)
         self._requests.expire(now)
         while self._requests and (message := self._next()):
-            self._hand_out(message, self._requests.take())
+            if not (request := self._requests.take()):
+                self.consumer.put_back(message.id[0])
+                break
+            self._hand_out(message, request)
+        self._requests.look_around()
 
     def _next(self) -> Message | None:
-        """The message whose turn it is."""
+        """The message whose turn it is, taken out of the queue if it stood there."""
         while self.consumer.due:
             sequence = self.consumer.due.popleft()
             if message := self.messages.get(sequence):
@@ -292,6 +302,6 @@ class Server:
         now, sequence = trio.current_time(), message.id[0]
         count, number = self.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
-        message.token = f"{sequence}.{number}.{self.deliveries}"
+        message.token = f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another can have the same
         handed = HandedOut(message.id, message.token, count, now, message.subject, message.payload, request.inbox)
         request.client.link.down.send("delivery", partial(request.client.deliver, handed))

@@ -1,0 +1,45 @@
+"""The simulated broker is a JetStream: what a client can see of it is what it sees of a nats-server.
+
+Scripts are drawn by Hypothesis and played on both, dozens at the same time: publishing, pulling, everything that can be
+said about deliveries old and new, by two clients; consumers made anew or given another ack wait; servers that stop, are
+killed, and are killed while they write. A difference prints as code that plays the script again.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from tests.conformance.compare import Comparison, compare, expected, smallest
+from tests.conformance.draw import draw
+from tests.conformance.laws import LAWS
+from tests.conformance.script import Restart
+
+RESTARTS = [None, Restart("stop"), Restart("kill"), Restart("cut short")]
+SIDE_BY_SIDE = 25
+"""Scripts with each kind of restart at the same time."""
+REPORTED = 2
+"""Differences that are made small: it takes minutes."""
+
+
+def report(comparison: Comparison) -> str:
+    """What differs."""
+    differences = comparison.differences
+    small = [str(smallest(difference)) for difference in differences[:REPORTED]]
+    return "\n\n".join([f"{len(differences)} of {comparison.compared} scripts differ", *small])
+
+
+def test_laws_are_no_matter_of_chance() -> None:
+    """What shows a law does not depend on which of two things that fall due at the same time comes first."""
+    assert [law for law, script in LAWS.items() if not expected(script)] == []
+
+
+@pytest.mark.parametrize("number", range(max(1, settings().max_examples // 100)))
+def test_scripts(number: int) -> None:
+    """Whatever is done, both show the same: messages, order, counts, times, answers, statuses and numbers."""
+    del number  # each draws anew, where Hypothesis is not told to draw the same
+    drawn = [script for restart in RESTARTS for script in draw(restart, SIDE_BY_SIDE, expected)]
+    comparison = compare([*LAWS.values(), *drawn])
+    print(f"{comparison.compared} scripts compared")  # noqa: T201 -- to be seen with pytest -s
+    assert comparison.compared
+    assert not comparison.differences, report(comparison)
