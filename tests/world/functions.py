@@ -134,8 +134,6 @@ class Outside:
         """Invocations of one message at the same time."""
         self.peak: Counter[str] = Counter()
         """Most invocations at once, by worker."""
-        self.busiest: Counter[str] = Counter()
-        """Most calls that a function had taken at once."""
         self._running: Counter[str] = Counter()
         """Calls that each function has taken and not answered."""
         self._calls: defaultdict[str, list[Call]] = defaultdict(list)
@@ -157,17 +155,13 @@ class Outside:
         deployment = self.deployments.get(invocation.function, Deployment())
         status = deployment.refusal(self._running[invocation.function], now)
         if status is None:
-            script = self.scripts[invocation.call_id]
-            scripted = script[min(sum(not each.refused for each in before), len(script) - 1)]
-            call.due = now + scripted.after + deployment.delay(now)
+            script, taken = self.scripts[invocation.call_id], sum(not each.refused for each in before)
+            scripted = script[min(taken, len(script) - 1)]
             self._running[invocation.function] += 1
-            self.busiest[invocation.function] = max(
-                self.busiest[invocation.function], self._running[invocation.function]
-            )
         else:
-            patience = deployment.patience
+            patience, call.refused = deployment.patience, True
             scripted = reply(status, headers=() if patience is None else ((b"Retry-After", patience.encode()),))
-            call.refused, call.due = True, now
+        call.due = now + scripted.after + (0.0 if call.refused else deployment.delay(now))
         self.calls.append(call)
         before.append(call)
         return call, scripted
