@@ -6,8 +6,9 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import World, ms, reply
+from tests.world.faults import Fault
 from tests.world.functions import Deployment
-from tests.world.simulation import Fault, Plan, Planned, Shift, simulate
+from tests.world.simulation import Plan, Planned, Shift, simulate
 from tests.world.standstill import Gates, Process
 from worker.events import InvocationEnded, LeaseExpired
 from worker.policy.backoff import Backoff
