@@ -15,8 +15,8 @@ from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Ver
 from worker.policy import ledger
 from worker.policy.backoff import Backoff
 from worker.policy.decide import decide
-from worker.policy.ledger import Ledger
 from worker.policy.lease import LeaseTerms
+from worker.policy.ledger import Ledger
 from worker.policy.report import callback_of
 from worker.process import Job, process
 from worker.settle import settle
