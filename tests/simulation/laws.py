@@ -285,8 +285,7 @@ def not_too_early(life: Life, story: Story, troubles: list[Trouble]) -> None:
         if not theirs:
             assert again.began >= due - EARLY - EPSILON, "its own worker took it too early"
         elif not _wait_unknown(life, story, first, again, troubles):
-            restarts = {"restart", "elect"}
-            rounded = any(each.kind in restarts and first.said_at <= each.begins <= again.began for each in troubles)
+            rounded = any(each.kind == "restart" and first.said_at <= each.begins <= again.began for each in troubles)
             assert again.began >= due - rounded * ROUNDING - EPSILON, "another worker took it too early"
 
 

@@ -102,8 +102,9 @@ def stories_of(life: Life) -> list[Story]:
 
 
 def _holds_of(life: Life, worker: Hired) -> list[Hold]:
-    known = {told.delivery.token for told in worker.told(Redelivered)}
-    settled_anew = {told.delivery.token for told in worker.told(Redelivered) if told.how != "running"}
+    # The very objects: a server that has lost its memory gives a delivery the token of an earlier one.
+    known = {id(told.delivery) for told in worker.told(Redelivered)}
+    settled_anew = {id(told.delivery) for told in worker.told(Redelivered) if told.how != "running"}
     calls: defaultdict[int, list[Call]] = defaultdict(list)
     for call in reversed(life.world.outside.calls):
         if call.worker == worker.name:
@@ -112,10 +113,10 @@ def _holds_of(life: Life, worker: Hired) -> list[Hold]:
     newest: dict[int, Hold] = {}
     for at, each in worker.log:
         match each:
-            case Taken(delivery) if delivery.token not in known:
+            case Taken(delivery) if id(delivery) not in known:
                 newest[delivery.id[0]] = Hold(worker.name, at, delivery)
                 holds.append(newest[delivery.id[0]])
-            case Said(delivery, settlement) if delivery.token not in settled_anew:
+            case Said(delivery, settlement) if id(delivery) not in settled_anew:
                 newest[delivery.id[0]].said_at, newest[delivery.id[0]].said = at, settlement
             case InvocationStarted(invocation):
                 hold = newest[number := _number(invocation.call_id)]
