@@ -2,8 +2,8 @@
 
 Each life has messages with their scripts and callbacks, functions that have room for so many, up to four workers that
 come and go, signals, and faults. A failing example prints as a :class:`tests.world.simulation.Plan`, and
-:func:`tests.world.simulation.simulate` lives through exactly that again. ``make test`` looks at the same lives each
-time, ``make nightly`` at many others.
+:mod:`tests.simulation.__main__` lives through exactly that again and tells what happened. ``make test`` looks at the
+same lives each time, ``make nightly`` at many others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import reduce
 
 from hypothesis import event, example, given, settings, target
 
+from tests.simulation.__main__ import NAMES
 from tests.simulation.census import FAULTY, ORDINARY, Census
 from tests.simulation.exact import check_exactly
 from tests.simulation.laws import check
@@ -96,7 +97,8 @@ PLAN = Plan(
 
 def test_a_plan_prints_as_code() -> None:
     """What is printed of a plan makes the same plan."""
-    assert repr(eval(repr(PLAN))) == repr(PLAN)
+    for plan in (PLAN, *RARE, *RARE_HEALTHY):
+        assert repr(eval(repr(plan), dict(NAMES))) == repr(plan)
     assert repr(Plan(messages=(Planned((reply(200),)),))) == "Plan(messages=(Planned(script=(reply(200),)),))"
 
 
