@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from . import play_fake, play_nats
-from .script import Action, Publish, Pull, Script
+from .script import Action, ChangeAckWait, Leave, MakeAnew, Publish, Pull, Say, Script
 from .trace import Trace, side_by_side
 
 DIFFERENCES = {
@@ -94,10 +94,14 @@ def replay(script: Script) -> None:
 
 
 def one_step_smaller(script: Script) -> Iterable[Script]:
-    """That script without one of its ticks' contents, without one action, or with a smaller one."""
-    for number, actions in enumerate(script.ticks):
-        if len(actions) > 1:
-            yield _with(script, number, ())
+    """That script without its end, without one kind of actions, without one action, or with a smaller one."""
+    ticks = script.ticks
+    yield from (replace(script, ticks=ticks[:number]) for number in range(1, len(ticks)))
+    for kind in (Say, Leave, MakeAnew, ChangeAckWait, Publish):
+        fewer = tuple(tuple(action for action in actions if not isinstance(action, kind)) for actions in ticks[1:])
+        if fewer != ticks[1:]:
+            yield replace(script, ticks=(ticks[0], *fewer))
+    for number, actions in enumerate(ticks):
         for place, action in enumerate(actions):
             yield _with(script, number, (*actions[:place], *actions[place + 1 :]))
             if less := _less(action):
