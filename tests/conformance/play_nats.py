@@ -36,8 +36,9 @@ from .script import (
 )
 from .trace import Trace
 
-APART = SLOT / 3
-"""Least time (s) between two things done, for the server to hear them in that order over different connections."""
+APART = 0.6 * SLOT
+"""Least time (s) between two things done: the server hears them over different connections, and the second can be about
+what the first brought."""
 
 
 async def play(scripts: Sequence[Script], directory: Path) -> list[Trace | None]:

@@ -3,6 +3,10 @@
 What a consumer makes of what it hears, and what it forgets, is told in :mod:`tests.world.consumer`. Here is who asked
 for messages, what is stored, and what may befall a server. Time is Trio's clock, so all of this runs under a virtual
 one; it begins at a whole second of the wall clock.
+
+Drawn scripts are played on this and on a nats-server, and show the same
+(:mod:`tests.conformance.test_same_as_nats`, where ``compare.DIFFERENCES`` has the exceptions). What the worker does not
+use is missing: requests with ``no_wait``, and limits of waiting requests and of unacknowledged messages.
 """
 
 from __future__ import annotations
