@@ -40,8 +40,11 @@ lint: $(VENV)/dev.installed
 test-slow: $(VENV)/dev.installed ## the tests that take a minute or more
 	$(BIN)/python -m pytest -m slow
 
-nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as many cases
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest tests/policy tests/nats tests/http tests/test_simulation.py
+nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as many cases, others each time; SEED repeats one
+	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
+	echo "The seed is $$seed. To repeat this: make nightly SEED=$$seed"; \
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest --hypothesis-seed=$$seed \
+		tests/simulation tests/policy tests/nats tests/http
 
 fuzz: $(VENV)/dev.installed ## coverage-guided, FUZZ_SECONDS (60) for each target
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'

@@ -44,36 +44,38 @@ class Pipe:
         self._air: deque[Sent] = deque()
         self._late: deque[Sent] = deque()
         """What a connection that was cut has brought."""
-        self._sent = trio.Event()
+        self._wait = trio.CancelScope()
+        """Around waiting for what comes first; what is sent may shorten it."""
 
     def send(self, kind: str, effect: Callable[[], None], after: float = 0.0) -> None:
         """Have *effect* happen at the other end, *after* so many seconds more than it takes."""
         if kind not in self.swallows:
             self._air.append(Sent(trio.current_time() + self.latency + after, kind, effect))
-            self._sent.set()
+            self._wait.deadline = min(self._wait.deadline, self._next())
 
     def lose(self, late: float = 0.0) -> None:
         """Lose what is in the air; *late*: not what is said about messages, which arrives after so many seconds."""
         if late:
             due = trio.current_time() + late
             self._late.extend(Sent(due, sent.kind, sent.effect) for sent in self._air if sent.kind in SAID)
-            self._sent.set()
+            self._wait.deadline = min(self._wait.deadline, self._next())
         self._air.clear()
 
     async def run(self) -> None:
         """Deliver, for ever."""
         while True:
-            while not (self._air or self._late):
-                self._sent = trio.Event()
-                await self._sent.wait()
-            queue = min(filter(None, (self._air, self._late)), key=lambda queue: queue[0].due)
-            due = max(queue[0].due, self.stands_until)
-            if due > trio.current_time():
-                self._sent = trio.Event()
-                with trio.move_on_at(due):
-                    await self._sent.wait()  # what comes first may be another thing by then
-            else:
-                queue.popleft().effect()
+            with trio.CancelScope(deadline=self._next()) as self._wait:
+                await trio.sleep_forever()
+            while self._next() <= trio.current_time():
+                self._first().popleft().effect()
+
+    def _first(self) -> deque[Sent]:
+        """Where what comes first is."""
+        return min(filter(None, (self._air, self._late)), key=lambda queue: queue[0].due)
+
+    def _next(self) -> float:
+        """When it comes."""
+        return max(self._first()[0].due, self.stands_until) if self._air or self._late else inf
 
 
 class Link:

@@ -101,7 +101,7 @@ class FakeConsumer:
         if missing:
             self._missing += missing
             self.missed_at = trio.current_time() + SILENCE
-            self._queue.wake()
+            self._queue.look_at(self.missed_at)
 
     def ask_again(self) -> None:
         """Ask for what requests that are no longer there do not bring."""
@@ -172,6 +172,8 @@ class FakeQueue:
         """What is not confirmed, in order."""
         self._number = 0
         self._changed = trio.Event()
+        self._wait = trio.CancelScope()
+        """Around waiting for the next time to say something again; what is said may shorten it."""
         link.changed.append(self._on_change)
 
     def handed_out(self, delivery: Delivery) -> None:
@@ -258,8 +260,9 @@ class FakeQueue:
         while True:
             oldest = min((said.sent for said in self._outbox.values()), default=inf)
             missed = self.consumer.missed_at if self.consumer else inf
-            with trio.move_on_at(min(oldest + PATIENCE, missed) if self.link.up else inf):
-                await self._change()
+            deadline = min(oldest + PATIENCE, missed) if self.link.up else inf
+            with trio.CancelScope(deadline=deadline) as self._wait:
+                await trio.sleep_forever()
             if self.consumer and trio.current_time() >= self.consumer.missed_at:
                 self.consumer.ask_again()
             for number, said in [*self._outbox.items()]:
@@ -285,6 +288,7 @@ class FakeQueue:
             self._forget(number)
             return
         said.sent, said.tries = now, said.tries + 1
+        self.look_at(now + PATIENCE)
         again = said.tries > 1 and isinstance(said.settlement, Nak)
         settlement = Nak(said.due - now) if again else said.settlement
 
@@ -293,7 +297,6 @@ class FakeQueue:
                 self.link.down.send("confirmation", partial(self._confirm, number))
 
         self.link.there.send("settlement" if settlement else "extension", heard)
-        self.wake()
 
     def _confirm(self, number: int) -> None:
         if said := self._outbox.get(number):
@@ -302,18 +305,24 @@ class FakeQueue:
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]
-        self.wake()
+        self._tell()
 
     def _on_change(self, up: bool) -> None:
         for number, said in [*self._outbox.items()]:
             if up:
                 self._say(number, said)
-        self.wake()
+        if up:
+            self.look_at(trio.current_time())
+        self._tell()
 
     async def _change(self) -> None:
         await self._changed.wait()
 
-    def wake(self) -> None:
+    def _tell(self) -> None:
         """Something has changed."""
         self._changed.set()
         self._changed = trio.Event()
+
+    def look_at(self, when: float) -> None:
+        """Look by then what is to be said again."""
+        self._wait.deadline = min(self._wait.deadline, when)

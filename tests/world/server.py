@@ -86,7 +86,8 @@ class Server:
         self._clients: list[Client] = []
         self._requests = Requests()
         self._silent_until = 0.0
-        self._sooner = trio.Event()
+        self._wait = trio.CancelScope()
+        """Around waiting for the next thing to fall due; each change tells when that is."""
 
     @property
     def ack_wait(self) -> float:
@@ -193,7 +194,7 @@ class Server:
         """Give the consumer another ack wait (s), in the middle of its work."""
         self._disturb()
         self.consumer.configure(ack_wait, trio.current_time())
-        self._sooner.set()
+        self._wait.deadline = self._next_event()
 
     def restart(self, down: float) -> None:
         """End in order and be back after *down* seconds."""
@@ -231,18 +232,17 @@ class Server:
         self.consumer.take_over()
         for client in self._clients:
             (self._dismiss if told else self._abandon)(client)
-        self._sooner.set()
+        self._wait.deadline = self._next_event()
 
     async def run(self) -> None:
         """Give out again what is due, for ever."""
         while True:
-            self._sooner = trio.Event()
-            with trio.move_on_at(max(self._next_event(), self._silent_until)):
-                await self._sooner.wait()
+            with trio.CancelScope(deadline=self._next_event()) as self._wait:
+                await trio.sleep_forever()
             self._serve()
 
     def _next_event(self) -> float:
-        return min(self.consumer.next_due(), self._requests.next_end())
+        return max(min(self.consumer.next_due(), self._requests.next_end()), self._silent_until)
 
     def _come_back(self, down: float) -> None:
         self._disturb()
@@ -251,7 +251,7 @@ class Server:
             self._requests.drop(client)
         self._silent_until = trio.current_time() + down
         self.consumer.start()
-        self._sooner.set()
+        self._wait.deadline = self._next_event()
 
     def _disturb(self) -> None:
         """What somebody holds can be given out again."""
@@ -278,10 +278,11 @@ class Server:
             message.over.set()
 
     def _serve(self) -> None:
-        self._sooner.set()
-        if not self.answers:
-            return
-        now = trio.current_time()
+        if self.answers:
+            self._give_out(trio.current_time())
+        self._wait.deadline = self._next_event()
+
+    def _give_out(self, now: float) -> None:
         self.consumer.expire(now)
         self._requests.expire(now)
         while self._requests and (message := self._next()):

@@ -1,84 +1,203 @@
-"""A whole life of a queue, from a plan: messages, two workers one after the other, signals and faults.
+"""A whole life of a queue, from a plan: messages, functions, workers that come and go, signals and faults.
 
-The first worker is told to stop, or killed, at some time; the second starts at some time, takes over, and is stopped
-when the queue is empty. A plan is a value that prints as the code that makes it, so what it found can be replayed::
+A plan is a value that prints as the code that makes it, and decides all, the order of tasks included. So what a test
+found is lived through again, step by step, from what it printed::
 
-    simulate(Plan(messages=(Planned(script=(reply(503),)),), slots=2, faults=(Fault("cut", at=1.0, seconds=3.0),)))
+    simulate(Plan(messages=(Planned(script=(reply(503),)),), faults=(Fault("cut", at=1.0, seconds=3.0),), schedule=7))
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import trio
+from trio._core import _run as scheduler
 from trio.testing import MockClock
 
-from worker.policy.backoff import Backoff
+from worker.model import Responded
+from worker.policy.backoff import Backoff, Jitter
 from worker.policy.retry import Retry
 
-from .functions import Answer, Reply
+from .faults import Fault, Nemesis
+from .functions import Answer, Deployment, Reply, brief
 from .server import Message
+from .standstill import Gates
 from .world import Hired, World
 
+SETTLE_WITHIN = 3.0
+"""Seconds that a drain waits for the last confirmations, as the command sets it."""
+REST = 1000.0
+"""Seconds after the last message has left in which everything must come to rest: more than any call or callback takes
+here, waits between included."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Planned:
     """One message, published at *at* (s)."""
 
-    script: tuple[Reply, ...]
+    script: tuple[Reply, ...] = ()
     callback: tuple[Answer, ...] | None = None
     at: float = 0.0
-    malformed: bool = False
+    function: int = 0
+    """Which of the plan's functions it invokes."""
+    annotations: tuple[tuple[str, str], ...] = ()
+    payload: bytes | None = None
+    """Instead of all that; then nothing is invoked."""
+
+    __repr__ = brief
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What goes wrong at *at*, for so many seconds.
+@dataclass(frozen=True, slots=True, repr=False)
+class Shift:
+    """One worker, from *starts* (s) on."""
 
-    ``stall``: nothing arrives, either way. ``cut``: the connection is lost. ``deaf``: what the worker says is lost.
-    ``mute``: what confirms it is. ``anew``: the consumer is made anew. ``restart``: the broker goes away, and is a
-    second early with all that waits. ``no letters``: dead letters are refused. ``freeze``: nobody runs, and then all
-    that fell due meanwhile happens at once. ``kill``: the first worker is killed.
-    """
+    starts: float = 0.0
+    stops: float | None = None
+    """When the first signal comes; without, it stays until the queue is empty."""
+    hurry_after: float | None = None
+    """When the second signal comes, counted from the first."""
 
-    kind: Literal["stall", "cut", "deaf", "mute", "anew", "restart", "no letters", "freeze", "kill"]
-    at: float = 0.0
-    seconds: float = 0.0
-    worker: Literal[0, 1] = 0
-    """Whom it befalls: the first or the second."""
+    __repr__ = brief
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """All that is decided beforehand. Times in seconds from the start."""
 
     messages: tuple[Planned, ...]
+    functions: tuple[Deployment, ...] = ()
+    workers: tuple[Shift, ...] = (Shift(),)
+    """When all of them have gone and work is left, one more comes."""
+    faults: tuple[Fault, ...] = ()
     slots: int = 2
-    retry: Retry = Retry()  # noqa: RUF009 -- it is frozen
+    attempts: int = 3
+    initial: float = 1.0
+    longest: float = 10.0
+    backoff: str = "exponential"
     callback_attempts: int = 3
-    callback_backoff: Backoff = Backoff(1.0, 5.0)  # noqa: RUF009 -- it is frozen
+    callback_initial: float = 1.0
+    callback_longest: float = 5.0
     dead_letters: bool = True
     ack_wait: float = 30.0
     latency: float = 0.001
     shutdown_timeout: float = 25.0
-    stop_at: float = 100.0
-    hurry_after: float | None = None
-    """When the second signal comes, from the first."""
-    second_at: float = 0.0
-    """When the second worker starts."""
-    faults: tuple[Fault, ...] = ()
+    schedule: int = 0
+    """Decides in which order Trio runs what can run at once, and what the workers' dice show."""
+
+    __repr__ = brief
+
+    @property
+    def retry(self) -> Retry:
+        """The workers' policy."""
+        return Retry(self.attempts, backoff=Backoff(self.initial, self.longest, Jitter(self.backoff)))
 
 
-@dataclass(frozen=True, slots=True)
 class Life:
     """What came of a plan."""
 
-    plan: Plan
-    world: World
-    messages: tuple[Message, ...]
-    """In the order of the plan."""
-    workers: tuple[Hired, Hired]
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.clock = MockClock(autojump_threshold=0)
+        self.world = World(self.clock, ack_wait=plan.ack_wait, latency=plan.latency)
+        self.workers = self.world.workers
+        self.nemesis = Nemesis(self.world)
+        self.free: dict[str, int] = {}
+        """Slots that were free in the workers that stayed, when all had come to rest."""
+        self._messages: dict[int, Message] = {}
+        self._leaving: set[str] = set()
+        self._started: dict[str, float] = {}
+
+    @property
+    def messages(self) -> list[Message]:
+        """In the order of the plan."""
+        return [self._messages[number] for number in range(len(self._messages))]
+
+    def started_at(self, worker: Hired) -> float:
+        """When it started."""
+        return self._started[worker.name]
+
+    def trace(self) -> list[str]:
+        """All that was told, said, called and posted, with its time."""
+        told = [f"{at!r} {worker.name} {each!r}" for worker in self.workers for at, each in worker.log]
+        said = [repr(heard) for heard in self.world.server.heard]
+        calls = [f"{call!r}" for call in self.world.outside.calls]
+        return [*told, *said, *calls, *(f"{post!r}" for post in self.world.outside.posts)]
+
+    async def live(self) -> Life:
+        """From the first message to the last worker's end."""
+        plan, world = self.plan, self.world
+        world.outside.deployments = {f"f{number}": each for number, each in enumerate(plan.functions)}
+        for _ in plan.workers:
+            self._worker()
+        async with world:
+            async with trio.open_nursery() as nursery:
+                for shift, worker in zip(plan.workers, self.workers, strict=True):
+                    nursery.start_soon(self._shift, shift, worker)
+                for fault in plan.faults:
+                    nursery.start_soon(self.nemesis.bring, fault)
+                for number, planned in enumerate(plan.messages):
+                    nursery.start_soon(self._publish, number, planned)
+            # All that was planned has happened.
+            if all(worker.name in self._leaving | self.nemesis.killed for worker in self.workers):
+                self._start(self._worker())
+            for message in self.messages:
+                await message.over.wait()
+            await trio.sleep(REST)
+            for worker in self.workers:
+                if worker.name not in self._leaving and not worker.ended.is_set():
+                    self.free[worker.name] = worker.wanted
+                    worker.signal()
+                await worker.ended.wait()
+        return self
+
+    def _worker(self) -> Hired:
+        plan = self.plan
+        return self.world.worker(
+            slots=plan.slots,
+            retry=plan.retry,
+            callback_attempts=plan.callback_attempts,
+            callback_backoff=Backoff(plan.callback_initial, plan.callback_longest, Jitter.EQUAL),
+            dead_letters=plan.dead_letters,
+            shutdown_timeout=plan.shutdown_timeout,
+            settle_within=SETTLE_WITHIN,
+            dice=random.Random(f"{plan.schedule} {len(self.world.workers)}").random,
+        )
+
+    def _start(self, worker: Hired) -> None:
+        self._started[worker.name] = trio.current_time()
+        self.world.start(worker)
+
+    async def _shift(self, shift: Shift, worker: Hired) -> None:
+        await trio.sleep_until(shift.starts)
+        self._start(worker)
+        if shift.stops is None:
+            return
+        await trio.sleep_until(max(shift.starts, shift.stops))
+        self._leaving.add(worker.name)
+        worker.signal()
+        if shift.hurry_after is not None:
+            await trio.sleep(shift.hurry_after)
+            worker.signal()
+
+    async def _publish(self, number: int, planned: Planned) -> None:
+        await trio.sleep_until(planned.at)
+        self._messages[number] = self.world.publish(
+            *map(_marked, planned.script, range(len(planned.script))),
+            function=f"f{planned.function}",
+            callback=None if planned.callback is None else [*planned.callback],
+            annotations=dict(planned.annotations),
+            payload=planned.payload,
+        )
+
+
+def _marked(scripted: Reply, number: int) -> Reply:
+    """The same with a body of its own, by which a callback shows what it tells."""
+    if not isinstance(scripted.outcome, Responded):
+        return scripted
+    return replace(scripted, outcome=replace(scripted.outcome, body=f"reply {number}".encode()))
 
 
 def simulate(plan: Plan) -> Life:
@@ -87,84 +206,23 @@ def simulate(plan: Plan) -> Life:
     Raises:
         AssertionError: a worker broke a rule of its ports, or some message never left the queue.
     """
-    clock = MockClock(autojump_threshold=0)
-    return trio.run(_live, plan, World(clock, ack_wait=plan.ack_wait, latency=plan.latency), clock=clock)
+    life = Life(plan)
+    gates = [Gates()] if any(fault.kind == "freeze" for fault in plan.faults) else []
+    with _scheduled(plan.schedule):
+        return trio.run(life.live, clock=life.clock, instruments=gates)
 
 
-async def _live(plan: Plan, world: World) -> Life:
-    messages: dict[int, Message] = {}
-    async with world:
-        first, second = workers = _worker(plan, world), _worker(plan, world)
-        async with trio.open_nursery() as nursery:
-            world.start(first)
-            nursery.start_soon(_signal, plan, first)
-            for fault in plan.faults:
-                nursery.start_soon(_befall, fault, world, workers)
-            for number, planned in enumerate(plan.messages):
-                nursery.start_soon(_publish, planned, world, messages, number)
-            await trio.sleep_until(plan.second_at)
-            world.start(second)
-        # All that was planned has happened.
-        for message in messages.values():
-            await message.over.wait()
-        second.signal()
-        for worker in workers:
-            await worker.ended.wait()
-    return Life(plan, world, tuple(messages[number] for number in range(len(messages))), workers)
+@contextmanager
+def _scheduled(seed: int) -> Iterator[None]:
+    """Let *seed* alone decide the order in which Trio runs what can run at once: any order can come of it.
 
-
-def _worker(plan: Plan, world: World) -> Hired:
-    return world.worker(
-        slots=plan.slots,
-        retry=plan.retry,
-        callback_attempts=plan.callback_attempts,
-        callback_backoff=plan.callback_backoff,
-        dead_letters=plan.dead_letters,
-        shutdown_timeout=plan.shutdown_timeout,
-    )
-
-
-async def _publish(planned: Planned, world: World, messages: dict[int, Message], number: int) -> None:
-    await trio.sleep_until(planned.at)
-    callback = None if planned.callback is None else [*planned.callback]
-    payload = b"no JSON" if planned.malformed else None
-    messages[number] = world.publish(*planned.script, callback=callback, payload=payload)
-
-
-async def _signal(plan: Plan, worker: Hired) -> None:
-    await trio.sleep_until(plan.stop_at)
-    worker.signal()
-    if plan.hurry_after is not None:
-        await trio.sleep(plan.hurry_after)
-        worker.signal()
-
-
-async def _befall(fault: Fault, world: World, workers: tuple[Hired, Hired]) -> None:
-    await trio.sleep_until(fault.at)
-    link = workers[fault.worker].link
-    match fault.kind:
-        case "stall":
-            link.stand_still(fault.seconds)
-        case "cut" if not workers[fault.worker].ended.is_set():
-            link.cut(fault.seconds)
-        case "deaf":
-            link.there.swallows = {"settlement", "extension"}
-            await trio.sleep(fault.seconds)
-            link.there.swallows = ()
-        case "mute":
-            link.down.swallows = {"confirmation"}
-            await trio.sleep(fault.seconds)
-            link.down.swallows = ()
-        case "anew":
-            world.server.make_anew()
-        case "restart":
-            world.server.restart(down=fault.seconds)
-        case "no letters":
-            world.server.refuses_letters = True
-            await trio.sleep(fault.seconds)
-            world.server.refuses_letters = False
-        case "freeze":
-            assert world.clock
-            world.clock.jump(fault.seconds)
-        case "kill":
-            workers[0].kill()
+    These two names are what pytest-trio uses to the same end.
+    """
+    allowed, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # final to all but tests
+    scheduler._r.seed(seed)
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = allowed  # type: ignore[misc]
+        scheduler._r.setstate(state)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -15,7 +16,7 @@ from worker.bench import Bench, Rules
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
-from worker.model import Settlement
+from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.ledger import Ledger
 from worker.policy.retry import Retry
@@ -26,6 +27,7 @@ from .functions import Answer, Outside, Reach, Reply
 from .link import Link
 from .queue import FakeQueue
 from .server import EPOCH, Message, Server
+from .standstill import Process
 
 T = TypeVar("T")
 
@@ -38,14 +40,54 @@ def ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A delivery that the queue handed to a worker."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a worker noted to be said about a delivery."""
+
+    delivery: Delivery
+    settlement: Settlement
+
+
+class Witnessed(FakeQueue):
+    """A queue that tells what it handed out, and what it was to say."""
+
+    def __init__(
+        self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Taken | Said], None]
+    ) -> None:
+        super().__init__(server, link, violated)
+        self._note_down = note
+
+    def handed_out(self, delivery: Delivery) -> None:
+        super().handed_out(delivery)
+        self._note_down(Taken(delivery))
+
+    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+        super().settle(delivery, settlement, before=before)
+        self._note_down(Said(delivery, settlement))
+
+
 class Hired:
     """One worker: its parts, what it told, and the ways to end it."""
 
-    def __init__(self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float) -> None:
+    def __init__(
+        self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float | Callable[[], float]
+    ) -> None:
         self.name = name = f"worker-{len(world.workers) + 1}"
         self.link = link
-        self.queue = FakeQueue(world.server, link, lambda what: world.violations.append(f"{name}: {what}"))
-        self.events: list[tuple[float, Event]] = []
+        self.process = Process()
+        self.jumps: list[tuple[float, float]] = []
+        """Jumps of its wall clock: when, and by how much."""
+        self.log: list[tuple[float, Event | Taken | Said]] = []
+        """What it told, took and said, in order."""
+        self.queue = Witnessed(world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit)
+        self.started = False
         self.ended = trio.Event()
         self.took = 0.0
         """How long its drain took, once it has ended."""
@@ -62,17 +104,38 @@ class Hired:
             retries=Retries(),
             drain=Drain(shutdown_timeout, self._emit),
             rules=rules,
-            dice=lambda: dice,
-            wall=lambda: EPOCH + trio.current_time(),
+            dice=dice if callable(dice) else lambda: dice,
+            wall=lambda: self.wall_at(trio.current_time()),
         )
+
+    @property
+    def working(self) -> bool:
+        """It has started and not ended."""
+        return self.started and not self.ended.is_set()
+
+    def wall_at(self, now: float) -> float:
+        """What its wall clock showed."""
+        return EPOCH + now + sum(jump for at, jump in self.jumps if at <= now)
 
     def signal(self) -> None:
         """Ask it to stop; the second time, to hurry."""
         self._signal.send_nowait(None)
 
     def kill(self) -> None:
-        """End it at once, as SIGKILL does."""
+        """End it at once, as SIGKILL does, also while it stands still."""
+        self.link.cut(float("inf"))
+        self.process.go_on()
         self._scope.cancel()
+
+    async def stand_still(self, seconds: float) -> None:
+        """Stop its process for so long, as SIGSTOP does; what comes meanwhile it finds when it goes on.
+
+        Only with :class:`tests.world.standstill.Gates` among the run's instruments.
+        """
+        self.process.stop()
+        self.link.down.stands_until = trio.current_time() + seconds
+        await trio.sleep(seconds)
+        self.process.go_on()
 
     @property
     def wanted(self) -> int:
@@ -80,13 +143,23 @@ class Hired:
         assert self.queue.consumer
         return self.queue.consumer.wanted
 
+    @property
+    def events(self) -> list[tuple[float, Event]]:
+        """All that it told."""
+        return [(at, each) for at, each in self.log if not isinstance(each, Taken | Said)]
+
+    @property
+    def taken(self) -> list[tuple[float, Delivery]]:
+        """All deliveries that it was handed, and when."""
+        return [(at, each.delivery) for at, each in self.log if isinstance(each, Taken)]
+
     def told(self, kind: type[T]) -> list[T]:
         """Its events of one kind."""
-        return [event for _, event in self.events if isinstance(event, kind)]
+        return [event for _, event in self.log if isinstance(event, kind)]
 
     def times(self, kind: type[Event]) -> list[int]:
         """When it told those (ms)."""
-        return [ms(at) for at, event in self.events if isinstance(event, kind)]
+        return [ms(at) for at, event in self.log if isinstance(event, kind)]
 
     async def work(self) -> None:
         """Run to the end, its connection with it.
@@ -96,18 +169,22 @@ class Hired:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)
-            nursery.start_soon(self.queue.run)
-            try:
-                with self._scope:
-                    await run(self.bench, self._signals)
-                    self.took = trio.current_time() - self.bench.drain.began
-            finally:
-                self.link.cut(float("inf"))
-                self.ended.set()
-            nursery.cancel_scope.cancel()
+            with self.process.starting():
+                nursery.start_soon(self.queue.run)
+                nursery.start_soon(self._run, nursery.cancel_scope)
 
-    def _emit(self, event: Event) -> None:
-        self.events.append((trio.current_time(), event))
+    async def _run(self, connection: trio.CancelScope) -> None:
+        try:
+            with self._scope:
+                await run(self.bench, self._signals)
+                self.took = trio.current_time() - self.bench.drain.began
+        finally:
+            self.link.cut(float("inf"))
+            self.ended.set()
+        connection.cancel()
+
+    def _emit(self, event: Event | Taken | Said) -> None:
+        self.log.append((trio.current_time(), event))
 
 
 class World:
@@ -193,7 +270,7 @@ class World:
         shutdown_timeout: float = 25.0,
         settle_within: float = 5.0,
         connected: bool = True,
-        dice: float = 0.5,
+        dice: float | Callable[[], float] = 0.5,
     ) -> Hired:
         """A worker that nobody has started yet. *connected*: the broker is there; the rest as in the settings."""
         rules = Rules(
@@ -212,6 +289,7 @@ class World:
 
     def start(self, worker: Hired) -> Hired:
         """Let it work."""
+        worker.started = True
         self.nursery.start_soon(worker.work, name=worker.name)
         return worker
 

@@ -1,0 +1,205 @@
+"""Why an invocation ran again: each cause that docs/guarantees.md lists under "At least once", as a predicate.
+
+It knows nothing of the simulated world, so it judges what was seen of a real one in the same way: the runs of one
+message, from functions and logs, and the troubles that there were, from whoever made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+CONNECTION = frozenset({"stall", "cut", "late", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
+"""Troubles that can keep what a worker says, or its confirmation, from getting through in time."""
+FORGETFUL = frozenset({"anew", "crash"})
+"""Troubles after which the queue may not know who has a message, nor how long it must wait."""
+ROUNDING = 1.0
+"""Seconds by which nats-server can cut short what it keeps over a restart (measured)."""
+HELD = 1.0
+"""Seconds for which a worker may hold a message before it starts it: the rest of a back-off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that went wrong, from *begins* to *ends* (s); *worker*: whom alone it befell.
+
+    Besides the faults: ``kill`` of a worker, and ``drain``, from when its time was up to its end.
+    """
+
+    kind: str
+    begins: float
+    ends: float
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One invocation, as its worker saw it."""
+
+    worker: str
+    began: float
+    ended: float
+    """When the worker had its outcome, or stopped it, or died."""
+    how: Literal["final", "retry", "given back", "lost", "died"]
+    """The message is done or given up; is tried again; was stopped by the drain; its lease was lost; nobody told."""
+    then: Literal["settled", "given back", "buried not", "nothing", "unknown"] = "unknown"
+    """What became of a final verdict: noted to be said; the drain stopped the callback or the burial; its dead letter
+    could not be stored; nothing, since the lease was lost or the worker died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the queue was set to."""
+
+    ack_wait: float
+    trip: float
+    """Longest time (s) that something is on its way to the queue or back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Two runs of a message, and what went wrong around them."""
+
+    first: Run
+    again: Run
+    terms: Terms
+    troubles: Sequence[Trouble]
+    runs: Sequence[Run] = ()
+    """All of the message."""
+
+    def any(self, kinds: Iterable[str], begins: float, ends: float) -> bool:
+        """Whether one of these was in force for the first run's worker, or for all, between *begins* and *ends*."""
+        return any(
+            trouble.kind in kinds
+            and trouble.worker in (None, self.first.worker)
+            and trouble.begins <= ends
+            and trouble.ends >= begins
+            for trouble in self.troubles
+        )
+
+    def slow(self, run: Run, longest: float, begins: float, ends: float, *kinds: str) -> bool:
+        """Whether one of these befell a run's worker for longer than *longest*, ending between *begins* and *ends*."""
+        return any(
+            trouble.kind in kinds
+            and trouble.worker in (None, run.worker)
+            and trouble.ends - trouble.begins > longest
+            and begins <= trouble.ends
+            and trouble.begins <= ends
+            for trouble in self.troubles
+        )
+
+    def stood_still(self) -> bool:
+        """Whether the first run's worker stood still so long that its lease could end without its knowing."""
+        longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
+        return self.slow(self.first, longest, self.first.began - HELD, self.again.began, "freeze", "pause")
+
+    def came_late(self) -> bool:
+        """Whether one of them began only when its delivery was no longer valid: it had been on its way for too long."""
+        longest = self.terms.ack_wait / 3 - self.terms.trip
+        return any(
+            self.slow(run, longest, run.began - HELD - self.terms.trip, run.began, "stall", "freeze", "pause")
+            for run in (self.first, self.again)
+        )
+
+    def heard_late(self) -> bool:
+        """Whether the queue read what another connection had brought so late that it no longer was true."""
+        return any(
+            trouble.kind == "late" and trouble.begins <= self.again.began and trouble.ends >= self.first.began - HELD
+            for trouble in self.troubles
+        )
+
+    def shared(self) -> bool:
+        """Whether a third had the message together with the first, and gave it back: each may, and neither knows."""
+        slack = 2 * self.terms.trip
+        return any(
+            third not in (self.first, self.again)
+            and third.how in ("retry", "given back")
+            and third.began < self.first.began < third.ended + slack
+            and third.ended <= self.again.began
+            for third in self.runs
+        )
+
+    def made_anew(self) -> bool:
+        """Whether the consumer was made anew while the first had it."""
+        return self.any({"anew"}, self.first.began - HELD - self.terms.trip, self.again.began)
+
+    def forgotten(self) -> bool:
+        """Whether the server was killed while the first had it, and what it had not written was lost."""
+        return self.any({"crash"}, self.first.began - HELD - self.terms.trip, self.again.began)
+
+    def restarted(self) -> bool:
+        """Whether a restart ended the first run's lease earlier than its worker could know.
+
+        What a delivery had not been extended by then is counted from when the message was published; what it had been
+        is kept to the second.
+        """
+        begins = self.first.began - HELD - self.terms.trip
+        first_extension = self.first.began + self.terms.ack_wait / 3 + 2 * self.terms.trip
+        rounded = self.terms.ack_wait / 3 <= ROUNDING + 2 * self.terms.trip
+        return self.any({"restart", "elect"}, begins, first_extension) or (
+            rounded and self.any({"restart"}, begins, self.again.began)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason to run a message again. *listed*: its number in docs/guarantees.md, "At least once"."""
+
+    name: str
+    listed: int
+    holds: Callable[[Between], bool]
+    overlaps: bool = False
+    """Whether both can run at once."""
+
+
+def _unconfirmed(it: Between) -> bool:
+    told = it.first.ended - it.terms.trip
+    return it.first.how == "final" and it.any(CONNECTION | {"kill", "anew"}, told, it.again.began)
+
+
+def _lost(it: Between) -> bool:
+    unheard = it.first.ended - it.terms.ack_wait
+    stopped = it.first.how == "lost" or (it.first.how == "final" and it.first.then == "nothing")
+    return stopped and it.any(
+        CONNECTION | {"anew"}, unheard, it.first.ended if it.first.how == "lost" else it.again.began
+    )
+
+
+CAUSES = (
+    Cause("retry", 1, lambda it: it.first.how == "retry"),
+    Cause("the worker died", 2, lambda it: it.first.how == "died" and it.any({"kill"}, it.first.began, it.again.began)),
+    Cause("the lease was lost", 3, _lost),
+    Cause("the worker stood still", 4, Between.stood_still, overlaps=True),
+    Cause("the end was not heard", 5, _unconfirmed),
+    Cause("the drain gave it back", 7, lambda it: it.first.how == "given back" and _drained(it)),
+    Cause("the drain stopped its callback", 8, lambda it: it.first.then == "given back" and _drained(it)),
+    Cause("the consumer was made anew", 9, Between.made_anew, overlaps=True),
+    Cause("no dead letter could be stored", 11, lambda it: it.first.then == "buried not"),
+    Cause("it came late", 12, Between.came_late, overlaps=True),
+    Cause("a restart cut its lease short", 13, Between.restarted, overlaps=True),
+    Cause("the server forgot", 6, Between.forgotten, overlaps=True),
+    Cause("a NAK was heard late", 14, Between.heard_late, overlaps=True),
+    Cause("another that had it too gave it back", 15, Between.shared, overlaps=True),
+)
+"""The first that holds is what counts as the reason."""
+
+
+def _drained(it: Between) -> bool:
+    return it.any({"drain"}, it.first.began, it.again.began)
+
+
+def explained(
+    first: Run, again: Run, troubles: Sequence[Trouble], terms: Terms, runs: Sequence[Run] = ()
+) -> list[Cause]:
+    """Why a message that *first* had run was run *again*; empty where there is no reason that we know.
+
+    Args:
+        first: an earlier run of the message.
+        again: a later one: the next, or one that began before *first* had ended.
+        troubles: all that there were.
+        terms: what the queue was set to.
+        runs: all of the message.
+    """
+    between, together = Between(first, again, terms, troubles, runs), again.began < first.ended
+    return [cause for cause in CAUSES if (cause.overlaps or not together) and cause.holds(between)]

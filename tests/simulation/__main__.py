@@ -1,0 +1,51 @@
+"""Lives through a plan that a failing test printed, tells what happened and which law it breaks.
+
+::
+
+    python -m tests.simulation < plan.txt
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from tests.simulation.exact import check_exactly
+from tests.simulation.laws import check
+from tests.world import Answer, reply
+from tests.world.faults import Fault
+from tests.world.functions import Deployment, Reply
+from tests.world.simulation import Life, Plan, Planned, Shift, simulate
+from worker.model import NoResponse, Responded, TimedOut
+
+NAMES = {
+    each.__name__: each
+    for each in (Answer, Deployment, Fault, NoResponse, Plan, Planned, Reply, Responded, Shift, TimedOut, reply)
+}
+"""What a printed plan is made of."""
+
+
+def told(life: Life) -> Iterator[tuple[float, str]]:
+    """What happened, and when (s)."""
+    for trouble in life.nemesis.troubles:
+        yield trouble.begins, f"fault     {trouble}"
+    for worker in life.workers:
+        yield from ((at, f"{worker.name}  {each}") for at, each in worker.log)
+    yield from ((heard.at, f"broker    {heard}") for heard in life.world.server.heard)
+    yield from ((post.began, f"receiver  {post}") for post in life.world.outside.posts)
+
+
+def main() -> None:
+    """Read a plan from standard input."""
+    plan = eval(sys.stdin.read(), dict(NAMES))  # code that the tests have printed
+    life = simulate(plan)
+    for at, line in sorted(told(life), key=lambda each: each[0]):
+        sys.stdout.write(f"{at:12.3f}  {line}\n")
+    stories, causes = check(life)
+    if not plan.faults:
+        check_exactly(life, stories)
+    sys.stdout.write(f"No law is broken. Repeats: {dict(causes)}\n")
+
+
+if __name__ == "__main__":
+    main()

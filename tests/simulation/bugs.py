@@ -1,0 +1,306 @@
+"""Bugs to be put into the worker, to see whether the simulation finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from worker.drain import Cord, Drain
+from worker.events import LeaseExpired
+from worker.fetch import Intake
+from worker.heartbeat import Lease, Leases
+from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Verdict
+from worker.policy import ledger
+from worker.policy.backoff import Backoff
+from worker.policy.decide import decide
+from worker.policy.lease import LeaseTerms
+from worker.policy.ledger import Ledger
+from worker.policy.report import callback_of
+from worker.process import Job, process
+from worker.settle import settle
+
+Patch = pytest.MonkeyPatch
+
+Bug = Callable[[Patch], None]
+
+HEALTHY: list[Bug] = []
+FAULTY: list[Bug] = []
+RARE: list[Bug] = []
+
+
+def always(bug: Bug) -> Bug:
+    """A bug that shows where nothing fails."""
+    HEALTHY.append(bug)
+    return bug
+
+
+def in_trouble(bug: Bug) -> Bug:
+    """A bug that takes a fault to show."""
+    FAULTY.append(bug)
+    return bug
+
+
+def seldom(bug: Bug) -> Bug:
+    """A bug that takes a certain fault in a certain moment to show."""
+    RARE.append(bug)
+    return bug
+
+
+@always
+def acknowledged_before_the_callback(patch: Patch) -> None:
+    """What is done is acknowledged first, and then called back."""
+    conclude = Job.conclude
+
+    async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
+        if isinstance(verdict, Ack):
+            settle(self.bench, self.lease, self.attempt, verdict, attempted=True)
+        return await conclude(self, outcome, verdict)
+
+    def late(bench: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+        if not isinstance(verdict, Ack):
+            settle(bench, lease, attempt, verdict, attempted=attempted)
+
+    patch.setattr(Job, "conclude", hasty)
+    patch.setattr("worker.process.settle", late)
+
+
+@always
+def called_back_before_the_end(patch: Patch) -> None:
+    """Each answer is called back, also one that is retried."""
+    attempt_it = Job.attempt_it
+
+    async def telling(self: Job, wait: float) -> Any:
+        outcome = await attempt_it(self, wait)
+        if self.invocation and isinstance(outcome, Responded):
+            await self._tell(self.invocation, outcome, lambda: None)
+        return outcome
+
+    patch.setattr(Job, "attempt_it", telling)
+
+
+@always
+def what_is_given_up_is_not_called_back(patch: Patch) -> None:
+    """Only what is done is called back."""
+    tell = Job._tell
+
+    async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
+        if self.attempt < self.retry.attempts:
+            await tell(self, invocation, outcome, failed_once)
+
+    patch.setattr(Job, "_tell", silent)
+
+
+@always
+def retries_told_off_by_one(patch: Patch) -> None:
+    """X-Retry tells the attempts, not the retries."""
+    patch.setattr(
+        "worker.process.callback_of", lambda *given, attempt, **rest: callback_of(*given, attempt=attempt + 1, **rest)
+    )
+
+
+@always
+def extended_after_it_was_settled(patch: Patch) -> None:
+    """A lease is kept after it was settled."""
+    patch.setattr(Leases, "release", lambda *_: None)
+
+
+@always
+def a_drain_without_bound(patch: Patch) -> None:
+    """The end of shutdown_timeout cancels nothing."""
+
+    async def patient(self: Drain, stops: Any) -> None:
+        await anext(stops)
+        self.intake.pull()
+
+    patch.setattr(Drain, "watch", patient)
+
+
+@always
+def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
+    """What is on its way when the worker stops asking is not given back."""
+
+    async def stop(self: Intake) -> None:
+        if consumer := self._consumer:
+            self._consumer = None
+            await consumer.stop()
+
+    patch.setattr(Intake, "stop", stop)
+
+
+@always
+def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
+    """What the drain stopped waits as if it had failed."""
+    patch.setattr(
+        "worker.process.decide",
+        lambda outcome, **rest: Nak(10.0) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
+    )
+
+
+@always
+def one_attempt_too_many(patch: Patch) -> None:
+    """The policy's last attempt is not the last."""
+    patch.setattr(
+        "worker.process.decide", lambda outcome, attempt, **rest: decide(outcome, attempt=attempt - 1 or 1, **rest)
+    )
+
+
+@always
+def one_slot_too_many(patch: Patch) -> None:
+    """The worker asks for one message more than it has slots."""
+    begin = Intake.__init__
+
+    def greedy(self: Intake, bench: Any, jobs: Any) -> None:
+        begin(self, bench, jobs)
+        self._free += 1
+
+    patch.setattr(Intake, "__init__", greedy)
+
+
+@always
+def jitter_both_ways(patch: Patch) -> None:
+    """A jittered wait can be longer than the wait."""
+    delay = Backoff.delay
+    patch.setattr(Backoff, "delay", lambda self, attempt, *, dice: delay(self, attempt, dice=2 * dice))
+
+
+@always
+def nothing_is_extended_in_a_drain(patch: Patch) -> None:
+    """Once a worker is told to stop, it only believes that it extends its leases."""
+    begin, pull, renew, draining = Leases.__init__, Cord.pull, Leases._renew, list[Cord]()
+
+    def begin_anew(self: Leases, queue: Any, emit: Any) -> None:
+        begin(self, queue, emit)
+        draining.clear()
+
+    def noted(self: Cord) -> None:
+        pull(self)
+        draining.append(self)
+
+    def idle(self: Leases, now: float) -> None:
+        if not draining:
+            return renew(self, now)
+        for lease in self._held.values():
+            lease.kept = lease.sent = now
+        return None
+
+    patch.setattr(Leases, "__init__", begin_anew)
+    patch.setattr(Cord, "pull", noted)
+    patch.setattr(Leases, "_renew", idle)
+
+
+@seldom
+def a_second_early_is_early_enough(patch: Patch) -> None:
+    """What a restart of the server brings too early is run at once."""
+    patch.setattr(ledger, "EARLY", 1.0)
+
+
+@in_trouble
+def what_is_lost_runs_on(patch: Patch) -> None:
+    """A lost lease does not end the invocation."""
+
+    def lose(self: Leases, lease: Lease) -> None:
+        self.release(lease)
+        lease.lost = True
+        self._emit(LeaseExpired(lease.delivery))
+
+    patch.setattr(Leases, "_lose", lose)
+
+
+@in_trouble
+def unconfirmed_extensions_count(patch: Patch) -> None:
+    """An extension that was merely sent is trusted."""
+    renew = Leases._renew
+
+    def trusting(self: Leases, now: float) -> None:
+        for lease in self._held.values():
+            lease.kept = lease.sent
+        renew(self, now)
+
+    patch.setattr(Leases, "_renew", trusting)
+
+
+@in_trouble
+def leases_are_never_lost(patch: Patch) -> None:
+    """What cannot be extended in time runs on."""
+    patch.setattr(LeaseTerms, "lost_at", lambda _, kept: kept + 1e6)
+
+
+@in_trouble
+def given_back_after_the_lease(patch: Patch) -> None:
+    """A lost lease is given back, and disturbs whoever has the message now."""
+
+    def bold(bench: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+        lease.lost = False
+        settle(bench, lease, attempt, verdict, attempted=attempted)
+
+    patch.setattr("worker.process.settle", bold)
+    patch.setattr(
+        "worker.process.decide",
+        lambda outcome, **rest: Nak() if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
+    )
+    patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.lasts * 2 / 3 + 1e-3)
+
+
+@in_trouble
+def credit_is_lost_with_the_lease(patch: Patch) -> None:
+    """The slot of a message whose lease was lost is not asked for again."""
+
+    async def job(self: Intake, lease: Lease, attempt: int, wait: float, consumer: Any) -> None:
+        await process(lease, attempt, wait, self._bench)
+        self._free += 1
+        if not lease.lost:
+            consumer.want(1)
+
+    patch.setattr(Intake, "_job", job)
+
+
+@seldom
+def given_up_unburied(patch: Patch) -> None:
+    """What cannot be buried is given up all the same."""
+    store = Job._store
+
+    async def careless(self: Job, letter: Any) -> bool:
+        await store(self, letter)
+        return True
+
+    patch.setattr(Job, "_store", careless)
+
+
+@in_trouble
+def what_runs_is_run_again(patch: Patch) -> None:
+    """The ledger does not know what runs."""
+    arrived = Ledger.arrived
+
+    def blind(self: Ledger, delivery: Any, *, now: float) -> Any:
+        self._running.discard(delivery.id)
+        return arrived(self, delivery, now=now)
+
+    patch.setattr(Ledger, "arrived", blind)
+
+
+@seldom
+def what_has_ended_is_run_again(patch: Patch) -> None:
+    """The ledger forgets what it has ended."""
+    ended = Ledger.ended
+
+    def forgetful(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
+        ended(self, delivery, attempt, verdict, **rest)
+        if isinstance(verdict, Final):
+            del self._past[delivery.id]
+
+    patch.setattr(Ledger, "ended", forgetful)
+
+
+@seldom
+def what_comes_early_is_run(patch: Patch) -> None:
+    """A message that comes before its wait is over is run at once."""
+    arrived = Ledger.arrived
+    patch.setattr(Ledger, "arrived", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
+
+
+@in_trouble
+def the_newest_delivery_is_ignored(patch: Patch) -> None:
+    """A message that comes again while it runs keeps the old token."""
+    patch.setattr(Leases, "adopt", lambda *_: None)

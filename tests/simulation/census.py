@@ -1,0 +1,110 @@
+"""What was lived through, counted: a test that looks at nothing must not pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.explained import CAUSES
+from tests.world.faults import ALL, ONE
+from tests.world.simulation import Life
+from worker.events import (
+    AnnotationIgnored,
+    CallbackPosted,
+    DeadLettered,
+    DeadLetterRefused,
+    DrainExpired,
+    InvocationEnded,
+    LeaseExpired,
+    Redelivered,
+    WorkCrashed,
+)
+from worker.model import Ack, Interrupted, Nak, NoResponse, Responded, Term, TimedOut
+
+from .story import Story
+
+TAKEN: list[Census] = []
+"""All of this run of the tests, to be told at its end."""
+
+ORDINARY = frozenset(
+    """
+    a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
+    response in time; a bug; an annotation ignored; a callback delivered; a callback tried again; a drain out of time;
+    a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end
+    """.replace("\n", " ")
+    .replace("    ", "")
+    .strip()
+    .split("; ")
+)
+"""What a census must have seen, faults or not."""
+FAULTY = frozenset(
+    {*(f"fault: {kind}" for kind in [*ONE, *ALL]), *(f"again: {cause.name}" for cause in CAUSES)}
+    | {"a lease expired", "early redelivery", "finished redelivery", "running redelivery", "a dead letter refused"}
+)
+"""What a census of faulty lives must have seen besides."""
+
+
+class Census:
+    """Counts of one test's lives."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lives = self.messages = self.invocations = self.faults = 0
+        self.seen: Counter[str] = Counter()
+        TAKEN.append(self)
+
+    def add(self, life: Life, stories: list[Story], causes: Counter[str], measured: int = 0) -> None:
+        """Count one life."""
+        self.lives += 1
+        self.messages += len(stories)
+        self.invocations += len(life.world.outside.calls)
+        self.faults += len(life.plan.faults)
+        self.seen.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
+        self.seen.update({f"again: {cause}": number for cause, number in causes.items()})
+        self.seen["a wait measured to its end"] += measured
+        self.seen["two or more workers at once"] += len(life.plan.workers) > 1
+        self.seen["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
+        for call in life.world.outside.calls:
+            if call.refused:
+                status = call.outcome.status if isinstance(call.outcome, Responded) else 0
+                self.seen[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
+        for worker in life.workers:
+            for _, event in worker.log:
+                if name := _name(event):
+                    self.seen[name] += 1
+
+    def missing(self, expected: frozenset[str]) -> list[str]:
+        """What never happened."""
+        return sorted(what for what in expected if not self.seen[what])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        head = f"{self.name}: {self.lives:,} lives, {self.messages:,} messages, {self.invocations:,} invocations"
+        return [
+            f"{head}, {self.faults:,} faults",
+            *(f"  {number:>9,}  {what}" for what, number in sorted(self.seen.items()) if number),
+        ]
+
+
+_OUTCOMES = {NoResponse: "no response", TimedOut: "no response in time", Interrupted: "a message given back"}
+_VERDICTS = {Ack: "acknowledged", Term: "given up", Nak: "given back to be tried again"}
+_EVENTS = {
+    WorkCrashed: "a bug",
+    AnnotationIgnored: "an annotation ignored",
+    DrainExpired: "a drain out of time",
+    DeadLetterRefused: "a dead letter refused",
+    LeaseExpired: "a lease expired",
+}
+
+
+def _name(event: object) -> str | None:
+    match event:
+        case InvocationEnded(outcome=outcome, verdict=verdict):
+            return _OUTCOMES.get(type(outcome)) or _VERDICTS.get(type(verdict))
+        case CallbackPosted(delivered=delivered, again_in=again_in):
+            return "a callback delivered" if delivered else "a callback tried again" if again_in is not None else None
+        case DeadLettered(stored=stored):
+            return "buried" if stored else None
+        case Redelivered(how=how):
+            return f"{how} redelivery"
+        case _:
+            return _EVENTS.get(type(event))

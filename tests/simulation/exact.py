@@ -1,0 +1,105 @@
+"""What must hold besides where nothing fails: everything is exact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from math import inf
+
+from tests.world import Hired, ms
+from tests.world.simulation import Life
+from worker.events import DrainEnded, DrainExpired, DrainStarted
+from worker.model import Nak
+from worker.policy.callbacks import worth_another
+
+from .laws import EPSILON
+from .story import Hold, Story
+
+
+def check_exactly(life: Life, stories: list[Story]) -> int:
+    """All of it. Returns how many waits were measured to their end."""
+    settled_once_each(life)
+    for worker in life.workers:
+        drains_at_once(life, worker)
+    for story in stories:
+        counts_right(life, story)
+    return sum(not_too_late(life, story, stories) for story in stories)
+
+
+def settled_once_each(life: Life) -> None:
+    """No message runs twice at once, and each delivery is settled once."""
+    assert not life.world.outside.overlaps, "a message ran twice at once"
+    said = Counter(delivery.token for worker in life.workers for _, delivery, _ in worker.queue.said)
+    assert life.world.server.deliveries == len(said) == said.total(), "a delivery was not settled exactly once"
+    for worker in life.workers:
+        assert not worker.queue.held, "something is left in a worker that has ended"
+
+
+def drains_at_once(life: Life, worker: Hired) -> None:
+    """A drain takes no longer than what runs.
+
+    Stopping takes a round trip, and so does the last settlement; what is on its way back takes both.
+    """
+    trip = 2 * life.plan.latency
+    expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
+    running = min(life.plan.shutdown_timeout, expired - worker.bench.drain.began)
+    assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "something was left unsaid"
+    assert ms(worker.took) <= ms(max(trip, running) + trip), "the drain took too long"
+
+
+def counts_right(life: Life, story: Story) -> None:
+    """Attempts are numbered one after the other, and callbacks are as many as their answers make them."""
+    attempts = [hold.started.attempt for hold in story.started if hold.started]
+    assert attempts == sorted(set(attempts)), "an attempt was made twice"
+    if story.given_back:
+        # Attempts that were given back do not count, but the next worker cannot know that.
+        return
+    assert attempts == [*range(1, len(attempts) + 1)], "an attempt was left out"
+    # A callback that has failed is given up with the drain.
+    hurried = {
+        worker.name: at for worker in life.workers for at, event in worker.log if isinstance(event, DrainExpired)
+    }
+    cut_short = any(hold.said_at >= hurried.get(hold.worker, inf) for hold in story.holds)
+    assert len(story.posts) == _expected_posts(story) or cut_short, "the wrong number of callbacks"
+
+
+def _expected_posts(story: Story) -> int:
+    if story.planned.payload is not None or story.planned.callback is None:
+        return 0
+    for number in range(1, story.plan.callback_attempts):
+        result = story.planned.callback[min(number, len(story.planned.callback)) - 1].result
+        if isinstance(result, Exception) or not worth_another(result):
+            return number
+    return story.plan.callback_attempts
+
+
+def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
+    """Where a worker has a free slot when a wait is over, the next attempt starts within a round trip to the server.
+
+    The NAK takes half of it and the delivery the other. Returns how many waits that was so for.
+    """
+    trip, measured = life.plan.latency, 0
+    for first, again in pairwise(story.holds):  # what was given back unstarted may then wait for another worker
+        if first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak):
+            due = first.said_at + trip + first.said.delay
+            if any(_has_room(life, worker, due, again, stories) for worker in life.workers):
+                assert again.delivery.arrived <= due + trip + EPSILON, "it came too late"
+                measured += 1
+    return measured
+
+
+def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[Story]) -> bool:
+    """Whether the broker could send *worker* a message at that time, the deliveries then on their way all counted."""
+    trip = life.plan.latency
+    stops = next((at for at, event in worker.log if isinstance(event, DrainStarted)), inf)
+    if not life.started_at(worker) + trip + EPSILON < now < stops - trip - EPSILON:
+        return False
+    busy = sum(
+        hold.worker == worker.name
+        and hold is not but
+        and hold.delivery.arrived - trip <= now + EPSILON
+        and hold.said_at + trip >= now - EPSILON
+        for story in stories
+        for hold in story.holds
+    )
+    return busy < life.plan.slots

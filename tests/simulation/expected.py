@@ -1,0 +1,96 @@
+"""What must come of an outcome, worked out from docs/guarantees.md alone: the worker's own policies are not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
+
+from tests.world import EPOCH
+from tests.world.simulation import Plan, Planned
+from worker.model import Outcome, Responded, TimedOut
+
+ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
+    ("com.openfaas.retry.attempts", "1"): {"attempts": 1},
+    ("com.openfaas.retry.attempts", "5"): {"attempts": 5},
+    ("com.openfaas.retry.attempts", "0"): {},
+    ("com.openfaas.retry.attempts", "many"): {},
+    ("com.openfaas.retry.codes", "404, 503"): {"codes": frozenset({404, 503})},
+    ("com.openfaas.retry.codes", "no"): {},
+    ("com.openfaas.retry.min_wait", "500ms"): {"initial": 0.5},
+    ("com.openfaas.retry.min_wait", "7"): {},
+    ("com.openfaas.retry.max_wait", "3s"): {"longest": 3.0},
+    ("com.openfaas.retry.max_wait", "-3s"): {},
+}
+"""Annotations, and what each changes: nothing, where it is not valid."""
+_AT = EPOCH + 60.0
+PATIENCE: Mapping[str, float | None] = {
+    "0": 0.0,
+    "4": 4.0,
+    "45": 45.0,
+    "90000": 90_000.0,
+    "later": None,
+    "-3": None,
+    format_datetime(datetime.fromtimestamp(_AT, UTC), usegmt=True): None,
+}
+"""Values of Retry-After, and the seconds that they ask for: None where it is not valid, or a date."""
+MOST_PATIENCE = 3600.0
+CODES = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """For one message."""
+
+    attempts: int
+    initial: float
+    longest: float
+    backoff: str
+    codes: frozenset[int] = CODES
+
+    def final(self, outcome: Outcome) -> bool:
+        """Whether it ends the message, whichever attempt it was."""
+        if not isinstance(outcome, Responded):
+            return False
+        internal = any(name.lower() == b"x-openfaas-internal" for name, _ in outcome.headers)
+        return outcome.status not in self.codes and not (outcome.status >= 400 and internal)
+
+    def waits(self, outcome: Outcome, attempt: int, wall: float) -> tuple[float, float]:
+        """The shortest and longest wait (s) after it; *wall*: what the worker's clock showed."""
+        asked = _asked(outcome, wall)
+        if asked is not None:
+            wait = max(self.initial, min(asked, MOST_PATIENCE))
+            return wait, wait
+        ceiling = min(self.longest, self.initial * 2.0 ** (attempt - 1))
+        return {"exponential": 1.0, "full": 0.0, "equal": 0.5}[self.backoff] * ceiling, ceiling
+
+
+def policy_of(plan: Plan, planned: Planned) -> Policy:
+    """The settings under the message's annotations."""
+    values = {"attempts": plan.attempts, "initial": plan.initial, "longest": plan.longest, "backoff": plan.backoff}
+    for annotation in planned.annotations:
+        values |= ANNOTATIONS[annotation]
+    return Policy(**values)  # type: ignore[arg-type]
+
+
+def status_of(outcome: Outcome) -> int:
+    """What a callback tells of it."""
+    match outcome:
+        case Responded(status):
+            return status
+        case TimedOut():
+            return 504
+        case _:
+            return 502
+
+
+def _asked(outcome: Outcome, wall: float) -> float | None:
+    if not isinstance(outcome, Responded) or outcome.status not in (429, 503):
+        return None
+    value = next((value.decode() for name, value in outcome.headers if name.lower() == b"retry-after"), None)
+    if value is None:
+        return None
+    if value.endswith("GMT"):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - wall)
+    return PATIENCE[value]

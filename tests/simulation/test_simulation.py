@@ -1,0 +1,118 @@
+"""Whole lives of a queue, drawn by Hypothesis: what must hold whatever happens, and what must hold when nothing does.
+
+Each life has messages with their scripts and callbacks, functions that have room for so many, up to four workers that
+come and go, signals, and faults. A failing example prints as a :class:`tests.world.simulation.Plan`, and
+:mod:`tests.simulation.__main__` lives through exactly that again and tells what happened. ``make test`` looks at the
+same lives each time, ``make nightly`` at many others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import reduce
+
+from hypothesis import event, example, given, settings, target
+
+from tests.simulation.__main__ import NAMES
+from tests.simulation.census import FAULTY, ORDINARY, Census
+from tests.simulation.exact import check_exactly
+from tests.simulation.laws import check
+from tests.simulation.plans import RARE, RARE_HEALTHY, faulty, healthy
+from tests.world import Answer, reply
+from tests.world.faults import ALL, ONE, Fault
+from tests.world.functions import Deployment, Reply
+from tests.world.simulation import Plan, Planned, Shift, simulate
+from worker.model import NoResponse, TimedOut
+
+NIGHTLY = not settings().derandomize
+HEALTHY, FAULTY_LIVES = (settings().max_examples // 2, settings().max_examples * 2) if NIGHTLY else (150, 300)
+"""How many lives: at night as many as give more than a hundred thousand invocations."""
+
+
+def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callable[[Plan], None]]:
+    """Live through these first."""
+
+    def apply(live: Callable[[Plan], None]) -> Callable[[Plan], None]:
+        return reduce(lambda live, plan: example(plan=plan)(live), plans, live)
+
+    return apply
+
+
+def test_healthy() -> None:
+    """Where nothing fails, everything is exact: attempts, waits, callbacks, drains, and one settlement a delivery."""
+    census = Census("healthy")
+
+    @settings(max_examples=HEALTHY)
+    @given(plan=healthy)
+    @examples(RARE_HEALTHY)
+    def live(plan: Plan) -> None:
+        life = simulate(plan)
+        stories, causes = check(life)
+        census.add(life, stories, causes, check_exactly(life, stories))
+
+    live()
+    assert not census.missing(ORDINARY), "some of what was to be tested never happened"
+
+
+def test_faulty() -> None:
+    """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
+    census = Census("faulty")
+
+    @settings(max_examples=FAULTY_LIVES)
+    @given(plan=faulty)
+    @examples(RARE)
+    def live(plan: Plan) -> None:
+        life = simulate(plan)
+        stories, causes = check(life)
+        census.add(life, stories, causes)
+        for cause in causes:
+            event(f"again: {cause}")
+        if NIGHTLY:  # where lives are few, their neighbours tell less than others would
+            target(len(causes), label="causes of repeats in one life")
+
+    live()
+    assert not census.missing(FAULTY | (ORDINARY - {"a wait measured to its end"})), "some of it never happened"
+
+
+PLAN = Plan(
+    messages=(
+        Planned((reply(503, headers=((b"Retry-After", b"4"),)), reply(200, after=9.0)), (Answer(500), Answer())),
+        Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0), after=3.0), Reply(KeyError("a bug"))), at=1.5),
+        Planned((reply(200, after=8.0),), function=1, annotations=(("com.openfaas.retry.attempts", "5"),)),
+        Planned((reply(200, after=8.0),), function=1),
+        Planned(payload=b"no JSON"),
+    ),
+    functions=(Deployment(), Deployment(capacity=1, gone_from=3.0, gone_until=20.0, warms_up=2.0, patience="4")),
+    workers=(Shift(stops=20.0, hurry_after=3.0), Shift(starts=5.0)),
+    faults=tuple(
+        Fault(kind, at=float(number), seconds=4.0, worker=number % 2) for number, kind in enumerate([*ONE, *ALL], 3)
+    ),
+    slots=3,
+    backoff="full",
+    ack_wait=3.0,
+    schedule=42,
+)  # fmt: skip
+"""A plan with all that plans can have."""
+
+
+def test_a_plan_prints_as_code() -> None:
+    """What is printed of a plan makes the same plan."""
+    for plan in (PLAN, *RARE, *RARE_HEALTHY):
+        assert repr(eval(repr(plan), dict(NAMES))) == repr(plan)
+    assert repr(Plan(messages=(Planned((reply(200),)),))) == "Plan(messages=(Planned(script=(reply(200),)),))"
+
+
+def test_a_plan_decides_everything() -> None:
+    """A plan lived through twice is the same life, to the last event and its time; another schedule is another life."""
+    first, again = simulate(PLAN), simulate(eval(repr(PLAN)))
+    assert first.trace() == again.trace()
+    check(first)
+    others = {tuple(simulate(eval(repr(PLAN).replace("schedule=42", f"schedule={n}"))).trace()) for n in range(5)}
+    assert len(others) == 5
+
+
+@settings(max_examples=settings().max_examples // 10)
+@given(plan=faulty)
+def test_any_plan_decides_everything(plan: Plan) -> None:
+    """The same of any plan."""
+    assert simulate(plan).trace() == simulate(plan).trace()

@@ -1,0 +1,107 @@
+"""What lives are played on: processes that stand still, functions that have no room. On the virtual clock."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.world import World, ms, reply
+from tests.world.faults import Fault
+from tests.world.functions import Deployment
+from tests.world.simulation import Plan, Planned, Shift, simulate
+from tests.world.standstill import Gates, Process
+from worker.events import InvocationEnded, LeaseExpired
+from worker.policy.backoff import Backoff
+from worker.policy.retry import Retry
+
+
+def test_a_process_stands_still() -> None:
+    """It takes no step, while all else goes on; then it gets what it was sent, also what its own tasks started."""
+    steps: list[tuple[str, float]] = []
+
+    async def tick(name: str, child: str | None = None) -> None:
+        async with trio.open_nursery() as nursery:
+            if child:
+                nursery.start_soon(tick, child)
+            for _ in range(3):
+                await trio.sleep(1)
+                steps.append((name, trio.current_time()))
+
+    async def stage() -> None:
+        process = Process()
+        async with trio.open_nursery() as nursery:
+            with process.starting():
+                nursery.start_soon(tick, "inside", "child")
+            nursery.start_soon(tick, "outside")
+            await trio.sleep(1.5)
+            process.stop()
+            await trio.sleep(8.5)
+            process.go_on()
+
+    trio.run(stage, clock=MockClock(autojump_threshold=0), instruments=[Gates()])
+    assert [at for name, at in steps if name == "outside"] == [1.0, 2.0, 3.0]
+    for name in ("inside", "child"):
+        assert [at for each, at in steps if each == name] == [1.0, 10.0, 11.0]
+
+
+def test_a_cancelled_process_stands_still() -> None:
+    """A cancellation too waits until it goes on."""
+
+    async def stage() -> float:
+        process, scope = Process(), trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            with process.starting():
+                nursery.start_soon(wait)
+            await trio.sleep(1)
+            process.stop()
+            scope.cancel()
+            await trio.sleep(4)
+            process.go_on()
+        return trio.current_time()
+
+    assert trio.run(stage, clock=MockClock(autojump_threshold=0), instruments=[Gates()]) == 5.0
+
+
+def test_a_frozen_worker_loses_its_message() -> None:
+    """Another runs it meanwhile; the frozen one learns of it when it goes on, and says nothing."""
+    life = simulate(
+        Plan(
+            (Planned((reply(200, after=40.0),)),),
+            workers=(Shift(), Shift(starts=1.0)),
+            faults=(Fault("freeze", at=5.0, seconds=50.0),),
+            slots=1,
+        )
+    )
+    # Handed out at 1 ms and not extended before 5 s, it comes again 30 s later: the other runs it from 30.002 s on.
+    first, second = life.workers
+    assert [round(call.began, 3) for call in life.world.outside.calls] == [0.002, 30.002]
+    assert first.times(LeaseExpired) == [55_000]
+    assert [worker.name for worker in (first, second) if worker.queue.said] == ["worker-2"]
+    assert second.times(InvocationEnded) == [70_002]
+
+
+async def test_a_function_without_room(autojump_clock: MockClock) -> None:
+    """What it has no room for is answered 429, with its patience, and takes nothing of the message's script."""
+    async with World(autojump_clock) as world:
+        world.outside.deployments["echo"] = Deployment(capacity=1, patience="2")
+        messages = [world.publish(reply(200, after=1)) for _ in range(2)]
+        world.start(world.worker(retry=Retry(backoff=Backoff(0.5, 0.5))))
+        for message in messages:
+            await message.over.wait()
+        calls = sorted((ms(call.began), call.refused) for call in world.outside.calls)
+        # Turned away at 2, it is told 2 s: it comes again 2 ms after those, and ends 1 s later.
+        assert calls == [(2, False), (2, True), (2_004, False)]
+        assert ms(trio.current_time()) == 3_005
+
+
+def test_a_function_scaled_to_zero() -> None:
+    """It answers 503 while it is gone; after that a call waits for it to be there."""
+    deployment = Deployment(capacity=2, gone_from=3.0, gone_until=5.0, warms_up=2.0)
+    assert [deployment.refusal(0, now) for now in (2.9, 3.0, 4.9, 5.0)] == [None, 503, 503, None]
+    assert [deployment.refusal(running, 6.0) for running in (1, 2)] == [None, 429]
+    assert [deployment.delay(now) for now in (2.9, 5.0, 6.5, 7.0)] == [0.0, 2.0, 0.5, 0.0]

@@ -1,0 +1,73 @@
+"""The simulation can fail: each of these bugs, put into the worker, is found within a bounded number of lives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.simulation.bugs import FAULTY, HEALTHY, RARE, Bug
+from tests.simulation.exact import check_exactly
+from tests.simulation.laws import check
+from tests.simulation.plans import faulty, healthy
+from tests.world.simulation import Plan, simulate
+
+
+class Found(Exception):  # noqa: N818 -- it says what happened
+    """A law, or a rule of a port, was seen to be broken."""
+
+
+def lives_until_found(plans: Any, most: int) -> int | None:
+    """How many lives it takes, of the same ones each time; None where *most* are not enough."""
+    lives = 0
+
+    @settings(
+        max_examples=most,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(plan=plans)
+    def live(plan: Plan) -> None:
+        nonlocal lives
+        lives += 1
+        try:
+            life = simulate(plan)
+            stories, _ = check(life)
+            if not plan.faults:
+                check_exactly(life, stories)
+        except Exception as error:  # noqa: BLE001 -- a broken law, or whatever the bug makes break
+            raise Found(repr(error)[:200]) from None
+
+    try:
+        live()
+    except Found:
+        return lives
+    return None
+
+
+@pytest.mark.parametrize("bug", HEALTHY, ids=lambda bug: bug.__name__)
+def test_found_where_nothing_fails(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these is found among a hundred lives without faults."""
+    bug(monkeypatch)
+    assert lives_until_found(healthy, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", FAULTY, ids=lambda bug: bug.__name__)
+def test_found_in_trouble(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these takes a fault, and is found among two hundred lives with some."""
+    bug(monkeypatch)
+    assert lives_until_found(faulty, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", RARE, ids=lambda bug: bug.__name__)
+def test_found_seldom(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these takes a certain fault in a certain second, and is found among two thousand lives."""
+    bug(monkeypatch)
+    assert lives_until_found(faulty, 2000)
