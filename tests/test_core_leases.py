@@ -77,6 +77,34 @@ async def test_lost_when_nothing_is_confirmed(autojump_clock: MockClock) -> None
         assert world.starts(message) == [2, 48_004]
 
 
+@pytest.mark.parametrize("latency", [0.002, 0.005, 0.028])
+async def test_lost_however_the_thirds_round(latency: float, autojump_clock: MockClock) -> None:
+    """Two thirds of a lease can come to less than a third and a third: it is lost all the same, not a third later.
+
+    With these, a delivery's arrival + 10 + 10 is a little less than its arrival + 20, as floats go.
+    """
+    async with World(autojump_clock, latency=latency) as world:
+        world.publish(reply(200, after=60))
+        worker = world.worker()
+        worker.link.there.swallows = {"extension"}
+        world.start(worker)
+        await trio.sleep(60)
+        assert worker.times(LeaseExpired)[0] == 20_000 + ms(2 * latency)
+
+
+@pytest.mark.parametrize(("until", "lost"), [(20.125, []), (20.25, [20_250])])
+async def test_lost_to_the_moment(until: float, lost: list[int], autojump_clock: MockClock) -> None:
+    """A worker that stood still may go on a moment before two thirds are over, and not when they are."""
+    async with World(autojump_clock, latency=1 / 8) as world:
+        world.publish(reply(200, after=25))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        autojump_clock.jump(until - 5)
+        await trio.sleep(4)
+        assert worker.times(LeaseExpired) == lost
+        assert len(worker.told(LeasesExtended)) == (not lost)
+
+
 async def test_lost_when_nothing_is_heard(autojump_clock: MockClock) -> None:
     """The same when the extensions never arrive: the next worker has it when the ack wait is over."""
     async with World(autojump_clock) as world:
@@ -177,6 +205,26 @@ async def test_another_ack_wait(autojump_clock: MockClock) -> None:
         await message.over.wait()
         # There again at 5_003, and from then on extended every 3_000.
         assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
+
+
+async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
+    """What is held before the consumer is known is neither renewed nor lost; then, what is due is done at once."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200))
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        consumer.want(1)
+        (delivery,) = await consumer.receive()
+        leases = worker.bench.leases
+        lease = leases.take(delivery)
+        world.nursery.start_soon(leases.keep)
+        await trio.sleep_until(5)
+        assert leases.lost_at(lease) == float("inf")
+        assert worker.events == []
+        leases.last(9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert worker.events == [(5, LeasesExtended(1))]
 
 
 async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
