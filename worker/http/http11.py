@@ -68,11 +68,9 @@ class Answer:
                 raise ProtocolError(_TOO_MUCH_HEADER)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise ProtocolError("the server wants to switch protocols") from None
         except httptools.HttpParserCallbackError as error:
             raise ProtocolError(str(error.__context__ or error)) from None
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
                 raise ProtocolError(f"not HTTP: {error}") from None
             self._extra = True
@@ -135,8 +133,10 @@ class Answer:
         self.complete, self.reusable = True, self._parser.should_keep_alive()
 
     def _next_response(self) -> None:
+        if self.status == 101:
+            raise ProtocolError("the server wants to switch protocols")
         self._interim += 1
-        if self.status == 101 or self._interim > MOST_INTERIM:
+        if self._interim > MOST_INTERIM:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
         self._in_header = True
