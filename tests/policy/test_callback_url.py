@@ -86,9 +86,8 @@ NO_HOST = "what stands for its host can be none"
         ("http://h/\u00e9", NOT_A_URL),
         ("http://\u0435xample.com/", NOT_A_URL),
         ("#only", NOT_A_URL),
-        (f"http://h/{'a' * 8184}", "longer than 8192 characters"),
+        pytest.param(f"http://h/{'a' * 8184}", "longer than 8192 characters", id="too long"),
     ],
-    ids=lambda text: text[:30],
 )
 def test_what_cannot_be_posted_to_is_refused(url: str, why: str) -> None:
     """Another scheme, no host, a bad port, a character no URL has, or too long: refused, and the text says which."""
@@ -151,7 +150,6 @@ def test_an_object_is_what_go_makes_of_it(parts: dict[str, Any], posted: str) ->
         (go_url(Scheme="http", Host="h", Path=1), "its Path is not a string"),
         (go_url(Scheme="http", Host="h", Path="\u00e9" * 2000), "longer than 8192 characters"),
     ],
-    ids=str,
 )
 def test_an_object_that_cannot_be_posted_to_is_refused(value: dict[str, Any], why: str) -> None:
     """An object is held to the same rules as a string, and the text says what is wrong with it."""
