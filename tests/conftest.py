@@ -1,6 +1,6 @@
 """How hard Hypothesis looks: HYPOTHESIS_PROFILE is ``ci``, which looks at the same every time, or ``nightly``.
 
-``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests some dozen times: what fails need
+``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: what fails need
 not be small, and nothing is remembered.
 """
 
