@@ -7,6 +7,8 @@ heard at 10_003.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -205,6 +207,26 @@ async def test_another_ack_wait(autojump_clock: MockClock) -> None:
         await message.over.wait()
         # There again at 5_003, and from then on extended every 3_000.
         assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
+
+
+async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -> None:
+    """A lease that a redelivery made younger is renewed after those that are older now, and they in their time."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(200)) for _ in range(2)]
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        leases = worker.bench.leases
+        leases.last(consumer.ack_wait)
+        consumer.want(2)
+        first, second = await consumer.receive()
+        leases.take(first)
+        leases.take(second)
+        world.nursery.start_soon(leases.keep)
+        await trio.sleep_until(5)
+        leases.adopt(replace(first, arrived=5.0))
+        await trio.sleep_until(16)
+        assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
 
 
 async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:

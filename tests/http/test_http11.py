@@ -100,6 +100,8 @@ def test_a_whole_answer(case: str, size: int) -> None:
         assert not answer.complete
         answer.feed(piece)
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
+    answer.end()  # that its connection ends then, changes nothing
+    assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_whole_answer(case: str, size: int) -> None:
     [
         b"x",
         b"\x00\xff",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nMore: header\r\nContent-Length: 9\r\n\r\nmore body",
         b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
     ],
 )
@@ -115,8 +117,10 @@ def test_a_whole_answer(case: str, size: int) -> None:
 def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail: bytes) -> None:
     """Trailing bytes mean close: they could be taken for the next answer."""
     data, status, body, _ = WHOLE[case]
-    answer = Answer("POST", 1000)
+    alone, answer = Answer("POST", 1000), Answer("POST", 1000)
+    alone.feed(data)
     answer.feed(data + tail)
+    assert (answer.headers, answer.size) == (alone.headers, len(body))
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, False)
 
 
@@ -161,6 +165,8 @@ def test_a_body_may_end_with_the_connection() -> None:
 def test_head_has_no_body() -> None:
     """A response to HEAD ends with its header, whatever length it tells; the parser cannot know, so we close."""
     answer = Answer("HEAD", 1000)
+    answer.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert not answer.complete
     answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
     assert (answer.complete, answer.reusable, answer.size) == (True, False, 0)
 
@@ -187,10 +193,11 @@ def test_a_line_without_end_is_read_to_its_bound() -> None:
 
 
 def test_interim_responses_are_read_to_their_bound() -> None:
-    """Sixteen may come before the one that counts."""
+    """Sixteen may come before the one that counts, and nothing of them is kept."""
     answer = Answer("POST", 10)
-    answer.feed(b"HTTP/1.1 103 Early Hints\r\n\r\n" * MOST_INTERIM + b"HTTP/1.1 204 No Content\r\n\r\n")
-    assert (answer.complete, answer.status) == (True, 204)
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * MOST_INTERIM
+    answer.feed(hints + b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
+    assert (answer.complete, answer.status, answer.headers) == (True, 204, [(b"A", b"b")])
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])

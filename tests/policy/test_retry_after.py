@@ -96,6 +96,7 @@ def test_dates_as_mail_writes_them(date: str) -> None:
         "120 seconds",
         "120, 120",
         "120;",
+        "X120",
         "\u0661\u0662",
         "\u00b2",
         "\uff11",
