@@ -198,6 +198,7 @@ def test_the_function_is_the_one_in_the_body(given_: str, function: str, label: 
         "echo#x",
         "echo x",
         "Echo",
+        "Xecho",
         "echo\n",
         "echo\r\nX-Evil: 1",
         "echo\x00",

@@ -110,6 +110,7 @@ def test_dates_as_mail_writes_them(date: str) -> None:
         "Sun, 06 Xyz 1994 08:49:37 GMT",
         "Sun, 06 Nov 99999 08:49:37 GMT",
         "Sun, 06 Nov 1994 08:49:37 +9999",
+        "Sun, 06 Nov 1994 08:49:37 +99999999999999999",
         "06 Nov 1994",
         "(" * 64,
         "Sun, 06 Nov 1994 08:49:37 GMT" + " " * 40 + "x",
