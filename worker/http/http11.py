@@ -50,11 +50,6 @@ class Answer:
         self._extra = False
         self._parser: Any = httptools.HttpResponseParser(self)
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything has come."""
-        return self._any
-
     def feed(self, data: bytes) -> None:
         """What came.
 
