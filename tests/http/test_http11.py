@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.http.http11 import MOST_HEADER_BYTES, MOST_INTERIM, Answer, ProtocolError, write_request
+from worker.http.http11 import MOST_HEADER_BYTES, Answer, ProtocolError, write_request
 
 WHOLE = {
     "by length": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
@@ -62,7 +62,7 @@ BROKEN = {
     ),
     "switching to none": (b"HTTP/1.1 101 Switching\r\n\r\n", "the server wants to switch protocols$"),
     "interim responses without end": (
-        b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MOST_INTERIM + 1),
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 17,
         "the server sends interim responses without end$",
     ),
     "header without end": (
@@ -195,7 +195,7 @@ def test_a_line_without_end_is_read_to_its_bound() -> None:
 def test_interim_responses_are_read_to_their_bound() -> None:
     """Sixteen may come before the one that counts, and nothing of them is kept."""
     answer = Answer("POST", 10)
-    hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * MOST_INTERIM
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 16
     answer.feed(hints + b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
     assert (answer.complete, answer.status, answer.headers) == (True, 204, [(b"A", b"b")])
 
@@ -209,6 +209,14 @@ def test_a_body_is_read_to_its_bound(length: int, truncated: bool, size: int) ->
         answer.feed(piece)
     assert (answer.complete, answer.truncated, answer.reusable) == (True, truncated, not truncated)
     assert answer.size == len(answer.body) == min(length, 10)
+
+
+def test_a_body_may_be_longer_than_any_header() -> None:
+    """What bounds an unfinished header does not bound what follows it."""
+    answer, body = Answer("POST", 1 << 20), b"x" * 3 * MOST_HEADER_BYTES
+    for piece in _pieces(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body, 1 << 16):
+        answer.feed(piece)
+    assert (answer.complete, answer.size, answer.truncated) == (True, len(body), False)
 
 
 def test_a_body_that_nobody_wants_is_counted_only() -> None:

@@ -132,8 +132,9 @@ def test_silence_while_we_did_not_listen_does_not_count() -> None:
     assert credit.silent(1000.0 + SILENCE) == []
 
 
-def test_the_server_accepts_our_heartbeat() -> None:
-    """nats-server refuses a heartbeat of more than half the expiry."""
+def test_how_long_a_request_is_open_and_may_be_silent() -> None:
+    """As docs/architecture.md tells; nats-server refuses a heartbeat of more than half the expiry."""
+    assert (EXPIRES, HEARTBEAT, SILENCE) == (30.0, 5.0, 11.0)
     assert HEARTBEAT * 2 <= EXPIRES
 
 

@@ -64,6 +64,7 @@ def test_anything_else_is_a_value_error(tail: str) -> None:
         ("409", "Server Shutdown", False, True),
         ("409", "Exceeded MaxWaiting", False, True),
         ("400", "Bad Request - heartbeat value too large", False, True),
+        ("400", "Bad Request - stream deleted", False, True),
         ("503", "No Responders", True, True),
     ],
 )

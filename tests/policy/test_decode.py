@@ -4,6 +4,8 @@ import base64
 import json
 import random
 import re
+import string
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -229,6 +231,15 @@ def test_any_token_is_a_method(method: str) -> None:
     assert accepted(Method=method).method == method
 
 
+def test_which_characters_make_a_token() -> None:
+    """Of all of ASCII, letters, digits and fifteen others (RFC 9110, section 5.6.2), in methods and headers' names."""
+    allowed = set(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
+    for character in map(chr, range(128)):
+        for fields in ({"Method": character}, {"Header": {character: ["a"]}}):
+            result = decoded(json.dumps({"Function": "echo"} | fields).encode())
+            assert isinstance(result, Malformed) == (character not in allowed), fields
+
+
 @pytest.mark.parametrize("method", ["GET /", "G T", "GET\r\n", "GET\n", " ", "G\u00cbT", "G:T", "\x00", "(", "G\tT"])
 def test_what_is_no_method_is_refused(method: str) -> None:
     """What could end the request line is no method."""
@@ -268,6 +279,13 @@ def test_what_is_no_method_is_refused(method: str) -> None:
 def test_path_and_query_go_out_as_they_came(path: str | None, query: str | None, target: bytes) -> None:
     """Path and query reach the function as the caller wrote them; only what would end them is escaped, as Go does."""
     assert accepted(Path=path, QueryString=query).target == b"/function/echo" + target
+
+
+def test_every_valid_escape_goes_out_as_it_came() -> None:
+    """Whatever byte it stands for, in either case; a percent sign before anything else is escaped itself."""
+    for pair in map("".join, product(string.ascii_letters + string.digits, repeat=2)):
+        percent = "%" if set(pair) <= set(string.hexdigits) else "%25"
+        assert accepted(Path=f"/a%{pair}").target == f"/function/echo/a{percent}{pair}".encode()
 
 
 @pytest.mark.parametrize(
