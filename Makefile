@@ -6,8 +6,9 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 FUZZ_SECONDS ?= 60
+MUTANTS_AT_ONCE ?= 2
 
-.PHONY: help demo dev test lint test-slow nightly fuzz chaos image lock clean
+.PHONY: help demo dev test lint test-slow nightly fuzz mutants chaos image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +54,12 @@ fuzz: $(VENV)/dev.installed ## coverage-guided, FUZZ_SECONDS (60) for each targe
 chaos: $(VENV)/dev.installed ## real processes under every fault, 20,000 messages through each broker (CHAOS="--seed 1 ...")
 	$(BIN)/python -m tests.chaos --rounds 3 $(CHAOS)
 
+mutants: $(VENV)/dev.installed ## would the tests notice? some 2,000 small changes to the policies and the core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8.1,<3.9'
+	rm -rf mutants
+	$(BIN)/mutmut run --max-children $(MUTANTS_AT_ONCE)
+	$(BIN)/mutmut results --all true | .ci/mutants
+
 image: ## the container image, built by docker
 	docker build --tag jetstream-queue-worker:$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' worker/__init__.py) .
 
@@ -60,4 +67,4 @@ lock: ## pin the whole tree anew
 	sh -e .ci/lock
 
 clean: ## remove what make made
-	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis mutants

@@ -1,14 +1,33 @@
-"""How hard Hypothesis looks: HYPOTHESIS_PROFILE is ``ci``, which looks at the same every time, or ``nightly``."""
+"""How hard Hypothesis looks: HYPOTHESIS_PROFILE is ``ci``, which looks at the same every time, or ``nightly``.
+
+``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: what fails need
+not be small, and nothing is remembered.
+"""
 
 from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 # No time limits: what a busy machine makes slow must not fail.
 _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 settings.register_profile("ci", _patient, max_examples=100, derandomize=True)
 settings.register_profile("nightly", _patient, max_examples=10_000, print_blob=True)
+settings.register_profile(
+    "mutants", _patient, max_examples=50, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if "MUTANT_UNDER_TEST" in os.environ:  # set by mutmut
+    from tests.world import world
+
+    # A mutant makes tests wait in vain; the longest wait of any is an hour and a minute.
+    world.LONGEST = 10_000.0
+
+    def pytest_sessionfinish(exitstatus: int) -> None:
+        """A test that is not found by its name has killed nothing, but mutmut would take it so; 35 is "suspicious"."""
+        if exitstatus == pytest.ExitCode.USAGE_ERROR:
+            os._exit(35)

@@ -20,7 +20,7 @@ from worker.events import (
     WorkCrashed,
 )
 from worker.model import Ack, DeadLetter, Nak, Term
-from worker.policy.backoff import Backoff
+from worker.policy.backoff import Backoff, Jitter
 from worker.policy.retry import Retry
 
 ONCE = Retry(attempts=1)
@@ -166,6 +166,16 @@ async def test_a_callback_is_tried_again_on_its_own(autojump_clock: MockClock) -
         assert message.verdict == Ack()
 
 
+@pytest.mark.parametrize(("jitter", "second"), [(Jitter.EXPONENTIAL, 1_002), (Jitter.FULL, 252), (Jitter.EQUAL, 627)])
+async def test_jitter_of_a_callback(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
+    """The waits between a callback's tries have their own jitter. The die is at 0.25: 1, 0.25 and 0.625 s."""
+    async with World(autojump_clock) as world:
+        message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
+        world.start(world.worker(callback_backoff=Backoff(1, 5, jitter), dice=0.25))
+        await message.over.wait()
+        assert [ms(post.began) for post in world.outside.posts] == [2, second]
+
+
 @pytest.mark.parametrize(
     ("answers", "posts"),
     [([Answer(500)], 3), ([Answer("refused")], 3), ([Answer(404)], 1), ([Answer(429), Answer(410)], 2)],
@@ -221,7 +231,8 @@ async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) ->
         world.outside.scripts["a"] = [reply(200)]
         worker = world.start(world.worker())
         await message.over.wait()
-        assert [told.call_id for told in worker.told(CallbackIgnored)] == ["a"]
+        why = "its scheme is 'ftp'; only http and https can be posted to"
+        assert worker.told(CallbackIgnored) == [CallbackIgnored("a", "echo.openfaas-fn", why)]
         assert message.verdict == Ack()
 
 

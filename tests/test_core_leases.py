@@ -7,6 +7,8 @@ heard at 10_003.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -75,6 +77,34 @@ async def test_lost_when_nothing_is_confirmed(autojump_clock: MockClock) -> None
         # after the last, which it heard at 18_003.
         assert world.heard(message)[:6] == [*((ms, None) for ms in range(10_003, 18_004, 2_000)), (48_005, Ack())]
         assert world.starts(message) == [2, 48_004]
+
+
+@pytest.mark.parametrize("latency", [0.002, 0.005, 0.028])
+async def test_lost_however_the_thirds_round(latency: float, autojump_clock: MockClock) -> None:
+    """Two thirds of a lease can come to less than a third and a third: it is lost all the same, not a third later.
+
+    With these, a delivery's arrival + 10 + 10 is a little less than its arrival + 20, as floats go.
+    """
+    async with World(autojump_clock, latency=latency) as world:
+        world.publish(reply(200, after=60))
+        worker = world.worker()
+        worker.link.there.swallows = {"extension"}
+        world.start(worker)
+        await trio.sleep(60)
+        assert worker.times(LeaseExpired)[0] == 20_000 + ms(2 * latency)
+
+
+@pytest.mark.parametrize(("until", "lost"), [(20.125, []), (20.25, [20_250])])
+async def test_lost_to_the_moment(until: float, lost: list[int], autojump_clock: MockClock) -> None:
+    """A worker that stood still may go on a moment before two thirds are over, and not when they are."""
+    async with World(autojump_clock, latency=1 / 8) as world:
+        world.publish(reply(200, after=25))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        autojump_clock.jump(until - 5)
+        await trio.sleep(4)
+        assert worker.times(LeaseExpired) == lost
+        assert len(worker.told(LeasesExtended)) == (not lost)
 
 
 async def test_lost_when_nothing_is_heard(autojump_clock: MockClock) -> None:
@@ -177,6 +207,46 @@ async def test_another_ack_wait(autojump_clock: MockClock) -> None:
         await message.over.wait()
         # There again at 5_003, and from then on extended every 3_000.
         assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
+
+
+async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -> None:
+    """A lease that a redelivery made younger is renewed after those that are older now, and they in their time."""
+    async with World(autojump_clock) as world:
+        messages = [world.publish(reply(200)) for _ in range(2)]
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        leases = worker.bench.leases
+        leases.last(consumer.ack_wait)
+        consumer.want(2)
+        first, second = await consumer.receive()
+        leases.take(first)
+        leases.take(second)
+        world.nursery.start_soon(leases.keep)
+        await trio.sleep_until(5)
+        leases.adopt(replace(first, arrived=5.0))
+        await trio.sleep_until(16)
+        assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
+
+
+async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
+    """What is held before the consumer is known is neither renewed nor lost; then, what is due is done at once."""
+    async with World(autojump_clock) as world:
+        world.publish(reply(200))
+        worker = world.worker()
+        world.nursery.start_soon(worker.link.run)
+        consumer = await worker.queue.consume()
+        consumer.want(1)
+        (delivery,) = await consumer.receive()
+        leases = worker.bench.leases
+        lease = leases.take(delivery)
+        world.nursery.start_soon(leases.keep)
+        await trio.sleep_until(5)
+        assert leases.lost_at(lease) == float("inf")
+        assert worker.events == []
+        leases.last(9)
+        await trio.testing.wait_all_tasks_blocked()
+        assert worker.events == [(5, LeasesExtended(1))]
 
 
 async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:

@@ -26,7 +26,8 @@ async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
         await message.over.wait()
         # Told at 5_001, asked for at 5_002, there at 5_003: the next extension is due at 15_003, after the end.
         assert worker.times(Redelivered) == [5_003]
-        assert [told.how for told in worker.told(Redelivered)] == ["running"]
+        ((_, newest, _),) = worker.queue.said
+        assert worker.told(Redelivered) == [Redelivered(newest, "running")]
         assert world.starts(message) == [2]
         assert world.heard(message) == [(12_003, Ack())]
         assert world.server.heard[-1].token == message.token
@@ -45,9 +46,11 @@ async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
         # Handed out at 1 and again at 30_001. The first that gets through is the first acknowledgement, said again
         # every 2_000: 1_002 + 15 * 2_000 = 31_002.
         assert worker.times(Redelivered) == [30_002]
-        assert [told.how for told in worker.told(Redelivered)] == ["finished"]
+        (_, first, _), (_, second, _) = worker.queue.said
+        assert worker.told(Redelivered) == [Redelivered(second, "finished")]
         assert world.heard(message)[0] == (31_003, Ack())
-        assert [ms(at) for at, _, _ in worker.queue.said] == [1_002, 30_002]
+        assert [(ms(at), said) for at, _, said in worker.queue.said] == [(1_002, Ack()), (30_002, Ack())]
+        assert first.token != second.token
         assert world.starts(message) == [2]
         assert worker.wanted == 1
         assert world.server.backlog().by_subject == {}
@@ -94,7 +97,8 @@ async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
         await message.over.wait()
         # There again at 5_003, when 4_999 are left; heard at 5_004, over at 10_003.
         assert worker.times(Redelivered) == [5_003]
-        assert [told.how for told in worker.told(Redelivered)] == ["early"]
+        (_, _, _), (_, early, _), (_, _, _) = worker.queue.said
+        assert worker.told(Redelivered) == [Redelivered(early, "early")]
         assert [at for at, _ in world.heard(message)] == [3, 5_004, 10_005]
         assert world.starts(message) == [2, 10_004]
         assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]

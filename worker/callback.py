@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import trio
 
@@ -15,7 +16,7 @@ from .policy.callbacks import delivered, worth_another
 async def call_back(callback: Callback, invocation: Invocation, bench: Bench, failed_once: Callable[[], None]) -> None:
     """Post until it is delivered or given up. *failed_once* is called before the first wait for another try."""
     rules = bench.rules
-    for attempt in range(1, rules.callback_attempts + 1):
+    for attempt in count(1):
         began = trio.current_time()
         result = await bench.callbacks.post(callback)
         again = attempt < rules.callback_attempts and worth_another(result)

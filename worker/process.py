@@ -185,7 +185,6 @@ class Job:
         """The function's annotations, and what is wrong with them or with the callback."""
         if complaint:
             self.bench.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
-        if invocation.annotations:
-            self.retry, ignored = annotated(self.retry, invocation.annotations)
-            for each in ignored:
-                self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))
+        self.retry, ignored = annotated(self.retry, invocation.annotations)
+        for each in ignored:
+            self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))

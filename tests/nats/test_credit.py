@@ -45,6 +45,38 @@ def test_small_requests_wait_while_another_is_open() -> None:
     assert [request.batch for request in _asked(credit)] == [10]
 
 
+def test_a_quarter_is_of_all_there_ever_was_room_for() -> None:
+    """Credit that grew counts whole, what is asked for already and what is not: a quarter of 40 is 10, not 5."""
+    credit = Credit()
+    credit.want(10)
+    (first,) = _asked(credit)
+    credit.want(30)
+    assert [request.batch for request in _asked(credit)] == [30]
+    for room in range(1, 11):
+        credit.came(first.lane, 0.0)
+        credit.want(1)
+        assert [request.batch for request in _asked(credit)] == ([10] if room == 10 else [])
+
+
+def test_more_than_was_asked_for_is_made_good() -> None:
+    """What comes into a lane that brings nothing more takes room that is then not asked for."""
+    credit = Credit()
+    credit.want(1)
+    (first,) = _asked(credit)
+    for _ in range(3):
+        credit.came(first.lane, 0.0)
+    assert (credit.unasked, credit.outstanding) == (-2, 0)
+    credit.want(2)
+    assert _asked(credit) == []
+    credit.want(1)
+    assert [request.batch for request in _asked(credit)] == [1]
+
+
+def test_lanes_are_numbered() -> None:
+    """From zero: their numbers tell their inboxes apart."""
+    assert [lane.number for lane in Credit().lanes] == list(range(LANES))
+
+
 def test_a_small_request_goes_out_when_nothing_is_open() -> None:
     """With a single free slot and no open request, one message is asked for at once."""
     credit = Credit()
@@ -76,6 +108,16 @@ def test_silence_is_two_missed_heartbeats() -> None:
     assert credit.silent(103.1 + SILENCE) == [first.lane]
 
 
+def test_a_message_is_a_sign_of_life() -> None:
+    """What has just brought something is not silent."""
+    credit = Credit()
+    credit.want(2)
+    (first,) = _asked(credit, now=100.0)
+    credit.came(first.lane, 105.0)
+    assert credit.silent(105.0 + SILENCE) == []
+    assert credit.silent(105.1 + SILENCE) == [first.lane]
+
+
 def test_a_lane_without_request_is_never_silent() -> None:
     """Only open requests have heartbeats."""
     assert Credit().silent(1e9) == []
@@ -90,8 +132,9 @@ def test_silence_while_we_did_not_listen_does_not_count() -> None:
     assert credit.silent(1000.0 + SILENCE) == []
 
 
-def test_the_server_accepts_our_heartbeat() -> None:
-    """nats-server refuses a heartbeat of more than half the expiry."""
+def test_how_long_a_request_is_open_and_may_be_silent() -> None:
+    """As docs/architecture.md tells; nats-server refuses a heartbeat of more than half the expiry."""
+    assert (EXPIRES, HEARTBEAT, SILENCE) == (30.0, 5.0, 11.0)
     assert HEARTBEAT * 2 <= EXPIRES
 
 
@@ -124,6 +167,13 @@ class Conservation(RuleBasedStateMachine):
         lane = data.draw(st.sampled_from([lane for lane in self.credit.lanes if lane.outstanding]))
         self.credit.came(lane, 0.0)
         self.came += 1
+
+    @rule(number=st.integers(0, LANES - 1))
+    def deliver_too_much(self, number: int) -> None:
+        """A request may outlive a connection, so more can come into a lane than was asked for there."""
+        if not self.credit.lanes[number].outstanding:
+            self.credit.came(self.credit.lanes[number], 0.0)
+            self.came += 1
 
     @precondition(lambda self: self.late)
     @rule()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,24 @@ def test_a_delivery_with_domain_and_account(more: str) -> None:
     """Eleven tokens or more, as ADR-15 has it: domain and account come before the stream."""
     subject = f"$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.3.17.21.1700000000000000001.5{more}"
     assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "",
+        "$JS.ACK.faas-request.faas-workers.3.17.21.1700000000000000001",
+        "$JS.ACK.hub.faas-request.faas-workers.3.17.21.1700000000000000001.5",
+        "$JS.API.faas-request.faas-workers.3.17.21.1700000000000000001.5",
+        "_INBOX." + "x" * 1000,
+    ],
+    ids=lambda subject: subject[:40],
+)
+def test_what_is_no_delivery_is_told(subject: str) -> None:
+    """Eight tokens, ten, or another prefix: the reason quotes it, as much as a log line can hold."""
+    told = re.escape(f"not the reply subject of a delivery: {subject[:200]!r}")
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        parse_ack_subject(subject)
 
 
 @given(st.one_of(st.text(), st.lists(st.text(alphabet="0123456789ab"), max_size=14).map(".".join)))
@@ -44,6 +64,7 @@ def test_anything_else_is_a_value_error(tail: str) -> None:
         ("409", "Server Shutdown", False, True),
         ("409", "Exceeded MaxWaiting", False, True),
         ("400", "Bad Request - heartbeat value too large", False, True),
+        ("400", "Bad Request - stream deleted", False, True),
         ("503", "No Responders", True, True),
     ],
 )

@@ -19,8 +19,10 @@ LAST_DIE = 1 - 2**-53
 
 
 def test_the_schedule_of_the_defaults() -> None:
-    """10 s, doubling, none over 120 s: the contract's defaults, without jitter."""
-    assert [Backoff().delay(attempt, dice=0.5) for attempt in range(1, 8)] == [10, 20, 40, 80, 120, 120, 120]
+    """10 s, doubling, none over 120 s, without jitter: a hundred attempts take 3 h 12 min 30 s of waiting."""
+    schedule = [Backoff().delay(attempt, dice=0.5) for attempt in range(1, 100)]
+    assert schedule[:7] == [10, 20, 40, 80, 120, 120, 120]
+    assert sum(schedule) == 11_550
 
 
 @given(waits, waits, attempts)
@@ -40,6 +42,14 @@ def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
     assert schedule[0] == min(backoff.initial, backoff.longest)
     assert all(later == min(2 * earlier, backoff.longest) for earlier, later in pairwise(schedule))
     assert schedule[-1] == backoff.longest
+
+
+@given(backoffs, attempts, dice)
+@example(Backoff(1e-9, 2.0**33), 64, 0.0)
+def test_no_wait_is_shorter_than_the_one_before(backoff: Backoff, attempt: int, dice: float) -> None:
+    """By the same die, a later attempt never waits for less, whatever the jitter and however many came before."""
+    earlier, later = (backoff.delay(number, dice=dice) for number in (attempt, attempt + 1))
+    assert 0 <= earlier <= later <= backoff.longest
 
 
 @given(backoffs, dice)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.model import Ack, Nak, NoResponse, Responded, Term, Verdict
 from worker.policy.backoff import Backoff, Jitter
+from worker.policy.decide import decide
 from worker.policy.retry import Ignored, Retry, annotated, parse_attempts, parse_codes
 
 ATTEMPTS, CODES, MIN_WAIT, MAX_WAIT = (
@@ -66,6 +69,66 @@ def test_schedules_under_annotations(changes: dict[str, str], schedule: list[flo
     """The first six waits under each annotation: min(initial * 2^(n-1), max) with what was given."""
     retry, _ = annotated(Retry(), changes)
     assert [retry.backoff.delay(attempt, dice=0.9) for attempt in range(1, 7)] == schedule
+
+
+CHOICES: dict[str, dict[str, str]] = {
+    ATTEMPTS: {"used": "3", "ignored": "0"},
+    CODES: {"used": "429, 418", "ignored": "429;418"},
+    MIN_WAIT: {"used": "5s", "ignored": "5"},
+    MAX_WAIT: {"used": "17s", "ignored": "-17s"},
+}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "codes", "min_wait", "max_wait"), [*product(("not set", "used", "ignored"), repeat=len(CHOICES))]
+)
+def test_every_combination_of_annotations(attempts: str, codes: str, min_wait: str, max_wait: str) -> None:
+    """Each not set, used or ignored, in all 81 ways: whether, how often and after how long is exact, code by code.
+
+    The settings are seven attempts on 500 and 503, from 1 s to 60 s; the die takes the middle of ``equal``, three
+    quarters.
+    """
+    chosen = dict(zip(CHOICES, (attempts, codes, min_wait, max_wait), strict=True))
+    retry, ignored = annotated(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
+    assert {each.annotation for each in ignored} == {name for name, choice in chosen.items() if choice == "ignored"}
+    most = 3 if attempts == "used" else 7
+    listed = {418, 429} if codes == "used" else {500, 503}
+    initial, longest = 5 if min_wait == "used" else 1, 17 if max_wait == "used" else 60
+    for status, attempt in product((200, 418, 429, 500, 503), range(1, 10)):
+        expected: Verdict = Ack()
+        if status in listed and attempt < most:
+            expected = Nak(min(initial * 2 ** (attempt - 1), longest) * 0.75)
+        elif status in listed:
+            expected = Term(f"gave up after {attempt} of {most} attempts: status {status}")
+        assert decide(Responded(status), attempt=attempt, retry=retry, dice=0.5, now=0.0) == expected
+
+
+nanoseconds = st.integers(0, 2**63 - 1) | st.integers(0, 10**12)
+
+
+@given(nanoseconds, nanoseconds, st.integers(1, 10**6 - 1), st.sampled_from(Jitter), st.sampled_from([0.0, 0.25, 0.75]))
+@example(1, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
+@example(2**63 - 1, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
+@example(0, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
+def test_any_waits_that_can_be_annotated(initial: int, longest: int, attempt: int, jitter: Jitter, dice: float) -> None:
+    """From 1 ns to 292 years and a million times, waits are what whole numbers say, to the last bit of a float."""
+    annotations = {ATTEMPTS: "1000000", MIN_WAIT: f"{initial}ns", MAX_WAIT: f"{longest}ns"}
+    retry, ignored = annotated(Retry(backoff=Backoff(jitter=jitter)), annotations)
+    assert not ignored
+    share = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: dice, Jitter.EQUAL: (1 + dice) / 2}[jitter]
+    wait = min(initial << (attempt - 1), longest) / 10**9
+    refused = NoResponse("refused")
+    assert decide(refused, attempt=attempt, retry=retry, dice=dice, now=0.0) == Nak(wait * share)
+    assert isinstance(decide(refused, attempt=10**6, retry=retry, dice=dice, now=0.0), Term)
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(b"1", 7200), (b"7201", 7200), (b"5", 5), (b"9000", 3600), (b"soon", 5)])
+def test_retry_after_under_annotations(asked: bytes, wait: float) -> None:
+    """What a function annotates as its first wait is the least that its answers can ask for."""
+    changes = {MIN_WAIT: "2h" if wait == 7200 else "5s", MAX_WAIT: "10s"}
+    retry, _ = annotated(Retry(), changes)
+    answer = Responded(429, ((b"Retry-After", asked),))
+    assert decide(answer, attempt=1, retry=retry, dice=0.5, now=0.0) == Nak(wait)
 
 
 IGNORED = [

@@ -25,10 +25,9 @@ NOW = 784_111_777.0
         ("007", 7.0),
         ("9999999999", 9999999999.0),
         ("100000000000", 100000000000.0),
-        ("9" * 400, inf),
-        ("1" * 100_000, inf),
+        pytest.param("9" * 400, inf, id="400 digits"),
+        pytest.param("1" * 100_000, inf, id="100,000 digits"),
     ],
-    ids=lambda value: str(value)[:20],
 )
 def test_seconds(value: str, seconds: float) -> None:
     """Any number of digits is a number of seconds, however many they are."""
@@ -97,6 +96,7 @@ def test_dates_as_mail_writes_them(date: str) -> None:
         "120 seconds",
         "120, 120",
         "120;",
+        "X120",
         "\u0661\u0662",
         "\u00b2",
         "\uff11",
@@ -110,6 +110,7 @@ def test_dates_as_mail_writes_them(date: str) -> None:
         "Sun, 06 Xyz 1994 08:49:37 GMT",
         "Sun, 06 Nov 99999 08:49:37 GMT",
         "Sun, 06 Nov 1994 08:49:37 +9999",
+        "Sun, 06 Nov 1994 08:49:37 +99999999999999999",
         "06 Nov 1994",
         "(" * 64,
         "Sun, 06 Nov 1994 08:49:37 GMT" + " " * 40 + "x",

@@ -52,11 +52,6 @@ class Answer:
         self._codings: list[bytes] = []
         self._parser: Any = httptools.HttpResponseParser(self)
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything has come."""
-        return self._any
-
     def feed(self, data: bytes) -> None:
         """What came.
 
@@ -161,8 +156,10 @@ class Answer:
         self.complete, self.reusable = True, self._parser.should_keep_alive()
 
     def _next_response(self) -> None:
+        if self.status == 101:
+            raise ProtocolError("the server wants to switch protocols")
         self._interim += 1
-        if self.status == 101 or self._interim > MOST_INTERIM:
+        if self._interim > MOST_INTERIM:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
         self._codings.clear()

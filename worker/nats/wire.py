@@ -58,10 +58,11 @@ class Status:
 
 def parse_status(headers: Mapping[str, str] | None) -> Status | None:
     """The status of a message without a reply subject; None where it has none that can be read."""
-    code = (headers or {}).get("Status", "")
+    headers = headers or {}
+    code = headers.get("Status", "")
     if not (len(code) == 3 and code.isascii() and code.isdigit()):
         return None
-    return Status(int(code), (headers or {}).get("Description", ""))
+    return Status(int(code), headers.get("Description", ""))
 
 
 def parse_answer(data: bytes) -> dict[str, Any]:

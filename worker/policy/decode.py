@@ -165,4 +165,4 @@ def _target(function: str, path: str, query: str) -> bytes:
 
 
 def _escape(match: re.Match[str]) -> str:
-    return quote(match[0], safe="")
+    return quote(match[0])

@@ -56,11 +56,10 @@ Arrival = Fresh | Running | Finished | Early
 
 
 @dataclass(frozen=True, slots=True)
-class _Past:
+class _GivenBack:
     count: int
     attempts: int
     due: float
-    final: Final | None
 
 
 class Ledger:
@@ -69,7 +68,7 @@ class Ledger:
     def __init__(self, remember: int = 20_000) -> None:
         self._remember = remember
         self._running: set[MessageId] = set()
-        self._past: OrderedDict[MessageId, _Past] = OrderedDict()
+        self._past: OrderedDict[MessageId, _GivenBack | Final] = OrderedDict()
 
     def arrived(self, delivery: Delivery, *, now: float) -> Arrival:
         """What to do with a delivery. After :class:`Fresh` it counts as running until it :meth:`ended`."""
@@ -79,8 +78,8 @@ class Ledger:
         if past is None:
             self._running.add(delivery.id)
             return Fresh(delivery.count)
-        if past.final is not None:
-            return Finished(past.final)
+        if isinstance(past, Final):
+            return Finished(past)
         since = delivery.count - past.count
         # One more than when we had it: it is our own give-back that returns. Fewer or as many: the consumer was made
         # anew and has forgotten both the count and the wait. More: someone else has had it meanwhile.
@@ -89,7 +88,7 @@ class Ledger:
         if since > 1 or remaining <= EARLY:
             remaining = 0.0
         if remaining > HOLD:
-            self._keep(delivery.id, _Past(delivery.count, attempts, past.due, None))
+            self._keep(delivery.id, _GivenBack(delivery.count, attempts, past.due))
             return Early(remaining)
         self._running.add(delivery.id)
         return Fresh(attempts + 1, remaining)
@@ -107,13 +106,14 @@ class Ledger:
         self._running.discard(delivery.id)
         match verdict:
             case Ack() | Term():
-                self._keep(delivery.id, _Past(delivery.count, attempt, now, verdict))
+                self._keep(delivery.id, verdict)
             case Nak(delay):
-                self._keep(delivery.id, _Past(delivery.count, attempt if attempted else attempt - 1, now + delay, None))
+                attempts = attempt if attempted else attempt - 1
+                self._keep(delivery.id, _GivenBack(delivery.count, attempts, now + delay))
             case _:  # abandoned: others have it, and what they do we cannot count
                 self._past.pop(delivery.id, None)
 
-    def _keep(self, message: MessageId, past: _Past) -> None:
+    def _keep(self, message: MessageId, past: _GivenBack | Final) -> None:
         self._past[message] = past
         self._past.move_to_end(message)
         if len(self._past) > self._remember:

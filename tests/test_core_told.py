@@ -1,0 +1,113 @@
+"""What is told of a message, to the field: whoever reads logs and metrics sees nothing else. On the virtual clock.
+
+A message takes 1/8 s either way, so that floats add times up exactly: a delivery is there at 0.25, and what is said at
+t is confirmed at t + 0.25.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.world import Answer, World, reply
+from tests.world.functions import Reply
+from worker.events import (
+    AnnotationIgnored,
+    CallbackPosted,
+    DeadLettered,
+    DeadLetterRefused,
+    InvocationEnded,
+    InvocationStarted,
+    Settled,
+    WorkCrashed,
+)
+from worker.model import Crashed, Nak, Responded, Term
+from worker.policy.retry import Retry
+
+
+async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock) -> None:
+    """Two attempts, a dead letter that is refused once, a callback that fails once: each step, when, and whose.
+
+    The first attempt runs from 0.25 to 1.25 and waits 10 s; its NAK is heard at 1.375 and the message there again at
+    11.5. The second ends at 13.5. The letter is refused at 13.75, sent again at 14.25, and stored.
+    """
+    async with World(autojump_clock, latency=1 / 8) as world:
+        world.server.refuses_letters = True
+        message = world.publish(
+            reply(503, after=1),
+            reply(500, after=2),
+            function="resize",
+            callback=[Answer(500), Answer(200, after=2)],
+            annotations={"com.openfaas.retry.max_wait": "120"},
+        )
+        worker = world.start(world.worker(retry=Retry(attempts=2)))
+        await trio.sleep_until(14)
+        world.server.refuses_letters = False
+        assert worker.bench.retries.waiting == {"dead letter": 1}
+        await trio.sleep_until(15)
+        assert worker.bench.retries.waiting == {"callback": 1, "dead letter": 0}
+        await message.over.wait()
+        first, second = (delivery for _, delivery, _ in worker.queue.said)
+        assert (first.id, first.count, second.id, second.count) == (message.id, 1, message.id, 2)
+        invocation = world.outside.calls[0].invocation
+        assert (invocation.call_id, invocation.label) == ("call-1", "resize.openfaas-fn")
+        accepted = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m"
+        ignored = AnnotationIgnored("resize.openfaas-fn", "com.openfaas.retry.max_wait", "120", accepted)
+        given_up = Term("gave up after 2 of 2 attempts: status 500")
+        assert worker.events == [
+            (0.25, ignored),
+            (0.25, InvocationStarted(invocation, 1, 0.25)),
+            (1.25, InvocationEnded(invocation, 1, 2, Responded(503), Nak(10.0), 1.0)),
+            (1.25, Settled(Nak(10.0))),
+            (11.5, ignored),
+            (11.5, InvocationStarted(invocation, 2, 11.5)),
+            (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
+            (13.75, DeadLetterRefused(second, "call-1", "nobody confirmed it")),
+            (14.5, DeadLettered(second, "call-1", "resize.openfaas-fn", given_up.reason, 2, stored=True)),
+            (14.5, CallbackPosted(invocation, 500, delivered=False, again_in=1.0, duration=0.0)),
+            (17.5, CallbackPosted(invocation, 200, delivered=True, again_in=None, duration=2.0)),
+            (17.5, Settled(given_up)),
+        ]
+
+
+async def test_the_story_of_a_message_that_cannot_be_understood(autojump_clock: MockClock) -> None:
+    """Nothing was invoked, so there is neither a start nor an end: a dead letter of nobody's, after no attempt."""
+    async with World(autojump_clock, latency=1 / 8) as world:
+        message = world.publish(payload=b'{"Function": "../etc"}')
+        worker = world.start(world.worker())
+        await message.over.wait()
+        ((_, delivery, verdict),) = worker.queue.said
+        assert verdict == Term("not a function's name: '../etc'")
+        assert worker.events == [
+            (0.5, DeadLettered(delivery, None, None, "not a function's name: '../etc'", 0, stored=True)),
+            (0.5, Settled(verdict)),
+        ]
+
+
+async def test_the_story_of_a_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
+    """The bug is told with the message that met it, and is the outcome of the attempt."""
+    async with World(autojump_clock, latency=1 / 8) as world:
+        bug = KeyError("a bug")
+        world.publish(Reply(bug, after=1))
+        worker = world.start(world.worker())
+        await trio.sleep(5)
+        ((_, delivery, _),) = worker.queue.said
+        invocation = world.outside.calls[0].invocation
+        assert worker.events == [
+            (0.25, InvocationStarted(invocation, 1, 0.25)),
+            (1.25, WorkCrashed(delivery, bug)),
+            (1.25, InvocationEnded(invocation, 1, 100, Crashed(bug), Nak(10.0), 1.0)),
+            (1.25, Settled(Nak(10.0))),
+        ]
+
+
+@pytest.mark.parametrize(("ahead", "waited"), [(0.0, 0.25), (0.125, 0.125), (5.0, 0.0)])
+async def test_what_a_message_has_waited(ahead: float, waited: float, autojump_clock: MockClock) -> None:
+    """From when it was stored until it starts; of a broker whose clock is ahead of ours, never less than nothing."""
+    async with World(autojump_clock, latency=1 / 8) as world:
+        message = world.publish(reply(200))
+        message.id = message.id[0], message.id[1] + round(ahead * 1e9)
+        worker = world.start(world.worker())
+        await message.over.wait()
+        assert [told.waited for told in worker.told(InvocationStarted)] == [waited]
