@@ -88,12 +88,13 @@ async def test_the_story_of_a_message_that_cannot_be_understood(autojump_clock: 
 async def test_the_story_of_a_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
     """The bug is told with the message that met it, and is the outcome of the attempt."""
     async with World(autojump_clock, latency=1 / 8) as world:
-        bug = KeyError("a bug")
-        world.publish(Reply(bug, after=1))
+        world.publish(Reply(KeyError("a bug"), after=1))
         worker = world.start(world.worker())
         await trio.sleep(5)
         ((_, delivery, _),) = worker.queue.said
         invocation = world.outside.calls[0].invocation
+        bug = worker.told(WorkCrashed)[0].error
+        assert repr(bug) == "KeyError('a bug')"
         assert worker.events == [
             (0.25, InvocationStarted(invocation, 1, 0.25)),
             (1.25, WorkCrashed(delivery, bug)),
