@@ -34,6 +34,6 @@ def test_names_keep_their_letters() -> None:
 @pytest.mark.parametrize("apart", [",\t", ",X", "X,", ",\n"])
 def test_only_spaces_may_stand_between_servers(apart: str) -> None:
     """A list of servers is cut at commas, and spaces around them do not count; anything else is part of a URL."""
-    assert nats_urls("nats://a , nats://me@b:1") == "nats://a , nats://me@b:1"
+    assert nats_urls("nats://a , nats://me:word@b:1") == "nats://a , nats://me:word@b:1"
     with pytest.raises(ValueError, match=r"^not a list of NATS servers"):
         nats_urls(f"nats://a:1{apart}nats://b")

@@ -280,7 +280,7 @@ def not_too_early(life: Life, story: Story, troubles: list[Trouble]) -> None:
             continue
         due = first.said_at + first.said.delay  # type: ignore[union-attr]  # it is a Nak
         theirs = any(
-            hold.worker != first.worker and first.said_at < hold.taken_at <= again.taken_at for hold in story.holds
+            hold.worker != first.worker and first.said_at <= hold.taken_at <= again.taken_at for hold in story.holds
         )
         if not theirs:
             assert again.began >= due - EARLY - EPSILON, "its own worker took it too early"
