@@ -7,6 +7,8 @@ A slot that comes free at t is filled at t+2.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -176,6 +178,20 @@ async def test_a_bug_stops_nothing_else(autojump_clock: MockClock) -> None:
         assert world.starts(broken) == [2, 11_004]
         assert len(worker.told(WorkCrashed)) == 2
         assert broken.verdict == Term("gave up after 2 of 2 attempts: a bug in the worker: KeyError('a bug')")
+
+
+async def test_a_bug_in_a_decision_stops_nothing_else(autojump_clock: MockClock) -> None:
+    """What breaks while an answer is judged is a bug like any other: told, and tried again like a failed attempt."""
+    async with World(autojump_clock) as world:
+        unreadable: Any = ((None, b"no name"),)
+        broken, other = world.publish(reply(503, headers=unreadable)), world.publish(reply(200, after=2))
+        worker = world.start(world.worker(retry=Retry(attempts=2)))
+        await broken.over.wait()
+        assert world.heard(other) == [(2_003, Ack())]
+        # How long to wait is asked of the first answer only: after the last attempt nobody waits.
+        assert len(worker.told(WorkCrashed)) == 1
+        assert world.starts(broken) == [2, 10_004]
+        assert broken.verdict == Term("gave up after 2 of 2 attempts: status 503")
 
 
 async def test_annotations(autojump_clock: MockClock) -> None:

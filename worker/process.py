@@ -53,8 +53,8 @@ _BURIAL_WAIT = Backoff(initial=0.5, longest=4.0)
 async def process(lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
     """Attempt a message, *wait* seconds from now, and settle it whatever happens. The lease covers all of that."""
     job = Job(lease, attempt, bench)
-    outcome = await job.caught(job.attempt_it(wait))
-    verdict = decide(outcome, attempt=attempt, retry=job.retry, dice=bench.dice(), now=bench.wall())
+    decided = await job.caught(job.attempt_it(wait))
+    outcome, verdict = job.decide(decided) if isinstance(decided, Crashed) else decided
     job.ended(outcome, verdict)
     attempted = not isinstance(outcome, Interrupted)
     if isinstance(verdict, Final):
@@ -85,8 +85,16 @@ class Job:
             self.bench.emit(WorkCrashed(self.lease.delivery, error))
             return Crashed(error)
 
-    async def attempt_it(self, wait: float) -> Outcome:
-        """Decode and invoke."""
+    async def attempt_it(self, wait: float) -> tuple[Outcome, Verdict]:
+        """Decode, invoke, decide."""
+        return self.decide(await self._outcome(wait))
+
+    def decide(self, outcome: Outcome) -> tuple[Outcome, Verdict]:
+        """What it means."""
+        bench = self.bench
+        return outcome, decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
+
+    async def _outcome(self, wait: float) -> Outcome:
         rules = self.bench.rules
         decoded = decode(self.lease.delivery, namespace=rules.namespace, user_agent=rules.user_agent)
         if isinstance(decoded, Malformed):
