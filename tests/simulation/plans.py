@@ -167,6 +167,8 @@ RARE = (
     ),
     # It comes again because its acknowledgement is not heard, to the worker that has ended it.
     Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 35.0),)),
+    # The consumer is made anew while it waits, so it comes too early.
+    Plan((Planned((reply(503), reply(200))),), faults=(Fault("anew", 2.0),), initial=5.0),
     # Another leader is elected while it runs.
     Plan((_LONG,), faults=(Fault("elect", 5.0, 1.0),)),
     # On its way to the first for longer than the ack wait, so the second has it when it comes.
