@@ -159,6 +159,18 @@ RARE = (
     # Published longer ago than the ack wait, and not extended yet when the server ends, in order or at once.
     Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("restart", 45.0, 1.0),)),
     Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("crash", 45.0, 1.0),)),
+    # The drain stops the first try of its callback.
+    Plan(
+        (Planned((reply(200),), callback=(Answer(after=15.0),)),),
+        workers=(Shift(stops=1.0),),
+        shutdown_timeout=1.0,
+    ),
+    # It comes again because its acknowledgement is not heard, to the worker that has ended it.
+    Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 35.0),)),
+    # The consumer is made anew while it waits, so it comes too early.
+    Plan((Planned((reply(503), reply(200))),), faults=(Fault("anew", 2.0),), initial=5.0),
+    # Another leader is elected while it runs.
+    Plan((_LONG,), faults=(Fault("elect", 5.0, 1.0),)),
     # On its way to the first for longer than the ack wait, so the second has it when it comes.
     Plan(
         (Planned((reply(200, after=10.0),), at=1.0),),
