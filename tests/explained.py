@@ -1,7 +1,7 @@
 """Why an invocation ran again: each cause that docs/guarantees.md lists under "At least once", as a predicate.
 
-It is given the runs of one message, as their workers knew them, and the troubles that there were. A dead worker cannot be
-asked: what is known of real ones is seen from outside, and judged by :mod:`tests.chaos.ledger`.
+It is given the runs of one message, as their workers knew them, and the troubles that there were. A dead worker cannot
+be asked: what is known of real ones is seen from outside, and judged by :mod:`tests.chaos.ledger`.
 """
 
 from __future__ import annotations
