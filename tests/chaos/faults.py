@@ -38,7 +38,7 @@ async def kill_a_worker(stage: Stage) -> None:
     """SIGKILL, and another one takes its place."""
     async with stage.workers_in_use:
         seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker killed", frozenset({seat.name})):
+        with stage.fault("worker killed", frozenset({seat.name}), fatal=True):
             seat.worker.kill()
             await stage.leave(seat)
         await stage.hire(seat)
@@ -48,7 +48,7 @@ async def restart_all(stage: Stage) -> None:
     """A rolling update: each worker is told to stop, and replaced when it has ended."""
     async with stage.workers_in_use:
         for seat in stage.seats:
-            with stage.fault("worker stopped (rolling update)", frozenset({seat.name})):
+            with stage.fault("worker stopped (rolling update)", frozenset({seat.name}), fatal=True):
                 stage.tell_to_stop(seat)
                 await stage.leave(seat)
             await stage.hire(seat)
@@ -58,7 +58,7 @@ async def hurry_a_worker(stage: Stage) -> None:
     """SIGTERM, and again a moment later."""
     async with stage.workers_in_use:
         seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker stopped, and hurried", frozenset({seat.name})):
+        with stage.fault("worker stopped, and hurried", frozenset({seat.name}), fatal=True):
             stage.tell_to_stop(seat)
             await trio.sleep(stage.dice.random())
             stage.tell_to_stop(seat)

@@ -109,6 +109,8 @@ class Fault:
     """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
     forgets: bool = False
     """It makes the broker forget delivery counts and waits."""
+    fatal: bool = False
+    """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,13 +283,28 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
     until = _settled_by(earlier, story)
     touching = [fault for fault in history.faults if earlier.worker in fault.workers and fault.began <= later.began]
     for shift in history.shifts:
-        if shift.worker == earlier.worker and earlier.began <= shift.ended <= min(until, later.began + EARLY):
-            ends = (fault.kind for fault in touching if fault.began <= shift.ended <= fault.ended + EARLY)
+        if shift.worker == earlier.worker and _left_by(shift, earlier, later, until, story):
+            ends = (fault.kind for fault in touching if fault.fatal)
             return next(ends, "worker killed" if shift.killed else "worker stopped")
     for fault in touching:
-        if fault.began <= until and earlier.began <= fault.ended + fault.lingers:
+        if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
     return None
+
+
+def _left_by(shift: Shift, earlier: Run, later: Run, until: float, story: Story) -> bool:
+    """Whether a worker ended with a run of its own unsettled.
+
+    A killed one may have whatever it had not settled. One that was stopped settles what it was answered; what was not,
+    or was still to be told, it may give back from then on.
+    """
+    if shift.killed:
+        return earlier.began <= shift.ended <= min(until, later.began + EARLY)
+    if shift.stopped is None:
+        return False
+    ends = [post.ended for post in story.posts if earlier.ended - EARLY <= post.began <= shift.ended]
+    unsettled = [earlier.ended] if earlier.answer == "none" else ends if earlier.answer == "final" else []
+    return any(shift.stopped <= end for end in unsettled)
 
 
 def _settled_by(run: Run, story: Story) -> float:

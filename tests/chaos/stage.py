@@ -168,15 +168,21 @@ class Stage:
 
     @contextmanager
     def fault(
-        self, kind: str, workers: frozenset[str] = frozenset(), *, lingers: float = 0.0, forgets: bool = False
+        self,
+        kind: str,
+        workers: frozenset[str] = frozenset(),
+        *,
+        lingers: float = 0.0,
+        forgets: bool = False,
+        fatal: bool = False,
     ) -> Iterator[None]:
-        """Note that something goes wrong, from the beginning of this block to its end."""
+        """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
         began = self.now()
         self.tell(f"{kind} {' '.join(sorted(workers))}")
         try:
             yield
         finally:
-            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets))
+            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal))
 
     async def run_empty(self) -> int:
         """Let the queue run empty; how many messages are left when that takes for ever."""

@@ -83,6 +83,8 @@ def test_what_is_not_well_is_found(promise: str, spoilt: History) -> None:
     assert list(judge(spoilt).broken) == [promise]
 
 
+STOPPED = replace(W1, stopped=1.0, ended=3.0)
+FATAL = Fault("worker stopped in the end", 1.0, 3.0, frozenset({"w1"}), fatal=True)
 CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
 
 
@@ -95,7 +97,18 @@ CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
         ("way cut", history(failed(2, 3), done(3.5, 6, "w2"), faults=[CUT])),
         ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
         ("worker killed", history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.1, code=-9), W2])),
-        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[replace(W1, stopped=1.0, ended=3.0), W2])),
+        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2])),
+        ("worker stopped in the end", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2], faults=[FATAL])),
+        (
+            "worker stopped in the end",
+            history(
+                done(2, 2.5),
+                done(3, 10, "w2"),
+                shifts=[STOPPED, W2],
+                faults=[FATAL],
+                posts=[Post("call", 2.6, 3.0, "200"), Post("call", 10, 10.1, "200")],
+            ),
+        ),
     ],
 )
 def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> None:
@@ -111,6 +124,7 @@ def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> Non
         history(done(2, 3), done(5, 6), faults=[replace(CUT, workers=frozenset({"w2"}))]),
         history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
         history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
+        history(done(2, 2.5), done(4, 5, "w2"), shifts=[STOPPED, W2], faults=[FATAL]),
         history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
         history(gone(2, 3), done(4, 5, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
     ],
