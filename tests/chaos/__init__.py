@@ -7,6 +7,7 @@ published, invoked, called back and given up is checked message by message. In o
 * :mod:`tests.chaos.faults`: what can go wrong, one function a fault;
 * :mod:`tests.chaos.stage`: what they befall;
 * :mod:`tests.chaos.supply`: where the messages come from;
+* :mod:`tests.chaos.history`: what is recorded;
 * :mod:`tests.chaos.ledger`: what must be true of every message, whatever happened;
 * :mod:`tests.chaos.report`: what is told of it.
 """

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.chaos.ledger import RETRY, History, Verdict
+from tests.chaos.history import History
+from tests.chaos.ledger import RETRY, Verdict
 
 BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
 """What stands around it in docs/reliability.md."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 import trio
 
 from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.ledger import Answer, Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, Shift
 from tests.chaos.proxy import Way
 from tests.chaos.supply import FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster

@@ -18,7 +18,7 @@ from functools import partial
 
 import trio
 
-from tests.chaos.ledger import Published
+from tests.chaos.history import Published
 from tests.e2e.functions import Reply, Request
 from tests.e2e.stack import go_url
 from tests.servers import NatsServer

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.ledger import STRANDS, Fault, History, Letter, Post, Published, Rules, Run, Shift, judge
+from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, Shift
+from tests.chaos.ledger import STRANDS, judge
 
 RULES = Rules(attempts=3, first_wait=1.0, longest_wait=4.0, upstream_timeout=10.0, ack_wait=6.0, drain=7.0)
 W1 = Shift("w1", 0.0, 100.0, 101.0, 0)
