@@ -7,6 +7,7 @@ back.
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,15 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
     assert (info["num_ack_pending"], queue.nats.state(queue.name)["messages"]) in ((0, 1), (1, 1))
     start()
     wait_until(lambda: len(functions.requests) == 2, "it to run again", PATIENCE)
+
+
+def test_signals_to_the_very_end(start: StartWorker) -> None:
+    """A worker that is told to stop again and again until it is gone ends with 0, whatever it is just doing."""
+    worker = start()
+    while worker.process.poll() is None:
+        worker.terminate()
+        time.sleep(0.001)
+    assert (worker.process.returncode, worker.stderr) == (0, "")
 
 
 def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:

@@ -14,6 +14,8 @@ import click
 from .. import __version__
 from ..config import InvalidSettings, Loaded, load
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+"""What asks a server to stop."""
 COMMANDS = {
     "run": "Take invocations off the queue and run them.",
     "dev": "Everything on one machine: NATS, gateway, demo functions and a worker.",
@@ -71,12 +73,18 @@ def charts() -> None:
 
 
 def stop_before_it_works() -> None:
-    """Told to stop while it is still being imported, a server ends at once, with 0.
+    """Told to stop while it is still being imported, or once more when it has stopped, a server ends at once, with 0.
 
     As process 1 of a container it would not even hear that: there the kernel drops a SIGTERM that has no handler.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in STOPS:
+        signal.signal(number, lambda *_: os._exit(0))
+
+
+def stop_no_more() -> None:
+    """From now on no signal is heard: the process is about to end, and Python's own end would die of one."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +33,7 @@ from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions, Unusable
 from ..retries import Retries
 from ..run import run
-from . import fail, settings_or_exit
+from . import STOPS, fail, settings_or_exit, stop_no_more
 
 _SETTLE_WITHIN = 3.0
 """Seconds that a drain waits for the last confirmations: with the default shutdown_timeout, the whole stays below the
@@ -60,6 +59,8 @@ def command(ignored_flag: tuple[str, ...]) -> None:
         trio.run(_main, loaded)
     except* (Unusable, ConnectionClosed, OSError) as group:
         fail("; ".join(str(error) for error in _leaves(group)))
+    finally:
+        stop_no_more()
 
 
 async def _main(loaded: Loaded) -> None:
@@ -72,7 +73,7 @@ async def _main(loaded: Loaded) -> None:
         with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the work
             log(event)
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stops:
+    with trio.open_signal_receiver(*STOPS) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
             bench = bench_of(settings, queue, functions, callbacks, emit)
             async with trio.open_nursery() as beside:
