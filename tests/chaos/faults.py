@@ -19,6 +19,8 @@ from tests.wire import ApiError, NoAnswer
 
 Does = Callable[[Stage], Awaitable[None]]
 
+EVERYONE = None
+"""Whom a fault of the broker touches."""
 MOMENT = RULES.ack_wait / 4
 """Seconds: no lease is lost by it."""
 LONG = RULES.ack_wait * 1.5
@@ -141,7 +143,7 @@ def _mute(seat: Seat) -> None:
 async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
     """End nodes, wait, and start them again."""
     alone = len(stage.nodes) == 1
-    with stage.fault(kind, stage.working, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
+    with stage.fault(kind, EVERYONE, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
         for node in nodes:
             await in_thread(partial(end, node))
         await trio.sleep(stage.dice.choice([0.0, MOMENT, LONG]))
@@ -167,7 +169,7 @@ async def freeze_a_node(stage: Stage) -> None:
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
-        with stage.fault("broker frozen past all leases", stage.working, lingers=lingers):
+        with stage.fault("broker frozen past all leases", EVERYONE, lingers=lingers):
             node.pause()
             await trio.sleep(LONG)
             node.resume()
@@ -202,7 +204,7 @@ async def restart_each_node(stage: Stage) -> None:
 async def change_leaders(stage: Stage) -> None:
     """The leaders of the stream and of its consumer step down."""
     async with stage.broker_in_use:
-        with stage.fault("leaders stepped down", stage.working, lingers=_ELECTS):
+        with stage.fault("leaders stepped down", EVERYONE, lingers=_ELECTS):
             for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{CONSUMER}"):
                 await in_thread(partial(_try, stage, verb))
             await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
@@ -211,7 +213,7 @@ async def change_leaders(stage: Stage) -> None:
 async def delete_the_consumer(stage: Stage) -> None:
     """An operator resets the queue; the workers make the consumer anew."""
     async with stage.broker_in_use:
-        with stage.fault("consumer deleted", stage.working, lingers=_CONNECTS, forgets=True):
+        with stage.fault("consumer deleted", EVERYONE, lingers=_CONNECTS, forgets=True):
             await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}"))
             await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
 
@@ -221,7 +223,7 @@ async def fill_the_disk(stage: Stage) -> None:
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
-        with stage.fault("disk full", stage.working, lingers=lingers, forgets=alone):
+        with stage.fault("disk full", EVERYONE, lingers=lingers, forgets=alone):
             with stage.disks[node].full():
                 await trio.sleep(LONG)
             await in_thread(node.restart)

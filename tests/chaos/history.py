@@ -95,14 +95,20 @@ class Fault:
     kind: str
     began: float
     ended: float
-    workers: frozenset[str] = frozenset()
-    """Whose way to the queue, or whose leases, it touched."""
+    workers: frozenset[str] | None = frozenset()
+    """Whose way to the queue, or whose leases, it touched; None: everyone's who worked while it lasted or lingered."""
     lingers: float = 0.0
     """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
     forgets: bool = False
     """It makes the broker forget delivery counts and waits."""
     fatal: bool = False
     """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
+
+    def touches(self, shift: Shift) -> bool:
+        """Whether it touched a worker in this life of it."""
+        if self.workers is None:
+            return shift.began <= self.ended + self.lingers and self.began <= shift.ended
+        return shift.worker in self.workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,11 +164,11 @@ def _forgetting(story: Story, history: History) -> list[Fault]:
 def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
     """What kept *earlier* from being settled, if anything did while its worker had it."""
     until = _settled_by(earlier, story)
-    touching = [fault for fault in history.faults if earlier.worker in fault.workers and fault.began <= later.began]
-    for shift in history.shifts:
-        if shift.worker == earlier.worker and _left_by(shift, earlier, later, until, story):
-            ends = (fault.kind for fault in touching if fault.fatal)
-            return next(ends, "worker killed" if shift.killed else "worker stopped")
+    (shift,) = (shift for shift in history.shifts if shift.worker == earlier.worker)
+    touching = [fault for fault in history.faults if fault.touches(shift) and fault.began <= later.began]
+    if _left_by(shift, earlier, later, until, story):
+        ends = (fault.kind for fault in touching if fault.fatal)
+        return next(ends, "worker killed" if shift.killed else "worker stopped")
     for fault in touching:
         if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
@@ -255,12 +255,11 @@ def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) ->
     That is the next invocation of each worker that lived on, or of each message that one that ended had not finished;
     where functions failed, their next good answer; where callbacks did, the next one.
     """
-    ended = {shift.worker: shift.ended for shift in history.shifts}
-    for worker in fault.workers:
-        if fault.began <= ended[worker] <= fault.ended + EARLY:
-            yield from (again - ended[worker] for again in _left_behind(worker, ended[worker], stories))
-        else:
-            yield from _first(run.began - fault.ended for run in history.runs if run.worker == worker)
+    for shift in history.shifts:
+        if fault.fatal and fault.touches(shift):
+            yield from (again - shift.ended for again in _left_behind(shift.worker, shift.ended, stories))
+        elif fault.touches(shift) and shift.began <= fault.began:
+            yield from _first(run.began - fault.ended for run in history.runs if run.worker == shift.worker)
     if fault.kind.startswith("functions"):
         yield from _first(run.ended - fault.ended for run in history.runs if run.answer == "final")
     if fault.kind.startswith("callbacks"):

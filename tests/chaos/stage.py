@@ -90,11 +90,6 @@ class Stage:
         """Seconds since the beginning: the clock of all that is recorded."""
         return time.monotonic() - self._began
 
-    @property
-    def working(self) -> frozenset[str]:
-        """The workers of this moment."""
-        return frozenset(seat.name for seat in self.seats)
-
     async def set_up(self, nursery: trio.Nursery) -> None:
         """Start everything."""
         for server in (self.functions, self.receiver):
@@ -170,7 +165,7 @@ class Stage:
     def fault(
         self,
         kind: str,
-        workers: frozenset[str] = frozenset(),
+        workers: frozenset[str] | None = frozenset(),
         *,
         lingers: float = 0.0,
         forgets: bool = False,
@@ -178,7 +173,7 @@ class Stage:
     ) -> Iterator[None]:
         """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
         began = self.now()
-        self.tell(f"{kind} {' '.join(sorted(workers))}")
+        self.tell(f"{kind} {' '.join(sorted(workers or ()))}")
         try:
             yield
         finally:

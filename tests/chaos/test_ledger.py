@@ -96,6 +96,10 @@ CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
         ("way cut", history(done(2.55, 3), done(5, 6, "w2"), faults=[CUT])),
         ("way cut", history(gone(3.5, 3.6), done(5, 6, "w2"), faults=[CUT])),
         ("way cut", history(failed(2, 3), done(3.5, 6, "w2"), faults=[CUT])),
+        (
+            "broker killed",
+            history(done(2, 3), done(5, 6, "w2"), faults=[replace(CUT, kind="broker killed", workers=None)]),
+        ),
         ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
         ("worker killed", history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.1, code=-9), W2])),
         ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2])),
@@ -125,6 +129,9 @@ def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> Non
         history(done(2, 3), done(5, 6), faults=[replace(CUT, workers=frozenset({"w2"}))]),
         history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
         history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
+        history(
+            gone(9, 10), done(12, 13, "w2"), shifts=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
+        ),
         history(done(2, 2.5), done(4, 5, "w2"), shifts=[STOPPED, W2], faults=[FATAL]),
         history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
         history(gone(2, 3), done(4, 5, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
@@ -156,7 +163,7 @@ def test_recoveries() -> None:
     """How long what a fault touched took to work again: its worker, or what a dead one was running."""
     cut = judge(history(failed(2, 3), done(4, 5), faults=[CUT]))
     assert cut.recoveries == {"way cut": [pytest.approx(1.4)]}
-    killed = Fault("worker killed", 3.0, 3.0, frozenset({"w1"}))
+    killed = Fault("worker killed", 3.0, 3.0, frozenset({"w1"}), fatal=True)
     shifts = [replace(W1, ended=3.0, code=-9), W2]
     assert judge(history(gone(2, 3), done(9, 10, "w2"), shifts=shifts, faults=[killed])).recoveries == {
         "worker killed": [6.0]
