@@ -111,7 +111,8 @@ class Between:
 
     def shared(self) -> bool:
         """Whether a third had the message together with the first, and gave it back: each may, and neither knows."""
-        slack = 2 * self.terms.trip
+        # What the third said can be heard after the first was sent the message, which it may hold before it runs it.
+        slack = 2 * self.terms.trip + HELD
         return any(
             third not in (self.first, self.again)
             and third.how in ("retry", "given back")
