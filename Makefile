@@ -45,7 +45,7 @@ nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
 	echo "The seed is $$seed. To repeat this: make nightly SEED=$$seed"; \
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest --hypothesis-seed=$$seed \
-		tests/simulation tests/policy tests/nats tests/http
+		tests/simulation tests/policy tests/nats tests/http tests/conformance/test_same_as_nats.py
 
 fuzz: $(VENV)/dev.installed ## coverage-guided, FUZZ_SECONDS (60) for each target
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
