@@ -69,15 +69,15 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
 @always
 def called_back_before_the_end(patch: Patch) -> None:
     """Each answer is called back, also one that is retried."""
-    attempt_it = Job.attempt_it
+    outcome_of = Job._outcome
 
     async def telling(self: Job, wait: float) -> Any:
-        outcome = await attempt_it(self, wait)
+        outcome = await outcome_of(self, wait)
         if self.invocation and isinstance(outcome, Responded):
             await self._tell(self.invocation, outcome, lambda: None)
         return outcome
 
-    patch.setattr(Job, "attempt_it", telling)
+    patch.setattr(Job, "_outcome", telling)
 
 
 @always
