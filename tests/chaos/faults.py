@@ -72,7 +72,7 @@ async def freeze_a_worker(stage: Stage) -> None:
     """SIGSTOP for longer than its leases last, then SIGCONT."""
     async with stage.workers_in_use:
         seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker frozen past its leases", frozenset({seat.name}), lingers=_CONNECTS):
+        with stage.fault("worker frozen past its leases", frozenset({seat.name}), lingers=_CONNECTS, delays=True):
             seat.worker.process.send_signal(signal.SIGSTOP)
             await trio.sleep(LONG)
             seat.worker.process.send_signal(signal.SIGCONT)
@@ -92,7 +92,7 @@ async def kill_the_producer(stage: Stage) -> None:
 def _on_a_way(kind: str, harm: Callable[[Seat], None], seconds: float) -> Does:
     async def fault(stage: Stage) -> None:
         seat = stage.dice.choice(stage.seats)
-        with stage.fault(kind, frozenset({seat.name}), lingers=_CONNECTS):
+        with stage.fault(kind, frozenset({seat.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
             harm(seat)
             await trio.sleep(seconds)
             for way in seat.ways:
@@ -169,7 +169,7 @@ async def freeze_a_node(stage: Stage) -> None:
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
-        with stage.fault("broker frozen past all leases", EVERYONE, lingers=lingers):
+        with stage.fault("broker frozen past all leases", EVERYONE, lingers=lingers, delays=True):
             node.pause()
             await trio.sleep(LONG)
             node.resume()

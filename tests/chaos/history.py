@@ -104,6 +104,9 @@ class Fault:
     fatal: bool = False
     """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
 
+    delays: bool = False
+    """What a worker is sent may reach it late by it."""
+
     def touches(self, shift: Shift) -> bool:
         """Whether it touched a worker in this life of it."""
         if self.workers is None:

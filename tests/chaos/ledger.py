@@ -25,7 +25,8 @@ again what was not confirmed, and a half."""
 
 STRANDS = "disk full"
 """What lets nats-server 2.15.1 leave acknowledged messages in the stream for ever: a full disk cannot take note that
-they are deleted, and once it has room nobody does. No consumer is given them."""
+they are deleted, and once it has room nobody does. No consumer is given them, but one that is made anew."""
+ANEW = "consumer deleted"
 
 
 @dataclass(slots=True)
@@ -172,7 +173,21 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
     for fault in touching:
         if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
-    return None
+    return _came_late(later, history) or (STRANDS if _stranded(later, history) else None)
+
+
+def _came_late(later: Run, history: History) -> str | None:
+    """What let *later* begin when its delivery was no longer valid: it counts a lease from the arrival."""
+    (shift,) = (shift for shift in history.shifts if shift.worker == later.worker)
+    late = (fault for fault in history.faults if fault.delays and fault.touches(shift))
+    return next((fault.kind for fault in late if fault.began <= later.began <= fault.ended + SETTLE), None)
+
+
+def _stranded(later: Run, history: History) -> bool:
+    """Whether it may be one that was acknowledged, stayed in the stream, and was given to a consumer made anew."""
+    full = [fault.began for fault in history.faults if fault.kind == STRANDS]
+    anew = [fault.began for fault in history.faults if fault.kind == ANEW and fault.began <= later.began]
+    return bool(full and anew) and min(full) <= max(anew)
 
 
 def _left_by(shift: Shift, earlier: Run, later: Run, until: float, story: Story) -> bool:

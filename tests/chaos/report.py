@@ -49,6 +49,7 @@ def markdown(told: Told) -> str:
         ("attempts out of policy", f"{len(verdict.out_of_policy)}"),
         ("callbacks received", f"{len(history.posts):,}"),
         ("callbacks missing, too early or untrue", f"{len(verdict.untold)}"),
+        ("acknowledged, and left in the stream by a full disk", f"{history.stored - history.left:,}"),
         ("dead letters", f"{len(history.letters):,}"),
         ("workers; killed, stopped", f"{_workers(history)}"),
         ("longest drain; its bound", f"{took:.2f} s; {history.rules.drain:g} s ({worst})"),

@@ -170,6 +170,7 @@ class Stage:
         lingers: float = 0.0,
         forgets: bool = False,
         fatal: bool = False,
+        delays: bool = False,
     ) -> Iterator[None]:
         """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
         began = self.now()
@@ -177,7 +178,7 @@ class Stage:
         try:
             yield
         finally:
-            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal))
+            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
 
     async def run_empty(self) -> int:
         """Let the queue run empty; how many messages are left when that takes for ever."""
