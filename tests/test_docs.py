@@ -257,8 +257,9 @@ def test_dead_letter_headers_table() -> None:
 
 
 def test_reliability_names_tests() -> None:
-    """Each promise and each fault is given the tests that are there, by file and name, or the fault's own name."""
-    rows = re.findall(r"(?m)^\| .* \|$", section(RELIABILITY, "## Which test holds what"))
+    """Each promise, fault and finding is given the tests that are there, by file and name, or the fault's own name."""
+    told = section(RELIABILITY, "## Which test holds what") + section(RELIABILITY, "## What was found")
+    rows = re.findall(r"(?m)^\| .* \|$", told)
     paths = [path for folder in ("tests", "fuzz") for path in (ROOT / folder).rglob("*.py")]
     faults = {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL}
     assert len(rows) > 30
