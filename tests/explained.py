@@ -103,23 +103,34 @@ class Between:
         )
 
     def heard_late(self) -> bool:
-        """Whether the queue read what another connection had brought so late that it no longer was true."""
+        """Whether the queue heard so late what one that had the message had said of it that it no longer was true."""
+        longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
+        had_it = {run.worker for run in (self.first, self.again, *self.runs) if run.began <= self.again.began}
         return any(
-            trouble.kind == "late" and trouble.begins <= self.again.began and trouble.ends >= self.first.began - HELD
+            (trouble.kind == "late" or (trouble.kind == "stall" and trouble.ends - trouble.begins > longest))
+            and trouble.worker in had_it
+            and trouble.begins <= self.again.began
+            and trouble.ends >= self.first.began - HELD
             for trouble in self.troubles
         )
 
     def shared(self) -> bool:
-        """Whether a third had the message together with the first, and gave it back: each may, and neither knows."""
+        """Whether a third had the message together with the first, for a reason, and gave it back: neither can know."""
         # What the third said can be heard after the first was sent the message, which it may hold before it runs it.
         slack = 2 * self.terms.trip + HELD
         return any(
             third not in (self.first, self.again)
             and third.how in ("retry", "given back")
-            and third.began < self.first.began < third.ended + slack
-            and third.ended <= self.again.began
+            and self.first.began - slack < third.ended <= self.again.began
+            and self._excused(third)
             for third in self.runs
         )
+
+    def _excused(self, third: Run) -> bool:
+        """Whether something lets the first and a third have the message together."""
+        earlier, later = sorted((self.first, third), key=lambda run: run.began)
+        both = Between(earlier, later, self.terms, self.troubles)
+        return any(cause.overlaps and cause.holds(both) for cause in CAUSES)
 
     def made_anew(self) -> bool:
         """Whether the consumer was made anew while the first had it."""
@@ -180,7 +191,7 @@ CAUSES = (
     Cause("it came late", 12, Between.came_late, overlaps=True),
     Cause("a restart cut its lease short", 13, Between.restarted, overlaps=True),
     Cause("the server forgot", 6, Between.forgotten, overlaps=True),
-    Cause("a NAK was heard late", 14, Between.heard_late, overlaps=True),
+    Cause("it was heard late what was said", 14, Between.heard_late, overlaps=True),
     Cause("another that had it too gave it back", 15, Between.shared, overlaps=True),
 )
 """The first that holds is what counts as the reason."""
@@ -200,7 +211,7 @@ def explained(
         again: a later one: the next, or one that began before *first* had ended.
         troubles: all that there were.
         terms: what the queue was set to.
-        runs: all of the message.
+        runs: all of the message, also those that were given back unstarted.
     """
     between, together = Between(first, again, terms, troubles, runs), again.began < first.ended
     return [cause for cause in CAUSES if (cause.overlaps or not together) and cause.holds(between)]

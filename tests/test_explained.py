@@ -23,11 +23,11 @@ EXAMPLES = {
     ),
     "the consumer was made anew": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("anew", 49.0, 49.0),)),
     "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "buried not"), AGAIN, ()),
-    "it came late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("stall", 10.0, 45.0, "a"),)),
+    "it came late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("freeze", 10.0, 50.0, "b"),)),
     "a restart cut its lease short": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("restart", 47.0, 48.0),)),
     "the server forgot": (Run("a", 20.0, 60.0, "final"), AGAIN, (Trouble("crash", 47.0, 48.0),)),
-    "a NAK was heard late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("late", 40.0, 48.0, "c"),)),
-    "another that had it too gave it back": (Run("a", 45.0, 60.0, "final"), AGAIN, ()),
+    "it was heard late what was said": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("late", 40.0, 48.0, "a"),)),
+    "another that had it too gave it back": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("anew", 42.0, 42.0),)),
 }
 """The first run, the next, and the troubles. Of the last of them, a third run is what explains it."""
 THIRD = Run("c", 40.0, 49.0, "given back")

@@ -293,7 +293,7 @@ def _wait_unknown(life: Life, story: Story, first: Hold, again: Hold, troubles: 
     """Whether the wait may not have reached the queue, or was forgotten there, or came too late."""
     trip = story.plan.latency
     unheard = CONNECTION | {"kill", "drain"}
-    causes = explained(first.run(), again.run(), troubles, terms_of(life), story.runs)
+    causes = explained(first.run(), again.run(), troubles, terms_of(life), story.had)
     return any(cause.overlaps for cause in causes) or any(
         (trouble.kind in FORGETFUL and first.said_at - trip <= trouble.begins <= again.began)
         or (
@@ -313,7 +313,7 @@ def explained_repeats(life: Life, story: Story, troubles: list[Trouble]) -> list
         for first in runs[:number]:
             if first is runs[number - 1] or again.began < first.ended:
                 assert not (first.worker == again.worker and again.began < first.ended), "twice at once in one worker"
-                reasons = explained(first, again, troubles, terms, runs)
+                reasons = explained(first, again, troubles, terms, story.had)
                 assert reasons, f"nothing explains why {first} was followed by {again}"
                 causes.append(reasons[0])
     return causes

@@ -84,6 +84,15 @@ class Story:
         return [hold.run() for hold in self.started]
 
     @cached_property
+    def had(self) -> list[Run]:
+        """The same, and what was given back unstarted."""
+        return self.runs + [
+            Run(hold.worker, hold.taken_at, hold.said_at, "given back")
+            for hold in self.holds
+            if isinstance(hold.said, Nak) and not hold.started
+        ]
+
+    @cached_property
     def given_back(self) -> int:
         """How often a drain gave it back, run or not."""
         return sum(hold.said == Nak() for hold in self.holds)
