@@ -43,6 +43,18 @@ WHOLE = {
         True,
     ),
     "without a reason": (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
+    "with a name as long as Transfer-Encoding": (
+        b"HTTP/1.1 200 OK\r\nX-Of-Seventeen-Ch: gzip\r\nContent-Length: 2\r\n\r\nok",
+        200,
+        b"ok",
+        True,
+    ),
+    "chunked, in another case": (
+        b"HTTP/1.1 200 OK\r\nTRANSFER-encoding: Chunked \r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        200,
+        b"ok",
+        True,
+    ),
 }
 
 BROKEN = {
@@ -77,6 +89,31 @@ BROKEN = {
     "blanks without end": (
         b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MOST_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
         "more than 65536 bytes of header$",
+    ),
+    "an interim response with a length": (
+        b"HTTP/1.1 199 X\r\nContent-Length: 2\r\n\r\nok",
+        "an interim response with a body$",
+    ),
+    "an interim response in chunks": (
+        b"HTTP/1.1 199 X\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "an interim response with a body$",
+    ),
+    "an interim response of a last chunk": (
+        b"HTTP/1.1 199 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "an interim response with a body$",
+    ),
+    "a body after early hints": (b"HTTP/1.1 103 Early Hints\r\nContent-Length: 2\r\n\r\nok", "not HTTP: "),
+    "coded and chunked": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "a transfer coding other than chunked, or that twice$",
+    ),
+    "coded, and not chunked": (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nok",
+        "a transfer coding other than chunked, or that twice$",
+    ),
+    "chunked twice": (
+        b"HTTP/1.1 200 OK\r\n" + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n2\r\nok\r\n0\r\n\r\n",
+        "a transfer coding other than chunked, or that twice$",
     ),
 }
 """Bytes, and the words that it is told in."""
@@ -153,6 +190,26 @@ def test_a_trailer_without_end_is_an_error(size: int) -> None:
     assert not answer.complete
 
 
+def test_a_trailer_is_read_to_its_bound() -> None:
+    """A line of a trailer may be as long as one of a header, counted from the last chunk's size."""
+    answer = Answer("POST", 1000)
+    for piece in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", b"0\r\n"):
+        answer.feed(piece)
+    answer.feed(b"A: ".ljust(2 * MOST_HEADER_BYTES, b"b"))
+    with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
+        answer.feed(b"b")
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_nothing_in_a_trailer_decides(size: int) -> None:
+    """Fields of a trailer are no header's: neither kept, nor taken for how the body is written."""
+    answer = Answer("POST", 1000)
+    data = b"HTTP/1.1 200 OK\r\nA: b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nRetry-After: 9\r\n\r\n"
+    for piece in _pieces(data, size):
+        answer.feed(piece)
+    assert (answer.complete, answer.headers) == (True, [(b"A", b"b"), (b"Transfer-Encoding", b"chunked")])
+
+
 @pytest.mark.parametrize("size", [3, 7_000, 1 << 20])
 def test_what_counts_of_a_header_is_its_own_length(size: int) -> None:
     """Many short fields and a long body: not a byte of the body counts as header, however the bytes are cut."""
@@ -188,6 +245,15 @@ def test_a_body_may_end_with_the_connection() -> None:
     assert not answer.complete
     answer.end()
     assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"to the end", False)
+
+
+def test_a_body_that_ends_with_the_connection_may_be_empty() -> None:
+    """An answer whose header is whole, and that says nothing of a body, is whole with nothing more."""
+    answer = Answer("POST", 1000)
+    answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n")
+    assert not answer.complete
+    answer.end()
+    assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"", False)
 
 
 def test_head_has_no_body() -> None:

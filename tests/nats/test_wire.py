@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.nats.wire import Status, parse_ack_subject, parse_status
+from worker.nats.wire import Status, is_stored, parse_ack_subject, parse_answer, parse_status
 
 
 def test_a_delivery_of_nine_tokens() -> None:
@@ -32,14 +33,26 @@ def test_a_delivery_with_domain_and_account(more: str) -> None:
         "$JS.ACK.hub.faas-request.faas-workers.3.17.21.1700000000000000001.5",
         "$JS.API.faas-request.faas-workers.3.17.21.1700000000000000001.5",
         "_INBOX." + "x" * 1000,
+        "$JS.ACK.faas-request.faas-workers.3.17.21.-1.5",
+        "$JS.ACK.faas-request.faas-workers.3.17.2_1.1700000000000000001.5",
+        "$JS.ACK.faas-request.faas-workers.3..21.1700000000000000001.5",
+        "$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.\u0663.17.21.1700000000000000001.5",
+        "$JS.ACK.faas-request.faas-workers.3.17.000000000000000000021.1700000000000000001.5",
+        "$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.x.17.21.1700000000000000001.5." + "x" * 1000,
     ],
     ids=lambda subject: subject[:40],
 )
 def test_what_is_no_delivery_is_told(subject: str) -> None:
-    """Eight tokens, ten, or another prefix: the reason quotes it, as much as a log line can hold."""
+    """Eight tokens, ten, another prefix, or no number where one is due; the reason quotes what a log line can hold."""
     told = re.escape(f"not the reply subject of a delivery: {subject[:200]!r}")
     with pytest.raises(ValueError, match=f"^{told}$"):
         parse_ack_subject(subject)
+
+
+def test_a_number_has_as_many_digits_as_64_bits_can_hold() -> None:
+    """Twenty, the largest of JetStream's."""
+    subject = "$JS.ACK.faas-request.faas-workers.3.18446744073709551615.21.1700000000000000001.5"
+    assert parse_ack_subject(subject) == ((18446744073709551615, 1700000000000000001), 3)
 
 
 @given(st.one_of(st.text(), st.lists(st.text(alphabet="0123456789ab"), max_size=14).map(".".join)))
@@ -86,3 +99,64 @@ def test_what_is_no_status_is_none(headers: dict[str, str] | None) -> None:
 def test_a_status_without_description_is_one() -> None:
     """503 comes without."""
     assert parse_status({"Status": "503"}) == Status(503, "")
+
+
+@pytest.mark.parametrize("error", ["", ',"error":null', ',"error":{}', ',"error":{"code":503}'])
+def test_an_answer_is_an_object(error: str) -> None:
+    """Its error is another object, or there is none; it comes as it is, for the caller to decide."""
+    data = f'{{"stream":"s","seq":1{error}}}'.encode()
+    assert parse_answer(data) == json.loads(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"+ACK",
+        b"null",
+        b"[]",
+        b'"error"',
+        b'{"error":"text"}',
+        b'{"stream":"s","seq":1,"error":true}',
+        b'{"error":[]}',
+        b"\xff\xff\xff",
+        b"[" * 100_000,
+        b"9" * 10_000,
+    ],
+    ids=[
+        "nothing",
+        "a word",
+        "null",
+        "a list",
+        "a text",
+        "an error that is a text",
+        "an error that is true",
+        "an error that is a list",
+        "no text",
+        "too deep",
+        "too long a number",
+    ],
+)
+def test_what_is_no_answer_of_jetstream_s_is_told(data: bytes) -> None:
+    """Anyone may answer on a subject, whatever they like: that is one error, with the same words."""
+    with pytest.raises(ValueError, match=r"^an answer that is not JetStream's$"):
+        parse_answer(data)
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ({"stream": "s", "seq": 1}, True),
+        ({"stream": "s", "seq": 1, "duplicate": True}, True),
+        ({"stream": "s"}, False),
+        ({"seq": 1}, False),
+        ({"stream": 1, "seq": 1}, False),
+        ({"stream": "s", "seq": "1"}, False),
+        ({"stream": "s", "seq": True}, False),
+        ({"stream": "s", "seq": 1.0}, False),
+        ({}, False),
+    ],
+)
+def test_stored_is_what_stream_and_sequence_confirm(said: dict[str, object], stored: bool) -> None:
+    """Both must be there, a text and a whole number; a message is not thrown away for less."""
+    assert is_stored(said) is stored

@@ -37,3 +37,28 @@ def test_only_spaces_may_stand_between_servers(apart: str) -> None:
     assert nats_urls("nats://a , nats://me:word@b:1") == "nats://a , nats://me:word@b:1"
     with pytest.raises(ValueError, match=r"^not a list of NATS servers"):
         nats_urls(f"nats://a:1{apart}nats://b")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("[::1]", "::1"),
+        ("FE80::ABCD", "fe80::abcd"),
+        ("fe80::abcdef%eth0_z.-9", None),
+        ("fe80::abcd%eth0_z.-9", "fe80::abcd%eth0_z.-9"),
+        ("[FE80::ABCD%ETHZ]", "fe80::abcd%ETHZ"),
+        ("fe80::1%", None),
+        ("256.0.0.1", None),
+        ("10.0.0.07", None),
+        ("10.0.0.7.", "10.0.0.7."),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_an_address_is_one_or_is_refused(given: str, meant: str | None) -> None:
+    """Letters of an address count in either case, and a zone keeps its own; four numbers with dots are no name."""
+    if meant is not None:
+        assert host(given) == meant
+        return
+    with pytest.raises(ValueError, match=r"^not a host: write a name or an IP address, with no port$"):
+        host(given)

@@ -65,7 +65,7 @@ class Answer:
             if len(data) > room:
                 self._parse(data[:room])
                 data = data[room:]
-                if self._in_fields and self._fed > 2 * MOST_HEADER_BYTES:
+                if self._in_fields and self._fed:  # it is counted anew where a chunk began
                     raise ProtocolError(_TOO_MUCH_HEADER)
         self._parse(data)
 
@@ -84,9 +84,8 @@ class Answer:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self.complete:  # else it is about what follows the answer, and spoils the connection only
+            if not self.complete:  # else it is about what follows the answer, of which the last byte tells
                 raise ProtocolError(_reason(error)) from None
-            self.reusable = False
 
     def end(self) -> None:
         """The connection has ended, and with it a body that has no other end.
@@ -171,13 +170,9 @@ class Answer:
 
 
 def _reason(error: Exception) -> str:
-    match error:
-        case httptools.HttpParserUpgrade():
-            return "the server wants to switch protocols"
-        case httptools.HttpParserCallbackError():
-            return str(error.__context__ or error)
-        case _:
-            return f"not HTTP: {error}"
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return str(error.__context__ or error)
+    return f"not HTTP: {error}"
 
 
 def write_request(method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
