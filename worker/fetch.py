@@ -7,12 +7,14 @@ has settled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from .bench import Bench
 from .events import Redelivered
 from .heartbeat import Lease
-from .model import Delivery, Nak
+from .model import Abandon, Delivery, Nak
 from .policy.ledger import Early, Finished, Fresh, Running
 from .ports import Consumer
 from .process import process
@@ -35,19 +37,22 @@ class Intake:
         while True:
             deliveries = await consumer.receive()
             self._bench.leases.last(consumer.ack_wait)
-            for delivery in deliveries:
-                self._take(delivery, consumer)
+            self._take_all(deliveries, consumer)
 
     async def stop(self) -> None:
         """Ask for nothing more, and give back at once what still arrives."""
         if consumer := self._consumer:
             self._consumer = None
-            # Of a message that has come twice only the newest delivery is given back: a NAK of the other as well would
-            # take the message from its next worker.
-            for delivery in {delivery.id: delivery for delivery in await consumer.stop()}.values():
-                self._take(delivery, consumer)
+            self._take_all(await consumer.stop(), consumer)
 
-    def _take(self, delivery: Delivery, consumer: Consumer) -> None:
+    def _take_all(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
+        newest = {delivery.id: delivery for delivery in deliveries}
+        for delivery in deliveries:
+            self._take(delivery, consumer, newest=newest[delivery.id] is delivery)
+
+    def _take(self, delivery: Delivery, consumer: Consumer, *, newest: bool = True) -> None:
+        # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
+        # would take the message from its next worker.
         bench = self._bench
         match bench.ledger.arrived(delivery, now=trio.current_time()):
             case Fresh(attempt, wait):
@@ -59,14 +64,14 @@ class Intake:
                     self._free -= 1
                     self._jobs.start_soon(self._job, lease, attempt, wait, consumer)
                     return
-                settle(bench, lease, attempt, Nak(), attempted=False)
+                settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
             case Running():
                 bench.leases.adopt(delivery)
                 bench.emit(Redelivered(delivery, "running"))
             case Finished(verdict):
                 bench.queue.settle(delivery, verdict, before=delivery.arrived)
                 bench.emit(Redelivered(delivery, "finished"))
-            case Early(remaining):
+            case Early(remaining) if newest:
                 bench.queue.settle(delivery, Nak(remaining), before=bench.leases.terms.lost_at(delivery.arrived))
                 bench.emit(Redelivered(delivery, "early"))
         consumer.want(1)

@@ -1,0 +1,29 @@
+"""What the simulation has found: its smallest failing cases. On the virtual clock, in milliseconds."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from tests.world import World, ms, reply
+from worker.events import Redelivered
+from worker.model import Nak
+
+
+async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockClock) -> None:
+    """Of deliveries of one message that come together, too early, only the newest goes back for the rest of the wait.
+
+    Each would give the message out again, and nobody knows who has it by the time that the second is heard.
+    """
+    async with World(autojump_clock, ack_wait=3) as world:
+        message = world.publish(reply(503, after=1), reply(200))
+        worker = world.start(world.worker(slots=3))
+        await trio.sleep(0.5)
+        worker.link.stand_still(7.5)
+        await message.over.wait()
+        # The NAK of 1_002 is stuck until 8_000; so the message comes again after 3_001 and 6_001 (1 each way), both
+        # are there at 8_000, and 3_002 of its 10_000 are left.
+        said = [(ms(at), settlement) for at, _, settlement in worker.queue.said]
+        assert [(at, ms(nak.delay)) for at, nak in said if isinstance(nak, Nak)] == [(1_002, 10_000), (8_000, 3_002)]
+        assert worker.times(Redelivered) == [8_000]
+        assert worker.wanted == 3, "each of both has its credit back"
