@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import trio
 
 from .bench import Bench
-from .events import Redelivered
+from .events import Redelivered, Settled
 from .heartbeat import Lease
 from .model import Abandon, Delivery, Nak
 from .policy.ledger import Early, Finished, Fresh, Running
@@ -72,8 +72,12 @@ class Intake:
                 bench.queue.settle(delivery, verdict, before=delivery.arrived)
                 bench.emit(Redelivered(delivery, "finished"))
             case Early(remaining) if newest:
-                bench.queue.settle(delivery, Nak(remaining), before=bench.leases.terms.lost_at(delivery.arrived))
-                bench.emit(Redelivered(delivery, "early"))
+                before = bench.leases.terms.lost_at(delivery.arrived)
+                if trio.current_time() < before:
+                    bench.queue.settle(delivery, Nak(remaining), before=before)
+                    bench.emit(Redelivered(delivery, "early"))
+                else:  # others may have it
+                    bench.emit(Settled(Abandon()))
         consumer.want(1)
 
     async def _job(self, lease: Lease, attempt: int, wait: float, consumer: Consumer) -> None:
