@@ -127,9 +127,10 @@ class Between:
         )
 
     def _excused(self, third: Run) -> bool:
-        """Whether something lets the first and a third have the message together."""
+        """Whether something lets the first and a third have the message together: this again, in what came before."""
         earlier, later = sorted((self.first, third), key=lambda run: run.began)
-        both = Between(earlier, later, self.terms, self.troubles)
+        before = [run for run in self.runs if run.began < later.began]
+        both = Between(earlier, later, self.terms, self.troubles, before)
         return any(cause.overlaps and cause.holds(both) for cause in CAUSES)
 
     def made_anew(self) -> bool:
