@@ -47,6 +47,11 @@ class Run:
     """What became of a final verdict: noted to be said; the drain stopped the callback or the burial; its dead letter
     could not be stored; nothing, since the lease was lost or the worker died."""
 
+    @property
+    def gave_back(self) -> bool:
+        """Whether it ended with a NAK."""
+        return self.how in ("retry", "given back") or self.then in ("given back", "buried not")
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -120,8 +125,9 @@ class Between:
         slack = 2 * self.terms.trip + HELD
         return any(
             third not in (self.first, self.again)
-            and third.how in ("retry", "given back")
-            and self.first.began - slack < third.ended <= self.again.began
+            and third.gave_back
+            and (self.first.began - slack < third.ended or third.how == "final")  # which is given back after its end
+            and third.ended <= self.again.began
             and self._excused(third)
             for third in self.runs
         )
