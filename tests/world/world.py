@@ -117,6 +117,12 @@ class Hired:
         """What its wall clock showed."""
         return EPOCH + now + sum(jump for at, jump in self.jumps if at <= now)
 
+    def walls_at(self, now: float) -> list[float]:
+        """All that its wall clock showed in that instant, in which it may have jumped."""
+        before = [jump for at, jump in self.jumps if at < now]
+        then = [jump for at, jump in self.jumps if at == now]
+        return [EPOCH + now + sum(before) + sum(then[:number]) for number in range(len(then) + 1)]
+
     def signal(self) -> None:
         """Ask it to stop; the second time, to hurry."""
         self._signal.send_nowait(None)
