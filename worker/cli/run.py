@@ -49,14 +49,14 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
     """
     loaded = settings_or_exit()
-    configure(loaded.settings)
+    lines = configure(loaded.settings)
     log = structlog.get_logger()
     if ignored_flag:
         log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
     for warning in loaded.warnings:
         log.warning(warning)
     try:
-        trio.run(_main, loaded)
+        trio.run(_main, loaded, instruments=[lines])
     except* (Unusable, ConnectionClosed, OSError) as group:
         fail("; ".join(str(error) for error in _leaves(group)))
     finally:
