@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from worker.config import load
 from worker.http.callbacks import HttpCallbacks
-from worker.http.functions import HttpFunctions
+from worker.http.functions import HttpFunctions, open_functions
 from worker.http.transport import IDLE, PlainTransport
 from worker.model import Callback, Invocation, NoResponse, Responded, TimedOut
 
@@ -144,7 +144,7 @@ async def test_a_connection_that_died_idle_is_replaced_without_counting() -> Non
         transport = _transport()
         for expected in (1, 2, 3):
             assert (await transport.handle_async_request(_request(server))).status_code == 200
-            await trio.lowlevel.wait_readable(transport._idle["127.0.0.1", server.port][-1].stream.socket)
+            await trio.lowlevel.wait_readable(transport._idle["127.0.0.1", server.port][-1]._sock)
             assert (server.connections, len(server.requests)) == (expected, expected)
 
 
@@ -199,8 +199,8 @@ async def test_an_early_answer_to_a_large_request_is_heard() -> None:
         assert (await _transport().handle_async_request(request)).status_code == 413
 
 
-def _functions(server_port: int, **environment: str) -> HttpFunctions:
-    return HttpFunctions(load({"gateway_url": f"http://127.0.0.1:{server_port}/base/"} | environment).settings)
+def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:
+    return open_functions(load({"gateway_url": f"http://127.0.0.1:{server_port}/base/"} | environment).settings)
 
 
 def _invocation(**change: object) -> Invocation:
@@ -221,8 +221,7 @@ def _invocation(**change: object) -> Invocation:
 
 async def test_a_request_reaches_the_function_byte_for_byte() -> None:
     """Target, header fields and body as the message has them; only Host and Content-Length are ours."""
-    async with serving(answer_all) as server:
-        functions = _functions(server.port)
+    async with serving(answer_all) as server, _functions(server.port) as functions:
         outcome = await functions.invoke(_invocation())
         assert outcome == Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)
         host = f"127.0.0.1:{server.port}".encode()
@@ -230,13 +229,14 @@ async def test_a_request_reaches_the_function_byte_for_byte() -> None:
             b"PATCH /base/function/f/a%2Fb//..;/c?x=<1>&y=%zz HTTP/1.1\r\nHost: " + host + b"\r\nX-Call-Id: c\r\n"
             b"X-a: 1\r\nX-a: \xc3\xa9\r\nContent-Length: 2\r\n\r\n\x00\xff"
         ]
-        await functions.aclose()
 
 
 async def test_a_body_is_kept_where_a_callback_wants_it() -> None:
     """And only there, cut at its bound."""
-    async with serving(one_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789")) as server:
-        functions = _functions(server.port, max_response_bytes="4")
+    async with (
+        serving(one_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789")) as server,
+        _functions(server.port, max_response_bytes="4") as functions,
+    ):
         outcome = await functions.invoke(_invocation(callback="http://x/"))
         assert isinstance(outcome, Responded)
         assert (outcome.body, outcome.size, outcome.truncated) == (b"1234", 4, True)
@@ -254,8 +254,8 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 async def test_a_server_that_misbehaves_is_no_response(case: str) -> None:
     """Whatever a server does, invoking returns an outcome with a reason."""
-    async with serving(one_answer(HOSTILE[case])) as server:
-        outcome = await _functions(server.port).invoke(_invocation())
+    async with serving(one_answer(HOSTILE[case])) as server, _functions(server.port) as functions:
+        outcome = await functions.invoke(_invocation())
         assert isinstance(outcome, NoResponse)
         assert outcome.reason
 
@@ -264,15 +264,16 @@ async def test_a_refused_connection_is_no_response() -> None:
     """Nobody listens: the reason names where."""
     async with serving(answer_all) as server:
         port = server.port
-    outcome = await _functions(port).invoke(_invocation())
+    async with _functions(port) as functions:
+        outcome = await functions.invoke(_invocation())
     assert isinstance(outcome, NoResponse)
     assert f"cannot connect to 127.0.0.1:{port}" in outcome.reason
 
 
 async def test_a_name_that_does_not_resolve_is_no_response() -> None:
     """DNS failures are outcomes too."""
-    functions = HttpFunctions(load({"gateway_url": "http://nowhere.invalid"}).settings)
-    outcome = await functions.invoke(_invocation())
+    async with open_functions(load({"gateway_url": "http://nowhere.invalid"}).settings) as functions:
+        outcome = await functions.invoke(_invocation())
     assert isinstance(outcome, NoResponse)
     assert "nowhere.invalid" in outcome.reason
 
@@ -287,8 +288,8 @@ async def test_the_deadline_is_for_the_whole_exchange() -> None:
             await stream.send_all(b"x")
             await trio.sleep(0.01)
 
-    async with serving(script) as server:
-        assert await _functions(server.port, upstream_timeout="100ms").invoke(_invocation()) == TimedOut(0.1)
+    async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
+        assert await functions.invoke(_invocation()) == TimedOut(0.1)
 
 
 async def test_a_callback_is_posted_as_it_is() -> None:

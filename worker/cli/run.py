@@ -21,7 +21,7 @@ from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
 from ..http.callbacks import HttpCallbacks
-from ..http.functions import HttpFunctions
+from ..http.functions import open_functions
 from ..nats.connection import ConnectionClosed
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.logs import configure, log_sink
@@ -89,13 +89,13 @@ async def _main(loaded: Loaded) -> None:
 @asynccontextmanager
 async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
     """Where invocations and their results go."""
-    functions, callbacks = HttpFunctions(settings), HttpCallbacks(settings)
-    try:
-        yield functions, callbacks
-    finally:
-        with trio.move_on_after(1, shield=True):
-            await functions.aclose()
-            await callbacks.aclose()
+    callbacks = HttpCallbacks(settings)
+    async with open_functions(settings) as functions:
+        try:
+            yield functions, callbacks
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await callbacks.aclose()
 
 
 def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:

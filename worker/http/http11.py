@@ -7,6 +7,9 @@ cannot be trusted again.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -16,6 +19,8 @@ MOST_HEADER_BYTES = 65_536
 _TOO_MUCH_HEADER = f"more than {MOST_HEADER_BYTES} bytes of header"
 MOST_INTERIM = 16
 """Interim (1xx) responses before the one that counts."""
+_TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
+"""In a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
 
 
 class ProtocolError(Exception):
@@ -32,7 +37,7 @@ class Answer:
     """
 
     __slots__ = (
-        *("status", "headers", "body", "size", "truncated", "complete", "reusable"),
+        *("status", "headers", "body", "size", "truncated", "complete", "reusable", "keeps_idle"),
         *("_codings", "_fed", "_field_bytes", "_head_only", "_in_chunks", "_in_fields", "_interim", "_keep"),
         *("_most_body", "_parser"),
     )
@@ -43,6 +48,8 @@ class Answer:
         self.body = bytearray()
         self.size = 0
         self.truncated = self.complete = self.reusable = False
+        self.keeps_idle = math.inf
+        """Seconds after which the server says it will close the connection if it is not used."""
         self._head_only = method == "HEAD"
         self._most_body = most_body
         self._keep = keep
@@ -122,8 +129,11 @@ class Answer:
             raise ProtocolError(_TOO_MUCH_HEADER)
         if self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
             return
-        if len(name) == 17 and name.lower() == b"transfer-encoding":
+        length = len(name)
+        if length == 17 and name.lower() == b"transfer-encoding":
             self._codings.append(value.strip().lower())
+        elif length == 10 and name.lower() == b"keep-alive" and (told := _TIMEOUT.search(value)):
+            self.keeps_idle = float(told[1])
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -194,7 +204,7 @@ def _reason(error: Exception) -> str:
     return f"not HTTP: {error}"
 
 
-def write_request(method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+def write_request(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
     """The bytes of a request. Names, values and target were checked where they were made."""
     fields = b"\r\n".join(map(b": ".join, headers))
     return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, fields, body)
