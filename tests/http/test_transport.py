@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from socket import AF_INET
 
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from worker.config import load
 from worker.http.callbacks import HttpCallbacks
 from worker.http.functions import HttpFunctions, open_functions
+from worker.http.names import Names
 from worker.http.transport import IDLE, PlainTransport
-from worker.model import Callback, Invocation, NoResponse, Responded, TimedOut
+from worker.model import Attempted, Callback, Invocation, NoResponse, Responded, TimedOut
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Script = Callable[[trio.SocketStream], Awaitable[None]]
@@ -217,6 +219,166 @@ def _invocation(**change: object) -> Invocation:
         "started": "1",
     }
     return Invocation(**(fields | change))  # type: ignore[arg-type]  # a table of fields
+
+
+@pytest.mark.parametrize("exchanges", [1, 20])
+async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) -> None:
+    """It is kept there by one task for all, and ends each exchange whose time is over; the connection is gone."""
+
+    async def script(server: Server, stream: trio.SocketStream) -> None:
+        while await server.read(stream):
+            if len(server.requests) <= exchanges:
+                while len(server.requests) < exchanges:  # noqa: ASYNC110 -- until all have come, each on its own connection
+                    await trio.sleep(0.001)
+                await stream.send_all(OK)
+
+    async with serving(script) as server, _functions(server.port, upstream_timeout="200ms") as functions:
+        outcomes: list[Attempted] = []
+
+        async def invoke() -> None:
+            outcomes.append(await functions.invoke(_invocation()))
+
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(exchanges):
+                    nursery.start_soon(invoke)
+        assert [type(outcome) for outcome in outcomes[:exchanges]] == [Responded] * exchanges
+        assert outcomes[exchanges:] == [TimedOut(0.2)] * exchanges
+        assert server.connections == exchanges
+        assert not functions._plain._busy
+        assert not functions._plain._idle["127.0.0.1", server.port]
+
+
+async def test_a_body_that_we_broke_off_is_not_whole() -> None:
+    """A body that ends with its connection does not end with our deadline."""
+
+    async def script(server: Server, stream: trio.SocketStream) -> None:
+        while await server.read(stream):
+            if len(server.requests) == 1:
+                await stream.send_all(OK)
+            else:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
+
+    async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
+        assert isinstance(await functions.invoke(_invocation()), Responded)
+        assert await functions.invoke(_invocation()) == TimedOut(0.1)
+        assert server.connections == 1
+
+
+async def test_what_is_cancelled_before_it_begins_is_not_sent() -> None:
+    """No function runs for it, and the idle connection stays."""
+    async with serving(answer_all) as server:
+        transport = _transport()
+        await transport.handle_async_request(_request(server))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await transport.handle_async_request(_request(server))
+        await transport.handle_async_request(_request(server))
+        assert (server.connections, len(server.requests)) == (1, 2)
+        await transport.aclose()
+
+
+def test_a_server_s_own_idle_time_is_kept_to() -> None:
+    """Where it tells a shorter one than ours, the connection is closed a second before that."""
+
+    async def script(server: Server, stream: trio.SocketStream) -> None:
+        while await server.read(stream):
+            await stream.send_all(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=3, max=9\r\n\r\n"))
+
+    async def main() -> None:
+        async with serving(script) as server:
+            transport = _transport()
+            await transport.handle_async_request(_request(server))
+            clock.jump(1.9)
+            await transport.handle_async_request(_request(server))
+            assert server.connections == 1
+            clock.jump(2.1)
+            await transport.handle_async_request(_request(server))
+            assert server.connections == 2
+            await transport.aclose()
+
+    clock = MockClock()
+    trio.run(main, clock=clock)
+
+
+def test_idle_connections_are_closed_when_nothing_else_happens() -> None:
+    """A burst does not leave its connections open for ever."""
+
+    async def main() -> None:
+        async with serving(answer_all) as server, _functions(server.port) as functions:
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(functions.invoke, _invocation())
+            idle = functions._plain._idle["127.0.0.1", server.port]
+            assert len(idle) == server.connections
+            for _ in range(2):
+                await wait_all_tasks_blocked()
+                clock.jump(IDLE)
+            await wait_all_tasks_blocked()
+            assert not idle
+
+    clock = MockClock()
+    trio.run(main, clock=clock)
+
+
+async def test_idle_connections_are_bounded() -> None:
+    """Past the bound the oldest is closed."""
+    async with serving(answer_all) as server:
+        transport = PlainTransport(most_body=100, most_idle=3)
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(transport.handle_async_request, _request(server))
+        assert server.connections == 8
+        assert len(transport._idle["127.0.0.1", server.port]) == 3
+        await transport.aclose()
+
+
+async def test_a_large_request_is_sent_once() -> None:
+    """A server that refuses a body half-way has been asked: nothing is sent again, on a connection that was idle too."""
+
+    async def script(server: Server, stream: trio.SocketStream) -> None:
+        await server.read(stream)
+        await stream.send_all(OK)
+        await stream.receive_some(100)
+        server.requests.append(b"half")
+        await stream.send_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await stream.send_eof()
+        while await stream.receive_some(65536):
+            pass
+
+    async with serving(script) as server:
+        transport = _transport()
+        await transport.handle_async_request(_request(server))
+        request = httpx.Request("POST", f"http://127.0.0.1:{server.port}/", content=b"x" * 20_000_000)
+        assert (await transport.handle_async_request(request)).status_code == 413
+        assert server.requests[1:] == [b"half"]
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 5_000_000])
+async def test_a_large_body_arrives_whole(size: int) -> None:
+    """However much of it the connection takes at a time."""
+    async with serving(answer_all) as server, _functions(server.port) as functions:
+        body = bytes(range(256)) * (size // 256 + 1)
+        for _ in range(2):
+            assert isinstance(await functions.invoke(_invocation(body=body[:size])), Responded)
+        assert [request.partition(b"\r\n\r\n")[2] == body[:size] for request in server.requests] == [True, True]
+        assert server.connections == 1
+
+
+async def test_addresses_that_changed_are_found_in_the_same_attempt() -> None:
+    """Where a remembered address refuses, the name is asked for again before the attempt counts as failed."""
+    addresses = [(AF_INET, ("127.0.0.2", 0))]
+    async with serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server:
+        names = Names(lambda _, port: [(family, (host, port)) for family, (host, _) in addresses])
+        transport = PlainTransport(most_body=100, most_idle=10, names=names)
+        request = httpx.Request("GET", f"http://gateway:{server.port}/")
+        with pytest.raises(httpx.ConnectError, match=f"cannot connect to gateway:{server.port}: .*refused"):
+            await transport.handle_async_request(request)
+        addresses[:] = [(AF_INET, ("127.0.0.1", 0))]
+        assert (await transport.handle_async_request(request)).status_code == 200
+        names._asked["gateway", server.port].found = [(AF_INET, ("127.0.0.2", server.port))]
+        assert (await transport.handle_async_request(request)).status_code == 200
+        assert len(server.requests) == 2
 
 
 async def test_a_request_reaches_the_function_byte_for_byte() -> None:
