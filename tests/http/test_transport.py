@@ -334,7 +334,7 @@ async def test_idle_connections_are_bounded() -> None:
 
 
 async def test_a_large_request_is_sent_once() -> None:
-    """A server that refuses a body half-way has been asked: nothing is sent again, on a connection that was idle too."""
+    """A server that refuses a body half-way has been asked, also on a connection that was idle: it is sent once."""
 
     async def script(server: Server, stream: trio.SocketStream) -> None:
         await server.read(stream)
