@@ -20,7 +20,7 @@ from ..config import Loaded, Settings
 from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
-from ..http.callbacks import HttpCallbacks
+from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
 from ..nats.connection import ConnectionClosed
 from ..nats.queue import NatsQueue, open_queue
@@ -89,13 +89,8 @@ async def _main(loaded: Loaded) -> None:
 @asynccontextmanager
 async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
     """Where invocations and their results go."""
-    callbacks = HttpCallbacks(settings)
-    async with open_functions(settings) as functions:
-        try:
-            yield functions, callbacks
-        finally:
-            with trio.move_on_after(1, shield=True):
-                await callbacks.aclose()
+    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
+        yield functions, callbacks
 
 
 def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:
