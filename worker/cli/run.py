@@ -20,8 +20,8 @@ from ..config import Loaded, Settings
 from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
-from ..http.callbacks import HttpCallbacks
-from ..http.functions import HttpFunctions
+from ..http.callbacks import open_callbacks
+from ..http.functions import open_functions
 from ..nats.connection import ConnectionClosed
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.logs import configure, log_sink
@@ -89,13 +89,8 @@ async def _main(loaded: Loaded) -> None:
 @asynccontextmanager
 async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
     """Where invocations and their results go."""
-    functions, callbacks = HttpFunctions(settings), HttpCallbacks(settings)
-    try:
+    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
         yield functions, callbacks
-    finally:
-        with trio.move_on_after(1, shield=True):
-            await functions.aclose()
-            await callbacks.aclose()
 
 
 def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:
