@@ -1,0 +1,234 @@
+"""One run: a broker with a queue full of messages, a function server, and a contender that works it off."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.servers import ROOT, NatsServer, environment, free_port
+from worker.gateway.message import compose
+
+from .contenders import Contender
+from .machine import MEASURED, cpu, pin
+
+STREAM, DURABLE = "faas-request", "faas-workers"
+_BATCH = 2000
+"""Messages published at once: below the server's bound of what may wait to be stored."""
+_LOOK = 0.01
+"""Seconds between two looks at the counts: about one message in a hundred of a second's."""
+
+
+class Failed(Exception):  # noqa: N818 -- it says what happened
+    """A run is not worth anything: a program ended, or nothing moved. The text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A program that was started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def check(self) -> None:
+        """See that it still runs.
+
+        Raises:
+            Failed: it ended.
+        """
+        if (code := self.process.poll()) is not None:
+            raise Failed(f"{self.name} ended with {code}:\n{self.output.read_text(errors='replace')[-3000:]}")
+
+
+@contextmanager
+def program(name: str, command: tuple[str, ...], directory: Path, settings: Mapping[str, str], *, measured: bool = False) -> Iterator[Running]:
+    """A program for the time of the block, on the measured core or on the other one; both its outputs in a file."""
+    output = directory / f"{name}.{time.monotonic_ns()}.out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603 -- our own
+            command,
+            stdout=file,
+            stderr=file,
+            env=environment(settings),
+            cwd=ROOT,
+            preexec_fn=(lambda: pin(MEASURED)) if measured else None,  # noqa: PLW1509 -- there are no threads here
+            start_new_session=True,
+        )
+    try:
+        yield Running(name, process, output)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    output.unlink()
+
+
+class FunctionServer:
+    """Ours to ask what it has seen: see :mod:`benchmarks.functions`."""
+
+    def __init__(self, running: Running, port: int) -> None:
+        self.running = running
+        self.url = f"http://127.0.0.1:{port}"
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def stats(self) -> dict[str, int]:
+        """Its counts."""
+        self._connection.request("GET", "/stats")
+        stats: dict[str, int] = json.loads(self._connection.getresponse().read())
+        return stats
+
+
+@contextmanager
+def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
+    """A function server with all its counts at nothing."""
+    port_file = directory / "functions.port"
+    port_file.unlink(missing_ok=True)
+    command = (sys.executable, "-m", "benchmarks.functions", str(port_file), "--delay", str(delay))
+    with program("functions", command, directory, {}) as running:
+        port = wait(lambda: port_file.exists() and int(port_file.read_text()), 30, "the function server", running)
+        yield FunctionServer(running, port)
+
+
+@contextmanager
+def contender(who: Contender, directory: Path, nats: NatsServer, server: FunctionServer, **settings: object) -> Iterator[Running]:
+    """*who*, at work on the measured core."""
+    told = {
+        "nats_port": nats.port,
+        "nats_stream": STREAM,
+        "nats_durable": DURABLE,
+        "gateway_url": server.url,
+        "http_host": "127.0.0.1",
+        "http_port": free_port(),
+        **who.settings,
+        **settings,
+    }
+    with program(who.name, who.command, directory, {k: str(v) for k, v in told.items()}, measured=True) as running:
+        yield running
+
+
+def empty_queue(nats: NatsServer, **changes: Any) -> None:
+    """Stream and consumer anew, as the worker itself makes them, but in memory."""
+    if nats.state():
+        nats.api(f"STREAM.DELETE.{STREAM}")
+    nats.make_stream(STREAM, storage="memory")
+    consumer = {
+        "durable_name": DURABLE,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "replay_policy": "instant",
+        "max_deliver": -1,
+        "max_ack_pending": -1,
+        "max_waiting": 512,
+        "ack_wait": 60_000_000_000,
+    } | changes
+    nats.api(f"CONSUMER.DURABLE.CREATE.{STREAM}.{DURABLE}", stream_name=STREAM, config=consumer)
+
+
+def fill(nats: NatsServer, count: int, function: str = "echo", size: int = 256) -> None:
+    """Store *count* invocations, as our producer and OpenFaaS's gateway write them."""
+    body = bytes(range(256)) * (size // 256)
+    headers = {
+        "Accept": ["*/*"],
+        "Content-Type": ["application/octet-stream"],
+        "User-Agent": ["curl/8.5.0"],
+        "X-Forwarded-For": ["10.42.0.17"],
+        "X-Forwarded-Host": ["gateway.openfaas.example"],
+    }
+    for start in range(0, count, _BATCH):
+        numbers = range(start, min(start + _BATCH, count))
+        drafts = (
+            compose(function, headers, queue=STREAM, namespace="openfaas-fn", new_call_id=f"7d9c8f1e-0000-4000-8000-{n:012}", now=time.time_ns())
+            for n in numbers
+        )
+        nats.publish_many((STREAM, draft.message(body).payload, {}) for draft in drafts)
+
+
+def wait(look: Callable[[], Any], patience: float, what: str, *running: Running) -> Any:
+    """Look until there is something, and return it.
+
+    Raises:
+        Failed: not within *patience* seconds, or one of *running* ended.
+    """
+    deadline = time.monotonic() + patience
+    while not (found := look()):
+        for each in running:
+            each.check()
+        if time.monotonic() > deadline:
+            raise Failed(f"waited {patience:g} s for {what}")
+        time.sleep(_LOOK)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Where things stand."""
+
+    at: float
+    served: int
+    worker: float
+    functions: float
+    """CPU (s), and that of the worker and the broker."""
+    broker: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a run took between two samples."""
+
+    messages: int
+    rate: float
+    """Messages a second."""
+    cpu: float
+    """The worker's CPU a message (s)."""
+    functions: float
+    """The function server's CPU a message (s)."""
+    broker: float
+
+
+def between(first: Sample, last: Sample) -> Span:
+    """What happened from the first sample to the last."""
+    count = last.served - first.served
+    return Span(
+        count,
+        count / (last.at - first.at),
+        (last.worker - first.worker) / count,
+        (last.functions - first.functions) / count,
+        (last.broker - first.broker) / count,
+    )
+
+
+def work_off(who: Contender, directory: Path, nats: NatsServer, *, warm: int, count: int, inflight: int, delay: float = 0.0) -> Span:
+    """Let *who* work off a full queue, and tell what *count* messages took once *warm* were done.
+
+    The queue is filled before the clock starts, and is not empty when it stops.
+    """
+    margin = max(1000, 2 * inflight)
+    empty_queue(nats)
+    fill(nats, warm + count + margin)
+    with functions(directory, delay) as server, contender(who, directory, nats, server, max_inflight=inflight) as worker:
+
+        def sample_after(served: int) -> Sample:
+            wait(lambda: server.stats()["served"] >= served, 600, f"{who.name} to have run {served:,}", worker)
+            at, stats = time.monotonic(), server.stats()
+            if stats["refused"]:
+                raise Failed(f"{who.name} sent what the function server refused")
+            return Sample(at, stats["served"], cpu(worker.pid), cpu(server.running.pid), cpu(nats.pid))
+
+        return between(sample_after(warm), sample_after(warm + count))
