@@ -28,7 +28,9 @@ _DOCS = Path(__file__).parent.parent / "docs"
 @click.option("--pairs", default=_ENOUGH, show_default=True, help="How often each contender has its turn.")
 @click.option("--peer", "names", multiple=True, help="Only these peers: go, go_full, uvloop_aiohttp, ...")
 @click.option("--long", is_flag=True, help="Also what takes many minutes.")
-@click.option("--write/--print", default=None, help="Write into docs/ (by default with five pairs or more and all peers).")
+@click.option(
+    "--write/--print", default=None, help="Write into docs/ (by default with five pairs or more and all peers)."
+)
 @click.option("--again", is_flag=True, help="Measure nothing: write the tables again from what was measured.")
 def main(*, only: Sequence[str], pairs: int, names: Sequence[str], long: bool, write: bool | None, again: bool) -> None:
     """How fast the worker is, beside its peers, on the same work in the same run."""

@@ -35,13 +35,14 @@ class Functions:
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
-        self.served = self.running = self.most = self.connections = self.refused = 0
+        self.served = self.running = self.connections = self.refused = 0
+        self.last = 0.0
+        """When the last answer was given, by the machine's monotonic clock (s)."""
         self._waiting: deque[tuple[float, asyncio.Transport]] = deque()
 
     def invoke(self, connection: asyncio.Transport) -> None:
         """One whole request has come."""
         self.running += 1
-        self.most = max(self.most, self.running)
         if not self.delay:
             self._answer(connection)
             return
@@ -50,14 +51,15 @@ class Functions:
         self._waiting.append((time.monotonic() + self.delay, connection))
 
     def stats(self) -> bytes:
-        """Counts of invocations answered, running, most at once, refused; of connections open."""
-        names = ("served", "running", "most", "refused", "connections")
+        """Counts of invocations answered, running, refused; of connections open; when the last answer was given."""
+        names = ("served", "running", "refused", "connections", "last")
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
     def _tick(self) -> None:
         now = time.monotonic()
         while self._waiting and self._waiting[0][0] <= now:
             self._answer(self._waiting.popleft()[1])
+            self.last = time.monotonic()
         if self._waiting:
             asyncio.get_running_loop().call_later(_TICK, self._tick)
 
@@ -116,10 +118,15 @@ async def serve(port_file: Path, delay: float) -> None:
     server = await loop.create_server(lambda: Connection(functions), "127.0.0.1", 0, backlog=16384)
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    told_port(port_file, server)
+    await stop.wait()
+
+
+def told_port(port_file: Path, server: asyncio.Server) -> None:
+    """Write the port that *server* listens on, whole or not at all."""
     written = port_file.with_suffix(".part")
     written.write_text(str(server.sockets[0].getsockname()[1]))
     written.rename(port_file)
-    await stop.wait()
 
 
 def main() -> None:

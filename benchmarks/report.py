@@ -91,7 +91,9 @@ def _kept(docs: Path) -> dict[str, Kept]:
 
 def _rounded(kept: dict[str, Kept]) -> dict[str, Kept]:
     return {
-        name: Kept(one.how, {w: {k: [float(f"{x:.5g}") for x in xs] for k, xs in by.items()} for w, by in one.samples.items()})
+        name: Kept(
+            one.how, {w: {k: [float(f"{x:.5g}") for x in xs] for k, xs in by.items()} for w, by in one.samples.items()}
+        )
         for name, one in kept.items()
     }
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.servers import ROOT, NatsServer, environment, free_port
 from worker.gateway.message import compose
 
 from .contenders import Contender
-from .machine import MEASURED, cpu, pin
+from .machine import MEASURED, REST, cpu, pin
 
 STREAM, DURABLE = "faas-request", "faas-workers"
 _BATCH = 2000
@@ -55,17 +55,27 @@ class Running:
 
 
 @contextmanager
-def program(name: str, command: tuple[str, ...], directory: Path, settings: Mapping[str, str], *, measured: bool = False) -> Iterator[Running]:
-    """A program for the time of the block, on the measured core or on the other one; both its outputs in a file."""
-    output = directory / f"{name}.{time.monotonic_ns()}.out"
-    with output.open("wb") as file:
+def program(
+    name: str,
+    command: tuple[str, ...],
+    directory: Path,
+    settings: Mapping[str, str],
+    *,
+    cores: Set[int] = REST,
+    stdin: bytes = b"",
+) -> Iterator[Running]:
+    """A program for the time of the block, on some cores; both its outputs in one file, which is really written."""
+    output, given = (directory / f"{name}.{time.monotonic_ns()}.{suffix}" for suffix in ("out", "in"))
+    given.write_bytes(stdin)
+    with output.open("wb") as file, given.open("rb") as fed:
         process = subprocess.Popen(  # noqa: S603 -- our own
             command,
+            stdin=fed,
             stdout=file,
             stderr=file,
             env=environment(settings),
             cwd=ROOT,
-            preexec_fn=(lambda: pin(MEASURED)) if measured else None,  # noqa: PLW1509 -- there are no threads here
+            preexec_fn=lambda: pin(cores),  # noqa: PLW1509 -- there are no threads here
             start_new_session=True,
         )
     try:
@@ -78,6 +88,7 @@ def program(name: str, command: tuple[str, ...], directory: Path, settings: Mapp
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     output.unlink()
+    given.unlink()
 
 
 class FunctionServer:
@@ -88,10 +99,10 @@ class FunctionServer:
         self.url = f"http://127.0.0.1:{port}"
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Its counts."""
         self._connection.request("GET", "/stats")
-        stats: dict[str, int] = json.loads(self._connection.getresponse().read())
+        stats: dict[str, Any] = json.loads(self._connection.getresponse().read())
         return stats
 
 
@@ -107,19 +118,22 @@ def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
 
 
 @contextmanager
-def contender(who: Contender, directory: Path, nats: NatsServer, server: FunctionServer, **settings: object) -> Iterator[Running]:
-    """*who*, at work on the measured core."""
+def contender(
+    who: Contender, directory: Path, nats: NatsServer, gateway: str, *, cores: Set[int] = MEASURED, **settings: object
+) -> Iterator[Running]:
+    """*who*, at work on the queue, its functions at *gateway*; told our other settings by name."""
     told = {
         "nats_port": nats.port,
         "nats_stream": STREAM,
         "nats_durable": DURABLE,
-        "gateway_url": server.url,
+        "gateway_url": gateway,
+        "max_inflight": 50,
         "http_host": "127.0.0.1",
         "http_port": free_port(),
         **who.settings,
         **settings,
     }
-    with program(who.name, who.command, directory, {k: str(v) for k, v in told.items()}, measured=True) as running:
+    with program(who.name, who.command, directory, {k: str(v) for k, v in told.items()}, cores=cores) as running:
         yield running
 
 
@@ -141,23 +155,29 @@ def empty_queue(nats: NatsServer, **changes: Any) -> None:
     nats.api(f"CONSUMER.DURABLE.CREATE.{STREAM}.{DURABLE}", stream_name=STREAM, config=consumer)
 
 
-def fill(nats: NatsServer, count: int, function: str = "echo", size: int = 256) -> None:
-    """Store *count* invocations, as our producer and OpenFaaS's gateway write them."""
-    body = bytes(range(256)) * (size // 256)
-    headers = {
-        "Accept": ["*/*"],
-        "Content-Type": ["application/octet-stream"],
-        "User-Agent": ["curl/8.5.0"],
-        "X-Forwarded-For": ["10.42.0.17"],
-        "X-Forwarded-Host": ["gateway.openfaas.example"],
-    }
+BODY = bytes(range(256))
+_HEADERS = {
+    "Accept": ["*/*"],
+    "Content-Type": ["application/octet-stream"],
+    "User-Agent": ["curl/8.5.0"],
+    "X-Forwarded-For": ["10.42.0.17"],
+    "X-Forwarded-Host": ["gateway.openfaas.example"],
+}
+"""What a gateway behind an ingress gets."""
+
+
+def message(number: int, function: str = "echo") -> bytes:
+    """An invocation with a body of 256 bytes, as OpenFaaS's gateway and our producer write it."""
+    call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
+    draft = compose(function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=time.time_ns())
+    return draft.message(BODY).payload
+
+
+def fill(nats: NatsServer, count: int, functions: int = 1) -> None:
+    """Store *count* invocations, of so many functions in turn, on the bare subject, which is OpenFaaS's."""
     for start in range(0, count, _BATCH):
         numbers = range(start, min(start + _BATCH, count))
-        drafts = (
-            compose(function, headers, queue=STREAM, namespace="openfaas-fn", new_call_id=f"7d9c8f1e-0000-4000-8000-{n:012}", now=time.time_ns())
-            for n in numbers
-        )
-        nats.publish_many((STREAM, draft.message(body).payload, {}) for draft in drafts)
+        nats.publish_many((STREAM, message(number, f"echo-{number % functions}"), {}) for number in numbers)
 
 
 def wait(look: Callable[[], Any], patience: float, what: str, *running: Running) -> Any:
@@ -186,6 +206,7 @@ class Sample:
     functions: float
     """CPU (s), and that of the worker and the broker."""
     broker: float
+    running: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +221,8 @@ class Span:
     functions: float
     """The function server's CPU a message (s)."""
     broker: float
+    running: int
+    """Invocations at the function server when it ended."""
 
 
 def between(first: Sample, last: Sample) -> Span:
@@ -211,10 +234,22 @@ def between(first: Sample, last: Sample) -> Span:
         (last.worker - first.worker) / count,
         (last.functions - first.functions) / count,
         (last.broker - first.broker) / count,
+        last.running,
     )
 
 
-def work_off(who: Contender, directory: Path, nats: NatsServer, *, warm: int, count: int, inflight: int, delay: float = 0.0) -> Span:
+def work_off(
+    who: Contender,
+    directory: Path,
+    nats: NatsServer,
+    *,
+    warm: int,
+    count: int,
+    inflight: int,
+    delay: float = 0.0,
+    cores: Set[int] = MEASURED,
+    **settings: object,
+) -> Span:
     """Let *who* work off a full queue, and tell what *count* messages took once *warm* were done.
 
     The queue is filled before the clock starts, and is not empty when it stops.
@@ -222,13 +257,18 @@ def work_off(who: Contender, directory: Path, nats: NatsServer, *, warm: int, co
     margin = max(1000, 2 * inflight)
     empty_queue(nats)
     fill(nats, warm + count + margin)
-    with functions(directory, delay) as server, contender(who, directory, nats, server, max_inflight=inflight) as worker:
+    with (
+        functions(directory, delay) as server,
+        contender(who, directory, nats, server.url, cores=cores, max_inflight=inflight, **settings) as worker,
+    ):
 
         def sample_after(served: int) -> Sample:
             wait(lambda: server.stats()["served"] >= served, 600, f"{who.name} to have run {served:,}", worker)
             at, stats = time.monotonic(), server.stats()
             if stats["refused"]:
                 raise Failed(f"{who.name} sent what the function server refused")
-            return Sample(at, stats["served"], cpu(worker.pid), cpu(server.running.pid), cpu(nats.pid))
+            return Sample(
+                at, stats["served"], cpu(worker.pid), cpu(server.running.pid), cpu(nats.pid), stats["running"]
+            )
 
         return between(sample_after(warm), sample_after(warm + count))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import cpu
+from . import cpu, inflight, latency
 
-FIGURES = {figure.name: figure for figure in (cpu.FIGURE,)}
+FIGURES = {figure.name: figure for figure in (cpu.FIGURE, inflight.FIGURE, latency.FIGURE)}
