@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def contender(
         yield running
 
 
-def empty_queue(nats: NatsServer, **changes: Any) -> None:
-    """Stream and consumer anew, as the worker itself makes them, but in memory."""
+def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> None:
+    """Stream and consumer anew, as the worker itself makes them, but in memory, and for *changes* of the consumer's."""
     if nats.state():
         nats.api(f"STREAM.DELETE.{STREAM}")
-    nats.make_stream(STREAM, storage="memory")
+    nats.make_stream(STREAM, storage=storage)
     consumer = {
         "durable_name": DURABLE,
         "deliver_policy": "all",
@@ -171,6 +172,30 @@ def message(number: int, function: str = "echo") -> bytes:
     call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
     draft = compose(function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=time.time_ns())
     return draft.message(BODY).payload
+
+
+def asked(nats: NatsServer) -> int:
+    """How many requests for messages wait at the consumer."""
+    waiting: int = nats.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")["num_waiting"]
+    return waiting
+
+
+def stored_at(nats: NatsServer, sequence: int) -> float:
+    """When the message of that number was stored (s since the epoch)."""
+    stored: str = nats.api(f"STREAM.MSG.GET.{STREAM}", seq=sequence)["message"]["time"]
+    return datetime.fromisoformat(stored[:26].rstrip("Z") + "+00:00").timestamp()
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether what listens at *port* of this machine answers with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def fill(nats: NatsServer, count: int, functions: int = 1) -> None:

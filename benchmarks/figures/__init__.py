@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from . import cpu, inflight, latency
+from . import cpu, drain, growth, inflight, latency, leases, processes, producer, ready, server
 
-FIGURES = {figure.name: figure for figure in (cpu.FIGURE, inflight.FIGURE, latency.FIGURE)}
+_MODULES = (server, cpu, inflight, latency, leases, ready, growth, drain, producer, processes)
+FIGURES = {module.FIGURE.name: module.FIGURE for module in _MODULES}
