@@ -49,6 +49,8 @@ def main(*, only: Sequence[str], pairs: int, names: Sequence[str], long: bool, w
 def _measure(session: Session, figure: Figure, *, write: bool) -> None:
     click.echo(f"\n== {figure.title} ({figure.name})")
     samples = figure.measure(session)
+    if not samples:
+        return
     click.echo("\n" + report.table(samples) + "\n" + report.lines(figure.judge(samples)))
     if write:
         report.keep(_DOCS, figure, samples)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
-MEASURED, REST, ALL = {0}, {1}, {0, 1}
+MEASURED, REST, ALL = frozenset({0}), frozenset({1}), frozenset({0, 1})
 """The core of the measured process, the one of all else, and both. (Where there is but one core, nobody is pinned.)"""
 
 
@@ -41,7 +41,7 @@ def family(pid: int) -> Iterator[int]:
             yield from family(int(child))
 
 
-def pin(cores: Set[int]) -> None:
+def pin(cores: frozenset[int]) -> None:
     """Keep this process, and those that it starts from now on, to *cores*; if there are two at all."""
     if os.cpu_count() != 1:
         os.sched_setaffinity(0, cores)

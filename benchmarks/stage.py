@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,25 @@ class Running:
             Failed: it ended.
         """
         if (code := self.process.poll()) is not None:
-            raise Failed(f"{self.name} ended with {code}:\n{self.output.read_text(errors='replace')[-3000:]}")
+            raise Failed(f"{self.name} ended with {code}:\n{self.told[-3000:]}")
+
+    @property
+    def told(self) -> str:
+        """What it wrote."""
+        return self.output.read_text(errors="replace")
+
+    def finish(self, patience: float) -> str:
+        """Wait until it ends by itself, in good order; what it wrote.
+
+        Raises:
+            Failed: it does not, in *patience* seconds.
+        """
+        try:
+            if self.process.wait(patience):
+                self.check()
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{self.name} still runs after {patience:g} s:\n{self.told[-3000:]}") from None
+        return self.told
 
 
 @contextmanager
@@ -62,7 +80,7 @@ def program(
     directory: Path,
     settings: Mapping[str, str],
     *,
-    cores: Set[int] = REST,
+    cores: frozenset[int] = REST,
     stdin: bytes = b"",
 ) -> Iterator[Running]:
     """A program for the time of the block, on some cores; both its outputs in one file, which is really written."""
@@ -106,6 +124,16 @@ class FunctionServer:
         stats: dict[str, Any] = json.loads(self._connection.getresponse().read())
         return stats
 
+    def wait_for(self, served: int, worker: Running) -> None:
+        """Wait until *worker* has had so many invocations answered.
+
+        Raises:
+            Failed: it ended, sent what we refused, or took more than ten minutes.
+        """
+        wait(lambda: self.stats()["served"] >= served, 600, f"{worker.name} to have run {served:,}", worker)
+        if refused := self.stats()["refused"]:
+            raise Failed(f"{worker.name} sent {refused} requests that the function server refused")
+
 
 @contextmanager
 def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
@@ -120,7 +148,13 @@ def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
 
 @contextmanager
 def contender(
-    who: Contender, directory: Path, nats: NatsServer, gateway: str, *, cores: Set[int] = MEASURED, **settings: object
+    who: Contender,
+    directory: Path,
+    nats: NatsServer,
+    gateway: str,
+    *,
+    cores: frozenset[int] = MEASURED,
+    **settings: object,
 ) -> Iterator[Running]:
     """*who*, at work on the queue, its functions at *gateway*; told our other settings by name."""
     told = {
@@ -183,7 +217,7 @@ def asked(nats: NatsServer) -> int:
 def stored_at(nats: NatsServer, sequence: int) -> float:
     """When the message of that number was stored (s since the epoch)."""
     stored: str = nats.api(f"STREAM.MSG.GET.{STREAM}", seq=sequence)["message"]["time"]
-    return datetime.fromisoformat(stored[:26].rstrip("Z") + "+00:00").timestamp()
+    return datetime.fromisoformat(stored[:26].rstrip("Z")).replace(tzinfo=UTC).timestamp()
 
 
 def answers(port: int, path: str) -> bool:
@@ -272,7 +306,7 @@ def work_off(
     count: int,
     inflight: int,
     delay: float = 0.0,
-    cores: Set[int] = MEASURED,
+    cores: frozenset[int] = MEASURED,
     **settings: object,
 ) -> Span:
     """Let *who* work off a full queue, and tell what *count* messages took once *warm* were done.
@@ -288,10 +322,8 @@ def work_off(
     ):
 
         def sample_after(served: int) -> Sample:
-            wait(lambda: server.stats()["served"] >= served, 600, f"{who.name} to have run {served:,}", worker)
+            server.wait_for(served, worker)
             at, stats = time.monotonic(), server.stats()
-            if stats["refused"]:
-                raise Failed(f"{who.name} sent what the function server refused")
             return Sample(
                 at, stats["served"], cpu(worker.pid), cpu(server.running.pid), cpu(nats.pid), stats["running"]
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..contenders import OURS
 from ..machine import memory
 from ..model import Figure, Line, Samples, Session
-from ..stage import contender, empty_queue, fill, functions, wait
+from ..stage import contender, empty_queue, fill, functions
 
 _STEP, _STEPS = 50_000, 20
 _FUNCTIONS = 100
@@ -27,7 +27,7 @@ def measure(session: Session) -> Samples:
     ):
         for step in range(1, _STEPS + 1):
             fill(session.nats, _STEP, _FUNCTIONS)
-            wait(lambda step=step: server.stats()["served"] >= step * _STEP, 600, "the queue to be worked off", worker)
+            server.wait_for(step * _STEP, worker)
             held.append(memory(worker.pid) / 1e6)
             session.say(f"{step * _STEP:,} messages: {held[-1]:.1f} MB")
     return {_QUANTITY: {OURS.name: held}}

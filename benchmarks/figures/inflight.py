@@ -14,7 +14,7 @@ FEW, MANY = 50, 2_000
 _RATE = 2_000
 """Messages a second, whatever is in flight: the function's delay is such that so many are. CPU a message falls as the
 rate rises, since one wake-up then serves several; with the same rate only the number in flight differs."""
-_WARM, _COUNT = 2 * MANY, 10_000
+_WARM, _COUNT = 2 * MANY, 6_000
 _WHO = {OURS.name, UVLOOP_AIOHTTP.name, GO}
 
 

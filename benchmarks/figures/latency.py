@@ -40,9 +40,8 @@ def _turn(session: Session, who: Contender) -> list[float]:
     command = (sys.executable, "-m", "benchmarks.prober", str(port_file), *numbers)
     with program("prober", command, session.directory, {}, stdin=message(0)) as prober:
         port = wait(lambda: port_file.exists() and int(port_file.read_text()), 30, "the prober", prober)
-        with contender(who, session.directory, session.nats, f"http://127.0.0.1:{port}") as worker:
-            wait(lambda: prober.process.poll() is not None, 60, f"{who.name}'s turn", worker)
-            return [float(line) for line in prober.output.read_text().split()]
+        with contender(who, session.directory, session.nats, f"http://127.0.0.1:{port}"):
+            return [float(line) for line in prober.finish(60).split()]
 
 
 def judge(samples: Samples) -> Sequence[Line]:

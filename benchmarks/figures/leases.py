@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from ..contenders import OURS
 from ..machine import cpu, memory
@@ -26,7 +27,7 @@ def measure(session: Session) -> Samples:
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for turn in range(session.pairs):
         empty_queue(session.nats, ack_wait=_ACK_WAIT * 10**9)
-        settings = {"max_inflight": _INFLIGHT, "ack_wait": f"{_ACK_WAIT}s", "shutdown_timeout": "1s"}
+        settings: dict[str, Any] = {"max_inflight": _INFLIGHT, "ack_wait": f"{_ACK_WAIT}s", "shutdown_timeout": "1s"}
         with (
             functions(session.directory, _DELAY) as server,
             contender(OURS, session.directory, session.nats, server.url, **settings) as worker,

@@ -1,7 +1,8 @@
 """Durable enqueues a second, one process: through the gateway over HTTP, and by ``queue-worker submit``.
 
 The stream is in files here, as it is by default: a message is stored when JetStream has confirmed it. The gateway takes
-uvloop where it is installed, as it is here for the peers' sake; it is measured without, as a plain install has it, and with.
+uvloop where it is installed, as it is here for the peers' sake; it is measured with it, and without, as a plain install
+has it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
+
+from tests.servers import free_port
 
 from ..machine import MEASURED, cpu
 from ..model import Figure, Line, Samples, Session
-from ..stage import BODY, STREAM, Failed, answers, empty_queue, free_port, program, stored_at, wait
+from ..stage import BODY, STREAM, Failed, answers, empty_queue, program, stored_at, wait
 from ..statistics import Spread
 
 _COUNT, _WARM = 20_000, 1_000
@@ -28,45 +32,45 @@ SUBMIT = "submit"
 
 
 def measure(session: Session) -> Samples:
-    """Enqueues a second of each way, and the CPU (µs) that one took of the gateway."""
+    """Enqueues a second of each way, and the CPU (µs) that one took of gateway, broker and client."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for turn in range(session.pairs):
         for name, command in GATEWAYS.items():
-            rate, each = _through_gateway(session, command)
-            samples[_RATE][name].append(rate)
-            samples[_CPU][name].append(each * 1e6)
-            session.say(f"{turn + 1}/{session.pairs} {name}: {rate:,.0f}/s, {each * 1e6:.0f} µs each")
+            for what, number in _through_gateway(session, command).items():
+                samples[what][name].append(number)
+            rate, each = samples[_RATE][name][-1], samples[_CPU][name][-1]
+            session.say(f"{turn + 1}/{session.pairs} {name}: {rate:,.0f}/s, {each:.0f} µs each")
         samples[_RATE][SUBMIT].append(rate := _by_submit(session))
         session.say(f"{turn + 1}/{session.pairs} {SUBMIT}: {rate:,.0f}/s")
     return samples
 
 
-def _through_gateway(session: Session, command: tuple[str, ...]) -> tuple[float, float]:
+def _through_gateway(session: Session, command: tuple[str, ...]) -> dict[str, float]:
     empty_queue(session.nats, storage="file")
     port = free_port()
     settings = {"nats_port": session.nats.port, "nats_stream": STREAM, "listen_host": "127.0.0.1", "listen_port": port}
     told = {name: str(value) for name, value in settings.items()}
     with program("gateway", command, session.directory, told, cores=MEASURED) as gateway:
-        wait(lambda: answers(port, "/readyz"), 30, "the gateway", gateway)
+        wait(partial(answers, port, "/readyz"), 30, "the gateway", gateway)
         _load(session, port, _WARM)
-        spent = cpu(gateway.pid)
-        rate = _load(session, port, _COUNT)
-        each = (cpu(gateway.pid) - spent) / _COUNT
+        spent, brokers = cpu(gateway.pid), cpu(session.nats.pid)
+        seconds, clients = _load(session, port, _COUNT)
+        spent, brokers = cpu(gateway.pid) - spent, cpu(session.nats.pid) - brokers
     if (stored := session.nats.state()["messages"]) != _COUNT + _WARM:
         raise Failed(f"{stored:,} are stored of {_COUNT + _WARM:,} that the gateway took")
-    return rate, each
+    each = {_CPU: spent, "CPU of the broker an enqueue (µs)": brokers, "CPU of the client an enqueue (µs)": clients}
+    return {_RATE: _COUNT / seconds} | {what: seconds / _COUNT * 1e6 for what, seconds in each.items()}
 
 
-def _load(session: Session, port: int, count: int) -> float:
-    """Requests a second that the client sent and that were answered with 202."""
+def _load(session: Session, port: int, count: int) -> tuple[float, float]:
+    """How long the client took until all its requests were answered with 202, and its CPU (s)."""
     arguments = (f"127.0.0.1:{port}", "/async-function/echo", str(count), str(_CONNECTIONS))
     command = (sys.executable, "-m", "benchmarks.client", *arguments)
     with program("client", command, session.directory, {}, stdin=BODY) as client:
-        wait(lambda: client.process.poll() is not None, 120, "the client")
-        good, seconds = client.output.read_text().split()
+        good, seconds, spent = client.finish(120).split()
     if int(good) != count:
         raise Failed(f"only {good} of {count:,} requests were answered with 2xx")
-    return count / float(seconds)
+    return float(seconds), float(spent)
 
 
 def _by_submit(session: Session) -> float:
@@ -76,9 +80,7 @@ def _by_submit(session: Session) -> float:
     command = (sys.executable, "-m", "worker.cli", "submit", "echo", "--data-file", "-", "--count")
     whole = (*command, str(_COUNT + _WARM))
     with program(SUBMIT, whole, session.directory, settings, cores=MEASURED, stdin=BODY) as submit:
-        wait(lambda: submit.process.poll() is not None, 120, "submit to end")
-        if submit.process.returncode:
-            submit.check()
+        submit.finish(120)
     first, last = (stored_at(session.nats, sequence) for sequence in (_WARM, _WARM + _COUNT))
     return _COUNT / (last - first)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
+
+from tests.servers import free_port
 
 from ..contenders import OURS
 from ..machine import memory
 from ..model import Figure, Line, Samples, Session
-from ..stage import answers, contender, empty_queue, free_port, wait
+from ..stage import answers, contender, empty_queue, wait
 from ..statistics import Spread
 
 _IDLE = 5.0
@@ -23,7 +26,7 @@ def measure(session: Session) -> Samples:
     for turn in range(session.pairs):
         port, begun = free_port(), time.monotonic()
         with contender(OURS, session.directory, session.nats, "http://127.0.0.1:9", http_port=port) as worker:
-            wait(lambda port=port: answers(port, "/readyz"), 30, "the worker to be ready", worker)
+            wait(partial(answers, port, "/readyz"), 30, "the worker to be ready", worker)
             ready.append(time.monotonic() - begun)
             time.sleep(_IDLE)
             idle.append(memory(worker.pid) / 1e6)

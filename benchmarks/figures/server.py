@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..machine import MEASURED, cpu
 from ..model import Figure, Line, Samples, Session
-from ..stage import BODY, functions, program, wait
+from ..stage import BODY, functions, program
 
 _COUNT, _CONNECTIONS = 50_000, 50
 _RATE, _CPU = "requests a second", "CPU a request (µs)"
@@ -23,8 +23,7 @@ def measure(session: Session) -> Samples:
             arguments = (address, "/function/echo", str(_COUNT), str(_CONNECTIONS))
             command = (sys.executable, "-m", "benchmarks.client", *arguments)
             with program("client", command, session.directory, {}, cores=MEASURED, stdin=BODY) as client:
-                wait(lambda client=client: client.process.poll() is not None, 120, "the client")
-                rates.append(_COUNT / float(client.output.read_text().split()[1]))
+                rates.append(_COUNT / float(client.finish(120).split()[1]))
             each.append(cpu(server.running.pid) / _COUNT * 1e6)
         session.say(f"{turn + 1}/{session.pairs} {rates[-1]:,.0f}/s, {each[-1]:.1f} µs each")
     return {_RATE: {_WHO: rates}, _CPU: {_WHO: each}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -105,10 +105,3 @@ async def _fetch_for_ever(told: Told, subscription: JetStreamContext.PullSubscri
         if len(running) > told.inflight // 2:
             room.clear()
             await room.wait()
-
-
-def run(main: Callable[[], Any]) -> None:
-    """Under uvloop."""
-    import uvloop
-
-    uvloop.run(main())
