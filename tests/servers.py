@@ -129,6 +129,12 @@ class NatsServer:
         """Whether there is a process, which may stand still."""
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs now."""
+        assert self._process is not None
+        return self._process.pid
+
     # The process.
 
     def start(self) -> None:

@@ -1,0 +1,8 @@
+"""The figures, in the order of the table. Each has ``measure``, with a session, and ``judge``, which is pure."""
+
+from __future__ import annotations
+
+from . import cpu, drain, growth, inflight, latency, leases, processes, producer, ready, server
+
+_MODULES = (server, cpu, inflight, latency, leases, ready, growth, drain, producer, processes)
+FIGURES = {module.FIGURE.name: module.FIGURE for module in _MODULES}

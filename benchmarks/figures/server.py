@@ -1,0 +1,37 @@
+"""What the function server can take by itself: that it is never the bottleneck."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ..machine import MEASURED, cpu
+from ..model import Figure, Line, Samples, Session
+from ..stage import BODY, functions, program
+
+_COUNT, _CONNECTIONS = 50_000, 50
+_RATE, _CPU = "requests a second", "CPU a request (µs)"
+_WHO = "function server"
+
+
+def measure(session: Session) -> Samples:
+    """Requests a second with a raw client on the other core, and the CPU (µs) of one."""
+    rates, each = list[float](), list[float]()
+    for turn in range(session.pairs):
+        with functions(session.directory) as server:
+            address = server.url.removeprefix("http://")
+            arguments = (address, "/function/echo", str(_COUNT), str(_CONNECTIONS))
+            command = (sys.executable, "-m", "benchmarks.client", *arguments)
+            with program("client", command, session.directory, {}, cores=MEASURED, stdin=BODY) as client:
+                rates.append(_COUNT / float(client.finish(120).split()[1]))
+            each.append(cpu(server.running.pid) / _COUNT * 1e6)
+        session.say(f"{turn + 1}/{session.pairs} {rates[-1]:,.0f}/s, {each[-1]:.1f} µs each")
+    return {_RATE: {_WHO: rates}, _CPU: {_WHO: each}}
+
+
+def judge(samples: Samples) -> Sequence[Line]:  # noqa: ARG001 -- as every figure's
+    """Nothing was to be reached: the samples speak beside the contenders' rates."""
+    return []
+
+
+FIGURE = Figure("server", "The function server by itself", measure, judge)

@@ -1,0 +1,107 @@
+"""What the Python peers share: the environment they are told by, and the message they read.
+
+They read the same environment variables as our worker, and do the bare work: receive, decode, POST, acknowledge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import nats
+from nats.aio.msg import Msg
+from nats.js.client import JetStreamContext
+
+
+class QueueRequest(msgspec.Struct):
+    """OpenFaaS's message; the fields that an invocation takes."""
+
+    Function: str
+    Header: dict[str, list[str]]
+    Method: str = "POST"
+    Path: str = ""
+    QueryString: str = ""
+    Body: bytes = b""
+
+
+decode = msgspec.json.Decoder(QueueRequest).decode
+
+
+def variable(name: str) -> str:
+    """A setting, under the name that our worker has for it."""
+    return os.environ[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The settings."""
+
+    nats: str = field(default_factory=lambda: f"nats://127.0.0.1:{variable('nats_port')}")
+    stream: str = field(default_factory=lambda: variable("nats_stream"))
+    durable: str = field(default_factory=lambda: variable("nats_durable"))
+    gateway: str = field(default_factory=lambda: variable("gateway_url"))
+    inflight: int = field(default_factory=lambda: int(variable("max_inflight")))
+
+
+def request_of(gateway: str, data: bytes) -> tuple[str, str, list[tuple[str, str]], bytes]:
+    """Method, URL, headers and body of the invocation that a message asks for."""
+    message = decode(data)
+    query = f"?{message.QueryString}" if message.QueryString else ""
+    url = f"{gateway}/function/{message.Function}{message.Path}{query}"
+    headers = [(name, value) for name, values in message.Header.items() for value in values]
+    return message.Method, url, headers, message.Body
+
+
+class Invoke(Protocol):
+    """Sends an invocation and reads its answer to the end; the status."""
+
+    def __call__(self, method: str, url: str, headers: list[tuple[str, str]], body: bytes) -> Awaitable[int]: ...
+
+
+def stopped() -> asyncio.Event:
+    """Set at SIGTERM."""
+    event = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, event.set)
+    return event
+
+
+async def fetch_and_invoke(told: Told, invoke: Invoke) -> None:
+    """The bare loop over nats-py: fetch what is free once half of it is, a task for each message, until SIGTERM."""
+    client = await nats.connect(told.nats)
+    subscription = await client.jetstream().pull_subscribe_bind(told.durable, told.stream)
+    loop = asyncio.create_task(_fetch_for_ever(told, subscription, invoke))
+    await stopped().wait()
+    loop.cancel()
+
+
+async def _fetch_for_ever(told: Told, subscription: JetStreamContext.PullSubscription, invoke: Invoke) -> None:
+    running: set[asyncio.Task[Any]] = set()
+    room = asyncio.Event()
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        running.discard(task)
+        task.result()
+        if len(running) <= told.inflight // 2:
+            room.set()
+
+    async def process(message: Msg) -> None:
+        assert await invoke(*request_of(told.gateway, message.data)) == 200
+        await message.ack()
+
+    while True:
+        try:
+            messages = await subscription.fetch(told.inflight - len(running), timeout=5)
+        except nats.errors.TimeoutError:
+            continue
+        for message in messages:
+            task = asyncio.create_task(process(message))
+            running.add(task)
+            task.add_done_callback(ended)
+        if len(running) > told.inflight // 2:
+            room.clear()
+            await room.wait()

@@ -1,0 +1,67 @@
+"""taskiq with taskiq-nats' pulling broker, and aiohttp, under uvloop as its own runner has it.
+
+Its messages have a form of their own; a formatter makes a task of OpenFaaS's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import uvloop
+from nats.js.api import ConsumerConfig
+from taskiq import BrokerMessage, TaskiqFormatter, TaskiqMessage
+from taskiq.api import run_receiver_task
+from taskiq_nats import PullBasedJetStreamBroker
+
+from .common import Told, request_of, stopped
+
+
+class OpenFaaS(TaskiqFormatter):
+    """A task ``invoke`` of each message."""
+
+    def __init__(self, gateway: str) -> None:
+        self._gateway = gateway
+
+    def dumps(self, message: TaskiqMessage) -> BrokerMessage:
+        """Never called: nothing is sent from here."""
+        raise NotImplementedError
+
+    def loads(self, message: bytes) -> TaskiqMessage:
+        """The task."""
+        return TaskiqMessage(
+            task_id="", task_name="invoke", labels={}, args=[*request_of(self._gateway, message)], kwargs={}
+        )
+
+
+async def main() -> None:
+    """Until SIGTERM."""
+    told = Told()
+    broker = PullBasedJetStreamBroker(
+        told.nats,
+        subject=told.stream,  # they have the same name
+        stream_name=told.stream,
+        durable=told.durable,
+        consumer_config=ConsumerConfig(durable_name=told.durable, max_ack_pending=-1, ack_wait=60),
+        pull_consume_batch=told.inflight,
+        pull_consume_timeout=5,
+    ).with_formatter(OpenFaaS(told.gateway))
+    connector = aiohttp.TCPConnector(limit=told.inflight)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
+
+        @broker.task("invoke")
+        async def invoke(method: str, url: str, headers: list[tuple[str, str]], body: bytes) -> None:
+            async with session.request(method, url, headers=headers, data=body) as response:
+                await response.read()
+                assert response.status == 200
+
+        await broker.startup()
+        work = asyncio.create_task(
+            run_receiver_task(broker, max_async_tasks=told.inflight, validate_params=False, run_startup=False)
+        )
+        await stopped().wait()
+        work.cancel()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
