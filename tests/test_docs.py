@@ -44,6 +44,7 @@ from worker.model import (
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
+from worker.observe.tallies import Tallies
 from worker.policy.decide import decide, status_of
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
@@ -138,11 +139,16 @@ def test_metrics_table() -> None:
 def metrics() -> Iterator[tuple[str, ...]]:
     """The rows of that table."""
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
-        if isinstance(metric, MetricWrapperBase):
-            (family,) = metric.describe()
+        for family in metric.describe() if isinstance(metric, MetricWrapperBase | Tallies) else ():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-            labels = ("version",) if family.type == "info" else metric._labelnames
+            labels = (
+                ("version",) if family.type == "info" else _labels(family if isinstance(metric, Tallies) else metric)
+            )
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
+
+
+def _labels(metric: Any) -> tuple[str, ...]:
+    return tuple(metric._labelnames)
 
 
 @each_document

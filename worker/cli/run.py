@@ -7,7 +7,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import click
 import structlog
@@ -70,8 +70,7 @@ async def _main(loaded: Loaded) -> None:
 
     def emit(event: Event) -> None:
         metrics(event)
-        with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the work
-            log(event)
+        log(event)
 
     with trio.open_signal_receiver(*STOPS) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:

@@ -29,11 +29,7 @@ class Lines(trio.abc.Instrument):
         self._running = False
 
     def msg(self, line: bytes) -> None:
-        """Take a line, without its end.
-
-        Raises:
-            OSError: it cannot be written. It is not tried again.
-        """
+        """Take a line, without its end."""
         self._gathered.append(line)
         if not self._running:
             self.flush()
@@ -43,8 +39,7 @@ class Lines(trio.abc.Instrument):
     def flush(self) -> None:
         """Write what was gathered, in pieces of whole lines no larger than :data:`WHOLE`, where no line is larger.
 
-        Raises:
-            OSError: it cannot be written. It is not tried again.
+        What cannot be written is dropped: a full disk or a closed pipe behind the log must not stop the work.
         """
         lines, self._gathered = self._gathered, []
         piece: list[bytes] = []
@@ -60,22 +55,19 @@ class Lines(trio.abc.Instrument):
 
     def _write(self, lines: list[bytes]) -> None:
         data = b"\n".join((*lines, b""))
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        with suppress(OSError):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
-    # Called by Trio, which would drop an instrument that raises.
+    # Called by Trio.
 
     def before_run(self) -> None:
         self._running = True
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 -- Trio's signature
         if self._gathered:
-            self._flush_anyhow()
+            self.flush()
 
     def after_run(self) -> None:
         self._running = False
-        self._flush_anyhow()
-
-    def _flush_anyhow(self) -> None:
-        with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the work
-            self.flush()
+        self.flush()

@@ -1,7 +1,6 @@
 """Events as Prometheus metrics, by the names and labels that docs/operations.md lists, and is tested to.
 
-Labels come from foreign input, so their number is bounded: past :data:`MOST_FUNCTIONS`, a new function counts as
-``other``.
+What each message counts is in :mod:`worker.observe.tallies`; the rest is prometheus_client's own.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     Info,
     ProcessCollector,
     disable_created_metrics,
@@ -26,12 +24,7 @@ from ..config import Settings
 from ..model import Final, Nak
 from ..policy.decide import status_of
 from ..policy.names import label_of
-
-MOST_FUNCTIONS = 2_000
-"""Functions that have series of their own: each has about forty, so some ten megabytes at a scrape."""
-OTHER = "other"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
-_WAITS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
+from .tallies import Tallies
 
 
 class Metrics:
@@ -46,7 +39,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
         self.registry = CollectorRegistry()
         self._queue, self._pod = settings.queue_name, pod
-        self._functions: set[str] = set()
+        self._tallies = Tallies(self._queue)
         self._waiting: set[str] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
         self._make()
@@ -88,20 +81,8 @@ class Metrics:
         self.submitted = metric(
             Gauge, "messages_submitted_total", "Messages the stream has ever taken", *by_pod
         ).labels(self._queue, self._pod)
-        self.inflight = metric(Gauge, "function_invocation_inflight", "Invocations running here", *by_function)
+        self.registry.register(self._tallies)
         self.reconnects = metric(Counter, "nats_reconnect", "Times the connection to NATS was made again")
-        self.invocations = metric(Counter, "invocations", "Invocations ended, by status", *by_function, "code")
-        self.duration = metric(
-            Histogram, "invocation_duration_seconds", "How long invocations took", *by_function, buckets=_SECONDS
-        )
-        self.waited = metric(
-            Histogram,
-            "queue_wait_seconds",
-            "From being stored to the start of the first attempt",
-            *by_function,
-            buckets=_WAITS,
-        )
-        self.retries = metric(Counter, "retries", "Attempts given back to be made again", *by_function)
         self.dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self.callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
         self.extensions = metric(Counter, "lease_extensions", "Lease extensions sent")
@@ -123,29 +104,22 @@ class Metrics:
             child = self._children[key] = metric.labels(self._queue, *labels)
         return child
 
-    def _function(self, name: str) -> str:
-        if name in self._functions:
-            return name
-        if len(self._functions) >= MOST_FUNCTIONS:
-            return OTHER
-        self._functions.add(name)
-        return name
-
     def _started(self, event: e.InvocationStarted) -> None:
-        function = self._function(event.invocation.label)
-        self._of(self.inflight, function).inc()
+        tally = self._tallies.of(event.invocation.label)
+        tally.inflight += 1
         if event.attempt == 1:
-            self._of(self.waited, function).observe(event.waited)
+            tally.waited.add(event.waited)
 
     def _ended(self, event: e.InvocationEnded) -> None:
-        function = self._function(event.invocation.label)
-        self._of(self.inflight, function).dec()
+        tally = self._tallies.of(event.invocation.label)
+        tally.inflight -= 1
         status = status_of(event.outcome)
-        self._of(self.invocations, function, str(status or "none")).inc()
+        code = "none" if status is None else str(status)
+        tally.ended[code] = tally.ended.get(code, 0) + 1
         if status is not None:
-            self._of(self.duration, function).observe(event.duration)
+            tally.took.add(event.duration)
             if isinstance(event.verdict, Nak):
-                self._of(self.retries, function).inc()
+                tally.retries += 1
 
     def _settled(self, event: e.Settled) -> None:
         if isinstance(event.verdict, Final):
@@ -167,7 +141,7 @@ class Metrics:
         self.submitted.set(event.backlog.taken)
         counts = dict.fromkeys(self._waiting, 0)
         for subject, stored in event.backlog.by_subject.items():
-            function = self._function(label_of(self._queue, subject))
+            function = self._tallies.name(label_of(self._queue, subject))
             counts[function] = counts.get(function, 0) + stored
         for function, stored in counts.items():
             self._of(self.pending, function).set(stored)
