@@ -221,7 +221,7 @@ class World:
         self._take()
 
     def _take(self) -> None:
-        self.came += [(each.id, each.count, each.payload) for each in self.consumer._here()]  # noqa: SLF001 -- what came
+        self.came += [(each.id, each.count, each.payload) for each in self.consumer._taken()]  # noqa: SLF001 -- what came
 
     # What the rest of the worker does.
 

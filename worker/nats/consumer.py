@@ -53,7 +53,9 @@ class PullConsumer:
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
         self._left: deque[Subscription] = deque()
         """Old inboxes that are still heard, for what comes late."""
-        self._send, self._receive = trio.open_memory_channel[Delivery](float("inf"))  # bounded by credit
+        self._here: list[Delivery] = []
+        """What came and was not received yet; bounded by credit."""
+        self._receivers = trio.lowlevel.ParkingLot()
         self._stopped = False
         self._calm_until = 0.0
         self._listened = 0.0
@@ -69,19 +71,19 @@ class PullConsumer:
 
     async def receive(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.receive`."""
-        return [await self._receive.receive(), *self._here()]
+        while not self._here:
+            await self._receivers.park()
+        return self._taken()
 
     async def stop(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.stop`."""
         self._stopped = True
         with trio.move_on_after(_STOP):
             await aio_as_trio(self._end_interest)()
-        return self._here()
+        return self._taken()
 
-    def _here(self) -> list[Delivery]:
-        here = []
-        while self._receive.statistics().current_buffer_used:
-            here.append(self._receive.receive_nowait())
+    def _taken(self) -> list[Delivery]:
+        here, self._here = self._here, []
         return here
 
     # The asyncio side.
@@ -141,9 +143,10 @@ class PullConsumer:
             self._connection.complain("reading a delivery", error)
             self._credit.want(1)
             return
-        self._send.send_nowait(
+        self._here.append(
             Delivery(identity, self._outbox.token(message.reply), count, now, message.subject, message.data)
         )
+        self._receivers.unpark()
         if not lane.outstanding:
             self._outbox.wake()
 

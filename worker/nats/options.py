@@ -34,6 +34,7 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
         "connect_timeout": 5,
         "reconnect_time_wait": 0.25,
         "max_reconnect_attempts": -1,
+        "skip_subject_validation": True,  # they come from the server, or of names that were checked
     }
     if settings.nats_token:
         options["token"] = settings.nats_token

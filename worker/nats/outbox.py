@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from itertools import count
 
 import nats.errors
 import trio
+from msgspec import Struct
 from nats.aio.msg import Msg
 
 from ..events import SettlementUnconfirmed
@@ -32,8 +32,7 @@ _BACKPRESSURE = 4_096
 """Settlements in the air above which no more work is asked for: the broker cannot follow."""
 
 
-@dataclass(slots=True, eq=False)
-class Said:
+class Said(Struct, eq=False):
     """One thing to say about one delivery."""
 
     delivery: Delivery

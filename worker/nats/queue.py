@@ -1,7 +1,7 @@
 """The queue, on JetStream: one connection, one outbox, one consumer, and the tasks that keep them going.
 
 One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task
-each time, so nothing crosses per message: deliveries come over a memory channel, settlements go into an outbox.
+each time, so nothing crosses per message: deliveries are laid down for Trio to take, settlements go into an outbox.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ again; one that comes back before its back-off is over goes back for the rest of
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..model import Ack, Delivery, Final, MessageId, Nak, Term, Verdict
 
@@ -25,28 +26,24 @@ HOLD = 1.0
 message can come up to one early; giving it back once more would cost a delivery, holding it for so long only a slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(Struct, frozen=True, gc=False):
     """To be run, as this attempt, after *wait* more seconds."""
 
     attempt: int
     wait: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True, gc=False):
     """It runs here now: the new delivery is the same lease on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True, gc=False):
     """It ended here; the queue has not heard."""
 
     verdict: Final
 
 
-@dataclass(frozen=True, slots=True)
-class Early:
+class Early(Struct, frozen=True, gc=False):
     """Its back-off has *remaining* seconds to go."""
 
     remaining: float
@@ -55,8 +52,7 @@ class Early:
 Arrival = Fresh | Running | Finished | Early
 
 
-@dataclass(frozen=True, slots=True)
-class _GivenBack:
+class _GivenBack(Struct, frozen=True, gc=False):
     count: int
     attempts: int
     due: float
