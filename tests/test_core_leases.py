@@ -296,7 +296,8 @@ async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
             await worker.bench.leases.keep()
         assert worker.told(LeaseExpired) == [LeaseExpired(delivery)]
         lease.confirm(trio.current_time())
-        with worker.bench.stoppable(lease):
+        with trio.CancelScope() as scope:
+            lease.guard(scope)
             await trio.sleep(1)
             raise AssertionError("it waits")
         settle(worker.bench, lease, 1, Nak(10), attempted=True)

@@ -14,32 +14,30 @@ import trio
 
 from .bench import Bench
 from .events import Redelivered, Settled
-from .heartbeat import Lease
 from .model import Abandon, Delivery, Nak
 from .policy.ledger import Early, Finished, Fresh, Running
 from .ports import Consumer
-from .process import process
+from .process import Job
 from .settle import settle
-
-_Work = tuple[Lease, int, float, Consumer]
-"""A message, which attempt it is, the seconds to wait before, and who gets the slot's credit afterwards."""
 
 
 class Intake:
-    """Takes deliveries from a consumer and starts a job for each that is to be run."""
+    """Takes deliveries from a consumer, and has a job run for each that is to be attempted."""
 
-    def __init__(self, bench: Bench, jobs: trio.Nursery) -> None:
-        self._bench, self._jobs = bench, jobs
+    def __init__(self, bench: Bench, slots: trio.Nursery) -> None:
+        self._bench, self._slots = bench, slots
         self._consumer: Consumer | None = None
+        self._open = False
+        """Whether what comes is run, and not given back."""
         self._free = bench.rules.slots
-        self._due: deque[_Work] = deque()
-        """To be run, each by a task that is on its way to fetch it."""
+        self._due: deque[Job] = deque()
+        """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
-        """Tasks whose job is done."""
+        """Tasks of slots without a job."""
 
     async def run(self, consumer: Consumer) -> None:
         """Fetch until cancelled."""
-        self._consumer = consumer
+        self._consumer, self._open = consumer, True
         self._bench.leases.last(consumer.ack_wait)
         consumer.want(self._free)
         while True:
@@ -49,9 +47,9 @@ class Intake:
 
     async def stop(self) -> None:
         """Ask for nothing more, and give back at once what still arrives."""
-        if consumer := self._consumer:
-            self._consumer = None
-            self._take_all(await consumer.stop(), consumer)
+        if self._consumer:
+            self._open = False
+            self._take_all(await self._consumer.stop(), self._consumer)
         self._resting.unpark_all()
 
     def _take_all(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
@@ -69,9 +67,8 @@ class Intake:
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
                 ours = trio.current_time() < bench.leases.lost_at(lease)
-                if self._consumer and self._free > 0 and ours:
-                    self._free -= 1
-                    self._start((lease, attempt, wait, consumer))
+                if self._open and self._free > 0 and ours:
+                    self._start(Job(lease, attempt, wait, bench))
                     return
                 settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
             case Running():
@@ -89,19 +86,32 @@ class Intake:
                     bench.emit(Settled(Abandon()))
         consumer.want(1)
 
-    def _start(self, work: _Work) -> None:
-        self._due.append(work)
+    def _start(self, job: Job) -> None:
+        self._free -= 1
+        self._due.append(job)
         if self._resting:
             self._resting.unpark()
         else:
-            self._jobs.start_soon(self._slot)
+            self._slots.start_soon(self._slot)
 
     async def _slot(self) -> None:
-        """Run one job after the other: a task for each would cost a tenth of a message."""
+        """Run one job after the other. A task and a scope for each would cost a tenth of a message.
+
+        The scope is around the waits of the job that runs; what ends these (the drain, a lost lease) uses it up.
+        """
         while self._due:
-            lease, attempt, wait, consumer = self._due.popleft()
-            await process(lease, attempt, wait, self._bench)
-            self._free += 1
-            consumer.want(1)
-            if self._consumer and not self._due:
-                await self._resting.park()
+            with trio.CancelScope() as scope:
+                while self._due and not scope.cancel_called:
+                    job = self._due.popleft()
+                    await job.run(scope)
+                    self._freed()
+                    if self._open and not self._due and not scope.cancel_called:
+                        await self._resting.park()
+            if scope.cancelled_caught:
+                job.stopped()
+                self._freed()
+
+    def _freed(self) -> None:
+        self._free += 1
+        if self._consumer:
+            self._consumer.want(1)

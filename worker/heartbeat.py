@@ -24,7 +24,7 @@ class Lease:
     that trusted it would give back, or settle, what another worker is already running.
     """
 
-    __slots__ = ("delivery", "kept", "lost", "scope", "sent")
+    __slots__ = ("_scope", "delivery", "kept", "lost", "sent")
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
@@ -34,8 +34,19 @@ class Lease:
         self.sent = delivery.arrived
         """When the last extension was sent."""
         self.lost = False
-        self.scope: trio.CancelScope | None = None
-        """Around the wait, if any, that is to end when the lease is lost."""
+        self._scope: trio.CancelScope | None = None
+
+    def guard(self, scope: trio.CancelScope) -> None:
+        """Cancel it when the lease is lost, or now if it is."""
+        self._scope = scope
+        if self.lost:
+            scope.cancel()
+
+    def lose(self) -> None:
+        """Someone else may have the message."""
+        self.lost = True
+        if self._scope:
+            self._scope.cancel()
 
     def confirm(self, sent: float) -> None:
         """The queue heard the extension that was sent then."""
@@ -109,7 +120,5 @@ class Leases:
 
     def _lose(self, lease: Lease) -> None:
         self.release(lease)
-        lease.lost = True
-        if lease.scope:
-            lease.scope.cancel()
+        lease.lose()
         self._emit(LeaseExpired(lease.delivery))

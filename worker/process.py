@@ -21,7 +21,6 @@ from .events import (
 from .heartbeat import Lease
 from .model import (
     Abandon,
-    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -51,32 +50,58 @@ _BURIAL_WAIT = Backoff(initial=0.5, longest=4.0)
 """Between those tries: 7.5 s in all, longer than an election of a stream's leader takes."""
 
 
-async def process(lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
-    """Attempt a message, *wait* seconds from now, and settle it whatever happens. The lease covers all of that."""
-    job = Job(lease, attempt, bench)
-    decided = await job.caught(job.attempt_it(wait))
-    outcome, verdict = job.decide(decided) if isinstance(decided, Crashed) else decided
-    job.ended(outcome, verdict)
-    attempted = not isinstance(outcome, Interrupted)
-    if isinstance(verdict, Final):
-        concluded = await job.caught(job.conclude(outcome, verdict))
-        # What a bug of ours kept from being concluded stays on the queue: nothing given up leaves it unburied.
-        verdict = Nak(job.retry.backoff.longest) if isinstance(concluded, Crashed) else concluded
-        attempted = isinstance(verdict, Final)
-    settle(bench, lease, attempt, verdict, attempted=attempted)
-
-
 class Job:
-    """One attempt at one message."""
+    """One attempt at one message, *wait* seconds from now. It settles whatever happens; the lease covers all of it."""
 
-    __slots__ = ("attempt", "began", "bench", "invocation", "lease", "retry", "took")
+    __slots__ = ("attempt", "began", "bench", "if_stopped", "invocation", "lease", "outcome", "retry", "took", "wait")
 
-    def __init__(self, lease: Lease, attempt: int, bench: Bench) -> None:
-        self.lease, self.attempt, self.bench = lease, attempt, bench
+    def __init__(self, lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
+        self.lease, self.attempt, self.wait, self.bench = lease, attempt, wait, bench
         self.retry = bench.rules.retry
         self.invocation: Invocation | None = None
         self.began = 0.0
         self.took = 0.0
+        self.outcome: Outcome | None = None
+        self.if_stopped: Verdict = Nak()
+        """The verdict if what must come before a final one cannot come now."""
+
+    async def run(self, scope: trio.CancelScope) -> None:
+        """Attempt it, and settle it.
+
+        Args:
+            scope: around this, alone, until it returns. It is cancelled when the drain's time is up or the lease is
+                lost; then :meth:`stopped` is to be called.
+        """
+        self.bench.drain.work.hold(scope)
+        self.lease.guard(scope)
+        try:
+            decided = await self.caught(self.attempt_it())
+            outcome, verdict = self.decide(decided) if isinstance(decided, Crashed) else decided
+            self.ended(outcome, verdict)
+            if not isinstance(verdict, Final):
+                self._settle(verdict, attempted=True)
+                return
+            if isinstance(verdict, Term) or (self.invocation and self.invocation.callback):
+                concluded = await self.caught(self.conclude(outcome, verdict))
+                # What a bug of ours kept from being concluded stays on the queue: nothing given up leaves it unburied.
+                verdict = Nak(self.retry.backoff.longest) if isinstance(concluded, Crashed) else concluded
+            self._settle(verdict, attempted=isinstance(verdict, Final))
+        finally:
+            self.bench.drain.work.release(scope)
+
+    def stopped(self) -> None:
+        """Settle what was stopped."""
+        lost = self.lease.lost
+        if self.outcome is None:
+            outcome, verdict = self.decide(LeaseLost() if lost else Interrupted())
+            self.ended(outcome, verdict)
+            self._settle(verdict, attempted=lost)
+        else:
+            verdict = Abandon() if lost else self.if_stopped
+            self._settle(verdict, attempted=isinstance(verdict, Final))
+
+    def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
+        settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:
         """The package's one net: a bug met by one message must not stop the others."""
@@ -86,27 +111,25 @@ class Job:
             self.bench.emit(WorkCrashed(self.lease.delivery, error))
             return Crashed(error)
 
-    async def attempt_it(self, wait: float) -> tuple[Outcome, Verdict]:
+    async def attempt_it(self) -> tuple[Outcome, Verdict]:
         """Decode, invoke, decide."""
-        return self.decide(await self._outcome(wait))
+        return self.decide(await self._outcome())
 
     def decide(self, outcome: Outcome) -> tuple[Outcome, Verdict]:
         """What it means."""
         bench = self.bench
         return outcome, decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
 
-    async def _outcome(self, wait: float) -> Outcome:
+    async def _outcome(self) -> Outcome:
         rules = self.bench.rules
         decoded = decode(self.lease.delivery, namespace=rules.namespace, user_agent=rules.user_agent)
         if isinstance(decoded, Malformed):
             return decoded
         invocation, complaint = decoded
         self._heed(invocation, complaint)
-        with self.bench.stoppable(self.lease):
-            if wait:
-                await self.bench.retries.wait(wait, "early redelivery")
-            return await self._invoke(invocation)
-        return LeaseLost() if self.lease.lost else Interrupted()
+        if self.wait:
+            await self.bench.retries.wait(self.wait, "early redelivery")
+        return await self._invoke(invocation)
 
     async def _invoke(self, invocation: Invocation) -> Attempted:
         self.invocation = invocation
@@ -117,6 +140,7 @@ class Job:
 
     def ended(self, outcome: Outcome, verdict: Verdict) -> None:
         """Tell the end of an invocation that was started, however it ended."""
+        self.outcome = outcome
         if self.invocation:
             self.took = trio.current_time() - self.began
             self.bench.emit(
@@ -129,22 +153,16 @@ class Job:
         Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a
         callback that has failed before does not make a function run twice: that one is given up with the drain.
         """
-        if isinstance(verdict, Ack) and not (self.invocation and self.invocation.callback):
-            return verdict
-        stopped: Verdict = Nak()
 
         def callback_failed() -> None:
-            nonlocal stopped
-            stopped = verdict
+            self.if_stopped = verdict
 
-        with self.bench.stoppable(self.lease):
-            if isinstance(verdict, Term) and not await self._bury(outcome, verdict):
-                return Nak(self.retry.backoff.longest)
-            if self.invocation:
-                # The verdict stands whatever breaks here: a bug in telling the result must not run the function again.
-                await self.caught(self._tell(self.invocation, outcome, callback_failed))
-            return verdict
-        return Abandon() if self.lease.lost else stopped
+        if isinstance(verdict, Term) and not await self._bury(outcome, verdict):
+            return Nak(self.retry.backoff.longest)
+        if self.invocation:
+            # The verdict stands whatever breaks here: a bug in telling the result must not run the function again.
+            await self.caught(self._tell(self.invocation, outcome, callback_failed))
+        return verdict
 
     async def _bury(self, outcome: Outcome, verdict: Term) -> bool:
         """Store the dead letter; the lease is kept meanwhile. False: it cannot be stored now.

@@ -18,7 +18,7 @@ from worker.policy.decide import decide
 from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
 from worker.policy.report import callback_of
-from worker.process import Job, process
+from worker.process import Job
 from worker.settle import settle
 
 Patch = pytest.MonkeyPatch
@@ -71,8 +71,8 @@ def called_back_before_the_end(patch: Patch) -> None:
     """Each answer is called back, also one that is retried."""
     outcome_of = Job._outcome
 
-    async def telling(self: Job, wait: float) -> Any:
-        outcome = await outcome_of(self, wait)
+    async def telling(self: Job) -> Any:
+        outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
             await self._tell(self.invocation, outcome, lambda: None)
         return outcome
@@ -246,16 +246,22 @@ def given_back_after_the_lease(patch: Patch) -> None:
 @in_trouble
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """The slot of a message whose lease was lost is not asked for again."""
+    stopped = Job.stopped
 
-    async def slot(self: Intake) -> None:
-        while self._due:
-            lease, attempt, wait, consumer = self._due.popleft()
-            await process(lease, attempt, wait, self._bench)
-            self._free += 1
-            if not lease.lost:
-                consumer.want(1)
+    def costly(self: Job) -> None:
+        if self.lease.lost:
+            consumers[-1].want(-1)
+        stopped(self)
 
-    patch.setattr(Intake, "_slot", slot)
+    consumers: list[Any] = []
+    run = Intake.run
+
+    async def noted(self: Intake, consumer: Any) -> None:
+        consumers.append(consumer)
+        await run(self, consumer)
+
+    patch.setattr(Job, "stopped", costly)
+    patch.setattr(Intake, "run", noted)
 
 
 @seldom
