@@ -1,8 +1,7 @@
-"""A server by script: one call for each connection, over TLS where it is given a certificate."""
+"""A server by script: one call for each connection."""
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ Script = Callable[[Server, Stream], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(script: Script, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+async def serving(script: Script) -> AsyncIterator[Server]:
     """Run *script* for each connection."""
     server = Server()
 
@@ -56,10 +55,9 @@ async def serving(script: Script, *, tls: ssl.SSLContext | None = None) -> Async
         finally:
             await trio.aclose_forcefully(stream)
 
-    serve = partial(trio.serve_ssl_over_tcp, ssl_context=tls, https_compatible=True) if tls else trio.serve_tcp
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(partial(serve, handle, 0, host="127.0.0.1", backlog=4096))
-        server.port = getattr(listener, "transport_listener", listener).socket.getsockname()[1]
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1", backlog=4096))
+        server.port = listener.socket.getsockname()[1]
         yield server
         nursery.cancel_scope.cancel()
 

@@ -8,11 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.http.invocations import invocation
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from worker.config import load
 from worker.http.functions import HttpFunctions, open_functions
 from worker.http.transport import IDLE, PlainTransport
-from worker.model import Attempted, Invocation, NoResponse, Responded, TimedOut
+from worker.model import Attempted, NoResponse, Responded, TimedOut
 
 
 def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:
@@ -23,22 +24,6 @@ def _transport(functions: HttpFunctions) -> PlainTransport:
     transport = functions._gateway._transport  # type: ignore[union-attr]  # of http://
     assert isinstance(transport, PlainTransport)
     return transport
-
-
-def _invocation(**change: object) -> Invocation:
-    fields: dict[str, object] = {
-        "call_id": "c",
-        "function": "f",
-        "label": "f.ns",
-        "method": "PATCH",
-        "target": b"/function/f/a%2Fb//..;/c?x=<1>&y=%zz",
-        "headers": ((b"X-Call-Id", b"c"), (b"X-a", b"1"), (b"X-a", "é".encode())),
-        "body": b"\x00\xff",
-        "annotations": {},
-        "callback": None,
-        "started": "1",
-    }
-    return Invocation(**(fields | change))  # type: ignore[arg-type]  # a table of fields
 
 
 @pytest.mark.parametrize("exchanges", [1, 20])
@@ -56,7 +41,7 @@ async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) 
         outcomes: list[Attempted] = []
 
         async def invoke() -> None:
-            outcomes.append(await functions.invoke(_invocation()))
+            outcomes.append(await functions.invoke(invocation()))
 
         for _ in range(2):
             async with trio.open_nursery() as nursery:
@@ -80,8 +65,8 @@ async def test_a_body_that_we_broke_off_is_not_whole() -> None:
                 await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
-        assert isinstance(await functions.invoke(_invocation()), Responded)
-        assert await functions.invoke(_invocation()) == TimedOut(0.1)
+        assert isinstance(await functions.invoke(invocation()), Responded)
+        assert await functions.invoke(invocation()) == TimedOut(0.1)
         assert server.connections == 1
 
 
@@ -92,7 +77,7 @@ def test_idle_connections_are_closed_when_nothing_else_happens() -> None:
         async with serving(answer_all) as server, _functions(server.port) as functions:
             async with trio.open_nursery() as nursery:
                 for _ in range(5):
-                    nursery.start_soon(functions.invoke, _invocation())
+                    nursery.start_soon(functions.invoke, invocation())
             idle = _transport(functions)._idle["127.0.0.1", server.port]
             assert len(idle) == server.connections
             for _ in range(2):
@@ -111,7 +96,7 @@ async def test_a_large_body_arrives_whole(size: int) -> None:
     async with serving(answer_all) as server, _functions(server.port) as functions:
         body = bytes(range(256)) * (size // 256 + 1)
         for _ in range(2):
-            assert isinstance(await functions.invoke(_invocation(body=body[:size])), Responded)
+            assert isinstance(await functions.invoke(invocation(body=body[:size])), Responded)
         assert [request.partition(b"\r\n\r\n")[2] == body[:size] for request in server.requests] == [True, True]
         assert server.connections == 1
 
@@ -119,7 +104,7 @@ async def test_a_large_body_arrives_whole(size: int) -> None:
 async def test_a_request_reaches_the_function_byte_for_byte() -> None:
     """Target, header fields and body as the message has them; only Host and Content-Length are ours."""
     async with serving(answer_all) as server, _functions(server.port) as functions:
-        outcome = await functions.invoke(_invocation())
+        outcome = await functions.invoke(invocation())
         assert outcome == Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)
         host = f"127.0.0.1:{server.port}".encode()
         assert server.requests == [
@@ -134,7 +119,7 @@ async def test_a_body_is_kept_where_a_callback_wants_it() -> None:
         serving(one_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789")) as server,
         _functions(server.port, max_response_bytes="4") as functions,
     ):
-        outcome = await functions.invoke(_invocation(callback="http://x/"))
+        outcome = await functions.invoke(invocation(callback="http://x/"))
         assert isinstance(outcome, Responded)
         assert (outcome.body, outcome.size, outcome.truncated) == (b"1234", 4, True)
 
@@ -152,7 +137,7 @@ HOSTILE = {
 async def test_a_server_that_misbehaves_is_no_response(case: str) -> None:
     """Whatever a server does, invoking returns an outcome with a reason."""
     async with serving(one_answer(HOSTILE[case])) as server, _functions(server.port) as functions:
-        outcome = await functions.invoke(_invocation())
+        outcome = await functions.invoke(invocation())
         assert isinstance(outcome, NoResponse)
         assert outcome.reason
 
@@ -162,7 +147,7 @@ async def test_a_refused_connection_is_no_response() -> None:
     async with serving(answer_all) as server:
         port = server.port
     async with _functions(port) as functions:
-        outcome = await functions.invoke(_invocation())
+        outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
     assert f"cannot connect to 127.0.0.1:{port}" in outcome.reason
 
@@ -170,7 +155,7 @@ async def test_a_refused_connection_is_no_response() -> None:
 async def test_a_name_that_does_not_resolve_is_no_response() -> None:
     """DNS failures are outcomes too."""
     async with open_functions(load({"gateway_url": "http://nowhere.invalid"}).settings) as functions:
-        outcome = await functions.invoke(_invocation())
+        outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
     assert "nowhere.invalid" in outcome.reason
 
@@ -186,4 +171,4 @@ async def test_the_deadline_is_for_the_whole_exchange() -> None:
             await trio.sleep(0.01)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
-        assert await functions.invoke(_invocation()) == TimedOut(0.1)
+        assert await functions.invoke(invocation()) == TimedOut(0.1)

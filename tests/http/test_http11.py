@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,6 +320,24 @@ def test_a_body_that_nobody_wants_is_counted_only() -> None:
     answer = Answer("POST", 1000, keep=False)
     answer.feed(WHOLE["by length"][0])
     assert (answer.complete, answer.size, bytes(answer.body)) == (True, 2, b"")
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds"),
+    [
+        (b"", math.inf),
+        (b"Keep-Alive: timeout=5\r\n", 5),
+        (b"keep-alive: max=100, Timeout = 30\r\n", 30),
+        (b"Keep-Alive: max=100\r\n", math.inf),
+        (b"Keep-Alive: timeout=x\r\n", math.inf),
+        (b"Set-Cookie: timeout=5\r\n", math.inf),
+    ],
+)
+def test_how_long_the_server_keeps_an_idle_connection(fields: bytes, seconds: float) -> None:
+    """It may say so (RFC 2068, section 19.7.1.1); where it does not, nothing is known."""
+    answer = Answer("POST", 10)
+    answer.feed(b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 0\r\n\r\n")
+    assert (answer.complete, answer.keeps_idle) == (True, seconds)
 
 
 def test_header_fields_keep_their_order_case_and_bytes() -> None:

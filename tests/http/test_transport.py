@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from socket import AF_INET
 
 import httpx
@@ -10,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
+from tests.servers import until
 from worker.http.names import Names
 from worker.http.transport import IDLE, PlainTransport
 
@@ -215,3 +217,37 @@ async def test_addresses_that_changed_are_found_in_the_same_attempt() -> None:
         names._asked["gateway", server.port].found = [(AF_INET, ("127.0.0.2", server.port))]
         assert (await transport.handle_async_request(request)).status_code == 200
         assert len(server.requests) == 2
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_cancelled_anywhere_no_answer_is_another_s() -> None:
+    """However far an exchange has come: what is cancelled leaves nothing behind, neither bytes nor a socket."""
+
+    async def script(server: Server, stream: Stream) -> None:
+        while head := await server.read(stream):
+            number = head.split(b" ")[1].strip(b"/")
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(number), number)
+            for piece in (answer[:10], answer[10:-1], answer[-1:]):
+                await stream.send_all(piece)
+                await trio.sleep(0.0005)
+
+    async def get(number: int) -> bytes:
+        url = f"http://127.0.0.1:{server.port}/{number}"
+        return (await transport.handle_async_request(httpx.Request("PUT", url, content=b"x" * 300_000))).read()
+
+    async with serving(script) as server:
+        before = _open_files()
+        transport = PlainTransport(most_body=100, most_idle=1000)
+        cancelled = 0
+        for number in range(0, 400, 2):
+            with trio.move_on_after(number % 80 / 10_000) as scope:
+                assert await get(number) == b"%d" % number
+            cancelled += scope.cancelled_caught
+            assert await get(number + 1) == b"%d" % (number + 1)
+            assert not transport._busy
+        assert cancelled >= 5  # those with no time at all
+        await transport.aclose()
+        await until(lambda: _open_files() == before, "both ends of each connection to be closed")

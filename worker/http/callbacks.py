@@ -16,11 +16,9 @@ from .lanes import CLOSING, LIMITS, Lanes
 AT_ONCE = 256
 """Callbacks to one receiver at once: what a web server with common settings takes (nginx: 512 connections a process).
 
-There is no bound on all: each callback holds its message's slot, of which there are ``max_inflight``. So a slow receiver
-holds up those of its own callbacks that are beyond this number, each for ``callback_timeout`` at most, and no others.
+There is no bound on all: each callback holds its message's slot, of which there are ``max_inflight``. A slow receiver
+holds up those of its own callbacks that are beyond this number, for ``callback_timeout`` at a time, and no others.
 """
-MOST_IDLE = 64
-"""Connections to one receiver that are kept while idle."""
 _READ = 65_536
 """Bytes of an answer that are read so that its connection can be used again; of more, the connection is closed."""
 
@@ -37,7 +35,7 @@ class HttpCallbacks:
         self._verify = not settings.tls_insecure
         self._timeout = settings.callback_timeout
         self._context: ssl.SSLContext | None = None
-        self._lanes = Lanes(self._client, at_once=AT_ONCE, most_idle=MOST_IDLE)
+        self._lanes = Lanes(self._client, at_once=AT_ONCE)
         nursery.start_soon(self._lanes.keep)
 
     async def post(self, callback: Callback) -> int | str:

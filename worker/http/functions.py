@@ -102,7 +102,7 @@ class _TlsGateway:
         self._timeout = settings.upstream_timeout
         self._most_body = settings.max_response_bytes
         make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)
-        self._lanes = Lanes(make, at_once=settings.max_inflight, most_idle=settings.max_inflight)
+        self._lanes = Lanes(make, at_once=settings.max_inflight)
         self.keep, self.aclose = self._lanes.keep, self._lanes.aclose
 
     async def exchange(self, invocation: Invocation) -> Responded:

@@ -60,8 +60,9 @@ class Answer:
         """Bytes of pieces that began there."""
         self._field_bytes = 0
         self._in_chunks = False
-        self._codings: list[bytes] = []
-        self._parser: Any = httptools.HttpResponseParser(self)
+        self._codings: tuple[bytes, ...] = ()
+        self._parser: Any = None
+        """It is there while the answer comes in: thousands that only wait for theirs have none to be collected."""
 
     def feed(self, data: bytes) -> None:
         """What came.
@@ -94,6 +95,8 @@ class Answer:
         if self.complete:
             self.reusable = False
             return
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -131,7 +134,7 @@ class Answer:
             return
         length = len(name)
         if length == 17 and name.lower() == b"transfer-encoding":
-            self._codings.append(value.strip().lower())
+            self._codings += (value.strip().lower(),)
         elif length == 10 and name.lower() == b"keep-alive" and (told := _TIMEOUT.search(value)):
             self.keeps_idle = float(told[1])
         self.headers.append((name, value))
@@ -143,7 +146,7 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
-        if self._codings and self._codings != [b"chunked"]:
+        if self._codings and self._codings != (b"chunked",):
             raise ProtocolError("a transfer coding other than chunked, or that twice")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
@@ -190,7 +193,7 @@ class Answer:
         if self._interim > MOST_INTERIM:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
-        self._codings.clear()
+        self._codings = ()
         self._in_fields = True
 
     def _until_end(self) -> bool:

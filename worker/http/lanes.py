@@ -49,12 +49,11 @@ class Lanes(Generic[L]):
 
     Args:
         make: makes a lane, without connecting it.
-        at_once: lanes to one origin that are in use, at most.
-        most_idle: lanes to one origin that are kept while idle.
+        at_once: lanes to one origin, at most.
     """
 
-    def __init__(self, make: Callable[[], L], *, at_once: float, most_idle: int) -> None:
-        self._make, self._at_once, self._most_idle = make, at_once, most_idle
+    def __init__(self, make: Callable[[], L], *, at_once: float) -> None:
+        self._make, self._at_once = make, at_once
         self._roads: dict[str, _Road[L]] = {}
 
     @asynccontextmanager
@@ -91,7 +90,7 @@ class Lanes(Generic[L]):
     async def _tidy(self, origin: str, road: _Road[L], oldest: float) -> None:
         if not road.users and next(reversed(road.idle.values()), -math.inf) < oldest:
             self._roads.pop(origin, None)  # and what is idle there goes below
-        while road.idle and (len(road.idle) > self._most_idle or next(iter(road.idle.values())) < oldest):
+        while road.idle and next(iter(road.idle.values())) < oldest:
             await _closed(road.idle.popitem(last=False)[0])
 
 

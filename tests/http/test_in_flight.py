@@ -1,0 +1,107 @@
+"""Two thousand exchanges in flight at once: plain, over TLS, and callbacks."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from tests.http.invocations import invocation
+from tests.http.server import OK, Script, Server, Stream, serving
+from tests.servers import ROOT
+from worker.config import Settings, load
+from worker.http.callbacks import AT_ONCE, open_callbacks
+from worker.http.functions import open_functions
+from worker.model import Callback, Responded
+
+MANY = 2000
+
+
+@pytest.fixture(autouse=True)
+def _enough_files() -> Iterator[None]:
+    """Each connection has two ends here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 3 * MANY)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def all_together(number: int) -> Script:
+    """Answers no request before *number* have come, then each."""
+    all_here = trio.Event()
+
+    async def script(server: Server, stream: Stream) -> None:
+        while await server.read(stream):
+            if len(server.requests) == number:
+                all_here.set()
+            await all_here.wait()
+            await stream.send_all(OK)
+
+    return script
+
+
+async def _at_once(number: int, do: Callable[[], Awaitable[object]]) -> list[object]:
+    results: list[object] = []
+
+    async def one() -> None:
+        results.append(await do())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(number):
+            nursery.start_soon(one)
+    return results
+
+
+def _settings(gateway: str) -> Settings:
+    return load({"gateway_url": gateway, "max_inflight": str(MANY)}).settings
+
+
+async def test_plain() -> None:
+    """All are in flight before one is answered; the next two thousand find their connections idle."""
+    async with (
+        serving(all_together(MANY)) as server,
+        open_functions(_settings(f"http://127.0.0.1:{server.port}")) as functions,
+    ):
+        for _ in range(2):
+            results = await _at_once(MANY, lambda: functions.invoke(invocation()))
+            assert results == [Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)] * MANY
+        assert server.connections == MANY
+
+
+@pytest.fixture
+def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Its URL. Nothing is answered before MANY requests have come; its certificate is trusted."""
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with socket.create_server(("127.0.0.1", 0), backlog=MANY) as listener:
+        arguments = [str(listener.fileno()), str(tmp_path / "cert.pem"), str(MANY)]
+        command = [sys.executable, "-m", "tests.http.together", *arguments]
+        server = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=ROOT)
+        port = listener.getsockname()[1]
+    yield f"https://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
+async def test_over_tls(tls_gateway: str) -> None:
+    """The same through httpx's transport, whose own pool fails at a few hundred."""
+    async with open_functions(_settings(tls_gateway)) as functions:
+        results = await _at_once(MANY, lambda: functions.invoke(invocation()))
+        assert results == [Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)] * MANY
+
+
+async def test_callbacks() -> None:
+    """To one receiver they go over AT_ONCE connections, each of which is used again and again."""
+    async with serving(all_together(AT_ONCE)) as server, open_callbacks(load({}).settings) as callbacks:
+        url = f"http://127.0.0.1:{server.port}/"
+        assert await _at_once(MANY, lambda: callbacks.post(Callback(url, (), b"x"))) == [200] * MANY
+        assert (server.connections, len(server.requests)) == (AT_ONCE, MANY)

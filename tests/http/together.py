@@ -1,0 +1,38 @@
+"""A TLS server of its own process, for its half of the work: ``python -m tests.http.together FD CERTIFICATE NUMBER``.
+
+On the listening socket that it inherits as FD it answers no request before NUMBER have come, then each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import sys
+
+from tests.http.server import OK
+
+
+async def main(listener: socket.socket, context: ssl.SSLContext, number: int) -> None:
+    """Serve until killed."""
+    all_here, come = asyncio.Event(), 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal come
+        while True:
+            await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of what is invoked here
+            come += 1
+            if come == number:
+                all_here.set()
+            await all_here.wait()
+            writer.write(OK)
+
+    server = await asyncio.start_server(serve, sock=listener, ssl=context, backlog=number)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    fd, certificate, number = sys.argv[1:]
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    asyncio.run(main(socket.socket(fileno=int(fd)), context, int(number)))
