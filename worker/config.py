@@ -163,7 +163,9 @@ class Settings:
 
     # The process.
     processes: int = setting(
-        "1", whole(1, 128), "worker processes in this container, which share `max_inflight`; one for each core to be used"
+        "1",
+        whole(1, 128),
+        "worker processes in this container, which share `max_inflight`; one for each core to be used",
     )
     shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
     http_host: str = setting("0.0.0.0", host, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
