@@ -68,7 +68,7 @@ class Line:
 
     def _take(self, kind: bytes, text: str) -> None:
         self.said[kind] = text
-        if answered := self._awaited.pop(kind, None):
+        if (answered := self._awaited.pop(kind, None)) is not None:
             answered.set()
 
 
