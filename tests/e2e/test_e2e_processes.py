@@ -113,7 +113,7 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     victim, _ = children(worker.pid)
     os.kill(victim, signal.SIGKILL)
     told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}', PATIENCE)[0]
-    assert '"how":"killed by SIGKILL"' in told
+    assert '"how":"was killed by SIGKILL"' in told
     after = dict(COUNTS.findall(worker.get("/metrics")[1]))
     assert before.keys() <= after.keys()
     assert not {name for name in before if float(after[name]) < float(before[name])}
@@ -130,7 +130,7 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     assert worker.wait(PATIENCE) == 0
 
 
-def test_one_that_hangs(queue: Queue, functions: Functions, start: StartWorker, stopped: list[int]) -> None:
+def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
     """Metrics come all the same, the last that it said among them; neither alive nor ready, and both say which."""
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])

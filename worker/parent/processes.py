@@ -188,7 +188,7 @@ class Processes:
         if fatal is not None or code == BAD_SETTINGS:
             self._end(Ended(code or 1, fatal or ""))
         elif is_hopeless([each.crashes for each in self.places], len(self.running)):
-            self._end(Ended(1, f"every process crashes, again and again; the last was {_how(code)}"))
+            self._end(Ended(1, f"every process crashes, again and again; the last {_how(code)}"))
         else:
             return False
         return True
@@ -215,6 +215,6 @@ def _how(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:  # one that has no name, such as a real-time signal
-        return f"killed by signal {-code}"
+        return f"was killed by signal {-code}"
