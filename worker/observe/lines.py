@@ -58,6 +58,9 @@ class Lines(io.RawIOBase):
         if len(whole) > MOST:
             over = len(whole) - MOST
             whole = self._marked(shortened(line, over) if self._json else cut(line, len(line) - over))
+        self._put_all(whole)
+
+    def _put_all(self, whole: bytes) -> None:
         while whole:  # a pipe takes it in one piece, and so do files and terminals; a full disk may take a part
             whole = whole[os.write(self._file, whole) :]
 
