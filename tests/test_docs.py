@@ -44,16 +44,19 @@ from worker.model import (
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
+from worker.parent.processes import Processes
+from worker.parent.run import Own
 from worker.policy.decide import decide, status_of
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS = (
-    ROOT / "docs" / f"{name}.md" for name in ("architecture", "guarantees", "operations", "reliability", "mutants")
+ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING = (
+    ROOT / "docs" / f"{name}.md"
+    for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling")
 )
-DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS)
+DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING)
 MANIFEST = ROOT / "deploy" / "worker.yaml"
 DEFAULTS = load({}).settings
 
@@ -133,6 +136,17 @@ def test_settings_table() -> None:
 def test_metrics_table() -> None:
     """Every metric of our own is listed, by the name that Prometheus shows, with type, labels and meaning."""
     must_be(OPERATIONS, "## Metrics", list(metrics()))
+
+
+def test_parent_metrics_table() -> None:
+    """So are those that the parent of several processes has besides."""
+    own = Own(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None))
+    rows = [
+        (code(metric.name + ("_total" if metric.type == "counter" else "")), metric.type, "", metric.documentation)
+        for metric in own.collect()
+    ]
+    (_, shown) = re.findall(r"(?m)^\| metric .*\n\| ---.*\n((?:\|.*\n)+)", section(OPERATIONS, "## Metrics"))
+    assert [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in shown.splitlines()] == rows
 
 
 def metrics() -> Iterator[tuple[str, ...]]:
