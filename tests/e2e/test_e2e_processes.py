@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,16 +65,17 @@ def test_they_are_one_worker(queue: Queue, functions: Functions, start: StartWor
     assert len(children(worker.pid)) == 2
     hold(queue, functions, *seven, running=5)
     assert {line["process"] for line in worker.lines() if line["event"] == "Consuming"} == {1, 2}
-    assert worker.metric("queue_worker_function_invocation_inflight") == 5
+    running = "queue_worker_function_invocation_inflight"
+    wait_until(lambda: worker.metric(running) == 5, "five to be told of", PATIENCE)
     assert worker.metric("queue_worker_processes") == 2
     assert worker.metric("queue_worker_nats_connected") == 1
     assert worker.metric("queue_worker_build_info") == 1
-    assert worker.get("/healthz") == (200, "ok\n")
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
     worker.terminate()
     wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
     assert worker.get("/readyz") == (503, "not ready: draining\n")
-    assert worker.get("/healthz")[0] == 200
-    assert worker.metric("queue_worker_draining") == 1
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of", PATIENCE)
     assert functions.most == 5
     functions.release("held")
     assert worker.wait(PATIENCE) == 0
@@ -138,14 +140,16 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
     wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted", PATIENCE)
     stopped += children(worker.pid)[:1]
     os.kill(stopped[0], signal.SIGSTOP)
-    assert worker.metric("queue_worker_messages_processed_total") == 20
-    (alive, why), (ready, why_not) = worker.get("/healthz"), worker.get("/readyz")
+    with ThreadPoolExecutor() as pool:  # all at once, since each takes the time that is given to the one that hangs
+        health, readiness = pool.submit(worker.get, "/healthz"), pool.submit(worker.get, "/readyz")
+        assert worker.metric("queue_worker_messages_processed_total") == 20
+        (alive, why), (ready, why_not) = health.result(), readiness.result()
     assert (alive, ready) == (503, 503)
     assert re.fullmatch(r"not alive: process [12] does not answer\n", why)
     assert why_not == why.replace("alive", "ready")
     os.kill(stopped[0], signal.SIGCONT)
     worker.wait_ready()
-    assert worker.get("/healthz")[0] == 200
+    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive", PATIENCE)
 
 
 def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -177,14 +181,14 @@ def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_p
 def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
     """NATS refuses the credentials: exit 1 with one line, as one process would say it, however many there are."""
     with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
-        told = []
-        for processes in (1, 3):
-            worker = Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
-            with worker:
-                assert worker.wait(PATIENCE) == 1
-                assert len(worker.stderr.splitlines()) == 1
-                told.append(worker.stderr)
-        assert told[0] == told[1]
+        one, three = (
+            Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
+            for processes in (1, 3)
+        )
+        with one, three:
+            assert (one.wait(PATIENCE), three.wait(PATIENCE)) == (1, 1)
+            assert len(one.stderr.splitlines()) == 1
+            assert three.stderr == one.stderr
 
 
 def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path) -> None:
