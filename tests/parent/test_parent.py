@@ -185,6 +185,28 @@ async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: py
     assert await crew.lives(nothing) == Ended(0)
 
 
+async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory, no more processes: as a crash, tried again."""
+    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    starts = 0
+
+    async def begin(*command: Any, **options: Any) -> trio.Process:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*command, **options)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", begin)
+
+    async def stop() -> None:
+        await until(lambda: crew.ready, "it to run")
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(0)
+    assert crew.messages()[:2] == ["A process cannot be started", "A process ended; starting it again"]
+
+
 async def test_their_last_words_count(tmp_path: Path) -> None:
     """What one says as it ends is in the metrics from then on."""
     text = "# HELP c C\\n# TYPE c counter\\nc 1.0\\n"

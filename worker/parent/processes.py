@@ -137,8 +137,14 @@ class Processes:
 
     async def _live(self, place: Place) -> int:
         """One life of a process, from its start to its end; its exit code."""
-        process, place.line = await self._start(place)
-        place.process, place.began = process, trio.current_time()
+        place.began = trio.current_time()
+        try:
+            process, place.line = await self._start(place)
+        except OSError as error:  # no memory, or too many processes: that may pass
+            self._tell("error", "A process cannot be started", process=place.number, error=str(error))
+            place.line = None
+            return 1
+        place.process = process
         if self.stopping.is_set():  # it was told to stop while it was being started
             _terminate(process)
         try:
@@ -177,8 +183,7 @@ class Processes:
 
     def _is_over(self, place: Place, code: int) -> bool:
         """Whether there is nothing to be started again; ends all where a process cannot work."""
-        assert place.line is not None  # noqa: S101 -- for the type checker: it has just lived
-        fatal = place.line.said.get(FATAL)
+        fatal = place.line.said.get(FATAL) if place.line else None
         if self.stopping.is_set():
             if code not in _IN_ORDER and fatal is None:
                 self._tell("error", "A process did not end in order", process=place.number, how=_how(code))
