@@ -235,7 +235,7 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
     shown = All(crew.processes)
 
     async def look() -> None:
-        assert await shown.not_ready() == "process 1 is being started again, process 2 is being started again"
+        assert await shown.not_ready() == "process 1 does not run, process 2 does not run"
         await until(lambda: len(crew.processes.running) == 2, "both")
         while await shown.not_ready():  # noqa: ASYNC110 -- what changes is in another process
             await trio.sleep(0.01)

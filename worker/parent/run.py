@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -15,7 +17,7 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..observe.server import serve_observers
 from .line import METRICS, READY
-from .processes import Ended, Place, Processes, Tell
+from .processes import Ended, Place, Processes
 
 ANSWERS_WITHIN = 2.0
 """Seconds for a process to answer: far above what it takes, and below the ten of Prometheus and the five of our
@@ -39,7 +41,11 @@ async def run(
         OSError: the port is taken. (In a group, as nurseries raise.)
     """
     log = structlog.get_logger()
-    tell: Tell = lambda level, message, **fields: getattr(log, level)(message, **fields)  # noqa: E731 -- a sink
+
+    def tell(level: str, message: str, **fields: Any) -> None:
+        with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the others
+            getattr(log, level)(message, **fields)
+
     processes = Processes(command, environment, many=settings.processes, timeout=settings.shutdown_timeout, tell=tell)
     with trio.open_signal_receiver(*stops) as told, trio.open_signal_receiver(signal.SIGCHLD) as deaths:
         async with trio.open_nursery() as beside:
@@ -83,7 +89,7 @@ class All:
         if self._processes.stopping.is_set():
             return "draining"
         if missing := [place for place in self._processes.places if not place.process]:
-            return _names(missing, "is being started again")
+            return _names(missing, "does not run")
         if silent := await self._ask(READY):
             return _names(silent, "does not answer")
         for place in self._processes.running:
