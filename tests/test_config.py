@@ -70,7 +70,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "consumer_pull_max_messages": ("7", 7),
     "queue_partitions": ("1", 1),
     "filter_partition": ("0", 0),
-    "max_inflight": ("1", 1),
+    "max_inflight": ("9", 9),
     "limiter_enabled": ("false", False),
     "gateway_url": ("https://gateway.openfaas:8080/base", "https://gateway.openfaas:8080/base"),
     "upstream_timeout": ("300ms", 0.3),
@@ -89,6 +89,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "callback_initial_wait": ("1s", 1.0),
     "callback_max_wait": ("1m", 60.0),
     "tls_insecure": ("true", True),
+    "processes": ("2", 2),
     "shutdown_timeout": ("0s", 0.0),
     "http_host": ("::1", "::1"),
     "http_port": ("0", 0),
@@ -136,6 +137,7 @@ def test_the_defaults_are_the_contract_s() -> None:
 def test_every_setting_is_in_the_contract_or_is_known_to_be_ours() -> None:
     """No setting exists that nobody was told of."""
     ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    ours |= {"processes"}
     assert set(FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
     assert set(OTHER) == set(FIELDS) - {name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))}
 
@@ -274,6 +276,7 @@ WORDS: dict[str, tuple[str, list[str]]] = {
         ["0", "-1", "1000001", "1.5", "1e3", "many", "-", "00000000050"],
     ),
     "nats_stream_replicas": ("not a whole number from 1 to 5", ["0", "6"]),
+    "processes": ("not a whole number from 1 to 128", ["0", "129", "auto"]),
     "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
     "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
     "consumer_pull_max_messages": ("not a whole number from 1 to 2147483647", ["0", "-1"]),
@@ -382,6 +385,7 @@ def test_durations_and_files_say_what_is_wrong(name: str, value: str, words: str
         ("debug", "false", False),
         ("debug", "True", True),
         ("dead_letter", "0", False),
+        ("max_inflight", "1", 1),
         ("max_inflight", "1000000", 1_000_000),
         ("max_inflight", "0000000050", 50),
         ("nats_stream_replicas", "5", 5),
@@ -469,6 +473,16 @@ def test_there_is_one_way_to_authenticate(tmp_path: Path) -> None:
         "1 setting cannot be used:\n  nats_token and nats_user and nats_nkey_seed and nats_creds_file "
         "are different ways to authenticate: keep one"
     )
+
+
+@pytest.mark.parametrize(("processes", "slots"), [(51, 50), (2, 1)])
+def test_each_process_has_something_to_do(processes: int, slots: int) -> None:
+    """More processes than invocations at once are refused, and as many are not."""
+    assert refused({"processes": str(processes), "max_inflight": str(slots)}) == (
+        f"1 setting cannot be used:\n  processes = {processes} is more than max_inflight = {slots}, "
+        "which they share: each runs one at least"
+    )
+    assert load({"processes": str(processes), "max_inflight": str(processes)}).settings.processes == processes
 
 
 # Secrets.

@@ -45,16 +45,19 @@ from worker.nats.topology import consumer_config, dead_letter_config, stream_con
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
 from worker.observe.tallies import Tallies
+from worker.parent.processes import Processes
+from worker.parent.run import Own
 from worker.policy.decide import decide, status_of
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS = (
-    ROOT / "docs" / f"{name}.md" for name in ("architecture", "guarantees", "operations", "reliability", "mutants")
+ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING = (
+    ROOT / "docs" / f"{name}.md"
+    for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling")
 )
-DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS)
+DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING)
 MANIFEST = ROOT / "deploy" / "worker.yaml"
 DEFAULTS = load({}).settings
 
@@ -136,6 +139,20 @@ def test_metrics_table() -> None:
     must_be(OPERATIONS, "## Metrics", list(metrics()))
 
 
+def test_parent_metrics_table() -> None:
+    """So are those that the parent of several processes has besides."""
+    (_, shown) = re.findall(r"(?m)^\| metric .*\n\| ---.*\n((?:\|.*\n)+)", section(OPERATIONS, "## Metrics"))
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in shown.splitlines()]
+    assert rows == list(parent_metrics())
+
+
+def parent_metrics() -> Iterator[tuple[str, ...]]:
+    """The rows of that table."""
+    for metric in Own(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
+        name = metric.name + {"counter": "_total"}.get(metric.type, "")
+        yield code(name), metric.type, "", metric.documentation
+
+
 def metrics() -> Iterator[tuple[str, ...]]:
     """The rows of that table."""
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
@@ -156,7 +173,7 @@ def test_names_exist(document: Path) -> None:
     """A name in backticks that looks like a setting is one, or stands in the worker's source, or is NATS's own."""
     theirs = {"sync_interval", "max_payload"}
     source = "\n".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
-    known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in metrics()}
+    known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
     known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known

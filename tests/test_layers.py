@@ -20,6 +20,7 @@ LAYERS = [
     ("cli",),
     ("dev",),
     ("gateway",),
+    ("parent",),
     ("observe",),
     ("run",),
     ("fetch", "functions", "backlog"),
@@ -41,13 +42,14 @@ ONLY_BY = {
     "cli": {"__main__"},
     "dev": {"cli"},
     "gateway": {"cli", "dev"},
-    "observe": {"cli", "dev", "gateway"},
+    "parent": {"cli"},
+    "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
     "nats.options": {"cli", "dev", "gateway"},
     "nats.quirks": {"cli", "dev", "gateway"},
     "nats.wire": {"gateway"},
     "http": {"cli"},
-    "config": {"cli", "dev", "gateway", "nats", "http", "observe"},
+    "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
 """Who may import it besides its own package: the core knows neither adapters nor settings. The longest name rules."""
 
@@ -80,7 +82,7 @@ IMPURE = {
     *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
 }
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "input", "urlopen"}
-SANS_IO = ("worker.nats.credit", "worker.nats.wire", "worker.http.http11")
+SANS_IO = ("worker.nats.credit", "worker.nats.wire", "worker.http.http11", "worker.parent.merge")
 """Protocols apart from their transport: as pure as a policy, except that they may know the adapter's values."""
 
 

@@ -162,6 +162,11 @@ class Settings:
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
     # The process.
+    processes: int = setting(
+        "1",
+        whole(1, 128),
+        "worker processes in this container, which share `max_inflight`; one for each core to be used",
+    )
     shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
     http_host: str = setting("0.0.0.0", host, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
     http_port: int = setting("8081", port, "and the port")
@@ -276,6 +281,10 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
     ways = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
     if len(ways) > 1:
         problems.append(f"{' and '.join(ways)} are different ways to authenticate: keep one")
+    if (many := values.get("processes", 1)) > (slots := values.get("max_inflight", many)):
+        problems.append(
+            f"processes = {many} is more than max_inflight = {slots}, which they share: each runs one at least"
+        )
     return problems
 
 

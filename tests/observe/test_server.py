@@ -13,18 +13,38 @@ from worker.observe.metrics import Metrics
 from worker.observe.server import serve_observers
 
 
+class Worker:
+    """One that is alive and ready, or is not."""
+
+    sick: str | None = None
+    busy: str | None = None
+
+    async def metrics(self) -> str:
+        return Metrics(load({}).settings, "pod").exposition().decode()
+
+    async def not_alive(self) -> str | None:
+        return self.sick
+
+    async def not_ready(self) -> str | None:
+        return self.busy
+
+
 async def test_health_readiness_and_metrics() -> None:
-    """/healthz answers always, /readyz with the reason while not ready, /metrics in Prometheus' format."""
-    reason: str | None = "draining"
-    serve = partial(serve_observers, "127.0.0.1", 0, Metrics(load({}).settings, "pod"), lambda: reason)
+    """/healthz and /readyz are 200, or 503 with the reason, each on its own; /metrics is in Prometheus' format."""
+    worker = Worker()
+    serve = partial(serve_observers, "127.0.0.1", 0, worker)
     async with trio.open_nursery() as nursery:
         url = f"http://{await nursery.start(serve)}"
         async with httpx.AsyncClient(base_url=url) as client:
-            assert (await client.get("/healthz")).status_code == 200
-            answer = await client.get("/readyz")
-            assert (answer.status_code, answer.text) == (503, "not ready: draining\n")
-            reason = None
-            assert (await client.get("/readyz")).status_code == 200
+            for path, good, bad in (("/healthz", "ok", "not alive"), ("/readyz", "ready", "not ready")):
+                worker.sick = worker.busy = None
+                answer = await client.get(path)
+                assert (answer.status_code, answer.text) == (200, f"{good}\n")
+                setattr(worker, {"/healthz": "busy", "/readyz": "sick"}[path], "the other")
+                assert (await client.get(path)).status_code == 200
+                worker.sick = worker.busy = "so it is"
+                answer = await client.get(path)
+                assert (answer.status_code, answer.text) == (503, f"{bad}: so it is\n")
             metrics = await client.get("/metrics")
             assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
             assert "queue_worker_nats_reconnect_total 0.0" in metrics.text
@@ -39,5 +59,5 @@ async def test_a_port_in_use_is_an_error_that_names_it() -> None:
     port = listener.socket.getsockname()[1]
     expected = rf"on 127.0.0.1:{port} \(http_host, http_port\): .*in use"
     with pytest.raises(OSError, match=expected):
-        await serve_observers("127.0.0.1", port, Metrics(load({}).settings, "pod"), lambda: None)
+        await serve_observers("127.0.0.1", port, Worker())
     await listener.aclose()

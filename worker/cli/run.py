@@ -1,44 +1,22 @@
-"""``queue-worker run``: wires the worker to the world."""
+"""``queue-worker run``."""
 
 from __future__ import annotations
 
-import gc
 import os
-import random
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import click
 import structlog
 import trio
 
-from .. import __version__
-from ..backlog import watch_backlog
-from ..bench import Bench, Rules
-from ..config import Loaded, Settings
-from ..drain import Drain
-from ..events import Event, Listening
-from ..heartbeat import Leases
-from ..http.callbacks import open_callbacks
-from ..http.functions import open_functions
-from ..nats.connection import ConnectionClosed
-from ..nats.queue import NatsQueue, open_queue
-from ..observe.logs import configure, log_sink
-from ..observe.metrics import Metrics
-from ..observe.server import serve_observers
-from ..policy.backoff import Backoff, Jitter
-from ..policy.ledger import Ledger
-from ..policy.retry import Retry
-from ..ports import Callbacks, Emit, Functions, Unusable
-from ..retries import Retries
-from ..run import run
+from ..config import Loaded
+from ..observe.lines import Lines
+from ..observe.logs import configure
+from ..parent.line import FATAL, Part, part_of
+from ..ports import Unusable
 from . import STOPS, fail, settings_or_exit, stop_no_more
 
-_SETTLE_WITHIN = 3.0
-"""Seconds that a drain waits for the last confirmations: with the default shutdown_timeout, the whole stays below the
-30 s that Kubernetes grants."""
+PARENT = 0
+"""Its number among the processes."""
 
 
 @click.command()
@@ -49,98 +27,59 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: no new work is
     taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
     """
+    part = part_of(os.environ)
     loaded = settings_or_exit()
-    lines = configure(loaded.settings)
+    several = loaded.settings.processes > 1
+    number = part.number if part else PARENT
+    lines = configure(loaded.settings, process=number if several else None)
+    if part is None:
+        _tell(loaded, ignored_flag)
+    try:
+        if several and part is None:
+            _be_parent(loaded, lines)
+        else:
+            _work(loaded, part, lines)
+    finally:
+        stop_no_more()
+
+
+def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
     log = structlog.get_logger()
     if ignored_flag:
         log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
     for warning in loaded.warnings:
         log.warning(warning)
-    _collect_less()
+
+
+def _be_parent(loaded: Loaded, lines: Lines) -> None:
+    from ..parent.processes import Ended, command_again  # noqa: PLC0415 -- one process does without
+    from ..parent.run import run  # noqa: PLC0415 -- the same
+
+    ended = Ended(0)
     try:
-        trio.run(_main, loaded, instruments=[lines])
+        ended = trio.run(run, loaded.settings, command_again(), os.environ, STOPS, instruments=[lines])
+    except* OSError as group:
+        fail(_told(group))
+    if ended.why:
+        click.echo(f"queue-worker: {ended.why}", err=True)
+    raise SystemExit(ended.code)
+
+
+def _work(loaded: Loaded, part: Part | None, lines: Lines) -> None:
+    from ..nats.connection import ConnectionClosed  # noqa: PLC0415 -- the parent does without, and stays small
+    from .assemble import work  # noqa: PLC0415 -- the same
+
+    try:
+        work(loaded.settings, part, lines)
     except* (Unusable, ConnectionClosed, OSError) as group:
-        fail("; ".join(str(error) for error in _leaves(group)))
-    finally:
-        stop_no_more()
+        if part and group.subgroup(Unusable):
+            part.say(FATAL, _told(group))  # the parent says it, once for all
+            raise SystemExit(1) from None
+        fail(_told(group))
 
 
-def _collect_less() -> None:
-    """Have the garbage collector look less often, and not at what will stay: 6 of 130 µs a message (measured).
-
-    Nothing that a message makes is part of a cycle, unless something fails: counting references frees it all.
-    """
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
-async def _main(loaded: Loaded) -> None:
-    settings = loaded.settings
-    metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
-    log = log_sink(settings)
-
-    def emit(event: Event) -> None:
-        metrics(event)
-        log(event)
-
-    with trio.open_signal_receiver(*STOPS) as stops:
-        async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
-            bench = bench_of(settings, queue, functions, callbacks, emit)
-            async with trio.open_nursery() as beside:
-                address = await beside.start(
-                    serve_observers, settings.http_host, settings.http_port, metrics, _not_ready(queue, bench)
-                )
-                emit(Listening(address))
-                beside.start_soon(watch_backlog, queue, emit)
-                await run(bench, stops)
-                beside.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
-    """Where invocations and their results go."""
-    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
-        yield functions, callbacks
-
-
-def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:
-    """The slice of the settings that the core goes by, and its books, all new."""
-    rules = Rules(
-        slots=settings.max_inflight,
-        retry=Retry(
-            settings.max_retry_attempts,
-            settings.retry_http_codes,
-            Backoff(settings.initial_retry_wait, settings.max_retry_wait, settings.backoff),
-        ),
-        callback_attempts=settings.callback_attempts,
-        callback_backoff=Backoff(settings.callback_initial_wait, settings.callback_max_wait, Jitter.EQUAL),
-        dead_letters=settings.dead_letter,
-        settle_within=_SETTLE_WITHIN,
-        namespace=settings.default_function_name,
-        user_agent=f"queue-worker/{__version__}",
-    )
-    return Bench(
-        queue=queue,
-        functions=functions,
-        callbacks=callbacks,
-        emit=emit,
-        leases=Leases(queue, emit),
-        ledger=Ledger(),
-        retries=Retries(),
-        drain=Drain(settings.shutdown_timeout, emit),
-        rules=rules,
-        dice=random.random,
-        wall=time.time,
-    )
-
-
-def _not_ready(queue: NatsQueue, bench: Bench) -> Callable[[], str | None]:
-    def reason() -> str | None:
-        if bench.drain.intake.pulled:
-            return "draining"
-        return None if queue.ready else "not connected to NATS, or no consumer there"
-
-    return reason
+def _told(group: BaseExceptionGroup[Exception]) -> str:
+    return "; ".join(str(error) for error in _leaves(group))
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

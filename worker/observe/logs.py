@@ -23,12 +23,19 @@ Row = tuple[str, str, Mapping[str, Any]]
 """Level, message, fields."""
 
 
-def configure(settings: Settings) -> Lines:
-    """Set structlog up: lines to standard output, as JSON or for people."""
+def configure(settings: Settings, *, process: int | None = None) -> Lines:
+    """Set structlog up: lines to standard output, as JSON or for people.
+
+    Args:
+        settings: which of both, and how much.
+        process: the number of this process, where several write there; each line tells it.
+    """
     sys.stdout.flush()  # from here on, what is written goes past its buffer
-    lines = Lines(sys.stdout.fileno())
+    json = settings.log_encoding == "json"
+    lines = Lines(sys.stdout.fileno(), shared=process is not None, json=json)
+    stamp = _stamp() if process is None else _stamp(process=process)
     structlog.configure(
-        processors=_as_json() if settings.log_encoding == "json" else _for_people(),
+        processors=[stamp, _json if json else _for_people()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.debug else logging.INFO),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
@@ -36,16 +43,12 @@ def configure(settings: Settings) -> Lines:
     return lines
 
 
-def _as_json() -> list[Any]:
-    return [_stamp(), _json]
-
-
-def _for_people() -> list[Any]:
+def _for_people() -> Callable[..., bytes]:
     render = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-    return [_stamp(), lambda *event: render(*event).encode()]
+    return lambda *event: render(*event).encode(errors="backslashreplace")
 
 
-def _stamp() -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
+def _stamp(**more: Any) -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
     """Adds level and time, ``2026-11-25T11:00:00.123456Z``: the day and second are made once a second."""
     last, prefix = -1, ""
 
@@ -54,6 +57,8 @@ def _stamp() -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
         second, fraction = divmod(time.time_ns(), 1_000_000_000)
         if second != last:
             last, prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        if more:
+            event |= more
         event["level"] = level
         event["timestamp"] = f"{prefix}.{fraction // 1000:06}Z"
         return event

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 import trio
 from hypercorn.config import Config
@@ -13,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from .metrics import Metrics
+from .observed import Observed
 
 _GRACE = 0.5
 """Seconds that open requests have left when the worker ends."""
@@ -22,8 +21,7 @@ _GRACE = 0.5
 async def serve_observers(
     host: str,
     port: int,
-    metrics: Metrics,
-    not_ready: Callable[[], str | None],
+    observed: Observed,
     *,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -32,26 +30,23 @@ async def serve_observers(
     Args:
         host: where to listen.
         port: and the port, 0 for a free one.
-        metrics: what ``/metrics`` shows.
-        not_ready: why the worker is not ready to work, None when it is.
+        observed: what is shown.
         task_status: told the address.
 
     Raises:
         OSError: it cannot listen there.
     """
 
-    async def show_metrics(_: Request) -> Response:
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def metrics(_: Request) -> Response:
+        return Response(await observed.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok\n")  # that it answers at all is the health of the loop
+        return _answer("ok", "not alive", await observed.not_alive())
 
     async def readyz(_: Request) -> Response:
-        if reason := not_ready():
-            return PlainTextResponse(f"not ready: {reason}\n", status_code=503)
-        return PlainTextResponse("ready\n")
+        return _answer("ready", "not ready", await observed.not_ready())
 
-    app = Starlette(routes=[Route("/metrics", show_metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
+    app = Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
     config = Config()
     listener = _listen(host, port)
     address = "{}:{}".format(*listener.getsockname()[:2])
@@ -62,6 +57,10 @@ async def serve_observers(
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, app, config)
         task_status.started(address)
+
+
+def _answer(good: str, bad: str, reason: str | None) -> Response:
+    return PlainTextResponse(f"{bad}: {reason}\n", status_code=503) if reason else PlainTextResponse(f"{good}\n")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,206 @@
+"""Several processes as one worker (`processes`): what an operator sees of them, and what becomes of the work."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker
+from tests.servers import NatsServer, wait_until
+
+COUNTS = re.compile(r"(?m)^(\w+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$")
+
+
+def children(parent: int) -> list[int]:
+    """The processes that *parent* has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = path.read_text().rpartition(") ")[2].split(" ")[:2]
+        except OSError:  # it has just ended
+            continue
+        if int(ppid) == parent and state != "Z":
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether none of them is there any more, though perhaps as a zombie that somebody else has to reap."""
+    states = [path.read_text().rpartition(") ")[2][0] for pid in pids if (path := Path(f"/proc/{pid}/stat")).exists()]
+    return set(states) <= {"Z"}
+
+
+def hold(queue: Queue, functions: Functions, *calls: str, running: int) -> None:
+    """Put invocations that run until they are released; wait until so many do."""
+    functions.answer("held", Reply(held=True))
+    queue.put_calls("held", calls)
+    wait_until(lambda: functions.running == running, f"{running} to run", PATIENCE)
+
+
+@pytest.fixture
+def seven() -> list[str]:
+    return [f"call-{number}" for number in range(7)]
+
+
+@pytest.fixture
+def stopped() -> Iterator[list[int]]:
+    """Processes that the test has stopped, and that are to go on at its end, so that they can end."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_they_are_one_worker(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
+    """No more than `max_inflight` run in all; metrics are merged; one SIGTERM lets what runs in each end; exit 0."""
+    worker = start(processes=2, max_inflight=5)
+    assert len(children(worker.pid)) == 2
+    hold(queue, functions, *seven, running=5)
+    assert {line["process"] for line in worker.lines() if line["event"] == "Consuming"} == {1, 2}
+    running = "queue_worker_function_invocation_inflight"
+    wait_until(lambda: worker.metric(running) == 5, "five to be told of", PATIENCE)
+    assert worker.metric("queue_worker_processes") == 2
+    assert worker.metric("queue_worker_nats_connected") == 1
+    assert worker.metric("queue_worker_build_info") == 1
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
+    worker.terminate()
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
+    assert worker.get("/readyz") == (503, "not ready: draining\n")
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of", PATIENCE)
+    assert functions.most == 5
+    functions.release("held")
+    assert worker.wait(PATIENCE) == 0
+    assert worker.stderr == ""
+    assert len(functions.requests) == 5
+    info = queue.consumer()
+    assert (info["num_ack_pending"], info["num_pending"], info["num_redelivered"]) == (0, 2, 0)
+    assert {line["process"] for line in worker.lines()} == {0, 1, 2}
+    start(processes=3)
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(seven, 1)
+
+
+def test_a_second_signal_hurries_all(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
+    """The second signal, of either kind, has every process give back what it runs; exit 0."""
+    worker = start(processes=2, max_inflight=6, shutdown_timeout="10m")
+    hold(queue, functions, *seven, running=6)
+    worker.terminate()
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
+    worker.interrupt()
+    assert worker.wait(PATIENCE) == 0
+    assert worker.stderr == ""
+    assert [request.gone for request in functions.requests] == [True] * 6
+    functions.release("held")
+    start()
+    queue.wait_empty()
+    assert set(functions.calls()) == set(seven)
+
+
+def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """What it ran runs again, nothing is lost, the others go on; and no counter falls."""
+    worker = start(processes=2, max_inflight=4, ack_wait="2s")
+    queue.put_calls("echo", [f"before-{number}" for number in range(50)])
+    queue.wait_empty()
+    hold(queue, functions, "one", "two", "three", "four", running=4)
+    before = dict(COUNTS.findall(worker.get("/metrics")[1]))
+    victim, _ = children(worker.pid)
+    os.kill(victim, signal.SIGKILL)
+    told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}', PATIENCE)[0]
+    assert '"how":"was killed by SIGKILL"' in told
+    after = dict(COUNTS.findall(worker.get("/metrics")[1]))
+    assert before.keys() <= after.keys()
+    assert not {name for name in before if float(after[name]) < float(before[name])}
+    functions.release("held")
+    wait_until(lambda: worker.metric("queue_worker_process_restarts_total") == 1, "a restart to be counted", PATIENCE)
+    worker.wait_ready()
+    queue.wait_empty()
+    assert set(functions.calls()) == {*(f"before-{number}" for number in range(50)), "one", "two", "three", "four"}
+    assert worker.metric("queue_worker_processes") == 2
+    assert victim not in children(worker.pid)
+    queue.put_calls("held", ["more-1", "more-2"])
+    queue.wait_empty()
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+
+
+def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
+    """Metrics come all the same, the last that it said among them; neither alive nor ready, and both say which."""
+    worker = start(processes=2, max_inflight=2)
+    queue.put_calls("echo", [f"call-{number}" for number in range(20)])
+    queue.wait_empty()
+    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted", PATIENCE)
+    stopped += children(worker.pid)[:1]
+    os.kill(stopped[0], signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:  # all at once, since each takes the time that is given to the one that hangs
+        health, readiness = pool.submit(worker.get, "/healthz"), pool.submit(worker.get, "/readyz")
+        assert worker.metric("queue_worker_messages_processed_total") == 20
+        (alive, why), (ready, why_not) = health.result(), readiness.result()
+    assert (alive, ready) == (503, 503)
+    assert re.fullmatch(r"not alive: process [12] does not answer\n", why)
+    assert why_not == why.replace("alive", "ready")
+    os.kill(stopped[0], signal.SIGCONT)
+    worker.wait_ready()
+    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive", PATIENCE)
+
+
+def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """The parent is killed: each process lets what it runs end, takes no more, and ends."""
+    worker = start(processes=2, max_inflight=4)
+    hold(queue, functions, "one", "two", "three", "four", running=4)
+    orphans = children(worker.pid)
+    worker.kill()
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
+    queue.put_calls("held", ["late"])
+    assert not gone(orphans[:1])
+    assert not gone(orphans[1:])
+    functions.release("held")
+    wait_until(lambda: gone(orphans), "both to end", PATIENCE)
+    assert functions.calls() == dict.fromkeys(("one", "two", "three", "four"), 1)
+    assert queue.nats.state(queue.name)["messages"] == 1
+
+
+def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """SIGTERM before the processes have so much as a handler: all end, exit 0, nothing on standard error."""
+    with Worker(queue, functions, tmp_path=tmp_path, processes=3) as worker:
+        wait_until(lambda: children(worker.pid), "a process to be started", PATIENCE)
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+        assert worker.stderr == ""
+        assert "starting it again" not in worker.stdout
+
+
+def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
+    """NATS refuses the credentials: exit 1 with one line, as one process would say it, however many there are."""
+    with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
+        one, three = (
+            Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
+            for processes in (1, 3)
+        )
+        with one, three:
+            assert (one.wait(PATIENCE), three.wait(PATIENCE)) == (1, 1)
+            assert len(one.stderr.splitlines()) == 1
+            assert three.stderr == one.stderr
+
+
+def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path) -> None:
+    """A process that cannot use the settings when it is started again ends all, in order: exit 2, and what is wrong."""
+    token = tmp_path / "token"
+    token.write_text("anything")
+    worker = start(processes=2, nats_token_file=token)
+    hold(queue, functions, "one", running=1)
+    token.unlink()
+    for victim in children(worker.pid)[:1]:
+        os.kill(victim, signal.SIGKILL)
+    worker.wait_for("nats_token_file", PATIENCE)
+    functions.release("held")
+    assert worker.wait(PATIENCE) == 2
+    assert "Traceback" not in worker.output

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from worker.parent.line import FATAL, METRICS, READY, VARIABLE, Line, Part, part_of
+
+
+class Worker:
+    """One that answers; or holds the next answer until it is let go."""
+
+    def __init__(self) -> None:
+        self.free = trio.Event()
+        self.free.set()
+        self.asked = 0
+        self.text = ""
+
+    async def metrics(self) -> str:
+        self.asked += 1
+        await self.free.wait()
+        return self.text
+
+    async def not_alive(self) -> str | None:
+        return None
+
+    async def not_ready(self) -> str | None:
+        return "no \u2603 yet"
+
+
+@asynccontextmanager
+async def connected(worker: Worker) -> AsyncIterator[tuple[Line, Part]]:
+    """Both ends of a line, the parent listening and *worker* answering."""
+    ours, theirs = socket.socketpair()
+    line, part = Line(ours), Part(1, 2, theirs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(line.listen)
+        nursery.start_soon(part.answer, worker)
+        yield line, part
+        nursery.cancel_scope.cancel()
+    theirs.close()
+
+
+async def test_questions_are_answered() -> None:
+    """Each with its own text, in UTF-8, and however long."""
+    worker = Worker()
+    worker.text = "\u2028x" * 500_000
+    async with connected(worker) as (line, _):
+        assert await line.ask(METRICS, 5.0)
+        assert await line.ask(READY, 5.0)
+        assert line.said == {METRICS: worker.text, READY: "no \u2603 yet"}
+        worker.text = ""
+        assert await line.ask(METRICS, 5.0)
+        assert line.said[METRICS] == ""
+
+
+async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    """No longer than was said; it is asked once, however often one would know; its late answer is taken."""
+    worker = Worker()
+    worker.free = trio.Event()
+    async with connected(worker) as (line, _):
+        for number in (1, 2, 3):
+            assert not await line.ask(METRICS, 2.0)
+            assert autojump_clock.current_time() == pytest.approx(2.0 * number)
+        assert line.said == {}
+        worker.text = "late"
+        worker.free.set()
+        while METRICS not in line.said:  # noqa: ASYNC110 -- the socket is the system's, so no event of ours tells
+            await trio.sleep(0.1)
+        assert worker.asked == 1
+        assert await line.ask(METRICS, 2.0)
+        assert worker.asked == 2
+
+
+async def test_who_is_gone_is_noticed() -> None:
+    """Each end ends with the other, and a question to who is gone has no answer."""
+    ours, theirs = socket.socketpair()
+    line, part = Line(ours), Part(1, 2, theirs)
+    part.say(FATAL, "why")
+    theirs.close()
+    await line.listen()
+    assert line.said == {FATAL: "why"}
+    assert not await line.ask(METRICS, 5.0)
+    ours, theirs = socket.socketpair()
+    ours.send(METRICS)
+    ours.close()
+    await Part(1, 2, theirs).answer(Worker())
+    Part(1, 2, theirs).say(FATAL, "nobody hears it")
+    theirs.close()
+
+
+async def test_nothing_is_said_after_half_an_answer() -> None:
+    """An answer that was cut short by the end is not heard, and neither is what follows: none could tell them apart."""
+    worker = Worker()
+    worker.text = "x" * 10_000_000
+    ours, theirs = socket.socketpair()
+    part = Part(1, 2, theirs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(part.answer, worker)
+        ours.send(METRICS)
+        while not worker.asked:  # noqa: ASYNC110 -- the socket is the system's, so no event of ours tells
+            await trio.sleep(0.001)
+        await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    part.say(FATAL, "why")
+    line = Line(ours)
+    with theirs:
+        await line.listen()
+    assert line.said == {}
+
+
+def test_a_process_learns_what_it_is() -> None:
+    """From the environment, which forgets it: what it starts is not part of the worker."""
+    ours, theirs = socket.socketpair()
+    environment = {VARIABLE: f"2/4/{theirs.detach()}", "PATH": "/bin"}
+    part = part_of(environment)
+    assert part
+    assert (part.number, part.of, part.line.get_inheritable()) == (2, 4, False)
+    assert environment == {"PATH": "/bin"}
+    assert part_of(environment) is None
+    part.line.sendall(b"here")
+    assert ours.recv(10) == b"here"
+    part.line.close()
+    ours.close()

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker import events as e
+from worker.config import load
+from worker.model import Backlog
+from worker.observe.metrics import Metrics
+from worker.parent.merge import COUNTS, WAYS, Merge, read
+from worker.parent.processes import Processes
+from worker.parent.run import own_registry
+
+
+def values(text: str) -> dict[tuple[str, ...], float]:
+    """Each sample, by its name and labels, as Prometheus' own parser reads it."""
+    return {
+        (sample.name, *map(":".join, sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def sums(texts: list[str]) -> dict[str, float]:
+    """The counts in *texts*, added up."""
+    return {name: sum(each) for family in read(texts) if family.kind in COUNTS for name, each in family.series.items()}
+
+
+class Process:
+    """Something that counts, as a process does, and what of it was last heard."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
+        self.registry = CollectorRegistry()
+        self.calls = Counter("calls", "Calls", ["function"], registry=self.registry)
+        self.took = Histogram("took", "How long", buckets=(1, 2), registry=self.registry)
+        self.busy = Gauge("queue_worker_function_invocation_inflight", "Running", registry=self.registry)
+        self.said = self.text
+
+    @property
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+
+FUNCTIONS = ("a", "b b", 'c"d', "e\u2028f", "g\nh")
+deeds = st.tuples(
+    st.integers(0, 2),
+    st.one_of(
+        st.tuples(st.just("call"), st.sampled_from(FUNCTIONS)),
+        st.tuples(st.just("take"), st.floats(0, 1e6)),
+        st.tuples(st.sampled_from(("ask", "die", "report and die")), st.none()),
+    ),
+)
+
+
+@given(st.lists(deeds, max_size=60))
+def test_counts_never_fall_and_are_complete(story: list[tuple[int, tuple[str, object]]]) -> None:
+    """Processes count, answer or not, die and are replaced: no count falls, and all that was said is in the sum."""
+    processes, merge, before = [Process() for _ in range(3)], Merge(), dict[str, float]()
+    gone: list[str] = []
+    for number, (deed, what) in story:
+        process = processes[number]
+        match deed:
+            case "call":
+                process.calls.labels(what).inc()
+            case "take":
+                process.took.observe(float(str(what)))
+            case "ask":
+                process.said = process.text
+            case _:
+                last = process.text if deed == "report and die" else process.said
+                merge.gone(last)
+                gone.append(last)
+                processes[number] = Process()
+        shown = sums([merge.shown([each.said for each in processes])])
+        assert all(shown[name] >= value for name, value in before.items())
+        before = shown
+    told = sums([*gone, *(each.said for each in processes)])
+    # A sum of floats depends on its order, by a few units in the last place.
+    assert before in ({}, pytest.approx(told, rel=1e-12))
+
+
+def test_the_rounding_of_a_sum_takes_nothing_away() -> None:
+    """0.1 + 0.2 + 0.3 is less in another order, by the last bit: what was shown stays."""
+    merge = Merge()
+    texts = [f"# HELP t T\n# TYPE t counter\nt {value}\n" for value in (0.1, 0.2, 0.3)]
+    shown = merge.shown(texts)
+    merge.gone(texts[2])
+    merge.gone(texts[1])
+    assert 0.1 + (0.3 + 0.2) < 0.1 + 0.2 + 0.3
+    assert merge.shown(texts[:1]) == shown
+
+
+def test_one_process_is_shown_as_it_is() -> None:
+    """What a real worker says is what its reader says: names, types, help, labels, order."""
+    metrics = Metrics(load({}).settings, "pod")
+    metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
+    metrics(e.Connected("s", again=True))
+    text = metrics.exposition().decode()
+    shown = Merge().shown([text])
+    same = [line for line in text.splitlines() if not line.startswith("process_")]
+    assert [line for line in shown.splitlines() if not line.startswith("process_")] == same
+
+
+def test_gauges_by_their_meaning() -> None:
+    """What all have in common is not added up; what each has of its own is."""
+    texts = [
+        "".join(
+            f"# HELP {name} ?\n# TYPE {name} gauge\n{name} {value}\n"
+            for name, value in {
+                "queue_worker_pending_messages": backlog,
+                "queue_worker_messages_submitted_total": backlog,
+                "queue_worker_function_invocation_inflight": running,
+                "queue_worker_nats_connected": connected,
+                "queue_worker_draining": 1 - connected,
+                "queue_worker_build_info": 1,
+                "process_resident_memory_bytes": 50e6,
+                "process_start_time_seconds": 1e9 + backlog,
+            }.items()
+        )
+        for backlog, running, connected in ((7, 2, 1), (8, 3, 0))
+    ]
+    assert values(Merge().shown(texts)) == {
+        ("queue_worker_pending_messages",): 8,
+        ("queue_worker_messages_submitted_total",): 8,
+        ("queue_worker_function_invocation_inflight",): 5,
+        ("queue_worker_nats_connected",): 0,
+        ("queue_worker_draining",): 1,
+        ("queue_worker_build_info",): 1,
+        ("process_resident_memory_bytes",): 100e6,
+        ("process_start_time_seconds",): 1e9 + 7,
+    }
+
+
+def test_a_missing_process_is_not_connected() -> None:
+    """As long as one is not there, the worker is not connected as a whole; other gauges are those of the others."""
+    text = "# HELP queue_worker_{0} ?\n# TYPE queue_worker_{0} gauge\nqueue_worker_{0} 1.0\n"
+    texts = text.format("nats_connected") + text.format("draining")
+    assert set(values(Merge().shown([texts])).values()) == {1.0}
+    assert values(Merge().shown([texts], missing=1)) == {
+        ("queue_worker_nats_connected",): 0.0,
+        ("queue_worker_draining",): 1.0,
+    }
+
+
+def test_what_the_dead_were_doing_is_no_more() -> None:
+    """Of one that is gone, counts stay and gauges do not."""
+    process, merge = Process(), Merge()
+    process.busy.inc()
+    process.calls.labels("a").inc(3)
+    merge.gone(process.text)
+    shown = values(merge.shown([]))
+    assert shown["calls_total", "function:a"] == 3
+    assert not [name for name in shown if "inflight" in name[0]]
+
+
+def test_every_gauge_has_a_way() -> None:
+    """Whoever adds a gauge says how it is merged; and there is no way for what is none."""
+    mine = Processes([], {}, many=1, timeout=0, tell=lambda *_: None)
+    texts = [Metrics(load({}).settings, "pod").exposition().decode(), generate_latest(own_registry(mine)).decode()]
+    assert {family.name for family in read(texts) if family.kind not in COUNTS} == WAYS.keys()

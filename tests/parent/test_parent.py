@@ -1,0 +1,293 @@
+"""The parent with small programs in the place of workers: who is started again, who ends all, and with what code."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.servers import ROOT, until
+from worker.parent import processes as module
+from worker.parent.processes import Ended, Processes, command_again
+from worker.parent.run import All
+from worker.policy.backoff import Backoff
+from worker.policy.processes import HOPELESS
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
+SAYS = (
+    f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom worker.parent.line import *; part = part_of(os.environ)\n"
+)
+READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.getpid())).touch\n"
+
+
+class Crew:
+    """Processes that run a piece of Python, and what was told of them."""
+
+    def __init__(self, code: str, directory: Path, many: int = 2, timeout: float = 0.0) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self._directory = directory
+        environment = {**os.environ, "READY": f"{directory}/"}
+        command = [sys.executable, "-c", READY + code]
+        self.processes = Processes(command, environment, many=many, timeout=timeout, tell=self._tell)
+
+    def _tell(self, level: str, message: str, **fields: Any) -> None:
+        assert level in ("info", "error")
+        self.told.append((message, fields))
+
+    def messages(self) -> list[str]:
+        return [message for message, _ in self.told]
+
+    @property
+    def ready(self) -> int:
+        """How many have ever said that they are."""
+        return len(list(self._directory.iterdir()))
+
+    async def lives(self, then: Callable[[], Awaitable[object]]) -> Ended:
+        """Have them live until they end, and do something meanwhile."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(then)
+            await self.processes.keep()
+        return self.processes.ended
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN", Backoff(0.001, 0.001))
+
+
+async def nothing() -> None:
+    pass
+
+
+async def test_a_crash_is_mended(tmp_path: Path) -> None:
+    """One that ends by itself, however, is started again, and it is told how it ended."""
+    once = "n = len(os.listdir(os.environ['READY'])); ready(); n or os.kill(os.getpid(), 9)\n"
+    crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, many=1)
+
+    async def stop() -> None:
+        await until(lambda: crew.ready == 2, "the second life")
+        assert crew.processes.restarts == 1
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(0)
+    message, fields = crew.told[0]
+    assert message == "A process ended; starting it again"
+    assert fields == {"process": 1, "how": "was killed by SIGKILL", "crashes": 1, "again_in": 0.001}
+    assert crew.messages()[1:] == ["Draining all processes"]
+
+
+@pytest.mark.parametrize(("code", "how"), [("exit(0)", "0"), ("exit(1)", "1"), ("1 / 0", "1"), ("exit(77)", "77")])
+async def test_when_all_crash_again_and_again(tmp_path: Path, code: str, how: str) -> None:
+    """Each five times: the parent gives up with 1, so that whoever started it sees it."""
+    crew = Crew(code, tmp_path)
+    assert await crew.lives(nothing) == Ended(
+        1, f"every process crashes, again and again; the last ended with exit code {how}"
+    )
+    crashes = [fields["crashes"] for _, fields in crew.told if "crashes" in fields]
+    assert max(crashes) >= 4
+    assert len(crashes) >= 8
+
+
+async def test_one_that_works_keeps_all(tmp_path: Path) -> None:
+    """As long as one runs, the others may crash as often as they like."""
+    code = SAYS + "import time\nif part.number == 1: exit(1)\ntime.sleep(600)"
+    crew = Crew(code, tmp_path)
+
+    async def stop() -> None:
+        await until(lambda: crew.processes.restarts > 2 * HOPELESS, "many crashes")
+        assert [place.number for place in crew.processes.running][-1:] == [2]
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(0)
+
+
+async def test_bad_settings_end_all(tmp_path: Path) -> None:
+    """Exit code 2 is passed on; the others drain; it was said by the process itself."""
+    crew = Crew(SAYS + "import time\nif part.number == 1: exit(2)\ntime.sleep(600)", tmp_path)
+    assert await crew.lives(nothing) == Ended(2)
+    assert crew.messages() == ["Draining all processes"]
+
+
+async def test_what_is_fatal_for_one_is_for_all(tmp_path: Path) -> None:
+    """What a process says cannot be mended ends all with its code, and is said once."""
+    crew = Crew(SAYS + "part.say(FATAL, 'no rights'); exit(1)", tmp_path, many=3)
+    assert await crew.lives(nothing) == Ended(1, "no rights")
+    assert crew.messages() == ["Draining all processes"]
+
+
+async def test_what_overstays_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past timeout and grace they are killed, it is told, and the exit code is 1: they have given nothing back."""
+    monkeypatch.setattr(module, "GRACE", 0.1)
+    monkeypatch.setattr(module, "HURRY", 0.0)
+    crew = Crew(STUBBORN, tmp_path)
+
+    async def stop() -> None:
+        await until(lambda: crew.ready == 2, "both")
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(1)
+    assert crew.messages() == ["Draining all processes", *["A process did not end in time, and is killed"] * 2]
+
+
+async def test_when_they_are_killed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """At `shutdown_timeout`, at least 2 s, + 4.5 s; 6.5 s after a second signal, if that is sooner; no third counts."""
+    cases = ((25, None, None, 29.5), (0, None, None, 6.5), (25, 3, 5, 9.5), (25, 24, None, 29.5))
+    for timeout, second, third, killed in cases:
+        crew = Crew("", tmp_path, many=0, timeout=timeout)
+        began = autojump_clock.current_time()
+        crew.processes.stop()
+        for at in filter(None, (second, third)):
+            await trio.sleep(began + at - trio.current_time())
+            crew.processes.stop()
+        assert crew.processes._patience.deadline - began == pytest.approx(killed, abs=1e-6)
+
+
+async def test_a_crash_in_a_drain(tmp_path: Path) -> None:
+    """It gave nothing back, so that was no clean end: 1."""
+    dies = "import signal, time; signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); ready(); time.sleep(600)"
+    crew = Crew(dies, tmp_path)
+
+    async def stop() -> None:
+        await until(lambda: crew.ready == 2, "both")
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(1)
+    assert crew.told[1:] == [
+        ("A process did not end in order", {"process": place, "how": "was killed by SIGKILL"})
+        for place in (fields["process"] for _, fields in crew.told[1:])
+    ]
+
+
+async def test_told_before_anything_was_started(tmp_path: Path) -> None:
+    """Then nothing is."""
+    crew = Crew("ready()", tmp_path)
+    crew.processes.stop()
+    assert await crew.lives(nothing) == Ended(0)
+    assert crew.ready == 0
+
+
+async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes to be after the signal hears of it all the same."""
+    crew, start = Crew("import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+
+    async def begin(*command: Any, **options: Any) -> trio.Process:
+        process = await start(*command, **options)
+        crew.processes.stop()
+        return process
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", begin)
+    assert await crew.lives(nothing) == Ended(0)
+
+
+async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No memory, no more processes: as a crash, tried again."""
+    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    starts = 0
+
+    async def begin(*command: Any, **options: Any) -> trio.Process:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*command, **options)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", begin)
+
+    async def stop() -> None:
+        await until(lambda: crew.ready, "it to run")
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(0)
+    assert crew.messages()[:2] == ["A process cannot be started", "A process ended; starting it again"]
+
+
+async def test_their_last_words_count(tmp_path: Path) -> None:
+    """What one says as it ends is in the metrics from then on."""
+    text = "# HELP c C\\n# TYPE c counter\\nc 1.0\\n"
+    crew = Crew(SAYS + f"part.say(METRICS, '{text}')", tmp_path, many=1)
+
+    async def stop() -> None:
+        await until(lambda: crew.processes.restarts, "a second life")
+        crew.processes.stop()
+
+    assert await crew.lives(stop) == Ended(0)
+    spoke = sum("again_in" in fields for _, fields in crew.told)
+    shown = await All(crew.processes).metrics()
+    assert any(f"c {count:.1f}\n" in shown for count in (spoke, spoke + 1))  # the last may have been stopped before
+
+
+async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
+    """One that is missing, silent or not ready makes the whole so, and is named; draining goes before."""
+    code = SAYS + (
+        "import trio\n"
+        "class Observed:\n"
+        "    async def metrics(self): return ''\n"
+        "    async def not_ready(self): return os.path.exists(os.environ['READY'] + 'busy') and 'busy' or None\n"
+        "trio.run(part.answer, Observed())\n"
+    )
+    crew = Crew(code, tmp_path)
+    shown = All(crew.processes)
+
+    async def look() -> None:
+        assert await shown.not_ready() == "process 1 does not run, process 2 does not run"
+        await until(lambda: len(crew.processes.running) == 2, "both")
+        while await shown.not_ready():  # noqa: ASYNC110 -- what changes is in another process
+            await trio.sleep(0.01)
+        (tmp_path / "busy").touch()
+        assert await shown.not_ready() == "process 1: busy"
+        assert await shown.not_alive() is None
+        crew.processes.stop()
+        assert await shown.not_ready() == "draining"
+
+    assert await crew.lives(look) == Ended(0)
+
+
+async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has never answered counts as alive for half a minute, and no longer."""
+    monkeypatch.setattr("worker.parent.run.ANSWERS_WITHIN", 0.01)
+    crew = Crew("import time; time.sleep(600)", tmp_path, many=1)
+    shown = All(crew.processes)
+
+    async def look() -> None:
+        await until(lambda: crew.processes.running, "it")
+        assert await shown.not_ready() == "process 1 does not answer"
+        assert await shown.not_alive() is None
+        crew.processes.places[0].began -= 30
+        assert await shown.not_alive() == "process 1 does not answer"
+        crew.processes.stop()
+
+    assert await crew.lives(look) == Ended(0)
+
+
+async def test_strangers_are_reaped(tmp_path: Path) -> None:
+    """A process that has become our child, as all orphans of a container do to its process 1, leaves no zombie."""
+    subreaper = 36  # PR_SET_CHILD_SUBREAPER, of linux/prctl.h
+    assert ctypes.CDLL(None).prctl(subreaper, 1, 0, 0, 0) == 0
+    try:
+        crew = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1)
+
+        async def look() -> None:
+            await until(lambda: crew.ready, "it")
+            orphan = "import os; pid = os.fork(); pid and (print(pid), os._exit(0)); import time; time.sleep(0.05)"
+            done = await trio.run_process([sys.executable, "-c", orphan], capture_stdout=True)
+            stat = Path(f"/proc/{int(done.stdout)}/stat")
+            await until(lambda: stat.read_text().rpartition(") ")[2][0] == "Z", "it to be a zombie")
+            crew.processes.reap()
+            assert not stat.exists()  # noqa: ASYNC240 -- what it blocks for is nothing
+            crew.processes.stop()
+
+        assert await crew.lives(look) == Ended(0)
+    finally:
+        ctypes.CDLL(None).prctl(subreaper, 0, 0, 0, 0)
+
+
+def test_the_same_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same interpreter with its options, and the same arguments, whichever way it was started."""
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "-m", "worker", "--flag"])
+    assert command_again() == [sys.executable, "-X", "dev", "-m", "worker", "--flag"]

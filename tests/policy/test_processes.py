@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from itertools import accumulate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.policy.processes import AGAIN, HOPELESS, WELL, crashes, is_hopeless, share
+
+
+@given(st.integers(1, 128), st.integers(0, 10**6))
+def test_the_shares_are_the_whole(processes: int, more: int) -> None:
+    """No slot is lost or given twice; each process has one, no two differ by more than one, the first have more."""
+    slots = processes + more
+    shares = [share(slots, processes, number) for number in range(1, processes + 1)]
+    assert sum(shares) == slots
+    assert min(shares) >= 1
+    assert max(shares) - min(shares) <= 1
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_an_example_of_shares() -> None:
+    """50 among 4."""
+    assert [share(50, 4, number) for number in (1, 2, 3, 4)] == [13, 13, 12, 12]
+
+
+@given(st.lists(st.floats(0, WELL, exclude_max=True), max_size=20))
+def test_crashes_in_a_row_are_counted(lives: list[float]) -> None:
+    """One that never was well has crashed as often as it crashed."""
+    assert [*accumulate(lives, crashes, initial=0)] == list(range(len(lives) + 1))
+
+
+@given(st.integers(0, 10**6), st.floats(WELL, 10**9))
+def test_having_been_well_is_a_new_beginning(before: int, lived: float) -> None:
+    """A crash after a minute is the first, however many came before."""
+    assert crashes(before, lived) == 1
+
+
+def test_the_waits() -> None:
+    """From half a second to half a minute, less up to a half by chance; some eight seconds before the fifth crash."""
+    assert [AGAIN.ceiling(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert AGAIN.delay(1, dice=0.0) == 0.25
+    assert sum(AGAIN.ceiling(number) for number in range(1, HOPELESS)) == 7.5
+
+
+@pytest.mark.parametrize(
+    ("in_a_row", "running", "hopeless"),
+    [
+        ((5, 5), 0, True),
+        ((5, 9), 0, True),
+        ((4, 9), 0, False),
+        ((5, 9), 1, False),
+        ((5,), 0, True),
+    ],
+)
+def test_when_all_hope_is_gone(in_a_row: tuple[int, ...], running: int, hopeless: bool) -> None:
+    """Each crashed five times in a row, and none runs."""
+    assert is_hopeless(in_a_row, running) == hopeless

@@ -1,0 +1,173 @@
+"""One worker process, wired to the world."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import random
+import resource
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import trio
+
+from .. import __version__
+from ..backlog import watch_backlog
+from ..bench import Bench, Rules
+from ..config import Settings
+from ..drain import Drain
+from ..events import Event, Listening
+from ..heartbeat import Leases
+from ..http.callbacks import open_callbacks
+from ..http.functions import open_functions
+from ..nats.queue import NatsQueue, open_queue
+from ..observe.lines import Lines
+from ..observe.logs import log_sink
+from ..observe.metrics import Metrics
+from ..parent.line import METRICS, Part
+from ..policy.backoff import Backoff, Jitter
+from ..policy.ledger import Ledger
+from ..policy.processes import share
+from ..policy.retry import Retry
+from ..ports import Callbacks, Emit, Functions
+from ..retries import Retries
+from ..run import run
+from . import STOPS
+
+_SETTLE_WITHIN = 3.0
+"""Seconds that a drain waits for the last confirmations: with the default shutdown_timeout, the whole stays below the
+30 s that Kubernetes grants."""
+
+
+def work(settings: Settings, part: Part | None, lines: Lines) -> None:
+    """Work until a drain has ended.
+
+    Args:
+        settings: the worker's.
+        part: what this process is of it; None where it is all of it, and serves metrics and health itself.
+        lines: the log's, which Trio has written.
+
+    Raises:
+        worker.ports.Unusable: what we found at the broker cannot work. (In a group, as nurseries raise.)
+        worker.nats.connection.ConnectionClosed: the connection was lost for good. (The same.)
+        OSError: the port is taken. (The same.)
+    """
+    _open_many_files()
+    _collect_less()
+    metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
+    if part is None:
+        trio.run(_main, settings, metrics, None, instruments=[lines])
+        return
+    slots = share(settings.max_inflight, part.of, part.number)
+    try:
+        trio.run(_main, dataclasses.replace(settings, max_inflight=slots), metrics, part, instruments=[lines])
+    finally:
+        part.say(METRICS, metrics.exposition().decode())
+
+
+def _open_many_files() -> None:
+    """As many as we may: a connection is one, and the soft limit is for programs that use select. Go does the same."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS tells of a limit that it does not take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _collect_less() -> None:
+    """Have the garbage collector look less often, and not at what will stay: 6 of 130 µs a message (measured).
+
+    Nothing that a message makes is part of a cycle, unless something fails: counting references frees it all.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+async def _main(settings: Settings, metrics: Metrics, part: Part | None) -> None:
+    log = log_sink(settings)
+
+    def emit(event: Event) -> None:
+        metrics(event)
+        log(event)
+
+    with trio.open_signal_receiver(*STOPS) as stops:
+        async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
+            bench = bench_of(settings, queue, functions, callbacks, emit)
+            observed = _Observed(metrics, queue, bench)
+            async with trio.open_nursery() as beside:
+                if part is None:
+                    from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does without
+
+                    serve = partial(serve_observers, settings.http_host, settings.http_port, observed)
+                    emit(Listening(await beside.start(serve)))
+                else:
+                    beside.start_soon(_answer, part, observed, bench.drain)
+                beside.start_soon(watch_backlog, queue, emit)
+                await run(bench, stops)
+                beside.cancel_scope.cancel()
+
+
+async def _answer(part: Part, observed: _Observed, drain: Drain) -> None:
+    """Answer the parent. When it is gone, stop as it would have told us to: nobody else will."""
+    await part.answer(observed)
+    if not drain.intake.pulled:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
+    """Where invocations and their results go."""
+    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
+        yield functions, callbacks
+
+
+def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:
+    """The slice of the settings that the core goes by, and its books, all new."""
+    rules = Rules(
+        slots=settings.max_inflight,
+        retry=Retry(
+            settings.max_retry_attempts,
+            settings.retry_http_codes,
+            Backoff(settings.initial_retry_wait, settings.max_retry_wait, settings.backoff),
+        ),
+        callback_attempts=settings.callback_attempts,
+        callback_backoff=Backoff(settings.callback_initial_wait, settings.callback_max_wait, Jitter.EQUAL),
+        dead_letters=settings.dead_letter,
+        settle_within=_SETTLE_WITHIN,
+        namespace=settings.default_function_name,
+        user_agent=f"queue-worker/{__version__}",
+    )
+    return Bench(
+        queue=queue,
+        functions=functions,
+        callbacks=callbacks,
+        emit=emit,
+        leases=Leases(queue, emit),
+        ledger=Ledger(),
+        retries=Retries(),
+        drain=Drain(settings.shutdown_timeout, emit),
+        rules=rules,
+        dice=random.random,
+        wall=time.time,
+    )
+
+
+class _Observed:
+    """See :class:`worker.observe.observed.Observed`."""
+
+    def __init__(self, metrics: Metrics, queue: NatsQueue, bench: Bench) -> None:
+        self._metrics, self._queue, self._bench = metrics, queue, bench
+
+    async def metrics(self) -> str:
+        return self._metrics.exposition().decode()
+
+    async def not_alive(self) -> str | None:
+        return None  # that it answers at all is the health of the loop
+
+    async def not_ready(self) -> str | None:
+        if self._bench.drain.intake.pulled:
+            return "draining"
+        return None if self._queue.ready else "not connected to NATS, or no consumer there"
