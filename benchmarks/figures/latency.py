@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..contenders import OURS, Contender, python_peer
 from ..model import Figure, Line, Samples, Session
+from ..plot import bars
 from ..stage import STREAM, contender, empty_queue, message, program, wait
 from ..statistics import percentile, ratios
 
@@ -55,4 +56,12 @@ def judge(samples: Samples) -> Sequence[Line]:
     return lines
 
 
-FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, judge)
+def picture(samples: Samples) -> str:
+    """Both quantities of both."""
+    return bars(
+        "From being published to being invoked (µs)",
+        {f"{who}, {what[:3]}": each for what, by in samples.items() for who, each in by.items()},
+    )
+
+
+FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, judge, picture)
