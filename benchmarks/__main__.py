@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,7 @@ def main(*, only: Sequence[str], pairs: int, names: Sequence[str], long: bool, w
         return
     chosen = [figure for figure in FIGURES.values() if figure.name in only or (not only and (long or not figure.long))]
     write = (pairs >= _ENOUGH and not names) if write is None else write
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what runs is stopped too
     many_files()
     pin(REST)
     with _session(pairs, names) as session:
