@@ -23,7 +23,8 @@ from benchmarks.functions import Connection, Functions
 from benchmarks.machine import ALL, MEASURED, REST, memory
 from benchmarks.machine import cpu as cpu_of
 from benchmarks.model import Samples
-from benchmarks.stage import Sample, between, message, work_off
+from benchmarks.queue import message
+from benchmarks.stage import Sample, between, work_off
 from benchmarks.statistics import Spread, percentile, ratios
 from tests.servers import NatsServer
 from worker.model import Delivery, Malformed

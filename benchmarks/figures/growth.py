@@ -8,7 +8,8 @@ from ..contenders import OURS
 from ..machine import memory
 from ..model import Figure, Line, Samples, Session
 from ..plot import line
-from ..stage import contender, empty_queue, fill, functions
+from ..queue import empty_queue, fill
+from ..stage import contender, functions
 
 _STEP, _STEPS = 50_000, 20
 _FUNCTIONS = 100

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from ..contenders import OURS, Contender, python_peer
 from ..model import Figure, Line, Samples, Session
 from ..plot import bars
-from ..stage import STREAM, contender, empty_queue, message, program, wait
+from ..programs import program, wait
+from ..queue import STREAM, empty_queue, message
+from ..stage import contender
 from ..statistics import percentile, ratios
 
 _COUNT, _WARM = 600, 100
