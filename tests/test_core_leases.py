@@ -7,10 +7,9 @@ heard at 10_003.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from tests.world import Answer, Call, Hired, Message, World, ms, reply

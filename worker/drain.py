@@ -32,17 +32,25 @@ class Cord:
         for scope in self._scopes:
             scope.cancel()
 
+    def hold(self, scope: trio.CancelScope) -> None:
+        """Cancel it with the others, from now on."""
+        self._scopes.add(scope)
+        if self.pulled:
+            scope.cancel()
+
+    def release(self, scope: trio.CancelScope) -> None:
+        """Let it be."""
+        self._scopes.discard(scope)
+
     @contextmanager
     def held(self) -> Iterator[trio.CancelScope]:
         """Run the block in a scope that this cord cancels."""
         with trio.CancelScope() as scope:
-            self._scopes.add(scope)
-            if self.pulled:
-                scope.cancel()
+            self.hold(scope)
             try:
                 yield scope
             finally:
-                self._scopes.discard(scope)
+                self.release(scope)
 
 
 class Drain:

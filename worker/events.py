@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from .model import Backlog, Delivery, Invocation, Outcome, Verdict
 
 # One message.
 
 
-@dataclass(frozen=True, slots=True)
-class InvocationStarted:
+class InvocationStarted(Struct, frozen=True, gc=False):
     invocation: Invocation
     attempt: int
     waited: float
     """From being stored to being started (s); between attempts it includes the back-off."""
 
 
-@dataclass(frozen=True, slots=True)
-class InvocationEnded:
+class InvocationEnded(Struct, frozen=True, gc=False):
     invocation: Invocation
     attempt: int
     attempts: int
@@ -28,31 +26,27 @@ class InvocationEnded:
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, gc=False):
     """The end of a delivery was decided, and noted to be told to the queue."""
 
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Redelivered:
+class Redelivered(Struct, frozen=True, gc=False):
     """The queue handed out again what we know: *how* is ``running``, ``finished`` or ``early``."""
 
     delivery: Delivery
     how: str
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotationIgnored:
+class AnnotationIgnored(Struct, frozen=True, gc=False):
     function: str
     annotation: str
     value: str
     accepted: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallbackIgnored:
+class CallbackIgnored(Struct, frozen=True, gc=False):
     """The message names a callback that cannot be posted to."""
 
     call_id: str
@@ -60,8 +54,7 @@ class CallbackIgnored:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallbackPosted:
+class CallbackPosted(Struct, frozen=True, gc=False):
     """*result*: the status of the answer, or why there was none. *again_in*: when the next try follows, if one does."""
 
     invocation: Invocation
@@ -71,8 +64,7 @@ class CallbackPosted:
     duration: float
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLettered:
+class DeadLettered(Struct, frozen=True, gc=False):
     delivery: Delivery
     call_id: str | None
     function: str | None
@@ -82,8 +74,7 @@ class DeadLettered:
     """False where dead letters are switched off, and nothing was kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterRefused:
+class DeadLetterRefused(Struct, frozen=True, gc=False):
     """It could not be stored, so the message stays on the queue and is tried again."""
 
     delivery: Delivery
@@ -91,8 +82,7 @@ class DeadLetterRefused:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkCrashed:
+class WorkCrashed(Struct, frozen=True):
     """A bug of ours, met by one message."""
 
     delivery: Delivery
@@ -102,13 +92,11 @@ class WorkCrashed:
 # Leases.
 
 
-@dataclass(frozen=True, slots=True)
-class LeasesExtended:
+class LeasesExtended(Struct, frozen=True, gc=False):
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseExpired:
+class LeaseExpired(Struct, frozen=True, gc=False):
     """No extension was confirmed in time, so another worker may have the message: its invocation is cancelled."""
 
     delivery: Delivery
@@ -117,41 +105,35 @@ class LeaseExpired:
 # The broker.
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(Struct, frozen=True, gc=False):
     server: str
     again: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
+class Disconnected(Struct, frozen=True, gc=False):
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerTrouble:
+class BrokerTrouble(Struct, frozen=True, gc=False):
     """Something failed that is being tried again."""
 
     doing: str
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerRefused:
+class BrokerRefused(Struct, frozen=True, gc=False):
     """What we found at the broker has become unusable while we ran; tried again until someone mends it."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Surprise:
+class Surprise(Struct, frozen=True, gc=False):
     """Something at the broker is not as the settings say, and is used as it is."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(Struct, frozen=True, gc=False):
     """A stream or consumer was missing and has been made. *again*: it went missing while we ran."""
 
     what: str
@@ -159,51 +141,44 @@ class Made:
     again: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerBound:
+class ConsumerBound(Struct, frozen=True, gc=False):
     stream: str
     consumer: str
     ack_wait: float
 
 
-@dataclass(frozen=True, slots=True)
-class SettlementUnconfirmed:
+class SettlementUnconfirmed(Struct, frozen=True, gc=False):
     """The queue never confirmed a settlement; it may hand the message out again."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class BacklogRead:
+class BacklogRead(Struct, frozen=True, gc=False):
     backlog: Backlog
 
 
 # The worker.
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+class Listening(Struct, frozen=True, gc=False):
     """Metrics and health are served."""
 
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainStarted:
+class DrainStarted(Struct, frozen=True, gc=False):
     running: int
     timeout: float
 
 
-@dataclass(frozen=True, slots=True)
-class DrainExpired:
+class DrainExpired(Struct, frozen=True, gc=False):
     """Running invocations are cancelled and given back. *why*: ``shutdown_timeout`` or ``second signal``."""
 
     running: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainEnded:
+class DrainEnded(Struct, frozen=True, gc=False):
     seconds: float
     unconfirmed: bool
 

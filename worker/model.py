@@ -1,9 +1,14 @@
-"""The values that flow through the worker. Nothing here does anything."""
+"""The values that flow through the worker. Nothing here does anything.
+
+They are msgspec's structs, which are made in C: a fifth of a microsecond each, where a frozen dataclass takes two. None
+can be part of a cycle, so the garbage collector is spared them (``gc=False``), but for the one with an exception.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 MessageId = tuple[int, int]
 """Stream sequence and time of storing (ns since the epoch): one message, also across a stream made anew."""
@@ -12,8 +17,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 """Header fields in order, names as they were written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True, gc=False):
     """One message, handed to us once. Its token is the right to settle it."""
 
     id: MessageId
@@ -26,8 +30,7 @@ class Delivery:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(Struct, frozen=True, gc=False):
     """What a message asks for: one HTTP request to one function."""
 
     call_id: str
@@ -50,8 +53,7 @@ class Invocation:
 # What happened to an attempt.
 
 
-@dataclass(frozen=True, slots=True)
-class Responded:
+class Responded(Struct, frozen=True, gc=False):
     """The function answered."""
 
     status: int
@@ -64,39 +66,33 @@ class Responded:
     """The body went past the bound; what was read is its beginning."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoResponse:
+class NoResponse(Struct, frozen=True, gc=False):
     """Refused, reset, unresolved, not HTTP: counts as 502."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(Struct, frozen=True, gc=False):
     """Ran past ``upstream_timeout``: counts as 504."""
 
     after: float
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
+class Malformed(Struct, frozen=True, gc=False):
     """The message cannot be understood, so nothing was invoked."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True, gc=False):
     """We stopped the work ourselves, to shut down."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseLost:
+class LeaseLost(Struct, frozen=True, gc=False):
     """The queue may have given the message to another worker, so we stopped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(Struct, frozen=True):
     """A bug of ours, met while working on this message."""
 
     error: Exception
@@ -111,27 +107,23 @@ Outcome = Attempted | Malformed | Interrupted | LeaseLost | Crashed
 # What we tell the queue about it.
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True, gc=False):
     """Done: take it off the queue."""
 
 
-@dataclass(frozen=True, slots=True)
-class Nak:
+class Nak(Struct, frozen=True, gc=False):
     """Give it out again, *delay* seconds from now at the earliest."""
 
     delay: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True, gc=False):
     """Given up: it goes to the dead letters with this reason, then off the queue."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Abandon:
+class Abandon(Struct, frozen=True, gc=False):
     """Say nothing: the message is no longer ours to settle."""
 
 
@@ -143,8 +135,7 @@ Verdict = Settlement | Abandon
 # What leaves the worker besides.
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
+class DeadLetter(Struct, frozen=True, gc=False):
     """What was given up, with all that someone needs to look into it."""
 
     delivery: Delivery
@@ -156,8 +147,7 @@ class DeadLetter:
     status: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Callback:
+class Callback(Struct, frozen=True, gc=False):
     """One POST that tells a result."""
 
     url: str
@@ -165,8 +155,7 @@ class Callback:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(Struct, frozen=True, gc=False):
     """What the stream holds."""
 
     taken: int

@@ -21,6 +21,7 @@ from .events import (
 from .heartbeat import Lease
 from .model import (
     Abandon,
+    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -128,6 +129,8 @@ class Job:
         Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a
         callback that has failed before does not make a function run twice: that one is given up with the drain.
         """
+        if isinstance(verdict, Ack) and not (self.invocation and self.invocation.callback):
+            return verdict
         stopped: Verdict = Nak()
 
         def callback_failed() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from dataclasses import replace
 
 import orjson
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from worker import events as e
 from worker.config import load

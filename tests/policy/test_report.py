@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from worker.model import (
     Callback,
@@ -57,7 +58,7 @@ def ours(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000")
 
 def test_who_asked_for_no_callback_gets_none() -> None:
     """Without a callback URL nobody is told."""
-    silent = Invocation(**{name: getattr(INVOCATION, name) for name in Invocation.__slots__} | {"callback": None})
+    silent = replace(INVOCATION, callback=None)
     assert callback_of(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
 
 

@@ -247,13 +247,15 @@ def given_back_after_the_lease(patch: Patch) -> None:
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """The slot of a message whose lease was lost is not asked for again."""
 
-    async def job(self: Intake, lease: Lease, attempt: int, wait: float, consumer: Any) -> None:
-        await process(lease, attempt, wait, self._bench)
-        self._free += 1
-        if not lease.lost:
-            consumer.want(1)
+    async def slot(self: Intake) -> None:
+        while self._due:
+            lease, attempt, wait, consumer = self._due.popleft()
+            await process(lease, attempt, wait, self._bench)
+            self._free += 1
+            if not lease.lost:
+                consumer.want(1)
 
-    patch.setattr(Intake, "_job", job)
+    patch.setattr(Intake, "_slot", slot)
 
 
 @seldom

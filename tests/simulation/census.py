@@ -85,9 +85,13 @@ class Census:
         ]
 
 
-_OUTCOMES = {NoResponse: "no response", TimedOut: "no response in time", Interrupted: "a message given back"}
-_VERDICTS = {Ack: "acknowledged", Term: "given up", Nak: "given back to be tried again"}
-_EVENTS = {
+_OUTCOMES: dict[type, str] = {
+    NoResponse: "no response",
+    TimedOut: "no response in time",
+    Interrupted: "a message given back",
+}
+_VERDICTS: dict[type, str] = {Ack: "acknowledged", Term: "given up", Nak: "given back to be tried again"}
+_EVENTS: dict[type, str] = {
     WorkCrashed: "a bug",
     AnnotationIgnored: "an annotation ignored",
     DrainExpired: "a drain out of time",

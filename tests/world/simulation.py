@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import trio
+from msgspec import structs
 from trio._core import _run as scheduler
 from trio.testing import MockClock
 
@@ -197,7 +198,7 @@ def _marked(scripted: Reply, number: int) -> Reply:
     """The same with a body of its own, by which a callback shows what it tells."""
     if not isinstance(scripted.outcome, Responded):
         return scripted
-    return replace(scripted, outcome=replace(scripted.outcome, body=f"reply {number}".encode()))
+    return replace(scripted, outcome=structs.replace(scripted.outcome, body=f"reply {number}".encode()))
 
 
 def simulate(plan: Plan) -> Life:

@@ -20,8 +20,8 @@ from ..config import Loaded, Settings
 from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
-from ..http.callbacks import HttpCallbacks
-from ..http.functions import HttpFunctions
+from ..http.callbacks import open_callbacks
+from ..http.functions import open_functions
 from ..nats.connection import ConnectionClosed
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.logs import configure, log_sink
@@ -49,14 +49,14 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
     """
     loaded = settings_or_exit()
-    configure(loaded.settings)
+    lines = configure(loaded.settings)
     log = structlog.get_logger()
     if ignored_flag:
         log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
     for warning in loaded.warnings:
         log.warning(warning)
     try:
-        trio.run(_main, loaded)
+        trio.run(_main, loaded, instruments=[lines])
     except* (Unusable, ConnectionClosed, OSError) as group:
         fail("; ".join(str(error) for error in _leaves(group)))
     finally:
@@ -89,13 +89,8 @@ async def _main(loaded: Loaded) -> None:
 @asynccontextmanager
 async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
     """Where invocations and their results go."""
-    functions, callbacks = HttpFunctions(settings), HttpCallbacks(settings)
-    try:
+    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
         yield functions, callbacks
-    finally:
-        with trio.move_on_after(1, shield=True):
-            await functions.aclose()
-            await callbacks.aclose()
 
 
 def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:

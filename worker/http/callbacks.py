@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import httpx
 import trio
 
 from ..config import Settings
 from ..model import Callback
+from .lanes import CLOSING, LIMITS, Lanes
 
+AT_ONCE = 256
+"""Callbacks to one receiver at once: what a web server with common settings takes (nginx: 512 connections a process).
+
+There is no bound on all: each callback holds its message's slot, of which there are ``max_inflight``. So a slow receiver
+holds up those of its own callbacks that are beyond this number, each for ``callback_timeout`` at most, and no others.
+"""
+MOST_IDLE = 64
+"""Connections to one receiver that are kept while idle."""
 _READ = 65_536
 """Bytes of an answer that are read so that its connection can be used again; of more, the connection is closed."""
 
 
 class HttpCallbacks:
-    """See :class:`worker.ports.Callbacks`. httpx's own transport, for TLS and proxies; no redirect is followed."""
+    """See :class:`worker.ports.Callbacks`. httpx's own client, for TLS and proxies; no redirect is followed.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: the bounds, and whether certificates are verified.
+        nursery: runs what closes idle connections.
+    """
+
+    def __init__(self, settings: Settings, nursery: trio.Nursery) -> None:
         self._verify = not settings.tls_insecure
         self._timeout = settings.callback_timeout
-        self._client: httpx.AsyncClient | None = None
+        self._context: ssl.SSLContext | None = None
+        self._lanes = Lanes(self._client, at_once=AT_ONCE, most_idle=MOST_IDLE)
+        nursery.start_soon(self._lanes.keep)
 
     async def post(self, callback: Callback) -> int | str:
-        """See :meth:`worker.ports.Callbacks.post`."""
-        if self._client is None:  # made when first needed: loading the certificates takes a while
-            self._client = httpx.AsyncClient(
-                verify=self._verify,
-                timeout=None,  # noqa: S113 -- the scope below bounds the whole exchange
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-            )
+        """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
         try:
             url = httpx.URL(callback.url)
             request = httpx.Request(
                 "POST", url, headers=[(b"Host", url.netloc), *callback.headers], content=callback.body
             )
-            with trio.move_on_after(self._timeout):
-                return await _send(self._client, request)
+            async with self._lanes.taken(f"{url.scheme}://{url.netloc.decode()}") as client:
+                with trio.fail_after(self._timeout):
+                    return await _send(client, request)
         except (httpx.TransportError, httpx.InvalidURL) as error:
             return str(error) or type(error).__name__
-        return f"no answer within {self._timeout:g} s"
+        except trio.TooSlowError:
+            return f"no answer within {self._timeout:g} s"
 
     async def aclose(self) -> None:
         """Close what is idle."""
-        if self._client:
-            await self._client.aclose()
+        await self._lanes.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._context is None:  # made when first needed: loading the certificates takes a while
+            self._context = httpx.create_ssl_context(verify=self._verify)
+        return httpx.AsyncClient(verify=self._context, timeout=None, limits=LIMITS)  # noqa: S113 -- post() bounds it all
+
+
+@asynccontextmanager
+async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
+    """Callbacks to post."""
+    async with trio.open_nursery() as nursery:
+        callbacks = HttpCallbacks(settings, nursery)
+        try:
+            yield callbacks
+        finally:
+            with trio.move_on_after(CLOSING, shield=True):
+                await callbacks.aclose()
+            nursery.cancel_scope.cancel()
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:

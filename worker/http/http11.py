@@ -7,6 +7,9 @@ cannot be trusted again.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -16,6 +19,8 @@ MOST_HEADER_BYTES = 65_536
 _TOO_MUCH_HEADER = f"more than {MOST_HEADER_BYTES} bytes of header"
 MOST_INTERIM = 16
 """Interim (1xx) responses before the one that counts."""
+_TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
+"""In a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
 
 
 class ProtocolError(Exception):
@@ -31,23 +36,29 @@ class Answer:
         keep: whether the body is kept; else only its *size* is.
     """
 
+    __slots__ = (
+        *("status", "headers", "body", "size", "truncated", "complete", "reusable", "keeps_idle"),
+        *("_codings", "_fed", "_field_bytes", "_head_only", "_in_chunks", "_in_fields", "_interim", "_keep"),
+        *("_most_body", "_parser"),
+    )
+
     def __init__(self, method: str, most_body: int, *, keep: bool = True) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = bytearray()
         self.size = 0
-        self.truncated = False
-        self.complete = False
-        self.reusable = False
+        self.truncated = self.complete = self.reusable = False
+        self.keeps_idle = math.inf
+        """Seconds after which the server says it will close the connection if it is not used."""
         self._head_only = method == "HEAD"
         self._most_body = most_body
         self._keep = keep
-        self._header_bytes = 0
-        self._fed = 0
         self._interim = 0
-        self._any = False
         self._in_fields = True
         """In a header, or in what can be a trailer."""
+        self._fed = 0
+        """Bytes of pieces that began there."""
+        self._field_bytes = 0
         self._in_chunks = False
         self._codings: list[bytes] = []
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -58,7 +69,6 @@ class Answer:
         Raises:
             ProtocolError: it cannot be a response.
         """
-        self._any = True
         if self._in_fields:  # of an unfinished line the parser tells nothing, so what was fed bounds it
             room = 2 * MOST_HEADER_BYTES - self._fed
             self._fed += len(data)
@@ -70,22 +80,26 @@ class Answer:
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        # The parser passes over line ends after an answer without a word. So the last byte is fed by itself: an answer
-        # that is complete before it has something behind it.
-        for piece in (data[:-1], data[-1:]):
-            if not piece:
-                continue
-            if self.complete:
-                self.reusable = False
-            else:
-                self._feed_parser(piece)
+        # The parser passes over line ends after an answer without a word. So where a piece ends with one, that byte is
+        # fed by itself: an answer that is complete before it has something behind it. Anything else that follows an
+        # answer is an error to the parser, or begins another.
+        if data.endswith((b"\n", b"\r")):
+            self._feed_parser(data[:-1])
+            data = data[-1:]
+        self._feed_parser(data)
 
     def _feed_parser(self, data: bytes) -> None:
+        if not data:
+            return
+        if self.complete:
+            self.reusable = False
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self.complete:  # else it is about what follows the answer, of which the last byte tells
+            if not self.complete:
                 raise ProtocolError(_reason(error)) from None
+            self.reusable = False
 
     def end(self) -> None:
         """The connection has ended, and with it a body that has no other end.
@@ -95,24 +109,32 @@ class Answer:
         """
         if self.complete:
             return
-        if not self._any:
+        if not self._fed and not self.status:
             raise ProtocolError("the server closed the connection without an answer")
         if self._in_fields or not self._until_end():
             raise ProtocolError("the server closed the connection in the middle of its answer")
-        self.complete, self.reusable = True, False
+        self._complete(reusable=False)
 
     # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.complete:
             return
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > MOST_HEADER_BYTES:
+        self._field_bytes += len(name) + len(value)
+        if self._field_bytes > MOST_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
-        if not self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
-            if len(name) == 17 and name.lower() == b"transfer-encoding":
-                self._codings.append(value.strip().lower())
-            self.headers.append((name, value))
+        if self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
+            return
+        length = len(name)
+        if length == 17 and name.lower() == b"transfer-encoding":
+            self._codings.append(value.strip().lower())
+        elif length == 10 and name.lower() == b"keep-alive" and (told := _TIMEOUT.search(value)):
+            self.keeps_idle = float(told[1])
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.complete:
@@ -121,11 +143,11 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 100:
             raise ProtocolError(f"{self.status:03} is not a status")
-        if self._codings not in ([], [b"chunked"]):
+        if self._codings and self._codings != [b"chunked"]:
             raise ProtocolError("a transfer coding other than chunked, or that twice")
         if self._head_only and self.status >= 200:
             # The parser cannot be told that no body follows, so the connection is not used again.
-            self.complete = True
+            self._complete(reusable=False)
 
     def on_chunk_header(self) -> None:
         if not self.complete and self.status < 200:  # as a body, it would become the next response's
@@ -140,19 +162,26 @@ class Answer:
             raise ProtocolError("an interim response with a body")
         self._in_fields = False
         room = self._most_body - self.size
-        self.size += min(len(data), room)
-        if self._keep:
-            self.body += data[:room]
         if len(data) > room:
-            self.truncated = self.complete = True
+            data = data[:room]
+            self.truncated = True
+        self.size += len(data)
+        if self._keep:
+            self.body += data
+        if self.truncated:
+            self._complete(reusable=False)
 
     def on_message_complete(self) -> None:
         if self.complete:
             return
         if self.status < 200:
             self._next_response()
-            return
-        self.complete, self.reusable = True, self._parser.should_keep_alive()
+        else:
+            self._complete(reusable=self._parser.should_keep_alive())
+
+    def _complete(self, *, reusable: bool) -> None:
+        self.complete, self.reusable = True, reusable
+        self._parser = None  # which knows us: without this, each answer would be left to the garbage collector
 
     def _next_response(self) -> None:
         if self.status == 101:
@@ -175,8 +204,7 @@ def _reason(error: Exception) -> str:
     return f"not HTTP: {error}"
 
 
-def write_request(method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
+def write_request(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
     """The bytes of a request. Names, values and target were checked where they were made."""
-    lines = [b"%s %s HTTP/1.1" % (method.encode(), target)]
-    lines += [b"%s: %s" % field for field in headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+    fields = b"\r\n".join(map(b": ".join, headers))
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, fields, body)

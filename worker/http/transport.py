@@ -1,147 +1,200 @@
-"""Plain HTTP/1.1 to few origins, for httpx, on Trio's sockets.
+"""Plain HTTP/1.1 to few origins, on sockets that Trio waits for.
 
-httpx's own transport costs 2 ms of CPU a request with 50 in flight, and 5 ms with 500: it scans its pool for each
-one. Here idle connections of an origin are a stack, and taking one is a pop.
+It has two faces. Functions use :meth:`PlainTransport.exchange`: bytes out, an answer in. Whatever speaks httpx uses
+:meth:`PlainTransport.handle_async_request`, which is the same exchange in httpx's words. httpx's own transport scans
+its pool for each request; here idle connections of an origin are a stack, and taking one is a pop.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import math
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from socket import socket
 
 import httpx
 import trio
 
-from .http11 import Answer, ProtocolError, write_request
+from .connect import connect
+from .connection import Connection, DiedIdle
+from .face import NamedAnswer, response_of, written
+from .http11 import Answer
+from .names import Names
 
 CONNECT = 10.0
 """Seconds to connect, names and all addresses included. Below any sensible ``upstream_timeout``, to be told apart."""
 IDLE = 4.0
 """Seconds an idle connection is kept: less than the 5 s after which common servers (Node.js, uvicorn) close theirs."""
-_READ = 65_536
-"""Bytes asked for in one read."""
+BEFORE = 1.0
+"""Seconds before the end of the idle time that a server tells of: our request takes a while to reach it."""
 
 Origin = tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Idle:
-    stream: trio.SocketStream
-    since: float
+_NONE: Mapping[str, float | None] = {}
 
 
 class PlainTransport(httpx.AsyncBaseTransport):
     """Connections are made as needed and kept while idle; how many are in use is the caller's to bound.
 
-    The request's extension ``target`` (bytes) replaces the URL's path and query, byte for byte; ``keep_body`` False
-    has the response's body read, counted and dropped. The response's extensions tell ``size`` (bytes of body read)
-    and ``truncated``.
-
     Args:
-        most_body: bytes of a response's body that are read; a longer one is cut there, and its connection closed.
+        most_body: bytes of a response's body that httpx's face reads; it cuts a longer one there, and tells so in the
+            response's extension ``truncated``. (The other face is given an answer to fill, which has its own bound.)
         most_idle: idle connections kept for each origin.
+        timeout: seconds that an exchange may take. :meth:`keep` must be running for this to hold.
+        names: where origins are.
     """
 
-    def __init__(self, *, most_body: int, most_idle: int) -> None:
-        self._most_body, self._most_idle = most_body, most_idle
-        self._idle: dict[Origin, deque[_Idle]] = {}
+    def __init__(
+        self, *, most_body: int, most_idle: int, timeout: float = math.inf, names: Names | None = None
+    ) -> None:
+        self._most_body, self._most_idle, self._timeout = most_body, most_idle, timeout
+        self._names = names or Names()
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._busy: OrderedDict[Connection, float] = OrderedDict()
+        """Exchanges on connections that were idle, by their deadlines: all have the same time, so the first is next."""
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def exchange(
+        self,
+        origin: Origin,
+        request: bytes,
+        answer: Answer,
+        *,
+        more: bytes = b"",
+        timeouts: Mapping[str, float | None] = _NONE,
+    ) -> None:
         """One exchange.
 
+        Args:
+            origin: host and port.
+            request: its bytes, from the request line on.
+            answer: is filled.
+            more: the rest of the request's bytes, so that a large body need not be copied behind its header.
+            timeouts: seconds to *connect*, and between two moves when we *read* or *write*; None is no bound.
+
         Raises:
-            httpx.TransportError: there was no whole answer. The text says why.
+            httpx.TransportError: there was no whole answer. The text says why. ``ReadTimeout`` means that the exchange
+                took longer than it may.
         """
-        origin = request.url.host, request.url.port or 80
-        target = request.extensions.get("target") or request.url.raw_path
-        data = write_request(request.method, target, request.headers.raw, request.content)
-        while idle := self._take(origin):
+        await trio.lowlevel.checkpoint_if_cancelled()  # what is cancelled before it begins is not sent
+        now = trio.current_time()
+        deadline = now + self._timeout
+        while connection := self._take(origin, now):
+            self._busy[connection] = deadline
             try:
-                return await self._exchange(idle, origin, data, request, reused=True)
-            except _DiedIdle:
+                return await self._converse(connection, request, more, answer, timeouts, reused=True)
+            except DiedIdle:
                 continue
-        return await self._exchange(await _connect(origin), origin, data, request, reused=False)
+            finally:
+                self._busy.pop(connection, None)
+        with trio.move_on_at(deadline):
+            connection = await self._connect(origin, timeouts.get("connect"))
+            return await self._converse(connection, request, more, answer, timeouts, reused=False)
+        raise self._took_too_long()
+
+    async def keep(self) -> None:
+        """End the exchanges that are overdue, and close what is idle for too long, until cancelled."""
+        while True:
+            now = trio.current_time()
+            self._end_overdue(now)
+            for stack in self._idle.values():
+                self._close_old(stack, now)
+            due = next(iter(self._busy.values()), now + self._timeout)
+            await trio.sleep_until(min(due, now + IDLE))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The same, as httpx has it. The body of the response has been read.
+
+        Raises:
+            httpx.TransportError: as above; or what is asked for cannot be sent.
+        """
+        data = await written(request)
+        answer = NamedAnswer(request.method, self._most_body)
+        origin = request.url.raw_host.decode("ascii"), request.url.port or 80
+        await self.exchange(origin, data, answer, timeouts=request.extensions.get("timeout", _NONE))
+        return response_of(answer)
 
     async def aclose(self) -> None:
         """Close what is idle."""
         for stack in self._idle.values():
-            for idle in stack:
-                idle.stream.socket.close()
+            for connection in stack:
+                connection.close()
         self._idle.clear()
 
-    async def _exchange(
-        self, stream: trio.SocketStream, origin: Origin, data: bytes, request: httpx.Request, *, reused: bool
-    ) -> httpx.Response:
-        answer = Answer(request.method, self._most_body, keep=request.extensions.get("keep_body", True))
+    async def _converse(
+        self,
+        connection: Connection,
+        request: bytes,
+        more: bytes,
+        answer: Answer,
+        timeouts: Mapping[str, float | None],
+        *,
+        reused: bool,
+    ) -> None:
         try:
-            await _send(stream, data, reused=reused)
-            while not answer.complete:
-                if received := await stream.receive_some(_READ):
-                    answer.feed(received)
-                else:
-                    answer.end()
-        except trio.BrokenResourceError as error:
-            raise httpx.ReadError(f"the connection broke: {error.__cause__ or error}") from None
-        except ProtocolError as error:
-            raise httpx.RemoteProtocolError(str(error)) from None
+            await connection.send(request, more, timeouts.get("write"), reused=reused)
+            await connection.receive(answer, timeouts.get("read"))
+        except httpx.TransportError:
+            if connection.overdue:
+                raise self._took_too_long() from None
+            raise
         finally:
             # Whatever ended this, a cancellation too: only a connection in a known state is used again.
-            if answer.complete and answer.reusable:
-                self._give_back(origin, stream)
+            if answer.reusable and not connection.overdue:
+                self._give_back(connection, answer)
             else:
-                stream.socket.close()
-        return httpx.Response(
-            answer.status,
-            headers=answer.headers,
-            stream=httpx.ByteStream(bytes(answer.body)),
-            extensions={"size": answer.size, "truncated": answer.truncated},
-        )
+                connection.close()
 
-    def _take(self, origin: Origin) -> trio.SocketStream | None:
+    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:  # noqa: ASYNC109 -- httpx's word
+        within = CONNECT if timeout is None else min(timeout, CONNECT)
+        try:
+            with trio.fail_after(within):
+                return Connection(origin, await self._reach(origin))
+        except trio.TooSlowError:
+            raise httpx.ConnectTimeout(f"no connection to {origin[0]}:{origin[1]} within {within:g} s") from None
+        except OSError as error:
+            raise httpx.ConnectError(f"cannot connect to {origin[0]}:{origin[1]}: {error}") from None
+
+    async def _reach(self, origin: Origin) -> socket:
+        addresses, remembered = await self._names.addresses(*origin)
+        try:
+            sock, tried = await connect(addresses)
+        except OSError:
+            self._names.forget(*origin)
+            if not remembered:
+                raise
+            # Nothing has been sent, so this is the same attempt.
+            addresses, _ = await self._names.addresses(*origin)
+            sock, tried = await connect(addresses)
+        self._names.tried(*origin, tried)
+        return sock
+
+    def _take(self, origin: Origin, now: float) -> Connection | None:
         """The idle connection that was used last, less those that died or grew old."""
         stack = self._idle.get(origin)
-        oldest = trio.current_time() - IDLE
         while stack:
-            idle = stack.pop()
-            # Nothing is to come on an idle connection: what can be read is its end, or an answer to nothing.
-            if idle.since >= oldest and not idle.stream.socket.is_readable():
-                return idle.stream
-            idle.stream.socket.close()
+            connection = stack.pop()
+            if connection.idle_until >= now and connection.silent():
+                return connection
+            connection.close()
         return None
 
-    def _give_back(self, origin: Origin, stream: trio.SocketStream) -> None:
-        stack = self._idle.setdefault(origin, deque())
-        stack.append(_Idle(stream, trio.current_time()))
-        oldest = trio.current_time() - IDLE
-        while len(stack) > self._most_idle or stack[0].since < oldest:
-            stack.popleft().stream.socket.close()
+    def _give_back(self, connection: Connection, answer: Answer) -> None:
+        now = trio.current_time()
+        connection.idle_until = now + min(IDLE, answer.keeps_idle - BEFORE)
+        stack = self._idle.setdefault(connection.origin, deque())
+        stack.append(connection)
+        self._close_old(stack, now)
 
+    def _close_old(self, stack: deque[Connection], now: float) -> None:
+        while stack and (len(stack) > self._most_idle or stack[0].idle_until < now):
+            stack.popleft().close()
 
-class _DiedIdle(Exception):  # noqa: N818 -- never leaves this module
-    """A connection had been closed before our request was on it: no attempt was made."""
+    def _end_overdue(self, now: float) -> None:
+        while self._busy:
+            connection, deadline = next(iter(self._busy.items()))
+            if deadline > now:
+                break
+            del self._busy[connection]
+            connection.end()
 
-
-async def _connect(origin: Origin) -> trio.SocketStream:
-    try:
-        with trio.fail_after(CONNECT):
-            return await trio.open_tcp_stream(*origin)
-    except trio.TooSlowError:
-        raise httpx.ConnectTimeout(f"no connection to {origin[0]}:{origin[1]} within {CONNECT:g} s") from None
-    except OSError as error:
-        raise httpx.ConnectError(f"cannot connect to {origin[0]}:{origin[1]}: {_innermost(error)}") from None
-
-
-async def _send(stream: trio.SocketStream, data: bytes, *, reused: bool) -> None:
-    try:
-        await stream.send_all(data)
-    except trio.BrokenResourceError:
-        if reused:
-            raise _DiedIdle from None
-        # A server may answer, and close, without reading all of a request: what it says comes next.
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Of several addresses tried, why the last one failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _innermost(error.exceptions[-1]) if isinstance(error, BaseExceptionGroup) else error
+    def _took_too_long(self) -> httpx.ReadTimeout:
+        return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")

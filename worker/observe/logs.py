@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,37 +17,48 @@ from ..config import Settings
 from ..model import Abandon, Ack, Delivery, Nak, Responded, Term, Verdict
 from ..policy.decide import describe, status_of
 from ..ports import Emit
+from .lines import Lines
 
 Row = tuple[str, str, Mapping[str, Any]]
 """Level, message, fields."""
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: Settings) -> Lines:
     """Set structlog up: lines to standard output, as JSON or for people."""
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    level = logging.DEBUG if settings.debug else logging.INFO
-    if settings.log_encoding == "json":
-        structlog.configure(
-            processors=[
-                *shared,
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(serializer=_json),
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
-            cache_logger_on_first_use=True,
-        )
-    else:
-        structlog.configure(
-            processors=[*shared, structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-            cache_logger_on_first_use=True,
-        )
+    sys.stdout.flush()  # from here on, what is written goes past its buffer
+    lines = Lines(sys.stdout.fileno())
+    structlog.configure(
+        processors=_as_json() if settings.log_encoding == "json" else _for_people(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.debug else logging.INFO),
+        logger_factory=lambda *_: lines,
+        cache_logger_on_first_use=True,
+    )
+    return lines
+
+
+def _as_json() -> list[Any]:
+    return [_stamp(), _json]
+
+
+def _for_people() -> list[Any]:
+    render = structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    return [_stamp(), lambda *event: render(*event).encode()]
+
+
+def _stamp() -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
+    """Adds level and time, ``2026-11-25T11:00:00.123456Z``: the day and second are made once a second."""
+    last, prefix = -1, ""
+
+    def stamp(_: Any, level: str, event: dict[str, Any]) -> dict[str, Any]:
+        nonlocal last, prefix
+        second, fraction = divmod(time.time_ns(), 1_000_000_000)
+        if second != last:
+            last, prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        event["level"] = level
+        event["timestamp"] = f"{prefix}.{fraction // 1000:06}Z"
+        return event
+
+    return stamp
 
 
 def log_sink(settings: Settings) -> Emit:
@@ -188,7 +200,9 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _json(event: Any, **_: Any) -> bytes:
+def _json(_: Any, __: str, event: dict[str, Any]) -> bytes:
+    if "exc_info" in event:
+        event = dict(structlog.processors.format_exc_info(_, __, event))
     return orjson.dumps(event, default=str)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID, uuid5
@@ -18,7 +19,7 @@ import msgspec
 
 from ..model import Delivery, Invocation, Malformed
 from .callback_url import callback_url
-from .names import split_function
+from .names import LONGEST, split_function
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -28,11 +29,15 @@ HOP_BY_HOP = frozenset(
 _OURS = HOP_BY_HOP | {b"host", b"content-length"}
 """The two more that the client writes itself."""
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
 """What Go's client escapes in a path. A valid escape is left as it is: the path goes out as it came."""
 _UNSAFE_QUERY = re.compile(r"[^!-~]|#")
 """What would end the query or the request line. All else goes out as it came, as Go sends a raw query."""
+_LONGEST_FUNCTION = 2 * LONGEST + 1
+_SHORT = 64
+"""Characters in a header's name that is worth remembering. Names are foreign: what is remembered must be bounded."""
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
 """Of the call ids that we make; a random UUID, fixed for ever."""
 
@@ -89,63 +94,97 @@ def _invocation(
     request: _QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
 ) -> Invocation:
     function, method, path = request.Function.strip("/"), request.Method or "POST", request.Path or ""
-    if (split := split_function(function, namespace)) is None:
+    if len(function) > _LONGEST_FUNCTION or (known := _function(function, namespace)) is None:
         raise ValueError(f"not a function's name: {request.Function[:80]!r}")
-    if not _TOKEN.fullmatch(method):
+    if method not in _USUAL and not _TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     if _leads_out(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
-    headers, call_id, started = _headers(request.Header or {})
-    if call_id is None:
-        call_id = made_call_id(delivery)
-        headers.append((b"X-Call-Id", call_id.encode()))
-    if not any(name.lower() == b"user-agent" for name, _ in headers):
-        headers.append((b"User-Agent", user_agent.encode()))
+    label, address = known
+    fields = _fields(request.Header or {})
+    call_id = fields.call_id or made_call_id(delivery)
+    if not fields.call_id:
+        fields.sent.append((b"X-Call-Id", call_id.encode()))
+    if b"user-agent" not in fields.names:
+        fields.sent.append((b"User-Agent", user_agent.encode()))
     return Invocation(
         call_id=call_id,
         function=function,
-        label=f"{split[0]}.{split[1]}",
+        label=label,
         method=method,
-        target=_target(function, path, request.QueryString or ""),
-        headers=tuple(headers),
+        target=address + _below(path, request.QueryString or ""),
+        headers=tuple(fields.sent),
         body=request.Body or b"",
         annotations=request.Annotations or {},
         callback=callback,
-        started=started or str(delivery.id[1]),
+        started=fields.started or str(delivery.id[1]),
     )
 
 
-def _headers(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], str | None, str | None]:
-    """The fields to send on, X-Call-Id and X-Start-Time."""
-    fields = list(_fields(header))
-    named = {option for _, lower, value in fields if lower == b"connection" for option in options(value.encode())}
-    dropped = _OURS | (named - {b"x-call-id"})
-    call_id, started = (
-        next((value for _, lower, value in fields if lower == wanted and value), None)
-        for wanted in (b"x-call-id", b"x-start-time")
-    )
-    sent = [
-        (name.encode(), value.encode())
-        for name, lower, value in fields
-        if lower not in dropped and (value or lower != b"x-call-id")
-    ]
-    return sent, call_id, started
+class _Fields(msgspec.Struct):
+    """What is sent on of a message's header, and what was found in it."""
+
+    sent: list[tuple[bytes, bytes]] = []
+    names: set[bytes] = set()
+    """Of what is sent, in lower case."""
+    call_id: str = ""
+    started: str = ""
+
+    def drop(self, named: set[bytes]) -> None:
+        """Leave out what a Connection header named: all but the call's id, which is the invocation's."""
+        self.names -= named
+        self.sent = [field for field in self.sent if field[0].lower() in self.names]
 
 
-def _fields(header: dict[str, list[str] | None]) -> Iterator[tuple[str, bytes, str]]:
-    """Name as written, name in lower case, value."""
+def _fields(header: dict[str, list[str] | None]) -> _Fields:
+    fields, named = _Fields(), set[bytes]()
     for name, values in header.items():
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"not a header's name: {name[:80]!r}")
-        for value in values or ():
-            if _UNSAFE_VALUE.search(value):
-                raise ValueError(f"header {name[:80]} has a control character in its value")
-            yield name, name.lower().encode(), value.strip(" \t")  # as RFC 9110, section 5.5, reads it
+        written, lower = _known_name(name) if len(name) <= _SHORT else _field_name(name)
+        for given in values or ():
+            value = _field_value(name, given)
+            if lower == b"x-call-id":
+                fields.call_id = fields.call_id or value
+                if not value:
+                    continue
+            elif lower == b"x-start-time":
+                fields.started = fields.started or value
+            elif lower == b"connection":
+                named.update(options(value.encode()))
+            if lower not in _OURS:
+                fields.sent.append((written, value.encode()))
+                fields.names.add(lower)
+    if named := named - {b"x-call-id"}:
+        fields.drop(named)
+    return fields
+
+
+def _field_name(name: str) -> tuple[bytes, bytes]:
+    """As it is written, and in lower case."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"not a header's name: {name[:80]!r}")
+    return name.encode(), name.lower().encode()
+
+
+_known_name = lru_cache(1_000)(_field_name)
+
+
+def _field_value(name: str, value: str) -> str:
+    if not (value.isascii() and value.isprintable()) and _UNSAFE_VALUE.search(value):
+        raise ValueError(f"header {name[:80]} has a control character in its value")
+    return value.strip(" \t")  # as RFC 9110, section 5.5, reads it
+
+
+@lru_cache(4_000)
+def _function(name: str, namespace: str) -> tuple[str, bytes] | None:
+    """A function's label, and where its requests go; None where it cannot name one."""
+    if (split := split_function(name, namespace)) is None:
+        return None
+    return f"{split[0]}.{split[1]}", f"/function/{name}".encode("ascii")
 
 
 def _leads_out(path: str) -> bool:
     """Whether the dots in a path lead above where it starts, to a server that unescapes it first, as Go's do."""
-    if ".." not in (path := unquote(path)):
+    if not path or ".." not in (path := unquote(path)):
         return False
     depth = 0
     for segment in path.split("/"):
@@ -155,13 +194,16 @@ def _leads_out(path: str) -> bool:
     return False
 
 
-def _target(function: str, path: str, query: str) -> bytes:
+def _below(path: str, query: str) -> bytes:
+    """The request target, from the function's address on."""
+    if not path and not query:
+        return b""
     if path and not path.startswith("/"):
         path = f"/{path}"
     query = query.removeprefix("?")
     path = _UNSAFE_PATH.sub(_escape, path)
     query = _UNSAFE_QUERY.sub(_escape, query)
-    return f"/function/{function}{path}{'?' if query else ''}{query}".encode("ascii")
+    return f"{path}{'?' if query else ''}{query}".encode("ascii")
 
 
 def _escape(match: re.Match[str]) -> str:

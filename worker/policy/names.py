@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
-_LONGEST = 253
+LONGEST = 253
 """Characters in a name: the limit of a DNS name, which Kubernetes sets for what it calls a name."""
 
 
 def is_name(text: str) -> bool:
     """Whether *text* can name a queue, a function or a namespace."""
-    return len(text) <= _LONGEST and _NAME.fullmatch(text) is not None
+    return len(text) <= LONGEST and _NAME.fullmatch(text) is not None
 
 
 def split_function(text: str, namespace: str) -> tuple[str, str] | None:

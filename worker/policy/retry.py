@@ -85,6 +85,8 @@ def _with(**change: Any) -> Callable[[Retry], Retry]:
 def annotated(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[Ignored, ...]]:
     """The policy under a function's annotations, each used or ignored on its own, and those that were ignored."""
     ignored: tuple[Ignored, ...] = ()
+    if not annotations:
+        return retry, ignored
     for annotation, parse in _ANNOTATIONS.items():
         value = annotations.get(annotation, "").strip()
         if not value:

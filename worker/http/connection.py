@@ -1,0 +1,129 @@
+"""One connection: a request goes out, an answer comes in.
+
+On Python's own sockets, tried before they are waited for: Trio's streams cost as much as all else that is done here.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Iterable
+from contextlib import suppress
+from socket import SHUT_RDWR, socket
+
+import httpx
+import trio
+
+from .http11 import Answer, ProtocolError
+
+_READ = 65_536
+"""Bytes asked for in one read."""
+
+
+class DiedIdle(Exception):  # noqa: N818 -- it says what happened; the transport alone hears of it
+    """The connection had been closed before any of our request was on it: no attempt was made."""
+
+
+class Connection:
+    """Used for one exchange at a time.
+
+    Args:
+        origin: the host and port that it leads to.
+        sock: it does not block.
+    """
+
+    __slots__ = ("_fd", "_poll", "_sock", "idle_until", "origin", "overdue")
+
+    def __init__(self, origin: tuple[str, int], sock: socket) -> None:
+        self.origin = origin
+        self.idle_until = 0.0
+        """When it is to be closed if it is not used before."""
+        self.overdue = False
+        self._sock, self._fd = sock, sock.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def silent(self) -> bool:
+        """Nothing is to come on an idle connection: what can be read is its end, or an answer to nothing."""
+        return not self._poll.poll(0)
+
+    def end(self) -> None:
+        """Break off the exchange that runs here, from another task."""
+        self.overdue = True
+        with suppress(OSError):  # the other side was faster
+            self._sock.shutdown(SHUT_RDWR)
+
+    def close(self) -> None:
+        """No exchange may be running here."""
+        self._sock.close()
+
+    async def send(self, request: bytes, more: bytes, timeout: float | None, *, reused: bool) -> None:  # noqa: ASYNC109 -- httpx's word
+        """Send what will go. Where the connection breaks meanwhile, what the server said before comes next.
+
+        Raises:
+            DiedIdle: it was a *reused* one, and took nothing.
+            httpx.WriteTimeout: for *timeout* seconds it has taken nothing more.
+        """
+        try:
+            sent = self._sock.send(request)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            if reused:
+                raise DiedIdle from None
+            return
+        if more or sent < len(request):
+            await self._send_rest((memoryview(request)[sent:], memoryview(more)), timeout)
+
+    async def _send_rest(self, parts: Iterable[memoryview], timeout: float | None) -> None:  # noqa: ASYNC109 -- as above
+        for part in parts:
+            rest = part
+            while rest:
+                with trio.move_on_after(math.inf if timeout is None else timeout) as patience:
+                    await trio.lowlevel.wait_writable(self._fd)
+                if patience.cancelled_caught:
+                    raise httpx.WriteTimeout(f"nothing taken for {timeout:g} s")
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    return
+
+    async def receive(self, answer: Answer, timeout: float | None) -> None:  # noqa: ASYNC109 -- httpx's word
+        """Read until *answer* is complete.
+
+        Raises:
+            httpx.ReadError: the connection broke.
+            httpx.RemoteProtocolError: what came is no answer, or not a whole one.
+            httpx.ReadTimeout: for *timeout* seconds nothing came.
+        """
+        try:
+            while not answer.complete:
+                if timeout is None:
+                    await trio.lowlevel.wait_readable(self._fd)
+                else:
+                    await self._readable_within(timeout)
+                self._read(answer)
+        except OSError as error:
+            raise httpx.ReadError(f"the connection broke: {error}") from None
+        except ProtocolError as error:
+            raise httpx.RemoteProtocolError(str(error)) from None
+
+    async def _readable_within(self, timeout: float) -> None:  # noqa: ASYNC109 -- as above
+        with trio.move_on_after(timeout) as patience:
+            await trio.lowlevel.wait_readable(self._fd)
+        if patience.cancelled_caught:
+            raise httpx.ReadTimeout(f"nothing came for {timeout:g} s")
+
+    def _read(self, answer: Answer) -> None:
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:  # woken for nothing
+            return
+        if data:
+            answer.feed(data)
+        elif self.overdue:  # this end is ours
+            raise ProtocolError("broken off")
+        else:
+            answer.end()
