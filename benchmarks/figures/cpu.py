@@ -54,20 +54,16 @@ def judge(samples: Samples) -> Sequence[Line]:
     python = [who for who in rate if who != OURS.name and not who.startswith(GO)]
     best = max(python, key=lambda who: Spread.of(rate[who]).middle)
     against = ratios(rate[OURS.name], rate[best])
-    lines.append(
-        Line(
-            "throughput against the best Python peer, one process",
-            "at least 1.3",
-            f"{against} ({Spread.of(rate[OURS.name]):,.0f}/s; {best})",
-            against.middle >= 1.3,
-        )
-    )
+    mine, theirs = Spread.of(rate[OURS.name]).middle, Spread.of(rate[best]).middle
+    measured = f"{against}: {mine:,.0f} against {theirs:,.0f} of `{best}`"
+    figure = "throughput against the best Python peer, one process"
+    lines.append(Line(figure, "at least 1.3", measured, against.middle >= 1.3))
     return lines
 
 
 def _at_most(figure: str, cpu: Mapping[str, Sequence[float]], peer: str, most: float) -> Line:
     against = ratios(cpu[OURS.name], cpu[peer])
-    measured = f"{against} ({Spread.of(cpu[OURS.name]):.0f} µs; {Spread.of(cpu[peer]):.0f} µs)"
+    measured = f"{against}: {Spread.of(cpu[OURS.name]).middle:.0f} against {Spread.of(cpu[peer]).middle:.0f} µs"
     return Line(figure, f"at most {most:g}", measured, against.middle <= most)
 
 
