@@ -1,6 +1,7 @@
 """How fast the worker is, beside its peers: ``make bench``; docs/performance.md says what is measured and how.
 
-Read in this order: :mod:`benchmarks.stage` is one run, a broker, a function server and a contender on it;
+Read in this order: :mod:`benchmarks.stage` is one run, a broker, a function server and a contender on it (with
+:mod:`benchmarks.programs` and :mod:`benchmarks.queue` below it);
 :mod:`benchmarks.contenders` who they are; each module of :mod:`benchmarks.figures` measures one line of the table;
 :mod:`benchmarks.report` writes it. The peers are whole little programs, in ``benchmarks/peers``.
 """

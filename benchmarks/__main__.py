@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from .contenders import PYTHON, Contender, Missing, go
 from .figures import FIGURES
 from .machine import REST, many_files, pin
 from .model import Figure, Session
+from .programs import Failed
 
 _ENOUGH = 5
 """Pairs from which on figures are written down."""
@@ -39,22 +42,29 @@ def main(*, only: Sequence[str], pairs: int, names: Sequence[str], long: bool, w
         return
     chosen = [figure for figure in FIGURES.values() if figure.name in only or (not only and (long or not figure.long))]
     write = (pairs >= _ENOUGH and not names) if write is None else write
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that what runs is stopped too
     many_files()
     pin(REST)
     with _session(pairs, names) as session:
-        for figure in chosen:
-            _measure(session, figure, write=write)
+        failed = [figure.name for figure in chosen if not _measured(session, figure, write=write)]
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
 
 
-def _measure(session: Session, figure: Figure, *, write: bool) -> None:
+def _measured(session: Session, figure: Figure, *, write: bool) -> bool:
     click.echo(f"\n== {figure.title} ({figure.name})")
-    samples = figure.measure(session)
+    try:
+        samples = figure.measure(session)
+    except Failed as failed:
+        click.echo(str(failed), err=True)
+        return False
     if not samples:
-        return
+        return True
     click.echo("\n" + report.table(samples) + "\n" + report.lines(figure.judge(samples)))
     if write:
         report.keep(_DOCS, figure, samples)
         report.write(_DOCS)
+    return True
 
 
 @contextmanager

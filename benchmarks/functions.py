@@ -21,8 +21,6 @@ from collections import deque
 from pathlib import Path
 from typing import cast
 
-import uvloop
-
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
@@ -135,6 +133,8 @@ def main() -> None:
     parser.add_argument("port_file", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)
     arguments = parser.parse_args()
+    import uvloop  # noqa: PLC0415 -- of the bench extra; the rest of this module is tested without
+
     uvloop.run(serve(arguments.port_file, arguments.delay))
 
 

@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
-MEASURED, REST, ALL = frozenset({0}), frozenset({1}), frozenset({0, 1})
-"""The core of the measured process, the one of all else, and both. (Where there is but one core, nobody is pinned.)"""
+_CORES = sorted(os.sched_getaffinity(0))
+MEASURED, REST, ALL = frozenset(_CORES[:1]), frozenset(_CORES[1:] or _CORES), frozenset(_CORES)
+"""The core of the measured process, those of all else, and all."""
 
 
 def cpu(pid: int) -> float:
@@ -42,9 +43,8 @@ def family(pid: int) -> Iterator[int]:
 
 
 def pin(cores: frozenset[int]) -> None:
-    """Keep this process, and those that it starts from now on, to *cores*; if there are two at all."""
-    if os.cpu_count() != 1:
-        os.sched_setaffinity(0, cores)
+    """Keep this process, and those that it starts from now on, to *cores*."""
+    os.sched_setaffinity(0, cores)
 
 
 def many_files() -> None:

@@ -49,5 +49,7 @@ class Figure:
     measure: Callable[[Session], Samples]
     judge: Callable[[Samples], Sequence[Line]]
     """Pure: the lines can be written again from samples of another day."""
+    picture: Callable[[Samples], str] | None = None
+    """As SVG."""
     long: bool = False
     """Takes many minutes: measured only when asked for."""

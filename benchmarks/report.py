@@ -44,7 +44,11 @@ def write(docs: Path) -> None:
     judged = [line for name, figure in FIGURES.items() if name in found for line in figure.judge(found[name].samples)]
     text = between_markers(text, "all", lines(judged))
     for name, kept in found.items():
-        text = between_markers(text, name, f"{kept.how}.\n\n{table(kept.samples)}")
+        picture = ""
+        if draw := FIGURES[name].picture:
+            (docs / f"performance-{name}.svg").write_text(draw(kept.samples))
+            picture = f"![{FIGURES[name].title}](performance-{name}.svg)\n\n"
+        text = between_markers(text, name, f"{picture}{kept.how}.\n\n{table(kept.samples)}")
     document.write_text(text)
 
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 from ..contenders import OURS
 from ..model import Figure, Line, Samples, Session
-from ..stage import Failed, contender, empty_queue, fill, functions, wait
+from ..programs import Failed, wait
+from ..queue import empty_queue, fill
+from ..stage import contender, functions
 from ..statistics import Spread
 
 _INFLIGHT = 1_000

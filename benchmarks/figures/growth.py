@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from ..contenders import OURS
 from ..machine import memory
 from ..model import Figure, Line, Samples, Session
-from ..stage import contender, empty_queue, fill, functions
+from ..plot import line
+from ..queue import empty_queue, fill
+from ..stage import contender, functions
 
 _STEP, _STEPS = 50_000, 20
 _FUNCTIONS = 100
@@ -42,4 +44,10 @@ def judge(samples: Samples) -> Sequence[Line]:
     return [Line(figure, reach, measured, grown <= _NOISE)]
 
 
-FIGURE = Figure("growth", "Memory over 1,000,000 messages", measure, judge, long=True)
+def picture(samples: Samples) -> str:
+    """Memory over messages."""
+    held = samples[_QUANTITY][OURS.name]
+    return line("Resident memory over messages", [_STEP * (n + 1) for n in range(len(held))], held, "MB")
+
+
+FIGURE = Figure("growth", "Memory over 1,000,000 messages", measure, judge, picture, long=True)

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 from ..contenders import OURS, Contender, python_peer
 from ..model import Figure, Line, Samples, Session
-from ..stage import STREAM, contender, empty_queue, message, program, wait
+from ..plot import bars
+from ..programs import program, wait
+from ..queue import STREAM, empty_queue, message
+from ..stage import contender
 from ..statistics import percentile, ratios
 
 _COUNT, _WARM = 600, 100
@@ -55,4 +58,12 @@ def judge(samples: Samples) -> Sequence[Line]:
     return lines
 
 
-FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, judge)
+def picture(samples: Samples) -> str:
+    """Both quantities of both."""
+    return bars(
+        "From being published to being invoked (µs)",
+        {f"{who}, {what[:3]}": each for what, by in samples.items() for who, each in by.items()},
+    )
+
+
+FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, judge, picture)

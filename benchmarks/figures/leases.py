@@ -10,7 +10,9 @@ from typing import Any
 from ..contenders import OURS
 from ..machine import cpu, memory
 from ..model import Figure, Line, Samples, Session
-from ..stage import FunctionServer, Running, asked, contender, empty_queue, fill, functions, wait
+from ..programs import Running, wait
+from ..queue import asked, empty_queue, fill
+from ..stage import FunctionServer, contender, functions
 from ..statistics import Spread
 
 _INFLIGHT = 10_000

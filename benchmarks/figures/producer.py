@@ -16,7 +16,8 @@ from tests.servers import free_port
 
 from ..machine import MEASURED, cpu
 from ..model import Figure, Line, Samples, Session
-from ..stage import BODY, STREAM, Failed, answers, empty_queue, program, stored_at, wait
+from ..programs import Failed, answers, program, wait
+from ..queue import BODY, STREAM, empty_queue, stored_at
 from ..statistics import Spread
 
 _COUNT, _WARM = 20_000, 1_000

@@ -11,7 +11,9 @@ from tests.servers import free_port
 from ..contenders import OURS
 from ..machine import memory
 from ..model import Figure, Line, Samples, Session
-from ..stage import answers, contender, empty_queue, wait
+from ..programs import answers, wait
+from ..queue import empty_queue
+from ..stage import contender
 from ..statistics import Spread
 
 _IDLE = 5.0

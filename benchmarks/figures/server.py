@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from ..machine import MEASURED, cpu
 from ..model import Figure, Line, Samples, Session
-from ..stage import BODY, functions, program
+from ..programs import program
+from ..queue import BODY
+from ..stage import functions
 
 _COUNT, _CONNECTIONS = 50_000, 50
 _RATE, _CPU = "requests a second", "CPU a request (µs)"

@@ -1,0 +1,67 @@
+"""The queue that is worked off: its stream and consumer, and messages for it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.servers import NatsServer
+from worker.gateway.message import compose
+
+STREAM, DURABLE = "faas-request", "faas-workers"
+_BATCH = 2000
+"""Messages published at once: below the server's bound of what may wait to be stored."""
+BODY = bytes(range(256))
+_HEADERS = {
+    "Accept": ["*/*"],
+    "Content-Type": ["application/octet-stream"],
+    "User-Agent": ["curl/8.5.0"],
+    "X-Forwarded-For": ["10.42.0.17"],
+    "X-Forwarded-Host": ["gateway.openfaas.example"],
+}
+"""What a gateway behind an ingress gets."""
+
+
+def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> None:
+    """Stream and consumer anew, as the worker itself makes them, but in memory, and for *changes* of the consumer's."""
+    if nats.state():
+        nats.api(f"STREAM.DELETE.{STREAM}")
+    nats.make_stream(STREAM, storage=storage)
+    consumer = {
+        "durable_name": DURABLE,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "replay_policy": "instant",
+        "max_deliver": -1,
+        "max_ack_pending": -1,
+        "max_waiting": 512,
+        "ack_wait": 60_000_000_000,
+    } | changes
+    nats.api(f"CONSUMER.DURABLE.CREATE.{STREAM}.{DURABLE}", stream_name=STREAM, config=consumer)
+
+
+def message(number: int, function: str = "echo") -> bytes:
+    """An invocation with a body of 256 bytes, as OpenFaaS's gateway and our producer write it."""
+    call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
+    draft = compose(function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=time.time_ns())
+    return draft.message(BODY).payload
+
+
+def asked(nats: NatsServer) -> int:
+    """How many requests for messages wait at the consumer."""
+    waiting: int = nats.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")["num_waiting"]
+    return waiting
+
+
+def stored_at(nats: NatsServer, sequence: int) -> float:
+    """When the message of that number was stored (s since the epoch)."""
+    stored: str = nats.api(f"STREAM.MSG.GET.{STREAM}", seq=sequence)["message"]["time"]
+    return datetime.fromisoformat(stored[:26].rstrip("Z")).replace(tzinfo=UTC).timestamp()
+
+
+def fill(nats: NatsServer, count: int, functions: int = 1) -> None:
+    """Store *count* invocations, of so many functions in turn, on the bare subject, which is OpenFaaS's."""
+    for start in range(0, count, _BATCH):
+        numbers = range(start, min(start + _BATCH, count))
+        nats.publish_many((STREAM, message(number, f"echo-{number % functions}"), {}) for number in numbers)
