@@ -33,9 +33,10 @@ def configure(settings: Settings, *, process: int | None = None) -> Lines:
     sys.stdout.flush()  # from here on, what is written goes past its buffer
     json = settings.log_encoding == "json"
     lines = Lines(sys.stdout.fileno(), shared=process is not None, json=json)
-    stamp = _stamp() if process is None else _stamp(process=process)
+    stamp: Any = _stamp() if process is None else _stamp(process=process)
+    render: Any = _json if json else _for_people()
     structlog.configure(
-        processors=[stamp, _json if json else _for_people()],
+        processors=[stamp, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.debug else logging.INFO),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=True,
