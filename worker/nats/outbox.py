@@ -86,8 +86,10 @@ class Outbox:
         self._echoes: dict[int, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._inbox = ""
-        self._epoch = 0
-        """Which stream we talk about: deleted and made anew, it has the same name and sequence numbers."""
+        self._streams = count()
+        self._epoch = f"{next(self._streams)} "
+        """Which stream we talk about: deleted and made anew, it has the same name and sequence numbers. A token begins
+        with it."""
         self.after: list[Callable[[], Awaitable[None]]] = []
         """What else is to be sent at each wake-up, after all settlements."""
         connection.changed.append(self._on_change)
@@ -99,7 +101,7 @@ class Outbox:
 
     def token(self, reply: str) -> str:
         """The token of a delivery that comes now, with this reply subject."""
-        return f"{self._epoch} {reply}"
+        return self._epoch + reply
 
     # Called on the Trio side; none of these waits.
 
@@ -166,7 +168,7 @@ class Outbox:
 
     def forget(self) -> None:
         """Say no more of what came until now: its stream is gone, and its sequence numbers may name new messages."""
-        self._epoch += 1
+        self._epoch = f"{next(self._streams)} "
         self._queue.clear()
         self._unconfirmed.clear()
         self._extending.clear()
@@ -174,8 +176,8 @@ class Outbox:
 
     async def _say(self, said: Said) -> None:
         now = trio.current_time()
-        epoch, _, subject = said.delivery.token.partition(" ")
-        if epoch != str(self._epoch) or not said.sayable(now):
+        token = said.delivery.token
+        if not (token.startswith(self._epoch) and said.sayable(now)):
             self._drop(said)
             return
         number = next(self._numbers)
@@ -184,7 +186,9 @@ class Outbox:
         if said.settlement is None:
             self._extending[said.delivery.id] = number
         try:
-            await self._connection.client.publish(subject, said.payload(now), f"{self._inbox}.{number}")
+            await self._connection.client.publish(
+                token[len(self._epoch) :], said.payload(now), f"{self._inbox}.{number}"
+            )
         except (nats.errors.Error, OSError) as error:
             self._connection.complain("settling", error)  # it stays unconfirmed, and is said again
 

@@ -19,7 +19,7 @@ from ..policy.decide import describe, status_of
 from ..ports import Emit
 from .lines import Lines
 
-Row = tuple[str, str, Mapping[str, Any]]
+Row = tuple[str, str, dict[str, Any]]
 """Level, message, fields."""
 
 
@@ -68,14 +68,13 @@ def _stamp(**more: Any) -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
 
 
 def log_sink(settings: Settings) -> Emit:
-    """A sink that writes each event as the table below has it."""
-    log = structlog.get_logger().bind()
-    write: dict[str, Callable[..., Any]] = {
-        "debug": log.debug,
-        "info": log.info,
-        "warning": log.warning,
-        "error": log.error,
-    }
+    """A sink that writes each event as the table below has it, by the processors of :func:`configure`.
+
+    It calls these itself. A bound logger of structlog's does no more for an event, and takes 2.5 µs for it.
+    """
+    configured = structlog.get_config()
+    stamp, render = configured["processors"]
+    write = configured["logger_factory"]().msg
     once = _Once(1_000)
 
     def sink(event: e.Event) -> None:
@@ -84,7 +83,8 @@ def log_sink(settings: Settings) -> Emit:
         if isinstance(event, e.InvocationStarted) and not settings.debug:
             return  # the one line a message that is usually not written: spare its making
         level, message, fields = ROWS[type(event)](event)
-        write[level](message, **fields)
+        if level != "debug" or settings.debug:
+            write(render(None, level, stamp(None, level, fields | {"event": message})))
 
     return sink
 

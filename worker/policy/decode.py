@@ -9,7 +9,7 @@ gateways need: slashes around the function's name, a question mark before the qu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -36,8 +36,8 @@ _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
 _UNSAFE_QUERY = re.compile(r"[^!-~]|#")
 """What would end the query or the request line. All else goes out as it came, as Go sends a raw query."""
 _LONGEST_FUNCTION = 2 * LONGEST + 1
-_SHORT = 64
-"""Characters in a header's name that is worth remembering. Names are foreign: what is remembered must be bounded."""
+_SHORT, _MOST_NAMES = 64, 1_000
+"""Characters in a header's name that is remembered, and how many are: names are foreign."""
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
 """Of the call ids that we make; a random UUID, fixed for ever."""
 
@@ -101,11 +101,11 @@ def _invocation(
     if _leads_out(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
     label, address = known
-    fields = _fields(request.Header or {})
+    fields = _Fields(request.Header or {})
     call_id = fields.call_id or made_call_id(delivery)
     if not fields.call_id:
         fields.sent.append((b"X-Call-Id", call_id.encode()))
-    if b"user-agent" not in fields.names:
+    if not fields.agent:
         fields.sent.append((b"User-Agent", user_agent.encode()))
     return Invocation(
         call_id=call_id,
@@ -121,57 +121,78 @@ def _invocation(
     )
 
 
-class _Fields(msgspec.Struct):
+class _Fields:
     """What is sent on of a message's header, and what was found in it."""
 
-    sent: list[tuple[bytes, bytes]] = []
-    names: set[bytes] = set()
-    """Of what is sent, in lower case."""
-    call_id: str = ""
-    started: str = ""
+    __slots__ = ("agent", "call_id", "named", "sent", "started")
 
-    def drop(self, named: set[bytes]) -> None:
-        """Leave out what a Connection header named: all but the call's id, which is the invocation's."""
-        self.names -= named
-        self.sent = [field for field in self.sent if field[0].lower() in self.names]
+    def __init__(self, header: dict[str, list[str] | None]) -> None:
+        self.sent: list[tuple[bytes, bytes]] = []
+        self.agent = False
+        self.call_id = self.started = ""
+        self.named: set[bytes] = set()
+        """What a Connection header names, in lower case."""
+        for name, values in header.items():
+            written, special = _names.get(name) or _learn(name)
+            for given in values or ():
+                if not (given.isascii() and given.isprintable()):
+                    _check_value(name, given)
+                value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
+                if special is None or special(self, value):
+                    self.sent.append((written, value.encode()))
+        if self.named:
+            self._drop(self.named - {b"x-call-id"})
+
+    def _drop(self, named: set[bytes]) -> None:
+        self.sent = [field for field in self.sent if field[0].lower() not in named]
+        self.agent = self.agent and b"user-agent" not in named
+
+    # What is special about some names: each says whether the field is sent on.
+
+    def _found_call_id(self, value: str) -> bool:
+        self.call_id = self.call_id or value
+        return bool(value)
+
+    def _found_start(self, value: str) -> bool:
+        self.started = self.started or value
+        return True
+
+    def _found_agent(self, _: str) -> bool:
+        self.agent = True
+        return True
+
+    def _found_connection(self, value: str) -> bool:
+        self.named.update(options(value.encode()))
+        return False
+
+    def _found_ours(self, _: str) -> bool:
+        return False
 
 
-def _fields(header: dict[str, list[str] | None]) -> _Fields:
-    fields, named = _Fields(), set[bytes]()
-    for name, values in header.items():
-        written, lower = _known_name(name) if len(name) <= _SHORT else _field_name(name)
-        for given in values or ():
-            value = _field_value(name, given)
-            if lower == b"x-call-id":
-                fields.call_id = fields.call_id or value
-                if not value:
-                    continue
-            elif lower == b"x-start-time":
-                fields.started = fields.started or value
-            elif lower == b"connection":
-                named.update(options(value.encode()))
-            if lower not in _OURS:
-                fields.sent.append((written, value.encode()))
-                fields.names.add(lower)
-    if named := named - {b"x-call-id"}:
-        fields.drop(named)
-    return fields
+_Special = Callable[[_Fields, str], bool]
+_SPECIAL: Mapping[bytes, _Special] = {
+    **dict.fromkeys(_OURS, _Fields._found_ours),  # noqa: SLF001 -- a part of the class, in a table
+    b"x-call-id": _Fields._found_call_id,  # noqa: SLF001 -- the same
+    b"x-start-time": _Fields._found_start,  # noqa: SLF001 -- the same
+    b"user-agent": _Fields._found_agent,  # noqa: SLF001 -- the same
+    b"connection": _Fields._found_connection,  # noqa: SLF001 -- the same
+}
+_names: dict[str, tuple[bytes, _Special | None]] = {}
+"""Names of headers seen before: their bytes, and what is special about them."""
 
 
-def _field_name(name: str) -> tuple[bytes, bytes]:
-    """As it is written, and in lower case."""
+def _learn(name: str) -> tuple[bytes, _Special | None]:
     if not _TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
-    return name.encode(), name.lower().encode()
+    known = name.encode(), _SPECIAL.get(name.lower().encode())
+    if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
+        _names[name] = known
+    return known
 
 
-_known_name = lru_cache(1_000)(_field_name)
-
-
-def _field_value(name: str, value: str) -> str:
-    if not (value.isascii() and value.isprintable()) and _UNSAFE_VALUE.search(value):
+def _check_value(name: str, value: str) -> None:
+    if _UNSAFE_VALUE.search(value):
         raise ValueError(f"header {name[:80]} has a control character in its value")
-    return value.strip(" \t")  # as RFC 9110, section 5.5, reads it
 
 
 @lru_cache(4_000)
