@@ -195,6 +195,7 @@ class Conservation(RuleBasedStateMachine):
     def nothing_lost_or_made(self) -> None:
         assert self.credit.unasked + self.credit.outstanding + self.came == self.wanted
         assert all(lane.outstanding >= 0 for lane in self.credit.lanes)
+        assert self.credit.outstanding == sum(lane.outstanding for lane in self.credit.lanes)
 
     @invariant()
     def something_is_open_when_something_is_wanted(self) -> None:

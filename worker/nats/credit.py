@@ -53,18 +53,16 @@ class Credit:
         self.lanes = tuple(Lane(number) for number in range(LANES))
         self.unasked = 0
         """Wanted, and not asked for yet. Below zero when more came than was wanted."""
+        self.outstanding = 0
+        """What requests may still bring: the sum over the lanes."""
         self._most = most
         self._total = 0
-
-    @property
-    def outstanding(self) -> int:
-        """What requests may still bring."""
-        return sum(lane.outstanding for lane in self.lanes)
 
     def want(self, more: int) -> None:
         """There is room for *more*."""
         self.unasked += more
-        self._total = max(self._total, self.unasked + self.outstanding)
+        if self.unasked + self.outstanding > self._total:
+            self._total = self.unasked + self.outstanding
 
     def came(self, lane: Lane | None, now: float) -> None:
         """A message came, into *lane*, or None where its request had been taken for lost."""
@@ -74,6 +72,7 @@ class Credit:
         lane.heard = now
         if lane.outstanding > 0:
             lane.outstanding -= 1
+            self.outstanding -= 1
         else:
             self.unasked -= 1
 
@@ -84,6 +83,7 @@ class Credit:
     def ended(self, lane: Lane) -> None:
         """A lane's request brings nothing more."""
         self.unasked += lane.outstanding
+        self.outstanding -= lane.outstanding
         lane.outstanding = 0
 
     def silent(self, now: float) -> list[Lane]:
@@ -106,5 +106,6 @@ class Credit:
             return None
         batch = min(self.unasked, self._most or self.unasked)
         self.unasked -= batch
+        self.outstanding += batch
         idle.outstanding, idle.heard = batch, now
         return Request(idle, batch)

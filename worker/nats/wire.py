@@ -27,7 +27,8 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
     if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
     numbers = tokens[4:8] if len(tokens) == 9 else tokens[6:10]
-    if not all(number.isascii() and number.isdigit() and len(number) <= _LONGEST for number in numbers):
+    digits = "".join(numbers)
+    if not (digits.isascii() and digits.isdigit() and all(numbers) and max(map(len, numbers)) <= _LONGEST):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
     count, sequence, _, stored = map(int, numbers)
     return (sequence, stored), count
