@@ -61,8 +61,7 @@ class Credit:
     def want(self, more: int) -> None:
         """There is room for *more*."""
         self.unasked += more
-        if self.unasked + self.outstanding > self._total:
-            self._total = self.unasked + self.outstanding
+        self._total = max(self._total, self.unasked + self.outstanding)
 
     def came(self, lane: Lane | None, now: float) -> None:
         """A message came, into *lane*, or None where its request had been taken for lost."""
