@@ -52,14 +52,16 @@ def seldom(bug: Bug) -> Bug:
 def acknowledged_before_the_callback(patch: Patch) -> None:
     """What is done is acknowledged first, and then called back."""
     conclude = Job.conclude
+    early: list[Lease] = []
 
     async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
         if isinstance(verdict, Ack):
+            early.append(self.lease)
             settle(self.bench, self.lease, self.attempt, verdict, attempted=True)
         return await conclude(self, outcome, verdict)
 
     def late(bench: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
-        if not isinstance(verdict, Ack):
+        if lease not in early:
             settle(bench, lease, attempt, verdict, attempted=attempted)
 
     patch.setattr(Job, "conclude", hasty)
