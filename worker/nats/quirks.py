@@ -20,6 +20,11 @@ def abort(client: Client) -> None:
         transport.transport.abort()
 
 
+def excuse_pings(client: Client) -> None:
+    """Count no ping as unanswered. A PONG comes behind all that the server has sent before, however long we read that."""
+    client._pings_outstanding = 0  # noqa: SLF001 -- no public name
+
+
 def forget_unsent(client: Client) -> None:
     """Drop what waits to be sent. Said late, after a reconnect, a stale NAK disturbs another worker's run."""
     client._pending = []  # noqa: SLF001 -- no public name
