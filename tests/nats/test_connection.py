@@ -104,7 +104,7 @@ PING = 0.1
 
 
 class Mute:
-    """A broker that answers the first ping, of its clients' connecting, and no other; and sends one message for ever."""
+    """A broker that answers only the first ping, that of connecting, and sends one message for ever."""
 
     def __init__(self) -> None:
         self.pings = 0

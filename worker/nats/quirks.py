@@ -21,7 +21,7 @@ def abort(client: Client) -> None:
 
 
 def excuse_pings(client: Client) -> None:
-    """Count no ping as unanswered. A PONG comes behind all that the server has sent before, however long we read that."""
+    """Count no ping as unanswered. A PONG comes behind all that the server sent before, however long we read that."""
     client._pings_outstanding = 0  # noqa: SLF001 -- no public name
 
 
