@@ -119,13 +119,17 @@ class Mute:
     async def _serve_one(self, stream: trio.SocketStream) -> None:
         await stream.send_all(b'INFO {"max_payload":1048576}\r\n')
         async with trio.open_nursery() as nursery, stream:
-            async for data in stream:
-                if not self.pings and b"PING" in data:
-                    await stream.send_all(b"PONG\r\n")
-                self.pings += data.count(b"PING")
-                if b"SUB" in data:
-                    nursery.start_soon(self._send, stream)
+            with suppress(trio.BrokenResourceError):  # who gives us up resets the connection
+                await self._listen(stream, nursery)
             nursery.cancel_scope.cancel()
+
+    async def _listen(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        async for data in stream:
+            if not self.pings and b"PING" in data:
+                await stream.send_all(b"PONG\r\n")
+            self.pings += data.count(b"PING")
+            if b"SUB" in data:
+                nursery.start_soon(self._send, stream)
 
     async def _send(self, stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
