@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+
+
+@dataclass
+class _Kept:
+    """What came, and who is to hear it."""
+
+    hear: Callable[[Msg], None]
+    messages: deque[Msg] = field(default_factory=deque)
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, message: Msg) -> None:
+        self.messages.append(message)
 
 
 class OurClient(Client):
@@ -19,6 +35,7 @@ class OurClient(Client):
         self._error_cb = self._note
         self.said: list[tuple[str, bytes, str]] = []
         self.noted: list[str] = []
+        self._kept: dict[int, _Kept] = {}
 
     async def _note(self, error: object) -> None:
         self.noted.append(str(error))
@@ -36,10 +53,11 @@ class OurClient(Client):
         return f"_INBOX.{self._sid}"
 
     async def subscribe(  # type: ignore[override]  # only what ours asks for
-        self, subject: str, *, cb: Callable[[Any], Any], **limits: Any
+        self, subject: str, *, future: Any
     ) -> Subscription:
         self._sid += 1
-        self._subs[self._sid] = Subscription(self, self._sid, subject, cb=cb, **limits)
+        self._kept[self._sid] = kept = _Kept(future._hear)  # noqa: SLF001 -- what it fails on must be seen here
+        self._subs[self._sid] = Subscription(self, self._sid, subject, future=kept)  # type: ignore[arg-type]  # as ours
         return self._subs[self._sid]
 
     async def publish(  # type: ignore[override]  # the same
@@ -48,16 +66,16 @@ class OurClient(Client):
         self.said.append((subject, payload, reply))
 
     async def read(self, piece: bytes) -> bool:
-        """Whether nats-py could read it; and call back whom it is for, as the tasks of subscriptions do."""
-        read, before = False, self.stats["in_msgs"]
+        """Whether nats-py could read it; and tell whom it is for."""
+        read = False
         try:
             await self._ps.parse(piece)
             read = True
         except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the connection is then made anew
             await self._note(type(error).__name__)
-        for subscription in list[Any](self._subs.values() if self.stats["in_msgs"] > before else ()):
-            while subscription._pending_queue.qsize():  # noqa: SLF001 -- nats-py's own
-                await subscription._cb(subscription._pending_queue.get_nowait())  # noqa: SLF001 -- the same
+        for kept in list(self._kept.values()):
+            while kept.messages:
+                kept.hear(kept.messages.popleft())
         return read
 
     def begin_anew(self) -> None:

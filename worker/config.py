@@ -111,7 +111,7 @@ class Settings:
         "30s", duration(), "accepted for the charts; for a consumer per function, which is to come"
     )
     consumer_pull_max_messages: int | None = setting(
-        None, whole(1), "most messages asked for in one pull; by default `max_inflight`"
+        None, whole(1), "most messages asked for in one pull; by default 250"
     )
     queue_partitions: int = setting(
         "1", lambda value: int(only("1", until="more partitions are to come")(value)), "the queue's partitions"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio_asyncio
+from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
 from tests.chaos.proxy import Way
 from tests.servers import NatsServer, until
 from worker.config import load
-from worker.events import BrokerTrouble, Connected, Event
+from worker.events import BrokerTrouble, Connected, Disconnected, Event
 from worker.model import DeadLetter, Delivery
-from worker.nats.connection import ConnectionClosed
+from worker.nats.connection import Connection, ConnectionClosed
+from worker.nats.options import connect_options
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import NotStored
 
@@ -70,6 +74,79 @@ async def test_closed_for_good(tmp_path: Path) -> None:
             await aio_as_trio(client.publish)("any", bytes(client.max_payload), headers={"one": "too many"})
             with trio.fail_after(SOON):
                 await trio.sleep_forever()
+
+
+async def test_reading_slower_than_pings_are_answered() -> None:
+    """A server that still sends what it sent before our pings is alive; one that sends nothing is given up.
+
+    Ten thousand deliveries at once took so long to start that the PONG behind them came after the last ping: the
+    connection was given up, and with it all that was not read yet, until the ack wait was over.
+    """
+    events: list[Event] = []
+    server = Mute()
+    async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+        port = await nursery.start(server.serve)
+        settings = load({"nats_port": str(port)}).settings
+        connection = Connection(connect_options(settings, name="") | {"ping_interval": PING}, events.append)
+        await aio_as_trio(connection.open)()
+        await aio_as_trio(connection.client.subscribe)("any", cb=hear)
+        nursery.start_soon(aio_as_trio(watch), connection)
+        await until(lambda: server.pings > 10 or Disconnected() in events, "more pings than may be unanswered")
+        assert Disconnected() not in events
+        server.sending = False
+        await until(lambda: Disconnected() in events, "it to be given up")
+        await aio_as_trio(connection.close)()
+        nursery.cancel_scope.cancel()
+
+
+PING = 0.1
+"""Seconds between the client's pings: two unanswered are the most."""
+
+
+class Mute:
+    """A broker that answers only the first ping, that of connecting, and sends one message for ever."""
+
+    def __init__(self) -> None:
+        self.pings = 0
+        self.sending = True
+
+    async def serve(self, task_status: trio.TaskStatus[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            task_status.started(listener.socket.getsockname()[1])
+            await trio.serve_listeners(self._serve_one, [listener], handler_nursery=nursery)
+
+    async def _serve_one(self, stream: trio.SocketStream) -> None:
+        await stream.send_all(b'INFO {"max_payload":1048576}\r\n')
+        async with trio.open_nursery() as nursery, stream:
+            with suppress(trio.BrokenResourceError):  # who gives us up resets the connection
+                await self._listen(stream, nursery)
+            nursery.cancel_scope.cancel()
+
+    async def _listen(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        async for data in stream:
+            if not self.pings and b"PING" in data:
+                await stream.send_all(b"PONG\r\n")
+            self.pings += data.count(b"PING")
+            if b"SUB" in data:
+                nursery.start_soon(self._send, stream)
+
+    async def _send(self, stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            while self.sending:
+                await stream.send_all(b"MSG any 1 3\r\none\r\n")
+                await trio.sleep(PING / 10)
+
+
+async def hear(message: Msg) -> None:
+    """As a subscription wants it."""
+
+
+async def watch(connection: Connection) -> None:
+    """As the queue does, more often than pings are sent."""
+    while True:
+        await connection.watch()
+        await asyncio.sleep(PING / 4)
 
 
 @pytest.mark.slow

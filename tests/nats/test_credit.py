@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.nats.credit import EXPIRES, HEARTBEAT, LANES, SILENCE, Credit, Request
+from worker.nats.credit import EXPIRES, HEARTBEAT, LANES, PORTION, SILENCE, Credit, Request
 
 
 def _asked(credit: Credit, now: float = 0.0) -> list[Request]:
@@ -29,6 +29,25 @@ def test_a_request_asks_for_no_more_than_the_setting_allows() -> None:
     credit = Credit(most=10)
     credit.want(100)
     assert [request.batch for request in _asked(credit)] == [10] * LANES
+
+
+def test_what_is_on_its_way_can_be_started_in_a_moment() -> None:
+    """However much room there is, only so much is asked for at a time: what waits in a socket nobody else can have."""
+    credit = Credit()
+    credit.want(10_000)
+    assert [request.batch for request in _asked(credit)] == [PORTION] * LANES
+
+
+def test_a_full_request_does_not_wait_for_a_larger_one() -> None:
+    """As large as it may be, it is worth its cost, even if a quarter of the credit were more."""
+    credit = Credit(most=10)
+    credit.want(100)
+    first, *_ = _asked(credit)
+    for _ in range(10):
+        credit.came(first.lane, 0.0)
+    credit.want(-41)
+    assert credit.unasked == 19
+    assert [request.batch for request in _asked(credit)] == [10]
 
 
 def test_small_requests_wait_while_another_is_open() -> None:

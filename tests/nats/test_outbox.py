@@ -28,7 +28,7 @@ class Line:
     up: bool = True
     changed: list[Callable[[bool], None]] = field(default_factory=list)
     said: list[tuple[str, bytes, str]] = field(default_factory=list)
-    hear: Callable[[Any], Awaitable[None]] | None = None
+    hear: Callable[[Any], None] | None = None
 
     @property
     def client(self) -> Any:
@@ -37,9 +37,9 @@ class Line:
     def new_inbox(self) -> str:
         return "_INBOX.x"
 
-    async def subscribe(self, subject: str, *, cb: Callable[[Any], Awaitable[None]], **_: Any) -> None:
+    async def subscribe(self, subject: str, *, future: Any) -> None:
         assert subject == "_INBOX.x.*"
-        self.hear = cb
+        self.hear = future.set_result
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         self.said.append((subject, payload, reply))
@@ -73,7 +73,7 @@ class Desk:
         for _, _, reply in said:
             assert self.line.hear
             headers = {"Status": status} if status else None
-            await aio_as_trio(self.line.hear)(SimpleNamespace(subject=reply, headers=headers))
+            self.line.hear(SimpleNamespace(subject=reply, headers=headers))
 
     def delivery(self, number: int = 1) -> Delivery:
         token = self.outbox.token(f"$JS.ACK.{number}")

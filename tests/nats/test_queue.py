@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from tests.servers import NatsServer
+from tests.chaos.proxy import Way
+from tests.servers import NatsServer, until
 from worker.config import load
+from worker.nats.credit import LANES, PORTION
 from worker.nats.queue import open_queue
 
 
@@ -22,3 +25,26 @@ async def test_the_ack_wait_may_be_changed_by_others(tmp_path: Path) -> None:
             with trio.fail_after(15):
                 await queue.backlog()
             assert consumer.ack_wait == 2.0
+
+
+async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> None:
+    """With room for 10,000, no more are on their way to us than are started in a moment; the rest others can have."""
+    with NatsServer(tmp_path) as server:
+        async with trio.open_nursery() as nursery:
+            way = Way(server.port)
+            await nursery.start(way.serve)
+            async with open_queue(load({"nats_port": str(way.port)}).settings, lambda _: None) as queue:
+                consumer = await queue.consume()
+                consumer.want(10_000)
+                state = partial(server.api, "CONSUMER.INFO.faas-request.faas-workers")
+                await until(lambda: state()["num_waiting"] == LANES, "as many requests as may be open")
+                way.stand_still()
+                server.publish_many(("faas-request", b"one", {}) for _ in range(2 * LANES * PORTION))
+                await until(lambda: not state()["num_waiting"], "them to be answered")
+                assert state()["num_ack_pending"] == LANES * PORTION
+                way.move()
+                came = 0
+                while came < 2 * LANES * PORTION:
+                    with trio.fail_after(15):
+                        came += len(await consumer.receive())
+            nursery.cancel_scope.cancel()

@@ -3,20 +3,60 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from typing import Any
 
+import trio_asyncio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from trio_asyncio import aio_as_trio
+
+from tests.servers import NatsServer
+from worker.nats import quirks
 
 
 def test_the_private_names_are_still_there() -> None:
     """A release of nats-py that moves one fails here, not at three in the morning."""
     client = Client()
-    for name in ("_pending", "_pending_data_size", "_reading_task", "_transport"):
+    for name in ("_pending", "_pending_data_size", "_pings_outstanding", "_reading_task", "_transport"):
         assert hasattr(client, name), name
     assert inspect.iscoroutinefunction(Client._send_unsubscribe)
     assert inspect.iscoroutinefunction(Client.force_reconnect)
     assert "self._id" in inspect.getsource(Subscription.__init__)
-    assert isinstance(Subscription.pending_msgs, property)
+
+
+def test_pings_are_counted_until_they_are_answered() -> None:
+    """``excuse_pings`` sets the count to nothing."""
+    assert Client()._pings_outstanding == 0
+    assert "self._pings_outstanding > self.options" in inspect.getsource(Client._ping_interval)
+
+
+async def test_messages_are_heard_where_they_are_read(tmp_path: Path) -> None:
+    """In their order, with nothing in between; one that we fail on is told, and the next ones are heard."""
+    heard: list[bytes] = []
+    trouble: list[dict[str, Any]] = []
+
+    def hear(message: Msg) -> None:
+        heard.append(message.data)
+        if message.data == b"bad":
+            raise ValueError(message.data)
+
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(lambda _, context: trouble.append(context))
+        with NatsServer(tmp_path) as server:
+            client = Client()
+            await aio_as_trio(client.connect)(server.url)
+            subscription = await aio_as_trio(quirks.listen)(client, "any", hear)
+            for data in (b"one", b"bad", b"two"):
+                await aio_as_trio(client.publish)("any", data)
+            await aio_as_trio(client.flush)()  # its PONG comes behind them
+            assert heard == [b"one", b"bad", b"two"]
+            assert subscription.pending_msgs == 0
+            await aio_as_trio(client.close)()
+    (context,) = trouble
+    assert context["message"] == "on any"
+    assert isinstance(context["exception"], ValueError)
 
 
 def test_what_waits_to_be_sent_is_kept_in_a_list() -> None:

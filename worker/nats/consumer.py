@@ -7,7 +7,6 @@ times as much (docs/architecture.md). Here a callback stamps each delivery and h
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -120,16 +119,15 @@ class PullConsumer:
             self._left.append(old[1])
         self._credit.ended(lane)
         inbox = self._connection.client.new_inbox()
-        subscription = await self._connection.client.subscribe(
-            inbox, cb=partial(self._on_message, lane, inbox), pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        hear = partial(self._on_message, lane, inbox)
+        subscription = await quirks.listen(self._connection.client, inbox, hear)
         self._inboxes[lane.number] = inbox, subscription
 
     async def _close_left(self, most: int) -> None:
         while len(self._left) > most:
             await self._left.popleft().unsubscribe()
 
-    async def _on_message(self, lane: Lane, inbox: str, message: Msg) -> None:
+    def _on_message(self, lane: Lane, inbox: str, message: Msg) -> None:
         now = trio.current_time()
         current = self._inboxes[lane.number][0] == inbox
         if not message.reply:
@@ -184,9 +182,6 @@ class PullConsumer:
         for _, subscription in self._inboxes.values():
             await quirks.end_interest(self._connection.client, subscription)
         await self._outbox.echo()
-        # The echo came through another subscription than the last deliveries did: let their callbacks run.
-        while any(each.pending_msgs for _, each in self._inboxes.values()):  # noqa: ASYNC110 -- a turn or two
-            await asyncio.sleep(0)
 
     def gone(self) -> None:
         """The consumer is no more; ask for nothing until it is bound again."""

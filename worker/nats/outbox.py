@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from ..events import SettlementUnconfirmed
 from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
+from . import quirks
 from .connection import Connection
 
 _PATIENCE = 2.0
@@ -134,9 +135,7 @@ class Outbox:
     async def open(self) -> None:
         """Listen for confirmations."""
         self._inbox = self._connection.client.new_inbox()
-        await self._connection.client.subscribe(
-            f"{self._inbox}.*", cb=self._on_confirmation, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        await quirks.listen(self._connection.client, f"{self._inbox}.*", self._on_confirmation)
 
     async def pump(self) -> None:
         """Send, for ever."""
@@ -192,7 +191,7 @@ class Outbox:
         except (nats.errors.Error, OSError) as error:
             self._connection.complain("settling", error)  # it stays unconfirmed, and is said again
 
-    async def _on_confirmation(self, message: Msg) -> None:
+    def _on_confirmation(self, message: Msg) -> None:
         last = message.subject[len(self._inbox) + 1 :]
         if not (last.isascii() and last.isdigit()):
             return  # anyone who may publish there can; it answers nothing of ours

@@ -24,7 +24,7 @@ from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
 from .consumer import PullConsumer
-from .credit import Credit
+from .credit import PORTION, Credit
 from .options import connect_options
 from .outbox import Outbox
 
@@ -71,7 +71,7 @@ class NatsQueue:
         self._consumer = PullConsumer(
             self._connection,
             self._outbox,
-            Credit(settings.consumer_pull_max_messages),
+            Credit(settings.consumer_pull_max_messages or PORTION),
             self._rebind,
         )
         self._unbound = asyncio.Event()
