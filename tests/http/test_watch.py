@@ -46,11 +46,20 @@ def test_what_comes_on_an_idle_connection_ends_it(pair: Pair, data: bytes) -> No
 def test_a_look_is_good_for_a_while(pair: Pair) -> None:
     """Before a connection is used again there is another look, unless the last one was just now."""
     _, connection, theirs = pair
-    connection.idle = True
+    connection.idle, connection.idle_since = True, 9.9
     assert connection.silent(10.0)
     theirs.close()
     assert connection.silent(10.0 + STALE / 2)
     assert not connection.silent(10.0 + STALE * 2)
+
+
+def test_who_was_busy_at_the_last_look(pair: Pair) -> None:
+    """What has been idle only since then is looked at in any case: it is behind its answer that a server closes."""
+    watch, connection, theirs = pair
+    watch.look(10.0)
+    connection.idle, connection.idle_since = True, 10.0
+    theirs.close()
+    assert not connection.silent(10.0 + STALE / 2)
 
 
 async def test_one_read_at_a_look(pair: Pair, nursery: trio.Nursery) -> None:
@@ -79,3 +88,19 @@ async def test_an_end_in_the_same_look_as_data(pair: Pair, nursery: trio.Nursery
     at_first = answer.complete
     watch.look(2.0)
     assert (at_first, answer.complete, bytes(answer.body)) == (False, True, b"all")
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_end_behind_a_whole_answer(pair: Pair, nursery: trio.Nursery, before: bool) -> None:
+    """Told in the same look, or in one before the exchange's task has run: the connection is not used again."""
+    watch, connection, theirs = pair
+    answer = Answer("GET", 100)
+    nursery.start_soon(connection.receive, answer, None)
+    await wait_all_tasks_blocked()
+    theirs.sendall(OK)
+    if not before:
+        watch.look(1.0)
+        assert not connection.spent
+    theirs.close()
+    watch.look(2.0)
+    assert (answer.reusable, connection.spent) == (True, True)

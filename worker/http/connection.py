@@ -35,14 +35,17 @@ class Connection:
         watch: tells what can be read. Where there is none, or it has ended, Trio is asked.
     """
 
-    __slots__ = ("_answer", "_fd", "_sock", "_task", "_watch", "idle", "idle_until", "origin", "overdue")
+    __slots__ = ("_answer", "_fd", "_sock", "_task", "_watch", "idle", "idle_since", "idle_until", "origin", "overdue", "spent")
 
     def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
         self.origin = origin
         self.idle = False
+        self.idle_since = 0.0
         self.idle_until = 0.0
         """When it is to be closed if it is not used before."""
         self.overdue = False
+        self.spent = False
+        """More has come than the answer, or the end: it is not to be used again."""
         self._sock, self._fd = sock, sock.fileno()
         self._watch = watch
         self._task: trio.lowlevel.Task | None = None
@@ -54,7 +57,7 @@ class Connection:
     def silent(self, now: float) -> bool:
         """Nothing has come on an idle connection: what can be read is its end, or an answer to nothing."""
         if self._watch and self._watch.running:
-            self._watch.look_if_stale(now)
+            self._watch.look_if_stale(now, self.idle_since)
             return self.idle
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
@@ -91,8 +94,7 @@ class Connection:
             return
         if more or sent < len(request):
             await self._send_rest((memoryview(request)[sent:], memoryview(more)), timeout)
-            if self._watch:
-                self._watch.ask_again(self._fd)  # an early answer was told while we did not listen
+            self._ask_again()  # an early answer was told while we did not listen
 
     async def _send_rest(self, parts: Iterable[memoryview], timeout: float | None) -> None:  # noqa: ASYNC109 -- as above
         for part in parts:
@@ -121,24 +123,34 @@ class Connection:
             if timeout is None and self._watch and self._watch.running:
                 self._task, self._answer = trio.lowlevel.current_task(), answer
                 await trio.lowlevel.wait_task_rescheduled(self._leave)
+            if answer.complete:
+                return
             while not answer.complete:
                 if timeout is None:
                     await trio.lowlevel.wait_readable(self._fd)
                 else:
                     await self._readable_within(timeout)
                 self._read(answer)
+            self._ask_again()
         except OSError as error:
             raise httpx.ReadError(f"the connection broke: {error}") from None
         except ProtocolError as error:
             raise httpx.RemoteProtocolError(str(error)) from None
+
+    def _ask_again(self) -> None:
+        """What the watch told meanwhile was for others to hear: for us, only what is still there counts."""
+        if self._watch:
+            self.spent = False
+            self._watch.ask_again(self._fd)
 
     def _leave(self, _: object) -> trio.lowlevel.Abort:
         """The task that waits was cancelled."""
         self._task = self._answer = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _told(self) -> None:
-        """By the watch: something can be read."""
+    def _told(self, ended: bool) -> None:
+        """Something can be read. What is told here once is not told again when the connection is idle."""
+        self.spent = self.spent or ended or not self._task
         if self.idle:
             self.close()
         elif self._task and self._answer and self._watch:
@@ -168,6 +180,8 @@ class Connection:
             return
         if data:
             answer.feed(data)
+            if answer.complete and len(data) == _READ:
+                self.spent = True  # there may be more, of which nothing would be told
         elif self.overdue:  # this end is ours
             raise ProtocolError("broken off")
         else:

@@ -152,7 +152,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
             raise
         finally:
             # Whatever ended this, a cancellation too: only a connection in a known state is used again.
-            if answer.reusable and not connection.overdue:
+            if answer.reusable and not connection.overdue and not connection.spent:
                 self._give_back(connection, answer)
             else:
                 connection.close()
@@ -194,7 +194,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
 
     def _give_back(self, connection: Connection, answer: Answer) -> None:
         now = trio.current_time()
-        connection.idle = True
+        connection.idle, connection.idle_since = True, now
         connection.idle_until = now + min(IDLE, answer.keeps_idle - BEFORE)
         stack = self._idle.setdefault(connection.origin, deque())
         stack.append(connection)

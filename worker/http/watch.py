@@ -21,6 +21,8 @@ A server can close a connection while our request is on its way, too, and no loo
 time before, unseen, makes such a failure no other than it is, and little more likely; a look costs a system call.
 """
 
+Tell = Callable[[bool], None]
+
 
 class Watch:
     """Each change is told once (edge-triggered), to a function that is called in the task that looks."""
@@ -29,11 +31,15 @@ class Watch:
         self.running = True
         self._epoll = select.epoll()
         self._events = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-        self._tell: dict[int, Callable[[], None]] = {}
+        self._ends = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+        self._tell: dict[int, Tell] = {}
         self._looked = -math.inf
 
-    def add(self, fd: int, tell: Callable[[], None]) -> None:
-        """Have *tell* called when something came, or the end. It may close its own connection, and no other."""
+    def add(self, fd: int, tell: Tell) -> None:
+        """Have *tell* called when something came, or the end; it is given whether the end did.
+
+        It may close its own connection, and no other.
+        """
         self._tell[fd] = tell
         self._epoll.register(fd, self._events)
 
@@ -49,13 +55,13 @@ class Watch:
     def look(self, now: float) -> None:
         """Tell what has come until *now*."""
         self._looked = now
-        for fd, _ in self._epoll.poll(0):
+        for fd, events in self._epoll.poll(0):
             if tell := self._tell.get(fd):
-                tell()
+                tell(events & self._ends != 0)
 
-    def look_if_stale(self, now: float) -> None:
-        """The same, unless somebody has just looked."""
-        if self.running and now - self._looked > STALE:
+    def look_if_stale(self, now: float, since: float) -> None:
+        """The same, unless somebody has just looked, and *since*: a server that closes does so behind its answer."""
+        if self.running and (self._looked <= since or now - self._looked > STALE):
             self.look(now)
 
     async def keep(self) -> None:
@@ -68,7 +74,7 @@ class Watch:
         """Tell all, for the last time."""
         self.running = False
         for tell in list(self._tell.values()):
-            tell()
+            tell(False)
         self._epoll.close()
 
 
