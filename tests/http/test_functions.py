@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import pytest
 import trio
@@ -14,6 +14,13 @@ from worker.config import load
 from worker.http.functions import HttpFunctions, open_functions
 from worker.http.transport import IDLE, PlainTransport
 from worker.model import Attempted, NoResponse, Responded, TimedOut
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["watch", "trio"])
+def _heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With epoll, and as where there is none."""
+    if not request.param:
+        monkeypatch.setattr("worker.http.transport.watching", nullcontext)
 
 
 def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:

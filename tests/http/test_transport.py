@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from socket import AF_INET
 
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from tests.servers import until
+from worker.http.connection import Connection
 from worker.http.names import Names
 from worker.http.transport import IDLE, PlainTransport
 
@@ -24,21 +26,33 @@ def _transport() -> PlainTransport:
     return PlainTransport(most_body=100, most_idle=10)
 
 
-async def test_an_idle_connection_is_used_again() -> None:
+def _silent(connection: Connection) -> bool:
+    return connection.silent(trio.current_time())
+
+
+@pytest.fixture(params=[True, False], ids=["watch", "trio"])
+async def transport(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncIterator[PlainTransport]:
+    """One whose connections are heard of by its watch, and one where nothing runs that."""
+    transport = _transport()
+    if request.param:
+        nursery.start_soon(transport.keep)
+        await wait_all_tasks_blocked()
+    yield transport
+    await transport.aclose()
+
+
+async def test_an_idle_connection_is_used_again(transport: PlainTransport) -> None:
     """Requests one after the other share a connection."""
     async with serving(answer_all) as server:
-        transport = _transport()
         for _ in range(3):
             response = await transport.handle_async_request(_request(server))
             assert (response.status_code, await response.aread()) == (200, b"ok")
         assert (server.connections, len(server.requests)) == (1, 3)
-        await transport.aclose()
 
 
-async def test_the_connection_used_last_is_used_first() -> None:
+async def test_the_connection_used_last_is_used_first(transport: PlainTransport) -> None:
     """A burst's connections grow old while quiet traffic stays on one."""
     async with serving(answer_all) as server:
-        transport = _transport()
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(transport.handle_async_request, _request(server))
@@ -46,7 +60,6 @@ async def test_the_connection_used_last_is_used_first() -> None:
         for _ in range(5):
             await transport.handle_async_request(_request(server))
         assert server.connections == burst
-        await transport.aclose()
 
 
 @pytest.mark.parametrize(
@@ -57,7 +70,7 @@ async def test_the_connection_used_last_is_used_first() -> None:
         OK + b"trailing",
     ],
 )
-async def test_a_connection_that_cannot_be_trusted_is_not_used_again(data: bytes) -> None:
+async def test_a_connection_that_cannot_be_trusted_is_not_used_again(data: bytes, transport: PlainTransport) -> None:
     """Close, HTTP/1.0, and trailing bytes each mean a new connection for the next request."""
 
     async def script(server: Server, stream: Stream) -> None:
@@ -65,19 +78,18 @@ async def test_a_connection_that_cannot_be_trusted_is_not_used_again(data: bytes
             await stream.send_all(data)
 
     async with serving(script) as server:
-        transport = _transport()
         for _ in range(2):
             assert (await transport.handle_async_request(_request(server))).status_code == 200
         assert server.connections == 2
 
 
-async def test_a_connection_that_died_idle_is_replaced_without_counting() -> None:
+async def test_a_connection_that_died_idle_is_replaced_without_counting(transport: PlainTransport) -> None:
     """The server closed it after its answer: the next request goes out on a new one, once."""
     async with serving(one_answer(OK)) as server:
-        transport = _transport()
         for expected in (1, 2, 3):
             assert (await transport.handle_async_request(_request(server))).status_code == 200
-            await trio.lowlevel.wait_readable(transport._idle["127.0.0.1", server.port][-1]._sock)
+            idle = transport._idle.get(("127.0.0.1", server.port), ())
+            await until(lambda idle=idle: not any(_silent(each) for each in idle), "its end to be seen")  # type: ignore[misc]
             assert (server.connections, len(server.requests)) == (expected, expected)
 
 
@@ -97,7 +109,7 @@ def test_an_old_idle_connection_is_not_used() -> None:
     trio.run(main, clock=clock)
 
 
-async def test_a_cancelled_exchange_leaves_no_connection_half_used() -> None:
+async def test_a_cancelled_exchange_leaves_no_connection_half_used(transport: PlainTransport) -> None:
     """Cancelled while the answer is awaited, the connection is closed, and the next request has one of its own."""
 
     async def script(server: Server, stream: Stream) -> None:
@@ -106,7 +118,6 @@ async def test_a_cancelled_exchange_leaves_no_connection_half_used() -> None:
                 await stream.send_all(OK)
 
     async with serving(script) as server:
-        transport = _transport()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport.handle_async_request, _request(server))
             while not server.requests:  # noqa: ASYNC110 -- the server's record, not a task's
@@ -114,10 +125,9 @@ async def test_a_cancelled_exchange_leaves_no_connection_half_used() -> None:
             nursery.cancel_scope.cancel()
         assert (await transport.handle_async_request(_request(server))).status_code == 200
         assert server.connections == 2
-        await transport.aclose()
 
 
-async def test_an_early_answer_to_a_large_request_is_heard() -> None:
+async def test_an_early_answer_to_a_large_request_is_heard(transport: PlainTransport) -> None:
     """A server may refuse a body without reading it: what it said counts, not that it closed."""
 
     async def script(_: Server, stream: Stream) -> None:
@@ -130,20 +140,18 @@ async def test_an_early_answer_to_a_large_request_is_heard() -> None:
 
     async with serving(script) as server:
         request = httpx.Request("POST", f"http://127.0.0.1:{server.port}/", content=b"x" * 1_000_000)
-        assert (await _transport().handle_async_request(request)).status_code == 413
+        assert (await transport.handle_async_request(request)).status_code == 413
 
 
-async def test_what_is_cancelled_before_it_begins_is_not_sent() -> None:
+async def test_what_is_cancelled_before_it_begins_is_not_sent(transport: PlainTransport) -> None:
     """No function runs for it, and the idle connection stays."""
     async with serving(answer_all) as server:
-        transport = _transport()
         await transport.handle_async_request(_request(server))
         with trio.CancelScope() as scope:
             scope.cancel()
             await transport.handle_async_request(_request(server))
         await transport.handle_async_request(_request(server))
         assert (server.connections, len(server.requests)) == (1, 2)
-        await transport.aclose()
 
 
 def test_a_server_s_own_idle_time_is_kept_to() -> None:
@@ -181,7 +189,7 @@ async def test_idle_connections_are_bounded() -> None:
         await transport.aclose()
 
 
-async def test_a_large_request_is_sent_once() -> None:
+async def test_a_large_request_is_sent_once(transport: PlainTransport) -> None:
     """A server that refuses a body half-way has been asked, also on a connection that was idle: it is sent once."""
 
     async def script(server: Server, stream: Stream) -> None:
@@ -196,7 +204,6 @@ async def test_a_large_request_is_sent_once() -> None:
             pass
 
     async with serving(script) as server:
-        transport = _transport()
         await transport.handle_async_request(_request(server))
         request = httpx.Request("POST", f"http://127.0.0.1:{server.port}/", content=b"x" * 20_000_000)
         assert (await transport.handle_async_request(request)).status_code == 413
@@ -251,3 +258,41 @@ async def test_cancelled_anywhere_no_answer_is_another_s() -> None:
         assert cancelled >= 5  # those with no time at all
         await transport.aclose()
         await until(lambda: _open_files() == before, "both ends of each connection to be closed")
+
+
+async def test_an_exchange_outlives_the_watch(nursery: trio.Nursery) -> None:
+    """What heard for it has ended: it goes on by itself, and so does the next one on its connection."""
+    go = trio.Event()
+
+    async def script(server: Server, stream: Stream) -> None:
+        while await server.read(stream):
+            await go.wait()
+            await stream.send_all(OK)
+
+    async with serving(script) as server:
+        transport, responses = _transport(), list[httpx.Response]()
+
+        async def exchange() -> None:
+            responses.append(await transport.handle_async_request(_request(server)))
+
+        async with trio.open_nursery() as exchanges:
+            await nursery.start(_until_set, transport, ended := trio.Event())
+            exchanges.start_soon(exchange)
+            await until(lambda: bool(server.requests), "the request to arrive")
+            ended.set()
+            await wait_all_tasks_blocked()
+            go.set()
+        await exchange()
+        assert ([response.status_code for response in responses], server.connections) == ([200, 200], 1)
+        await transport.aclose()
+
+
+async def _until_set(
+    transport: PlainTransport, ended: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.keep)
+        await wait_all_tasks_blocked()
+        task_status.started()
+        await ended.wait()
+        nursery.cancel_scope.cancel()

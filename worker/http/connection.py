@@ -12,9 +12,11 @@ from contextlib import suppress
 from socket import SHUT_RDWR, socket
 
 import httpx
+import outcome
 import trio
 
 from .http11 import Answer, ProtocolError
+from .watch import Watch
 
 _READ = 65_536
 """Bytes asked for in one read."""
@@ -30,22 +32,36 @@ class Connection:
     Args:
         origin: the host and port that it leads to.
         sock: it does not block.
+        watch: tells what can be read. Where there is none, or it has ended, Trio is asked.
     """
 
-    __slots__ = ("_fd", "_poll", "_sock", "idle_until", "origin", "overdue")
+    __slots__ = ("_answer", "_fd", "_sock", "_task", "_watch", "idle", "idle_since", "idle_until", "origin", "overdue", "spent")
 
-    def __init__(self, origin: tuple[str, int], sock: socket) -> None:
+    def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
         self.origin = origin
+        self.idle = False
+        self.idle_since = 0.0
         self.idle_until = 0.0
         """When it is to be closed if it is not used before."""
         self.overdue = False
+        self.spent = False
+        """More has come than the answer, or the end: it is not to be used again."""
         self._sock, self._fd = sock, sock.fileno()
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+        self._watch = watch
+        self._task: trio.lowlevel.Task | None = None
+        """It waits for the watch to tell of *answer*'s end."""
+        self._answer: Answer | None = None
+        if watch:
+            watch.add(self._fd, self._told)
 
-    def silent(self) -> bool:
-        """Nothing is to come on an idle connection: what can be read is its end, or an answer to nothing."""
-        return not self._poll.poll(0)
+    def silent(self, now: float) -> bool:
+        """Nothing has come on an idle connection: what can be read is its end, or an answer to nothing."""
+        if self._watch and self._watch.running:
+            self._watch.look_if_stale(now, self.idle_since)
+            return self.idle
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
 
     def end(self) -> None:
         """Break off the exchange that runs here, from another task."""
@@ -54,7 +70,11 @@ class Connection:
             self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
-        """No exchange may be running here."""
+        """No exchange may be running here. Closing it twice does no harm."""
+        self.idle = False
+        if self._watch:
+            self._watch.remove(self._fd)
+            self._watch = None
         self._sock.close()
 
     async def send(self, request: bytes, more: bytes, timeout: float | None, *, reused: bool) -> None:  # noqa: ASYNC109 -- httpx's word
@@ -74,6 +94,7 @@ class Connection:
             return
         if more or sent < len(request):
             await self._send_rest((memoryview(request)[sent:], memoryview(more)), timeout)
+            self._ask_again()  # an early answer was told while we did not listen
 
     async def _send_rest(self, parts: Iterable[memoryview], timeout: float | None) -> None:  # noqa: ASYNC109 -- as above
         for part in parts:
@@ -99,16 +120,52 @@ class Connection:
             httpx.ReadTimeout: for *timeout* seconds nothing came.
         """
         try:
+            if timeout is None and self._watch and self._watch.running:
+                self._task, self._answer = trio.lowlevel.current_task(), answer
+                await trio.lowlevel.wait_task_rescheduled(self._leave)
+            if answer.complete:
+                return
             while not answer.complete:
                 if timeout is None:
                     await trio.lowlevel.wait_readable(self._fd)
                 else:
                     await self._readable_within(timeout)
                 self._read(answer)
+            self._ask_again()
         except OSError as error:
             raise httpx.ReadError(f"the connection broke: {error}") from None
         except ProtocolError as error:
             raise httpx.RemoteProtocolError(str(error)) from None
+
+    def _ask_again(self) -> None:
+        """What the watch told meanwhile was for others to hear: for us, only what is still there counts."""
+        if self._watch:
+            self.spent = False
+            self._watch.ask_again(self._fd)
+
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        """The task that waits was cancelled."""
+        self._task = self._answer = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _told(self, ended: bool) -> None:
+        """Something can be read. What is told here once is not told again when the connection is idle."""
+        self.spent = self.spent or ended or not self._task
+        if self.idle:
+            self.close()
+        elif self._task and self._answer and self._watch:
+            result: outcome.Outcome[None] = outcome.Value(None)
+            try:
+                # Once only, however much there is: others' answers come between.
+                self._read(self._answer)
+            except (OSError, ProtocolError) as error:
+                result = outcome.Error(error)
+            else:
+                if self._watch.running and not self._answer.complete:
+                    return self._watch.ask_again(self._fd)
+            task, self._task, self._answer = self._task, None, None
+            trio.lowlevel.reschedule(task, result)
+        return None
 
     async def _readable_within(self, timeout: float) -> None:  # noqa: ASYNC109 -- as above
         with trio.move_on_after(timeout) as patience:
@@ -123,6 +180,8 @@ class Connection:
             return
         if data:
             answer.feed(data)
+            if answer.complete and len(data) == _READ:
+                self.spent = True  # there may be more, of which nothing would be told
         elif self.overdue:  # this end is ours
             raise ProtocolError("broken off")
         else:

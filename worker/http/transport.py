@@ -20,6 +20,7 @@ from .connection import Connection, DiedIdle
 from .face import NamedAnswer, response_of, written
 from .http11 import Answer
 from .names import Names
+from .watch import Watch, watching
 
 CONNECT = 10.0
 """Seconds to connect, names and all addresses included. Below any sensible ``upstream_timeout``, to be told apart."""
@@ -48,6 +49,8 @@ class PlainTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._most_body, self._most_idle, self._timeout = most_body, most_idle, timeout
         self._names = names or Names()
+        self._watch: Watch | None = None
+        """While :meth:`keep` runs, of the connections made meanwhile."""
         self._idle: dict[Origin, deque[Connection]] = {}
         self._busy: OrderedDict[Connection, float] = OrderedDict()
         """Exchanges on connections that were idle, by their deadlines: all have the same time, so the first is next."""
@@ -91,7 +94,18 @@ class PlainTransport(httpx.AsyncBaseTransport):
         raise self._took_too_long()
 
     async def keep(self) -> None:
-        """End the exchanges that are overdue, and close what is idle for too long, until cancelled."""
+        """Hear for all exchanges, end those that are overdue, and close what is idle for too long, until cancelled."""
+        with watching() as watch:
+            self._watch = watch
+            try:
+                async with trio.open_nursery() as nursery:
+                    if watch:
+                        nursery.start_soon(watch.keep)
+                    await self._keep_time()
+            finally:
+                self._watch = None
+
+    async def _keep_time(self) -> None:
         while True:
             now = trio.current_time()
             self._end_overdue(now)
@@ -138,7 +152,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
             raise
         finally:
             # Whatever ended this, a cancellation too: only a connection in a known state is used again.
-            if answer.reusable and not connection.overdue:
+            if answer.reusable and not connection.overdue and not connection.spent:
                 self._give_back(connection, answer)
             else:
                 connection.close()
@@ -147,7 +161,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
         within = CONNECT if timeout is None else min(timeout, CONNECT)
         try:
             with trio.fail_after(within):
-                return Connection(origin, await self._reach(origin))
+                return Connection(origin, await self._reach(origin), self._watch)
         except trio.TooSlowError:
             raise httpx.ConnectTimeout(f"no connection to {origin[0]}:{origin[1]} within {within:g} s") from None
         except OSError as error:
@@ -172,13 +186,15 @@ class PlainTransport(httpx.AsyncBaseTransport):
         stack = self._idle.get(origin)
         while stack:
             connection = stack.pop()
-            if connection.idle_until >= now and connection.silent():
+            if connection.idle_until >= now and connection.silent(now):
+                connection.idle = False
                 return connection
             connection.close()
         return None
 
     def _give_back(self, connection: Connection, answer: Answer) -> None:
         now = trio.current_time()
+        connection.idle, connection.idle_since = True, now
         connection.idle_until = now + min(IDLE, answer.keeps_idle - BEFORE)
         stack = self._idle.setdefault(connection.origin, deque())
         stack.append(connection)
