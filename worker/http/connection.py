@@ -35,7 +35,19 @@ class Connection:
         watch: tells what can be read. Where there is none, or it has ended, Trio is asked.
     """
 
-    __slots__ = ("_answer", "_fd", "_sock", "_task", "_watch", "idle", "idle_since", "idle_until", "origin", "overdue", "spent")
+    __slots__ = (
+        "_answer",
+        "_fd",
+        "_sock",
+        "_task",
+        "_watch",
+        "idle",
+        "idle_since",
+        "idle_until",
+        "origin",
+        "overdue",
+        "spent",
+    )
 
     def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
         self.origin = origin
