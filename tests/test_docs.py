@@ -53,11 +53,11 @@ from worker.policy.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING = (
+ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE = (
     ROOT / "docs" / f"{name}.md"
-    for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling")
+    for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling", "performance")
 )
-DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING)
+DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE)
 MANIFEST = ROOT / "deploy" / "worker.yaml"
 DEFAULTS = load({}).settings
 

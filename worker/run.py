@@ -25,8 +25,8 @@ async def run(bench: Bench, stops: AsyncIterator[object]) -> None:
         beside.start_soon(bench.drain.watch, stops)
         beside.start_soon(bench.leases.keep)
         beside.start_soon(bench.retries.run)
-        async with trio.open_nursery() as jobs:
-            intake = Intake(bench, jobs)
+        async with trio.open_nursery() as slots:
+            intake = Intake(bench, slots)
             with bench.drain.intake.held():
                 await intake.run(await bench.queue.consume())
             await intake.stop()
