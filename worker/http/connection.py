@@ -35,7 +35,10 @@ class Connection:
         watch: tells what can be read. Where there is none, or it has ended, Trio is asked.
     """
 
-    __slots__ = ("_answer", "_fd", "_sock", "_task", "_watch", "idle", "idle_since", "idle_until", "origin", "overdue", "spent")
+    __slots__ = (
+        *("idle", "idle_since", "idle_until", "origin", "overdue", "spent"),
+        *("_answer", "_fd", "_sock", "_task", "_watch"),
+    )
 
     def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
         self.origin = origin
@@ -49,7 +52,7 @@ class Connection:
         self._sock, self._fd = sock, sock.fileno()
         self._watch = watch
         self._task: trio.lowlevel.Task | None = None
-        """It waits for the watch to tell of *answer*'s end."""
+        """It waits while the watch tells of its answer."""
         self._answer: Answer | None = None
         if watch:
             watch.add(self._fd, self._told)
@@ -158,7 +161,7 @@ class Connection:
             try:
                 # Once only, however much there is: others' answers come between.
                 self._read(self._answer)
-            except (OSError, ProtocolError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it is the exchange's, and not the watch's
                 result = outcome.Error(error)
             else:
                 if self._watch.running and not self._answer.complete:
