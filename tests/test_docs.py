@@ -172,7 +172,8 @@ def _labels(metric: Any) -> tuple[str, ...]:
 def test_names_exist(document: Path) -> None:
     """A name in backticks that looks like a setting is one, or stands in the worker's source, or is NATS's own."""
     theirs = {"sync_interval", "max_payload"}
-    source = "\n".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
+    source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
     known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")

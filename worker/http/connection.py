@@ -36,6 +36,7 @@ class Connection:
     """
 
     __slots__ = (
+<<<<<<< HEAD
         "_answer",
         "_fd",
         "_sock",
@@ -47,6 +48,10 @@ class Connection:
         "origin",
         "overdue",
         "spent",
+=======
+        *("idle", "idle_since", "idle_until", "origin", "overdue", "spent"),
+        *("_answer", "_fd", "_sock", "_task", "_watch"),
+>>>>>>> epoll
     )
 
     def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
@@ -61,7 +66,7 @@ class Connection:
         self._sock, self._fd = sock, sock.fileno()
         self._watch = watch
         self._task: trio.lowlevel.Task | None = None
-        """It waits for the watch to tell of *answer*'s end."""
+        """It waits while the watch tells of its answer."""
         self._answer: Answer | None = None
         if watch:
             watch.add(self._fd, self._told)
@@ -170,7 +175,7 @@ class Connection:
             try:
                 # Once only, however much there is: others' answers come between.
                 self._read(self._answer)
-            except (OSError, ProtocolError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it is the exchange's, and not the watch's
                 result = outcome.Error(error)
             else:
                 if self._watch.running and not self._answer.complete:
