@@ -36,22 +36,8 @@ class Connection:
     """
 
     __slots__ = (
-<<<<<<< HEAD
-        "_answer",
-        "_fd",
-        "_sock",
-        "_task",
-        "_watch",
-        "idle",
-        "idle_since",
-        "idle_until",
-        "origin",
-        "overdue",
-        "spent",
-=======
         *("idle", "idle_since", "idle_until", "origin", "overdue", "spent"),
         *("_answer", "_fd", "_sock", "_task", "_watch"),
->>>>>>> epoll
     )
 
     def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
