@@ -1,6 +1,6 @@
 """The values that flow through the worker. Nothing here does anything.
 
-They are msgspec's structs, which are made in C: 0.06 µs each, where a frozen dataclass takes 0.7 to 1.0. None can be part
+They are msgspec's structs, made in C: 0.06 µs each, where a frozen dataclass takes 0.7 to 1.0. None can be part
 of a cycle, so the garbage collector is spared them (``gc=False``), but for the one with an exception.
 """
 
