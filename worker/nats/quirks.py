@@ -55,7 +55,7 @@ async def listen(client: Client, subject: str, hear: Callable[[Msg], None]) -> S
     """Subscribe; *hear* is called where a message is read.
 
     A callback of nats-py's has a queue and a task before it: two more passes of the event loop for each message that
-    comes alone, and 5 % of its way from being published to being invoked.
+    comes alone.
     """
     return await client.subscribe(subject, future=cast("asyncio.Future[Msg]", _Heard(hear)))
 
