@@ -40,6 +40,8 @@ T = TypeVar("T")
 _UPPER = "QUEUE_WORKER_"
 _NOT_OURS = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
 """Lower-case variables of other programs that look like ours."""
+MOST_PARTITIONS = 1024
+"""Each is a consumer that somebody must serve: more is a mistake."""
 _ALIKE = 0.8
 """How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: two letters in ten."""
 _KUBERNETES = re.compile(
@@ -104,21 +106,21 @@ class Settings:
     )
     max_ack_pending: int = setting("-1", limit, "consumer's limit of unacknowledged messages, -1 for none")
     max_waiting: int = setting("512", whole(1), "consumer's limit of waiting pulls")
-    scaling_mode: str = setting(
-        "static", only("static", until="a consumer per function is to come"), "`static`: one shared consumer, FIFO"
+    scaling_mode: Literal["static", "function"] = setting(
+        "static",
+        one_of("static", "function"),
+        "`static`: one shared consumer, FIFO; `function`: a consumer for each function that has work",
     )
     consumer_inactive_threshold: float = setting(
-        "30s", duration(), "accepted for the charts; for a consumer per function, which is to come"
+        "30s", duration(1.0), "`function`: a function with nothing stored for so long loses its consumer"
     )
     consumer_pull_max_messages: int | None = setting(
         None, whole(1), "most messages asked for in one pull; by default 250"
     )
     queue_partitions: int = setting(
-        "1", lambda value: int(only("1", until="more partitions are to come")(value)), "the queue's partitions"
+        "1", whole(1, MOST_PARTITIONS), "the queue's partitions; a worker serves one of them"
     )
-    filter_partition: int = setting(
-        "0", lambda value: int(only("0", until="more partitions are to come")(value)), "the one that this worker serves"
-    )
+    filter_partition: int = setting("0", whole(0, MOST_PARTITIONS - 1), "the one that this worker serves")
 
     # Invoking.
     max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
@@ -281,6 +283,10 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
     ways = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
     if len(ways) > 1:
         problems.append(f"{' and '.join(ways)} are different ways to authenticate: keep one")
+    if (ours := values.get("filter_partition", 0)) >= (partitions := values.get("queue_partitions", ours + 1)):
+        problems.append(
+            f"filter_partition = {ours} is none of queue_partitions = {partitions}: they are counted from 0"
+        )
     if (many := values.get("processes", 1)) > (slots := values.get("max_inflight", many)):
         problems.append(
             f"processes = {many} is more than max_inflight = {slots}, which they share: each runs one at least"

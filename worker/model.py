@@ -28,6 +28,10 @@ class Delivery(Struct, frozen=True, gc=False):
     """When it reached us (s, the worker's own clock)."""
     subject: str
     payload: bytes
+    flow: str = ""
+    """Which flow it came by; see :class:`worker.ports.Consumer`."""
+    behind: int = 0
+    """How many messages of the flow the queue had never handed out when it handed out this one."""
 
 
 class Invocation(Struct, frozen=True, gc=False):
@@ -130,6 +134,46 @@ class Abandon(Struct, frozen=True, gc=False):
 Final = Ack | Term
 Settlement = Ack | Nak | Term
 Verdict = Settlement | Abandon
+
+
+# What the queue tells of its flows, besides deliveries.
+
+
+class Stored(Struct, frozen=True, gc=False):
+    """So many messages of a flow are stored now: waiting, running somewhere, or between two attempts."""
+
+    flow: str
+    messages: float
+
+
+class Waiting(Struct, frozen=True, gc=False):
+    """So many messages of a flow have never been handed out."""
+
+    flow: str
+    messages: float
+    """Infinite where nobody counts, since all that is wanted is for this flow."""
+
+
+class Published(Struct, frozen=True, gc=False):
+    """One more message of a flow has just been stored."""
+
+    flow: str
+
+
+class Returned(Struct, frozen=True, gc=False):
+    """What was wanted of a flow, and will not come."""
+
+    flow: str
+    count: int
+
+
+class Gone(Struct, frozen=True, gc=False):
+    """Nothing of a flow is stored any more, and nothing that was wanted of it will come."""
+
+    flow: str
+
+
+Notice = Stored | Waiting | Published | Returned | Gone
 
 
 # What leaves the worker besides.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Settlement
+from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, Settlement
 
 
 class NotStored(Exception):  # noqa: N818 -- it says what happened, as the outcomes do
@@ -14,21 +14,29 @@ class NotStored(Exception):  # noqa: N818 -- it says what happened, as the outco
 
 
 class Consumer(Protocol):
-    """One consumer of the queue, read by credit.
+    """The queue, read by credit, one *flow* beside the other.
 
-    What was wanted and has not come yet stays wanted across lost connections and consumers made anew; no more than that
-    is ever handed to us, however the server or the network behave.
+    A flow is what is handed out in order and apart from all else: one distinct subject with its messages, or the whole
+    queue where one consumer is shared by all of it. Which there are is the queue's to tell: it begins with
+    a :class:`~worker.model.Stored` or a :class:`~worker.model.Waiting`, and ends with a :class:`~worker.model.Gone`.
+
+    What was wanted and has not come yet stays wanted across lost connections and consumers made anew, until it is
+    returned or the flow is gone; no more than that is ever handed to us, however the server or the network behave.
     """
 
     ack_wait: float
     """How long (s) the queue waits for a settlement or an extension before it gives a message out again. It may change
-    when the consumer is made anew."""
+    when a consumer is made anew."""
 
-    def want(self, more: int) -> None:
-        """There is room for *more* deliveries than were wanted so far."""
+    def want(self, more: int, flow: str) -> None:
+        """There is room for *more* deliveries of a flow than were wanted so far."""
 
-    async def receive(self) -> Sequence[Delivery]:
-        """At least one delivery, in the order of arrival, and all that have come."""
+    def recall(self, flow: str) -> None:
+        """Room is needed elsewhere: what is wanted of a flow and not on its way comes back as
+        :class:`~worker.model.Returned`, soon, once, and perhaps with a count of zero."""
+
+    async def receive(self) -> Sequence[Delivery | Notice]:
+        """All that has come, in the order of arrival, at least one."""
 
     async def stop(self) -> Sequence[Delivery]:
         """Ask for nothing more. What had arrived, or was already on its way, is returned unstarted."""
@@ -38,7 +46,7 @@ class Queue(Protocol):
     """The broker. Settling and extending only note down what is to be sent, so they cannot be cancelled half-way."""
 
     async def consume(self) -> Consumer:
-        """The consumer of the whole queue, made where it is missing.
+        """All of the queue, or of our part of it; what is missing is made.
 
         Waits for the broker as long as it takes.
 
