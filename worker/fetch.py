@@ -1,8 +1,8 @@
 """Intake: from deliveries to jobs.
 
 We never have more than we can run: a message waiting in our memory is one that no other worker can have, and its
-lease is already running. So the consumer is given credit, one for each free slot, and a slot comes back when its job
-has settled.
+lease is already running. So the queue is given credit for slots that are free, and a slot comes back when its job has
+settled. Which flow has the credit is :mod:`worker.policy.shares`'s to say.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import trio
 
 from .bench import Bench
 from .events import Redelivered, Settled
-from .model import Abandon, Delivery, Nak
+from .model import Abandon, Delivery, Gone, Nak, Notice, Published, Returned, Stored, Waiting
 from .policy.ledger import Early, Finished, Fresh, Running
+from .policy.shares import Shares
 from .ports import Consumer
 from .process import Job
 from .settle import settle
@@ -29,46 +30,67 @@ class Intake:
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._free = bench.rules.slots
+        self._shares = Shares(bench.rules.slots)
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
         """Tasks of slots without a job."""
+        self._wait = trio.CancelScope()
+        """Around waiting for what comes. Its deadline is when the shares must be decided anew, whatever comes."""
 
     async def run(self, consumer: Consumer) -> None:
         """Fetch until cancelled."""
         self._consumer, self._open = consumer, True
         self._bench.leases.last(consumer.ack_wait)
-        consumer.want(self._free)
         while True:
-            deliveries = await consumer.receive()
-            self._bench.leases.last(consumer.ack_wait)
-            self._take_all(deliveries, consumer)
+            with trio.CancelScope() as self._wait:
+                self._decide()
+                while True:
+                    arrived = await consumer.receive()
+                    self._bench.leases.last(consumer.ack_wait)
+                    self._take_all(arrived)
+                    self._decide()
 
     async def stop(self) -> None:
         """Ask for nothing more, and give back at once what still arrives."""
         if self._consumer:
             self._open = False
-            self._take_all(await self._consumer.stop(), self._consumer)
+            self._take_all(await self._consumer.stop())
         self._resting.unpark_all()
 
-    def _take_all(self, deliveries: Sequence[Delivery], consumer: Consumer) -> None:
-        newest = {delivery.id: delivery for delivery in deliveries}
-        for delivery in deliveries:
-            self._take(delivery, consumer, newest=newest[delivery.id] is delivery)
+    def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
+        newest = {each.id: each for each in arrived if isinstance(each, Delivery)}
+        for each in arrived:
+            if isinstance(each, Delivery):
+                self._take(each, newest=newest[each.id] is each)
+            else:
+                self._heed(each)
 
-    def _take(self, delivery: Delivery, consumer: Consumer, *, newest: bool = True) -> None:
+    def _heed(self, notice: Notice) -> None:
+        match notice:
+            case Stored(flow, messages):
+                self._shares.stored(flow, messages)
+            case Waiting(flow, messages):
+                self._shares.counted(flow, messages)
+            case Published(flow):
+                self._shares.published(flow)
+            case Returned(flow, count):
+                self._shares.returned(flow, count, trio.current_time())
+            case Gone(flow):
+                self._shares.gone(flow)
+
+    def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
         # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
         # would take the message from its next worker.
-        bench = self._bench
-        match bench.ledger.arrived(delivery, now=trio.current_time()):
+        bench, now = self._bench, trio.current_time()
+        match bench.ledger.arrived(delivery, now=now):
             case Fresh(attempt, wait):
                 lease = bench.leases.take(delivery)
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
-                ours = trio.current_time() < bench.leases.lost_at(lease)
-                if self._open and self._free > 0 and ours:
-                    self._start(Job(lease, attempt, wait, bench))
+                ours = now < bench.leases.lost_at(lease)
+                if self._open and ours and (flow := self._shares.came(delivery.flow, delivery.behind, now)):
+                    self._start(Job(lease, attempt, wait, flow, bench))
                     return
                 settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
             case Running():
@@ -79,15 +101,14 @@ class Intake:
                 bench.emit(Redelivered(delivery, "finished"))
             case Early(remaining) if newest:
                 before = bench.leases.terms.lost_at(delivery.arrived)
-                if trio.current_time() < before:
+                if now < before:
                     bench.queue.settle(delivery, Nak(remaining), before=before)
                     bench.emit(Redelivered(delivery, "early"))
                 else:  # others may have it
                     bench.emit(Settled(Abandon()))
-        consumer.want(1)
+        self._shares.came_in_vain(delivery.flow, delivery.behind, now)
 
     def _start(self, job: Job) -> None:
-        self._free -= 1
         self._due.append(job)
         if self._resting:
             self._resting.unpark()
@@ -104,14 +125,25 @@ class Intake:
                 while self._due and not scope.cancel_called:
                     job = self._due.popleft()
                     await job.run(scope)
-                    self._freed()
+                    self._freed(job)
                     if self._open and not self._due and not scope.cancel_called:
                         await self._resting.park()
             if scope.cancelled_caught:
                 job.stopped()
-                self._freed()
+                self._freed(job)
 
-    def _freed(self) -> None:
-        self._free += 1
-        if self._consumer:
-            self._consumer.want(1)
+    def _freed(self, job: Job) -> None:
+        now = trio.current_time()
+        self._shares.ended(job.flow, now - job.lease.delivery.arrived)
+        self._decide(now)
+
+    def _decide(self, now: float | None = None) -> None:
+        """Give the credit to whom it belongs now."""
+        if not (self._consumer and self._open):
+            return
+        decision = self._shares.decide(trio.current_time() if now is None else now)
+        for flow, more in decision.wants.items():
+            self._consumer.want(more, flow.name)
+        for flow in decision.recalls:
+            self._consumer.recall(flow.name)
+        self._wait.deadline = decision.again

@@ -32,8 +32,10 @@ class Consumer(Protocol):
         """There is room for *more* deliveries of a flow than were wanted so far."""
 
     def recall(self, flow: str) -> None:
-        """Room is needed elsewhere: what is wanted of a flow and not on its way comes back as
-        :class:`~worker.model.Returned`, soon, once, and perhaps with a count of zero."""
+        """Room is needed elsewhere: give back what is wanted of a flow and not on its way.
+
+        It comes as :class:`~worker.model.Returned`, soon, once, and perhaps with a count of zero.
+        """
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """All that has come, in the order of arrival, at least one."""

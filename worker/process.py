@@ -39,6 +39,7 @@ from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.report import callback_of
 from .policy.retry import annotated
+from .policy.shares import Flow
 from .ports import NotStored
 from .settle import settle
 
@@ -53,10 +54,22 @@ _BURIAL_WAIT = Backoff(initial=0.5, longest=4.0)
 class Job:
     """One attempt at one message, *wait* seconds from now. It settles whatever happens; the lease covers all of it."""
 
-    __slots__ = ("attempt", "began", "bench", "if_stopped", "invocation", "lease", "outcome", "retry", "took", "wait")
+    __slots__ = (
+        "attempt",
+        "began",
+        "bench",
+        "flow",
+        "if_stopped",
+        "invocation",
+        "lease",
+        "outcome",
+        "retry",
+        "took",
+        "wait",
+    )
 
-    def __init__(self, lease: Lease, attempt: int, wait: float, bench: Bench) -> None:
-        self.lease, self.attempt, self.wait, self.bench = lease, attempt, wait, bench
+    def __init__(self, lease: Lease, attempt: int, wait: float, flow: Flow, bench: Bench) -> None:
+        self.lease, self.attempt, self.wait, self.flow, self.bench = lease, attempt, wait, flow, bench
         self.retry = bench.rules.retry
         self.invocation: Invocation | None = None
         self.began = 0.0
