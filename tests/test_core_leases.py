@@ -7,6 +7,8 @@ heard at 10_003.
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 import trio
 from msgspec.structs import replace
@@ -16,8 +18,9 @@ from tests.world import Answer, Call, Hired, Message, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
 from worker.fetch import Intake
 from worker.heartbeat import Lease
-from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, Settlement, Term
+from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, Settlement, Term, Waiting
 from worker.policy.backoff import Backoff
+from worker.ports import Consumer
 from worker.settle import settle
 
 
@@ -217,8 +220,8 @@ async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -
         consumer = await worker.queue.consume()
         leases = worker.bench.leases
         leases.last(consumer.ack_wait)
-        consumer.want(2)
-        first, second = await consumer.receive()
+        consumer.want(2, "")
+        first, second = await deliveries(consumer)
         leases.take(first)
         leases.take(second)
         world.nursery.start_soon(leases.keep)
@@ -235,8 +238,8 @@ async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
         worker = world.worker()
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
-        consumer.want(1)
-        (delivery,) = await consumer.receive()
+        consumer.want(1, "")
+        (delivery,) = await deliveries(consumer)
         leases = worker.bench.leases
         lease = leases.take(delivery)
         world.nursery.start_soon(leases.keep)
@@ -304,14 +307,21 @@ async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
         assert worker.queue.said == []
 
 
+async def deliveries(consumer: Consumer) -> list[Delivery]:
+    """What comes next."""
+    while True:
+        if here := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
+            return here
+
+
 async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
     """A lease on a message, and nothing that works on it."""
     world.publish(reply(200))
     world.nursery.start_soon(worker.link.run)
     consumer = await worker.queue.consume()
     worker.bench.leases.last(consumer.ack_wait)
-    consumer.want(1)
-    (delivery,) = await consumer.receive()
+    consumer.want(1, "")
+    (delivery,) = await deliveries(consumer)
     return worker.bench.leases.take(delivery), delivery
 
 
@@ -341,15 +351,16 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         consumer = await worker.queue.consume()
         worker.bench.leases.last(consumer.ack_wait)
         intake = Intake(worker.bench, world.nursery)
-        intake._consumer = consumer
-        consumer.want(1)
-        (delivery,) = await consumer.receive()
+        intake._consumer, intake._open = consumer, True
+        consumer.want(1, "")
+        (delivery,) = await deliveries(consumer)
         await trio.sleep_until(delivery.arrived + 20)
-        intake._take(delivery, consumer)
+        intake._take_all([Waiting("", inf), delivery])
+        intake._decide()
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []
         assert worker.told(Settled) == [Settled(Abandon())]
-        assert worker.wanted == 1
+        assert worker.wanted == 10 + 1, "for each slot, and what was wanted besides"
 
 
 async def test_a_process_that_stood_still(autojump_clock: MockClock) -> None:

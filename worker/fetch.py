@@ -89,7 +89,8 @@ class Intake:
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
                 ours = now < bench.leases.lost_at(lease)
-                if self._open and ours and (flow := self._shares.came(delivery.flow, delivery.behind, now)):
+                if self._open and ours and self._shares.free_for(delivery.flow):
+                    flow = self._shares.came(delivery.flow, delivery.behind, now)
                     self._start(Job(lease, attempt, wait, flow, bench))
                     return
                 settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)

@@ -155,7 +155,7 @@ class _Play:
             case Pull(batch, lasts, client):
                 self.pulls.append(trio.current_time() + lasting(lasts))
                 reader = self.clients[client]
-                server.pull(reader, reader.session, batch, lasting(lasts), f"pull-{len(self.pulls)}")
+                server.pull(reader, reader.session, batch, lasting(lasts), inbox=f"pull-{len(self.pulls)}")
             case Say(verb, about, delay):
                 self._say(about, _settlement(verb, delay))
             case Leave(client):

@@ -18,6 +18,7 @@ from worker.policy.decide import decide
 from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
 from worker.policy.report import callback_of
+from worker.policy.shares import Shares
 from worker.process import Job
 from worker.settle import settle
 
@@ -155,7 +156,7 @@ def one_slot_too_many(patch: Patch) -> None:
 
     def greedy(self: Intake, bench: Any, jobs: Any) -> None:
         begin(self, bench, jobs)
-        self._free += 1
+        self._shares = Shares(bench.rules.slots + 1)
 
     patch.setattr(Intake, "__init__", greedy)
 

@@ -166,7 +166,7 @@ async def _kill(nemesis: Nemesis, _: Fault, worker: Hired) -> bool:
 
 async def _anew(nemesis: Nemesis, _: Fault) -> bool:
     """The consumer is deleted and made anew: counts, waits and who has what are forgotten."""
-    known = bool(nemesis.world.server.consumer.state.pending)
+    known = nemesis.world.server.pending
     nemesis.world.server.make_anew()
     return known
 

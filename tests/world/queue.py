@@ -8,6 +8,7 @@ does wrong is recorded, never raised into it, where its own net would catch it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -15,7 +16,21 @@ from typing import TypeVar
 
 import trio
 
-from worker.model import Backlog, DeadLetter, Delivery, Final, MessageId, Nak, Settlement
+from worker.model import (
+    Backlog,
+    DeadLetter,
+    Delivery,
+    Final,
+    Gone,
+    MessageId,
+    Nak,
+    Notice,
+    Published,
+    Returned,
+    Settlement,
+    Stored,
+    Waiting,
+)
 from worker.ports import Consumer, NotStored, Unusable
 
 from .link import Link
@@ -28,6 +43,10 @@ PATIENCE = 2.0
 """Seconds without an answer after which something is said again; also the longest that stopping waits."""
 ANSWER = 5.0
 """Seconds to wait for an answer to a request."""
+INACTIVE = 30.0
+"""Seconds after which a flow of which nothing is stored is gone."""
+LOOK = 2.0
+"""Seconds between two looks at what is stored."""
 SILENCE = 11.0
 """Seconds after which requests that nobody answers any more are missed: two heartbeats, as :mod:`worker.nats.credit`
 has it."""
@@ -38,29 +57,63 @@ class FakeConsumer:
 
     def __init__(self, queue: FakeQueue, server: Server, link: Link, violated: Callable[[str], None]) -> None:
         self.ack_wait = server.ack_wait
-        self.wanted = 0
-        """What may still come."""
+        self.wants: dict[str, int] = {}
+        """What may still come, by flow."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
-        self.client = Client(link, self._deliver, self._dismiss, self._abandon)
+        published = self._published if server.by_function else None
+        self.client = Client(link, self._deliver, self._dismiss, self._abandon, published=published)
         self.missed_at = inf
         """When it will be noticed that requests are no longer there."""
-        self._missing = 0
-        """What they could have brought."""
+        self._missing: dict[str, int] = {}
+        """What they could have brought, by flow."""
         self._session = 0
         self._stopped = False
-        self._here: list[Delivery] = []
+        self._recalled: set[str] = set()
+        self._told: dict[str, float] = {}
+        """When a flow was last seen to be stored."""
+        self._here: list[Delivery | Notice] = []
         self._something = trio.Event()
         server.join(self.client)
         link.changed.append(self._on_change)
+        if not server.by_function:
+            self._tell(Waiting("", inf))
 
-    def want(self, more: int) -> None:
+    @property
+    def wanted(self) -> int:
+        """What may still come, of all flows."""
+        return sum(self.wants.values())
+
+    def want(self, more: int, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.want`."""
         if more < 1:
             self._violated(f"wanted {more} more")
-        self.wanted += more
-        self._pull(min(more, self.wanted))
+        if flow and flow not in self._told:
+            self._violated(f"wanted {more} of {flow}, which is gone")
+        self.wants[flow] = self.wants.get(flow, 0) + more
+        self._pull(min(more, self.wants[flow]), flow)
 
-    async def receive(self) -> Sequence[Delivery]:
+    def recall(self, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.recall`."""
+        if flow in self._recalled:
+            self._violated(f"recalled {flow} twice")
+        self._recalled.add(flow)
+        if self._link.up and not self._stopped:
+            self._link.there.send("recall", partial(self._take_back, flow, self._session))
+
+    def _take_back(self, flow: str, session: int) -> None:
+        """At the broker: the answer comes after all that was sent before it."""
+        self._server.withdraw(self.client, flow)
+        self._link.down.send("recall", partial(self._returned, flow, session))
+
+    def _returned(self, flow: str, session: int) -> None:
+        if session == self._session and flow in self._recalled:
+            self._return(flow)
+
+    def _return(self, flow: str) -> None:
+        self._recalled.discard(flow)
+        self._tell(Returned(flow, max(0, self.wants.pop(flow, 0))))
+
+    async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
         await trio.lowlevel.checkpoint()
         while not self._here:
@@ -74,39 +127,72 @@ class FakeConsumer:
         with trio.move_on_after(PATIENCE):
             # The answer comes after all that was sent before it.
             await self._queue.request(partial(self._server.withdraw, self.client))
-        return self._taken()
+        return [each for each in self._taken() if isinstance(each, Delivery)]
 
-    def _taken(self) -> list[Delivery]:
+    def _taken(self) -> list[Delivery | Notice]:
         taken, self._here = self._here, []
-        for delivery in taken:
-            self._queue.handed_out(delivery)
+        for each in taken:
+            if isinstance(each, Delivery):
+                self._queue.handed_out(each)
         return taken
 
+    def _tell(self, what: Delivery | Notice) -> None:
+        self._here.append(what)
+        self._something.set()
+
     def _deliver(self, handed: HandedOut) -> None:
-        self.wanted -= 1
-        if self.wanted < 0:
+        flow = handed.flow
+        self.wants[flow] = self.wants.get(flow, 0) - 1
+        if self.wants[flow] < 0:
             self._violated(f"message {handed.id[0]} was more than was wanted")
         now = trio.current_time()
         if now - handed.sent > self.ack_wait / 3:
             # A lease is counted from the arrival. That one was as long on its way is nothing that a worker can know.
             self._server.disturbed.add(handed.id[0])
-        self._here.append(Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload))
-        self._something.set()
+        self._tell(
+            Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload, flow, handed.behind)
+        )
+
+    def _published(self, flow: str) -> None:
+        self._tell(Published(flow) if flow in self._told else Stored(flow, 1))
+        self._told[flow] = trio.current_time()
+
+    def seen(self, backlog: Backlog) -> None:
+        """A look at the stream: which flows there are, and which have been gone for long."""
+        now = trio.current_time()
+        for flow, stored in backlog.by_subject.items():
+            self._told[flow] = now
+            self._tell(Stored(flow, stored))
+        for flow in [flow for flow, at in self._told.items() if now - at >= INACTIVE]:
+            self._link.there.send("close", partial(self._close, flow))
+
+    def _close(self, flow: str) -> None:
+        if self._server.close(flow):
+            self._link.down.send("closed", partial(self._closed, flow))
+
+    def _closed(self, flow: str) -> None:
+        if trio.current_time() - self._told.get(flow, inf) >= INACTIVE:
+            del self._told[flow]
+            self.wants.pop(flow, None)
+            self._recalled.discard(flow)
+            self._tell(Gone(flow))
 
     def _dismiss(self, session: int) -> None:
         self.ack_wait = self._server.ack_wait
         self._begin(session)
 
-    def _abandon(self, missing: int) -> None:
-        if missing:
-            self._missing += missing
+    def _abandon(self, missing: dict[str, int]) -> None:
+        if any(missing.values()):
+            for flow, count in missing.items():
+                self._missing[flow] = self._missing.get(flow, 0) + count
             self.missed_at = trio.current_time() + SILENCE
             self._queue.look_at(self.missed_at)
 
     def ask_again(self) -> None:
         """Ask for what requests that are no longer there do not bring."""
-        missing, self._missing, self.missed_at = self._missing, 0, inf
-        self._pull(missing)
+        missing, self._missing, self.missed_at = self._missing, {}, inf
+        for flow, count in missing.items():
+            self._pull(min(count, self.wants.get(flow, 0)), flow)
 
     def _on_change(self, up: bool) -> None:
         if up:
@@ -115,12 +201,21 @@ class FakeConsumer:
             self._server.withdraw(self.client)
 
     def _begin(self, session: int) -> None:
-        self._session, self._missing, self.missed_at = session, 0, inf
-        self._pull(self.wanted)
+        self._session, self._missing, self.missed_at = session, {}, inf
+        for flow in [*self._recalled]:
+            self._return(flow)
+        for flow, wanted in self.wants.items():
+            self._pull(wanted, flow)
 
-    def _pull(self, batch: int) -> None:
+    def _pull(self, batch: int, flow: str) -> None:
         if batch > 0 and self._link.up and not self._stopped:
-            self._link.there.send("pull", partial(self._server.pull, self.client, self._session, batch))
+            self._link.there.send("pull", partial(self._ask, self._session, batch, flow))
+
+    def _ask(self, session: int, batch: int, flow: str) -> None:
+        """At the broker."""
+        if flow and flow not in self._server.groups and self._server.answers:
+            self._link.down.send("status", partial(self._tell, Waiting(flow, self._server.open(flow))))
+        self._server.pull(self.client, session, batch, flow=flow)
 
 
 @dataclass(slots=True, eq=False)
@@ -256,7 +351,22 @@ class FakeQueue:
         return answers[0] if answers else None
 
     async def run(self) -> None:
-        """Say again what was not confirmed in time, and ask again for what does not come, for ever."""
+        """All that happens by itself, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look)
+            await self._repeat()
+
+    async def _look(self) -> None:
+        """See which flows there are."""
+        while self._server.by_function:
+            with suppress(NotStored):
+                backlog = await self.backlog()
+                if self.consumer:
+                    self.consumer.seen(backlog)
+            await trio.sleep(LOOK)
+
+    async def _repeat(self) -> None:
+        """Say again what was not confirmed in time, and ask again for what does not come."""
         while True:
             oldest = min((said.sent for said in self._outbox.values()), default=inf)
             missed = self.consumer.missed_at if self.consumer else inf

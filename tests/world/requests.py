@@ -25,6 +25,8 @@ class HandedOut:
     payload: bytes
     inbox: str
     """Of the request that it answers."""
+    flow: str = ""
+    behind: int = 0
 
 
 class Client:
@@ -34,8 +36,9 @@ class Client:
         link: the way there.
         deliver: what a delivery does at the other end.
         dismiss: what is told there when requests were dropped; later ones count only if they name the session told.
-        abandon: called when requests for so many messages were dropped and nothing is told.
+        abandon: called when requests for so many messages of each flow were dropped and nothing is told.
         status: what a request's end does at the other end: its inbox, and the status.
+        published: what the storing of a message does at the other end: its flow. None: it does not listen.
     """
 
     def __init__(
@@ -43,11 +46,14 @@ class Client:
         link: Link,
         deliver: Callable[[HandedOut], None],
         dismiss: Callable[[int], None],
-        abandon: Callable[[int], None] = lambda _: None,
+        abandon: Callable[[dict[str, int]], None] = lambda _: None,
+        *,
         status: Callable[[str, str], None] = lambda _, __: None,
+        published: Callable[[str], None] | None = None,
     ) -> None:
         self.link = link
         self.deliver, self.dismiss, self.abandon, self.status = deliver, dismiss, abandon, status
+        self.published = published
         self.session = 0
 
 

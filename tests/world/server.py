@@ -1,4 +1,7 @@
-"""An in-memory JetStream: one work-queue stream, its one pull consumer, and the stream of dead letters.
+"""An in-memory JetStream: one work-queue stream, its pull consumers, and the stream of dead letters.
+
+In static mode there is one consumer, of all messages. In function mode there is one for each subject that anyone ever
+pulled from, until it is idle.
 
 What a consumer makes of what it hears, and what it forgets, is told in :mod:`tests.world.consumer`. Here is who asked
 for messages, what is stored, and what may befall a server. Time is Trio's clock, so all of this runs under a virtual
@@ -59,15 +62,29 @@ def _key(message: MessageId) -> str:
     return f"{message[0]}.{message[1]}"
 
 
+class Group:
+    """A consumer, who asked for its messages, and how many it has never handed out."""
+
+    def __init__(self, flow: str, consumer: PullConsumer) -> None:
+        self.flow = flow
+        self.consumer = consumer
+        self.requests = Requests()
+        self.fresh = 0
+
+
 class Server:
     """The broker.
 
     Args:
-        ack_wait: of the consumer (s).
+        ack_wait: of the consumers (s).
+        by_function: whether each subject has a consumer of its own.
     """
 
-    def __init__(self, ack_wait: float) -> None:
-        self.consumer = PullConsumer(ack_wait)
+    def __init__(self, ack_wait: float, *, by_function: bool = False) -> None:
+        self.by_function = by_function
+        self.groups: dict[str, Group] = {} if by_function else {"": Group("", PullConsumer(ack_wait))}
+        """By flow."""
+        self._ack_wait = ack_wait
         self.messages: dict[int, Message] = {}
         """What the stream holds, by sequence, oldest first."""
         self.letters: dict[str, Stored] = {}
@@ -84,15 +101,29 @@ class Server:
         self.taken = 0
         self.deliveries = 0
         self._clients: list[Client] = []
-        self._requests = Requests()
+        self._by_flow: dict[str, dict[int, Message]] = {}
         self._silent_until = 0.0
         self._wait = trio.CancelScope()
         """Around waiting for the next thing to fall due; each change tells when that is."""
 
     @property
     def ack_wait(self) -> float:
-        """The consumer's (s)."""
-        return self.consumer.ack_wait
+        """The consumers' (s)."""
+        return self.consumer.ack_wait if not self.by_function else self._ack_wait
+
+    @property
+    def consumer(self) -> PullConsumer:
+        """The only one, of static mode."""
+        return self.groups[""].consumer
+
+    @consumer.setter
+    def consumer(self, consumer: PullConsumer) -> None:
+        self.groups[""].consumer = consumer
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is handed out."""
+        return any(group.consumer.state.pending for group in self.groups.values())
 
     @property
     def answers(self) -> bool:
@@ -106,8 +137,21 @@ class Server:
         self.taken += 1
         now = trio.current_time()
         message = self.messages[self.taken] = Message((self.taken, round((EPOCH + now) * 1e9)), subject, payload, now)
+        flow = self._flow(message)
+        self._by_flow.setdefault(flow, {})[self.taken] = message
+        for group in self._groups(flow):
+            group.fresh += 1
+        for client in self._clients:
+            if client.published and client.link.up:
+                client.link.down.send("published", partial(client.published, flow))
         self._serve()
         return message
+
+    def _flow(self, message: Message) -> str:
+        return message.subject if self.by_function else ""
+
+    def _groups(self, flow: str) -> list[Group]:
+        return [self.groups[flow]] if flow in self.groups else []
 
     def bury(self, letter: DeadLetter) -> bool:
         """Store a dead letter; whether it was."""
@@ -128,7 +172,7 @@ class Server:
 
     def numbers(self) -> dict[str, int]:
         """What the server would tell of the stream and its consumer."""
-        self._requests.look_around()
+        self.groups[""].requests.look_around()
         state = self.consumer.state
         return {
             "messages": len(self.messages),
@@ -143,38 +187,65 @@ class Server:
         """A connection is there."""
         self._clients.append(client)
 
-    def pull(self, client: Client, session: int, batch: int, seconds: float = inf, inbox: str = "") -> None:
-        """A connection may be sent *batch* more, within so many seconds."""
+    def open(self, flow: str) -> int:
+        """Make a flow's consumer, if there is none; how many messages it has not handed out."""
+        if flow not in self.groups:
+            group = self.groups[flow] = Group(flow, PullConsumer(self._ack_wait))
+            stored = self._by_flow.get(flow, {})
+            group.consumer.begin(self._ack_wait, next(iter(stored), self.taken + 1))
+            group.fresh = len(stored)
+        return self.groups[flow].fresh
+
+    def close(self, flow: str) -> bool:
+        """Delete a flow's consumer, if nothing of it is stored; whether it is gone."""
+        if not self.answers or self._by_flow.get(flow):
+            return False
+        if group := self.groups.pop(flow, None):
+            for client in self._clients:
+                for request in group.requests.of(client):
+                    request.end("409 Consumer Deleted")
+        return True
+
+    def pull(
+        self, client: Client, session: int, batch: int, seconds: float = inf, *, inbox: str = "", flow: str = ""
+    ) -> None:
+        """A connection may be sent *batch* more of a flow, within so many seconds."""
         if not self.answers:
             # Turned down, it is asked for again several times a second. Here we wait with the answer.
             self._dismiss(client)
         elif session == client.session:
-            self._requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
+            self.open(flow)
+            self.groups[flow].requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve()
 
-    def withdraw(self, client: Client) -> None:
-        """It may be sent nothing: it asked for that, or is gone."""
-        for request in self._requests.of(client):
-            request.gone = True
+    def withdraw(self, client: Client, flow: str | None = None) -> None:
+        """It may be sent nothing (of a flow): it asked for that, or is gone."""
+        for group in self.groups.values():
+            if flow in (None, group.flow):
+                for request in group.requests.of(client):
+                    request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
         """Heed what is said about a delivery; whether it is answered."""
         if not self.answers:
             return False
-        sequence, number = (int(part) for part in token.split(".")[:2])
-        now = trio.current_time()
+        said, _, flow = token.partition("|")
+        if flow not in self.groups:
+            return False
+        sequence, number = (int(part) for part in said.split(".")[:2])
+        consumer, now = self.groups[flow].consumer, trio.current_time()
         match settlement:
             case Ack() | Term():
-                if not self.consumer.end(sequence, now):
+                if not consumer.end(sequence, now):
                     return False
                 self._remove(sequence, settlement)
             case Nak(delay):
                 message = self.messages.get(sequence)
-                if message and token != message.token and self.consumer.held(sequence):
+                if message and token != message.token and consumer.held(sequence):
                     self.disturbed.add(sequence)
-                self.consumer.give_back(sequence, number, delay, now)
+                consumer.give_back(sequence, number, delay, now)
             case None:
-                self.consumer.extend(sequence, now)
+                consumer.extend(sequence, now)
         self.heard.append(Heard(now, sequence, token, settlement))
         self._serve()
         return True
@@ -182,26 +253,35 @@ class Server:
     # What may befall it.
 
     def make_anew(self, ack_wait: float | None = None) -> None:
-        """Delete the consumer and make it again, perhaps with another ack wait."""
+        """Delete the consumers and make them again, perhaps with another ack wait."""
         self._disturb()
-        self.consumer.begin(ack_wait or self.ack_wait, next(iter(self.messages), self.taken + 1))
+        self._ack_wait = ack_wait or self.ack_wait
+        for group in self.groups.values():
+            stored = self._by_flow.get(group.flow, {})
+            group.consumer.begin(self._ack_wait, next(iter(stored), self.taken + 1))
+            group.fresh = len(stored)
+            for client in self._clients:
+                for request in group.requests.of(client):
+                    request.end("409 Consumer Deleted")
         for client in self._clients:
-            for request in self._requests.of(client):
-                request.end("409 Consumer Deleted")
             self._dismiss(client)
 
     def configure(self, ack_wait: float) -> None:
-        """Give the consumer another ack wait (s), in the middle of its work."""
+        """Give the consumers another ack wait (s), in the middle of their work."""
         self._disturb()
-        self.consumer.configure(ack_wait, trio.current_time())
+        self._ack_wait = ack_wait
+        for group in self.groups.values():
+            group.consumer.configure(ack_wait, trio.current_time())
         self._wait.deadline = self._next_event()
 
     def restart(self, down: float) -> None:
         """End in order and be back after *down* seconds."""
         for client in self._clients:
-            for request in self._requests.of(client):
-                client.status(request.inbox, "409 Server Shutdown")  # while the connection lasts
-        self.consumer.stop()
+            for group in self.groups.values():
+                for request in group.requests.of(client):
+                    client.status(request.inbox, "409 Server Shutdown")  # while the connection lasts
+        for group in self.groups.values():
+            group.consumer.stop()
         self._come_back(down)
 
     def crash(self, down: float, *, forgets: bool = True) -> None:
@@ -214,10 +294,11 @@ class Server:
             down: seconds.
             forgets: whether it is.
         """
-        if forgets:
-            self.consumer.crash(trio.current_time())
-        else:
-            self.consumer.stop()
+        for group in self.groups.values():
+            if forgets:
+                group.consumer.crash(trio.current_time())
+            else:
+                group.consumer.stop()
         self._come_back(down)
 
     def elect(self, seconds: float, *, told: bool = True) -> None:
@@ -229,7 +310,8 @@ class Server:
         """
         self._silent_until = trio.current_time() + seconds
         self._disturb()
-        self.consumer.take_over()
+        for group in self.groups.values():
+            group.consumer.take_over()
         for client in self._clients:
             (self._dismiss if told else self._abandon)(client)
         self._wait.deadline = self._next_event()
@@ -242,36 +324,48 @@ class Server:
             self._serve()
 
     def _next_event(self) -> float:
-        return max(min(self.consumer.next_due(), self._requests.next_end()), self._silent_until)
+        due = (min(group.consumer.next_due(), group.requests.next_end()) for group in self.groups.values())
+        return max(min(due, default=inf), self._silent_until)
 
     def _come_back(self, down: float) -> None:
         self._disturb()
         for client in self._clients:
             client.link.cut(down)
-            self._requests.drop(client)
+            self._drop(client)
         self._silent_until = trio.current_time() + down
-        self.consumer.start()
+        for group in self.groups.values():
+            group.consumer.start()
+            reached = group.consumer.state.reached
+            group.fresh = sum(sequence > reached for sequence in self._by_flow.get(group.flow, {}))
         self._wait.deadline = self._next_event()
 
     def _disturb(self) -> None:
         """What somebody holds can be given out again."""
-        self.disturbed.update(filter(self.consumer.held, self.messages))
+        for group in self.groups.values():
+            self.disturbed.update(filter(group.consumer.held, self._by_flow.get(group.flow, {})))
+
+    def _drop(self, client: Client) -> dict[str, int]:
+        """Forget its requests; how many messages they were for, by flow."""
+        missing = {}
+        for flow, group in self.groups.items():
+            missing[flow] = sum(request.batch for request in group.requests.of(client))
+            group.requests.drop(client)
+        return missing
 
     def _dismiss(self, client: Client) -> None:
         """Drop its requests, and tell it as soon as there is somebody to tell."""
-        self._requests.drop(client)
+        self._drop(client)
         client.session += 1
         after = max(self._silent_until - trio.current_time(), 0.0)
         client.link.down.send("status", partial(client.dismiss, client.session), after)
 
     def _abandon(self, client: Client) -> None:
         """Drop its requests, and tell nobody."""
-        missing = sum(request.batch for request in self._requests.of(client))
-        self._requests.drop(client)
-        client.abandon(missing)
+        client.abandon(self._drop(client))
 
     def _remove(self, sequence: int, settlement: Ack | Term) -> None:
         if message := self.messages.pop(sequence, None):
+            del self._by_flow[self._flow(message)][sequence]
             if isinstance(settlement, Term) and _key(message.id) not in self.letters:
                 self.unburied.add(sequence)
             message.verdict = settlement
@@ -283,29 +377,46 @@ class Server:
         self._wait.deadline = self._next_event()
 
     def _give_out(self, now: float) -> None:
-        self.consumer.expire(now)
-        self._requests.expire(now)
-        while self._requests and (message := self._next()):
-            if not (request := self._requests.take()):
-                self.consumer.put_back(message.id[0])
-                break
-            self._hand_out(message, request)
-        self._requests.look_around()
+        for group in self.groups.values():
+            group.consumer.expire(now)
+            group.requests.expire(now)
+            while group.requests and (message := self._next(group)):
+                if not (request := group.requests.take()):
+                    group.consumer.put_back(message.id[0])
+                    break
+                self._hand_out(message, request, group)
+            group.requests.look_around()
 
-    def _next(self) -> Message | None:
+    def _next(self, group: Group) -> Message | None:
         """The message whose turn it is, taken out of the queue if it stood there."""
-        while self.consumer.due:
-            sequence = self.consumer.due.popleft()
-            if message := self.messages.get(sequence):
+        consumer, stored = group.consumer, self._by_flow.get(group.flow, {})
+        while consumer.due:
+            sequence = consumer.due.popleft()
+            if message := stored.get(sequence):
                 return message
-            self.consumer.forget(sequence)
-        reached = self.consumer.state.reached
-        return next((message for sequence, message in self.messages.items() if sequence > reached), None)
+            consumer.forget(sequence)
+        if not group.fresh:
+            return None
+        reached = consumer.state.reached
+        return next((message for sequence, message in stored.items() if sequence > reached), None)
 
-    def _hand_out(self, message: Message, request: Request) -> None:
+    def _hand_out(self, message: Message, request: Request, group: Group) -> None:
         now, sequence = trio.current_time(), message.id[0]
-        count, number = self.consumer.hand_out(sequence, message.published, now)
+        group.fresh -= sequence > group.consumer.state.reached
+        count, number = group.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
         message.token = f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another can have the same
-        handed = HandedOut(message.id, message.token, count, now, message.subject, message.payload, request.inbox)
+        if group.flow:
+            message.token += f"|{group.flow}"
+        handed = HandedOut(
+            message.id,
+            message.token,
+            count,
+            now,
+            message.subject,
+            message.payload,
+            request.inbox,
+            group.flow,
+            group.fresh,
+        )
         request.client.link.down.send("delivery", partial(request.client.deliver, handed))

@@ -26,7 +26,7 @@ from worker.run import run
 from .functions import Answer, Outside, Reach, Reply
 from .link import Link
 from .queue import FakeQueue
-from .server import EPOCH, Message, Server
+from .server import EPOCH, STREAM, Message, Server
 from .standstill import Process
 
 T = TypeVar("T")
@@ -200,14 +200,22 @@ class World:
         clock: the virtual clock that it runs on; None for the real one.
         ack_wait: of the consumer (s).
         latency: of each message to and from the broker (s).
+        by_function: whether the queue is in function mode.
 
     Raises:
         AssertionError: on leaving it, for the violations.
     """
 
-    def __init__(self, clock: MockClock | None, *, ack_wait: float = 30.0, latency: float = 0.001) -> None:
+    def __init__(
+        self,
+        clock: MockClock | None,
+        *,
+        ack_wait: float = 30.0,
+        latency: float = 0.001,
+        by_function: bool = False,
+    ) -> None:
         self.clock = clock
-        self.server = Server(ack_wait)
+        self.server = Server(ack_wait, by_function=by_function)
         self.outside = Outside()
         self.latency = latency
         self.workers: list[Hired] = []
@@ -263,7 +271,8 @@ class World:
         if callback is not None:
             self.outside.answers[url] = callback
             request["CallbackUrl"] = url
-        return self.server.publish(json.dumps(request).encode() if payload is None else payload)
+        body = json.dumps(request).encode() if payload is None else payload
+        return self.server.publish(body, f"{STREAM}.0.{function}.openfaas-fn" if self.server.by_function else STREAM)
 
     def worker(
         self,

@@ -1,6 +1,6 @@
 """Who may have the next free slot.
 
-The worker's slots are divided among the flows that have work, by *max-min fairness*: nobody has fewer than an equal part
+The worker's slots are divided among the flows that have work, by *max-min fairness*: nobody has less than an equal part
 (by weight) while somebody has more and could yield; who needs less than its part leaves the rest to the others; a flow
 alone has all of it. It is decided anew whenever a slot is free, from the numbers of that moment, so a flow that had
 much because it was alone owes nothing, and nobody waits longer than until the next invocation ends.
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 PATIENCE = 0.05
-"""Seconds that messages known to wait may take to come. Later, others have them: what was asked for is as good as lent."""
+"""Seconds that messages known to wait may take to come. Later, others have them: what was asked for counts as lent."""
 QUIET = 0.05
 LONGEST_QUIET = 1.0
 """Seconds until a flow whose stored messages did not come is asked again, doubling each time: they run elsewhere, or
@@ -123,6 +123,8 @@ class Shares:
         self._flows: dict[str, Flow] = {}
         self._open: dict[str, Flow] = {}
         self._turn = 0
+        self._owed: list[Flow] = []
+        """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
 
     def of(self, name: str) -> Flow:
         """A flow's books."""
@@ -151,26 +153,21 @@ class Shares:
         flow.stored += 1
         flow.quiet_until = -inf
 
-    def came(self, name: str, behind: float, now: float) -> Flow | None:
-        """A message came, and *behind* it so many wait. It runs now, in a slot of this flow; None: all are taken."""
+    def free_for(self, name: str) -> bool:
+        """Whether a message that comes now can be run."""
+        return self.free > 0 or self.of(name).asked > 0
+
+    def came(self, name: str, behind: float, now: float) -> Flow:
+        """A message came, and *behind* it so many wait. It runs now, in a slot that was free for it."""
         flow = self.of(name)
         self._came(flow, behind, now)
-        if flow.asked:
-            flow.asked -= 1
-        elif self.free > 0:
-            self.free -= 1
-        else:
-            return None
+        self.free -= 1
         flow.running += 1
         return flow
 
     def came_in_vain(self, name: str, behind: float, now: float) -> None:
         """A message came that is not to be run."""
-        flow = self.of(name)
-        self._came(flow, behind, now)
-        if flow.asked:
-            flow.asked -= 1
-            self.free += 1
+        self._came(self.of(name), behind, now)
 
     def ended(self, flow: Flow, took: float) -> None:
         """One that ran is over, after so many seconds."""
@@ -215,12 +212,20 @@ class Shares:
             flow.waiting = behind
         flow.asked_at = now
         flow.quiet = 0.0
+        if flow.asked:
+            flow.asked -= 1
+            self.free += 1
+        elif flow.open:
+            self._owed.append(flow)
 
     # What follows from it.
 
     def decide(self, now: float) -> Decision:
         """Give away what is free, and see what must come back."""
         decision = Decision()
+        for flow in self._owed:
+            decision.wants[flow] = decision.wants.get(flow, 0) + 1
+        self._owed.clear()
         if len(self._open) == 1:  # the usual case, and all of static mode
             self._give_all(next(iter(self._open.values())), decision, now)
             return decision
@@ -278,7 +283,7 @@ class Shares:
 
     def _lend(self, decision: Decision, now: float) -> None:
         """Evenly, all but the reserve."""
-        spare = self.free - self.slots // RESERVE
+        spare: int = self.free - self.slots // RESERVE
         able = [flow for flow in self._open.values() if flow.held < flow.limit and not flow.recalled]
         while spare > 0 and able:
             least = min(flow.asked for flow in able)
@@ -291,7 +296,7 @@ class Shares:
     def _recall(self, hungry: list[Flow], decision: Decision, now: float) -> None:
         """What is idle, the most first, as far as it is needed."""
         needed = sum(flow.hunger(now) for flow in hungry)
-        coming = sum(flow.asked for flow in self._open.values() if flow.recalled)
+        coming: float = sum(flow.asked for flow in self._open.values() if flow.recalled)
         idle = {flow: flow.idle(now) for flow in self._open.values()}
         for flow in sorted(idle, key=lambda flow: -idle[flow]):
             if coming >= needed or idle[flow] <= 0:
