@@ -56,6 +56,7 @@ class Intake:
         if self._consumer:
             self._open = False
             self._take_all(await self._consumer.stop())
+            self._decide()
         self._resting.unpark_all()
 
     def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
@@ -140,7 +141,7 @@ class Intake:
 
     def _decide(self, now: float | None = None) -> None:
         """Give the credit to whom it belongs now."""
-        if not (self._consumer and self._open):
+        if not self._consumer:
             return
         decision = self._shares.decide(trio.current_time() if now is None else now)
         for flow, more in decision.wants.items():
