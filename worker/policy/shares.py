@@ -121,7 +121,8 @@ class Shares:
         self.pace = 0.0
         """How much slot time by weight the hungry have had: what a flow that becomes hungry begins with."""
         self._flows: dict[str, Flow] = {}
-        self._open: dict[str, Flow] = {}
+        self._active: dict[Flow, None] = {}
+        """Flows of which something is stored or asked for, as far as is known: the cost is theirs alone."""
         self._turn = 0
         self._owed: list[Flow] = []
         """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
@@ -137,8 +138,8 @@ class Shares:
 
     def stored(self, name: str, messages: float) -> None:
         """So many of a flow are stored."""
-        flow = self._opened(name)
-        flow.stored = messages
+        if messages or name in self._flows:
+            self._opened(name).stored = messages
 
     def counted(self, name: str, messages: float) -> None:
         """So many of a flow wait."""
@@ -196,7 +197,7 @@ class Shares:
         self.free += flow.asked
         flow.asked, flow.waiting, flow.stored = 0, 0, 0
         flow.open = flow.recalled = False
-        self._open.pop(name, None)
+        self._active.pop(flow, None)
         if not flow.running:
             self._flows.pop(name, None)
 
@@ -204,7 +205,7 @@ class Shares:
         flow = self.of(name)
         if not flow.open:
             flow.open, flow.quiet, flow.quiet_until = True, 0.0, -inf
-            self._open[name] = flow
+        self._active[flow] = None
         return flow
 
     def _came(self, flow: Flow, behind: float, now: float) -> None:
@@ -226,18 +227,20 @@ class Shares:
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        if len(self._open) == 1:  # the usual case, and all of static mode
-            self._give_all(next(iter(self._open.values())), decision, now)
+        if len(self._active) == 1:  # the usual case, and all of static mode
+            self._give_all(next(iter(self._active)), decision, now)
             return decision
-        hungry = [flow for flow in self._open.values() if flow.hunger(now) > 0]
+        for flow in [flow for flow in self._active if not (flow.stored or flow.waiting or flow.asked)]:
+            del self._active[flow]
+        hungry = [flow for flow in self._active if flow.hunger(now) > 0]
         if hungry and self.free:
             hungry = self._grant(hungry, decision, now)
         if hungry:
             self._recall(hungry, decision, now)
         elif self.free:
             self._lend(decision, now)
-        self._take_back(self._open.values(), decision)
-        quiet = (flow.quiet_until for flow in self._open.values() if not flow.asked and flow.stored > flow.running)
+        self._take_back(self._active, decision)
+        quiet = (flow.quiet_until for flow in self._active if not flow.asked and flow.stored > flow.running)
         decision.again = min(decision.again, min((until for until in quiet if until > now), default=inf))
         return decision
 
@@ -284,7 +287,7 @@ class Shares:
     def _lend(self, decision: Decision, now: float) -> None:
         """Evenly, all but the reserve."""
         spare: int = self.free - self.slots // RESERVE
-        able = [flow for flow in self._open.values() if flow.held < flow.limit and not flow.recalled]
+        able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalled]
         while spare > 0 and able:
             least = min(flow.asked for flow in able)
             lowest = [flow for flow in able if flow.asked == least]
@@ -296,14 +299,14 @@ class Shares:
     def _recall(self, hungry: list[Flow], decision: Decision, now: float) -> None:
         """What is idle, the most first, as far as it is needed."""
         needed = sum(flow.hunger(now) for flow in hungry)
-        coming: float = sum(flow.asked for flow in self._open.values() if flow.recalled)
-        idle = {flow: flow.idle(now) for flow in self._open.values()}
+        coming: float = sum(flow.asked for flow in self._active if flow.recalled)
+        idle = {flow: flow.idle(now) for flow in self._active}
         for flow in sorted(idle, key=lambda flow: -idle[flow]):
             if coming >= needed or idle[flow] <= 0:
                 break
             coming += idle[flow]
             self._call_back(flow, decision)
-        patience = (flow.asked_at + PATIENCE for flow in self._open.values() if flow.asked and not flow.recalled)
+        patience = (flow.asked_at + PATIENCE for flow in self._active if flow.asked and not flow.recalled)
         decision.again = min((at for at in patience if at > now), default=inf)
 
     def _take_back(self, flows: Iterable[Flow], decision: Decision) -> None:
