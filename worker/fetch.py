@@ -136,7 +136,7 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        self._shares.ended(job.flow, now - job.lease.delivery.arrived)
+        self._shares.ended(job.flow, now - job.lease.delivery.arrived, final=job.final)
         self._decide(now)
 
     def _decide(self, now: float | None = None) -> None:

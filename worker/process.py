@@ -58,6 +58,7 @@ class Job:
         "attempt",
         "began",
         "bench",
+        "final",
         "flow",
         "if_stopped",
         "invocation",
@@ -75,6 +76,8 @@ class Job:
         self.began = 0.0
         self.took = 0.0
         self.outcome: Outcome | None = None
+        self.final = False
+        """Whether the message is off the queue."""
         self.if_stopped: Verdict = Nak()
         """The verdict if what must come before a final one cannot come now."""
 
@@ -114,6 +117,7 @@ class Job:
             self._settle(verdict, attempted=isinstance(verdict, Final))
 
     def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
+        self.final = isinstance(verdict, Final)
         settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:

@@ -170,9 +170,11 @@ class Shares:
         """A message came that is not to be run."""
         self._came(self.of(name), behind, now)
 
-    def ended(self, flow: Flow, took: float) -> None:
-        """One that ran is over, after so many seconds."""
+    def ended(self, flow: Flow, took: float, *, final: bool) -> None:
+        """One that ran is over, after so many seconds; *final*: and is stored no more."""
         flow.running -= 1
+        if final and flow.stored:
+            flow.stored -= 1
         flow.used += took / flow.weight
         self.free += 1
         if not (flow.open or flow.held):
