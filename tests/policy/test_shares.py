@@ -149,10 +149,12 @@ def test_paused() -> None:
     shares.stored("a", 1)
     assert {flow.name: more for flow, more in shares.decide(0.0).wants.items()} == {"a": 8}
     shares.of("a").paused = True
+    shares.changed(shares.of("a"))
     assert [flow.name for flow in shares.decide(1.0).recalls] == ["a"]
     shares.returned("a", 8, 1.1)
     assert shares.decide(2.0).wants == {}
     shares.of("a").paused = False
+    shares.changed(shares.of("a"))
     assert {flow.name: more for flow, more in shares.decide(3.0).wants.items()} == {"a": 8}
 
 
@@ -212,7 +214,9 @@ class Books(RuleBasedStateMachine):
     def stored(self, name: str, messages: int) -> None:
         self.shares.stored(name, messages)
         if messages:
-            self.shares.of(name).weight = self.weights[name]
+            flow = self.shares.of(name)
+            flow.weight = self.weights[name]
+            self.shares.changed(flow)
         self.decide()
 
     @rule(name=names, messages=st.integers(0, 20))
@@ -261,6 +265,7 @@ class Books(RuleBasedStateMachine):
     def bounded(self, name: str, cap: float, least: int, paused: bool) -> None:
         flow = self.shares.of(name)
         flow.cap, flow.least, flow.paused = cap, least, paused
+        self.shares.changed(flow)
         self.decide()
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 2.0]))
