@@ -137,6 +137,8 @@ class Intake:
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
         self._shares.ended(job.flow, now - job.lease.delivery.arrived, final=job.final)
+        if job.again is not None:
+            self._shares.given_back(job.flow, now + job.again)
         self._decide(now)
 
     def _decide(self, now: float | None = None) -> None:

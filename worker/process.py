@@ -56,6 +56,7 @@ class Job:
     """One attempt at one message, *wait* seconds from now. It settles whatever happens; the lease covers all of it."""
 
     __slots__ = (
+        "again",
         "attempt",
         "attempted",
         "began",
@@ -83,6 +84,8 @@ class Job:
         """Whether this counts as an attempt. It does not where more was sent than the function takes, to learn that."""
         self.learns: Limit | None = None
         """Who is to be told what comes of it."""
+        self.again: float | None = None
+        """In how many seconds it comes again, when it was given back."""
         self.final = False
         """Whether the message is off the queue."""
         self.if_stopped: Verdict = Nak()
@@ -125,6 +128,7 @@ class Job:
 
     def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
         self.final = isinstance(verdict, Final)
+        self.again = verdict.delay if isinstance(verdict, Nak) else None
         settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:

@@ -27,7 +27,7 @@ class Broker:
 
     def __init__(self, slots: int, waiting: Mapping[str, float], weights: Mapping[str, int] | None = None) -> None:
         self.shares = Shares(slots)
-        self.waiting = dict(waiting)
+        self.waiting: dict[str, float] = dict(waiting)
         self.running: list[tuple[float, int, Flow, float]] = []
         self.order = count()
         self.served: Counter[str] = Counter()

@@ -32,6 +32,8 @@ QUIET = 0.05
 LONGEST_QUIET = 1.0
 """Seconds until a flow whose stored messages did not come is asked again, doubling each time: they run elsewhere, or
 wait for their next attempt, and when that is due is known to the server only."""
+MOST_RETURNS = 10_000
+"""Messages between two attempts of which it is known when they are due. Of more, it is guessed."""
 RESERVE = 8
 """With more than one flow, one in so many slots is never lent."""
 
@@ -174,6 +176,8 @@ class Shares:
         """Sums over the hungry."""
         self._wakes: list[tuple[float, int, Flow]] = []
         self._numbers = count(1)
+        self._returns: list[tuple[float, int, Flow]] = []
+        """When messages that were given back will wait again."""
         self._owed: list[Flow] = []
         """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
 
@@ -234,6 +238,11 @@ class Shares:
         self._changed[flow] = None
         if not (flow.open or flow.held):
             self._forget(flow)
+
+    def given_back(self, flow: Flow, due: float) -> None:
+        """One that ran here was given back, and comes again then."""
+        if flow.waiting != inf and len(self._returns) < MOST_RETURNS:
+            heapq.heappush(self._returns, (due, next(self._numbers), flow))
 
     def returned(self, name: str, messages: int, now: float) -> None:
         """What was asked for in vain."""
@@ -296,7 +305,7 @@ class Shares:
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        if len(self._active) == 1 and not self._wakes:  # the usual case in static mode
+        if len(self._active) == 1 and not (self._wakes or self._returns):  # the usual case in static mode
             flow = next(iter(self._active))
             if flow.learned is None and flow.stored:
                 self._give_all(flow, decision, now)
@@ -310,7 +319,7 @@ class Shares:
             self._lend(decision, now)
         while self._wakes and self._wakes[0][2].wake != self._wakes[0][0]:
             heapq.heappop(self._wakes)
-        decision.again = min(decision.again, self._wakes[0][0] if self._wakes else inf)
+        decision.again = min(decision.again, *(line[0][0] for line in (self._wakes, self._returns) if line), inf)
         return decision
 
     def _give_all(self, flow: Flow, decision: Decision, now: float) -> None:
@@ -325,6 +334,12 @@ class Shares:
             at, _, flow = heapq.heappop(self._wakes)
             if flow.wake == at:
                 flow.wake = inf
+                self._changed[flow] = None
+        while self._returns and self._returns[0][0] <= now:
+            _, _, flow = heapq.heappop(self._returns)
+            if flow.open:
+                flow.waiting += 1
+                flow.quiet_until = -inf
                 self._changed[flow] = None
         for flow in self._changed:
             if flow.learned and flow.learned.due <= now:
