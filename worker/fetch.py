@@ -30,7 +30,7 @@ class Intake:
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._shares = Shares(bench.rules.slots)
+        self._shares = Shares(bench.rules.slots, bench.rules.learned)
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
@@ -136,7 +136,7 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        self._shares.ended(job.flow, now - job.lease.delivery.arrived)
+        self._shares.ended(job.flow, now - job.lease.delivery.arrived, final=job.final)
         self._decide(now)
 
     def _decide(self, now: float | None = None) -> None:
