@@ -91,7 +91,9 @@ def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> Non
 def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> None:
     """Each property of a found consumer that cannot work is named."""
     settings = _settings()
-    faults, _ = topology.consumer_faults(topology.consumer_config(settings) | change, topology.consumer_config(settings))
+    faults, _ = topology.consumer_faults(
+        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+    )
     assert len(faults) == 1
     assert named in faults[0]
 
@@ -134,7 +136,9 @@ def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> N
 def test_surprises_of_a_consumer_are_told(change: dict[str, Any], named: str) -> None:
     """The same for consumers."""
     settings = _settings()
-    faults, surprises = topology.consumer_faults(topology.consumer_config(settings) | change, topology.consumer_config(settings))
+    faults, surprises = topology.consumer_faults(
+        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+    )
     assert faults == []
     assert any(named in surprise for surprise in surprises)
 
