@@ -35,7 +35,7 @@ PAUSE = 0.04
 """Seconds between two looks at least."""
 LOOK = 2.0
 """Seconds between two looks at most."""
-_SHARE = 10
+_SHARE = 4
 """A look may take one in so many seconds, however much the stream holds."""
 _MAKERS = 8
 """Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
