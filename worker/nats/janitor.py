@@ -6,13 +6,17 @@ it the counts of what is between two attempts. Any worker may; races end well.
 
 from __future__ import annotations
 
+import asyncio
+
 from ..config import Settings
 from ..ports import NotStored
+from . import topology
 from .connection import ApiError, Connection
 from .functions import Functions
 from .layout import FUNCTION, Layout, read
 from .switch import Switch
 
+_AT_ONCE = 8
 _AT_A_TIME = 64
 """Consumers that are taken away in one go, at most: everything else waits meanwhile."""
 
@@ -50,17 +54,29 @@ class Janitor:
                 self._idle[name] = subject, now
             elif now - since >= self._settings.consumer_inactive_threshold:
                 due.append((name, subject))
-        for name, subject in due[:_AT_A_TIME]:
-            try:
-                gone = await self._take_away(name)
-            except (ApiError, NotStored) as error:
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def see_to(name: str, subject: str) -> None:
+            async with room:
+                await self._see_to(name, subject, now)
+
+        await asyncio.gather(*(see_to(*each) for each in due[:_AT_A_TIME]))
+
+    async def _see_to(self, name: str, subject: str, now: float) -> None:
+        try:
+            gone = await self._take_away(name)
+        except ApiError as error:
+            gone = error.err_code == topology.NO_CONSUMER
+            if not gone:
                 self._connection.complain(f"deleting the consumer {name}, which is idle", error)
-                continue
-            if gone:
-                del self._idle[name]
-                self._functions.lost(subject)
-            else:  # others know more
-                self._idle[name] = subject, now
+        except NotStored as error:
+            self._connection.complain(f"deleting the consumer {name}, which is idle", error)
+            return
+        if gone:
+            self._idle.pop(name, None)
+            self._functions.lost(subject)
+        else:  # others know more
+            self._idle[name] = subject, now
 
     async def _take_away(self, name: str) -> bool:
         """Delete a consumer that has nothing to do. It stands still meanwhile, so that nobody is handed something."""

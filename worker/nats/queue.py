@@ -25,7 +25,7 @@ from . import topology
 from .connection import ApiError, Connection
 from .options import connect_options
 from .outbox import Outbox
-from .serving import CHECK, Serving
+from .serving import Serving
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -150,9 +150,10 @@ class NatsQueue:
         await self._named.wait()
         serving = self._serving
         assert serving
+        pause = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._unbound.wait(), CHECK)
+                await asyncio.wait_for(self._unbound.wait(), pause)
             self._unbound.clear()
             while self._stream_made and self._connection.up and not serving.bound:
                 try:
@@ -162,8 +163,7 @@ class NatsQueue:
                     self._emit(BrokerRefused(str(error)))
                 await asyncio.sleep(_AGAIN)
             if self._connection.up and serving.bound:
-                await serving.check()
-                await serving.tidy()
+                pause = await serving.check()
 
     async def _bind(self, *, again: bool) -> bool:
         """Find or make what we consume, and begin to. False: something is not there yet, and worth another try.

@@ -23,8 +23,10 @@ from .layout import FUNCTION, Found, Layout, static
 from .outbox import Outbox
 from .switch import Switch
 
-CHECK = 3.0
+_CHECK = 3.0
 """Seconds between two looks at the consumers."""
+_SHARE = 10
+"""Each may take one in so many seconds, however many there are."""
 _SHARED = ""
 """The flow of a consumer that is shared."""
 
@@ -97,18 +99,23 @@ class Serving:
         """
         await self._switch.show()
         await self.flows.begin_anew()
-        await self._bring_about(again=again)
+        if not self.flows.stopped:
+            await self._bring_about(again=again)
         self.functions.look_soon()
         self.bound = True
 
-    async def check(self) -> None:
-        """Follow what others did, and go on with what is not finished; to be called every few seconds."""
+    async def check(self) -> float:
+        """Follow what others did, and go on with what is not finished. When to do that again (s from now)."""
+        began = trio.current_time()
         try:
-            await self._bring_about(again=True)
+            if not self.flows.stopped:
+                await self._bring_about(again=True)
+                await self._janitor.tidy(trio.current_time())
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
         except (ApiError, NotStored) as error:
             self._connection.complain("looking at the consumers", error)
+        return max(_CHECK, _SHARE * (trio.current_time() - began))
 
     async def look_again(self) -> None:
         """Someone may have changed the shared consumer. Leases that go by an old ack wait would be extended too late."""
@@ -177,8 +184,7 @@ class Serving:
         shared = self.flows.find(_SHARED)
         if shared and shared.bound and name in names:
             return
-        filtered = not alone or (name in names and self._is_filtered(names[name]) and not alone)
-        config = topology.consumer_config(self._settings, aim, alone=not filtered)
+        config = topology.consumer_config(self._settings, aim, alone=alone)
         info = await topology.ensure_consumer(self._connection, self._settings, config, self._emit, again=again)
         self.flows.ack_wait = topology.ack_wait_of(info)
         if shared is None:
@@ -219,7 +225,3 @@ class Serving:
             self._drop(flow.removeprefix(retired_flow("")))
         else:
             self.functions.lost(flow)
-
-    async def tidy(self) -> None:
-        """Delete consumers that nobody needs; to be called now and then."""
-        await self._janitor.tidy(trio.current_time())

@@ -23,8 +23,10 @@ from . import quirks, topology
 from .connection import ApiError, Connection
 from .layout import FUNCTION, RETIRED, Found, Layout, read, retirement, static
 
-_PAUSE = 10.0
+PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
+_RESUMED = 0.2
+"""Seconds until one goes on that is to: enough for three servers to agree on it before it has come."""
 _MEANT = 6.0
 """Seconds after which what was seen of a consumer that stands still is not relied on any more."""
 _FLUSHED = 0.3
@@ -137,17 +139,21 @@ class Switch:
             )
         await self.resume(name)
 
-    async def pause(self, name: str) -> bool:
+    async def pause(self, name: str, seconds: float = PAUSE) -> bool:
         """Have a consumer hand out nothing for a while. False: the server cannot do that."""
         info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
-        until = _time(info["ts"]) + timedelta(seconds=_PAUSE)
+        until = _time(info["ts"]) + timedelta(seconds=seconds)
         body = {"pause_until": until.isoformat().replace("+00:00", "Z")}
         answer = await self._connection.ask(f"CONSUMER.PAUSE.{self._stream}.{name}", body)
         return bool(answer.get("paused"))
 
     async def resume(self, name: str) -> None:
-        """Let it go on."""
-        await self._connection.ask(f"CONSUMER.PAUSE.{self._stream}.{name}")
+        """Let it go on, soon.
+
+        A pause that is over wakes the requests that are open; one that is taken back does not: they wait for the next
+        message, or for another request (measured, nats-server 2.15.1).
+        """
+        await self.pause(name, _RESUMED)
 
     async def clear(self, layout: Layout) -> bool:
         """Delete the retired consumers that keep nothing; whether there were any."""
