@@ -1,4 +1,4 @@
-"""The queue, on JetStream: one connection, one outbox, one consumer, and the tasks that keep them going.
+"""The queue, on JetStream: one connection, one outbox, its flows, and the tasks that keep them going.
 
 One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task
 each time, so nothing crosses per message: deliveries are laid down for Trio to take, settlements go into an outbox.
@@ -17,16 +17,15 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..config import Settings
-from ..events import BrokerRefused, BrokerTrouble, ConsumerBound
+from ..events import BrokerRefused, BrokerTrouble
 from ..model import Backlog, DeadLetter
 from ..policy.report import dead_letter_headers
 from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
-from .consumer import PullConsumer
-from .credit import PORTION, Credit
 from .options import connect_options
 from .outbox import Outbox
+from .serving import Serving
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -68,14 +67,12 @@ class NatsQueue:
         """The settings with the stream's name as it is at the server."""
         self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
         self._outbox = Outbox(self._connection, emit)
-        self._consumer = PullConsumer(
-            self._connection,
-            self._outbox,
-            Credit(settings.consumer_pull_max_messages or PORTION),
-            self._rebind,
-        )
+        self._serving: Serving | None = None
+        """Once the stream's name is known."""
+        self._named = asyncio.Event()
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
+        """When, as the server writes it: tells a stream from one made anew under its name."""
         self._connection.changed.append(lambda _: self._rebind())
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
@@ -83,13 +80,12 @@ class NatsQueue:
 
     @property
     def ready(self) -> bool:
-        """Connected, and with a consumer to pull from."""
-        return self._connection.up and self._consumer.bound
+        """Connected, and with a consumer to pull from; in function mode, knowing which there should be."""
+        return self._connection.up and self._serving is not None and self._serving.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
-        await aio_as_trio(self._open)()
-        return self._consumer
+        return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
     async def bury(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -103,40 +99,71 @@ class NatsQueue:
 
     async def serve(self) -> None:
         """Keep everything going, for ever."""
-        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound())
+        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound(), self._find())
 
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
 
-    async def _open(self) -> None:
+    async def _open(self) -> Consumer:
         await self._connection.open()
         await self._outbox.open()
-        while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
+        while not await self._name() or not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
+        assert self._serving
+        return self._serving.flows
+
+    async def _name(self) -> bool:
+        if self._serving is None:
+            try:
+                found = await topology.as_named(self._connection, self._settings, self._emit)
+            except (ApiError, NotStored) as error:
+                self._connection.complain("looking for the stream", error)
+                return False
+            self._found = found
+            self._serving = Serving(self._connection, self._outbox, found, self._emit, self._backlog, self._rebind)
+            self._named.set()
+        return True
+
+    async def _find(self) -> None:
+        """Find flows, where there may be more than one."""
+        await self._named.wait()
+        assert self._serving
+        await self._serving.functions.run()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             now = trio.current_time()
             await self._connection.watch()
-            await self._consumer.check(now)
+            if self._serving:
+                await self._serving.flows.check(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
 
     async def _keep_bound(self) -> None:
-        """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it."""
+        """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it.
+
+        And see now and then what others made of it.
+        """
+        await self._named.wait()
+        serving = self._serving
+        assert serving
+        pause = 0.0
         while True:
-            await self._unbound.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._unbound.wait(), pause)
             self._unbound.clear()
-            while self._stream_made and self._connection.up and not self._consumer.bound:
+            while self._stream_made and self._connection.up and not serving.bound:
                 try:
                     if await self._bind(again=True):
                         break
                 except Unusable as error:
                     self._emit(BrokerRefused(str(error)))
                 await asyncio.sleep(_AGAIN)
+            if self._connection.up and serving.bound:
+                pause = await serving.check()
 
     async def _bind(self, *, again: bool) -> bool:
         """Find or make what we consume, and begin to. False: something is not there yet, and worth another try.
@@ -144,23 +171,29 @@ class NatsQueue:
         Raises:
             Unusable: waiting will not help.
         """
+        assert self._serving
         try:
-            if not again:
-                self._found = await topology.as_named(self._connection, self._settings, self._emit)
-            bound = await topology.ensure(self._connection, self._found, self._emit, again=again)
+            made = await topology.ensure_stream(self._connection, self._found, self._emit, again=again)
+            if self._stream_made not in (None, made):
+                self._outbox.forget()
+                self._serving.forget()
+            self._stream_made = made
+            await self._serving.bind(again=again)
         except (ApiError, NotStored) as error:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
-        if self._stream_made not in (None, bound.stream_made):
-            self._outbox.forget()
-        self._stream_made = bound.stream_made
-        stream, durable = self._found.nats_stream, self._found.nats_durable
-        await self._consumer.bind(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", bound.ack_wait)
-        self._emit(ConsumerBound(stream, durable, bound.ack_wait))
         return True
 
     def _rebind(self) -> None:
+        if self._serving and not self._connection.up:
+            self._serving.unbind()
         self._unbound.set()
+
+    def _gone(self) -> None:
+        """The stream is not there, or another one."""
+        assert self._serving
+        self._serving.unbind()
+        self._rebind()
 
     async def _bury(self, letter: DeadLetter) -> None:
         stream = topology.dead_letter_stream(self._settings)
@@ -195,26 +228,29 @@ class NatsQueue:
 
     async def _look(self) -> Backlog:
         backlog = await self._backlog()
-        if self._consumer.bound:
-            with suppress(ApiError):  # it is gone, which is told elsewhere
-                # Someone may have changed it. Leases that go by the old one would be extended too late, for ever.
-                self._consumer.ack_wait = await topology.ack_wait(self._connection, self._found)
+        if self._serving and self._serving.bound:
+            await self._serving.look_again()
         return backlog
 
     async def _backlog(self) -> Backlog:
         by_subject: dict[str, int] = {}
+        bound = self._serving is not None and self._serving.bound
         while True:
             try:
                 info = await self._connection.ask(
                     f"STREAM.INFO.{self._found.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
                 )
             except ApiError as error:
+                if error.err_code == topology.NO_STREAM and bound:
+                    self._gone()
                 raise NotStored(str(error)) from None
-            if self._consumer.bound and info["created"] != self._stream_made:
-                self._consumer.gone()  # made anew while no request of ours was open, which would have told
+            if bound and info["created"] != self._stream_made:
+                self._gone()  # made anew while no request of ours was open, which would have told
             page = info["state"].get("subjects") or {}
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
+                if self._serving and self._serving.bound:
+                    self._serving.functions.seen(by_subject)
                 return Backlog(info["state"]["last_seq"], by_subject)
 
 
