@@ -88,13 +88,13 @@ def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
     for first, again in pairwise(story.holds):  # what was given back unstarted may then wait for another worker
         if first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak):
             due = first.said_at + trip + first.said.delay
-            if any(_has_room(life, worker, due, again, stories, guess) for worker in life.workers):
+            if any(_has_room(life, worker, due, again, stories, guess=guess) for worker in life.workers):
                 assert again.delivery.arrived <= due + trip + guess + EPSILON, "it came too late"
                 measured += 1
     return measured
 
 
-def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[Story], guess: float) -> bool:
+def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[Story], *, guess: float) -> bool:
     """Whether the broker could send *worker* a message at that time, the deliveries then on their way all counted.
 
     *guess*: seconds in which it might be asked for others.
