@@ -39,13 +39,12 @@ LONGEST_SILENCE = 1.0
 FIRST_REST, LONGEST_REST = 0.25, 5.0
 """Seconds that a function that refuses even one is left alone: doubling between these. It is found again at the latest
 when the second has passed, at the price of 12 refusals a minute."""
-FIRST_PROBE, LONGEST_PROBE = 3.0, 30.0
+FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 """Seconds from a refusal to the next probe: longer by half with each that fails, so what is found has been there for
 half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
 PER_PROBE = 300
 """invocations for each probe, should that be sooner: 0.33 % of refusals, which is below the 0.5 % that we promise."""
-SOON = 0.9
-"""Part of the time from one rise to the next after which we look again: a little early, so as not to drift behind."""
+SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
 CLIMB = 8
@@ -71,12 +70,13 @@ class Limiter:
         self._most = most
         self._flying = 0
         self._good = 1  # what was filled and taken last; above it, we climb
-        self._foot = 1  # where the climb began
+        self._foot = 0  # where the climb began
         self._floor = 1  # what the refusals of one burst do not go below
         self._filled = inf  # when as many as the limit were in flight, since it last changed
         self._look = 0.0  # no climbing before
         self._gap = FIRST_PROBE
-        self._rose = -inf  # when a climb last ended that had gained something
+        self._gains = (0, 0)  # of the last two climbs
+        self._rose = -inf  # when the last of them ended
         self._turned = -inf  # when the limit last went down
         self._cuts = 0  # in a row
         self._doubts = 0  # in a row
@@ -138,7 +138,10 @@ class Limiter:
     def _taken(self, now: float) -> None:
         """As many as the limit were in flight, and all were taken: climb, if it is time."""
         self._rest, self._cuts, self._good = FIRST_REST, 0, self.limit
-        if now >= self._look and not self._slow:
+        if self.limit - self._foot == self._gains[0] == self._gains[1]:
+            self._climbed(now)
+            self._land(self.limit, now)
+        elif now >= self._look and not self._slow:
             self.limit = min(self._most, self.limit + 1 + (self.limit - self._foot) // CLIMB)
             self._filled = inf
 
@@ -156,7 +159,7 @@ class Limiter:
             return self._leave_alone(now)
         if self.limit > self._good:
             self._floor = self._good
-            self._next_look(now)
+            self._climbed(now)
             self._land(self.limit - 1, now)
         elif climbing:
             self._land(self.limit - 1, now)
@@ -183,16 +186,21 @@ class Limiter:
         self._rest = min(LONGEST_REST, 2 * self._rest)
         return wait
 
-    def _next_look(self, now: float) -> None:
+    def _climbed(self, now: float) -> None:
         """A climb ended. When to try the next?"""
-        longest = max(1.0, min(LONGEST_PROBE, PER_PROBE * self._usual / self.limit)) if self._usual else LONGEST_PROBE
-        if self._good > self._foot:
+        gained = self._good - self._foot
+        longest = PER_PROBE * self._usual / self.limit if self._usual else LONGEST_PROBE
+        longest = max(1.0, min(LONGEST_PROBE, longest))
+        self._gap *= LATER
+        wait = self._gap
+        if gained:
+            self._gains = (gained, self._gains[0])
             pace, self._rose = now - self._rose, now
-            self._look = now + (max(FIRST_PROBE, SOON * pace) if pace < longest else min(longest, FIRST_PROBE))
-            self._gap = FIRST_PROBE
-        else:
-            self._gap = min(longest, self._gap * 1.5)
-            self._look = now + self._gap
+            regular = FIRST_PROBE < pace < LONGEST_PROBE
+            wait = SOON * pace if regular else FIRST_PROBE
+            self._gap = max(FIRST_PROBE, (1-SOON) * pace) / LATER if regular else FIRST_PROBE
+        self._gap = min(self._gap, longest)
+        self._look = now + min(wait, longest)
 
     def _timed(self, latency: float, now: float) -> None:
         self._recent.append(latency)
