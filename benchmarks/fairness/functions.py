@@ -96,6 +96,8 @@ class Scaler:
     """Seconds from the start of the run to the first evaluation."""
     start: float = 2.0
     """Seconds until a new replica is ready."""
+    before: float = 1.0
+    """Seconds from a reading of the gauge to the next evaluation."""
     scrape: float = 5.0
     period: float = 15.0
     window: int = 10

@@ -167,7 +167,7 @@ class Simulation:
                 self.at(self.now + delay, lambda: self._capacity(function, capacity))
             self.at(self.now + scaler.period, evaluate)
 
-        self.at(scaler.phase % scaler.scrape, scrape)
+        self.at((scaler.phase - scaler.before) % scaler.scrape, scrape)
         self.at(scaler.phase, evaluate)
 
     def _traced(self, function: Function) -> None:

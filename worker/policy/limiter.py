@@ -36,7 +36,7 @@ SILENCE = 0.05
 """Seconds of silence, at least, that prove that something was taken: several round trips within a cluster."""
 LONGEST_SILENCE = 1.0
 """Seconds: where refusals themselves are slow (a gateway that waits for a replica), climb no slower than this."""
-FIRST_REST, LONGEST_REST = 0.25, 5.0
+FIRST_REST, LONGEST_REST = 0.25, 30.0
 """Seconds that a function that refuses even one is left alone: doubling between these. It is found again at the latest
 when the second has passed, at the price of 12 refusals a minute."""
 FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
@@ -44,11 +44,14 @@ FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
 PER_PROBE = 300
 """invocations for each probe, should that be sooner: 0.33 % of refusals, which is below the 0.5 % that we promise."""
+REGULAR = 60.0
+"""Seconds from one rise to the next at most, where they are taken for regular."""
 SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
+FIRST_SAMPLES = 5
 SAMPLES = 20
 """Latencies in a comparison, at least: their mean is then good to an eighth where they vary by half."""
 SLOW, SLOWER = 1.5, 2.0
@@ -150,7 +153,7 @@ class Limiter:
         wait = 2 * self._silence if climbing else None
         if not certain:
             self._doubts += 1
-            if self._doubts == 1:
+            if self._doubts < (2 if climbing else 3):
                 self._filled = inf
                 return wait
         else:
@@ -183,7 +186,7 @@ class Limiter:
         self._floor = 0
         self.due = now + self._rest
         wait = self._rest if self._rest < LONGEST_REST else None
-        self._rest = min(LONGEST_REST, 2 * self._rest)
+        self._rest = min(LONGEST_REST, LATER * self._rest)
         return wait
 
     def _climbed(self, now: float) -> None:
@@ -196,21 +199,25 @@ class Limiter:
         if gained:
             self._gains = (gained, self._gains[0])
             pace, self._rose = now - self._rose, now
-            regular = FIRST_PROBE < pace < LONGEST_PROBE
+            regular = FIRST_PROBE < pace < REGULAR
             wait = SOON * pace if regular else FIRST_PROBE
             self._gap = max(FIRST_PROBE, (1-SOON) * pace) / LATER if regular else FIRST_PROBE
         self._gap = min(self._gap, longest)
         self._look = now + min(wait, longest)
 
     def _timed(self, latency: float, now: float) -> None:
+        """An answer came after *latency*: has the function become slow?"""
         self._recent.append(latency)
-        if len(self._recent) < max(SAMPLES, self.limit):
+        count = len(self._recent)
+        if count < (SAMPLES if self._usual else FIRST_SAMPLES):
             return
-        mean = fsum(self._recent) / len(self._recent)
-        self._recent.clear()
+        mean = fsum(self._recent) / count
         self._usual = self._usual or mean
-        ratio = mean / self._usual if self._usual else 1.0
-        self._slow = ratio > SLOW
-        self._usual += (mean - self._usual) / (4 if ratio > SLOWER or ratio < 1 else 16)
-        if ratio > SLOWER and self._flying * 2 >= self.limit:
-            self._cut(ceil(self.limit * CUT), now)
+        self._slow = mean > SLOW * self._usual
+        if count < self.limit:  # those that were in flight before the last cut tell nothing of it
+            return
+        self._recent.clear()
+        slower = mean > SLOWER * self._usual
+        if slower and self._flying * 2 >= self.limit:
+            self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+        self._usual += (mean - self._usual) / (4 if slower or mean < self._usual else 16)
