@@ -49,6 +49,7 @@ REGULAR = 60.0
 SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
+SOFT = 3
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
 FIRST_SAMPLES = 5
@@ -82,7 +83,9 @@ class Limiter:
         self._rose = -inf  # when the last of them ended
         self._turned = -inf  # when the limit last went down
         self._cuts = 0  # in a row
-        self._doubts = 0  # in a row
+        self._row = 0  # refusals in a row
+        self._soft = 0  # how often a refusal stood alone, lately
+        self._refused_at = -inf
         self._rest = FIRST_REST
         self._silence = SILENCE
         self._usual = 0.0  # latency
@@ -126,7 +129,8 @@ class Limiter:
         if status == BUSY or status in DOUBTFUL:
             wait = self._refused(began, now, certain=status == BUSY)
         elif status is not None:
-            self._doubts = 0
+            if began >= self._refused_at:
+                self._was_alone()
             self._timed(now - began, now)
             if began >= self._filled:
                 self._taken(now)
@@ -151,15 +155,17 @@ class Limiter:
     def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
         climbing = self.limit > self._good or (began < self._turned and self.limit > self._floor)
         wait = 2 * self._silence if climbing else None
-        if not certain:
-            self._doubts += 1
-            if self._doubts < (2 if climbing else 3):
-                self._filled = inf
-                return wait
-        else:
+        if certain:
             self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
-        if self._flying == 0:
+        if began >= self._refused_at + self._silence:
+            self._was_alone()
+        self._row += 1
+        self._refused_at, self._filled = now, inf
+        if self._flying == 0 and (certain or self._row > 1):
             return self._leave_alone(now)
+        if self._row < 1 + (not climbing) + (not certain or self._soft > 0):
+            return wait
+        self._row, self._soft = 0, max(0, self._soft - 1)
         if self.limit > self._good:
             self._floor = self._good
             self._climbed(now)
@@ -170,6 +176,11 @@ class Limiter:
             self._cut(ceil(self.limit * CUT) << self._cuts, now)
             self._cuts += 1
         return wait
+
+    def _was_alone(self) -> None:
+        """What was sent in the place of what was refused was taken."""
+        self._soft = min(SOFT, self._soft + (self._row > 0))
+        self._row = 0
 
     def _land(self, limit: int, now: float) -> None:
         self.limit = self._good = self._foot = limit
