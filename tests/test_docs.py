@@ -58,7 +58,7 @@ ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE
     for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling", "performance")
 )
 DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE)
-MANIFEST = ROOT / "deploy" / "worker.yaml"
+MANIFESTS = sorted((ROOT / "deploy").glob("*.yaml"))
 DEFAULTS = load({}).settings
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -180,13 +180,16 @@ def test_names_exist(document: Path) -> None:
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
 
-def test_manifest() -> None:
-    """The settings in the Kubernetes manifest can be used, and its grace period is the one to be computed."""
-    manifest = MANIFEST.read_text()
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.name))
+def test_manifest(file: Path) -> None:
+    """The settings in a worker's Kubernetes manifest can be used, and its grace period is the one to be computed."""
+    manifest = file.read_text()
     given = dict(re.findall(r'- name: (\w+)\n\s+value: "(.*)"', manifest))
-    assert given
+    assert bool(given) == ("image: jetstream-queue-worker" in manifest)
+    if not given:
+        return
     assert set(given) <= set(FIELDS)
-    settings = load(given).settings
+    settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
 
