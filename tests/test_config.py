@@ -48,6 +48,7 @@ CONTRACT = {
 NO_DEFAULT = {
     *("nats_url", "nats_token", "nats_user", "nats_password", "nats_nkey_seed", "nats_creds_file"),
     *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
+    "function_minimums",
 }
 SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
 # A value that is valid, and not the default, for each.
@@ -71,6 +72,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "queue_partitions": ("1024", 1024),
     "filter_partition": ("0", 0),
     "max_inflight": ("9", 9),
+    "function_minimums": ("checkout=5,billing.shop=2", (("checkout", 5), ("billing.shop", 2))),
     "limiter_enabled": ("false", False),
     "gateway_url": ("https://gateway.openfaas:8080/base", "https://gateway.openfaas:8080/base"),
     "upstream_timeout": ("300ms", 0.3),
@@ -276,6 +278,10 @@ WORDS: dict[str, tuple[str, list[str]]] = {
         ["0", "-1", "1000001", "1.5", "1e3", "many", "-", "00000000050"],
     ),
     "nats_stream_replicas": ("not a whole number from 1 to 5", ["0", "6"]),
+    "function_minimums": (
+        "not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2",
+        ["checkout", "checkout=0", "checkout=-1", "Checkout=1", "a.b.c=1", "a=1,", ",", "a=1;b=2", "a=9999999999"],
+    ),
     "processes": ("not a whole number from 1 to 128", ["0", "129", "auto"]),
     "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
     "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
@@ -529,6 +535,17 @@ def test_an_ordinal_past_the_partitions_is_refused() -> None:
         "1 setting cannot be used:\n  filter_partition = 2 (environment filter_partition, HOSTNAME=queue-worker-2) is "
         "none of queue_partitions = 2: they are counted from 0"
     )
+
+
+def test_minimums_fit_into_the_slots() -> None:
+    """More than there is cannot be kept; all of it can. A function named twice is a mistake."""
+    minimums = {"function_minimums": "checkout=30, billing.shop=20"}
+    assert load(minimums | {"max_inflight": "50"}).settings.minimums == {"checkout.openfaas-fn": 30, "billing.shop": 20}
+    assert refused(minimums | {"max_inflight": "49"}) == (
+        "1 setting cannot be used:\n  function_minimums are 50 slots in all, and max_inflight = 49 has fewer"
+    )
+    assert only_problem("function_minimums", "a=1,b=2,a=3") == "a has two minimums: keep one"
+    assert load({}).settings.minimums == {}
 
 
 # Secrets.

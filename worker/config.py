@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from .policy.backoff import Jitter
 from .policy.durations import format_duration
-from .policy.names import is_name
+from .policy.names import is_name, split_function
 from .policy.parse import (
     duration,
     flag,
@@ -33,6 +33,7 @@ from .policy.parse import (
     text,
     whole,
 )
+from .policy.quota import parse_minimums
 from .policy.retry import parse_attempts, parse_codes
 
 T = TypeVar("T")
@@ -138,6 +139,11 @@ class Settings:
 
     # Invoking.
     max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
+    function_minimums: tuple[tuple[str, int], ...] | None = setting(
+        None,
+        parse_minimums,
+        "`function`: slots that functions have whatever others want, as `checkout=5,billing.shop=2`",
+    )
     limiter_enabled: bool = setting("true", flag, "accepted for the charts; adaptive concurrency is to come")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
@@ -190,6 +196,14 @@ class Settings:
     listen_port: int = setting("8080", port, "and the port")
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
+
+    @property
+    def minimums(self) -> Mapping[str, int]:
+        """:attr:`function_minimums` by ``name.namespace``."""
+        split = (
+            (split_function(name, self.default_function_name), least) for name, least in self.function_minimums or ()
+        )
+        return {".".join(function): least for function, least in split if function}
 
     @property
     def nats_servers(self) -> tuple[str, ...]:
@@ -303,6 +317,9 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
             f"filter_partition = {ours} ({origins['filter_partition']}) is none of queue_partitions = {partitions}:"
             " they are counted from 0"
         )
+    minimums = sum(least for _, least in values.get("function_minimums") or ())
+    if minimums > (slots := values.get("max_inflight", minimums)):
+        problems.append(f"function_minimums are {minimums} slots in all, and max_inflight = {slots} has fewer")
     if (many := values.get("processes", 1)) > (slots := values.get("max_inflight", many)):
         problems.append(
             f"processes = {many} is more than max_inflight = {slots}, which they share: each runs one at least"
@@ -359,6 +376,7 @@ _WRITTEN: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))),
+    tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }
 
 
