@@ -30,7 +30,7 @@ class Intake:
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._shares = Shares(bench.rules.slots)
+        self._shares = Shares(bench.rules.slots, bench.rules.learned)
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
@@ -56,6 +56,7 @@ class Intake:
         if self._consumer:
             self._open = False
             self._take_all(await self._consumer.stop())
+            self._decide()
         self._resting.unpark_all()
 
     def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
@@ -135,12 +136,12 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        self._shares.ended(job.flow, now - job.lease.delivery.arrived)
+        self._shares.ended(job.flow, now - job.lease.delivery.arrived, final=job.final)
         self._decide(now)
 
     def _decide(self, now: float | None = None) -> None:
         """Give the credit to whom it belongs now."""
-        if not (self._consumer and self._open):
+        if not self._consumer:
             return
         decision = self._shares.decide(trio.current_time() if now is None else now)
         for flow, more in decision.wants.items():

@@ -19,6 +19,7 @@ class Consumer(Protocol):
     A flow is what is handed out in order and apart from all else: one distinct subject with its messages, or the whole
     queue where one consumer is shared by all of it. Which there are is the queue's to tell: it begins with
     a :class:`~worker.model.Stored` or a :class:`~worker.model.Waiting`, and ends with a :class:`~worker.model.Gone`.
+    In between it is told what is stored whenever that has been seen to change, and again if nothing was wanted of it.
 
     What was wanted and has not come yet stays wanted across lost connections and consumers made anew, until it is
     returned or the flow is gone; no more than that is ever handed to us, however the server or the network behave.

@@ -21,6 +21,7 @@ from .events import (
 from .heartbeat import Lease
 from .model import (
     Abandon,
+    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -35,11 +36,11 @@ from .model import (
     Verdict,
 )
 from .policy.backoff import Backoff
-from .policy.decide import decide, status_of
+from .policy.decide import decide, sooner, status_of
 from .policy.decode import decode
 from .policy.report import callback_of
 from .policy.retry import annotated
-from .policy.shares import Flow
+from .policy.shares import Flow, Limit
 from .ports import NotStored
 from .settle import settle
 
@@ -56,11 +57,14 @@ class Job:
 
     __slots__ = (
         "attempt",
+        "attempted",
         "began",
         "bench",
+        "final",
         "flow",
         "if_stopped",
         "invocation",
+        "learns",
         "lease",
         "outcome",
         "retry",
@@ -75,6 +79,12 @@ class Job:
         self.began = 0.0
         self.took = 0.0
         self.outcome: Outcome | None = None
+        self.attempted = True
+        """Whether this counts as an attempt. It does not where more was sent than the function takes, to learn that."""
+        self.learns: Limit | None = None
+        """Who is to be told what comes of it."""
+        self.final = False
+        """Whether the message is off the queue."""
         self.if_stopped: Verdict = Nak()
         """The verdict if what must come before a final one cannot come now."""
 
@@ -92,7 +102,7 @@ class Job:
             outcome, verdict = self.decide(decided) if isinstance(decided, Crashed) else decided
             self.ended(outcome, verdict)
             if not isinstance(verdict, Final):
-                self._settle(verdict, attempted=True)
+                self._settle(verdict, attempted=self.attempted)
                 return
             if isinstance(verdict, Term) or (self.invocation and self.invocation.callback):
                 concluded = await self.caught(self.conclude(outcome, verdict))
@@ -114,6 +124,7 @@ class Job:
             self._settle(verdict, attempted=isinstance(verdict, Final))
 
     def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
+        self.final = isinstance(verdict, Final)
         settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:
@@ -131,7 +142,14 @@ class Job:
     def decide(self, outcome: Outcome) -> tuple[Outcome, Verdict]:
         """What it means."""
         bench = self.bench
-        return outcome, decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
+        verdict = decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
+        if self.learns:
+            learned, self.learns = self.learns, None
+            wait = learned.ended(self.began, trio.current_time(), status_of(outcome))
+            if wait is not None and not isinstance(verdict, Ack):
+                self.attempted = False
+                verdict = sooner(outcome, verdict, wait, now=bench.wall())
+        return outcome, verdict
 
     async def _outcome(self) -> Outcome:
         rules = self.bench.rules
@@ -149,6 +167,9 @@ class Job:
         stored = self.lease.delivery.id[1] / 1e9
         self.bench.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.bench.wall() - stored)))
         self.began = trio.current_time()
+        if learned := self.flow.learned:
+            self.learns = learned
+            learned.started(self.began)
         return await self.bench.functions.invoke(invocation)
 
     def ended(self, outcome: Outcome, verdict: Verdict) -> None:

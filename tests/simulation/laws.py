@@ -131,7 +131,7 @@ def comes_to_rest(life: Life, worker: Hired) -> None:
     if worker.name in life.nemesis.killed or not worker.started:
         return
     bench, consumer = worker.bench, worker.queue.consumer
-    if consumer:
+    if consumer and consumer.wants:  # else it was stopped before it heard of any flow
         late = len(consumer._here)  # what comes after it has stopped asking is nobody's
         assert worker.wanted + late == life.plan.slots, "a slot was lost, or one too many came back"
     assert not bench.leases._held, "a lease is kept for ever"

@@ -71,7 +71,7 @@ def test_a_frozen_worker_loses_its_message() -> None:
     """Another runs it meanwhile; the frozen one learns of it when it goes on, and says nothing."""
     life = simulate(
         Plan(
-            (Planned((reply(200, after=40.0),)),),
+            (Planned((reply(200, after=60.0),)),),
             workers=(Shift(), Shift(starts=1.0)),
             faults=(Fault("freeze", at=5.0, seconds=50.0),),
             slots=1,
@@ -82,7 +82,7 @@ def test_a_frozen_worker_loses_its_message() -> None:
     assert [round(call.began, 3) for call in life.world.outside.calls] == [0.002, 30.002]
     assert first.times(LeaseExpired) == [55_000]
     assert [worker.name for worker in (first, second) if worker.queue.said] == ["worker-2"]
-    assert second.times(InvocationEnded) == [70_002]
+    assert second.times(InvocationEnded) == [90_002]
 
 
 async def test_a_function_without_room(autojump_clock: MockClock) -> None:

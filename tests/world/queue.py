@@ -163,6 +163,8 @@ class FakeConsumer:
         for flow, stored in backlog.by_subject.items():
             self._told[flow] = now
             self._tell(Stored(flow, stored))
+        for flow in self._told.keys() - backlog.by_subject.keys():
+            self._tell(Stored(flow, 0))
         for flow in [flow for flow, at in self._told.items() if now - at >= INACTIVE]:
             self._link.there.send("close", partial(self._close, flow))
 

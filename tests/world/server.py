@@ -144,7 +144,7 @@ class Server:
         for client in self._clients:
             if client.published and client.link.up:
                 client.link.down.send("published", partial(client.published, flow))
-        self._serve()
+        self._serve(flow)
         return message
 
     def _flow(self, message: Message) -> str:
@@ -216,7 +216,7 @@ class Server:
         elif session == client.session:
             self.open(flow)
             self.groups[flow].requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
-            self._serve()
+            self._serve(flow)
 
     def withdraw(self, client: Client, flow: str | None = None) -> None:
         """It may be sent nothing (of a flow): it asked for that, or is gone."""
@@ -247,7 +247,7 @@ class Server:
             case None:
                 consumer.extend(sequence, now)
         self.heard.append(Heard(now, sequence, token, settlement))
-        self._serve()
+        self._serve(flow)
         return True
 
     # What may befall it.
@@ -323,8 +323,8 @@ class Server:
                 await trio.sleep_forever()
             self._serve()
 
-    def _next_event(self) -> float:
-        due = (min(group.consumer.next_due(), group.requests.next_end()) for group in self.groups.values())
+    def _next_event(self, *groups: Group) -> float:
+        due = (min(group.consumer.next_due(), group.requests.next_end()) for group in groups or self.groups.values())
         return max(min(due, default=inf), self._silent_until)
 
     def _come_back(self, down: float) -> None:
@@ -371,21 +371,26 @@ class Server:
             message.verdict = settlement
             message.over.set()
 
-    def _serve(self) -> None:
+    def _serve(self, flow: str | None = None) -> None:
+        """Give out what can be given out now, of a flow or of all."""
+        groups = [*self.groups.values()] if flow is None else self._groups(flow)
         if self.answers:
-            self._give_out(trio.current_time())
-        self._wait.deadline = self._next_event()
+            for group in groups:
+                self._give_out(group, trio.current_time())
+        if flow is None:
+            self._wait.deadline = self._next_event()
+        elif groups:
+            self._wait.deadline = min(self._wait.deadline, self._next_event(*groups))
 
-    def _give_out(self, now: float) -> None:
-        for group in self.groups.values():
-            group.consumer.expire(now)
-            group.requests.expire(now)
-            while group.requests and (message := self._next(group)):
-                if not (request := group.requests.take()):
-                    group.consumer.put_back(message.id[0])
-                    break
-                self._hand_out(message, request, group)
-            group.requests.look_around()
+    def _give_out(self, group: Group, now: float) -> None:
+        group.consumer.expire(now)
+        group.requests.expire(now)
+        while group.requests and (message := self._next(group)):
+            if not (request := group.requests.take()):
+                group.consumer.put_back(message.id[0])
+                break
+            self._hand_out(message, request, group)
+        group.requests.look_around()
 
     def _next(self, group: Group) -> Message | None:
         """The message whose turn it is, taken out of the queue if it stood there."""

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 import trio
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from ..config import without_password
 from ..events import BrokerTrouble, Connected, Disconnected
 from ..ports import Emit, NotStored, Unusable
 from . import quirks
 from .wire import is_stored, parse_answer
+
+T = TypeVar("T")
 
 _API_TIMEOUT = 5.0
 """Seconds for an answer of JetStream's API: an election after a lost leader takes about as long."""
@@ -142,7 +143,7 @@ class Connection:
         if not self.up:
             raise NotStored(f"no answer on {subject}: not connected to NATS")
         try:
-            answer = await self._while_connected(
+            answer = await self.while_connected(
                 self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
             )
             said = parse_answer(answer.data)
@@ -166,8 +167,12 @@ class Connection:
         if not is_stored(await self.request(subject, payload, headers)):
             raise NotStored(f"an answer that confirms nothing, on {subject}")
 
-    async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
-        """An answer, which can only come over the connection of its question: no longer is waited than that lasts."""
+    async def while_connected(self, asking: Coroutine[Any, Any, T]) -> T:
+        """An answer, which can only come over the connection of its question: no longer is waited than that lasts.
+
+        Raises:
+            ConnectionError: the connection was lost.
+        """
         answer, lost = asyncio.ensure_future(asking), asyncio.ensure_future(self._lost.wait())
         try:
             await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
 """Pull requests by credit: which to send, and what their answers mean. No I/O, no clock.
 
 The law is conservation. What was wanted is at every moment exactly what is *unasked*, plus what is *outstanding* in
-requests that the server may still answer, plus what has come; so no more can come than was wanted, and nothing wanted
-is forgotten.
+requests that the server may still answer, plus what has come, plus what was given back; so no more can come than was
+wanted, and nothing wanted is forgotten.
 
 A request lives in a *lane*: an inbox of its own, since a delivery shows only where it arrived, not which request it
 answers. Several lanes let a request be sent while another is still being answered; a lane has at most one. A request
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 LANES = 4
 """With a request sent for no less than a quarter of the credit while another is open, more could not be in use."""
+FEW_LANES = 2
+"""Of one flow among many, each with a fraction of the credit."""
 EXPIRES = 30.0
 """Seconds a request stays open at the server."""
 HEARTBEAT = 5.0
@@ -53,10 +55,11 @@ class Credit:
 
     Args:
         most: most messages asked for in one request.
+        lanes: how many requests may be open.
     """
 
-    def __init__(self, most: int = PORTION) -> None:
-        self.lanes = tuple(Lane(number) for number in range(LANES))
+    def __init__(self, most: int = PORTION, lanes: int = LANES) -> None:
+        self.lanes = tuple(Lane(number) for number in range(lanes))
         self.unasked = 0
         """Wanted, and not asked for yet. Below zero when more came than was wanted."""
         self.outstanding = 0
@@ -91,6 +94,15 @@ class Credit:
         self.outstanding -= lane.outstanding
         lane.outstanding = 0
 
+    def give_back(self) -> int:
+        """How much is wanted and will not come, now that no request is open; it is not wanted any more."""
+        for lane in self.lanes:
+            self.ended(lane)
+        back = max(0, self.unasked)
+        self.unasked -= back
+        self._total = 0
+        return back
+
     def silent(self, now: float) -> list[Lane]:
         """The lanes whose request must be taken for lost."""
         return [lane for lane in self.lanes if lane.outstanding and now - lane.heard > SILENCE]
@@ -117,4 +129,4 @@ class Credit:
 
     def _worth(self) -> float:
         """How many a request must be for to be worth its cost while others are open."""
-        return min(self._total / LANES, self._most)
+        return min(self._total / len(self.lanes), self._most)

@@ -1,4 +1,4 @@
-"""The queue, on JetStream: one connection, one outbox, one consumer, and the tasks that keep them going.
+"""The queue, on JetStream: one connection, one outbox, its flows, and the tasks that keep them going.
 
 One long-lived asyncio island holds nats-py; nothing else in the package touches asyncio. Crossing over costs a task
 each time, so nothing crosses per message: deliveries are laid down for Trio to take, settlements go into an outbox.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import trio
@@ -18,13 +19,14 @@ from trio_asyncio import aio_as_trio
 
 from ..config import Settings
 from ..events import BrokerRefused, BrokerTrouble, ConsumerBound
-from ..model import Backlog, DeadLetter
+from ..model import Backlog, DeadLetter, Waiting
 from ..policy.report import dead_letter_headers
 from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
-from .consumer import PullConsumer
-from .credit import PORTION, Credit
+from .consumer import Flows
+from .credit import PORTION
+from .functions import Functions
 from .options import connect_options
 from .outbox import Outbox
 
@@ -68,14 +70,15 @@ class NatsQueue:
         """The settings with the stream's name as it is at the server."""
         self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
         self._outbox = Outbox(self._connection, emit)
-        self._consumer = PullConsumer(
-            self._connection,
-            self._outbox,
-            Credit(settings.consumer_pull_max_messages or PORTION),
-            self._rebind,
-        )
+        most = settings.consumer_pull_max_messages or PORTION
+        self._flows = Flows(self._connection, self._outbox, self._make, self._lost, most)
+        self._functions: Functions | None = None
+        """In function mode, once the stream has been found."""
+        self._bound = False
+        """Whether what we consume is there, as far as we know."""
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
+        """When, as the server writes it: tells a stream from one made anew under its name."""
         self._connection.changed.append(lambda _: self._rebind())
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
@@ -83,13 +86,13 @@ class NatsQueue:
 
     @property
     def ready(self) -> bool:
-        """Connected, and with a consumer to pull from."""
-        return self._connection.up and self._consumer.bound
+        """Connected, and with a consumer to pull from; in function mode, knowing which there should be."""
+        return self._connection.up and self._bound and (self._functions is None or self._functions.ready)
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
         await aio_as_trio(self._open)()
-        return self._consumer
+        return self._flows
 
     async def bury(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -103,7 +106,7 @@ class NatsQueue:
 
     async def serve(self) -> None:
         """Keep everything going, for ever."""
-        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound())
+        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound(), self._find())
 
     async def close(self) -> None:
         """Close the connection."""
@@ -120,7 +123,7 @@ class NatsQueue:
             await asyncio.sleep(_TICK)
             now = trio.current_time()
             await self._connection.watch()
-            await self._consumer.check(now)
+            await self._flows.check(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
@@ -130,7 +133,7 @@ class NatsQueue:
         while True:
             await self._unbound.wait()
             self._unbound.clear()
-            while self._stream_made and self._connection.up and not self._consumer.bound:
+            while self._stream_made and self._connection.up and not self._bound:
                 try:
                     if await self._bind(again=True):
                         break
@@ -147,19 +150,68 @@ class NatsQueue:
         try:
             if not again:
                 self._found = await topology.as_named(self._connection, self._settings, self._emit)
-            bound = await topology.ensure(self._connection, self._found, self._emit, again=again)
+            await self._bind_to(
+                await topology.ensure_stream(self._connection, self._found, self._emit, again=again), again=again
+            )
         except (ApiError, NotStored) as error:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
-        if self._stream_made not in (None, bound.stream_made):
-            self._outbox.forget()
-        self._stream_made = bound.stream_made
-        stream, durable = self._found.nats_stream, self._found.nats_durable
-        await self._consumer.bind(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", bound.ack_wait)
-        self._emit(ConsumerBound(stream, durable, bound.ack_wait))
         return True
 
+    async def _bind_to(self, stream_made: str, *, again: bool) -> None:
+        if self._stream_made not in (None, stream_made):
+            self._outbox.forget()
+            if self._functions:
+                self._functions.forget()
+        self._stream_made = stream_made
+        stream, durable = self._found.nats_stream, self._found.nats_durable
+        if self._settings.scaling_mode == "function":
+            self._flows.ack_wait = self._flows.ack_wait or self._found.ack_wait
+            self._functions = self._functions or Functions(
+                self._connection, self._found, self._flows, self._emit, self._backlog
+            )
+            await self._flows.begin_anew()
+            self._bound = True
+            self._functions.look_soon()
+            self._emit(ConsumerBound(stream, f"{durable}-*", self._flows.ack_wait))
+            return
+        config = topology.consumer_config(self._found)
+        info = await topology.ensure_consumer(self._connection, self._found, config, self._emit, again=again)
+        self._flows.ack_wait = topology.ack_wait_of(info)
+        await self._flows.begin_anew()
+        self._flows.open("").bind(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}")
+        if not again:
+            self._flows.tell(Waiting("", inf))
+        self._bound = True
+        self._emit(ConsumerBound(stream, durable, self._flows.ack_wait))
+
+    async def _find(self) -> None:
+        """Find flows, in function mode."""
+        while self._functions is None:  # noqa: ASYNC110 -- TODO
+            await asyncio.sleep(_TICK)
+        await self._functions.run()
+
+    def _make(self, flow: str) -> None:
+        if self._functions:
+            self._functions.make(flow)
+
+    def _lost(self, flow: str) -> None:
+        if self._functions:
+            self._functions.lost(flow)
+        else:
+            self._bound = False
+            self._rebind()
+
+    def _gone(self) -> None:
+        """The stream is not there, or another one."""
+        self._bound = False
+        if puller := self._flows.find(""):
+            puller.unbind()
+        self._rebind()
+
     def _rebind(self) -> None:
+        if not self._connection.up:
+            self._bound = False
         self._unbound.set()
 
     async def _bury(self, letter: DeadLetter) -> None:
@@ -195,10 +247,10 @@ class NatsQueue:
 
     async def _look(self) -> Backlog:
         backlog = await self._backlog()
-        if self._consumer.bound:
+        if self._bound and not self._functions:
             with suppress(ApiError):  # it is gone, which is told elsewhere
                 # Someone may have changed it. Leases that go by the old one would be extended too late, for ever.
-                self._consumer.ack_wait = await topology.ack_wait(self._connection, self._found)
+                self._flows.ack_wait = await topology.ack_wait(self._connection, self._found)
         return backlog
 
     async def _backlog(self) -> Backlog:
@@ -209,12 +261,16 @@ class NatsQueue:
                     f"STREAM.INFO.{self._found.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
                 )
             except ApiError as error:
+                if error.err_code == topology.NO_STREAM and self._bound:
+                    self._gone()
                 raise NotStored(str(error)) from None
-            if self._consumer.bound and info["created"] != self._stream_made:
-                self._consumer.gone()  # made anew while no request of ours was open, which would have told
+            if self._bound and info["created"] != self._stream_made:
+                self._gone()  # made anew while no request of ours was open, which would have told
             page = info["state"].get("subjects") or {}
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
+                if self._functions and self._bound:
+                    self._functions.seen(by_subject)
                 return Backlog(info["state"]["last_seq"], by_subject)
 
 

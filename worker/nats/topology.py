@@ -8,8 +8,9 @@ used.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ..config import Settings
@@ -19,7 +20,9 @@ from ..policy.names import covers
 from ..ports import Emit, Unusable
 from .connection import ApiError, Connection
 
-_NOT_FOUND = {"stream": 10059, "consumer": 10014}
+NO_STREAM, NO_CONSUMER = 10059, 10014
+"""JetStream's error codes for what is not there."""
+_NOT_FOUND = {"stream": NO_STREAM, "consumer": NO_CONSUMER}
 _OVERLAPS = {
     10065: "the subjects overlap with those of another stream",
     10058: "a stream of that name was made meanwhile with another configuration",
@@ -30,19 +33,15 @@ _OVERLAPS = {
 """JetStream's error codes for what waiting does not mend, and what each means here."""
 MODE = "queue-worker.mode"
 """The consumer's metadata that records the queue's scaling mode."""
+PARTITIONS = "queue-worker.partitions"
+"""The same, into how many partitions the queue is divided."""
+_UNREADABLE = re.compile(r"[^A-Za-z0-9_-]+")
+_READABLE = 60
+"""Characters of a consumer's name that tell people which function it is of; what identifies it is a hash."""
 DUPLICATES = 120.0
 """Seconds in which the stream knows a message id again."""
 _REMEMBERED = 3600.0
 """The same for dead letters: longer than any ack wait, after which a half-finished burial is done again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What there is to consume."""
-
-    stream_made: str
-    """When the stream was made, as the server writes it: tells a stream from one made anew under its name."""
-    ack_wait: float
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:
@@ -66,9 +65,18 @@ def stream_config(settings: Settings) -> dict[str, Any]:
 
 def consumer_config(settings: Settings) -> dict[str, Any]:
     """The shared consumer of static mode (contract, section 3)."""
+    return _consumer(settings, settings.nats_durable, "static")
+
+
+def flow_config(settings: Settings, subject: str) -> dict[str, Any]:
+    """The consumer of one subject, in function mode."""
+    return _consumer(settings, flow_consumer(settings, subject), "function") | {"filter_subject": subject}
+
+
+def _consumer(settings: Settings, name: str, mode: str) -> dict[str, Any]:
     return {
-        "durable_name": settings.nats_durable,
-        "name": settings.nats_durable,
+        "durable_name": name,
+        "name": name,
         "deliver_policy": "all",
         "ack_policy": "explicit",
         "replay_policy": "instant",
@@ -76,8 +84,18 @@ def consumer_config(settings: Settings) -> dict[str, Any]:
         "max_ack_pending": settings.max_ack_pending,
         "max_waiting": settings.max_waiting,
         "ack_wait": _ns(settings.ack_wait),
-        "metadata": {MODE: "static"},
+        "metadata": {MODE: mode} | ({PARTITIONS: str(n)} if (n := settings.queue_partitions) > 1 else {}),
     }
+
+
+def flow_consumer(settings: Settings, subject: str) -> str:
+    """The name of a subject's consumer: ``faas-workers-0-echo-openfaas-fn-3f786850e387``.
+
+    At most 255 bytes long, as JetStream has it: the durable's name is cut where it must be.
+    """
+    readable = _UNREADABLE.sub("-", subject.removeprefix(f"{settings.queue_name}."))[:_READABLE].strip("-")
+    digest = hashlib.sha256(subject.encode()).hexdigest()[:12]
+    return f"{settings.nats_durable[:150]}-{readable or 'any'}-{digest}"
 
 
 def dead_letter_config(settings: Settings) -> dict[str, Any]:
@@ -132,7 +150,9 @@ def stream_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str],
     return faults, surprises
 
 
-def consumer_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str], list[str]]:
+def consumer_faults(
+    found: dict[str, Any], meant: dict[str, Any]
+) -> tuple[list[str], list[str]]:
     """What cannot work about a consumer's configuration, and what merely surprises."""
     faults = []
     if found.get("ack_policy") != "explicit":
@@ -146,16 +166,21 @@ def consumer_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str
     if found.get("backoff"):
         faults.append("it has a backoff, which bends every wait between attempts")
     surprises = []
-    if filters := found.get("filter_subjects") or ([found["filter_subject"]] if found.get("filter_subject") else []):
-        surprises.append(f"its filter {filters} may leave out messages of the queue")
-    meant = consumer_config(settings)
+    if (theirs := filters(found)) != (ours := filters(meant)):
+        if ours:
+            faults.append(f"its filter is {theirs}, not {ours}")
+        else:
+            surprises.append(f"its filter {theirs} may leave out messages of the queue")
     for key in ("ack_wait", "max_ack_pending", "max_waiting"):
         if (value := found.get(key, meant[key])) != meant[key]:
             shown = (format_duration(each / 1e9) if key == "ack_wait" else each for each in (value, meant[key]))
             surprises.append("its {} is {}, not {}".format(key, *shown))
-    if (mode := found.get("metadata", {}).get(MODE, "static")) != "static":
-        faults.append(f"it belongs to a queue in {mode} mode")
     return faults, surprises
+
+
+def filters(consumer: dict[str, Any]) -> list[str]:
+    """The subjects that a consumer is for; none where it is for all."""
+    return consumer.get("filter_subjects") or ([one] if (one := consumer.get("filter_subject")) else [])
 
 
 async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Settings:
@@ -179,14 +204,14 @@ async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Se
     return dataclasses.replace(settings, nats_stream=theirs)
 
 
-async def ensure(connection: Connection, settings: Settings, emit: Emit, *, again: bool) -> Bound:
-    """Find the stream and its consumer, or make them.
+async def ensure_stream(connection: Connection, settings: Settings, emit: Emit, *, again: bool) -> str:
+    """Find the stream, or make it; when it was made, as the server writes it.
 
     Args:
         connection: to whom to talk.
         settings: what is meant.
         emit: told what was made, and what surprises.
-        again: they were there before, so to miss one is worth a warning.
+        again: it was there before, so to miss it is worth a warning.
 
     Raises:
         Unusable: what was found cannot work.
@@ -201,22 +226,34 @@ async def ensure(connection: Connection, settings: Settings, emit: Emit, *, agai
         stream_config(settings),
         lambda: emit(Made("stream", stream, again)),
     )
-    what = f"consumer {consumer} of stream {stream}"
     if unusable := _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit):
         # Nothing is made on such a stream, but what else is wrong there is told at once.
         if theirs := await _find(connection, "consumer", f"{stream}.{consumer}"):
-            unusable += _judge(what, *consumer_faults(theirs["config"], settings), emit)
+            what = f"consumer {consumer} of stream {stream}"
+            unusable += _judge(what, *consumer_faults(theirs["config"], consumer_config(settings)), emit)
         raise Unusable(_told(unusable))
-    bound = await _find_or_make(
+    return str(info["created"])
+
+
+async def ensure_consumer(
+    connection: Connection, settings: Settings, config: dict[str, Any], emit: Emit, *, again: bool
+) -> dict[str, Any]:
+    """Find a consumer, or make it; what the server says of it.
+
+    Raises: as :func:`ensure_stream` does.
+    """
+    stream, name = settings.nats_stream, config["name"]
+    info = await _find_or_make(
         connection,
         "consumer",
-        f"{stream}.{consumer}",
-        {"stream_name": stream, "config": consumer_config(settings), "action": "create"},
-        lambda: emit(Made("consumer", consumer, again)),
+        f"{stream}.{name}",
+        {"stream_name": stream, "config": config, "action": "create"},
+        lambda: emit(Made("consumer", name, again)),
     )
-    if unusable := _judge(what, *consumer_faults(bound["config"], settings), emit):
+    what = f"consumer {name} of stream {stream}"
+    if unusable := _judge(what, *consumer_faults(info["config"], config), emit):
         raise Unusable(_told(unusable))
-    return Bound(info["created"], _ack_wait(bound))
+    return info
 
 
 async def ack_wait(connection: Connection, settings: Settings) -> float:
@@ -226,7 +263,7 @@ async def ack_wait(connection: Connection, settings: Settings) -> float:
         ApiError: there is no such consumer.
         worker.ports.NotStored: the server did not answer.
     """
-    return _ack_wait(await connection.ask(f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}"))
+    return ack_wait_of(await connection.ask(f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}"))
 
 
 async def make_dead_letters(connection: Connection, settings: Settings, emit: Emit) -> None:
@@ -282,7 +319,8 @@ def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> li
     return []
 
 
-def _ack_wait(consumer: dict[str, Any]) -> float:
+def ack_wait_of(consumer: dict[str, Any]) -> float:
+    """A consumer's ack wait (s)."""
     return float(consumer["config"]["ack_wait"] / 1e9)
 
 

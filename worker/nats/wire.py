@@ -14,11 +14,11 @@ _LONGEST = 20
 """Digits in a number: those of the largest that 64 bits hold."""
 
 
-def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
-    """The message and its delivery count, from a delivery's reply subject.
+def parse_ack_subject(subject: str) -> tuple[MessageId, int, int]:
+    """The message, its delivery count, and how many its consumer had never handed out, from a delivery's reply subject.
 
     Nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or at least eleven
-    with domain and account before the stream (ADR-15).
+    with domain and account before the stream, and perhaps a random one at the end (ADR-15).
 
     Raises:
         ValueError: it is neither.
@@ -26,12 +26,12 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int]:
     tokens = subject.split(".")
     if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    numbers = tokens[4:8] if len(tokens) == 9 else tokens[6:10]
+    numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
     digits = "".join(numbers)
     if not (digits.isascii() and digits.isdigit() and all(numbers) and max(map(len, numbers)) <= _LONGEST):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    count, sequence, _, stored = map(int, numbers)
-    return (sequence, stored), count
+    count, sequence, _, stored, behind = map(int, numbers)
+    return (sequence, stored), count, behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,15 @@ def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: fl
             return Nak(max(retry.backoff.initial, min(asked, LONGEST_RETRY_AFTER)))
 
 
+def sooner(outcome: Outcome, verdict: Verdict, wait: float, *, now: float) -> Nak:
+    """The verdict on what was turned away because we sent more than the function takes: back after *wait* (s).
+
+    That is no failure of the message, so no back-off and no last attempt. But a function that says when it wants to be
+    asked again is heard.
+    """
+    return verdict if isinstance(verdict, Nak) and _asked_wait(outcome, now) is not None else Nak(wait)
+
+
 def status_of(outcome: Outcome) -> int | None:
     """The HTTP status that an outcome counts as; None where nothing was sent, or we stopped it."""
     match outcome:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
+_DIGITS = 9
+"""Most digits of a partition's number: any longer one is a name."""
 LONGEST = 253
 """Characters in a name: the limit of a DNS name, which Kubernetes sets for what it calls a name."""
 
@@ -32,10 +34,29 @@ def partition_for(name: str, namespace: str, partitions: int) -> int:
 
     That is FNV-1a in 32 bits over the tokens, with nothing between them (nats-server, ``getHashPartition``).
     """
-    hashed = 0x811C9DC5
-    for byte in f"{name}{namespace}".encode():
-        hashed = (hashed ^ byte) * 0x01000193 & 0xFFFFFFFF
-    return hashed % partitions
+    return fnv1a(f"{name}{namespace}".encode()) % partitions
+
+
+def partition_of(queue: str, subject: str, partitions: int) -> int:
+    """Which of so many partitions of a queue a subject belongs to.
+
+    The number that our producers put behind the queue's name, modulo the partitions; where there is none, a hash of the
+    subject decides (FNV-1a, 32 bits). What comes on the bare subject belongs to the first.
+    """
+    if partitions == 1 or subject == queue:
+        return 0
+    number, dot, _ = subject.removeprefix(f"{queue}.").partition(".")
+    if dot and number.isascii() and number.isdigit() and len(number) <= _DIGITS:
+        return int(number) % partitions
+    return fnv1a(subject.encode()) % partitions
+
+
+def fnv1a(data: bytes) -> int:
+    """The hash of Fowler, Noll and Vo, 32 bits: the same in every process, of every version."""
+    value = 0x811C9DC5
+    for byte in data:
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value
 
 
 def label_of(queue: str, subject: str) -> str:

@@ -20,9 +20,10 @@ What is lent, or was asked in vain, is recalled as soon as someone is hungry and
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
 
 PATIENCE = 0.05
 """Seconds that messages known to wait may take to come. Later, others have them: what was asked for counts as lent."""
@@ -34,17 +35,36 @@ RESERVE = 8
 """With more than one flow, one in so many slots is never lent."""
 
 
+class Limit(Protocol):
+    """How many of a flow may be in flight, learned from what comes of them: :class:`worker.policy.limiter.Limiter`."""
+
+    limit: int
+    due: float
+    """When :meth:`tick` may change it."""
+
+    def tick(self, now: float) -> None: ...
+    def started(self, now: float) -> None: ...
+    def ended(self, began: float, now: float, status: int | None) -> float | None: ...
+
+
 class Flow:
-    """The books of one flow. Others may set *weight*, *limit* and *least*, and then must let it be decided."""
+    """The books of one flow. Others may set *weight*, *cap*, *paused* and *least*, and then must let it be decided.
+
+    Args:
+        name: as the queue has it.
+        learned: its learned limit, if it has one.
+    """
 
     __slots__ = (
         "asked",
         "asked_at",
+        "cap",
         "granted",
+        "learned",
         "least",
-        "limit",
         "name",
         "open",
+        "paused",
         "quiet",
         "quiet_until",
         "recalled",
@@ -55,11 +75,13 @@ class Flow:
         "weight",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, learned: Limit | None = None) -> None:
         self.name = name
+        self.learned = learned
         self.weight = 1
-        self.limit: float = inf
-        """Most slots that it may hold."""
+        self.cap: float = inf
+        """Most slots that it may hold, whatever is learned."""
+        self.paused = False
         self.least = 0
         """Slots that it has before others have more than theirs."""
         self.open = False
@@ -79,6 +101,13 @@ class Flow:
         """Slot seconds by weight, on the scale of :attr:`Shares.pace`."""
         self.granted = 0
         """When a slot was last granted, in turns."""
+
+    @property
+    def limit(self) -> float:
+        """Most slots that it may hold."""
+        if self.paused:
+            return 0
+        return self.cap if self.learned is None else min(self.cap, self.learned.limit)
 
     @property
     def held(self) -> int:
@@ -114,14 +143,17 @@ class Shares:
 
     Args:
         slots: how many.
+        learned: the limit that is learned for a new flow, by its name; None: there is none.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, learned: Callable[[str], Limit | None] = lambda _: None) -> None:
         self.slots = self.free = slots
+        self._learned = learned
         self.pace = 0.0
         """How much slot time by weight the hungry have had: what a flow that becomes hungry begins with."""
         self._flows: dict[str, Flow] = {}
-        self._open: dict[str, Flow] = {}
+        self._active: dict[Flow, None] = {}
+        """Flows of which something is stored or asked for, as far as is known: the cost is theirs alone."""
         self._turn = 0
         self._owed: list[Flow] = []
         """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
@@ -129,7 +161,7 @@ class Shares:
     def of(self, name: str) -> Flow:
         """A flow's books."""
         if (flow := self._flows.get(name)) is None:
-            flow = self._flows[name] = Flow(name)
+            flow = self._flows[name] = Flow(name, self._learned(name))
             flow.used = self.pace
         return flow
 
@@ -137,8 +169,8 @@ class Shares:
 
     def stored(self, name: str, messages: float) -> None:
         """So many of a flow are stored."""
-        flow = self._opened(name)
-        flow.stored = messages
+        if messages or name in self._flows:
+            self._opened(name).stored = messages
 
     def counted(self, name: str, messages: float) -> None:
         """So many of a flow wait."""
@@ -169,9 +201,11 @@ class Shares:
         """A message came that is not to be run."""
         self._came(self.of(name), behind, now)
 
-    def ended(self, flow: Flow, took: float) -> None:
-        """One that ran is over, after so many seconds."""
+    def ended(self, flow: Flow, took: float, *, final: bool) -> None:
+        """One that ran is over, after so many seconds; *final*: and is stored no more."""
         flow.running -= 1
+        if final and flow.stored:
+            flow.stored -= 1
         flow.used += took / flow.weight
         self.free += 1
         if not (flow.open or flow.held):
@@ -196,7 +230,7 @@ class Shares:
         self.free += flow.asked
         flow.asked, flow.waiting, flow.stored = 0, 0, 0
         flow.open = flow.recalled = False
-        self._open.pop(name, None)
+        self._active.pop(flow, None)
         if not flow.running:
             self._flows.pop(name, None)
 
@@ -204,7 +238,7 @@ class Shares:
         flow = self.of(name)
         if not flow.open:
             flow.open, flow.quiet, flow.quiet_until = True, 0.0, -inf
-            self._open[name] = flow
+        self._active[flow] = None
         return flow
 
     def _came(self, flow: Flow, behind: float, now: float) -> None:
@@ -226,20 +260,30 @@ class Shares:
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        if len(self._open) == 1:  # the usual case, and all of static mode
-            self._give_all(next(iter(self._open.values())), decision, now)
+        self._tick(decision, now)
+        if len(self._active) == 1:  # the usual case, and all of static mode
+            self._give_all(next(iter(self._active)), decision, now)
             return decision
-        hungry = [flow for flow in self._open.values() if flow.hunger(now) > 0]
+        for flow in [flow for flow in self._active if not (flow.stored or flow.waiting or flow.asked)]:
+            del self._active[flow]
+        hungry = [flow for flow in self._active if flow.hunger(now) > 0]
         if hungry and self.free:
             hungry = self._grant(hungry, decision, now)
         if hungry:
             self._recall(hungry, decision, now)
         elif self.free:
             self._lend(decision, now)
-        self._take_back(self._open.values(), decision)
-        quiet = (flow.quiet_until for flow in self._open.values() if not flow.asked and flow.stored > flow.running)
-        decision.again = min(decision.again, min((until for until in quiet if until > now), default=inf))
+        self._take_back(self._active, decision)
+        quiet = (flow.quiet_until for flow in self._active if not flow.asked and flow.stored > flow.running)
+        decision.again = min((decision.again, *(until for until in quiet if until > now)))
         return decision
+
+    def _tick(self, decision: Decision, now: float) -> None:
+        for flow in self._active:
+            if flow.learned:
+                if flow.learned.due <= now:
+                    flow.learned.tick(now)
+                decision.again = min(decision.again, flow.learned.due)
 
     def _give_all(self, flow: Flow, decision: Decision, now: float) -> None:
         more = min(self.free, flow.limit - flow.held)
@@ -284,7 +328,7 @@ class Shares:
     def _lend(self, decision: Decision, now: float) -> None:
         """Evenly, all but the reserve."""
         spare: int = self.free - self.slots // RESERVE
-        able = [flow for flow in self._open.values() if flow.held < flow.limit and not flow.recalled]
+        able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalled]
         while spare > 0 and able:
             least = min(flow.asked for flow in able)
             lowest = [flow for flow in able if flow.asked == least]
@@ -296,15 +340,15 @@ class Shares:
     def _recall(self, hungry: list[Flow], decision: Decision, now: float) -> None:
         """What is idle, the most first, as far as it is needed."""
         needed = sum(flow.hunger(now) for flow in hungry)
-        coming: float = sum(flow.asked for flow in self._open.values() if flow.recalled)
-        idle = {flow: flow.idle(now) for flow in self._open.values()}
+        coming: float = sum(flow.asked for flow in self._active if flow.recalled)
+        idle = {flow: flow.idle(now) for flow in self._active}
         for flow in sorted(idle, key=lambda flow: -idle[flow]):
             if coming >= needed or idle[flow] <= 0:
                 break
             coming += idle[flow]
             self._call_back(flow, decision)
-        patience = (flow.asked_at + PATIENCE for flow in self._open.values() if flow.asked and not flow.recalled)
-        decision.again = min((at for at in patience if at > now), default=inf)
+        patience = (flow.asked_at + PATIENCE for flow in self._active if flow.asked and not flow.recalled)
+        decision.again = min((decision.again, *(at for at in patience if at > now)))
 
     def _take_back(self, flows: Iterable[Flow], decision: Decision) -> None:
         """What flows have asked for beyond their limits."""

@@ -1,0 +1,220 @@
+"""Function mode: which flows there are, and a consumer for each of which something is wanted.
+
+A flow is found as soon as a message for it is stored, and without asking the server all the time: by *an ear that ends
+by itself, then one look*. The ear is a plain subscription to the queue's subjects that the server ends after a few
+messages; when it is used up we wait a little, begin a new one, and then look once at what the stream holds. So a quiet
+queue is heard at once and costs nothing, and a busy one costs a few copies and one look per interval. What nobody heard
+is found by a look every two seconds. Where subscribing is not permitted, the looks are all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+
+import nats.errors
+import trio
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from ..config import Settings
+from ..events import BrokerRefused
+from ..model import Published, Stored, Waiting
+from ..policy.names import partition_of
+from ..ports import Emit, NotStored, Unusable
+from . import quirks, topology
+from .connection import ApiError, Connection
+from .consumer import Flows
+
+HEARD = 8
+"""Messages after which an ear is used up."""
+PAUSE = 0.04
+"""Seconds between two looks at least."""
+LOOK = 2.0
+"""Seconds between two looks at most."""
+_SHARE = 10
+"""A look may take one in so many seconds, however much the stream holds."""
+_MAKERS = 8
+"""Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
+_AGAIN = 1.0
+"""Seconds before another try to make a consumer."""
+
+
+class Ear:
+    """Hears of a subject's messages, a few.
+
+    Args:
+        connection: its client.
+        subject: the subject.
+        hear: told the subject of each message.
+        used_up: told when nothing more will be heard.
+    """
+
+    def __init__(
+        self, connection: Connection, subject: str, hear: Callable[[str], None], used_up: Callable[[], None]
+    ) -> None:
+        self._connection, self._subject, self._hear, self._used_up = connection, subject, hear, used_up
+        self._left = 0
+        self._subscription: Subscription | None = None
+
+    async def begin(self) -> None:
+        """Listen, unless it does."""
+        if self._left <= 0:
+            self._left = HEARD
+            self._subscription = await quirks.listen(self._connection.client, self._subject, self._on_message)
+            await self._subscription.unsubscribe(HEARD)
+
+    async def end(self) -> None:
+        """Hear nothing more."""
+        self._left = 0
+        if self._subscription:
+            subscription, self._subscription = self._subscription, None
+            with suppress(nats.errors.Error):  # the server ended it before
+                await subscription.unsubscribe()
+
+    def _on_message(self, message: Msg) -> None:
+        self._left -= 1
+        self._hear(message.subject)
+        if self._left == 0:
+            self._used_up()
+
+
+class Functions:
+    """The flows of a queue in function mode.
+
+    Args:
+        connection: to whom to talk.
+        settings: with the stream's name as it is at the server.
+        flows: where they are told.
+        emit: told what is made.
+        look: looks at the stream; what it finds is to be given to :meth:`seen`.
+    """
+
+    def __init__(
+        self, connection: Connection, settings: Settings, flows: Flows, emit: Emit, look: Callable[[], Awaitable[object]]
+    ) -> None:
+        self.ready = False
+        """Whether we know what the stream holds."""
+        self._connection, self._settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
+        self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
+        self._told: dict[str, int] = {}
+        """What was last told of each flow."""
+        self._stale = 0.0
+        """When what is told already is told again."""
+        self._soon = asyncio.Event()
+        self._looked = float("-inf")
+        self._took = 0.0
+        self._unmade: asyncio.Queue[str] = asyncio.Queue()
+
+    def look_soon(self) -> None:
+        """Something may have changed."""
+        self._soon.set()
+
+    def make(self, flow: str) -> None:
+        """Something is wanted of a flow: it needs its consumer."""
+        self._flows.open(flow).making = True
+        self._unmade.put_nowait(flow)
+
+    def lost(self, flow: str) -> None:
+        """A flow's consumer is gone. If something of it is stored, it is found anew."""
+        self._told.pop(flow, None)
+        self._flows.close(flow)
+        self.look_soon()
+
+    def forget(self) -> None:
+        """The stream was made anew: no flow of the old one is there."""
+        for flow in {*self._told, *self._flows.names()}:
+            self.lost(flow)
+
+    async def run(self) -> None:
+        """Find flows and make consumers, until cancelled."""
+        await asyncio.gather(self._find(), *(self._make() for _ in range(_MAKERS)))
+
+    # Finding.
+
+    def seen(self, stored: Mapping[str, int]) -> None:
+        """What a look at the stream has found."""
+        now = trio.current_time()
+        self._looked, self.ready = now, True
+        again = now >= self._stale
+        if again:
+            self._stale = now + LOOK
+        for subject, count in stored.items():
+            if self._told.get(subject) == count and not (again and not self._outstanding(subject)):
+                continue
+            if self._ours(subject):
+                self._tell_stored(subject, count)
+        for subject in [subject for subject, count in self._told.items() if count and subject not in stored]:
+            self._tell_stored(subject, 0)
+
+    def _heard(self, subject: str) -> None:
+        if subject in self._told:
+            self._told[subject] += 1
+            self._flows.tell(Published(subject))
+        elif self._ours(subject):
+            self._tell_stored(subject, 1)
+
+    def _tell_stored(self, subject: str, count: int) -> None:
+        self._told[subject] = count
+        self._flows.tell(Stored(subject, count))
+
+    def _ours(self, subject: str) -> bool:
+        partitions = self._settings.queue_partitions
+        return partition_of(self._settings.queue_name, subject, partitions) == self._settings.filter_partition
+
+    def _outstanding(self, flow: str) -> int:
+        puller = self._flows.find(flow)
+        return puller.outstanding if puller else 0
+
+    async def _find(self) -> None:
+        while True:
+            self._soon.clear()
+            if self._connection.up:
+                await self._hear_and_look()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), max(0.0, self._looked + LOOK - trio.current_time()) or LOOK)
+            pause = max(PAUSE, _SHARE * self._took)
+            if (wait := self._looked + pause - trio.current_time()) > 0:
+                await asyncio.sleep(wait)
+
+    async def _hear_and_look(self) -> None:
+        began = trio.current_time()
+        try:
+            for ear in self._ears:
+                await ear.begin()
+            await self._look()
+        except (ApiError, NotStored, nats.errors.Error, OSError) as error:
+            self._connection.complain("looking at the stream", error)
+        self._took = trio.current_time() - began
+
+    # Making.
+
+    async def _make(self) -> None:
+        while True:
+            flow = await self._unmade.get()
+            if self._flows.find(flow):
+                again = await self._make_one(flow)
+                puller = self._flows.find(flow)
+                if puller and again and puller.wanted:
+                    asyncio.get_running_loop().call_later(_AGAIN, partial(self._unmade.put_nowait, flow))
+                elif puller:
+                    puller.making = False
+
+    async def _make_one(self, flow: str) -> bool:
+        """Whether that must be tried again."""
+        config = topology.flow_config(self._settings, flow)
+        try:
+            info = await topology.ensure_consumer(self._connection, self._settings, config, lambda _: None, again=False)
+        except Unusable as error:
+            self._emit(BrokerRefused(str(error)))
+            return True
+        except (ApiError, NotStored) as error:
+            self._connection.complain(f"making a consumer for {flow}", error)
+            return True
+        if puller := self._flows.find(flow):
+            self._flows.ack_wait = topology.ack_wait_of(info)
+            self._flows.tell(Waiting(flow, info["num_pending"]))
+            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.nats_stream}.{config['name']}")
+        return False
