@@ -156,7 +156,7 @@ async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) ->
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
     assert [event.doing for event in events if isinstance(event, BrokerTrouble)] == [
-        "reading which functions are paused"
+        "reading what was said about functions"
     ]
 
 

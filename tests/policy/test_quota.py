@@ -4,16 +4,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.model import Quota, Rate
 from worker.policy.quota import (
     CAP,
     MOST_STARTS,
     MOST_TOKENS,
     RATE,
-    Quota,
-    Rate,
+    limited,
     parse_minimums,
     parse_rate,
     quota_of,
+    tokens,
+    uses,
+    worth,
     write_rate,
 )
 from worker.policy.retry import Ignored
@@ -26,7 +29,7 @@ def test_without_annotations_nothing_is_limited() -> None:
     """A function weighs one, and may have all there is."""
     quota, ignored = quota_of({})
     assert (quota, ignored) == (Quota(), ())
-    assert (quota.weight, quota.limited, quota.tokens(CAP), quota.tokens(RATE)) == (1, False, 0, 0)
+    assert (quota.weight, limited(quota), tokens(quota, CAP), tokens(quota, RATE)) == (1, False, 0, 0)
 
 
 def test_each_annotation_is_used() -> None:
@@ -67,21 +70,22 @@ rates = st.builds(Rate, st.integers(1, MOST_STARTS), st.sampled_from((1.0, 60.0,
 @example(Rate(MOST_STARTS, 1.0))
 def test_the_tokens_of_a_rate_are_worth_it(rate: Rate) -> None:
     """At most a hundred, each of some worth, all but the last of the same, and together exactly the rate."""
-    worths = [rate.worth_of(number) for number in range(rate.tokens)]
+    quota = Quota(rate=rate)
+    worths = [uses(quota, RATE, number) for number in range(tokens(quota, RATE))]
     assert sum(worths) == rate.starts
     assert 1 <= len(worths) <= MOST_TOKENS
-    assert set(worths[:-1]) <= {rate.worth}
-    assert 1 <= worths[-1] <= rate.worth
-    assert rate.worth_of(rate.tokens) == 0
+    assert set(worths[:-1]) <= {worth(rate)}
+    assert 1 <= worths[-1] <= worth(rate)
+    assert uses(quota, RATE, len(worths)) == 0
     assert parse_rate(write_rate(rate)) == rate
 
 
 @given(st.integers(1, 100_000), st.integers(0, 200_000))
 def test_a_token_past_the_cap_is_worth_nothing(most: int, number: int) -> None:
     """So whoever gets one after the cap was lowered takes it off the queue."""
-    assert Quota(most=most).uses(CAP, number) == (number < most)
-    assert Quota(most=most).uses(RATE, number) == 0
-    assert Quota().uses(CAP, number) == 0
+    assert uses(Quota(most=most), CAP, number) == (number < most)
+    assert uses(Quota(most=most), RATE, number) == 0
+    assert uses(Quota(), CAP, number) == 0
 
 
 @given(st.text(max_size=30))

@@ -18,17 +18,13 @@ from ..policy.names import label_of
 from ..ports import NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
-from .controls import Control, Controls, stream_config, stream_name, subject_for, write
+from .controls import Control, Controls, keep, subject_for, write
 from .options import connect_options
 
 T = TypeVar("T")
 
 _CONNECT_WITHIN = 5.0
 """Seconds for the connection: a person waits for it."""
-_NO_STREAM = 10059
-_NO_CONSUMER = 10014
-_OTHERWISE = 10058
-"""JetStream's error codes."""
 
 
 class Refused(Exception):  # noqa: N818 -- what was done with the wish
@@ -169,7 +165,7 @@ async def _mode(place: Place) -> str | None:
         shared = await place.connection.ask(f"CONSUMER.INFO.{place.stream}.{place.settings.nats_durable}")
         return str(_recorded(shared) or "static")
     except ApiError as error:
-        if error.err_code != _NO_CONSUMER:
+        if error.err_code != topology.NO_CONSUMER:
             raise
     consumers = (await place.connection.ask(f"CONSUMER.LIST.{place.stream}")).get("consumers") or []
     return next((str(mode) for consumer in consumers if (mode := _recorded(consumer))), None)
@@ -183,7 +179,7 @@ async def _stream(place: Place, payload: dict[str, Any] | None = None) -> dict[s
     try:
         return await place.connection.ask(f"STREAM.INFO.{place.stream}", payload)
     except ApiError as error:
-        if error.err_code != _NO_STREAM:
+        if error.err_code != topology.NO_STREAM:
             raise
         raise Unusable(
             f"there is no stream {place.stream}: start a worker, which makes it, or check nats_stream"
@@ -191,22 +187,8 @@ async def _stream(place: Place, payload: dict[str, Any] | None = None) -> dict[s
 
 
 async def _set(place: Place, label: str, control: Control) -> dict[str, Control]:
-    stream, subject = stream_name(place.settings), subject_for(place.settings.queue_name, label)
-    headers = {"Nats-Expected-Stream": stream}
-    try:
-        await place.connection.store(subject, write(control), headers)
-    except (NotStored, ApiError):  # most likely the first one ever
-        await _make(place, stream_config(place.settings))
-        await place.connection.store(subject, write(control), headers)
+    await keep(place.connection, place.settings, subject_for(place.settings.queue_name, label), write(control))
     return _paused(await _known(place))
-
-
-async def _make(place: Place, config: dict[str, Any]) -> None:
-    try:
-        await place.connection.ask(f"STREAM.CREATE.{config['name']}", config)
-    except ApiError as error:
-        if error.err_code != _OTHERWISE:  # an operator's own settings for it are used as they are
-            raise
 
 
 async def _known(place: Place) -> dict[str, Control]:

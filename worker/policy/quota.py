@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
+from ..model import Quota, Rate
 from .names import split_function
 from .retry import Ignored
 
@@ -29,59 +31,38 @@ MOST_WEIGHT = 1_000
 MOST_INFLIGHT = 100_000
 MOST_STARTS = 1_000_000
 """Far above what one function can be sent; what is more is a mistake."""
+RATE_WAIT = 10.0
+"""Seconds above the window that a token of a rate stays away when nothing was heard of it: whoever has it may die."""
+USABLE = RATE_WAIT / 2
+"""Seconds from its arrival in which a token of a rate may be used. With the other half for its way to us, nobody gets
+it again earlier than a window after its last use, whatever happens to us and to what we say."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SHOWN = 80
 """Characters of an ignored annotation that are told on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many starts in every window of so many seconds."""
-
-    starts: int
-    window: float
-
-    @property
-    def worth(self) -> int:
-        """Uses of a token; the last one may have fewer."""
-        return -(-self.starts // MOST_TOKENS)
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return -(-self.starts // self.worth)
-
-    def worth_of(self, number: int) -> int:
-        """Uses of the token of that number; none where the rate has no such token."""
-        return max(0, min(self.worth, self.starts - number * self.worth))
+def limited(quota: Quota) -> bool:
+    """Whether it takes tokens to run one."""
+    return quota.most is not None or quota.rate is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What a function's annotations say."""
+def tokens(quota: Quota, kind: str) -> int:
+    """How many tokens of a kind there are; without a limit, none."""
+    if kind == CAP:
+        return quota.most or 0
+    return -(-quota.rate.starts // worth(quota.rate)) if quota.rate else 0
 
-    weight: int = 1
-    most: int | None = None
-    """Invocations at once, over all workers."""
-    rate: Rate | None = None
-    """Starts, over all workers."""
 
-    @property
-    def limited(self) -> bool:
-        """Whether it takes tokens to run one."""
-        return self.most is not None or self.rate is not None
+def worth(rate: Rate) -> int:
+    """Uses of a token; the last one may have fewer."""
+    return -(-rate.starts // MOST_TOKENS)
 
-    def tokens(self, kind: str) -> int:
-        """How many tokens of a kind there are; without a limit, none."""
-        if kind == CAP:
-            return self.most or 0
-        return self.rate.tokens if self.rate else 0
 
-    def uses(self, kind: str, number: int) -> int:
-        """Uses of the token of that number; none where it is of an earlier quota, and is to be taken off the queue."""
-        if kind == CAP:
-            return int(number < (self.most or 0))
-        return self.rate.worth_of(number) if self.rate else 0
+def uses(quota: Quota, kind: str, number: int) -> int:
+    """Uses of the token of that number; none where it is of an earlier quota, and is to be taken off the queue."""
+    if kind == CAP:
+        return int(number < (quota.most or 0))
+    return max(0, min(worth(quota.rate), quota.rate.starts - number * worth(quota.rate))) if quota.rate else 0
 
 
 def parse_rate(text: str) -> Rate:
@@ -131,9 +112,15 @@ def _whole(most: int) -> Callable[[str], int]:
     return parse
 
 
+parse_most = _whole(MOST_INFLIGHT)
+"""A cap.
+
+Raises:
+    ValueError: it is none.
+"""
 _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),
-    "com.openfaas.queue.max_inflight": ("most", _whole(MOST_INFLIGHT)),
+    "com.openfaas.queue.max_inflight": ("most", parse_most),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
 
@@ -147,7 +134,7 @@ def quota_of(annotations: Mapping[str, str]) -> tuple[Quota, tuple[Ignored, ...]
         if not (value := annotations.get(annotation, "").strip()):
             continue
         try:
-            quota = replace(quota, **{name: parse(value)})
+            quota = msgspec.structs.replace(quota, **{name: parse(value)})
         except ValueError as error:
             ignored += (Ignored(annotation, value[:_SHOWN], str(error)),)
     return quota, ignored
