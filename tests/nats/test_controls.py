@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio_asyncio
 from hypothesis import example, given
@@ -16,8 +17,9 @@ from trio_asyncio import aio_as_trio
 from tests.servers import NatsServer, until
 from worker.config import Settings, load
 from worker.events import BrokerTrouble, Event
-from worker.nats.connection import Connection
-from worker.nats.controls import READ_AGAIN, Control, Controls, read, stream_config, subject_for, write
+from worker.model import Quota, Rate
+from worker.nats.connection import _API_TIMEOUT, Connection
+from worker.nats.controls import READ_AGAIN, Agreed, Control, Controls, read, stream_config, subject_for, write
 from worker.nats.options import connect_options
 
 STREAM = "faas-request-functions"
@@ -64,6 +66,16 @@ async def test_all_workers_hear(tmp_path: Path) -> None:
             await until(lambda: one == other == [{"echo.fn"}], "both to hear of the pause")
             say(server, "echo.fn", paused=False)
             await until(lambda: one == other == [{"echo.fn"}, set()], "both to hear of its end")
+
+
+async def test_the_first_word_is_stored_at_once(tmp_path: Path) -> None:
+    """With workers that listen, a missing stream is no request that nobody answers: it is looked for, and made."""
+    with NatsServer(tmp_path) as server:
+        async with following(server, []) as (controls, told):
+            with trio.fail_after(_API_TIMEOUT - 1.0):
+                await aio_as_trio(controls.agree)("echo.fn", Quota(most=5), 7)
+            assert controls.quotas["echo.fn"] == Agreed(Quota(most=5), 7)
+            assert told == []
 
 
 async def test_what_is_paused_is_known_before_anything_is_asked_for(tmp_path: Path) -> None:
@@ -199,3 +211,19 @@ def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
 def test_later_versions_may_write_more() -> None:
     """What we do not know of is not looked at."""
     assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == ("echo.fn", Control(paused=True))
+
+
+@given(names, names, names, st.none() | st.integers(1, 100_000), st.none() | st.integers(1, 10**6), st.integers(0))
+def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
+    queue: str, name: str, namespace: str, most: int | None, starts: int | None, stored: int
+) -> None:
+    """Beside what operators said, on a subject of its own."""
+    agreed = Agreed(Quota(most=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
+    subject = subject_for(queue, f"{name}.{namespace}.quota")
+    assert read(queue, subject, write(agreed)) == (f"{name}.{namespace}", agreed)
+
+
+@pytest.mark.parametrize("said", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
+def test_what_cannot_have_been_agreed_is_nothing(said: str) -> None:
+    """A cap of nothing would stop a function for good."""
+    assert read("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None

@@ -36,17 +36,18 @@ class Replica:
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append)
         self.outbox = Outbox(self.connection, self.events.append)
-        self.flows = Flows(
-            self.connection,
-            self.outbox,
-            make=lambda flow: self.quotas.make(flow),
-            lost=lambda flow: self.quotas.lost(flow),
-        )
+        self.flows = Flows(self.connection, self.outbox, self._make, self._lost)
         self.flows.ack_wait = settings.ack_wait
         self.controls = Controls(self.connection, settings)
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.last(settings.ack_wait)
+
+    def _make(self, flow: str) -> None:
+        self.quotas.make(flow)
+
+    def _lost(self, flow: str) -> None:
+        self.quotas.lost(flow)
 
     async def open(self) -> None:
         await self.connection.open()
@@ -84,7 +85,8 @@ class Replica:
     def die(self) -> None:
         """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
         self.dead = True
-        self.outbox.settle = self.outbox.extend = lambda *_, **__: None  # type: ignore[method-assign]
+        setattr(self.outbox, "settle", lambda *_, **__: None)  # noqa: B010 -- mypy would not have it otherwise
+        setattr(self.outbox, "extend", lambda *_, **__: None)  # noqa: B010 -- the same
         quirks.abort(self.connection.client)
 
 

@@ -130,16 +130,21 @@ async def keep(
         worker.ports.NotStored: nothing confirms it.
     """
     config = stream_config(settings)
-    headers = {"Nats-Expected-Stream": config["name"], **(headers or {})}
+    try:  # to find out by storing would take a timeout: workers hear what is said there, so it does not go unheard
+        await connection.ask(f"STREAM.INFO.{config['name']}")
+    except ApiError as error:
+        if error.err_code != _NO_STREAM:
+            raise
+        await _make(connection, config)
+    await connection.store(subject, data, {"Nats-Expected-Stream": config["name"], **(headers or {})})
+
+
+async def _make(connection: Connection, config: dict[str, Any]) -> None:
     try:
-        await connection.store(subject, data, headers)
-    except NotStored:  # most likely the first one ever
-        try:
-            await connection.ask(f"STREAM.CREATE.{config['name']}", config)
-        except ApiError as error:
-            if error.err_code != _OTHERWISE:  # an operator's own settings for it are used as they are
-                raise
-        await connection.store(subject, data, headers)
+        await connection.ask(f"STREAM.CREATE.{config['name']}", config)
+    except ApiError as error:
+        if error.err_code != _OTHERWISE:  # someone was quicker, perhaps with settings of their own, which are used
+            raise
 
 
 class Controls:
