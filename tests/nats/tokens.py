@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -16,13 +17,14 @@ from worker.events import Event
 from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Limited, Quota
 from worker.nats import quirks
-from worker.nats.connection import Connection
+from worker.nats.connection import ApiError, Connection
 from worker.nats.consumer import Flows
 from worker.nats.controls import Controls
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.quotas import Quotas
 from worker.policy.quota import USABLE
+from worker.ports import NotStored
 
 
 class Replica:
@@ -42,6 +44,12 @@ class Replica:
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.last(settings.ack_wait)
+        self._again = False
+        """The connection has come again, so requests must be sent again: the queue does that."""
+        self.connection.changed.append(self._on_change)
+
+    def _on_change(self, up: bool) -> None:
+        self._again = up
 
     def _make(self, flow: str) -> None:
         self.quotas.make(flow)
@@ -62,9 +70,17 @@ class Replica:
             await asyncio.sleep(0.05)
             now = trio.current_time()
             await self.connection.watch()
+            if self._again:
+                await self._begin_anew()
             await self.flows.check(now)
             self.outbox.repeat(now)
             self.outbox.wake()
+
+    async def _begin_anew(self) -> None:
+        with contextlib.suppress(NotStored, ApiError):  # it is still starting: once more
+            await self.connection.ask("STREAM.INFO.faas-request-quotas")
+            self._again = False
+            await self.flows.begin_anew()
 
     async def receive(self) -> None:
         """Take what comes, for ever."""
