@@ -41,13 +41,16 @@ from worker.model import (
     TimedOut,
     Verdict,
 )
+from worker.nats import controls, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
 from worker.observe.tallies import Tallies
 from worker.parent.processes import Processes
 from worker.parent.run import Own
+from worker.policy import quota
 from worker.policy.decide import decide, status_of
+from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
 
@@ -192,6 +195,17 @@ def test_manifest(file: Path) -> None:
     settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
+
+
+def test_queue_annotations_table() -> None:
+    """Every annotation that says what a function may have is listed, with what is accepted."""
+    rows = section(OPERATIONS, "## Settings").rpartition("| annotation | accepted | meaning |")[2]
+    listed = dict(re.findall(r"(?m)^\| `(com[\w.]+)` \| (.*?) \|", rows))
+    assert listed.keys() == QUEUE_ANNOTATIONS.keys()
+    assert listed["com.openfaas.queue.weight"].startswith(f"1 to {quota.MOST_WEIGHT},")
+    assert listed["com.openfaas.queue.max_inflight"] == f"1 to {quota.MOST_INFLIGHT}"
+    for example in re.findall("`(.*?)`", listed["com.openfaas.queue.rate"]):
+        assert quota.write_rate(quota.parse_rate(example)) == example
 
 
 # Decisions.
@@ -355,7 +369,9 @@ def test_troubleshooting_messages() -> None:
 # JSON.
 
 
-@pytest.mark.parametrize("config", [stream_config, consumer_config, dead_letter_config])
+@pytest.mark.parametrize(
+    "config", [stream_config, consumer_config, dead_letter_config, controls.stream_config, quotas.stream_config]
+)
 def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
     """The JSON to make stream, consumer and dead letters by hand is what the worker itself would send."""
     expected = config(DEFAULTS)
