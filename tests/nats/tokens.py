@@ -46,7 +46,6 @@ class Replica:
         self.leases.last(settings.ack_wait)
         self._again = False
         """The connection has come again, so requests must be sent again: the queue does that."""
-        self.connection.changed.append(self._on_change)
 
     def _on_change(self, up: bool) -> None:
         self._again = up
@@ -59,6 +58,7 @@ class Replica:
 
     async def open(self) -> None:
         await self.connection.open()
+        self.connection.changed.append(self._on_change)
         await self.outbox.open()
         await self.controls.open()
 
