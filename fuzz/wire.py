@@ -26,28 +26,28 @@ def check(data: bytes) -> None:
 
 def _is_a_delivery_s_or_not(subject: str) -> None:
     try:
-        (sequence, stored), count = parse_ack_subject(subject)
+        (sequence, stored), count, behind = parse_ack_subject(subject)
     except ValueError as refused:
         reason = str(refused)
     else:
-        assert expected(subject) == ((sequence, stored), count), subject
-        assert min(sequence, stored, count) >= 0
+        assert expected(subject) == ((sequence, stored), count, behind), subject
+        assert min(sequence, stored, count, behind) >= 0
         return
     assert expected(subject) is None, subject
     assert reason.isprintable()
     assert len(reason) < 2500
 
 
-def expected(subject: str) -> tuple[tuple[int, int], int] | None:
+def expected(subject: str) -> tuple[tuple[int, int], int, int] | None:
     """What the subject's tokens say, or None: 9 of them, or 11 and more; the numbers in ASCII digits, 20 at most."""
     tokens = subject.split(".")
     if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9 or len(tokens) == 10:
         return None
     first = 4 if len(tokens) == 9 else 6
-    if not all(re.fullmatch("[0-9]{1,20}", token) for token in tokens[first : first + 4]):
+    if not all(re.fullmatch("[0-9]{1,20}", token) for token in tokens[first : first + 5]):
         return None
-    count, sequence, _, stored = (int(token) for token in tokens[first : first + 4])
-    return (sequence, stored), count
+    count, sequence, _, stored, behind = (int(token) for token in tokens[first : first + 5])
+    return (sequence, stored), count, behind
 
 
 def _is_a_status_or_not(headers: dict[str, str]) -> None:

@@ -30,6 +30,8 @@ class Rig(Protocol):
 
     ack_wait: float
     """Of its consumer (s)."""
+    flow: str
+    """By which all messages come."""
 
     def connect(self) -> AbstractAsyncContextManager[Queue]:
         """A worker's queue. A second one may be opened when the first has nothing more to do but to be settled."""
@@ -63,6 +65,7 @@ class FakeRig:
     """The in-memory broker."""
 
     ack_wait = 30.0
+    flow = ""
 
     def __init__(self, _: Path) -> None:
         self._server = Server(self.ack_wait)
@@ -122,6 +125,8 @@ class NatsRig:
     """A nats-server, and :mod:`worker.nats`."""
 
     ack_wait = 1.0
+    flow = ""
+    mode = "static"
 
     def __init__(self, directory: Path) -> None:
         self._server = NatsServer(directory)
@@ -135,7 +140,8 @@ class NatsRig:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Queue]:
-        settings = load({"nats_port": str(self._server.port), "ack_wait": f"{self.ack_wait:g}s"}).settings
+        environment = {"nats_port": str(self._server.port), "ack_wait": f"{self.ack_wait:g}s"}
+        settings = load(environment | {"scaling_mode": self.mode}).settings
         async with open_queue(settings, lambda _: None) as queue:
             yield queue
 
@@ -163,10 +169,21 @@ class NatsRig:
         self._server.api(f"CONSUMER.DELETE.{STREAM}.faas-workers")
 
 
+class FunctionRig(NatsRig):
+    """The same, in function mode: with a consumer for the one subject that there is."""
+
+    flow = STREAM
+    mode = "function"
+
+    async def make_anew(self) -> None:
+        for name in self._server.api(f"CONSUMER.NAMES.{STREAM}")["consumers"]:
+            self._server.api(f"CONSUMER.DELETE.{STREAM}.{name}")
+
+
 def on_each_broker(law: Law) -> Callable[[type[FakeRig | NatsRig], Path], None]:
     """A test of *law* for each rig, named and documented as the law is."""
 
-    @pytest.mark.parametrize("rig", [FakeRig, NatsRig], ids=["fake", "nats"])
+    @pytest.mark.parametrize("rig", [FakeRig, NatsRig, FunctionRig], ids=["fake", "nats", "functions"])
     def test(rig: type[FakeRig | NatsRig], tmp_path: Path) -> None:
         rig(tmp_path).run(law)
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.conformance.rigs import Rig, on_each_broker
-from worker.model import Ack, DeadLetter, Delivery, Nak, Term
+from worker.model import Ack, DeadLetter, Delivery, Gone, Nak, Notice, Stored, Term
 from worker.ports import Consumer, NotStored, Queue
 
 SOON = 10.0
@@ -25,16 +25,32 @@ async def receive(consumer: Consumer, count: int) -> list[Delivery]:
     came: list[Delivery] = []
     with trio.fail_after(SOON + 3 * consumer.ack_wait):
         while len(came) < count:
-            came += await consumer.receive()
+            came += await some(consumer)
     assert len(came) == count
     return came
+
+
+async def some(consumer: Consumer) -> list[Delivery]:
+    """What has come, at least one delivery; notices are passed over."""
+    while True:
+        came = [each for each in await consumer.receive() if isinstance(each, Delivery)]
+        if came:
+            return came
+
+
+async def found_anew(consumer: Consumer, flow: str) -> None:
+    """A flow is gone, and then there again."""
+    told: list[Delivery | Notice] = []
+    with trio.fail_after(SOON):
+        while not (Gone(flow) in told and any(isinstance(each, Stored) for each in told[told.index(Gone(flow)) :])):
+            told += await consumer.receive()
 
 
 async def nothing(consumer: Consumer, seconds: float) -> None:
     """Nothing comes for so long."""
     came: Sequence[Delivery] = ()
     with trio.move_on_after(seconds):
-        came = await consumer.receive()
+        came = await some(consumer)
     assert not came
 
 
@@ -56,7 +72,7 @@ async def test_delivers(rig: Rig) -> None:
         consumer = await queue.consume()
         assert consumer.ack_wait == rig.ack_wait
         before = trio.current_time()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         one, two = await receive(consumer, 2)
         assert (one.payload, two.payload) == (b"one", b"\x00\xff")
         assert (one.count, two.count) == (1, 1)
@@ -74,7 +90,7 @@ async def test_in_order(rig: Rig) -> None:
         consumer = await queue.consume()
         came = list[bytes]()
         for want in (1, 2, 7, 30, 10):
-            consumer.want(want)
+            consumer.want(want, rig.flow)
             came += payloads(await receive(consumer, want))
         assert came == [b"%d" % number for number in range(50)]
 
@@ -85,11 +101,11 @@ async def test_no_more_than_wanted(rig: Rig) -> None:
     await rig.publish(*[b""] * 10)
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3)
+        consumer.want(3, rig.flow)
         await receive(consumer, 3)
         await nothing(consumer, rig.ack_wait / 3)
-        consumer.want(1)
-        consumer.want(1)
+        consumer.want(1, rig.flow)
+        consumer.want(1, rig.flow)
         await receive(consumer, 2)
 
 
@@ -98,7 +114,7 @@ async def test_what_is_wanted_stays_wanted(rig: Rig) -> None:
     """What nothing came for yet stays wanted."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.publish(b"one")
         assert payloads(await receive(consumer, 1)) == [b"one"]
@@ -112,7 +128,7 @@ async def test_ack_removes(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Ack(), before=inf)
         await settled(queue)
@@ -126,7 +142,7 @@ async def test_term_removes(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Term("line\r\none\nand é " + 1000 * "x"), before=inf)
         await settled(queue)
@@ -140,11 +156,11 @@ async def test_nak_gives_out_again(rig: Rig) -> None:
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=inf)
         await settled(queue)
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.payload, again.count) == (one.id, b"one", 2)
         assert again.arrived < one.arrived + rig.ack_wait
@@ -156,7 +172,7 @@ async def test_nak_with_a_delay(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3)
+        consumer.want(3, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.settle(one, Nak(rig.ack_wait / 2), before=inf)
@@ -173,7 +189,7 @@ async def test_nak_with_a_long_delay(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.settle(one, Nak(rig.ack_wait * 1.5), before=inf)
@@ -187,7 +203,7 @@ async def test_a_late_nak_is_not_said(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=one.arrived)
         await settled(queue)
@@ -202,7 +218,7 @@ async def test_a_late_ack_is_said(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         await receive(consumer, 1)
         queue.settle(one, Ack(), before=one.arrived)
@@ -216,7 +232,7 @@ async def test_without_extension_it_comes_again(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.count) == (one.id, 2)
@@ -229,7 +245,7 @@ async def test_extensions_keep_it(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         confirmed = list[int]()
         for number in range(9):
@@ -247,7 +263,7 @@ async def test_said_in_order(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.extend(one, lambda: None, before=inf)
@@ -261,12 +277,12 @@ async def test_a_cancelled_receive_loses_nothing(rig: Rig) -> None:
     """Whenever waiting for deliveries is cancelled, none is lost and none comes twice."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(200)
+        consumer.want(200, rig.flow)
         came = list[bytes]()
         for number in range(100):
             await rig.publish(b"%d" % number)
             with trio.move_on_after(rig.ack_wait / 10_000 * (number % 20)):
-                came += payloads([*await consumer.receive()])
+                came += payloads(await some(consumer))
         if len(came) < 100:
             came += payloads(await receive(consumer, 100 - len(came)))
         assert came == [b"%d" % number for number in range(100)]
@@ -278,21 +294,21 @@ async def test_stop_returns_what_was_not_started(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (one,) = await receive(consumer, 1)
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         await trio.sleep(rig.ack_wait / 3)  # so that it has come
         with trio.fail_after(SOON):
             unstarted = await consumer.stop()
         assert payloads([*unstarted]) == [b"two"]
-        consumer.want(5)
+        consumer.want(5, rig.flow)
         for delivery in (one, *unstarted):
             queue.settle(delivery, Nak(), before=inf)
         await settled(queue)
         await nothing(consumer, rig.ack_wait / 3)
         async with rig.connect() as other:
             successor = await other.consume()
-            successor.want(3)
+            successor.want(3, rig.flow)
             came = await receive(successor, 3)
             assert sorted((each.payload, each.count) for each in came) == [(b"one", 2), (b"three", 1), (b"two", 2)]
 
@@ -302,7 +318,7 @@ async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
     """Stopping with nothing there returns nothing, at once; what is published later stays for others."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(5)
+        consumer.want(5, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         with trio.fail_after(rig.ack_wait):
             assert list(await consumer.stop()) == []
@@ -310,7 +326,7 @@ async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
         await nothing(consumer, rig.ack_wait / 3)
         async with rig.connect() as other:
             successor = await other.consume()
-            successor.want(1)
+            successor.want(1, rig.flow)
             (one,) = await receive(successor, 1)
             assert one.count == 1
 
@@ -321,7 +337,7 @@ async def test_burying(rig: Rig) -> None:
     await rig.publish(b"\x00 no JSON \xff")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (one,) = await receive(consumer, 1)
         letter = DeadLetter(one, "not a QueueRequest\r\nX-Forged: yes", 0, None, None, None)
         with trio.fail_after(SOON):
@@ -341,7 +357,7 @@ async def test_burying_twice(rig: Rig) -> None:
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         for delivery in await receive(consumer, 2):
             letter = DeadLetter(delivery, "gave up", 3, "a-call-id", "echo.openfaas-fn", 500)
             with trio.fail_after(SOON):
@@ -359,7 +375,7 @@ async def test_backlog(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2)
+        consumer.want(2, rig.flow)
         one, _ = await receive(consumer, 2)
         queue.settle(one, Ack(), before=inf)
         await settled(queue)
@@ -381,7 +397,7 @@ async def test_a_broker_that_is_not_there_yet(rig: Rig) -> None:
 
         async def work() -> None:
             consumer = await queue.consume()
-            consumer.want(1)
+            consumer.want(1, rig.flow)
             assert payloads(await receive(consumer, 1)) == [b"one"]
 
         nursery.start_soon(work)
@@ -394,7 +410,7 @@ async def test_credit_outlives_the_connection(rig: Rig) -> None:
     """What was wanted before the broker went away is wanted when it is back, and no more than that."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3)
+        consumer.want(3, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.stop()
         await nothing(consumer, rig.ack_wait / 3)
@@ -414,7 +430,7 @@ async def test_settlements_outlive_the_connection(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3)
+        consumer.want(3, rig.flow)
         one, two, three = await receive(consumer, 3)
         queue.extend(three, lambda: None, before=inf)
         await rig.stop()
@@ -434,14 +450,14 @@ async def test_a_crash_keeps_what_was_confirmed(rig: Rig) -> None:
     await rig.publish(*(b"%d" % number for number in range(100)))
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(80)
+        consumer.want(80, rig.flow)
         came = await receive(consumer, 80)
         for delivery in came[:60]:
             queue.settle(delivery, Ack() if delivery.id[0] % 2 else Term("given up"), before=inf)
         await settled(queue)
         await rig.crash()
         assert await rig.left() == 40
-        consumer.want(40)
+        consumer.want(40, rig.flow)
         later = await receive(consumer, 40)
         assert sorted(delivery.id[0] for delivery in later) == [*range(61, 101)]
         for delivery in later:
@@ -455,7 +471,7 @@ async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
     """What was wanted before the broker was killed is wanted when it is back, and no more than that."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3)
+        consumer.want(3, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.crash()
         await rig.publish(*[b""] * 6)
@@ -473,7 +489,7 @@ async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (one,) = await receive(consumer, 1)
         await rig.stop()
         with trio.fail_after(SOON), pytest.raises(NotStored):
@@ -484,19 +500,25 @@ async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
 
 @on_each_broker
 async def test_a_consumer_made_anew(rig: Rig) -> None:
-    """When the consumer is deleted it is made again: what was not settled comes at once, counted from one."""
+    """When the consumer is deleted it is made again: what was not settled comes at once, counted from one.
+
+    A flow among others is gone then, and so is what was wanted of it; that it is stored still is told anew.
+    """
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(4)
+        consumer.want(4, rig.flow)
         one, two, three = await receive(consumer, 3)
         queue.settle(one, Ack(), before=inf)
         queue.settle(two, Nak(1000), before=inf)
         await settled(queue)
         await rig.make_anew()
+        if rig.flow:
+            await found_anew(consumer, rig.flow)
+            consumer.want(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.count) == (two.id, 1)
-        consumer.want(1)
+        consumer.want(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.count) == (three.id, 1)
         await nothing(consumer, rig.ack_wait / 3)

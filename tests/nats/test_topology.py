@@ -58,7 +58,7 @@ def test_what_we_make_has_no_faults_and_no_surprises() -> None:
     """A second start finds what the first made, and says nothing."""
     settings = _settings()
     assert topology.stream_faults(topology.stream_config(settings), settings) == ([], [])
-    assert topology.consumer_faults(topology.consumer_config(settings), settings) == ([], [])
+    assert topology.consumer_faults(topology.consumer_config(settings), topology.consumer_config(settings)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,14 @@ def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> Non
         ({"deliver_subject": "x"}, "push consumer"),
         ({"max_deliver": 5}, "max_deliver"),
         ({"backoff": [1, 2]}, "backoff"),
-        ({"metadata": {"queue-worker.mode": "function"}}, "function mode"),
     ],
 )
 def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> None:
     """Each property of a found consumer that cannot work is named."""
     settings = _settings()
-    faults, _ = topology.consumer_faults(topology.consumer_config(settings) | change, settings)
+    faults, _ = topology.consumer_faults(
+        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+    )
     assert len(faults) == 1
     assert named in faults[0]
 
@@ -101,7 +102,7 @@ def test_all_faults_are_named_together() -> None:
     """An operator mends all of them at once, not one a restart."""
     settings = _settings()
     found = {"ack_policy": "none", "deliver_subject": "x", "max_deliver": 3}
-    assert len(topology.consumer_faults(found, settings)[0]) == 3
+    assert len(topology.consumer_faults(found, topology.consumer_config(settings))[0]) == 3
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,9 @@ def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> N
 def test_surprises_of_a_consumer_are_told(change: dict[str, Any], named: str) -> None:
     """The same for consumers."""
     settings = _settings()
-    faults, surprises = topology.consumer_faults(topology.consumer_config(settings) | change, settings)
+    faults, surprises = topology.consumer_faults(
+        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+    )
     assert faults == []
     assert any(named in surprise for surprise in surprises)
 

@@ -15,14 +15,14 @@ from worker.nats.wire import Status, is_stored, parse_ack_subject, parse_answer,
 def test_a_delivery_of_nine_tokens() -> None:
     """What nats-server 2.15 sends."""
     subject = "$JS.ACK.faas-request.faas-workers.3.17.21.1700000000000000001.5"
-    assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3)
+    assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
 
 
 @pytest.mark.parametrize("more", ["", ".token", ".more.tokens"])
 def test_a_delivery_with_domain_and_account(more: str) -> None:
     """Eleven tokens or more, as ADR-15 has it: domain and account come before the stream."""
     subject = f"$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.3.17.21.1700000000000000001.5{more}"
-    assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3)
+    assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_what_is_no_delivery_is_told(subject: str) -> None:
 def test_a_number_has_as_many_digits_as_64_bits_can_hold() -> None:
     """Twenty, the largest of JetStream's."""
     subject = "$JS.ACK.faas-request.faas-workers.3.18446744073709551615.21.1700000000000000001.5"
-    assert parse_ack_subject(subject) == ((18446744073709551615, 1700000000000000001), 3)
+    assert parse_ack_subject(subject) == ((18446744073709551615, 1700000000000000001), 3, 5)
 
 
 @given(st.one_of(st.text(), st.lists(st.text(alphabet="0123456789ab"), max_size=14).map(".".join)))
@@ -60,10 +60,10 @@ def test_anything_else_is_a_value_error(tail: str) -> None:
     """No subject makes the reader fail in another way."""
     for subject in (tail, f"$JS.ACK.{tail}"):
         try:
-            (sequence, stored), count = parse_ack_subject(subject)
+            (sequence, stored), count, behind = parse_ack_subject(subject)
         except ValueError:
             continue
-        assert all(isinstance(number, int) for number in (sequence, stored, count))
+        assert all(isinstance(number, int) for number in (sequence, stored, count, behind))
 
 
 @pytest.mark.parametrize(

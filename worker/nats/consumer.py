@@ -6,15 +6,17 @@ What it costs grows with the flows that ask, not with those there are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 
 import nats.errors
 import trio
 from trio_asyncio import aio_as_trio
 
-from ..model import Delivery, Gone, Notice, Returned
+from ..model import Delivery, Gone, Notice
 from .connection import Connection
 from .credit import FEW_LANES, HEARTBEAT, LANES, PORTION, Credit
+from .layout import Layout
 from .outbox import Outbox
 from .pull import Arrivals, Puller
 
@@ -45,6 +47,8 @@ class Flows:
     ) -> None:
         self.ack_wait = 0.0
         self.stopped = False
+        self._begun = False
+        """Whether requests of the connection before can be answered no more."""
         self._connection, self._outbox, self._make, self._most = connection, outbox, make, most
         self._lost = lost
         self._arrivals = Arrivals()
@@ -58,6 +62,8 @@ class Flows:
         self._recalls: list[Puller] = []
         self._void: set[str] = set()
         """Flows that are gone, which is not received yet: what is wanted of them until then never comes."""
+        self.leaving: Callable[[], Awaitable[None]] | None = None
+        """What else is to be done, on the asyncio side, when it stops."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listened = 0.0
         connection.changed.append(self._on_change)
@@ -103,10 +109,9 @@ class Flows:
 
     # The asyncio side.
 
-    @property
-    def recalled(self) -> bool:
-        """Whether something is on its way back."""
-        return bool(self._recalls or self._tasks)
+    def know(self, layout: Layout) -> None:
+        """How the queue is divided now: what retired consumers have is not for others to hand to us."""
+        self._arrivals.retiring = layout if layout.retired else None
 
     def names(self) -> list[str]:
         """All flows."""
@@ -148,10 +153,9 @@ class Flows:
         await self._arrivals.close_left(now)
 
     async def begin_anew(self) -> None:
-        """After a connection was lost: into new inboxes, so that nothing asked for before is answered now."""
-        for puller in self._pullers.values():
-            puller.begin_anew()
-        await self._arrivals.close_left(float("inf"))
+        """Ask, over a new connection: into new inboxes, so that nothing asked for before is answered now."""
+        await self._arrivals.close_left(inf)
+        self._begun = True
         for puller in self._pullers.values():
             if puller.wanted and puller.bound:
                 self._may_ask(puller)
@@ -175,7 +179,7 @@ class Flows:
             task = asyncio.ensure_future(self._take_back(recalled))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if self._outbox.crowded:
+        if self._outbox.crowded or not self._begun:
             return
         asks, self._asks = self._asks, {}
         now = trio.current_time()
@@ -200,6 +204,8 @@ class Flows:
     async def _end_interest(self) -> None:
         if not self._connection.up:
             return
+        if self.leaving:
+            await self.leaving()
         for puller in [*self._open]:
             await puller.withdraw()
         await self._outbox.echo()
@@ -210,6 +216,7 @@ class Flows:
 
     def _on_change(self, up: bool) -> None:
         if not up:
+            self._begun = False
             for puller in self._pullers.values():
                 puller.disconnected()
             self._open.clear()

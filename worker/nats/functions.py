@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import count
 
 import nats.errors
 import trio
@@ -22,11 +23,11 @@ from nats.aio.subscription import Subscription
 from ..config import Settings
 from ..events import BrokerRefused
 from ..model import Published, Stored, Waiting
-from ..policy.names import partition_of
 from ..ports import Emit, NotStored, Unusable
 from . import quirks, topology
 from .connection import ApiError, Connection
 from .consumer import Flows
+from .layout import Layout
 
 HEARD = 8
 """Messages after which an ear is used up."""
@@ -34,10 +35,12 @@ PAUSE = 0.04
 """Seconds between two looks at least."""
 LOOK = 2.0
 """Seconds between two looks at most."""
-_SHARE = 10
+_SHARE = 4
 """A look may take one in so many seconds, however much the stream holds."""
 _MAKERS = 8
 """Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
+_GRACE = 10.0
+"""Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
 _AGAIN = 1.0
 """Seconds before another try to make a consumer."""
 
@@ -82,31 +85,58 @@ class Ear:
 
 
 class Functions:
-    """The flows of a queue in function mode.
+    """The flows of a queue that are a subject each.
 
     Args:
         connection: to whom to talk.
         settings: with the stream's name as it is at the server.
         flows: where they are told.
-        emit: told what is made.
+        emit: told what is wrong.
         look: looks at the stream; what it finds is to be given to :meth:`seen`.
     """
 
     def __init__(
-        self, connection: Connection, settings: Settings, flows: Flows, emit: Emit, look: Callable[[], Awaitable[object]]
+        self,
+        connection: Connection,
+        settings: Settings,
+        flows: Flows,
+        emit: Emit,
+        look: Callable[[], Awaitable[object]],
     ) -> None:
         self.ready = False
         """Whether we know what the stream holds."""
+        self._ours: Callable[[str], bool] | None = None
+        """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
+        self._taken: frozenset[str] = frozenset()
         self._connection, self._settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
         self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
         self._told: dict[str, int] = {}
         """What was last told of each flow."""
+        self._empty: dict[str, float] = {}
+        """Since when a flow has had nothing stored."""
         self._stale = 0.0
         """When what is told already is told again."""
         self._soon = asyncio.Event()
         self._looked = float("-inf")
         self._took = 0.0
         self._unmade: asyncio.Queue[str] = asyncio.Queue()
+
+    def begin(self, ours: Callable[[str], bool]) -> None:
+        """Look for flows. *ours*: which subjects are."""
+        if self._ours is None:
+            self._ours = ours
+            self.look_soon()
+
+    def know(self, layout: Layout) -> None:
+        """Which names of consumers are taken by retired ones."""
+        self._taken = frozenset(each.name for each in layout.retired)
+
+    async def end(self) -> None:
+        """Have no flows, and look for none."""
+        self._ours, self.ready = None, False
+        self.forget()
+        for ear in self._ears:
+            await ear.end()
 
     def look_soon(self) -> None:
         """Something may have changed."""
@@ -119,13 +149,18 @@ class Functions:
 
     def lost(self, flow: str) -> None:
         """A flow's consumer is gone. If something of it is stored, it is found anew."""
-        self._told.pop(flow, None)
-        self._flows.close(flow)
-        self.look_soon()
+        self._empty.pop(flow, None)
+        if self._told.pop(flow, None) is not None or self._flows.find(flow):
+            self._flows.close(flow)
+            self.look_soon()
+
+    def stored(self, subject: str) -> int:
+        """How many messages a subject has, as far as we know. What is not ours to know counts as one."""
+        return self._told.get(subject, 0) if self.ready else 1
 
     def forget(self) -> None:
-        """The stream was made anew: no flow of the old one is there."""
-        for flow in {*self._told, *self._flows.names()}:
+        """No flow is there, of those that are told."""
+        for flow in [*self._told]:
             self.lost(flow)
 
     async def run(self) -> None:
@@ -136,6 +171,8 @@ class Functions:
 
     def seen(self, stored: Mapping[str, int]) -> None:
         """What a look at the stream has found."""
+        if self._ours is None:
+            return
         now = trio.current_time()
         self._looked, self.ready = now, True
         again = now >= self._stale
@@ -146,23 +183,24 @@ class Functions:
                 continue
             if self._ours(subject):
                 self._tell_stored(subject, count)
-        for subject in [subject for subject, count in self._told.items() if count and subject not in stored]:
-            self._tell_stored(subject, 0)
+        for subject in self._told.keys() - stored.keys():
+            if self._told[subject]:
+                self._tell_stored(subject, 0)
+            elif now - self._empty.setdefault(subject, now) >= self._settings.consumer_inactive_threshold + _GRACE:
+                self.lost(subject)
 
     def _heard(self, subject: str) -> None:
         if subject in self._told:
             self._told[subject] += 1
+            self._empty.pop(subject, None)
             self._flows.tell(Published(subject))
-        elif self._ours(subject):
+        elif self._ours and self._ours(subject):
             self._tell_stored(subject, 1)
 
     def _tell_stored(self, subject: str, count: int) -> None:
         self._told[subject] = count
+        self._empty.pop(subject, None)
         self._flows.tell(Stored(subject, count))
-
-    def _ours(self, subject: str) -> bool:
-        partitions = self._settings.queue_partitions
-        return partition_of(self._settings.queue_name, subject, partitions) == self._settings.filter_partition
 
     def _outstanding(self, flow: str) -> int:
         puller = self._flows.find(flow)
@@ -171,7 +209,7 @@ class Functions:
     async def _find(self) -> None:
         while True:
             self._soon.clear()
-            if self._connection.up:
+            if self._connection.up and self._ours:
                 await self._hear_and_look()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._soon.wait(), max(0.0, self._looked + LOOK - trio.current_time()) or LOOK)
@@ -204,7 +242,8 @@ class Functions:
 
     async def _make_one(self, flow: str) -> bool:
         """Whether that must be tried again."""
-        config = topology.flow_config(self._settings, flow)
+        numbers = (topology.flow_config(self._settings, flow, number) for number in count(1))
+        config = next(each for each in numbers if each["name"] not in self._taken)
         try:
             info = await topology.ensure_consumer(self._connection, self._settings, config, lambda _: None, again=False)
         except Unusable as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import count
 
 import nats.errors
@@ -81,6 +82,7 @@ class Outbox:
         self._unconfirmed: dict[int, Said] = {}
         self._extending: dict[MessageId, int] = {}
         """Which entry of the above is a delivery's extension."""
+        self._put_off: deque[tuple[str, bytes]] = deque()
         self._unsettled = 0
         self._all_settled = trio.Event()
         self._numbers = count()
@@ -119,6 +121,11 @@ class Outbox:
         self._queue.append(Said(delivery, None, before, confirmed=confirmed))
         self.wake()
 
+    def put_off(self, reply: str, delay: float) -> None:
+        """Give back a delivery that is none of ours, with a wait (s). It is said once: its ack wait does the same."""
+        self._put_off.append((reply, b'-NAK {"delay": %d}' % round(delay * 1e9)))
+        self.wake()
+
     def wake(self) -> None:
         """There is something to send."""
         if not self._wake.is_set():
@@ -144,6 +151,9 @@ class Outbox:
             self._wake.clear()
             while self._queue and self._connection.up:
                 await self._say(self._queue.popleft())
+            while self._put_off and self._connection.up:
+                with suppress(nats.errors.Error, OSError):
+                    await self._connection.client.publish(*self._put_off.popleft())
             if self._connection.up:
                 for send in self.after:
                     await send()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from math import inf
 
 import nats.errors
 import trio
@@ -20,11 +22,14 @@ from ..model import Delivery, Notice, Returned
 from . import quirks
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, Lane
+from .layout import Layout
 from .outbox import Outbox
 from .wire import parse_ack_subject, parse_status
 
 _CALM = 0.25
 """Seconds without a new request after one that the server turned down."""
+_PUT_OFF = 30.0
+"""Seconds after which a message that a retired consumer has is seen again, to find that it is over."""
 _LATE = 5.0
 """Seconds that an inbox is heard after its interest ended: what comes by way of another server of a cluster may be
 later than the answer of ours."""
@@ -39,6 +44,8 @@ class Arrivals:
         self._here: list[Delivery | Notice] = []
         self._receivers = trio.lowlevel.ParkingLot()
         self._left: list[tuple[float, Subscription]] = []
+        self.retiring: Layout | None = None
+        """Where there are retired consumers: whose messages are not ours, whoever hands them out."""
 
     def put(self, what: Delivery | Notice) -> None:
         """Something came."""
@@ -65,7 +72,8 @@ class Arrivals:
             over = [subscription for until, subscription in self._left if until <= now]
             self._left = [(until, subscription) for until, subscription in self._left if until > now]
             for subscription in over:
-                await subscription.unsubscribe()
+                with suppress(nats.errors.Error):  # closed, or about to be
+                    await subscription.unsubscribe()
 
 
 class Puller:
@@ -95,6 +103,7 @@ class Puller:
         "flow",
         "making",
         "recalled",
+        "retired_at",
     )
 
     def __init__(
@@ -120,6 +129,8 @@ class Puller:
         """Somebody sees to its consumer."""
         self.recalled = False
         """What is wanted is on its way back, so nothing is asked for."""
+        self.retired_at = inf
+        """When its consumer was retired (ns since the epoch), if it was."""
 
     @property
     def bound(self) -> bool:
@@ -146,14 +157,16 @@ class Puller:
         self._asks(self)
 
     def unbind(self) -> None:
-        """There is none, or no connection: nothing that was asked for comes."""
+        """There is none: nothing that was asked for comes."""
         self._subject = ""
-        self.disconnected()
-
-    def disconnected(self) -> None:
-        """Whatever was asked for comes no more."""
         for lane in self._credit.lanes:
             self._credit.ended(lane)
+
+    def disconnected(self) -> None:
+        """Whatever was asked for comes no more, and if it does, into inboxes that are closed soon."""
+        for lane in self._credit.lanes:
+            self._credit.ended(lane)
+        self._leave(-inf)
 
     async def ask(self, now: float) -> bool:
         """Send what requests there are to send. False: not now, but there are some."""
@@ -207,10 +220,6 @@ class Puller:
         self.unbind()
         self._leave(until)
 
-    def begin_anew(self) -> None:
-        """Have new inboxes, so that nothing that was asked for before is answered now."""
-        self._leave(0.0)
-
     def _leave(self, until: float) -> None:
         for _, subscription in self._inboxes.values():
             self._arrivals.leave(subscription, until)
@@ -242,10 +251,13 @@ class Puller:
             self.want(1)
             self._asks(self)
             return
-        token = self._outbox.token(message.reply)
-        self._arrivals.put(
-            Delivery(identity, token, count, now, message.subject, message.data, self.flow, behind)
-        )
+        retiring = self._arrivals.retiring
+        if retiring is not None and retiring.held(message.subject, identity[0], self.retired_at):
+            self._outbox.put_off(message.reply, _PUT_OFF)
+            self.want(1)
+        else:
+            token = self._outbox.token(message.reply)
+            self._arrivals.put(Delivery(identity, token, count, now, message.subject, message.data, self.flow, behind))
         if not lane.outstanding:
             self._asks(self)
 

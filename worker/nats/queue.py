@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import trio
@@ -18,17 +17,15 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..config import Settings
-from ..events import BrokerRefused, BrokerTrouble, ConsumerBound
-from ..model import Backlog, DeadLetter, Waiting
+from ..events import BrokerRefused, BrokerTrouble
+from ..model import Backlog, DeadLetter
 from ..policy.report import dead_letter_headers
 from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
-from .consumer import Flows
-from .credit import PORTION
-from .functions import Functions
 from .options import connect_options
 from .outbox import Outbox
+from .serving import Serving
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -70,12 +67,9 @@ class NatsQueue:
         """The settings with the stream's name as it is at the server."""
         self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
         self._outbox = Outbox(self._connection, emit)
-        most = settings.consumer_pull_max_messages or PORTION
-        self._flows = Flows(self._connection, self._outbox, self._make, self._lost, most)
-        self._functions: Functions | None = None
-        """In function mode, once the stream has been found."""
-        self._bound = False
-        """Whether what we consume is there, as far as we know."""
+        self._serving: Serving | None = None
+        """Once the stream's name is known."""
+        self._named = asyncio.Event()
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
         """When, as the server writes it: tells a stream from one made anew under its name."""
@@ -87,12 +81,11 @@ class NatsQueue:
     @property
     def ready(self) -> bool:
         """Connected, and with a consumer to pull from; in function mode, knowing which there should be."""
-        return self._connection.up and self._bound and (self._functions is None or self._functions.ready)
+        return self._connection.up and self._serving is not None and self._serving.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
-        await aio_as_trio(self._open)()
-        return self._flows
+        return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
     async def bury(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -112,34 +105,65 @@ class NatsQueue:
         """Close the connection."""
         await self._connection.close()
 
-    async def _open(self) -> None:
+    async def _open(self) -> Consumer:
         await self._connection.open()
         await self._outbox.open()
-        while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
+        while not await self._name() or not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
+        assert self._serving
+        return self._serving.flows
+
+    async def _name(self) -> bool:
+        if self._serving is None:
+            try:
+                found = await topology.as_named(self._connection, self._settings, self._emit)
+            except (ApiError, NotStored) as error:
+                self._connection.complain("looking for the stream", error)
+                return False
+            self._found = found
+            self._serving = Serving(self._connection, self._outbox, found, self._emit, self._backlog, self._rebind)
+            self._named.set()
+        return True
+
+    async def _find(self) -> None:
+        """Find flows, where there may be more than one."""
+        await self._named.wait()
+        assert self._serving
+        await self._serving.functions.run()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             now = trio.current_time()
             await self._connection.watch()
-            await self._flows.check(now)
+            if self._serving:
+                await self._serving.flows.check(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
 
     async def _keep_bound(self) -> None:
-        """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it."""
+        """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it.
+
+        And see now and then what others made of it.
+        """
+        await self._named.wait()
+        serving = self._serving
+        assert serving
+        pause = 0.0
         while True:
-            await self._unbound.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._unbound.wait(), pause)
             self._unbound.clear()
-            while self._stream_made and self._connection.up and not self._bound:
+            while self._stream_made and self._connection.up and not serving.bound:
                 try:
                     if await self._bind(again=True):
                         break
                 except Unusable as error:
                     self._emit(BrokerRefused(str(error)))
                 await asyncio.sleep(_AGAIN)
+            if self._connection.up and serving.bound:
+                pause = await serving.check()
 
     async def _bind(self, *, again: bool) -> bool:
         """Find or make what we consume, and begin to. False: something is not there yet, and worth another try.
@@ -147,72 +171,29 @@ class NatsQueue:
         Raises:
             Unusable: waiting will not help.
         """
+        assert self._serving
         try:
-            if not again:
-                self._found = await topology.as_named(self._connection, self._settings, self._emit)
-            await self._bind_to(
-                await topology.ensure_stream(self._connection, self._found, self._emit, again=again), again=again
-            )
+            made = await topology.ensure_stream(self._connection, self._found, self._emit, again=again)
+            if self._stream_made not in (None, made):
+                self._outbox.forget()
+                self._serving.forget()
+            self._stream_made = made
+            await self._serving.bind(again=again)
         except (ApiError, NotStored) as error:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
         return True
 
-    async def _bind_to(self, stream_made: str, *, again: bool) -> None:
-        if self._stream_made not in (None, stream_made):
-            self._outbox.forget()
-            if self._functions:
-                self._functions.forget()
-        self._stream_made = stream_made
-        stream, durable = self._found.nats_stream, self._found.nats_durable
-        if self._settings.scaling_mode == "function":
-            self._flows.ack_wait = self._flows.ack_wait or self._found.ack_wait
-            self._functions = self._functions or Functions(
-                self._connection, self._found, self._flows, self._emit, self._backlog
-            )
-            await self._flows.begin_anew()
-            self._bound = True
-            self._functions.look_soon()
-            self._emit(ConsumerBound(stream, f"{durable}-*", self._flows.ack_wait))
-            return
-        config = topology.consumer_config(self._found)
-        info = await topology.ensure_consumer(self._connection, self._found, config, self._emit, again=again)
-        self._flows.ack_wait = topology.ack_wait_of(info)
-        await self._flows.begin_anew()
-        self._flows.open("").bind(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}")
-        if not again:
-            self._flows.tell(Waiting("", inf))
-        self._bound = True
-        self._emit(ConsumerBound(stream, durable, self._flows.ack_wait))
-
-    async def _find(self) -> None:
-        """Find flows, in function mode."""
-        while self._functions is None:  # noqa: ASYNC110 -- TODO
-            await asyncio.sleep(_TICK)
-        await self._functions.run()
-
-    def _make(self, flow: str) -> None:
-        if self._functions:
-            self._functions.make(flow)
-
-    def _lost(self, flow: str) -> None:
-        if self._functions:
-            self._functions.lost(flow)
-        else:
-            self._bound = False
-            self._rebind()
+    def _rebind(self) -> None:
+        if self._serving and not self._connection.up:
+            self._serving.unbind()
+        self._unbound.set()
 
     def _gone(self) -> None:
         """The stream is not there, or another one."""
-        self._bound = False
-        if puller := self._flows.find(""):
-            puller.unbind()
+        assert self._serving
+        self._serving.unbind()
         self._rebind()
-
-    def _rebind(self) -> None:
-        if not self._connection.up:
-            self._bound = False
-        self._unbound.set()
 
     async def _bury(self, letter: DeadLetter) -> None:
         stream = topology.dead_letter_stream(self._settings)
@@ -247,30 +228,29 @@ class NatsQueue:
 
     async def _look(self) -> Backlog:
         backlog = await self._backlog()
-        if self._bound and not self._functions:
-            with suppress(ApiError):  # it is gone, which is told elsewhere
-                # Someone may have changed it. Leases that go by the old one would be extended too late, for ever.
-                self._flows.ack_wait = await topology.ack_wait(self._connection, self._found)
+        if self._serving and self._serving.bound:
+            await self._serving.look_again()
         return backlog
 
     async def _backlog(self) -> Backlog:
         by_subject: dict[str, int] = {}
+        bound = self._serving is not None and self._serving.bound
         while True:
             try:
                 info = await self._connection.ask(
                     f"STREAM.INFO.{self._found.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
                 )
             except ApiError as error:
-                if error.err_code == topology.NO_STREAM and self._bound:
+                if error.err_code == topology.NO_STREAM and bound:
                     self._gone()
                 raise NotStored(str(error)) from None
-            if self._bound and info["created"] != self._stream_made:
+            if bound and info["created"] != self._stream_made:
                 self._gone()  # made anew while no request of ours was open, which would have told
             page = info["state"].get("subjects") or {}
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
-                if self._functions and self._bound:
-                    self._functions.seen(by_subject)
+                if self._serving and self._serving.bound:
+                    self._serving.functions.seen(by_subject)
                 return Backlog(info["state"]["last_seq"], by_subject)
 
 

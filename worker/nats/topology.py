@@ -19,6 +19,7 @@ from ..policy.durations import format_duration
 from ..policy.names import covers
 from ..ports import Emit, Unusable
 from .connection import ApiError, Connection
+from .layout import FUNCTION, MODE, PARTITIONS, static
 
 NO_STREAM, NO_CONSUMER = 10059, 10014
 """JetStream's error codes for what is not there."""
@@ -31,10 +32,6 @@ _OVERLAPS = {
     10148: "a consumer of that name was made meanwhile with another configuration",
 }
 """JetStream's error codes for what waiting does not mend, and what each means here."""
-MODE = "queue-worker.mode"
-"""The consumer's metadata that records the queue's scaling mode."""
-PARTITIONS = "queue-worker.partitions"
-"""The same, into how many partitions the queue is divided."""
 _UNREADABLE = re.compile(r"[^A-Za-z0-9_-]+")
 _READABLE = 60
 """Characters of a consumer's name that tell people which function it is of; what identifies it is a hash."""
@@ -63,14 +60,38 @@ def stream_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def consumer_config(settings: Settings) -> dict[str, Any]:
-    """The shared consumer of static mode (contract, section 3)."""
-    return _consumer(settings, settings.nats_durable, "static")
+def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool = True) -> dict[str, Any]:
+    """The shared consumer of static mode (contract, section 3).
+
+    Args:
+        settings: what is meant.
+        layout: with or without partitions.
+        alone: it is the only consumer. Where there are others the server takes none without filters.
+    """
+    if layout == static(1):
+        config = _consumer(settings, settings.nats_durable, "static")
+        return config if alone else config | {"filter_subjects": subjects(settings)}
+    partitions = int(layout.partition("/")[2])
+    part = settings.filter_partition % partitions
+    config = _consumer(settings, f"{settings.nats_durable}-p{part}", "static")
+    bare = [settings.queue_name] if part == 0 else []
+    return config | {
+        "filter_subjects": [*bare, f"{settings.queue_name}.{part}.>"],
+        "metadata": {MODE: "static", PARTITIONS: str(partitions)},
+    }
 
 
-def flow_config(settings: Settings, subject: str) -> dict[str, Any]:
-    """The consumer of one subject, in function mode."""
-    return _consumer(settings, flow_consumer(settings, subject), "function") | {"filter_subject": subject}
+def shared_consumers(settings: Settings, layout: str) -> list[str]:
+    """The names of a static layout's consumers, that of all partitions."""
+    if layout == static(1):
+        return [settings.nats_durable]
+    return [f"{settings.nats_durable}-p{part}" for part in range(int(layout.partition("/")[2]))]
+
+
+def flow_config(settings: Settings, subject: str, number: int = 1) -> dict[str, Any]:
+    """The consumer of one subject. *number*: above one where consumers of that name are retired."""
+    name = flow_consumer(settings, subject) + (f"-{number}" if number > 1 else "")
+    return _consumer(settings, name, FUNCTION) | {"filter_subject": subject}
 
 
 def _consumer(settings: Settings, name: str, mode: str) -> dict[str, Any]:
@@ -84,7 +105,7 @@ def _consumer(settings: Settings, name: str, mode: str) -> dict[str, Any]:
         "max_ack_pending": settings.max_ack_pending,
         "max_waiting": settings.max_waiting,
         "ack_wait": _ns(settings.ack_wait),
-        "metadata": {MODE: mode} | ({PARTITIONS: str(n)} if (n := settings.queue_partitions) > 1 else {}),
+        "metadata": {MODE: mode},
     }
 
 
@@ -150,9 +171,7 @@ def stream_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str],
     return faults, surprises
 
 
-def consumer_faults(
-    found: dict[str, Any], meant: dict[str, Any]
-) -> tuple[list[str], list[str]]:
+def consumer_faults(found: dict[str, Any], meant: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What cannot work about a consumer's configuration, and what merely surprises."""
     faults = []
     if found.get("ack_policy") != "explicit":
@@ -166,11 +185,12 @@ def consumer_faults(
     if found.get("backoff"):
         faults.append("it has a backoff, which bends every wait between attempts")
     surprises = []
-    if (theirs := filters(found)) != (ours := filters(meant)):
-        if ours:
+    theirs, ours = filters(found), filters(meant)
+    if "filter_subject" in meant:
+        if theirs != ours:
             faults.append(f"its filter is {theirs}, not {ours}")
-        else:
-            surprises.append(f"its filter {theirs} may leave out messages of the queue")
+    elif theirs and not (ours and {*theirs} >= {*ours}):
+        surprises.append(f"its filter {theirs} may leave out messages of the queue")
     for key in ("ack_wait", "max_ack_pending", "max_waiting"):
         if (value := found.get(key, meant[key])) != meant[key]:
             shown = (format_duration(each / 1e9) if key == "ack_wait" else each for each in (value, meant[key]))

@@ -1,0 +1,98 @@
+"""A worker without a core: it wants of every flow, and does with what comes as a test says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from math import inf
+
+import trio
+
+from tests.servers import NatsServer
+from worker.config import load
+from worker.events import Event
+from worker.model import Ack, Delivery, Gone, Nak, Notice, Published, Returned, Stored, Waiting
+from worker.nats.queue import NatsQueue, open_queue
+from worker.ports import Consumer
+
+EACH = 4
+"""How many it wants of a flow at a time."""
+
+
+class Hand:
+    """One. *events* and *told* are what the queue told, *came* what it delivered."""
+
+    queue: NatsQueue
+    consumer: Consumer
+
+    def __init__(self, act: Callable[[Hand, Delivery], None], each: int = EACH) -> None:
+        self.came: list[Delivery] = []
+        self.told: list[Notice] = []
+        self.events: list[Event] = []
+        self.asked: Counter[str] = Counter()
+        self.held: dict[tuple[int, int], Delivery] = {}
+        self.stopped = False
+        self._act, self._each = act, each
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._extend)
+            while True:
+                for each in await self.consumer.receive():
+                    self._heed(each)
+
+    async def stop(self) -> None:
+        """As a drain begins: what came unstarted goes back."""
+        self.stopped = True
+        for each in await self.consumer.stop():
+            self.queue.settle(each, Nak(), before=inf)
+
+    async def _extend(self) -> None:
+        while True:
+            await trio.sleep(self.consumer.ack_wait / 3)
+            for delivery in self.held.values():
+                self.queue.extend(delivery, lambda: None, before=inf)
+
+    def _heed(self, each: Delivery | Notice) -> None:
+        if isinstance(each, Delivery):
+            self.came.append(each)
+            self.asked[each.flow] -= 1
+            self._act(self, each)
+            self._want(each.flow)
+            return
+        self.told.append(each)
+        match each:
+            case Stored(flow, messages) | Waiting(flow, messages) if messages:
+                self._want(flow)
+            case Published(flow):
+                self._want(flow)
+            case Returned(flow, count):
+                self.asked[flow] -= count
+            case Gone(flow):
+                del self.asked[flow]
+
+    def _want(self, flow: str) -> None:
+        if not self.stopped and (more := self._each - self.asked[flow]) > 0:
+            self.asked[flow] += more
+            self.consumer.want(more, flow)
+
+
+def acknowledge(hand: Hand, delivery: Delivery) -> None:
+    """What most do with a delivery."""
+    hand.queue.settle(delivery, Ack(), before=inf)
+
+
+@asynccontextmanager
+async def at_work(
+    server: NatsServer, act: Callable[[Hand, Delivery], None] = acknowledge, each: int = EACH, **settings: object
+) -> AsyncIterator[Hand]:
+    """A hand at work on a server's queue."""
+    hand = Hand(act, each)
+    environment = {"nats_port": str(server.port)} | {name: str(value) for name, value in settings.items()}
+    async with open_queue(load(environment).settings, hand.events.append) as queue, trio.open_nursery() as nursery:
+        hand.queue, hand.consumer = queue, await queue.consume()
+        nursery.start_soon(hand.run)
+        yield hand
+        nursery.cancel_scope.cancel()

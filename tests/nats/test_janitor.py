@@ -1,0 +1,106 @@
+"""Who takes away the consumers of functions without work, on a real server."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.nats.hand import Hand, at_work
+from tests.servers import NatsServer, until
+from worker.model import Ack, Delivery, Gone, Nak
+from worker.nats.switch import PAUSE, Switch
+
+SUBJECT = "faas-request.0.echo.ns"
+SETTINGS = {"scaling_mode": "function", "consumer_inactive_threshold": "1s", "ack_wait": "3s"}
+
+
+def names(server: NatsServer) -> list[str]:
+    listed: list[str] = server.api("CONSUMER.NAMES.faas-request")["consumers"] or []
+    return listed
+
+
+async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
+    """A function of which nothing is stored for the threshold is gone with its consumer, and comes again with work."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with at_work(server, **SETTINGS) as hand, at_work(server, **SETTINGS) as other:
+            server.publish(SUBJECT, b"one")
+            await until(lambda: server.state()["messages"] == 0, "it to be done")
+            await until(lambda: not names(server), "its consumer to go")
+            told = [each for one in (hand, other) for each in one.told]
+            assert Gone(SUBJECT) in told
+            server.publish(SUBJECT, b"two")
+            await until(lambda: len(hand.came) + len(other.came) == 2, "the next to come")
+
+
+async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
+    """However long it runs, or waits for its next attempt, it counts on where it was."""
+
+    def act(hand: Hand, delivery: Delivery) -> None:
+        hand.queue.settle(delivery, Nak(6.0) if delivery.count == 1 else Ack(), before=inf)
+
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        server.publish(SUBJECT, b"one")
+        async with at_work(server, act, **SETTINGS) as hand:
+            await until(lambda: len(hand.came) == 2, "the second attempt")
+            assert [each.count for each in hand.came] == [1, 2]
+
+
+async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> None:
+    """What a worker left behind that was killed, another one takes away."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with at_work(server, **SETTINGS | {"consumer_inactive_threshold": "1h"}):
+            server.publish(SUBJECT, b"one")
+            await until(lambda: names(server) and not server.state()["messages"], "it to be done")
+        async with at_work(server, **SETTINGS):
+            await until(lambda: not names(server), "its consumer to go")
+
+
+async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored while its consumer is being deleted comes once, by the next consumer."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        delete = Switch.delete
+        late: list[Any] = []
+
+        async def publish_and_delete(self: Switch, name: str) -> None:
+            if not late:
+                late.append(server.publish(SUBJECT, b"late"))
+            await delete(self, name)
+
+        monkeypatch.setattr(Switch, "delete", publish_and_delete)
+        async with at_work(server, **SETTINGS) as hand, at_work(server, **SETTINGS) as other:
+            server.publish(SUBJECT, b"one")
+            await until(lambda: bool(late) and server.state()["messages"] == 0, "both to be done")
+            came = [*hand.came, *other.came]
+            assert sorted((each.payload, each.count) for each in came) == [(b"late", 1), (b"one", 1)]
+
+
+async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored while its consumer stands still to be deleted keeps it, and comes at once."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        pause = Switch.pause
+        late: list[Any] = []
+
+        async def pause_and_publish(self: Switch, name: str, seconds: float = PAUSE) -> bool:
+            paused = await pause(self, name, seconds)
+            if not late:
+                late.append(server.publish(SUBJECT, b"late"))
+                late.append(trio.current_time())
+            return paused
+
+        monkeypatch.setattr(Switch, "pause", pause_and_publish)
+        async with at_work(server, **SETTINGS) as hand:
+            server.publish(SUBJECT, b"one")
+            await until(lambda: len(hand.came) == 2, "both to come")
+            await until(lambda: server.state()["messages"] == 0, "both to be done")
+            assert [each.count for each in hand.came] == [1, 1]
+            assert Gone(SUBJECT) not in hand.told
+            assert hand.came[1].arrived < late[1] + PAUSE

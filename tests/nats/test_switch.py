@@ -1,0 +1,194 @@
+"""From one scaling mode to the other, on a real server, with a stream full of work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.nats.hand import Hand, acknowledge, at_work
+from tests.servers import NatsServer, until
+from worker.config import load
+from worker.model import Ack, Delivery, Nak
+from worker.nats.connection import Connection
+from worker.nats.queue import open_queue
+
+FUNCTIONS = [f"faas-request.0.f{number}.ns" for number in range(4)]
+STATIC = {"scaling_mode": "static", "ack_wait": "3s"}
+FUNCTION = {"scaling_mode": "function", "ack_wait": "3s"}
+
+
+def publish(server: NatsServer, each: int) -> None:
+    server.publish_many((subject, b"%d" % number, {}) for number in range(each) for subject in FUNCTIONS)
+
+
+def keep_some(hand: Hand, delivery: Delivery) -> None:
+    """The first is done, the second goes back for five seconds, the others run."""
+    if len(hand.came) == 1:
+        acknowledge(hand, delivery)
+    elif len(hand.came) == 2:
+        hand.queue.settle(delivery, Nak(5.0), before=inf)
+    else:
+        hand.held[delivery.id] = delivery
+
+
+def release(hand: Hand) -> None:
+    """What runs is done."""
+    for delivery in hand.held.values():
+        hand.queue.settle(delivery, Ack(), before=inf)
+    hand.held.clear()
+
+
+def consumers(server: NatsServer) -> dict[str, dict[str, str]]:
+    """The metadata of each."""
+    listed = server.api("CONSUMER.LIST.faas-request")["consumers"] or []
+    return {each["name"]: each["config"].get("metadata", {}) for each in listed}
+
+
+async def switch(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        publish(server, 10)
+        async with at_work(server, keep_some, **before) as old:
+            await until(lambda: len(old.came) >= 6, "some work to run")
+            await old.stop()
+            async with at_work(server, **after) as new:
+                running = len(old.held)
+                await until(lambda: len({each.id for each in new.came}) >= 40 - 2 - running, "what waited")
+                seen = Counter(each.id for each in [*old.came, *new.came])
+                release(old)
+                await until(lambda: len(new.came) + 1 + running >= 40, "what was given back")
+                await until(lambda: server.state()["messages"] == 0, "all to be over")
+                await until(
+                    lambda: not any(each.get("queue-worker.mode") == "retired" for each in consumers(server).values()),
+                    "what is retired to be gone",
+                )
+        counts = Counter(each.id for each in [*old.came, *new.came])
+        given_back = old.came[1]
+        assert len(counts) == 40
+        again = {identity for identity, count in counts.items() if count > 1}
+        assert given_back.id in again
+        unstarted = {each.id for each in new.came if each.count > 1}
+        assert again <= unstarted, (seen, again)
+
+
+async def test_static_to_function(tmp_path: Path) -> None:
+    """Nothing is lost, nothing runs twice, and what is between two attempts keeps its count and its wait."""
+    await switch(tmp_path, STATIC, FUNCTION)
+
+
+async def test_function_to_static(tmp_path: Path) -> None:
+    """The same, the other way."""
+    await switch(tmp_path, FUNCTION, STATIC)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, **settings: str) -> bool:
+    """A worker that is killed before its *step*-th question to JetStream; whether there were that many in its start."""
+    asked = count(1)
+    ask = Connection.ask
+
+    async def ask_or_die(self: Connection, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        if next(asked) == step:
+            raise Killed
+        return await ask(self, subject, payload)
+
+    with monkeypatch.context() as patch, suppress_killed():
+        patch.setattr(Connection, "ask", ask_or_die)
+        async with open_queue(load({"nats_port": str(server.port)} | settings).settings, lambda _: None) as queue:
+            await queue.consume()
+    return next(asked) > step
+
+
+@contextmanager
+def suppress_killed() -> Iterator[None]:
+    try:
+        yield
+    except* Killed:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(STATIC, FUNCTION), (FUNCTION, STATIC)], ids=["function", "static"])
+async def test_killed_at_each_step(
+    tmp_path: Path, before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever who changes the mode is killed, the next one goes on: nothing is lost, and nothing runs twice."""
+    step, more = 1, True
+    while more:
+        with NatsServer(tmp_path / str(step)) as server:
+            server.make_stream()
+            publish(server, 3)
+            async with at_work(server, keep_some, **before) as old:
+                await until(lambda: len(old.came) >= 6, "some work to run")
+                await old.stop()
+                more = await dies_at(server, step, monkeypatch, **after)
+                async with at_work(server, **after) as new:
+                    await until(lambda: len({each.id for each in [*old.came, *new.came]}) == 12, f"all to come, {step}")
+                    release(old)
+                    await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}", 30)
+            counts = Counter(each.id for each in [*old.came, *new.came])
+            again = {identity for identity, number in counts.items() if number > 1}
+            assert again == {old.came[1].id} | {each.id for each in new.came if each.count > 1}
+        step += 1
+    assert step > 6
+
+
+async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
+    """While a worker that wants static mode is alive, one that wants function mode serves that; then it changes it."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        publish(server, 5)
+        async with at_work(server, each=1, **STATIC) as old, at_work(server, each=1, **FUNCTION) as new:
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
+            assert {each.flow for each in [*old.came, *new.came]} == {""}
+            assert consumers(server)["faas-workers"]["queue-worker.mode"] == "static"
+            await old.stop()
+            await until(lambda: "faas-workers" not in consumers(server), "the other mode")
+            publish(server, 5)
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
+            assert {each.flow for each in new.came if each.flow} >= set(FUNCTIONS)
+            counts = Counter(each.id for each in [*old.came, *new.came])
+            assert len(counts) == 40
+            assert not [each for each in counts if counts[each] > 1]
+
+
+async def test_several_change_it_at_once(tmp_path: Path) -> None:
+    """Three workers that find the other mode change it together."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        publish(server, 20)
+        async with at_work(server, keep_some, **STATIC) as old:
+            await until(lambda: len(old.came) >= 6, "some work to run")
+            await old.stop()
+            hands: list[Hand] = []
+            async with trio.open_nursery() as nursery:
+
+                async def work() -> None:
+                    async with at_work(server, **FUNCTION) as hand:
+                        hands.append(hand)
+                        await trio.sleep_forever()
+
+                for _ in range(3):
+                    nursery.start_soon(work)
+                running = len(old.held)
+                came = lambda: [*old.came, *(each for hand in hands for each in hand.came)]  # noqa: E731
+                await until(lambda: len({each.id for each in came()}) == 80, "what waited")
+                release(old)
+                await until(lambda: server.state()["messages"] == 0, "all to be over", 30)
+                nursery.cancel_scope.cancel()
+            counts = Counter(each.id for each in came())
+            assert {each for each in counts if counts[each] > 1} == {
+                each.id for hand in hands for each in hand.came if each.count > 1
+            }
+            assert running

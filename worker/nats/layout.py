@@ -1,0 +1,210 @@
+"""How a queue is divided among consumers, read from what the server lists. Values in, values out; nothing here waits.
+
+A *layout* is ``function``, a consumer for each subject that holds messages, or ``static/<n>``, a shared consumer for
+each of n partitions. Which one a queue is in is told by its consumers. One that belongs to another layout than is
+wanted is *retired*: its filter is changed to match nothing, so that it hands out nothing new, while it keeps what it
+has handed out: what runs is acknowledged and extended through it, back-offs and counts are kept, and what has to be
+attempted again comes from it. Once it keeps nothing it is deleted.
+
+Consumers hand out in order. So all that is stored up to a retired consumer's *mark*, the last sequence that it had
+handed out, and was covered by its filters, is its business alone, whatever the new consumers hand out of it; and when
+it keeps nothing, all of that is over. (JetStream does not take a message off a work queue when one consumer has its
+acknowledgement and another one covers it: measured, nats-server 2.15.1. So what is over is purged before the retired
+consumer is deleted.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from ..policy.names import covers
+
+MODE = "queue-worker.mode"
+"""The consumer's metadata that records the queue's scaling mode."""
+PARTITIONS = "queue-worker.partitions"
+"""The same, into how many partitions the queue is divided."""
+RETIRED = "retired"
+"""The mode of a retired consumer, whose metadata also tells the following."""
+_MARK, _WAS, _FOR, _AT = "queue-worker.mark", "queue-worker.was", "queue-worker.for", "queue-worker.at"
+FUNCTION = "function"
+
+
+def static(partitions: int) -> str:
+    """The layout of shared consumers."""
+    return f"static/{partitions}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A consumer, as the server tells of it."""
+
+    name: str
+    layout: str
+    """To which it belongs: ``function``, ``static/<n>``, or ``retired``."""
+    covers: tuple[str, ...]
+    """Subjects that it is for, or was; none where it is for all."""
+    handed_out: int
+    """The last sequence that it has handed out for the first time."""
+    kept: int
+    """Messages that it has handed out, and that are not over."""
+    waiting: int
+    """Messages that it has never handed out."""
+    ack_wait: float
+    mark: int = 0
+    """Of a retired one: the last sequence that it had handed out when it was retired."""
+    wanted: str = ""
+    """Of a retired one: the layout for which it was."""
+    retired_at: int = 0
+    """When it was (ns since the epoch, the server's clock)."""
+
+    def was_for(self, subject: str) -> bool:
+        """Whether it covers, or covered, a subject."""
+        return not self.covers or any(covers(each, subject) for each in self.covers)
+
+    def meets(self, other: Found) -> bool:
+        """Whether there may be a subject that both cover, or covered."""
+        return (
+            not (self.covers and other.covers)
+            or any(other.was_for(each) for each in self.covers)
+            or any(self.was_for(each) for each in other.covers)
+        )
+
+    @property
+    def done(self) -> int:
+        """Of a retired one that keeps nothing: up to which sequence all is over.
+
+        Normally the mark. A server that has lost what it knew of the consumer hands that out anew.
+        """
+        return min(self.mark, self.handed_out)
+
+
+def read(info: Mapping[str, Any]) -> Found:
+    """From an answer of ``CONSUMER.INFO``, or an entry of ``CONSUMER.LIST``."""
+    config = info["config"]
+    metadata = config.get("metadata") or {}
+    filters = tuple(config.get("filter_subjects") or filter(None, [config.get("filter_subject")]))
+    one = len(filters) == 1 and not {"*", ">"} & set(filters[0].split("."))
+    mode = metadata.get(MODE) or (FUNCTION if one else "static")
+    found = Found(
+        name=info["name"],
+        layout=static(_number(metadata.get(PARTITIONS), 1)) if mode == "static" else mode,
+        covers=filters,
+        handed_out=info["delivered"]["stream_seq"],
+        kept=info["num_ack_pending"],
+        waiting=info["num_pending"],
+        ack_wait=config["ack_wait"] / 1e9,
+    )
+    if mode != RETIRED:
+        return found
+    was = json.loads(metadata.get(_WAS, "[]"))
+    return Found(
+        found.name,
+        RETIRED,
+        tuple(was),
+        found.handed_out,
+        found.kept,
+        found.waiting,
+        found.ack_wait,
+        _number(metadata.get(_MARK), 0),
+        metadata.get(_FOR, ""),
+        _number(metadata.get(_AT), 0),
+    )
+
+
+def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> dict[str, Any]:
+    """The configuration that retires a consumer, which must stand still.
+
+    Args:
+        queue: its name.
+        info: an answer of ``CONSUMER.INFO``, got since the consumer stands still.
+        layout: the one that is wanted instead.
+        now: ns since the epoch.
+    """
+    found = read(info)
+    config = {
+        key: value
+        for key, value in info["config"].items()
+        if key not in ("filter_subject", "filter_subjects", "pause_until")
+    }
+    return config | {
+        "filter_subject": f"RETIRED.{queue}.{found.name}",
+        "metadata": (config.get("metadata") or {})
+        | {
+            MODE: RETIRED,
+            _MARK: str(found.handed_out),
+            _WAS: json.dumps(found.covers),
+            _FOR: layout,
+            _AT: str(now),
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All consumers of a stream."""
+
+    live: tuple[Found, ...] = ()
+    retired: tuple[Found, ...] = ()
+
+    @classmethod
+    def of(cls, infos: Iterable[Mapping[str, Any]]) -> Layout:
+        """From the entries of ``CONSUMER.LIST``."""
+        found = [read(info) for info in infos]
+        return cls(
+            tuple(each for each in found if each.layout != RETIRED),
+            tuple(each for each in found if each.layout == RETIRED),
+        )
+
+    @property
+    def current(self) -> str | None:
+        """The layout that the queue is in, or was last begun to be brought into; None where it is in none."""
+        if self.retired:
+            return max(self.retired, key=lambda each: (each.retired_at, each.name)).wanted
+        shared = {each.layout for each in self.live if each.layout != FUNCTION}
+        return max(shared) if shared else FUNCTION if self.live else None
+
+    def held(self, subject: str, sequence: int, before: float = inf) -> bool:
+        """Whether a message is the business of a consumer that was retired before then (ns since the epoch)."""
+        return any(
+            sequence <= each.mark and each.retired_at < before and each.was_for(subject) for each in self.retired
+        )
+
+    @property
+    def over(self) -> list[Found]:
+        """The retired consumers that can be deleted: they keep nothing, and nothing theirs is an older one's."""
+        return [
+            each
+            for each in self.retired
+            if not each.kept
+            and not any(
+                other.kept and other.retired_at <= each.retired_at and each.meets(other) for other in self.retired
+            )
+        ]
+
+    def stranger_to(self, layout: str, durable: str, queue: str) -> list[Found]:
+        """The live consumers that have no place in a layout.
+
+        Args:
+            layout: the one.
+            durable: the name of the shared consumer.
+            queue: the queue's name.
+        """
+        if layout == FUNCTION:
+            return [each for each in self.live if each.layout != FUNCTION]
+        if layout == static(1):
+            return [each for each in self.live if each.name != durable]
+        taken = [queue, *(f"{queue}.{part}.>" for part in range(_number(layout.partition("/")[2], 1)))]
+        return [
+            each
+            for each in self.live
+            if each.layout != layout
+            and not (each.layout == FUNCTION and not any(covers(one, each.covers[0]) for one in taken))
+        ]
+
+
+def _number(text: str | None, otherwise: int) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else otherwise

@@ -1,0 +1,227 @@
+"""What of a queue is served, and through which consumers: the layout it is in, and what is left of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import inf
+
+import trio
+
+from ..config import Settings
+from ..events import BrokerRefused, ConsumerBound, Surprise
+from ..model import Stored, Waiting
+from ..policy.names import covers, partition_of
+from ..ports import Emit, NotStored, Unusable
+from . import topology
+from .connection import ApiError, Connection
+from .consumer import Flows
+from .credit import PORTION
+from .functions import Functions
+from .janitor import Janitor
+from .layout import FUNCTION, Found, Layout, static
+from .outbox import Outbox
+from .switch import Switch
+
+_CHECK = 3.0
+"""Seconds between two looks at the consumers."""
+_SHARE = 10
+"""Each may take one in so many seconds, however many there are."""
+_SHARED = ""
+"""The flow of a consumer that is shared."""
+
+
+def retired_flow(consumer: str) -> str:
+    """The flow of a retired consumer. No subject of a queue begins so: queues' names have no slash."""
+    return f"retired/{consumer}"
+
+
+class Serving:
+    """The flows of one worker.
+
+    Args:
+        connection: to whom to talk.
+        outbox: sends for the flows.
+        settings: with the stream's name as it is at the server.
+        emit: told what is made and found.
+        look: looks at the stream; what it finds is to be given to :attr:`functions`.
+        lost: told when what was bound is not there any more.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        outbox: Outbox,
+        settings: Settings,
+        emit: Emit,
+        look: Callable[[], Awaitable[object]],
+        lost: Callable[[], None],
+    ) -> None:
+        self.bound = False
+        """Whether what we consume is there, as far as we know."""
+        self.flows = Flows(
+            connection, outbox, self._make, self._on_lost, settings.consumer_pull_max_messages or PORTION
+        )
+        self._connection, self._settings, self._emit, self._lost = connection, settings, emit, lost
+        self.functions = Functions(connection, settings, self.flows, emit, look)
+        self._switch = Switch(connection, settings)
+        self.flows.leaving = self._switch.hide
+        self._janitor = Janitor(connection, settings, self.functions, self._switch)
+        self._served: str | None = None
+        """The layout."""
+        self._kept: dict[str, int] = {}
+        """What was last told of retired consumers, by name."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to pull from; in function mode, whether we know what."""
+        return self.bound and (self._served != FUNCTION or self.functions.ready)
+
+    def unbind(self) -> None:
+        """What we consume may not be there."""
+        self.bound = False
+        if shared := self.flows.find(_SHARED):
+            shared.unbind()
+
+    def forget(self) -> None:
+        """The stream is another one."""
+        self.functions.forget()
+        for name in [*self._kept]:
+            self._drop(name)
+
+    async def bind(self, *, again: bool) -> None:
+        """Bring the queue into the layout that is wanted, or serve the one that it is in.
+
+        Raises:
+            worker.ports.Unusable: waiting will not help.
+            ApiError: the server said no for a passing reason.
+            worker.ports.NotStored: it did not answer.
+        """
+        await self._switch.show()
+        await self.flows.begin_anew()
+        if not self.flows.stopped:
+            await self._bring_about(again=again)
+        self.functions.look_soon()
+        self.bound = True
+
+    async def check(self) -> float:
+        """Follow what others did, and go on with what is not finished. When to do that again (s from now)."""
+        began = trio.current_time()
+        try:
+            if not self.flows.stopped:
+                await self._bring_about(again=True)
+                await self._janitor.tidy(trio.current_time())
+        except Unusable as error:
+            self._emit(BrokerRefused(str(error)))
+        except (ApiError, NotStored) as error:
+            self._connection.complain("looking at the consumers", error)
+        return max(_CHECK, _SHARE * (trio.current_time() - began))
+
+    async def look_again(self) -> None:
+        """Someone may have changed the shared consumer. Leases that go by an old ack wait would be extended too late."""
+        if self._served == static(1):
+            with suppress(ApiError):  # it is gone, which is told elsewhere
+                self.flows.ack_wait = await topology.ack_wait(self._connection, self._settings)
+
+    # Layouts.
+
+    async def _bring_about(self, *, again: bool) -> None:
+        layout = await self._switch.look()
+        aim = await self._switch.aim(layout)
+        durable, queue = self._settings.nats_durable, self._settings.queue_name
+        if strangers := layout.stranger_to(aim, durable, queue):
+            self._emit(
+                Surprise(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
+            )
+            await self._switch.retire(strangers, aim)
+            layout = await self._switch.look()
+        if await self._switch.clear(layout):
+            layout = await self._switch.look()
+        self._know(layout)
+        if self._served != aim:
+            await self._leave()
+        if aim != FUNCTION:
+            await self._share(aim, layout, again=again)
+        self._served = aim
+        if aim != static(1):
+            self.functions.begin(self._is_flow)
+        self._janitor.know(layout)
+
+    def _know(self, layout: Layout) -> None:
+        self.flows.know(layout)
+        self.functions.know(layout)
+        for each in layout.retired:
+            flow = retired_flow(each.name)
+            if each.name not in self._kept:
+                puller = self.flows.open(flow)
+                puller.retired_at = each.retired_at
+                puller.bind(self._pull_from(each.name))
+            if self._kept.get(each.name) != each.kept or not self.flows.open(flow).outstanding:
+                self.flows.tell(Stored(flow, each.kept))
+            self._kept[each.name] = each.kept
+        for name in self._kept.keys() - {each.name for each in layout.retired}:
+            self._drop(name)
+        waits = [each.ack_wait for each in (*layout.live, *layout.retired)]
+        self.flows.ack_wait = min(waits, default=self._settings.ack_wait)
+
+    def _drop(self, name: str) -> None:
+        if self._kept.pop(name, None) is not None:
+            self.flows.close(retired_flow(name))
+
+    async def _leave(self) -> None:
+        """Have none of the flows of the layout before."""
+        if self._served is not None:
+            await self.functions.end()
+            if self.flows.find(_SHARED):
+                self.flows.close(_SHARED)
+
+    async def _share(self, aim: str, layout: Layout, *, again: bool) -> None:
+        names = {each.name: each for each in (*layout.live, *layout.retired)}
+        name = topology.consumer_config(self._settings, aim)["name"]
+        alone = not names.keys() - {name}
+        if aim == static(1) and alone and name in names and self._is_filtered(names[name]):
+            await self._switch.unfilter(name)
+        shared = self.flows.find(_SHARED)
+        if shared and shared.bound and name in names:
+            return
+        config = topology.consumer_config(self._settings, aim, alone=alone)
+        info = await topology.ensure_consumer(self._connection, self._settings, config, self._emit, again=again)
+        self.flows.ack_wait = topology.ack_wait_of(info)
+        if shared is None:
+            self.flows.tell(Waiting(_SHARED, inf))
+        self.flows.open(_SHARED).bind(self._pull_from(name))
+        self._emit(ConsumerBound(self._settings.nats_stream, name, self.flows.ack_wait))
+
+    def _is_filtered(self, found: Found) -> bool:
+        return set(found.covers) == set(topology.subjects(self._settings))
+
+    def _is_flow(self, subject: str) -> bool:
+        """Whether a subject is a flow of its own, and ours."""
+        served = self._served
+        queue, ours = self._settings.queue_name, self._settings.filter_partition
+        if served == FUNCTION:
+            return partition_of(queue, subject, self._settings.queue_partitions) == ours
+        if served in (None, static(1)):
+            return False
+        partitions = int(str(served).partition("/")[2])
+        if subject == queue or any(covers(f"{queue}.{part}.>", subject) for part in range(partitions)):
+            return False
+        return partition_of(queue, subject, partitions) == ours % partitions
+
+    def _pull_from(self, consumer: str) -> str:
+        return f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.nats_stream}.{consumer}"
+
+    # What the flows tell.
+
+    def _make(self, flow: str) -> None:
+        if flow != _SHARED and not flow.startswith(retired_flow("")):
+            self.functions.make(flow)
+
+    def _on_lost(self, flow: str) -> None:
+        if flow == _SHARED:
+            self.bound = False
+            self._lost()
+        elif flow.startswith(retired_flow("")):
+            self._drop(flow.removeprefix(retired_flow("")))
+        else:
+            self.functions.lost(flow)

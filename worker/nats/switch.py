@@ -1,0 +1,196 @@
+"""From one layout to another, with a stream full of work, while workers that want either are alive.
+
+Whoever wants another layout than the queue is in asks on a subject whether a worker that wants that one is alive. If
+one answers, the layout stays, and we serve it; if nobody does, we retire what has no place in ours. Every step can be
+done twice, and by several workers at once; where one dies in between, the next to look goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats.errors
+import trio
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from ..config import Settings
+from ..ports import Unusable
+from . import quirks, topology
+from .connection import ApiError, Connection
+from .layout import FUNCTION, RETIRED, Found, Layout, read, retirement, static
+
+PAUSE = 10.0
+"""Seconds that a consumer stands still at most, while it is being retired or deleted."""
+_RESUMED = 0.2
+"""Seconds until one goes on that is to: enough for three servers to agree on it before it has come."""
+_MEANT = 6.0
+"""Seconds after which what was seen of a consumer that stands still is not relied on any more."""
+_FLUSHED = 0.3
+"""Seconds after which nats-server has written what a consumer had handed out: it does so every 100 ms."""
+_AT_ONCE = 16
+"""Consumers that are retired at the same time."""
+_ANSWER = 1.0
+"""Seconds to wait for a worker's sign of life."""
+
+
+class Switch:
+    """Looks after the layout of a stream's consumers.
+
+    Args:
+        connection: to whom to talk.
+        settings: with the stream's name as it is at the server.
+    """
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.wanted = FUNCTION if settings.scaling_mode == FUNCTION else static(settings.queue_partitions)
+        self._connection, self._settings = connection, settings
+        self._stream = settings.nats_stream
+        self._sign: Subscription | None = None
+        self._hidden = False
+        self._answers: set[asyncio.Task[None]] = set()
+
+    # Who wants what.
+
+    async def show(self) -> None:
+        """Answer those who ask whether anyone wants our layout."""
+        if self._sign is None and not self._hidden:
+            self._sign = await quirks.listen(self._connection.client, self._subject(self.wanted), self._answer)
+
+    async def hide(self) -> None:
+        """Answer no more: we are about to end."""
+        self._hidden = True
+        if self._sign:
+            sign, self._sign = self._sign, None
+            with suppress(nats.errors.Error):
+                await sign.unsubscribe()
+
+    def _answer(self, message: Msg) -> None:
+        if message.reply and self._sign:
+            answer = asyncio.ensure_future(self._connection.client.publish(message.reply, b""))
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
+
+    def _subject(self, layout: str) -> str:
+        return f"queue-worker.{self._stream}.{layout.replace('/', '.')}"
+
+    async def _is_wanted(self, layout: str) -> bool:
+        try:
+            await self._connection.client.request(self._subject(layout), b"", timeout=_ANSWER)
+        except nats.errors.NoRespondersError:
+            return False
+        except (nats.errors.Error, TimeoutError, OSError):
+            return True  # perhaps: it may stand still
+        return True
+
+    async def aim(self, layout: Layout) -> str:
+        """Which layout is to be served now."""
+        current = layout.current
+        aim = self.wanted
+        if current not in (None, aim) and await self._is_wanted(str(current)):
+            aim = str(current)
+        taken = {each.name for each in layout.retired}
+        if aim != FUNCTION and any(name in taken for name in topology.shared_consumers(self._settings, aim)):
+            return FUNCTION  # until the consumer of that name keeps nothing any more
+        return aim
+
+    # What there is.
+
+    async def look(self) -> Layout:
+        """All consumers.
+
+        Raises:
+            ApiError: the server said no.
+            worker.ports.NotStored: it did not answer.
+        """
+        infos: list[dict[str, Any]] = []
+        while True:
+            page = await self._connection.ask(f"CONSUMER.LIST.{self._stream}", {"offset": len(infos)})
+            infos += page.get("consumers") or []
+            if not page.get("consumers") or len(infos) >= page.get("total", 0):
+                return Layout.of(infos)
+
+    # What is done about it.
+
+    async def retire(self, found: list[Found], aim: str) -> None:
+        """Retire consumers. What stands in the way of that is raised; it is all to be done again then."""
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def retire(one: Found) -> None:
+            async with room:
+                await self._retire(one.name, aim)
+
+        await asyncio.gather(*map(retire, found))
+
+    async def _retire(self, name: str, aim: str) -> None:
+        since = trio.current_time()
+        if not await self.pause(name):
+            raise Unusable(f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later")
+        await asyncio.sleep(_FLUSHED)
+        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        if read(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
+            config = retirement(self._settings.queue_name, info, aim, _ns(info["ts"]))
+            await self._connection.ask(
+                f"CONSUMER.CREATE.{self._stream}.{name}",
+                {"stream_name": self._stream, "config": config, "action": "update"},
+            )
+        await self.resume(name)
+
+    async def pause(self, name: str, seconds: float = PAUSE) -> bool:
+        """Have a consumer hand out nothing for a while. False: the server cannot do that."""
+        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        until = _time(info["ts"]) + timedelta(seconds=seconds)
+        body = {"pause_until": until.isoformat().replace("+00:00", "Z")}
+        answer = await self._connection.ask(f"CONSUMER.PAUSE.{self._stream}.{name}", body)
+        return bool(answer.get("paused"))
+
+    async def resume(self, name: str) -> None:
+        """Let it go on, soon.
+
+        A pause that is over wakes the requests that are open; one that is taken back does not: they wait for the next
+        message, or for another request (measured, nats-server 2.15.1).
+        """
+        await self.pause(name, _RESUMED)
+
+    async def clear(self, layout: Layout) -> bool:
+        """Delete the retired consumers that keep nothing; whether there were any."""
+        for each in layout.over:
+            # Whoever acknowledged through it did not take the message off the stream, where another consumer covers it.
+            for pattern in each.covers or topology.subjects(self._settings):
+                body = {"filter": pattern, "seq": each.done + 1}
+                if each.done:
+                    await self._connection.ask(f"STREAM.PURGE.{self._stream}", body)
+            await self.delete(each.name)
+        return bool(layout.over)
+
+    async def delete(self, name: str) -> None:
+        """Delete a consumer, if it is there."""
+        try:
+            await self._connection.ask(f"CONSUMER.DELETE.{self._stream}.{name}")
+        except ApiError as error:
+            if error.err_code != topology.NO_CONSUMER:
+                raise
+
+    async def unfilter(self, name: str) -> None:
+        """Let a consumer that is the only one be for all, as it would have been made."""
+        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        left_out = ("filter_subject", "filter_subjects", "pause_until")
+        config = {key: value for key, value in info["config"].items() if key not in left_out}
+        if read(info).layout != RETIRED:
+            await self._connection.ask(
+                f"CONSUMER.CREATE.{self._stream}.{name}",
+                {"stream_name": self._stream, "config": config, "action": "update"},
+            )
+
+
+def _time(text: str) -> datetime:
+    """Of the server's, to the microsecond: it writes as many digits as there are."""
+    head, _, tail = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{head}.{(tail + '000000')[:6]}").replace(tzinfo=UTC)
+
+
+def _ns(text: str) -> int:
+    return int(_time(text).timestamp() * 1e6) * 1000
