@@ -48,6 +48,7 @@ CONTRACT = {
 NO_DEFAULT = {
     *("nats_url", "nats_token", "nats_user", "nats_password", "nats_nkey_seed", "nats_creds_file"),
     *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
+    "function_minimums",
 }
 SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
 # A value that is valid, and not the default, for each.
@@ -65,12 +66,13 @@ OTHER: dict[str, tuple[str, Any]] = {
     "ack_wait": ("1h30m", 5400.0),
     "max_ack_pending": ("1000", 1000),
     "max_waiting": ("1", 1),
-    "scaling_mode": ("static", "static"),
+    "scaling_mode": ("function", "function"),
     "consumer_inactive_threshold": ("1m30s", 90.0),
     "consumer_pull_max_messages": ("7", 7),
-    "queue_partitions": ("1", 1),
+    "queue_partitions": ("1024", 1024),
     "filter_partition": ("0", 0),
     "max_inflight": ("9", 9),
+    "function_minimums": ("checkout=5,billing.shop=2", (("checkout", 5), ("billing.shop", 2))),
     "limiter_enabled": ("false", False),
     "gateway_url": ("https://gateway.openfaas:8080/base", "https://gateway.openfaas:8080/base"),
     "upstream_timeout": ("300ms", 0.3),
@@ -276,6 +278,10 @@ WORDS: dict[str, tuple[str, list[str]]] = {
         ["0", "-1", "1000001", "1.5", "1e3", "many", "-", "00000000050"],
     ),
     "nats_stream_replicas": ("not a whole number from 1 to 5", ["0", "6"]),
+    "function_minimums": (
+        "not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2",
+        ["checkout", "checkout=0", "checkout=-1", "Checkout=1", "a.b.c=1", "a=1,", ",", "a=1;b=2", "a=9999999999"],
+    ),
     "processes": ("not a whole number from 1 to 128", ["0", "129", "auto"]),
     "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
     "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
@@ -298,10 +304,10 @@ WORDS: dict[str, tuple[str, list[str]]] = {
     "log_encoding": ("not one of console, json", ["text", "JSON"]),
     "backoff": ("not one of exponential, full, equal", ["linear", "Full"]),
     "debug": ("not a switch: write true or false", ["yes", "on", "2", "t", " true"]),
-    "scaling_mode": ("this version can only do 'static'; a consumer per function is to come", ["function", "auto"]),
+    "scaling_mode": ("not one of static, function", ["auto", "Function"]),
     "retry_strategy": ("this version can only do 'nak'; retries as scheduled messages are to come", ["schedule"]),
-    "queue_partitions": ("this version can only do '1'; more partitions are to come", ["2", "0"]),
-    "filter_partition": ("this version can only do '0'; more partitions are to come", ["1"]),
+    "queue_partitions": ("not a whole number from 1 to 1024", ["0", "1025", "-1"]),
+    "filter_partition": ("not a whole number from 0 to 1023, or ordinal", ["-1", "1024", "Ordinal", "last"]),
     "queue_name": (
         "not a queue's name: lower-case letters, digits, - and _, a letter or digit first and last",
         ["Slow", "a.b", "-a", "a_", "a b", ">", "*"],
@@ -483,6 +489,63 @@ def test_each_process_has_something_to_do(processes: int, slots: int) -> None:
         "which they share: each runs one at least"
     )
     assert load({"processes": str(processes), "max_inflight": str(processes)}).settings.processes == processes
+
+
+@pytest.mark.parametrize(("ours", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
+def test_a_partition_is_one_of_the_queue_s(ours: str, partitions: int) -> None:
+    """They are counted from 0, so the last one is one less than there are; one more is refused."""
+    given_ = {"filter_partition": ours, "queue_partitions": str(partitions)}
+    assert load(given_).settings.filter_partition == int(ours)
+    if partitions > 1:
+        assert refused(given_ | {"queue_partitions": str(partitions - 1)}) == (
+            f"1 setting cannot be used:\n  filter_partition = {ours} (environment filter_partition) is none of "
+            f"queue_partitions = {partitions - 1}: they are counted from 0"
+        )
+
+
+@pytest.mark.parametrize(("pod", "ours"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
+def test_a_statefulset_s_ordinal_is_a_partition(pod: str, ours: int) -> None:
+    """``ordinal`` is the number at the end of the pod's name, and ``queue-worker config`` shows which, and whence."""
+    loaded = load({"filter_partition": "ordinal", "queue_partitions": "14", "HOSTNAME": pod})
+    assert loaded.settings.filter_partition == ours
+    origin = f"environment filter_partition, HOSTNAME={pod}"
+    assert ("filter_partition", str(ours), origin) in describe(loaded)
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({}, "HOSTNAME is not set"),
+        ({"HOSTNAME": "my-machine"}, "HOSTNAME is 'my-machine', which ends in no -number"),
+        ({"HOSTNAME": "queue7"}, "HOSTNAME is 'queue7', which ends in no -number"),
+        ({"HOSTNAME": "q-\u0664"}, "HOSTNAME is 'q-\u0664', which ends in no -number"),
+    ],
+)
+def test_a_pod_without_an_ordinal_is_told_so(environment: dict[str, str], named: str) -> None:
+    """What is no StatefulSet's pod has no ordinal, and is not taken for partition 0."""
+    assert refused({"filter_partition": "ordinal"} | environment) == (
+        f"1 setting cannot be used:\n  filter_partition = 'ordinal' (environment filter_partition): {named}, as the "
+        "name of a StatefulSet's pod does: set the partition's number"
+    )
+
+
+def test_an_ordinal_past_the_partitions_is_refused() -> None:
+    """A StatefulSet with more replicas than partitions says so, and names the pod."""
+    assert refused({"filter_partition": "ordinal", "queue_partitions": "2", "HOSTNAME": "queue-worker-2"}) == (
+        "1 setting cannot be used:\n  filter_partition = 2 (environment filter_partition, HOSTNAME=queue-worker-2) is "
+        "none of queue_partitions = 2: they are counted from 0"
+    )
+
+
+def test_minimums_fit_into_the_slots() -> None:
+    """More than there is cannot be kept; all of it can. A function named twice is a mistake."""
+    minimums = {"function_minimums": "checkout=30, billing.shop=20"}
+    assert load(minimums | {"max_inflight": "50"}).settings.minimums == {"checkout.openfaas-fn": 30, "billing.shop": 20}
+    assert refused(minimums | {"max_inflight": "49"}) == (
+        "1 setting cannot be used:\n  function_minimums are 50 slots in all, and max_inflight = 49 has fewer"
+    )
+    assert only_problem("function_minimums", "a=1,b=2,a=3") == "a has two minimums: keep one"
+    assert load({}).settings.minimums == {}
 
 
 # Secrets.

@@ -41,13 +41,16 @@ from worker.model import (
     TimedOut,
     Verdict,
 )
+from worker.nats import controls, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
 from worker.observe.tallies import Tallies
 from worker.parent.processes import Processes
 from worker.parent.run import Own
+from worker.policy import quota
 from worker.policy.decide import decide, status_of
+from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
 
@@ -58,7 +61,7 @@ ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE
     for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling", "performance")
 )
 DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE)
-MANIFEST = ROOT / "deploy" / "worker.yaml"
+MANIFESTS = sorted((ROOT / "deploy").glob("*.yaml"))
 DEFAULTS = load({}).settings
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -180,15 +183,29 @@ def test_names_exist(document: Path) -> None:
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
 
-def test_manifest() -> None:
-    """The settings in the Kubernetes manifest can be used, and its grace period is the one to be computed."""
-    manifest = MANIFEST.read_text()
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.name))
+def test_manifest(file: Path) -> None:
+    """The settings in a worker's Kubernetes manifest can be used, and its grace period is the one to be computed."""
+    manifest = file.read_text()
     given = dict(re.findall(r'- name: (\w+)\n\s+value: "(.*)"', manifest))
-    assert given
+    assert bool(given) == ("image: jetstream-queue-worker" in manifest)
+    if not given:
+        return
     assert set(given) <= set(FIELDS)
-    settings = load(given).settings
+    settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
+
+
+def test_queue_annotations_table() -> None:
+    """Every annotation that says what a function may have is listed, with what is accepted."""
+    rows = section(OPERATIONS, "## Settings").rpartition("| annotation | accepted | meaning |")[2]
+    listed = dict(re.findall(r"(?m)^\| `(com[\w.]+)` \| (.*?) \|", rows))
+    assert listed.keys() == QUEUE_ANNOTATIONS.keys()
+    assert listed["com.openfaas.queue.weight"].startswith(f"1 to {quota.MOST_WEIGHT},")
+    assert listed["com.openfaas.queue.max_inflight"] == f"1 to {quota.MOST_INFLIGHT}"
+    for example in re.findall("`(.*?)`", listed["com.openfaas.queue.rate"]):
+        assert quota.write_rate(quota.parse_rate(example)) == example
 
 
 # Decisions.
@@ -352,7 +369,9 @@ def test_troubleshooting_messages() -> None:
 # JSON.
 
 
-@pytest.mark.parametrize("config", [stream_config, consumer_config, dead_letter_config])
+@pytest.mark.parametrize(
+    "config", [stream_config, consumer_config, dead_letter_config, controls.stream_config, quotas.stream_config]
+)
 def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
     """The JSON to make stream, consumer and dead letters by hand is what the worker itself would send."""
     expected = config(DEFAULTS)

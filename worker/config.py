@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from .policy.backoff import Jitter
 from .policy.durations import format_duration
-from .policy.names import is_name
+from .policy.names import is_name, split_function
 from .policy.parse import (
     duration,
     flag,
@@ -33,6 +33,7 @@ from .policy.parse import (
     text,
     whole,
 )
+from .policy.quota import parse_minimums
 from .policy.retry import parse_attempts, parse_codes
 
 T = TypeVar("T")
@@ -42,6 +43,8 @@ _NOT_OURS = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "al
 """Lower-case variables of other programs that look like ours."""
 MOST_PARTITIONS = 1024
 """Each is a consumer that somebody must serve: more is a mistake."""
+ORDINAL = -1
+"""What ``filter_partition=ordinal`` is until the pod's name was looked at."""
 _ALIKE = 0.8
 """How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: two letters in ten."""
 _KUBERNETES = re.compile(
@@ -64,6 +67,14 @@ def readable_file(value: str) -> str:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise ValueError("not the path of a file") from None
+
+
+def partition(value: str) -> int:
+    """The number of a partition, or :data:`ORDINAL`."""
+    try:
+        return ORDINAL if value == "ordinal" else whole(0, MOST_PARTITIONS - 1)(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or ordinal") from None
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
@@ -118,12 +129,21 @@ class Settings:
         None, whole(1), "most messages asked for in one pull; by default 250"
     )
     queue_partitions: int = setting(
-        "1", whole(1, MOST_PARTITIONS), "the queue's partitions; a worker serves one of them"
+        "1",
+        whole(1, MOST_PARTITIONS),
+        "how many parts producers divide the queue into; a worker serves one of them",
     )
-    filter_partition: int = setting("0", whole(0, MOST_PARTITIONS - 1), "the one that this worker serves")
+    filter_partition: int = setting(
+        "0", partition, "the one that this worker serves; `ordinal`: the number that a StatefulSet gave this pod"
+    )
 
     # Invoking.
     max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
+    function_minimums: tuple[tuple[str, int], ...] | None = setting(
+        None,
+        parse_minimums,
+        "`function`: slots that functions have whatever others want, as `checkout=5,billing.shop=2`",
+    )
     limiter_enabled: bool = setting("true", flag, "accepted for the charts; adaptive concurrency is to come")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
@@ -178,6 +198,14 @@ class Settings:
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
 
     @property
+    def minimums(self) -> Mapping[str, int]:
+        """:attr:`function_minimums` by ``name.namespace``."""
+        split = (
+            (split_function(name, self.default_function_name), least) for name, least in self.function_minimums or ()
+        )
+        return {".".join(function): least for function, least in split if function}
+
+    @property
     def nats_servers(self) -> tuple[str, ...]:
         """The servers to connect to, as URLs."""
         if self.nats_url:
@@ -221,6 +249,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
             values[name] = field.metadata["parse"](given)
         except ValueError as error:
             problems.append(f"{name} = {_shown(given, field)!r} ({origins[name]}): {error}")
+    problems += _ordinal(values, origins, environment)
     problems += _together(values, origins)
     if problems:
         count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
@@ -285,13 +314,32 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
         problems.append(f"{' and '.join(ways)} are different ways to authenticate: keep one")
     if (ours := values.get("filter_partition", 0)) >= (partitions := values.get("queue_partitions", ours + 1)):
         problems.append(
-            f"filter_partition = {ours} is none of queue_partitions = {partitions}: they are counted from 0"
+            f"filter_partition = {ours} ({origins['filter_partition']}) is none of queue_partitions = {partitions}:"
+            " they are counted from 0"
         )
+    minimums = sum(least for _, least in values.get("function_minimums") or ())
+    if minimums > (slots := values.get("max_inflight", minimums)):
+        problems.append(f"function_minimums are {minimums} slots in all, and max_inflight = {slots} has fewer")
     if (many := values.get("processes", 1)) > (slots := values.get("max_inflight", many)):
         problems.append(
             f"processes = {many} is more than max_inflight = {slots}, which they share: each runs one at least"
         )
     return problems
+
+
+def _ordinal(values: dict[str, Any], origins: dict[str, str], environment: Mapping[str, str]) -> list[str]:
+    """Put the number of a StatefulSet's pod in its place; what is wrong with it."""
+    if values.get("filter_partition") != ORDINAL:
+        return []
+    pod = environment.get("HOSTNAME", "")
+    if number := re.fullmatch(r".*-([0-9]{1,9})", pod, re.ASCII):
+        values["filter_partition"] = int(number[1])
+        origins["filter_partition"] += f", HOSTNAME={pod}"
+        return []
+    del values["filter_partition"]
+    named = f"HOSTNAME is {pod!r}, which ends in no -number" if pod else "HOSTNAME is not set"
+    origin, advice = origins["filter_partition"], "as the name of a StatefulSet's pod does: set the partition's number"
+    return [f"filter_partition = 'ordinal' ({origin}): {named}, {advice}"]
 
 
 def _typos(environment: Mapping[str, str]) -> list[str]:
@@ -328,6 +376,7 @@ _WRITTEN: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))),
+    tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }
 
 

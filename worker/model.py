@@ -136,6 +136,26 @@ Settlement = Ack | Nak | Term
 Verdict = Settlement | Abandon
 
 
+# How much one function may have.
+
+
+class Rate(Struct, frozen=True, gc=False):
+    """So many starts in every window of so many seconds."""
+
+    starts: int
+    window: float
+
+
+class Quota(Struct, frozen=True, gc=False):
+    """What a function's annotations say; see :mod:`worker.policy.quota`."""
+
+    weight: int = 1
+    most: int | None = None
+    """Invocations at once, over all workers."""
+    rate: Rate | None = None
+    """Starts, over all workers."""
+
+
 # What the queue tells of its flows, besides deliveries.
 
 
@@ -173,7 +193,15 @@ class Gone(Struct, frozen=True, gc=False):
     flow: str
 
 
-Notice = Stored | Waiting | Published | Returned | Gone
+class Limited(Struct, frozen=True, gc=False):
+    """All workers have agreed on what one function may have."""
+
+    function: str
+    """Its label, ``name.namespace``."""
+    quota: Quota
+
+
+Notice = Stored | Waiting | Published | Returned | Gone | Limited
 
 
 # What leaves the worker besides.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, Settlement
+from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, Quota, Settlement
 
 
 class NotStored(Exception):  # noqa: N818 -- it says what happened, as the outcomes do
@@ -84,6 +84,30 @@ class Queue(Protocol):
         Raises:
             NotStored: the queue did not answer.
         """
+
+
+class Quotas(Protocol):
+    """What single functions may have, kept over all workers by tokens; see :mod:`worker.policy.quota`.
+
+    Tokens come as deliveries of flows that are named after their kind and their function: ``quota/cap/echo.fn`` and
+    ``quota/rate/echo.fn``. They are wanted and recalled as those of any flow are. A cap's is kept by a lease, as
+    a message is, for as long as an invocation runs; a rate's needs none.
+    """
+
+    def of(self, function: str) -> Quota | None:
+        """What is agreed on for a function; None where nothing ever was.
+
+        Changes are told as :class:`~worker.model.Limited`, which the consumer's flows bring.
+        """
+
+    def said(self, function: str, quota: Quota, stored: int) -> None:
+        """What a message says of its function that was stored then (ns since the epoch).
+
+        The newest one's word counts, for all workers, once they have agreed.
+        """
+
+    def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
+        """Give a token back: others can have it *delay* seconds from now. Not said after *before*, as of a NAK."""
 
 
 class Unusable(Exception):  # noqa: N818 -- the adjective is the message

@@ -21,6 +21,9 @@ COMMANDS = {
     "dev": "Everything on one machine: NATS, gateway, demo functions and a worker.",
     "gateway": "Put invocations on the queue, by HTTP.",
     "submit": "Put one or many invocations on the queue.",
+    "pause": "Start no more invocations of one function, on any worker.",
+    "resume": "Start them again.",
+    "purge": "Delete all that the queue holds of one function.",
     "config": "Print the effective settings, and where each came from.",
 }
 

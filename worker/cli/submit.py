@@ -79,6 +79,7 @@ def command(
             path=f"/{path}" if path and not path.startswith("/") else path,
             query=query.removeprefix("?"),
             annotations=notes,
+            partitions=settings.queue_partitions,
         )
 
     try:

@@ -82,6 +82,7 @@ class Gateway:
                 host=headers.get("Host", [""])[0],
                 path=path,
                 query=scope["query_string"].decode("latin-1"),
+                partitions=self._settings.queue_partitions,
             )
         except ValueError as error:
             raise Refused(400, str(error)) from None

@@ -21,7 +21,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 import msgspec
 
 from ..policy.callback_url import callback_url
-from ..policy.names import split_function, subject_of
+from ..policy.names import partition_for, split_function, subject_of
 
 _LONGEST_CALL_ID = 256
 """Characters: several times what UUIDs and tracing systems need, and harmless in a header and a log line."""
@@ -120,6 +120,7 @@ def compose(
     path: str = "",
     query: str = "",
     annotations: Mapping[str, str] | None = None,
+    partitions: int = 1,
 ) -> Draft:
     """Put together the invocation that a caller asks for.
 
@@ -135,6 +136,7 @@ def compose(
         path: below the function's name, as it stood in the request line.
         query: the same, without its question mark.
         annotations: the function's.
+        partitions: how many the queue has.
 
     Raises:
         ValueError: something about it cannot be. The text is for the caller.
@@ -161,7 +163,7 @@ def compose(
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Draft(subject_of(queue, 0, *split), call_id, str(now), request)
+    return Draft(subject_of(queue, partition_for(*split, partitions), *split), call_id, str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:

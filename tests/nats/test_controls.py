@@ -1,0 +1,229 @@
+"""What is paused reaches every worker: on a real nats-server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio_asyncio
+from hypothesis import example, given
+from hypothesis import strategies as st
+from trio_asyncio import aio_as_trio
+
+from tests.servers import NatsServer, until
+from worker.config import Settings, load
+from worker.events import BrokerTrouble, Event
+from worker.model import Quota, Rate
+from worker.nats.connection import _API_TIMEOUT, Connection
+from worker.nats.controls import READ_AGAIN, Agreed, Control, Controls, read, stream_config, subject_for, write
+from worker.nats.options import connect_options
+
+STREAM = "faas-request-functions"
+
+
+def settings(server: NatsServer) -> Settings:
+    return load({"nats_port": str(server.port)}).settings
+
+
+@asynccontextmanager
+async def following(
+    server: NatsServer, events: list[Event], *, serve: bool = True
+) -> AsyncIterator[tuple[Controls, list[set[str]]]]:
+    """A worker's view of what is paused, and all that it was told of it."""
+    told: list[set[str]] = []
+    async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+        connection = Connection(connect_options(settings(server), name=""), events.append)
+        controls = Controls(connection, settings(server), lambda paused: told.append(set(paused)))
+        await aio_as_trio(connection.open)()
+        await aio_as_trio(controls.open)()
+        if serve:
+            nursery.start_soon(aio_as_trio(controls.serve))
+        yield controls, told
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await aio_as_trio(connection.close)()
+
+
+def make(server: NatsServer, **changes: Any) -> None:
+    config = stream_config(settings(server)) | changes
+    server.api(f"STREAM.CREATE.{STREAM}", **config)
+
+
+def say(server: NatsServer, label: str, *, paused: bool) -> None:
+    server.publish(subject_for("faas-request", label), write(Control(paused)))
+
+
+async def test_all_workers_hear(tmp_path: Path) -> None:
+    """A pause and a resume reach workers that are there, also where the stream is made by the first pause."""
+    with NatsServer(tmp_path) as server:
+        async with following(server, []) as (_, one), following(server, []) as (_, other):
+            make(server)
+            say(server, "echo.fn", paused=True)
+            await until(lambda: one == other == [{"echo.fn"}], "both to hear of the pause")
+            say(server, "echo.fn", paused=False)
+            await until(lambda: one == other == [{"echo.fn"}, set()], "both to hear of its end")
+
+
+async def test_the_first_word_is_stored_at_once(tmp_path: Path) -> None:
+    """With workers that listen, a missing stream is no request that nobody answers: it is looked for, and made."""
+    with NatsServer(tmp_path) as server:
+        async with following(server, []) as (controls, told):
+            with trio.fail_after(_API_TIMEOUT - 1.0):
+                await aio_as_trio(controls.agree)("echo.fn", Quota(most=5), 7)
+            assert controls.quotas["echo.fn"] == Agreed(Quota(most=5), 7)
+            assert told == []
+
+
+async def test_what_is_paused_is_known_before_anything_is_asked_for(tmp_path: Path) -> None:
+    """A worker that starts knows it when its opening returns; of 300 functions the paused ones."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        for number in range(300):
+            say(server, f"f{number}.fn", paused=True)
+            say(server, f"f{number}.fn", paused=number % 3 == 0)
+        async with following(server, []) as (controls, told):
+            assert told == [{f"f{number}.fn" for number in range(0, 300, 3)}]
+            assert len(controls.known) == 300
+
+
+async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
+    """Before the first pause there is no stream, which is no trouble; and one that is deleted pauses nothing."""
+    events: list[Event] = []
+    with NatsServer(tmp_path) as server:
+        async with following(server, events) as (controls, told):
+            assert (told, events[1:]) == ([], [])
+            make(server)
+            say(server, "echo.fn", paused=True)
+            await until(lambda: told == [{"echo.fn"}], "the pause")
+            server.api(f"STREAM.DELETE.{STREAM}")
+            await aio_as_trio(controls.look)()
+            assert told == [{"echo.fn"}, set()]
+
+
+async def test_a_stream_made_anew(tmp_path: Path) -> None:
+    """What an earlier stream of the name said is forgotten, though the new one has the same sequence numbers."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        say(server, "echo.fn", paused=True)
+        async with following(server, []) as (controls, told):
+            server.api(f"STREAM.DELETE.{STREAM}")
+            make(server)
+            say(server, "other.fn", paused=True)
+            await aio_as_trio(controls.look)()
+            assert told[-1] == {"other.fn"}
+
+
+async def test_what_an_operator_takes_out_by_hand_is_not_remembered(tmp_path: Path) -> None:
+    """A message purged from the stream is as if it had never been."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        say(server, "echo.fn", paused=True)
+        say(server, "other.fn", paused=True)
+        async with following(server, []) as (controls, told):
+            server.api(f"STREAM.PURGE.{STREAM}", filter=subject_for("faas-request", "echo.fn"))
+            await aio_as_trio(controls.look)()
+            assert told[-1] == {"other.fn"}
+            server.api(f"STREAM.PURGE.{STREAM}")
+            await aio_as_trio(controls.look)()
+            assert told[-1] == set()
+
+
+async def test_what_was_said_while_the_connection_was_gone(tmp_path: Path) -> None:
+    """After connecting again a worker looks, since nothing was announced to it."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        async with following(server, []) as (_, told):
+            server.restart()
+            say(server, "echo.fn", paused=True)
+            await until(lambda: told == [{"echo.fn"}], "the pause")
+
+
+async def test_what_was_not_announced(tmp_path: Path) -> None:
+    """An announcement can be lost, so the stream is read every 30 s whatever was heard, and not more often."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        async with following(server, [], serve=False) as (controls, told):
+            say(server, "echo.fn", paused=True)
+            await until(lambda: controls._heard > 0, "it to be heard")
+            controls._heard = float("-inf")  # as if it had not been
+            due = controls._due
+            await aio_as_trio(controls.refresh)(due - 0.001)
+            assert told == []
+            await aio_as_trio(controls.refresh)(due)
+            assert told == [{"echo.fn"}]
+            assert controls._due == due + READ_AGAIN
+
+
+async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) -> None:
+    """Anyone may publish there; what is not ours is told of, and the rest is obeyed."""
+    events: list[Event] = []
+    with NatsServer(tmp_path) as server:
+        make(server)
+        server.publish("FUNCTIONS.faas-request.echo.fn", b"\xff")
+        say(server, "other.fn", paused=True)
+        async with following(server, events) as (_, told):
+            assert told == [{"other.fn"}]
+    assert [event.doing for event in events if isinstance(event, BrokerTrouble)] == [
+        "reading what was said about functions"
+    ]
+
+
+async def test_looking_costs_one_request_where_nothing_is_new(tmp_path: Path) -> None:
+    """A worker that looks again reads only what came since."""
+    with NatsServer(tmp_path) as server:
+        make(server)
+        for number in range(10):
+            say(server, f"f{number}.fn", paused=True)
+        async with following(server, []) as (controls, _):
+            before = server.api("STREAM.INFO.faas-request-functions")
+            assert not await aio_as_trio(controls.look)()
+            say(server, "f3.fn", paused=False)
+            assert before["state"]["last_seq"] == 10
+            assert await aio_as_trio(controls.look)()
+            assert controls._sequence == 11
+            assert not controls.known["f3.fn"].paused
+
+
+names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
+
+
+@given(names, names, names, st.booleans(), st.text(max_size=30))
+def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
+    """By its subject and its payload."""
+    label, control = f"{name}.{namespace}", Control(paused, since)
+    assert read(queue, subject_for(queue, label), write(control)) == (label, control)
+
+
+@given(st.text(max_size=20), st.binary(max_size=40))
+@example("echo.fn", b"[" * 100_000)
+@example("echo.fn", b'{"paused": 1}')
+@example("echo", b'{"paused": true}')
+@example("a.b.c", b'{"paused": true}')
+def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
+    """Whatever is published there, reading it raises nothing."""
+    assert read("q", f"FUNCTIONS.q.{below}", data) is None
+
+
+def test_later_versions_may_write_more() -> None:
+    """What we do not know of is not looked at."""
+    assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == ("echo.fn", Control(paused=True))
+
+
+@given(names, names, names, st.none() | st.integers(1, 100_000), st.none() | st.integers(1, 10**6), st.integers(0))
+def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
+    queue: str, name: str, namespace: str, most: int | None, starts: int | None, stored: int
+) -> None:
+    """Beside what operators said, on a subject of its own."""
+    agreed = Agreed(Quota(most=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
+    subject = subject_for(queue, f"{name}.{namespace}.quota")
+    assert read(queue, subject, write(agreed)) == (f"{name}.{namespace}", agreed)
+
+
+@pytest.mark.parametrize("said", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
+def test_what_cannot_have_been_agreed_is_nothing(said: str) -> None:
+    """A cap of nothing would stop a function for good."""
+    assert read("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None

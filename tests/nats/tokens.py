@@ -1,0 +1,126 @@
+"""A worker as far as tokens go, on a real nats-server: connection, outbox, flows, quotas and leases; no messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from tests.servers import NatsServer
+from worker.config import load
+from worker.events import Event
+from worker.heartbeat import Lease, Leases
+from worker.model import Delivery, Limited, Quota
+from worker.nats import quirks
+from worker.nats.connection import ApiError, Connection
+from worker.nats.consumer import Flows
+from worker.nats.controls import Controls
+from worker.nats.options import connect_options
+from worker.nats.outbox import Outbox
+from worker.nats.quotas import Quotas
+from worker.policy.quota import USABLE
+from worker.ports import NotStored
+
+
+class Replica:
+    """One worker's hold on tokens. *came* is told of each that comes, with its lease."""
+
+    def __init__(self, server: NatsServer, ack_wait: str, came: Callable[[Replica, Delivery, Lease], None]) -> None:
+        settings = load({"nats_port": str(server.port), "ack_wait": ack_wait}).settings
+        self.events: list[Event] = []
+        self.told: dict[str, Quota] = {}
+        self.dead = False
+        self._came = came
+        self.connection = Connection(connect_options(settings, name=""), self.events.append)
+        self.outbox = Outbox(self.connection, self.events.append)
+        self.flows = Flows(self.connection, self.outbox, self._make, self._lost)
+        self.flows.ack_wait = settings.ack_wait
+        self.controls = Controls(self.connection, settings)
+        self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
+        self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
+        self.leases.last(settings.ack_wait)
+        self._again = False
+        """The connection has come again, so requests must be sent again: the queue does that."""
+
+    def _on_change(self, up: bool) -> None:
+        self._again = up
+
+    def _make(self, flow: str) -> None:
+        self.quotas.make(flow)
+
+    def _lost(self, flow: str) -> None:
+        self.quotas.lost(flow)
+
+    async def open(self) -> None:
+        await self.connection.open()
+        self.connection.changed.append(self._on_change)
+        await self.outbox.open()
+        await self.controls.open()
+
+    async def serve(self) -> None:
+        await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.serve(), self.quotas.run())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            now = trio.current_time()
+            await self.connection.watch()
+            if self._again:
+                await self._begin_anew()
+            await self.flows.check(now)
+            self.outbox.repeat(now)
+            self.outbox.wake()
+
+    async def _begin_anew(self) -> None:
+        with contextlib.suppress(NotStored, ApiError):  # it is still starting: once more
+            await self.connection.ask("STREAM.INFO.faas-request-quotas")
+            self._again = False
+            await self.flows.begin_anew()
+
+    async def receive(self) -> None:
+        """Take what comes, for ever."""
+        while True:
+            for each in await self.flows.receive():
+                if isinstance(each, Limited):
+                    self.told[each.function] = each.quota
+                elif isinstance(each, Delivery):
+                    self._came(self, each, self.leases.take(each))
+
+    def give(self, lease: Lease, delay: float = 0.0) -> None:
+        """Give a token back."""
+        token = lease.delivery
+        before = token.arrived + USABLE + delay if delay else self.leases.lost_at(lease)
+        self.leases.release(lease)
+        self.quotas.give(token, delay=delay, before=before)
+
+    def die(self) -> None:
+        """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
+        self.dead = True
+        setattr(self.outbox, "settle", lambda *_, **__: None)  # noqa: B010 -- mypy would not have it otherwise
+        setattr(self.outbox, "extend", lambda *_, **__: None)  # noqa: B010 -- the same
+        quirks.abort(self.connection.client)
+
+
+@asynccontextmanager
+async def replicas(
+    server: NatsServer, count: int, came: Callable[[Replica, Delivery, Lease], None], ack_wait: str = "60s"
+) -> AsyncIterator[list[Replica]]:
+    """So many, at work."""
+    async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
+        loop.set_exception_handler(lambda *_: None)
+        started = [Replica(server, ack_wait, came) for _ in range(count)]
+        for each in started:
+            await aio_as_trio(each.open)()
+            nursery.start_soon(aio_as_trio(each.serve))
+            nursery.start_soon(each.receive)
+            nursery.start_soon(each.leases.keep)
+        yield started
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            for each in started:
+                await aio_as_trio(each.connection.close)()

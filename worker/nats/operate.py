@@ -1,0 +1,201 @@
+"""What an operator does to one function from the command line: a connection for a moment, and what is done over it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from .. import __version__
+from ..config import Settings, without_password
+from ..events import BrokerTrouble, Event
+from ..policy.names import label_of
+from ..ports import NotStored, Unusable
+from . import topology
+from .connection import ApiError, Connection
+from .controls import Control, Controls, keep, subject_for, write
+from .options import connect_options
+
+T = TypeVar("T")
+
+_CONNECT_WITHIN = 5.0
+"""Seconds for the connection: a person waits for it."""
+
+
+class Refused(Exception):  # noqa: N818 -- what was done with the wish
+    """It cannot be done to this queue. The text says what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the queue holds of one function."""
+
+    by_subject: dict[str, int]
+    """Messages on each of its subjects, waiting or running."""
+    untold: int
+    """Messages on the bare subject, which tells no function."""
+
+    @property
+    def messages(self) -> int:
+        """On all of its subjects."""
+        return sum(self.by_subject.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something is done."""
+
+    connection: Connection
+    settings: Settings
+    stream: str
+    """The queue's stream, by its name at the server."""
+
+
+async def connected(settings: Settings, do: Callable[[Place], Awaitable[T]]) -> T | Exception:
+    """Connect, do it, close; what went wrong is returned.
+
+    That is a :class:`worker.ports.NotStored`, :class:`worker.ports.Unusable` or :class:`Refused`.
+    """
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(lambda *_: None)  # a connection that ends badly is seen where it is used
+        return await aio_as_trio(_connected)(settings, do)  # type: ignore[no-any-return]  # trio-asyncio has no types
+
+
+async def _connected(settings: Settings, do: Callable[[Place], Awaitable[T]]) -> T | Exception:
+    trouble = ""
+
+    def hear(event: Event) -> None:
+        nonlocal trouble
+        if isinstance(event, BrokerTrouble):
+            trouble = f" ({event.error})"
+
+    connection = Connection(connect_options(settings, name=f"queue-worker-command {__version__}"), hear)
+    try:
+        async with asyncio.timeout(_CONNECT_WITHIN):
+            await connection.open()
+        found = await topology.as_named(connection, settings, hear)
+        return await do(Place(connection, settings, found.nats_stream))
+    except TimeoutError:
+        servers = without_password(",".join(settings.nats_servers))
+        return NotStored(
+            f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{trouble}:"
+            " is it running, and do nats_host and nats_port, or nats_url, say where?"
+        )
+    except ApiError as error:
+        return NotStored(f"NATS refuses: {error}")
+    except (NotStored, Unusable, Refused) as error:
+        return error
+    finally:
+        await connection.close()
+
+
+async def pause(place: Place, label: str) -> dict[str, Control]:
+    """Remember that the function *label* is paused; all that are.
+
+    Raises:
+        Refused: the queue is in static mode.
+    """
+    await _must_be_in_function_mode(place)
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return await _set(place, label, Control(paused=True, since=now))
+
+
+async def resume(place: Place, label: str) -> dict[str, Control]:
+    """Remember that it is not; all that are. Where nothing was ever remembered of it, nothing is."""
+    if label not in (known := await _known(place)):
+        return _paused(known)
+    return await _set(place, label, Control(paused=False))
+
+
+async def held(place: Place, label: str) -> Held:
+    """What the queue holds of the function *label*.
+
+    Raises:
+        Unusable: there is no such queue.
+    """
+    by_subject: dict[str, int] = {}
+    while True:
+        info = await _stream(place, {"subjects_filter": ">", "offset": len(by_subject)})
+        page = info["state"].get("subjects") or {}
+        by_subject |= page
+        if not page or len(by_subject) >= info.get("total", 0):
+            break
+    queue, default = place.settings.queue_name, place.settings.default_function_name
+    return Held(
+        {
+            subject: count
+            for subject, count in by_subject.items()
+            if subject.startswith(f"{queue}.") and label in (told := label_of(queue, subject), f"{told}.{default}")
+        },
+        by_subject.get(queue, 0),
+    )
+
+
+async def purge(place: Place, label: str) -> int:
+    """Delete all messages of the function *label*; how many they were."""
+    purged = 0
+    for subject in (await held(place, label)).by_subject:
+        answer = await place.connection.ask(f"STREAM.PURGE.{place.stream}", {"filter": subject})
+        purged += answer["purged"]
+    return purged
+
+
+async def _must_be_in_function_mode(place: Place) -> None:
+    await _stream(place)
+    why = ""
+    if (mode := await _mode(place)) == "static":
+        why = f"the queue {place.settings.queue_name} is in static mode"
+    elif mode is None and place.settings.scaling_mode == "static":
+        why = f"the queue {place.settings.queue_name} has no consumers, and scaling_mode is static"
+    if why:
+        raise Refused(
+            f"{why}: there all functions share one consumer, and to hold back one of them would"
+            " change the order of the others. Set scaling_mode=function for the workers and for this command"
+        )
+
+
+async def _mode(place: Place) -> str | None:
+    """In which mode the queue's consumers were made; None where there are none that say so."""
+    try:
+        shared = await place.connection.ask(f"CONSUMER.INFO.{place.stream}.{place.settings.nats_durable}")
+        return str(_recorded(shared) or "static")
+    except ApiError as error:
+        if error.err_code != topology.NO_CONSUMER:
+            raise
+    consumers = (await place.connection.ask(f"CONSUMER.LIST.{place.stream}")).get("consumers") or []
+    return next((str(mode) for consumer in consumers if (mode := _recorded(consumer))), None)
+
+
+def _recorded(consumer: dict[str, Any]) -> Any:
+    return (consumer["config"].get("metadata") or {}).get(topology.MODE)
+
+
+async def _stream(place: Place, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        return await place.connection.ask(f"STREAM.INFO.{place.stream}", payload)
+    except ApiError as error:
+        if error.err_code != topology.NO_STREAM:
+            raise
+        raise Unusable(
+            f"there is no stream {place.stream}: start a worker, which makes it, or check nats_stream"
+        ) from None
+
+
+async def _set(place: Place, label: str, control: Control) -> dict[str, Control]:
+    await keep(place.connection, place.settings, subject_for(place.settings.queue_name, label), write(control))
+    return _paused(await _known(place))
+
+
+async def _known(place: Place) -> dict[str, Control]:
+    controls = Controls(place.connection, place.settings)
+    await controls.look()
+    return dict(controls.known)
+
+
+def _paused(known: dict[str, Control]) -> dict[str, Control]:
+    return {label: control for label, control in sorted(known.items()) if control.paused}
