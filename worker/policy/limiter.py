@@ -212,7 +212,7 @@ class Limiter:
             pace, self._rose = now - self._rose, now
             regular = FIRST_PROBE < pace < REGULAR
             wait = SOON * pace if regular else FIRST_PROBE
-            self._gap = max(FIRST_PROBE, (1-SOON) * pace) / LATER if regular else FIRST_PROBE
+            self._gap = max(FIRST_PROBE, (1 - SOON) * pace) / LATER if regular else FIRST_PROBE
         self._gap = min(self._gap, longest)
         self._look = now + min(wait, longest)
 
