@@ -18,11 +18,12 @@ from trio_asyncio import aio_as_trio
 
 from ..config import Settings
 from ..events import BrokerRefused, BrokerTrouble
-from ..model import Backlog, DeadLetter
+from ..model import Backlog, DeadLetter, Paused
 from ..policy.report import dead_letter_headers
 from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
+from .controls import Controls
 from .options import connect_options
 from .outbox import Outbox
 from .serving import Serving
@@ -69,6 +70,8 @@ class NatsQueue:
         self._outbox = Outbox(self._connection, emit)
         self._serving: Serving | None = None
         """Once the stream's name is known."""
+        self._controls: Controls
+        """As soon."""
         self._named = asyncio.Event()
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
@@ -121,7 +124,10 @@ class NatsQueue:
                 self._connection.complain("looking for the stream", error)
                 return False
             self._found = found
-            self._serving = Serving(self._connection, self._outbox, found, self._emit, self._backlog, self._rebind)
+            serving = Serving(self._connection, self._outbox, found, self._emit, self._backlog, self._rebind)
+            self._controls = Controls(self._connection, found, lambda paused: serving.flows.tell(Paused(paused)))
+            self._serving = serving
+            await self._controls.open()
             self._named.set()
         return True
 
@@ -129,7 +135,7 @@ class NatsQueue:
         """Find flows, where there may be more than one."""
         await self._named.wait()
         assert self._serving
-        await self._serving.functions.run()
+        await asyncio.gather(self._serving.functions.run(), self._controls.serve())
 
     async def _tick(self) -> None:
         while True:

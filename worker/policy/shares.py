@@ -20,7 +20,7 @@ What is lent, or was asked in vain, is recalled as soon as someone is hungry and
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
@@ -55,7 +55,9 @@ class Flow:
 
     Args:
         name: as the queue has it.
+        function: whose it is, ``name.namespace``; empty where it is not one function's.
         learned: its learned limit, if it has one.
+        least: slots that it has before others have more than theirs.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Flow:
         "asked_at",
         "cap",
         "entry",
+        "function",
         "granted",
         "hungry",
         "learned",
@@ -81,15 +84,15 @@ class Flow:
         "weight",
     )
 
-    def __init__(self, name: str, learned: Limit | None = None) -> None:
+    def __init__(self, name: str, function: str = "", learned: Limit | None = None, least: int = 0) -> None:
         self.name = name
+        self.function = function
         self.learned = learned
+        self.least = least
         self.weight = 1
         self.cap: float = inf
         """Most slots that it may hold, whatever is learned."""
         self.paused = False
-        self.least = 0
-        """Slots that it has before others have more than theirs."""
         self.open = False
         """Whether the queue has it."""
         self.running = 0
@@ -163,6 +166,7 @@ class Shares:
         self.pace = 0.0
         """How much slot time by weight the hungry have had: what a flow that becomes hungry begins with."""
         self._make = make
+        self._paused: Collection[str] = ()
         self._flows: dict[str, Flow] = {}
         self._active: dict[Flow, None] = {}
         """Flows of which something is stored or asked for, as far as is known."""
@@ -185,6 +189,7 @@ class Shares:
         """A flow's books."""
         if (flow := self._flows.get(name)) is None:
             flow = self._flows[name] = self._make(name)
+            flow.paused = flow.function in self._paused
             flow.used = self.pace
         return flow
 
@@ -264,6 +269,13 @@ class Shares:
         if not flow.running:
             self._forget(flow)
 
+    def pause(self, functions: Collection[str]) -> None:
+        """These are paused, and no others."""
+        self._paused = functions
+        for flow in self._flows.values():
+            flow.paused = flow.function in functions
+            self._changed[flow] = None
+
     def changed(self, flow: Flow) -> None:
         """Something was set about it from outside."""
         self._changed[flow] = None
@@ -305,7 +317,9 @@ class Shares:
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        if len(self._active) == 1 and not (self._wakes or self._returns):  # the usual case in static mode
+        if len(self._active) == 1 and not (
+            self._wakes or self._returns or self._paused
+        ):  # the usual case in static mode
             flow = next(iter(self._active))
             if flow.learned is None and flow.stored:
                 self._give_all(flow, decision, now)
