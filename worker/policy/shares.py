@@ -153,6 +153,9 @@ class Decision:
     """When to decide anew, though nothing has happened."""
 
 
+NOTHING = Decision()
+
+
 class Shares:
     """The slots of one worker.
 
@@ -313,17 +316,15 @@ class Shares:
 
     def decide(self, now: float) -> Decision:
         """Give away what is free, and see what must come back."""
+        if not (self.free or self._owed or self._wakes) and self._is_all_shared():
+            return NOTHING
         decision = Decision()
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        if len(self._active) == 1 and not (
-            self._wakes or self._returns or self._paused
-        ):  # the usual case in static mode
-            flow = next(iter(self._active))
-            if flow.learned is None and flow.stored:
-                self._give_all(flow, decision, now)
-                return decision
+        if self.free and self._is_all_shared() and not self._wakes:
+            self._ask(next(iter(self._active)), self.free, decision, now)
+            return decision
         self._look_at_changed(decision, now)
         while self.free and (first := self._first()):
             self._grant(first, decision, now)
@@ -336,12 +337,9 @@ class Shares:
         decision.again = min(decision.again, *(line[0][0] for line in (self._wakes, self._returns) if line), inf)
         return decision
 
-    def _give_all(self, flow: Flow, decision: Decision, now: float) -> None:
-        more = min(self.free, flow.limit - flow.held)
-        if more > 0 and not flow.recalled:
-            self._ask(flow, int(more), decision, now)
-        if flow.asked and flow.held > flow.limit and not flow.recalled:
-            self._call_back(flow, decision)
+    def _is_all_shared(self) -> bool:
+        """Whether one flow is all there is, and nobody counts what waits of it: static mode."""
+        return len(self._active) == 1 and next(iter(self._active)).waiting == inf
 
     def _look_at_changed(self, decision: Decision, now: float) -> None:
         while self._wakes and self._wakes[0][0] <= now:
