@@ -56,10 +56,10 @@ async def switch(tmp_path: Path, before: dict[str, str], after: dict[str, str]) 
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 10)
-        async with at_work(server, keep_some, **before) as old:
+        async with at_work(server, before, keep_some) as old:
             await until(lambda: len(old.came) >= 6, "some work to run")
             await old.stop()
-            async with at_work(server, **after) as new:
+            async with at_work(server, after) as new:
                 running = len(old.held)
                 await until(lambda: len({each.id for each in new.came}) >= 40 - 2 - running, "what waited")
                 seen = Counter(each.id for each in [*old.came, *new.came])
@@ -89,11 +89,11 @@ async def test_function_to_static(tmp_path: Path) -> None:
     await switch(tmp_path, FUNCTION, STATIC)
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 -- it says what happened
     """The process is gone."""
 
 
-async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, **settings: str) -> bool:
+async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> bool:
     """A worker that is killed before its *step*-th question to JetStream; whether there were that many in its start."""
     asked = count(1)
     ask = Connection.ask
@@ -129,11 +129,11 @@ async def test_killed_at_each_step(
         with NatsServer(tmp_path / str(step)) as server:
             server.make_stream()
             publish(server, 3)
-            async with at_work(server, keep_some, **before) as old:
+            async with at_work(server, before, keep_some) as old:
                 await until(lambda: len(old.came) >= 6, "some work to run")
                 await old.stop()
-                more = await dies_at(server, step, monkeypatch, **after)
-                async with at_work(server, **after) as new:
+                more = await dies_at(server, step, monkeypatch, after)
+                async with at_work(server, after) as new:
                     await until(lambda: len({each.id for each in [*old.came, *new.came]}) == 12, f"all to come, {step}")
                     release(old)
                     await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}", 30)
@@ -149,7 +149,7 @@ async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 5)
-        async with at_work(server, each=1, **STATIC) as old, at_work(server, each=1, **FUNCTION) as new:
+        async with at_work(server, STATIC, each=1) as old, at_work(server, FUNCTION, each=1) as new:
             await until(lambda: server.state()["messages"] == 0, "all to be over")
             assert {each.flow for each in [*old.came, *new.came]} == {""}
             assert consumers(server)["faas-workers"]["queue-worker.mode"] == "static"
@@ -168,21 +168,24 @@ async def test_several_change_it_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 20)
-        async with at_work(server, keep_some, **STATIC) as old:
+        async with at_work(server, STATIC, keep_some) as old:
             await until(lambda: len(old.came) >= 6, "some work to run")
             await old.stop()
             hands: list[Hand] = []
             async with trio.open_nursery() as nursery:
 
                 async def work() -> None:
-                    async with at_work(server, **FUNCTION) as hand:
+                    async with at_work(server, FUNCTION) as hand:
                         hands.append(hand)
                         await trio.sleep_forever()
 
                 for _ in range(3):
                     nursery.start_soon(work)
                 running = len(old.held)
-                came = lambda: [*old.came, *(each for hand in hands for each in hand.came)]  # noqa: E731
+
+                def came() -> list[Delivery]:
+                    return [*old.came, *(each for hand in hands for each in hand.came)]
+
                 await until(lambda: len({each.id for each in came()}) == 80, "what waited")
                 release(old)
                 await until(lambda: server.state()["messages"] == 0, "all to be over", 30)

@@ -100,6 +100,7 @@ class Functions:
         connection: Connection,
         settings: Settings,
         flows: Flows,
+        *,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
     ) -> None:
@@ -108,7 +109,7 @@ class Functions:
         self._ours: Callable[[str], bool] | None = None
         """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
         self._taken: frozenset[str] = frozenset()
-        self._connection, self._settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
+        self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
         self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
         self._told: dict[str, int] = {}
         """What was last told of each flow."""
@@ -178,15 +179,15 @@ class Functions:
         again = now >= self._stale
         if again:
             self._stale = now + LOOK
-        for subject, count in stored.items():
-            if self._told.get(subject) == count and not (again and not self._outstanding(subject)):
+        for subject, messages in stored.items():
+            if self._told.get(subject) == messages and not (again and not self._outstanding(subject)):
                 continue
             if self._ours(subject):
-                self._tell_stored(subject, count)
+                self._tell_stored(subject, messages)
         for subject in self._told.keys() - stored.keys():
             if self._told[subject]:
                 self._tell_stored(subject, 0)
-            elif now - self._empty.setdefault(subject, now) >= self._settings.consumer_inactive_threshold + _GRACE:
+            elif now - self._empty.setdefault(subject, now) >= self.settings.consumer_inactive_threshold + _GRACE:
                 self.lost(subject)
 
     def _heard(self, subject: str) -> None:
@@ -197,10 +198,10 @@ class Functions:
         elif self._ours and self._ours(subject):
             self._tell_stored(subject, 1)
 
-    def _tell_stored(self, subject: str, count: int) -> None:
-        self._told[subject] = count
+    def _tell_stored(self, subject: str, messages: int) -> None:
+        self._told[subject] = messages
         self._empty.pop(subject, None)
-        self._flows.tell(Stored(subject, count))
+        self._flows.tell(Stored(subject, messages))
 
     def _outstanding(self, flow: str) -> int:
         puller = self._flows.find(flow)
@@ -242,10 +243,10 @@ class Functions:
 
     async def _make_one(self, flow: str) -> bool:
         """Whether that must be tried again."""
-        numbers = (topology.flow_config(self._settings, flow, number) for number in count(1))
+        numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
         config = next(each for each in numbers if each["name"] not in self._taken)
         try:
-            info = await topology.ensure_consumer(self._connection, self._settings, config, lambda _: None, again=False)
+            info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
             return True
@@ -255,5 +256,5 @@ class Functions:
         if puller := self._flows.find(flow):
             self._flows.ack_wait = topology.ack_wait_of(info)
             self._flows.tell(Waiting(flow, info["num_pending"]))
-            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.nats_stream}.{config['name']}")
+            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
         return False
