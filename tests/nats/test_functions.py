@@ -210,3 +210,25 @@ async def test_partitions(tmp_path: Path) -> None:
             assert len(first.came) + len(second.came) == 2 * len(subjects)
             assert {subject for subject in subjects if ".0." in subject or ".2." in subject} < ours
             assert "faas-request" in ours
+
+
+async def test_more_functions_than_the_server_s_default(tmp_path: Path) -> None:
+    """nats-server 2.15 takes "no limit" for 1,000 consumers: it is told that more are meant."""
+    with NatsServer(tmp_path, config="") as server:
+        server.make_stream()
+        subjects = [f"faas-request.0.f{number}.ns" for number in range(1010)]
+        server.publish_many((subject, b"", {}) for subject in subjects)
+        async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
+            await until(lambda: server.state()["messages"] == 0, "all to be done", 60)
+            assert len(hand.came) == len(subjects)
+
+
+async def test_more_functions_than_there_may_be_consumers(tmp_path: Path) -> None:
+    """Where somebody has set a limit, functions have their turn as others run out of work."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream(max_consumers=3)
+        server.publish_many((f"faas-request.0.f{number}.ns", b"", {}) for number in range(6))
+        async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
+            await until(lambda: server.state()["messages"] == 0, "all to be done", 40)
+            assert len(hand.came) == 6
+            assert server.api("STREAM.INFO.faas-request")["config"]["max_consumers"] == 3

@@ -41,8 +41,8 @@ _MAKERS = 8
 """Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
 _GRACE = 10.0
 """Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
-_AGAIN = 1.0
-"""Seconds before another try to make a consumer."""
+_AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
+"""Seconds before another try to make a consumer: usually, where somebody must mend something first, and where we did."""
 
 
 class Ear:
@@ -106,6 +106,8 @@ class Functions:
     ) -> None:
         self.ready = False
         """Whether we know what the stream holds."""
+        self.crowded = False
+        """Whether the stream may have no more consumers."""
         self._ours: Callable[[str], bool] | None = None
         """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
         self._taken: frozenset[str] = frozenset()
@@ -237,24 +239,34 @@ class Functions:
                 again = await self._make_one(flow)
                 puller = self._flows.find(flow)
                 if puller and again and puller.wanted:
-                    asyncio.get_running_loop().call_later(_AGAIN, partial(self._unmade.put_nowait, flow))
+                    asyncio.get_running_loop().call_later(again, partial(self._unmade.put_nowait, flow))
                 elif puller:
                     puller.making = False
 
-    async def _make_one(self, flow: str) -> bool:
-        """Whether that must be tried again."""
+    async def _make_one(self, flow: str) -> float:
+        """In how many seconds that must be tried again; zero: it is made."""
         numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
         config = next(each for each in numbers if each["name"] not in self._taken)
         try:
             info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
-            return True
+            return _LATER
         except (ApiError, NotStored) as error:
+            if isinstance(error, ApiError) and error.err_code == topology.TOO_MANY and await self._allow_more():
+                return _AT_ONCE
             self._connection.complain(f"making a consumer for {flow}", error)
-            return True
+            return _LATER if self.crowded else _AGAIN
+        self.crowded = False
         if puller := self._flows.find(flow):
             self._flows.ack_wait = topology.ack_wait_of(info)
             self._flows.tell(Waiting(flow, info["num_pending"]))
             puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
-        return False
+        return 0.0
+
+    async def _allow_more(self) -> bool:
+        try:
+            self.crowded = not await topology.allow_more_consumers(self._connection, self.settings, self._emit)
+        except (ApiError, NotStored):  # no permission
+            self.crowded = True
+        return not self.crowded

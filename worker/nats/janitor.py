@@ -45,14 +45,17 @@ class Janitor:
         }
 
     async def tidy(self, now: float) -> None:
-        """Delete the consumers whose subjects have had nothing stored for the threshold."""
+        """Delete the consumers whose subjects have had nothing stored for the threshold.
+
+        Where others wait for a consumer, and the stream may have no more, at once.
+        """
         due = []
         for name, (subject, since) in self._idle.items():
             if self._functions.stored(subject):
                 self._idle[name] = subject, None
             elif since is None:
                 self._idle[name] = subject, now
-            elif now - since >= self.settings.consumer_inactive_threshold:
+            elif self._functions.crowded or now - since >= self.settings.consumer_inactive_threshold:
                 due.append((name, subject))
         room = asyncio.Semaphore(_AT_ONCE)
 

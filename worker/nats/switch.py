@@ -122,7 +122,9 @@ class Switch:
             async with room:
                 await self._retire(one.name, aim)
 
-        await asyncio.gather(*map(retire, found))
+        for done in await asyncio.gather(*map(retire, found), return_exceptions=True):
+            if isinstance(done, BaseException):
+                raise done
 
     async def _retire(self, name: str, aim: str) -> None:
         since = trio.current_time()
