@@ -208,6 +208,20 @@ def test_queue_annotations_table() -> None:
         assert quota.write_rate(quota.parse_rate(example)) == example
 
 
+METRICS = {row[0].strip("`"): set(re.findall("`(.*?)`", row[2])) for row in metrics()}
+
+
+@pytest.mark.parametrize("file", [*MANIFESTS, SCALING], ids=lambda file: str(file.name))
+def test_queries(file: Path) -> None:
+    """A query for Prometheus names a metric of ours, and groups and selects by labels that it has."""
+    queries = re.findall(r"(?m)^.*avg by \(.*$", file.read_text())
+    assert bool(queries) == (file.name in ("keda.yaml", "hpa.yaml", "scaling.md"))
+    for query in queries:
+        ((metric, selected),) = re.findall(r"\((queue_worker_\w+)(?:\{(\w+)=.*?\}|\{<<.*?>>\})?\)", query)
+        grouped = {label for labels in re.findall(r"by \((.*?)\)", query) for label in labels.split(", ")}
+        assert grouped | ({selected} if selected else set()) <= METRICS[metric]
+
+
 # Decisions.
 
 

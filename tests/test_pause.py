@@ -134,6 +134,17 @@ def test_a_queue_with_nothing_to_do_goes_by_its_setting(nats: NatsServer, tmp_pa
     assert command(nats, tmp_path, "pause", "echo", scaling_mode="static")[0] == 0
 
 
+def test_a_queue_that_goes_over_to_function_mode_can_pause(nats: NatsServer, tmp_path: Path) -> None:
+    """A shared consumer that only ends what it has handed out is in nobody's way; one that is not retired is."""
+    make_consumer(nats, "faas-workers", "retired", filter_subject="RETIRED.faas-request.faas-workers")
+    for number in range(300):  # more than the server lists at once
+        name = f"faas-workers-{number:03}"
+        make_consumer(nats, name, "function", filter_subject=f"faas-request.0.f{number}.openfaas-fn")
+    assert command(nats, tmp_path, "pause", "echo")[0] == 0
+    make_consumer(nats, "faas-workers-zzz", "static", filter_subject="faas-request.1.>")
+    assert command(nats, tmp_path, "pause", "echo")[0] == 2
+
+
 # Purging.
 
 

@@ -61,6 +61,7 @@ class Replica:
         self.connection.changed.append(self._on_change)
         await self.outbox.open()
         await self.controls.open()
+        await self.flows.begin_anew()
 
     async def serve(self) -> None:
         await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.serve(), self.quotas.run())

@@ -19,6 +19,7 @@ from ..ports import NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
 from .controls import Control, Controls, keep, subject_for, write
+from .layout import MODE
 from .options import connect_options
 
 T = TypeVar("T")
@@ -147,32 +148,30 @@ async def purge(place: Place, label: str) -> int:
 
 async def _must_be_in_function_mode(place: Place) -> None:
     await _stream(place)
-    why = ""
-    if (mode := await _mode(place)) == "static":
-        why = f"the queue {place.settings.queue_name} is in static mode"
-    elif mode is None and place.settings.scaling_mode == "static":
-        why = f"the queue {place.settings.queue_name} has no consumers, and scaling_mode is static"
-    if why:
-        raise Refused(
-            f"{why}: there all functions share one consumer, and to hold back one of them would"
-            " change the order of the others. Set scaling_mode=function for the workers and for this command"
-        )
+    modes, queue = await _modes(place), place.settings.queue_name
+    if "static" in modes:
+        why = f"the queue {queue} is in static mode"
+    elif not modes and place.settings.scaling_mode == "static":
+        why = f"the queue {queue} has no consumers, and scaling_mode is static"
+    else:
+        return
+    raise Refused(
+        f"{why}: there all functions share one consumer, and to hold back one of them would"
+        " change the order of the others. Set scaling_mode=function for the workers and for this command"
+    )
 
 
-async def _mode(place: Place) -> str | None:
-    """In which mode the queue's consumers were made; None where there are none that say so."""
-    try:
-        shared = await place.connection.ask(f"CONSUMER.INFO.{place.stream}.{place.settings.nats_durable}")
-        return str(_recorded(shared) or "static")
-    except ApiError as error:
-        if error.err_code != topology.NO_CONSUMER:
-            raise
-    consumers = (await place.connection.ask(f"CONSUMER.LIST.{place.stream}")).get("consumers") or []
-    return next((str(mode) for consumer in consumers if (mode := _recorded(consumer))), None)
-
-
-def _recorded(consumer: dict[str, Any]) -> Any:
-    return (consumer["config"].get("metadata") or {}).get(topology.MODE)
+async def _modes(place: Place) -> set[str]:
+    """In which modes the queue's consumers were made; one that does not say so, as OpenFaaS's own, is shared by all."""
+    modes: set[str] = set()
+    seen = 0
+    while True:
+        page = await place.connection.ask(f"CONSUMER.LIST.{place.stream}", {"offset": seen})
+        consumers = page.get("consumers") or []
+        modes |= {str((each["config"].get("metadata") or {}).get(MODE, "static")) for each in consumers}
+        seen += len(consumers)
+        if not consumers or seen >= page.get("total", 0):
+            return modes
 
 
 async def _stream(place: Place, payload: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from worker.model import Quota, Rate
+from worker.policy.purse import Given, Purse
+from worker.policy.quota import CAP, RATE, RATE_WAIT, USABLE, tokens, uses
+
+
+def test_without_tokens_nothing_starts() -> None:
+    """There is room for as many as there are tokens of each kind, and for any number where nothing is limited."""
+    purse: Purse[str] = Purse(Quota(most=5, rate=Rate(10, 1.0)))
+    assert purse.room(0.0) == 0
+    purse.came(CAP, "a", 1, 0.0)
+    assert purse.room(0.0) == 0
+    purse.came(RATE, "b", 1, 0.0)
+    assert purse.room(0.0) == 1
+    assert Purse[str](Quota()).room(0.0) == float("inf")
+
+
+def test_what_is_lacking_is_wanted_once() -> None:
+    """As many as could start; a rate's tokens by what they are worth; never more than there are."""
+    purse: Purse[str] = Purse(Quota(most=5, rate=Rate(250, 1.0)))
+    assert purse.lacks(3, 0.0) == {CAP: 3}
+    assert purse.lacks(3, 0.0) == {}
+    assert purse.lacks(1000, 0.0) == {CAP: 2}
+    purse.returned(CAP, 5)
+    assert purse.lacks(4, 0.0) == {CAP: 4}
+    for number in range(4):
+        purse.came(CAP, str(number), 1, 0.0)
+    assert purse.lacks(4, 0.0) == {RATE: 2}
+    assert purse.lacks(4, 0.0) == {}
+    assert Purse[str](Quota(rate=Rate(250, 1.0))).lacks(1000, 0.0) == {RATE: 84}
+
+
+def test_a_cap_s_token_is_with_an_invocation_until_that_has_ended() -> None:
+    """Then it is free for the next, or given back where there is none."""
+    purse: Purse[str] = Purse(Quota(most=1))
+    purse.came(CAP, "a", 1, 0.0)
+    assert purse.start(0.0) == ("a", None)
+    assert (purse.room(0.0), purse.spare(5, 0.0)) == (0, [])
+    purse.ended("a")
+    assert (purse.room(9.0), purse.spare(1, 9.0)) == (1, [])
+    assert purse.spare(0, 9.0) == [Given("a")]
+    assert purse.room(9.0) == 0
+
+
+def test_a_rate_s_token_is_given_back_with_its_last_use() -> None:
+    """A window after that it comes again."""
+    purse: Purse[str] = Purse(Quota(rate=Rate(250, 1.0)))
+    purse.came(RATE, "a", 3, 10.0)
+    assert [purse.start(at) for at in (10.0, 10.5)] == [(None, None)] * 2
+    assert purse.start(11.0) == (None, Given("a", 1.0, 10.0 + USABLE + 1.0))
+    assert purse.room(11.0) == 0
+
+
+def test_what_is_not_used_in_time_is_given_back() -> None:
+    """Unused at once, else a window after its last use; and it is no room any more."""
+    purse: Purse[str] = Purse(Quota(rate=Rate(250, 60.0)))
+    purse.came(RATE, "a", 3, 0.0)
+    purse.came(RATE, "b", 3, 0.0)
+    purse.start(1.0)
+    assert purse.spare(9, USABLE - 0.01) == []
+    assert purse.room(USABLE) == 0
+    before = USABLE + 60.0
+    assert purse.spare(9, USABLE) == [Given("a", 61.0 - USABLE, before), Given("b", 0.0, before)]
+
+
+def test_what_nobody_needs_is_given_back() -> None:
+    """Of each kind all that is more than would start."""
+    purse: Purse[int] = Purse(Quota(most=9, rate=Rate(9, 1.0)))
+    for number in range(4):
+        purse.came(CAP, number, 1, 0.0)
+        purse.came(RATE, 10 + number, 1, 0.0)
+    assert {each.token for each in purse.spare(3, 0.0)} == {3, 13}
+    assert purse.room(0.0) == 3
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_token_that_is_lost_is_nobody_s(held: bool) -> None:
+    """Its lease is over, so it is neither free nor with anyone here."""
+    purse: Purse[str] = Purse(Quota(most=1))
+    purse.came(CAP, "a", 1, 0.0)
+    if held:
+        purse.start(0.0)
+    purse.lost("a", held=held)
+    assert (purse.busy, purse.room(0.0), purse.spare(0, 0.0)) == (0, 0, [])
+
+
+# The law: over all workers, whatever they do and whoever dies.
+
+
+@dataclass
+class Broker:
+    """Tokens as JetStream has them: each here, away until a time, or with someone until a time."""
+
+    quota: Quota
+    at: dict[tuple[str, int], float] = field(default_factory=dict)
+    """When each can be had."""
+
+    def __post_init__(self) -> None:
+        self.at = {(kind, number): 0.0 for kind in (CAP, RATE) for number in range(tokens(self.quota, kind))}
+
+    def take(self, kind: str, now: float) -> tuple[str, int] | None:
+        found = next((token for token, at in self.at.items() if token[0] == kind and at <= now), None)
+        if found:
+            window = self.quota.rate.window if self.quota.rate else 0.0
+            self.at[found] = float("inf") if kind == CAP else now + window + RATE_WAIT
+        return found
+
+
+class World:
+    """Workers of one function, under one seed."""
+
+    def __init__(self, quota: Quota, workers: int, seed: int) -> None:
+        self.quota, self.chance, self.now = quota, random.Random(seed), 0.0
+        self.broker = Broker(quota)
+        self.purses = [Purse[tuple[str, int]](quota) for _ in range(workers)]
+        self.running: list[list[tuple[str, int] | None]] = [[] for _ in range(workers)]
+        self.starts: list[float] = []
+        self.most = 0
+
+    def step(self) -> None:
+        self.now += self.chance.choice((0.0, 0.01, 0.3, 2.0))
+        who = self.chance.randrange(len(self.purses))
+        purse, running = self.purses[who], self.running[who]
+        match self.chance.randrange(8):
+            case 0 | 1 | 2:
+                self.want(purse, self.chance.randrange(12))
+            case 3 | 4:
+                self.start(purse, running, self.chance.choice((0.0, 0.5, 1.0)))
+            case 5 if running:
+                token = running.pop(self.chance.randrange(len(running)))
+                if token:
+                    purse.ended(token)
+            case 6:
+                self.give(purse.spare(self.chance.randrange(4), self.now))
+            case 7 if self.chance.random() < 0.1:
+                self._die(who)
+
+    def want(self, purse: Purse[tuple[str, int]], wish: int) -> None:
+        while lacks := purse.lacks(wish, self.now):
+            came = False
+            for kind, count in lacks.items():
+                for _ in range(count):
+                    if token := self.broker.take(kind, self.now):
+                        purse.came(kind, token, uses(self.quota, *token), self.now)
+                        came = True
+                    else:
+                        purse.returned(kind, 1)
+            if not came:
+                return
+
+    def start(self, purse: Purse[tuple[str, int]], running: list[tuple[str, int] | None], eager: float) -> None:
+        for _ in range(20):
+            if not purse.room(self.now) or self.chance.random() > eager:
+                return
+            held, spent = purse.start(self.now)
+            running.append(held)
+            self.starts.append(self.now)
+            self.most = max(self.most, sum(map(len, self.running)))
+            if spent and (eager == 1.0 or self.chance.random() < 0.9):  # or it is never heard
+                self.give([spent])
+
+    def give(self, given: list[Given[tuple[str, int]]]) -> None:
+        for each in given:
+            if self.now < each.before:
+                self.broker.at[each.token] = self.now + each.delay
+
+    def _die(self, who: int) -> None:
+        """It and what it runs is gone; its cap's tokens come back once their lease is over, which we make now."""
+        mine = {token for token in self.running[who] if token}
+        mine |= {each.token for each in self.purses[who].spare(0, self.now) if each.token[0] == CAP}
+        self.broker.at |= dict.fromkeys(mine, self.now)
+        self.purses[who], self.running[who] = Purse(self.quota), []
+
+
+quotas = st.builds(
+    Quota,
+    most=st.none() | st.integers(1, 8),
+    rate=st.none() | st.builds(Rate, st.integers(1, 30) | st.integers(101, 350), st.sampled_from((1.0, 60.0))),
+)
+
+
+@given(quotas, st.integers(1, 4), st.integers(0, 2**32))
+@example(Quota(most=1, rate=Rate(1, 1.0)), 4, 0)
+@example(Quota(rate=Rate(350, 1.0)), 4, 1)
+def test_no_more_than_agreed(quota: Quota, workers: int, seed: int) -> None:
+    """Whatever workers want, start, give back, or take to their graves: never more than the cap or the rate."""
+    world = World(quota, workers, seed)
+    for _ in range(300):
+        world.step()
+    if quota.most is not None:
+        assert world.most <= quota.most
+    if quota.rate:
+        for at in world.starts:
+            assert sum(at <= other < at + quota.rate.window for other in world.starts) <= quota.rate.starts
+
+
+def test_all_that_is_agreed_can_be_had() -> None:
+    """The law is not kept by starting nothing: workers that always want more have the cap and the rate to the full."""
+    quota = Quota(most=6, rate=Rate(20, 1.0))
+    world = World(quota, 3, 0)
+    for step in range(500):
+        world.now = step / 100
+        for who, purse in enumerate(world.purses):
+            while world.running[who]:
+                if token := world.running[who].pop():
+                    purse.ended(token)
+            world.want(purse, 6)
+            world.start(purse, world.running[who], 1.0)
+            world.give(purse.spare(6, world.now))
+    assert world.most == 6
+    assert Counter(int(at) for at in world.starts) == dict.fromkeys(range(5), 20)
