@@ -42,8 +42,8 @@ when the second has passed, at the price of 12 refusals a minute."""
 FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 """Seconds from a refusal to the next probe: longer by half with each that fails, so what is found has been there for
 half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
-PER_PROBE = 300
-"""invocations for each probe, should that be sooner: 0.33 % of refusals, which is below the 0.5 % that we promise."""
+PER_PROBE = 400
+"""invocations for each probe, should that be sooner: 0.25 % of refusals, which is below the 0.5 % that we promise."""
 REGULAR = 60.0
 """Seconds from one rise to the next at most, where they are taken for regular."""
 SOON, LATER = 0.8, 1.3
@@ -153,28 +153,32 @@ class Limiter:
             self._filled = inf
 
     def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
-        climbing = self.limit > self._good or (began < self._turned and self.limit > self._floor)
+        """One was refused, or it looks so. What it says of the limit."""
+        burst = began < self._turned and self.limit > self._floor
+        climbing = burst or self.limit > self._good
         wait = 2 * self._silence if climbing else None
         if certain:
             self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
         if began >= self._refused_at + self._silence:
             self._was_alone()
-        self._row += 1
-        self._refused_at, self._filled = now, inf
+        after = began >= self._refused_at
+        if after:
+            self._row += 1
+            self._refused_at = now
+        self._filled = inf
         if self._flying == 0 and (certain or self._row > 1):
             return self._leave_alone(now)
-        if self._row < 1 + (not climbing) + (not certain or self._soft > 0):
-            return wait
-        self._row, self._soft = 0, max(0, self._soft - 1)
-        if self.limit > self._good:
-            self._floor = self._good
-            self._climbed(now)
+        if burst:
             self._land(self.limit - 1, now)
-        elif climbing:
-            self._land(self.limit - 1, now)
-        elif began >= self._turned:
-            self._cut(ceil(self.limit * CUT) << self._cuts, now)
-            self._cuts += 1
+        elif after and self._row > (not climbing) + (not certain or self._soft > 0):
+            self._row, self._soft = 0, max(0, self._soft - 1)
+            if climbing:
+                self._floor = self._good
+                self._climbed(now)
+                self._land(self.limit - 1, now)
+            else:
+                self._cut(ceil(self.limit * CUT) << self._cuts, now)
+                self._cuts += 1
         return wait
 
     def _was_alone(self) -> None:
