@@ -50,6 +50,7 @@ SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
 SOFT = 3
+BEYOND = 10
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
 FIRST_SAMPLES = 5
@@ -90,6 +91,7 @@ class Limiter:
         self._silence = SILENCE
         self._usual = 0.0  # latency
         self._slow = False
+        self._most_timed = inf
         self._recent: list[float] = []
 
     def started(self, now: float) -> None:
@@ -139,13 +141,16 @@ class Limiter:
 
     def _plan(self) -> None:
         if self.limit:
-            may = self._filled < inf and self.limit < self._most and not self._slow
+            may = self._filled < inf and self._may_climb()
             self.due = max(self._look, self._filled + self._silence) if may else inf
+
+    def _may_climb(self) -> bool:
+        return self.limit < min(self._most, self._most_timed) and not self._slow
 
     def _taken(self, now: float) -> None:
         """As many as the limit were in flight, and all were taken: climb, if it is time."""
         self._rest, self._cuts, self._good = FIRST_REST, 0, self.limit
-        if self.limit - self._foot == self._gains[0] == self._gains[1]:
+        if 0 < self.limit - self._foot == self._gains[0] == self._gains[1]:
             self._climbed(now)
             self._land(self.limit, now)
         elif now >= self._look and not self._slow:
@@ -235,4 +240,5 @@ class Limiter:
         slower = mean > SLOWER * self._usual
         if slower and self._flying * 2 >= self.limit:
             self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+        self._most_timed = 2 * self.limit + BEYOND
         self._usual += (mean - self._usual) / (4 if slower or mean < self._usual else 16)
