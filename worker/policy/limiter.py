@@ -50,7 +50,10 @@ SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
 SOFT = 3
-BEYOND = 10
+UNTIMED = 200
+BEYOND = 5
+ADOPT = 1.25
+DRIFT = 16
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
 FIRST_SAMPLES = 5
@@ -91,7 +94,7 @@ class Limiter:
         self._silence = SILENCE
         self._usual = 0.0  # latency
         self._slow = False
-        self._most_timed = inf
+        self._most_timed = UNTIMED
         self._recent: list[float] = []
 
     def started(self, now: float) -> None:
@@ -133,7 +136,8 @@ class Limiter:
         elif status is not None:
             if began >= self._refused_at:
                 self._was_alone()
-            self._timed(now - began, now)
+            if began >= self._turned:  # those before tell of another limit
+                self._timed(now - began, now)
             if began >= self._filled:
                 self._taken(now)
         self._plan()
@@ -234,11 +238,13 @@ class Limiter:
         mean = fsum(self._recent) / count
         self._usual = self._usual or mean
         self._slow = mean > SLOW * self._usual
-        if count < self.limit:  # those that were in flight before the last cut tell nothing of it
+        if count < self.limit:  # those that were in flight before the last change tell nothing of it
             return
         self._recent.clear()
-        slower = mean > SLOWER * self._usual
-        if slower and self._flying * 2 >= self.limit:
-            self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
         self._most_timed = 2 * self.limit + BEYOND
-        self._usual += (mean - self._usual) / (4 if slower or mean < self._usual else 16)
+        if mean > SLOWER * self._usual:
+            if self._flying * 2 >= self.limit:
+                self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+            self._usual *= ADOPT
+        else:
+            self._usual += (mean - self._usual) / (8 if mean < self._usual else DRIFT)
