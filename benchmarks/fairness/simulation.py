@@ -56,6 +56,8 @@ class Result:
 
     time: float = 0.0
     """Seconds to the end of the last invocation."""
+    lost: int = 0
+    """Given up after 100 attempts, OpenFaaS's ``max_retry_attempts``."""
     rejections: int = 0
     """Refusals for want of capacity."""
     peak: int = 0
@@ -97,15 +99,18 @@ class Simulation:
         slots: int = 50,
         seed: int = 0,
         backoff: Backoff | None = None,
-        horizon: float = 1e6,
+        attempts: int = 100,
+        holds: bool = False,
     ) -> None:
         self.now = 0.0
+        self.seed = seed
         self.dice = Random(seed)  # noqa: S311 -- a simulation
         self.functions = {each.name: each for each in functions}
         self.ready = {name: deque(range(number)) for name, number in messages.items()}
         self.left = dict(messages)
         self.backoff = backoff or Backoff()
-        self.horizon = horizon
+        self.attempts = attempts
+        self.holds = holds
         self.workers = [_Worker(n, slots, {each.name: limits(each) for each in functions}) for n in range(workers)]
         self.oracle = all(isinstance(limit, Oracle) for each in self.workers for limit in each.limits.values())
         self.result = Result()
@@ -127,7 +132,7 @@ class Simulation:
             self._capacity(function, function.capacity)
         self.at(0.0, self._fill)
         self.at(0.0, self._sample)
-        while self._heap and any(self.left.values()) and self.now < self.horizon:
+        while self._heap and any(self.left.values()):
             self.now, _, what = heapq.heappop(self._heap)
             what()
         self.result.rejections = sum(each.refused for each in self.functions.values())
@@ -207,7 +212,7 @@ class Simulation:
             back = self.now + self.dice.uniform(*REFUSING) + LINK
             self.at(back, lambda: self._ended(worker, name, message, began, 429))
             return
-        lasts, status = function.outcome(self.dice)
+        lasts, status = function.outcome(self._dice_of(name, message))
         self._traced(function)
 
         def leave() -> None:
@@ -217,26 +222,46 @@ class Simulation:
 
         self.at(self.now + lasts, leave)
 
+    def _dice_of(self, name: str, message: int) -> Random:
+        """The message's own chance, the same whoever sends it and when: so that runs differ by the limits alone."""
+        return Random(f"{self.seed} {name} {message} {self.tries.get((name, message), 0)}")  # noqa: S311 -- a simulation
+
     def _ended(self, worker: _Worker, name: str, message: int, began: float, status: int) -> None:
-        worker.flying -= 1
         worker.by[name] -= 1
         wait = worker.limits[name].ended(began, self.now, status)
         self._watch(worker, name)
         if status == 200:
-            self.left[name] -= 1
-            self.result.time = self.result.ended[name] = self.now
-            self.result.first.setdefault(name, self.now)
-            self.result.served.append((self.now, worker.number))
+            self._done(worker, name)
+        elif wait is None:
+            tries = self.tries[name, message] = self.tries.get((name, message), 0) + 1
+            if tries >= self.attempts:
+                self.result.lost += 1
+                self._done(worker, name)
+            else:
+                self._later(worker, name, message, self.backoff.delay(tries, dice=self.dice.random()))
         else:
-            if wait is None:
-                tries = self.tries[name, message] = self.tries.get((name, message), 0) + 1
-                wait = self.backoff.delay(tries, dice=0.0)
-            self.at(self.now + wait, lambda: self._back(name, message))
+            self._later(worker, name, message, wait)
         self._fill()
 
-    def _back(self, name: str, message: int) -> None:
-        self.ready[name].appendleft(message)
-        self._fill()
+    def _done(self, worker: _Worker, name: str) -> None:
+        worker.flying -= 1
+        self.left[name] -= 1
+        self.result.time = self.result.ended[name] = self.now
+        self.result.first.setdefault(name, self.now)
+        self.result.served.append((self.now, worker.number))
+
+    def _later(self, worker: _Worker, name: str, message: int, wait: float) -> None:
+        """It comes back: to whoever is free then, or to the slot that waited with it."""
+        if not self.holds:
+            worker.flying -= 1
+
+        def back() -> None:
+            if self.holds:
+                worker.flying -= 1
+            self.ready[name].appendleft(message)
+            self._fill()
+
+        self.at(self.now + wait, back)
 
     def _watch(self, worker: _Worker, name: str) -> None:
         due = worker.limits[name].due

@@ -42,14 +42,18 @@ when the second has passed, at the price of 12 refusals a minute."""
 FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 """Seconds from a refusal to the next probe: longer by half with each that fails, so what is found has been there for
 half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
-PER_PROBE = 300
-"""invocations for each probe, should that be sooner: 0.33 % of refusals, which is below the 0.5 % that we promise."""
+PER_PROBE = 400
+"""invocations for each probe, should that be sooner: 0.25 % of refusals, which is below the 0.5 % that we promise."""
 REGULAR = 60.0
 """Seconds from one rise to the next at most, where they are taken for regular."""
 SOON, LATER = 0.8, 1.3
 CUT = 0.1
 """Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
 SOFT = 3
+UNTIMED = 200
+BEYOND = 5
+ADOPT = 1.25
+DRIFT = 16
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
 FIRST_SAMPLES = 5
@@ -90,6 +94,7 @@ class Limiter:
         self._silence = SILENCE
         self._usual = 0.0  # latency
         self._slow = False
+        self._most_timed = UNTIMED
         self._recent: list[float] = []
 
     def started(self, now: float) -> None:
@@ -131,7 +136,8 @@ class Limiter:
         elif status is not None:
             if began >= self._refused_at:
                 self._was_alone()
-            self._timed(now - began, now)
+            if began >= self._turned:  # those before tell of another limit
+                self._timed(now - began, now)
             if began >= self._filled:
                 self._taken(now)
         self._plan()
@@ -139,13 +145,16 @@ class Limiter:
 
     def _plan(self) -> None:
         if self.limit:
-            may = self._filled < inf and self.limit < self._most and not self._slow
+            may = self._filled < inf and self._may_climb()
             self.due = max(self._look, self._filled + self._silence) if may else inf
+
+    def _may_climb(self) -> bool:
+        return self.limit < min(self._most, self._most_timed) and not self._slow
 
     def _taken(self, now: float) -> None:
         """As many as the limit were in flight, and all were taken: climb, if it is time."""
         self._rest, self._cuts, self._good = FIRST_REST, 0, self.limit
-        if self.limit - self._foot == self._gains[0] == self._gains[1]:
+        if 0 < self.limit - self._foot == self._gains[0] == self._gains[1]:
             self._climbed(now)
             self._land(self.limit, now)
         elif now >= self._look and not self._slow:
@@ -153,28 +162,32 @@ class Limiter:
             self._filled = inf
 
     def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
-        climbing = self.limit > self._good or (began < self._turned and self.limit > self._floor)
+        """One was refused, or it looks so. What it says of the limit."""
+        burst = began < self._turned and self.limit > self._floor
+        climbing = burst or self.limit > self._good
         wait = 2 * self._silence if climbing else None
         if certain:
             self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
         if began >= self._refused_at + self._silence:
             self._was_alone()
-        self._row += 1
-        self._refused_at, self._filled = now, inf
+        after = began >= self._refused_at
+        if after:
+            self._row += 1
+            self._refused_at = now
+        self._filled = inf
         if self._flying == 0 and (certain or self._row > 1):
             return self._leave_alone(now)
-        if self._row < 1 + (not climbing) + (not certain or self._soft > 0):
-            return wait
-        self._row, self._soft = 0, max(0, self._soft - 1)
-        if self.limit > self._good:
-            self._floor = self._good
-            self._climbed(now)
+        if burst:
             self._land(self.limit - 1, now)
-        elif climbing:
-            self._land(self.limit - 1, now)
-        elif began >= self._turned:
-            self._cut(ceil(self.limit * CUT) << self._cuts, now)
-            self._cuts += 1
+        elif after and self._row > (not climbing) + (not certain or self._soft > 0):
+            self._row, self._soft = 0, max(0, self._soft - 1)
+            if climbing:
+                self._floor = self._good
+                self._climbed(now)
+                self._land(self.limit - 1, now)
+            else:
+                self._cut(ceil(self.limit * CUT) << self._cuts, now)
+                self._cuts += 1
         return wait
 
     def _was_alone(self) -> None:
@@ -225,10 +238,13 @@ class Limiter:
         mean = fsum(self._recent) / count
         self._usual = self._usual or mean
         self._slow = mean > SLOW * self._usual
-        if count < self.limit:  # those that were in flight before the last cut tell nothing of it
+        if count < self.limit:  # those that were in flight before the last change tell nothing of it
             return
         self._recent.clear()
-        slower = mean > SLOWER * self._usual
-        if slower and self._flying * 2 >= self.limit:
-            self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
-        self._usual += (mean - self._usual) / (4 if slower or mean < self._usual else 16)
+        self._most_timed = 2 * self.limit + BEYOND
+        if mean > SLOWER * self._usual:
+            if self._flying * 2 >= self.limit:
+                self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+            self._usual *= ADOPT
+        else:
+            self._usual += (mean - self._usual) / (8 if mean < self._usual else DRIFT)
