@@ -230,9 +230,9 @@ class World:
     def _take(self) -> None:
         self.came += [
             (each.id, each.count, each.behind, each.payload)
-            for each in self.consumer._arrivals.taken()
+            for each in self.consumer._arrivals.taken()  # noqa: SLF001 -- what came
             if isinstance(each, Delivery)
-        ]  # noqa: SLF001 -- what came
+        ]
 
     # What the rest of the worker does.
 

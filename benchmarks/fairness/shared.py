@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 
@@ -93,9 +93,9 @@ def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] |
     return world.start(worker)
 
 
-def _used(world: World, since: float, until: float) -> Counter[str]:
+def _used(world: World, since: float, until: float) -> dict[str, float]:
     """Slot time of each function."""
-    used = Counter[str]()
+    used = defaultdict[str, float](float)
     for call in world.outside.calls:
         used[call.invocation.function] += max(0.0, min(call.ended or until, until) - max(call.began, since))
     return used

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from heapq import heappop, heappush
 from itertools import count, pairwise
@@ -27,11 +27,11 @@ class Broker:
 
     def __init__(self, slots: int, waiting: Mapping[str, float], weights: Mapping[str, int] | None = None) -> None:
         self.shares = Shares(slots)
-        self.waiting: dict[str, float] = dict(waiting)
+        self.waiting: dict[str, float] = {**waiting}
         self.running: list[tuple[float, int, Flow, float]] = []
         self.order = count()
         self.served: Counter[str] = Counter()
-        self.used: Counter[str] = Counter()
+        self.used: dict[str, float] = defaultdict(float)
         self.now = 0.0
         for name, messages in waiting.items():
             self.shares.counted(name, messages)

@@ -42,7 +42,7 @@ _MAKERS = 8
 _GRACE = 10.0
 """Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
 _AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
-"""Seconds before another try to make a consumer: usually, where somebody must mend something first, and where we did."""
+"""Seconds before another try to make a consumer: usually, where somebody must mend something, and where we did."""
 
 
 class Ear:
