@@ -145,6 +145,7 @@ class Stage:
             "gateway_url": gateway,
             "nats_stream_replicas": replicas,
             "scaling_mode": mode,
+            "limiter_enabled": "false",  # what it gives back is by no rule that the ledger knows
         }
         seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(seat.worker)

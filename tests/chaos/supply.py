@@ -163,11 +163,18 @@ class Supply:
         self._wire = self._posts = None
 
     def _look(self) -> None:
-        (answer,) = self._connected().request_many([(f"$JS.API.STREAM.INFO.{STREAM}", b"", {})])
-        said = json.loads(answer)
-        if "error" in said:
-            raise NoAnswer(str(said["error"]))
-        self.waiting = said["state"]["messages"]
+        questions = [("STREAM.INFO", b'{"subjects_filter": ">"}'), ("CONSUMER.LIST", b"")]
+        answers = self._connected().request_many((f"$JS.API.{verb}.{STREAM}", body, {}) for verb, body in questions)
+        stream, listed = (json.loads(answer) for answer in answers)
+        if "error" in stream or "error" in listed:
+            raise NoAnswer(str(stream.get("error") or listed.get("error")))
+        # A full disk leaves acknowledged messages in the stream. They are over for their consumer, which is what counts.
+        consumers = listed["consumers"] or []
+        self.waiting = sum(each["num_pending"] + each["num_ack_pending"] for each in consumers)
+        if all(each["config"].get("filter_subject") for each in consumers):
+            covered = {each["config"]["filter_subject"] for each in consumers}
+            subjects = stream["state"].get("subjects") or {}
+            self.waiting += sum(stored for subject, stored in subjects.items() if subject not in covered)
 
     def _publish(self, batch: list[Draft]) -> None:
         """Publish to the broker what is left of a batch, all or nothing."""
