@@ -168,7 +168,7 @@ class Supply:
         stream, listed = (json.loads(answer) for answer in answers)
         if "error" in stream or "error" in listed:
             raise NoAnswer(str(stream.get("error") or listed.get("error")))
-        # A full disk leaves acknowledged messages in the stream. They are over for their consumer, which is what counts.
+        # A full disk leaves acknowledged messages in the stream. They are over for their consumer, and that counts.
         consumers = listed["consumers"] or []
         self.waiting = sum(each["num_pending"] + each["num_ack_pending"] for each in consumers)
         if all(each["config"].get("filter_subject") for each in consumers):

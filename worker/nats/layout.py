@@ -60,6 +60,8 @@ class Found:
     """Of a retired one: the layout for which it was."""
     retired_at: int = 0
     """When it was (ns since the epoch, the server's clock)."""
+    recorded: bool = False
+    """Whether its metadata tell of a mode, so that it is a worker's."""
 
     def was_for(self, subject: str) -> bool:
         """Whether it covers, or covered, a subject."""
@@ -97,6 +99,7 @@ def read(info: Mapping[str, Any]) -> Found:
         kept=info["num_ack_pending"],
         waiting=info["num_pending"],
         ack_wait=config["ack_wait"] / 1e9,
+        recorded=MODE in metadata,
     )
     if mode != RETIRED:
         return found
@@ -186,21 +189,24 @@ class Layout:
         ]
 
     def stranger_to(self, layout: str, durable: str, queue: str) -> list[Found]:
-        """The live consumers that have no place in a layout.
+        """The live consumers that have no place in a layout. Those that are no worker's are none of our business.
 
         Args:
             layout: the one.
             durable: the name of the shared consumer.
             queue: the queue's name.
         """
+        ours = [
+            each for each in self.live if each.recorded or each.name == durable or each.name.startswith(f"{durable}-")
+        ]
         if layout == FUNCTION:
-            return [each for each in self.live if each.layout != FUNCTION]
+            return [each for each in ours if each.layout != FUNCTION]
         if layout == static(1):
-            return [each for each in self.live if each.name != durable]
+            return [each for each in ours if each.name != durable]
         taken = [queue, *(f"{queue}.{part}.>" for part in range(_number(layout.partition("/")[2], 1)))]
         return [
             each
-            for each in self.live
+            for each in ours
             if each.layout != layout
             and not (each.layout == FUNCTION and not any(covers(one, each.covers[0]) for one in taken))
         ]
