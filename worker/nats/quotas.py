@@ -19,15 +19,13 @@ import trio
 
 from ..config import Settings
 from ..model import Ack, Delivery, Limited, Nak, Quota
-from ..policy.quota import CAP, RATE, RATE_WAIT, tokens, uses
+from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
 from ..ports import NotStored, Unusable
 from .connection import ApiError, Connection
 from .consumer import Flows
 from .controls import Controls
 from .outbox import Outbox
 
-FLOWS = "quota/"
-"""What the names of these flows begin with. No queue's name does."""
 _AT_ONCE = 256
 """Tokens that are published at once."""
 _AGAIN = 1.0
@@ -41,16 +39,6 @@ _NO_STREAM, _NO_CONSUMER = 10059, 10014
 _THERE = 10077
 _MADE = (10058, 10148)
 """JetStream's error codes: not there; not there; a message is there already; made meanwhile by another."""
-
-
-def flow_of(kind: str, label: str) -> str:
-    """The flow of a function's tokens: ``quota/cap/echo.fn``."""
-    return f"{FLOWS}{kind}/{label}"
-
-
-def number_of(token: Delivery) -> int:
-    """Which of its flow's tokens it is."""
-    return int(token.subject.rpartition(".")[2])
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:
@@ -118,6 +106,7 @@ class Quotas:
         """Flows whose tokens we have seen to."""
         self._wake = asyncio.Event()
         controls.agreed = self._on_agreed
+        connection.changed.append(lambda up: self._wake.set() if up else None)
 
     # The Trio side.
 
@@ -147,8 +136,8 @@ class Quotas:
             self._wake.set()
 
     def _uses(self, token: Delivery) -> int:
-        kind, label = _split(token.flow)
-        return uses(self.of(label) or Quota(), kind, number_of(token))
+        kind, label = split_flow(token.flow)
+        return uses(self.of(label) or Quota(), kind, number_of(token.subject))
 
     # The asyncio side.
 
@@ -190,7 +179,7 @@ class Quotas:
     def _on_agreed(self, label: str) -> None:
         self._newest.pop(label, None)
         self._flows.tell(Limited(label, self.of(label) or Quota()))
-        self._unmade |= {flow: None for flow in self._made if _split(flow)[1] == label}
+        self._unmade |= {flow: None for flow in self._made if split_flow(flow)[1] == label}
         self._wake.set()
 
     async def _agree_all(self) -> None:
@@ -236,7 +225,7 @@ class Quotas:
 
     async def _make(self, flow: str) -> str | None:
         """See that a flow's consumer and tokens are there; where to ask for them, or None where there is no limit."""
-        kind, label = _split(flow)
+        kind, label = split_flow(flow)
         if not (quota := self.of(label)) or not (many := tokens(quota, kind)):
             return None
         leased = max(self._settings.ack_wait, self._flows.ack_wait)
@@ -303,9 +292,3 @@ class Quotas:
         except ApiError as error:
             if error.err_code != _THERE:
                 raise
-
-
-def _split(flow: str) -> tuple[str, str]:
-    """Kind and label."""
-    kind, _, label = flow.removeprefix(FLOWS).partition("/")
-    return kind, label
