@@ -242,11 +242,12 @@ async def test_the_server_restarts(tmp_path: Path, end: Callable[[NatsServer], o
     """
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            work = Work(nursery, wish=1, hold=0.0)
+            work = Work(nursery, wish=1, hold=0.01)
             async with replicas(server, 3, None, ack_wait="3s") as workers:
                 workers[0].quotas.said(LABEL, Quota(most=5), 1)
                 await agreed(workers, Quota(most=5))
                 await started(work, workers[0], 1)
+                work.wish = 0
                 await trio.sleep(3.5)  # longer than the ack wait
                 work.wish, work.hold, work.most = 5, 4.0, 0
                 await started(work, workers[1], 5)

@@ -115,7 +115,7 @@ class Purse(Generic[T]):
 
     def spare(self, wish: int, now: float) -> list[Given[T]]:
         """What is to be given back where *wish* invocations would start if they could: what is more, or too old."""
-        keep = wish if self.quota.most is not None else 0
+        keep = max(0, wish) if self.quota.most is not None else 0
         given = [Given(self.free.pop()) for _ in range(len(self.free) - keep)]
         wish = self._able(wish)
         starts, kept = 0, deque[_Credit[T]]()
