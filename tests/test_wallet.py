@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from worker.heartbeat import Leases
 from worker.model import Delivery, Quota, Rate
 from worker.policy.quota import CAP, RATE, USABLE, flow_of
 from worker.wallet import Wallet
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 ACK_WAIT = 60.0
 FN = "echo.fn"
@@ -22,7 +21,8 @@ FN = "echo.fn"
 class Said:
     """Queue, quotas and consumer in one: all that a wallet says."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: MockClock) -> None:
+        self.clock = clock
         self.wanted: dict[str, int] = {}
         self.given: list[tuple[int, float, float]] = []
         """Number, delay and until when it may be said."""
@@ -55,13 +55,9 @@ class Said:
             self.extended.pop()()
 
 
-@pytest.fixture
-def said() -> Said:
-    return Said()
-
-
-async def test_who_is_not_limited_needs_none(said: Said) -> None:
+async def test_who_is_not_limited_needs_none(autojump_clock: MockClock) -> None:
     """There is room for any number, nothing is wanted, and an invocation holds nothing."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(weight=3))
     assert said.wallet.room(FN) == float("inf")
     said.balance(9)
@@ -70,8 +66,9 @@ async def test_who_is_not_limited_needs_none(said: Said) -> None:
     said.wallet.ended(FN, None)
 
 
-async def test_a_token_counts_once_we_are_known_to_keep_it(said: Said) -> None:
+async def test_a_token_counts_once_we_are_known_to_keep_it(autojump_clock: MockClock) -> None:
     """One that was merely handed out can be handed to others by a server that restarts."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(most=5))
     said.balance(2)
     assert said.wanted == {flow_of(CAP, FN): 2}
@@ -82,8 +79,9 @@ async def test_a_token_counts_once_we_are_known_to_keep_it(said: Said) -> None:
     assert said.changed == [FN, FN]
 
 
-async def test_what_was_handed_to_us_twice_we_have_once(said: Said) -> None:
+async def test_what_was_handed_to_us_twice_we_have_once(autojump_clock: MockClock) -> None:
     """Before it counts, when it is free, and when an invocation holds it: the newest delivery is the one to answer."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(most=5))
     said.take(CAP, 0, confirm=False)
     said.take(CAP, 0, 2, confirm=False)
@@ -103,8 +101,9 @@ async def test_what_was_handed_to_us_twice_we_have_once(said: Said) -> None:
     assert said.wallet.room(FN) == 1
 
 
-async def test_a_cap_s_token_is_kept_and_given_back(said: Said) -> None:
+async def test_a_cap_s_token_is_kept_and_given_back(autojump_clock: MockClock) -> None:
     """It is extended for as long as it is here, and not after that."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(most=5))
     said.take(CAP, 0)
     said.take(CAP, 1)
@@ -122,8 +121,9 @@ async def test_a_cap_s_token_is_kept_and_given_back(said: Said) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_lease_that_is_lost_ends_what_holds_it(said: Said) -> None:
+async def test_a_lease_that_is_lost_ends_what_holds_it(autojump_clock: MockClock) -> None:
     """The invocation is cancelled, and neither its token nor a free one is used or given back by us again."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(most=5))
     said.take(CAP, 0)
     said.take(CAP, 1)
@@ -142,8 +142,9 @@ async def test_a_lease_that_is_lost_ends_what_holds_it(said: Said) -> None:
     assert said.given == []
 
 
-async def test_a_rate_s_token_is_not_extended(said: Said) -> None:
+async def test_a_rate_s_token_is_not_extended(autojump_clock: MockClock) -> None:
     """It is used up, or given back when it is too old; from when we asked to keep it."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(rate=Rate(2, 60.0)))
     said.take(RATE, 0, confirm=False)
     await trio.sleep(1)
@@ -164,8 +165,9 @@ async def test_a_rate_s_token_is_not_extended(said: Said) -> None:
 
 
 @pytest.mark.parametrize("quota", [Quota(most=1), Quota(), None])
-async def test_a_token_that_is_too_many_is_given_back(said: Said, quota: Quota | None) -> None:
+async def test_a_token_that_is_too_many_is_given_back(autojump_clock: MockClock, quota: Quota | None) -> None:
     """After a cap was lowered, or lifted, or of a function that nobody knows: the adapter takes it off the queue."""
+    said = Said(autojump_clock)
     if quota:
         said.wallet.limited(FN, Quota(most=5))
         said.balance(2)
@@ -176,8 +178,9 @@ async def test_a_token_that_is_too_many_is_given_back(said: Said, quota: Quota |
         assert said.wallet.room(FN) == 0
 
 
-async def test_what_does_not_come_is_wanted_again(said: Said) -> None:
+async def test_what_does_not_come_is_wanted_again(autojump_clock: MockClock) -> None:
     """What was returned is lacking once more."""
+    said = Said(autojump_clock)
     said.wallet.limited(FN, Quota(most=5))
     said.balance(2)
     said.balance(2)
