@@ -34,8 +34,8 @@ from fuzz._choices import cut, numbers
 from fuzz._nats import Line
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
-from worker.nats.consumer import PullConsumer
-from worker.nats.credit import HEARTBEAT, LANES, SILENCE, Credit
+from worker.nats.consumer import Flows
+from worker.nats.credit import HEARTBEAT, LANES, SILENCE
 from worker.nats.outbox import Outbox
 
 WORDS = (
@@ -109,8 +109,8 @@ class Model:
             self.heard[lane] = now
         else:
             self.open[lane] = 0
-            if found[1] == b"503" or (found[1] == b"409" and b"deleted" in found[2].lower()):
-                self.gone, self.bound = self.gone + 1, False
+            if self.bound and (found[1] == b"503" or (found[1] == b"409" and b"deleted" in found[2].lower())):
+                self.gone, self.bound, self.open = self.gone + 1, False, [0] * LANES
 
     def silent(self, now: float) -> set[int]:
         """Lanes whose request must be given up now, if we are looking as often as we should."""
@@ -132,10 +132,11 @@ class World:
     def __init__(self) -> None:
         self.line = Line()
         self.client = self.line.client
-        self.credit = Credit()
         connection: Any = self.line
         self.outbox = Outbox(connection, lambda _: None)
-        self.consumer = PullConsumer(connection, self.outbox, self.credit, self._on_gone)
+        self.consumer = Flows(connection, self.outbox, lambda _: None, self._on_gone)
+        self.puller = self.consumer.open("")
+        self.credit = self.puller._credit  # noqa: SLF001 -- the books
         self.wanted = self.gone = 0
         self.model = Model()
         self.wire = bytearray()
@@ -143,7 +144,7 @@ class World:
         self.came: list[tuple[Any, ...]] = []
         self.must_come: list[tuple[Any, ...]] = []
 
-    def _on_gone(self) -> None:
+    def _on_gone(self, _: str) -> None:
         self.gone += 1
 
     async def begin(self) -> None:
@@ -153,13 +154,19 @@ class World:
             delivery = Delivery((number, number), self.outbox.token(f"{_ACK}1.1.1.1.0"), 1, 0.0, "q", b"")
             self.outbox.settle(delivery, Ack(), before=0.0)
             await self.outbox._say(self.outbox._queue.popleft())  # noqa: SLF001 -- as its task does
-        await self.consumer.bind(_NEXT, 30.0)
+        await self._bind()
+
+    async def _bind(self) -> None:
+        await self.consumer.begin_anew()
+        self.puller.bind(_NEXT)
 
     # The server.
 
     def write(self, line: bytes) -> None:
         """Put a frame on the wire."""
         lane, rest = (numbers(line[1:2]) or [0])[0], line.partition(b" ")[2]
+        if line[:1] in (b"d", b"s", b"h") and lane % LANES not in self._inboxes():
+            return  # nothing was asked for there
         match line[:1]:
             case b"d":
                 self._deliver(self._inbox(lane), rest)
@@ -187,11 +194,11 @@ class World:
                 self.well_formed = self.model.plain = False
 
     def _inbox(self, lane: int) -> int:
-        _, subscription = self.consumer._inboxes[lane % LANES]  # noqa: SLF001 -- what the server knows it by
+        _, subscription = self.puller._inboxes[lane % LANES]  # noqa: SLF001 -- what the server knows it by
         return int(subscription._id)  # noqa: SLF001 -- the same
 
     def _old_inbox(self, lane: int) -> int:
-        left = [int(subscription._id) for subscription in self.consumer._left]  # noqa: SLF001 -- what is still heard
+        left = [int(subscription._id) for _, subscription in self.consumer._arrivals._left]  # noqa: SLF001 -- what is still heard
         return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
@@ -221,13 +228,17 @@ class World:
         self._take()
 
     def _take(self) -> None:
-        self.came += [(each.id, each.count, each.payload) for each in self.consumer._taken()]  # noqa: SLF001 -- what came
+        self.came += [
+            (each.id, each.count, each.behind, each.payload)
+            for each in self.consumer._arrivals.taken()  # noqa: SLF001 -- what came
+            if isinstance(each, Delivery)
+        ]
 
     # What the rest of the worker does.
 
     async def want(self, more: int) -> None:
         self.wanted += more
-        self.consumer.want(more)
+        self.consumer.want(more, "")
         await self._pump()
 
     async def wait(self, seconds: int) -> None:
@@ -237,7 +248,7 @@ class World:
         before, silent = self._inboxes(), self.model.silent(trio.current_time())
         await self.consumer.check(trio.current_time())
         if self.model.plain:
-            assert silent == {lane for lane, inbox in self._inboxes().items() if inbox != before[lane]}
+            assert silent == before.keys() - self._inboxes().keys()
         await self._pump()
 
     async def lose(self, _: int = 0) -> None:
@@ -246,7 +257,7 @@ class World:
         for up in (False, True):
             for changed in self.line.changed:
                 changed(up)
-        await self.consumer.bind(_NEXT, 30.0)
+        await self._bind()
         await self._pump()
 
     async def _pump(self) -> None:
@@ -263,7 +274,7 @@ class World:
             self.model.asked(lane, batch, trio.current_time())
 
     def _inboxes(self) -> dict[int, str]:
-        return {lane: inbox for lane, (inbox, _) in self.consumer._inboxes.items()}  # noqa: SLF001 -- where lanes are heard
+        return {lane: inbox for lane, (inbox, _) in self.puller._inboxes.items()}  # noqa: SLF001 -- where lanes are heard
 
     # What must hold.
 
@@ -273,7 +284,7 @@ class World:
             return None
         assert sorted(self.came) == sorted(self.must_come)
         lanes = [(lane.outstanding, lane.heard) for lane in self.credit.lanes]
-        state = self.consumer.bound, self.gone, self.outbox._unsettled  # noqa: SLF001 -- what is left to confirm
+        state = self.puller.bound, self.gone, self.outbox._unsettled  # noqa: SLF001 -- what is left to confirm
         if self.model.plain:
             assert [outstanding for outstanding, _ in lanes] == self.model.open
             assert state == (self.model.bound, self.model.gone, len(self.model.unconfirmed))

@@ -10,7 +10,7 @@ from .heartbeat import Leases
 from .policy.backoff import Backoff
 from .policy.ledger import Ledger
 from .policy.retry import Retry
-from .policy.shares import Limit
+from .policy.shares import Flow
 from .ports import Callbacks, Emit, Functions, Queue
 from .retries import Retries
 
@@ -32,8 +32,8 @@ class Rules:
     namespace: str
     """Of a function named without one."""
     user_agent: str
-    learned: Callable[[str], Limit | None] = lambda _: None
-    """The limit to be learned for a flow."""
+    flow: Callable[[str], Flow] = Flow
+    """Makes the books of a flow, by its name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class Settings:
         parse_minimums,
         "`function`: slots that functions have whatever others want, as `checkout=5,billing.shop=2`",
     )
-    limiter_enabled: bool = setting("true", flag, "accepted for the charts; adaptive concurrency is to come")
+    limiter_enabled: bool = setting("true", flag, "`function`: learn how many invocations each function takes at once")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(

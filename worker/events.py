@@ -102,6 +102,16 @@ class LeaseExpired(Struct, frozen=True, gc=False):
     delivery: Delivery
 
 
+# Limits.
+
+
+class LimitLearned(Struct, frozen=True, gc=False):
+    """How many invocations of a function may be in flight here, from now on."""
+
+    function: str
+    limit: int
+
+
 # The broker.
 
 
@@ -196,6 +206,7 @@ MessageEvent = (
     | WorkCrashed
 )
 LeaseEvent = LeasesExtended | LeaseExpired
+LimitEvent = LimitLearned
 BrokerEvent = (
     Connected
     | Disconnected
@@ -208,4 +219,4 @@ BrokerEvent = (
     | BacklogRead
 )
 WorkerEvent = Listening | DrainStarted | DrainExpired | DrainEnded
-Event = MessageEvent | LeaseEvent | BrokerEvent | WorkerEvent
+Event = MessageEvent | LeaseEvent | LimitEvent | BrokerEvent | WorkerEvent

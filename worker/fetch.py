@@ -14,9 +14,10 @@ import trio
 
 from .bench import Bench
 from .events import Redelivered, Settled
-from .model import Abandon, Delivery, Gone, Nak, Notice, Published, Returned, Stored, Waiting
+from .hold import Hold
+from .model import Abandon, Delivery, Gone, Nak, Notice, Paused, Published, Returned, Stored, Waiting
 from .policy.ledger import Early, Finished, Fresh, Running
-from .policy.shares import Shares
+from .policy.shares import Flow, Shares
 from .ports import Consumer
 from .process import Job
 from .settle import settle
@@ -30,7 +31,7 @@ class Intake:
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._shares = Shares(bench.rules.slots, bench.rules.learned)
+        self._shares = Shares(bench.rules.slots, bench.rules.flow)
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
@@ -79,6 +80,8 @@ class Intake:
                 self._shares.returned(flow, count, trio.current_time())
             case Gone(flow):
                 self._shares.gone(flow)
+            case Paused(functions):
+                self._shares.pause(functions)
 
     def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
         # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
@@ -92,7 +95,7 @@ class Intake:
                 ours = now < bench.leases.lost_at(lease)
                 if self._open and ours and self._shares.free_for(delivery.flow):
                     flow = self._shares.came(delivery.flow, delivery.behind, now)
-                    self._start(Job(lease, attempt, wait, flow, bench))
+                    self._start(Job(lease, attempt, wait, Hold(flow, self._learned), bench))
                     return
                 settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
             case Running():
@@ -136,8 +139,14 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        self._shares.ended(job.flow, now - job.lease.delivery.arrived, final=job.final)
+        self._shares.ended(job.hold.flow, now - job.lease.delivery.arrived, final=job.final)
+        if job.again is not None:
+            self._shares.given_back(job.hold.flow, now + job.again)
         self._decide(now)
+
+    def _learned(self, flow: Flow) -> None:
+        self._shares.changed(flow)
+        self._decide()
 
     def _decide(self, now: float | None = None) -> None:
         """Give the credit to whom it belongs now."""

@@ -193,6 +193,12 @@ class Gone(Struct, frozen=True, gc=False):
     flow: str
 
 
+class Paused(Struct, frozen=True, gc=False):
+    """These functions, by label, are paused, and no others."""
+
+    functions: frozenset[str]
+
+
 class Limited(Struct, frozen=True, gc=False):
     """All workers have agreed on what one function may have."""
 
@@ -201,7 +207,7 @@ class Limited(Struct, frozen=True, gc=False):
     quota: Quota
 
 
-Notice = Stored | Waiting | Published | Returned | Gone | Limited
+Notice = Stored | Waiting | Published | Returned | Gone | Paused | Limited
 
 
 # What leaves the worker besides.

@@ -19,6 +19,7 @@ from .events import (
     WorkCrashed,
 )
 from .heartbeat import Lease
+from .hold import Hold
 from .model import (
     Abandon,
     Ack,
@@ -38,9 +39,9 @@ from .model import (
 from .policy.backoff import Backoff
 from .policy.decide import decide, sooner, status_of
 from .policy.decode import decode
+from .policy.quota import quota_of
 from .policy.report import callback_of
 from .policy.retry import annotated
-from .policy.shares import Flow, Limit
 from .ports import NotStored
 from .settle import settle
 
@@ -56,15 +57,15 @@ class Job:
     """One attempt at one message, *wait* seconds from now. It settles whatever happens; the lease covers all of it."""
 
     __slots__ = (
+        "again",
         "attempt",
         "attempted",
         "began",
         "bench",
         "final",
-        "flow",
+        "hold",
         "if_stopped",
         "invocation",
-        "learns",
         "lease",
         "outcome",
         "retry",
@@ -72,8 +73,8 @@ class Job:
         "wait",
     )
 
-    def __init__(self, lease: Lease, attempt: int, wait: float, flow: Flow, bench: Bench) -> None:
-        self.lease, self.attempt, self.wait, self.flow, self.bench = lease, attempt, wait, flow, bench
+    def __init__(self, lease: Lease, attempt: int, wait: float, hold: Hold, bench: Bench) -> None:
+        self.lease, self.attempt, self.wait, self.hold, self.bench = lease, attempt, wait, hold, bench
         self.retry = bench.rules.retry
         self.invocation: Invocation | None = None
         self.began = 0.0
@@ -81,8 +82,8 @@ class Job:
         self.outcome: Outcome | None = None
         self.attempted = True
         """Whether this counts as an attempt. It does not where more was sent than the function takes, to learn that."""
-        self.learns: Limit | None = None
-        """Who is to be told what comes of it."""
+        self.again: float | None = None
+        """In how many seconds it comes again, when it was given back."""
         self.final = False
         """Whether the message is off the queue."""
         self.if_stopped: Verdict = Nak()
@@ -125,6 +126,7 @@ class Job:
 
     def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
         self.final = isinstance(verdict, Final)
+        self.again = verdict.delay if isinstance(verdict, Nak) else None
         settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:
@@ -143,12 +145,10 @@ class Job:
         """What it means."""
         bench = self.bench
         verdict = decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
-        if self.learns:
-            learned, self.learns = self.learns, None
-            wait = learned.ended(self.began, trio.current_time(), status_of(outcome))
-            if wait is not None and not isinstance(verdict, Ack):
-                self.attempted = False
-                verdict = sooner(outcome, verdict, wait, now=bench.wall())
+        wait = self.hold.ended(self.began, trio.current_time(), status_of(outcome))
+        if wait is not None and not isinstance(verdict, Ack):
+            self.attempted = False
+            verdict = sooner(outcome, verdict, wait, now=bench.wall())
         return outcome, verdict
 
     async def _outcome(self) -> Outcome:
@@ -167,9 +167,7 @@ class Job:
         stored = self.lease.delivery.id[1] / 1e9
         self.bench.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.bench.wall() - stored)))
         self.began = trio.current_time()
-        if learned := self.flow.learned:
-            self.learns = learned
-            learned.started(self.began)
+        self.hold.started(self.began)
         return await self.bench.functions.invoke(invocation)
 
     def ended(self, outcome: Outcome, verdict: Verdict) -> None:
@@ -249,5 +247,9 @@ class Job:
         if complaint:
             self.bench.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
         self.retry, ignored = annotated(self.retry, invocation.annotations)
+        if self.hold.flow.function and invocation.annotations:
+            quota, unusable = quota_of(invocation.annotations)
+            self.hold.flow.weight = quota.weight
+            ignored += unusable
         for each in ignored:
             self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))

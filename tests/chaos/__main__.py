@@ -33,17 +33,31 @@ _PROGRESS = 10.0
 @click.option(
     "--nodes", type=click.Choice(["1", "3"]), multiple=True, default=["1", "3"], help="Brokers: each in turn."
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["static", "function", "mixed"]),
+    default="static",
+    show_default=True,
+    help="The workers' scaling_mode; mixed: each one's is chance, so that the queue changes to and fro.",
+)
 @click.option("--only", multiple=True, metavar="FAULT", help="Only these faults.")
 @click.option("--report", type=click.Path(path_type=Path), help="The document whose tables are replaced.")
 def main(
-    *, seed: int | None, messages: int, rounds: int, nodes: Sequence[str], only: Sequence[str], report: Path | None
+    *,
+    seed: int | None,
+    messages: int,
+    rounds: int,
+    nodes: Sequence[str],
+    mode: str,
+    only: Sequence[str],
+    report: Path | None,
 ) -> None:
     """Make everything fail, and see that nothing is lost. Ends with 1 where a promise was not kept."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
     told = []
     for size in nodes:
-        told.append(trio.run(_live, seed, int(size), messages, rounds, only))
+        told.append(trio.run(_live, seed, int(size), mode, messages, (rounds, only)))
         _show(told[-1])
     if report:
         write(report, told)
@@ -58,10 +72,11 @@ def _show(told: Told) -> None:
         click.echo(f"COMPLAINT: {line}")
 
 
-async def _live(seed: int, nodes: int, messages: int, rounds: int, only: Sequence[str]) -> Told:
+async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> Told:
+    rounds, only = faults
     dice = random.Random(f"{seed} {nodes}")
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    stage = Stage(directory, nodes, dice, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"))
+    stage = Stage(directory, nodes, dice, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"), mode)
     lanes = [
         {kind: does for kind, does in kinds.items() if not only or kind in only}
         for kinds in ({**WAYS, **BROKER, **(CLUSTER if nodes > 1 else {})}, OUTSIDE)

@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from tests.chaos.stage import RULES, Seat, Stage, in_thread
-from tests.chaos.supply import CONSUMER, STREAM
+from tests.chaos.supply import STREAM
 from tests.e2e.functions import Functions, Reply
 from tests.servers import NatsServer
 from tests.wire import ApiError, NoAnswer
@@ -149,7 +149,7 @@ async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Calla
         await trio.sleep(stage.dice.choice([0.0, MOMENT, LONG]))
         for node in nodes:
             await in_thread(node.start)
-        await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+        await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def kill_a_node(stage: Stage) -> None:
@@ -173,7 +173,7 @@ async def freeze_a_node(stage: Stage) -> None:
             node.pause()
             await trio.sleep(LONG)
             node.resume()
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def lead_a_node_out(stage: Stage) -> None:
@@ -205,17 +205,19 @@ async def change_leaders(stage: Stage) -> None:
     """The leaders of the stream and of its consumer step down."""
     async with stage.broker_in_use:
         with stage.fault("leaders stepped down", EVERYONE, lingers=_ELECTS):
-            for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{CONSUMER}"):
+            consumer = await in_thread(stage.any_consumer)
+            for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{consumer}"):
                 await in_thread(partial(_try, stage, verb))
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def delete_the_consumer(stage: Stage) -> None:
-    """An operator resets the queue; the workers make the consumer anew."""
+    """An operator deletes a consumer; the workers make it anew."""
     async with stage.broker_in_use:
         with stage.fault("consumer deleted", EVERYONE, lingers=_CONNECTS, forgets=True):
-            await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{CONSUMER}"))
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+            consumer = await in_thread(stage.any_consumer)
+            await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{consumer}"))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def fill_the_disk(stage: Stage) -> None:
@@ -227,11 +229,11 @@ async def fill_the_disk(stage: Stage) -> None:
             with stage.disks[node].full():
                 await trio.sleep(LONG)
             await in_thread(node.restart)
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def _leader(stage: Stage) -> NatsServer:
-    name = await in_thread(lambda: stage.broker.wait_for_leader(STREAM, CONSUMER))
+    name = await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
     return stage.broker.nodes[name]
 
 

@@ -15,7 +15,7 @@ import trio
 from tests.chaos.disk import Disk, NotPermitted
 from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, Shift
 from tests.chaos.proxy import Way
-from tests.chaos.supply import FUNCTIONS, STREAM, Supply, is_whole
+from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
 from tests.e2e.functions import Functions, Request
 from tests.e2e.stack import Worker
@@ -63,10 +63,13 @@ class Stage:
         nodes: of the broker.
         dice: chance.
         tell: told what happens, in words, as it does.
+        mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
     """
 
-    def __init__(self, directory: Path, nodes: int, dice: random.Random, tell: Callable[[str], None]) -> None:
-        self.dice, self.tell = dice, tell
+    def __init__(
+        self, directory: Path, nodes: int, dice: random.Random, tell: Callable[[str], None], mode: str = "static"
+    ) -> None:
+        self.dice, self.tell, self.mode = dice, tell, mode
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
@@ -135,11 +138,28 @@ class Stage:
         urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
         gateway = f"{self.functions.url}/{seat.name}"
         replicas = len(self.nodes)
-        settings = {**SETTINGS, "nats_url": urls, "gateway_url": gateway, "nats_stream_replicas": replicas}
+        mode = self.dice.choice(["static", "function"]) if self.mode == "mixed" else self.mode
+        settings = {
+            **SETTINGS,
+            "nats_url": urls,
+            "gateway_url": gateway,
+            "nats_stream_replicas": replicas,
+            "scaling_mode": mode,
+        }
         seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(seat.worker)
         # Told to stop before it can hear that, any process dies of it.
         await in_thread(partial(seat.worker.wait_for, "Serving metrics", PATIENCE))
+
+    @property
+    def consumer(self) -> str:
+        """The one that is always there; empty where there is none such."""
+        return CONSUMER if self.mode == "static" else ""
+
+    def any_consumer(self) -> str:
+        """One of those that are there."""
+        names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
+        return str(self.dice.choice(sorted(names)))
 
     def tell_to_stop(self, seat: Seat) -> None:
         """Send SIGTERM."""

@@ -163,11 +163,11 @@ class Supply:
         self._wire = self._posts = None
 
     def _look(self) -> None:
-        (answer,) = self._connected().request_many([(f"$JS.API.CONSUMER.INFO.{STREAM}.{CONSUMER}", b"", {})])
+        (answer,) = self._connected().request_many([(f"$JS.API.STREAM.INFO.{STREAM}", b"", {})])
         said = json.loads(answer)
         if "error" in said:
             raise NoAnswer(str(said["error"]))
-        self.waiting = said["num_pending"] + said["num_ack_pending"]
+        self.waiting = said["state"]["messages"]
 
     def _publish(self, batch: list[Draft]) -> None:
         """Publish to the broker what is left of a batch, all or nothing."""

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Literal, Self
 
 import trio
@@ -154,6 +155,9 @@ class Functions:
         """What no HTTP client may do."""
         self.instead: Reply | None = None
         """What everyone gets, as long as it is set, whatever the script says."""
+        self._limits: dict[str, int] = {}
+        """Most requests at once, by name; one more is answered 429."""
+        self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
         self._numbers: Counter[str] = Counter()
         self._connections = 0
@@ -181,6 +185,10 @@ class Functions:
     def answer(self, name: str, *replies: Reply) -> None:
         """What requests for *name* get: the first of a call id the first reply, and so on, the last one for ever."""
         self._scripts[name] = _Script(replies)
+
+    def limit(self, name: str, most: int) -> None:
+        """Answer 429 to requests for *name* while so many of them run."""
+        self._limits[name] = most
 
     def release(self, name: str) -> None:
         """Answer the held requests for *name*, those to come too."""
@@ -252,12 +260,16 @@ class Functions:
         """Answer; whether the connection can be used again."""
         script = self._scripts.get(request.name, self._default)
         reply = self.instead or script.replies[min(request.number, len(script.replies)) - 1]
+        if self._running[request.name] >= self._limits.get(request.name, inf):
+            reply = Reply(429)
         self.running += 1
+        self._running[request.name] += 1
         self.most = max(self.most, self.running)
         if reply.after or reply.held:
             await self._wait(stream, request, reply, script.released)
         # Before the answer is sent: its receiver may begin the next request before we run again.
         self.running -= 1
+        self._running[request.name] -= 1
         request.ended = time.monotonic()
         if request.gone:
             return False

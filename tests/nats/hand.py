@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from math import inf
 
@@ -86,11 +86,14 @@ def acknowledge(hand: Hand, delivery: Delivery) -> None:
 
 @asynccontextmanager
 async def at_work(
-    server: NatsServer, act: Callable[[Hand, Delivery], None] = acknowledge, each: int = EACH, **settings: object
+    server: NatsServer,
+    settings: Mapping[str, str],
+    act: Callable[[Hand, Delivery], None] = acknowledge,
+    each: int = EACH,
 ) -> AsyncIterator[Hand]:
     """A hand at work on a server's queue."""
     hand = Hand(act, each)
-    environment = {"nats_port": str(server.port)} | {name: str(value) for name, value in settings.items()}
+    environment = {"nats_port": str(server.port), **settings}
     async with open_queue(load(environment).settings, hand.events.append) as queue, trio.open_nursery() as nursery:
         hand.queue, hand.consumer = queue, await queue.consume()
         nursery.start_soon(hand.run)

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.nats.credit import EXPIRES, HEARTBEAT, LANES, PORTION, SILENCE, Credit, Request
+from worker.nats.credit import EXPIRES, FEW_LANES, HEARTBEAT, LANES, PORTION, SILENCE, Credit, Request
 
 
 def _asked(credit: Credit, now: float = 0.0) -> list[Request]:
@@ -157,13 +157,59 @@ def test_how_long_a_request_is_open_and_may_be_silent() -> None:
     assert HEARTBEAT * 2 <= EXPIRES
 
 
+def test_what_is_given_back_is_wanted_no_more() -> None:
+    """All that was asked for and did not come, and all that was not asked for yet."""
+    credit = Credit(most=4)
+    credit.want(20)
+    first, *_ = _asked(credit)
+    credit.came(first.lane, 0.0)
+    assert credit.give_back() == 19
+    assert (credit.unasked, credit.outstanding) == (0, 0)
+    assert _asked(credit) == []
+
+
+def test_nothing_is_given_back_where_too_much_came() -> None:
+    """What came beyond what was wanted is made good first."""
+    credit = Credit()
+    credit.came(None, 0.0)
+    assert credit.give_back() == 0
+    credit.want(3)
+    assert [request.batch for request in _asked(credit)] == [2]
+
+
+def test_after_giving_back_a_quarter_is_of_what_is_wanted_since() -> None:
+    """What there was room for long ago does not make small requests wait."""
+    credit = Credit()
+    credit.want(40)
+    _asked(credit)
+    credit.give_back()
+    credit.want(4)
+    (first,) = _asked(credit)
+    credit.came(first.lane, 0.0)
+    credit.want(1)
+    assert [request.batch for request in _asked(credit)] == [1]
+
+
+def test_a_flow_among_many_has_fewer_lanes() -> None:
+    """Each has a fraction of the credit: half of it is worth a second request."""
+    credit = Credit(lanes=FEW_LANES)
+    credit.want(4)
+    (first,) = _asked(credit)
+    credit.came(first.lane, 0.0)
+    credit.want(1)
+    assert _asked(credit) == []
+    credit.came(first.lane, 0.0)
+    credit.want(1)
+    assert [request.batch for request in _asked(credit)] == [2]
+
+
 class Conservation(RuleBasedStateMachine):
     """Whatever the server does, in whatever order, no more comes than was wanted, and nothing wanted is forgotten."""
 
     def __init__(self) -> None:
         super().__init__()
         self.credit = Credit()
-        self.wanted = self.came = 0
+        self.wanted = self.came = self.returned = 0
         self.late = 0
         """What the server may still send into inboxes that were given up."""
 
@@ -210,9 +256,18 @@ class Conservation(RuleBasedStateMachine):
         self.late = min(self.late + self.credit.lanes[number].outstanding, 100)
         self.credit.ended(self.credit.lanes[number])
 
+    @rule()
+    def recall(self) -> None:
+        """Interest has ended, and what was on its way has come; but for what comes by way of other servers."""
+        self.late = min(self.late + self.credit.outstanding, 100)
+        back = self.credit.give_back()
+        assert back >= 0
+        assert self.credit.unasked <= 0
+        self.returned += back
+
     @invariant()
     def nothing_lost_or_made(self) -> None:
-        assert self.credit.unasked + self.credit.outstanding + self.came == self.wanted
+        assert self.credit.unasked + self.credit.outstanding + self.came + self.returned == self.wanted
         assert all(lane.outstanding >= 0 for lane in self.credit.lanes)
         assert self.credit.outstanding == sum(lane.outstanding for lane in self.credit.lanes)
 

@@ -27,12 +27,11 @@ async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
     """A function of which nothing is stored for the threshold is gone with its consumer, and comes again with work."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        async with at_work(server, **SETTINGS) as hand, at_work(server, **SETTINGS) as other:
+        async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
             server.publish(SUBJECT, b"one")
             await until(lambda: server.state()["messages"] == 0, "it to be done")
             await until(lambda: not names(server), "its consumer to go")
-            told = [each for one in (hand, other) for each in one.told]
-            assert Gone(SUBJECT) in told
+            await until(lambda: Gone(SUBJECT) in hand.told and Gone(SUBJECT) in other.told, "both to know")
             server.publish(SUBJECT, b"two")
             await until(lambda: len(hand.came) + len(other.came) == 2, "the next to come")
 
@@ -46,7 +45,7 @@ async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         server.make_stream()
         server.publish(SUBJECT, b"one")
-        async with at_work(server, act, **SETTINGS) as hand:
+        async with at_work(server, SETTINGS, act) as hand:
             await until(lambda: len(hand.came) == 2, "the second attempt")
             assert [each.count for each in hand.came] == [1, 2]
 
@@ -55,10 +54,10 @@ async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> No
     """What a worker left behind that was killed, another one takes away."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        async with at_work(server, **SETTINGS | {"consumer_inactive_threshold": "1h"}):
+        async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}):
             server.publish(SUBJECT, b"one")
             await until(lambda: names(server) and not server.state()["messages"], "it to be done")
-        async with at_work(server, **SETTINGS):
+        async with at_work(server, SETTINGS):
             await until(lambda: not names(server), "its consumer to go")
 
 
@@ -75,7 +74,7 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
             await delete(self, name)
 
         monkeypatch.setattr(Switch, "delete", publish_and_delete)
-        async with at_work(server, **SETTINGS) as hand, at_work(server, **SETTINGS) as other:
+        async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
             server.publish(SUBJECT, b"one")
             await until(lambda: bool(late) and server.state()["messages"] == 0, "both to be done")
             came = [*hand.came, *other.came]
@@ -97,7 +96,7 @@ async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytes
             return paused
 
         monkeypatch.setattr(Switch, "pause", pause_and_publish)
-        async with at_work(server, **SETTINGS) as hand:
+        async with at_work(server, SETTINGS) as hand:
             server.publish(SUBJECT, b"one")
             await until(lambda: len(hand.came) == 2, "both to come")
             await until(lambda: server.state()["messages"] == 0, "both to be done")

@@ -56,13 +56,12 @@ async def switch(tmp_path: Path, before: dict[str, str], after: dict[str, str]) 
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 10)
-        async with at_work(server, keep_some, **before) as old:
+        async with at_work(server, before, keep_some) as old:
             await until(lambda: len(old.came) >= 6, "some work to run")
             await old.stop()
-            async with at_work(server, **after) as new:
+            async with at_work(server, after) as new:
                 running = len(old.held)
                 await until(lambda: len({each.id for each in new.came}) >= 40 - 2 - running, "what waited")
-                seen = Counter(each.id for each in [*old.came, *new.came])
                 release(old)
                 await until(lambda: len(new.came) + 1 + running >= 40, "what was given back")
                 await until(lambda: server.state()["messages"] == 0, "all to be over")
@@ -71,29 +70,57 @@ async def switch(tmp_path: Path, before: dict[str, str], after: dict[str, str]) 
                     "what is retired to be gone",
                 )
         counts = Counter(each.id for each in [*old.came, *new.came])
-        given_back = old.came[1]
         assert len(counts) == 40
-        again = {identity for identity, count in counts.items() if count > 1}
-        assert given_back.id in again
-        unstarted = {each.id for each in new.came if each.count > 1}
-        assert again <= unstarted, (seen, again)
+        again = {each.id: each.count for each in new.came if each.count > 1}
+        assert {identity for identity, number in counts.items() if number > 1} == again.keys()
+        assert {*again.values()} == {2}
+        (given_back,) = [each for each in new.came if each.id == old.came[1].id]
+        assert given_back.arrived > old.came[1].arrived + 5.0
 
 
-async def test_static_to_function(tmp_path: Path) -> None:
+PARTITIONS = STATIC | {"queue_partitions": "2"}
+CHANGES = {
+    "static to function": (STATIC, FUNCTION),
+    "function to static": (FUNCTION, STATIC),
+    "static to partitions": (STATIC, PARTITIONS),
+    "partitions to static": (PARTITIONS, STATIC),
+    "partitions to function": (PARTITIONS, FUNCTION),
+    "function to partitions": (FUNCTION, PARTITIONS),
+    "partitions to others": (PARTITIONS, STATIC | {"queue_partitions": "3"}),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES.keys())
+async def test_from_one_to_the_other(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
     """Nothing is lost, nothing runs twice, and what is between two attempts keeps its count and its wait."""
-    await switch(tmp_path, STATIC, FUNCTION)
+    await switch(tmp_path, before, after)
 
 
-async def test_function_to_static(tmp_path: Path) -> None:
-    """The same, the other way."""
-    await switch(tmp_path, FUNCTION, STATIC)
+async def test_after_all_is_over_the_shared_consumer_is_as_it_always_was(tmp_path: Path) -> None:
+    """Static mode's consumer has no filter once it is the only one, and takes what is stored then."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        publish(server, 5)
+        async with at_work(server, FUNCTION):
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
+        async with at_work(server, STATIC) as hand:
+
+            def config() -> dict[str, Any]:
+                found: dict[str, Any] = server.api("CONSUMER.INFO.faas-request.faas-workers")["config"]
+                return found
+
+            await until(lambda: "filter_subjects" not in config(), "it to be alone")
+            assert [*consumers(server)] == ["faas-workers"]
+            publish(server, 5)
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
+            assert [each.count for each in hand.came] == [1] * 20
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 -- it says what happened
     """The process is gone."""
 
 
-async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, **settings: str) -> bool:
+async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> bool:
     """A worker that is killed before its *step*-th question to JetStream; whether there were that many in its start."""
     asked = count(1)
     ask = Connection.ask
@@ -129,11 +156,11 @@ async def test_killed_at_each_step(
         with NatsServer(tmp_path / str(step)) as server:
             server.make_stream()
             publish(server, 3)
-            async with at_work(server, keep_some, **before) as old:
+            async with at_work(server, before, keep_some) as old:
                 await until(lambda: len(old.came) >= 6, "some work to run")
                 await old.stop()
-                more = await dies_at(server, step, monkeypatch, **after)
-                async with at_work(server, **after) as new:
+                more = await dies_at(server, step, monkeypatch, after)
+                async with at_work(server, after) as new:
                     await until(lambda: len({each.id for each in [*old.came, *new.came]}) == 12, f"all to come, {step}")
                     release(old)
                     await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}", 30)
@@ -149,7 +176,7 @@ async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 5)
-        async with at_work(server, each=1, **STATIC) as old, at_work(server, each=1, **FUNCTION) as new:
+        async with at_work(server, STATIC, each=1) as old, at_work(server, FUNCTION, each=1) as new:
             await until(lambda: server.state()["messages"] == 0, "all to be over")
             assert {each.flow for each in [*old.came, *new.came]} == {""}
             assert consumers(server)["faas-workers"]["queue-worker.mode"] == "static"
@@ -168,21 +195,24 @@ async def test_several_change_it_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         server.make_stream()
         publish(server, 20)
-        async with at_work(server, keep_some, **STATIC) as old:
+        async with at_work(server, STATIC, keep_some) as old:
             await until(lambda: len(old.came) >= 6, "some work to run")
             await old.stop()
             hands: list[Hand] = []
             async with trio.open_nursery() as nursery:
 
                 async def work() -> None:
-                    async with at_work(server, **FUNCTION) as hand:
+                    async with at_work(server, FUNCTION) as hand:
                         hands.append(hand)
                         await trio.sleep_forever()
 
                 for _ in range(3):
                     nursery.start_soon(work)
                 running = len(old.held)
-                came = lambda: [*old.came, *(each for hand in hands for each in hand.came)]  # noqa: E731
+
+                def came() -> list[Delivery]:
+                    return [*old.came, *(each for hand in hands for each in hand.came)]
+
                 await until(lambda: len({each.id for each in came()}) == 80, "what waited")
                 release(old)
                 await until(lambda: server.state()["messages"] == 0, "all to be over", 30)

@@ -46,6 +46,7 @@ EVENTS: list[e.Event] = [
     e.DeadLettered(DELIVERY, None, None, "not JSON", 0, False),
     e.DeadLetterRefused(DELIVERY, "call-1", "no answer"),
     e.WorkCrashed(DELIVERY, ValueError("bug")),
+    e.LimitLearned("echo.openfaas-fn", 7),
     e.LeasesExtended(3),
     e.LeaseExpired(DELIVERY),
     e.Connected("127.0.0.1:4222", False),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.policy.names import covers, is_name, label_of, split_function, subject_of
+from worker.policy.names import covers, fnv1a, is_name, label_of, partition_of, split_function, subject_of
 
 ENDS = "abcdefghijklmnopqrstuvwxyz0123456789"
 names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,20}[a-z0-9])?", fullmatch=True)
@@ -139,3 +139,39 @@ def test_covers_is_inclusion(pattern: list[str], open_pattern: bool, subject: li
 def test_covers_what_streams_are_checked_for(pattern: str, subject: str, yes: bool) -> None:
     """A stream serves a queue where its subjects cover both the bare subject and all below it."""
     assert covers(pattern, subject) is yes
+
+
+@pytest.mark.parametrize(
+    ("subject", "partition"),
+    [
+        ("q", 0),
+        ("q.0.echo.ns", 0),
+        ("q.3.echo.ns", 3),
+        ("q.7.echo.ns", 3),
+        ("q.7.anything", 3),
+        ("q.00000007.x", 3),
+    ],
+)
+def test_a_subject_names_its_partition(subject: str, partition: int) -> None:
+    """The number behind the queue's name, modulo the partitions; what is on the bare subject belongs to the first."""
+    assert partition_of("q", subject, 4) == partition
+
+
+@pytest.mark.parametrize("subject", ["q.echo", "q.3", "q.echo.3", "q.-1.x", "q.\u0663.x", "q.1234567890.x", "q.1e3.x"])
+def test_a_subject_without_a_partition_has_one_all_the_same(subject: str) -> None:
+    """A hash decides, the same for every worker of every version: FNV-1a of the subject, 32 bits."""
+    assert partition_of("q", subject, 4) == fnv1a(subject.encode()) % 4
+
+
+def test_fnv1a_as_published() -> None:
+    """Test vectors of draft-eastlake-fnv."""
+    assert fnv1a(b"") == 0x811C9DC5
+    assert fnv1a(b"a") == 0xE40C292C
+    assert fnv1a(b"foobar") == 0xBF9CF968
+
+
+@given(st.text(), st.integers(1, 1024))
+def test_every_subject_is_in_one_of_the_partitions(tail: str, partitions: int) -> None:
+    """And where there is one, in that."""
+    assert 0 <= partition_of("q", f"q.{tail}", partitions) < partitions
+    assert partition_of("q", f"q.{tail}", 1) == 0

@@ -126,6 +126,7 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
         ack_wait=ack_wait,
         latency=latency,
         shutdown_timeout=draw(seconds(30)),
+        by_function=draw(st.booleans()),
         schedule=draw(st.integers(0, 2**32 - 1)),
     )
 

@@ -85,6 +85,8 @@ class Plan:
     ack_wait: float = 30.0
     latency: float = 0.001
     shutdown_timeout: float = 25.0
+    by_function: bool = False
+    """Each function has a consumer of its own."""
     schedule: int = 0
     """Decides in which order Trio runs what can run at once, and what the workers' dice show."""
 
@@ -102,7 +104,7 @@ class Life:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.clock = MockClock(autojump_threshold=0)
-        self.world = World(self.clock, ack_wait=plan.ack_wait, latency=plan.latency)
+        self.world = World(self.clock, ack_wait=plan.ack_wait, latency=plan.latency, by_function=plan.by_function)
         self.workers = self.world.workers
         self.nemesis = Nemesis(self.world)
         self.free: dict[str, int] = {}

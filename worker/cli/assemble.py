@@ -32,8 +32,11 @@ from ..observe.metrics import Metrics
 from ..parent.line import METRICS, Part
 from ..policy.backoff import Backoff, Jitter
 from ..policy.ledger import Ledger
+from ..policy.limiter import Limiter
+from ..policy.names import label_of
 from ..policy.processes import share
 from ..policy.retry import Retry
+from ..policy.shares import Flow
 from ..ports import Callbacks, Emit, Functions
 from ..retries import Retries
 from ..run import run
@@ -139,6 +142,7 @@ def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbac
         settle_within=_SETTLE_WITHIN,
         namespace=settings.default_function_name,
         user_agent=f"queue-worker/{__version__}",
+        flow=partial(_flow_of, settings),
     )
     return Bench(
         queue=queue,
@@ -153,6 +157,15 @@ def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbac
         dice=random.random,
         wall=time.time,
     )
+
+
+def _flow_of(settings: Settings, name: str) -> Flow:
+    """The books of a flow. What comes by the bare subject, or by a consumer that is shared, is not one function's."""
+    if not name.startswith(f"{settings.queue_name}."):
+        return Flow(name)
+    function = label_of(settings.queue_name, name)
+    learned = Limiter(settings.max_inflight) if settings.limiter_enabled else None
+    return Flow(name, function, learned, least=settings.minimums.get(function, 0))
 
 
 class _Observed:

@@ -124,9 +124,14 @@ class Flows:
     def open(self, flow: str) -> Puller:
         """A flow; there is one from now on."""
         if (puller := self._pullers.get(flow)) is None:
-            credit = Credit(self._most, FEW_LANES if flow else LANES)
             puller = self._pullers[flow] = Puller(
-                flow, self._connection, self._outbox, credit, self._arrivals, self._on_lost, self._may_ask
+                flow,
+                self._connection,
+                self._outbox,
+                credit=Credit(self._most, FEW_LANES if flow else LANES),
+                arrivals=self._arrivals,
+                lost=self._on_lost,
+                asks=self._may_ask,
             )
         return puller
 

@@ -41,8 +41,8 @@ _MAKERS = 8
 """Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
 _GRACE = 10.0
 """Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
-_AGAIN = 1.0
-"""Seconds before another try to make a consumer."""
+_AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
+"""Seconds before another try to make a consumer: usually, where somebody must mend something, and where we did."""
 
 
 class Ear:
@@ -100,15 +100,18 @@ class Functions:
         connection: Connection,
         settings: Settings,
         flows: Flows,
+        *,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
     ) -> None:
         self.ready = False
         """Whether we know what the stream holds."""
+        self.crowded = False
+        """Whether the stream may have no more consumers."""
         self._ours: Callable[[str], bool] | None = None
         """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
         self._taken: frozenset[str] = frozenset()
-        self._connection, self._settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
+        self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
         self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
         self._told: dict[str, int] = {}
         """What was last told of each flow."""
@@ -178,15 +181,15 @@ class Functions:
         again = now >= self._stale
         if again:
             self._stale = now + LOOK
-        for subject, count in stored.items():
-            if self._told.get(subject) == count and not (again and not self._outstanding(subject)):
+        for subject, messages in stored.items():
+            if self._told.get(subject) == messages and not (again and not self._outstanding(subject)):
                 continue
             if self._ours(subject):
-                self._tell_stored(subject, count)
+                self._tell_stored(subject, messages)
         for subject in self._told.keys() - stored.keys():
             if self._told[subject]:
                 self._tell_stored(subject, 0)
-            elif now - self._empty.setdefault(subject, now) >= self._settings.consumer_inactive_threshold + _GRACE:
+            elif now - self._empty.setdefault(subject, now) >= self.settings.consumer_inactive_threshold + _GRACE:
                 self.lost(subject)
 
     def _heard(self, subject: str) -> None:
@@ -197,10 +200,10 @@ class Functions:
         elif self._ours and self._ours(subject):
             self._tell_stored(subject, 1)
 
-    def _tell_stored(self, subject: str, count: int) -> None:
-        self._told[subject] = count
+    def _tell_stored(self, subject: str, messages: int) -> None:
+        self._told[subject] = messages
         self._empty.pop(subject, None)
-        self._flows.tell(Stored(subject, count))
+        self._flows.tell(Stored(subject, messages))
 
     def _outstanding(self, flow: str) -> int:
         puller = self._flows.find(flow)
@@ -236,24 +239,34 @@ class Functions:
                 again = await self._make_one(flow)
                 puller = self._flows.find(flow)
                 if puller and again and puller.wanted:
-                    asyncio.get_running_loop().call_later(_AGAIN, partial(self._unmade.put_nowait, flow))
+                    asyncio.get_running_loop().call_later(again, partial(self._unmade.put_nowait, flow))
                 elif puller:
                     puller.making = False
 
-    async def _make_one(self, flow: str) -> bool:
-        """Whether that must be tried again."""
-        numbers = (topology.flow_config(self._settings, flow, number) for number in count(1))
+    async def _make_one(self, flow: str) -> float:
+        """In how many seconds that must be tried again; zero: it is made."""
+        numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
         config = next(each for each in numbers if each["name"] not in self._taken)
         try:
-            info = await topology.ensure_consumer(self._connection, self._settings, config, lambda _: None, again=False)
+            info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
-            return True
+            return _LATER
         except (ApiError, NotStored) as error:
+            if isinstance(error, ApiError) and error.err_code == topology.TOO_MANY and await self._allow_more():
+                return _AT_ONCE
             self._connection.complain(f"making a consumer for {flow}", error)
-            return True
+            return _LATER if self.crowded else _AGAIN
+        self.crowded = False
         if puller := self._flows.find(flow):
             self._flows.ack_wait = topology.ack_wait_of(info)
             self._flows.tell(Waiting(flow, info["num_pending"]))
-            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.nats_stream}.{config['name']}")
-        return False
+            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
+        return 0.0
+
+    async def _allow_more(self) -> bool:
+        try:
+            self.crowded = not await topology.allow_more_consumers(self._connection, self.settings, self._emit)
+        except (ApiError, NotStored):  # no permission
+            self.crowded = True
+        return not self.crowded

@@ -32,7 +32,7 @@ class Janitor:
     """
 
     def __init__(self, connection: Connection, settings: Settings, functions: Functions, switch: Switch) -> None:
-        self._connection, self._settings, self._functions, self._switch = connection, settings, functions, switch
+        self._connection, self.settings, self._functions, self._switch = connection, settings, functions, switch
         self._idle: dict[str, tuple[str, float | None]] = {}
         """Consumers of functions: the subject, and since when it has nothing stored, as far as we know."""
 
@@ -45,14 +45,17 @@ class Janitor:
         }
 
     async def tidy(self, now: float) -> None:
-        """Delete the consumers whose subjects have had nothing stored for the threshold."""
+        """Delete the consumers whose subjects have had nothing stored for the threshold.
+
+        Where others wait for a consumer, and the stream may have no more, at once.
+        """
         due = []
         for name, (subject, since) in self._idle.items():
             if self._functions.stored(subject):
                 self._idle[name] = subject, None
             elif since is None:
                 self._idle[name] = subject, now
-            elif now - since >= self._settings.consumer_inactive_threshold:
+            elif self._functions.crowded or now - since >= self.settings.consumer_inactive_threshold:
                 due.append((name, subject))
         room = asyncio.Semaphore(_AT_ONCE)
 
@@ -80,7 +83,7 @@ class Janitor:
 
     async def _take_away(self, name: str) -> bool:
         """Delete a consumer that has nothing to do. It stands still meanwhile, so that nobody is handed something."""
-        ask = f"CONSUMER.INFO.{self._settings.nats_stream}.{name}"
+        ask = f"CONSUMER.INFO.{self.settings.nats_stream}.{name}"
         if not _has_nothing(await self._connection.ask(ask)):
             return False
         paused = await self._switch.pause(name)

@@ -111,6 +111,7 @@ class Puller:
         flow: str,
         connection: Connection,
         outbox: Outbox,
+        *,
         credit: Credit,
         arrivals: Arrivals,
         lost: Callable[[Puller], None],

@@ -18,11 +18,12 @@ from trio_asyncio import aio_as_trio
 
 from ..config import Settings
 from ..events import BrokerRefused, BrokerTrouble
-from ..model import Backlog, DeadLetter
+from ..model import Backlog, DeadLetter, Paused
 from ..policy.report import dead_letter_headers
 from ..ports import Consumer, Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
+from .controls import Controls
 from .options import connect_options
 from .outbox import Outbox
 from .serving import Serving
@@ -67,9 +68,11 @@ class NatsQueue:
         """The settings with the stream's name as it is at the server."""
         self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
         self._outbox = Outbox(self._connection, emit)
-        self._serving: Serving | None = None
+        self._serving = Serving(
+            self._connection, self._outbox, settings, emit=emit, look=self._backlog, lost=self._rebind
+        )
+        self._controls: Controls | None = None
         """Once the stream's name is known."""
-        self._named = asyncio.Event()
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
         """When, as the server writes it: tells a stream from one made anew under its name."""
@@ -81,7 +84,7 @@ class NatsQueue:
     @property
     def ready(self) -> bool:
         """Connected, and with a consumer to pull from; in function mode, knowing which there should be."""
-        return self._connection.up and self._serving is not None and self._serving.ready
+        return self._connection.up and self._serving.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
@@ -99,7 +102,7 @@ class NatsQueue:
 
     async def serve(self) -> None:
         """Keep everything going, for ever."""
-        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound(), self._find())
+        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound(), self._serving.functions.run())
 
     async def close(self) -> None:
         """Close the connection."""
@@ -108,36 +111,18 @@ class NatsQueue:
     async def _open(self) -> Consumer:
         await self._connection.open()
         await self._outbox.open()
-        while not await self._name() or not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
+        while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
-        assert self._serving
         return self._serving.flows
-
-    async def _name(self) -> bool:
-        if self._serving is None:
-            try:
-                found = await topology.as_named(self._connection, self._settings, self._emit)
-            except (ApiError, NotStored) as error:
-                self._connection.complain("looking for the stream", error)
-                return False
-            self._found = found
-            self._serving = Serving(self._connection, self._outbox, found, self._emit, self._backlog, self._rebind)
-            self._named.set()
-        return True
-
-    async def _find(self) -> None:
-        """Find flows, where there may be more than one."""
-        await self._named.wait()
-        assert self._serving
-        await self._serving.functions.run()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             now = trio.current_time()
             await self._connection.watch()
-            if self._serving:
-                await self._serving.flows.check(now)
+            await self._serving.flows.check(now)
+            if self._controls:
+                await self._controls.refresh(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
@@ -147,10 +132,7 @@ class NatsQueue:
 
         And see now and then what others made of it.
         """
-        await self._named.wait()
-        serving = self._serving
-        assert serving
-        pause = 0.0
+        serving, pause = self._serving, _AGAIN
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._unbound.wait(), pause)
@@ -171,8 +153,11 @@ class NatsQueue:
         Raises:
             Unusable: waiting will not help.
         """
-        assert self._serving
         try:
+            if not again:
+                self._found = await topology.as_named(self._connection, self._settings, self._emit)
+                self._serving.use(self._found)
+                await self._hear_of_controls()
             made = await topology.ensure_stream(self._connection, self._found, self._emit, again=again)
             if self._stream_made not in (None, made):
                 self._outbox.forget()
@@ -184,14 +169,19 @@ class NatsQueue:
             return False
         return True
 
+    async def _hear_of_controls(self) -> None:
+        if self._controls is None:
+            tell = self._serving.flows.tell
+            self._controls = Controls(self._connection, self._found, lambda paused: tell(Paused(paused)))
+            await self._controls.open()
+
     def _rebind(self) -> None:
-        if self._serving and not self._connection.up:
+        if not self._connection.up:
             self._serving.unbind()
         self._unbound.set()
 
     def _gone(self) -> None:
         """The stream is not there, or another one."""
-        assert self._serving
         self._serving.unbind()
         self._rebind()
 
@@ -228,13 +218,13 @@ class NatsQueue:
 
     async def _look(self) -> Backlog:
         backlog = await self._backlog()
-        if self._serving and self._serving.bound:
+        if self._serving.bound:
             await self._serving.look_again()
         return backlog
 
     async def _backlog(self) -> Backlog:
         by_subject: dict[str, int] = {}
-        bound = self._serving is not None and self._serving.bound
+        bound = self._serving.bound
         while True:
             try:
                 info = await self._connection.ask(
@@ -249,7 +239,7 @@ class NatsQueue:
             page = info["state"].get("subjects") or {}
             by_subject |= page
             if not page or len(by_subject) >= info.get("total", 0):
-                if self._serving and self._serving.bound:
+                if self._serving.bound:
                     self._serving.functions.seen(by_subject)
                 return Backlog(info["state"]["last_seq"], by_subject)
 

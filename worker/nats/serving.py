@@ -42,7 +42,7 @@ class Serving:
     Args:
         connection: to whom to talk.
         outbox: sends for the flows.
-        settings: with the stream's name as it is at the server.
+        settings: all settings.
         emit: told what is made and found.
         look: looks at the stream; what it finds is to be given to :attr:`functions`.
         lost: told when what was bound is not there any more.
@@ -53,6 +53,7 @@ class Serving:
         connection: Connection,
         outbox: Outbox,
         settings: Settings,
+        *,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
         lost: Callable[[], None],
@@ -63,7 +64,7 @@ class Serving:
             connection, outbox, self._make, self._on_lost, settings.consumer_pull_max_messages or PORTION
         )
         self._connection, self._settings, self._emit, self._lost = connection, settings, emit, lost
-        self.functions = Functions(connection, settings, self.flows, emit, look)
+        self.functions = Functions(connection, settings, self.flows, emit=emit, look=look)
         self._switch = Switch(connection, settings)
         self.flows.leaving = self._switch.hide
         self._janitor = Janitor(connection, settings, self.functions, self._switch)
@@ -71,6 +72,10 @@ class Serving:
         """The layout."""
         self._kept: dict[str, int] = {}
         """What was last told of retired consumers, by name."""
+
+    def use(self, settings: Settings) -> None:
+        """The stream has another name than was thought."""
+        self._settings = self.functions.settings = self._switch.settings = self._janitor.settings = settings
 
     @property
     def ready(self) -> bool:
@@ -118,7 +123,7 @@ class Serving:
         return max(_CHECK, _SHARE * (trio.current_time() - began))
 
     async def look_again(self) -> None:
-        """Someone may have changed the shared consumer. Leases that go by an old ack wait would be extended too late."""
+        """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
         if self._served == static(1):
             with suppress(ApiError):  # it is gone, which is told elsewhere
                 self.flows.ack_wait = await topology.ack_wait(self._connection, self._settings)

@@ -47,8 +47,7 @@ class Switch:
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.wanted = FUNCTION if settings.scaling_mode == FUNCTION else static(settings.queue_partitions)
-        self._connection, self._settings = connection, settings
-        self._stream = settings.nats_stream
+        self._connection, self.settings = connection, settings
         self._sign: Subscription | None = None
         self._hidden = False
         self._answers: set[asyncio.Task[None]] = set()
@@ -75,7 +74,7 @@ class Switch:
             answer.add_done_callback(self._answers.discard)
 
     def _subject(self, layout: str) -> str:
-        return f"queue-worker.{self._stream}.{layout.replace('/', '.')}"
+        return f"queue-worker.{self.settings.nats_stream}.{layout.replace('/', '.')}"
 
     async def _is_wanted(self, layout: str) -> bool:
         try:
@@ -93,7 +92,7 @@ class Switch:
         if current not in (None, aim) and await self._is_wanted(str(current)):
             aim = str(current)
         taken = {each.name for each in layout.retired}
-        if aim != FUNCTION and any(name in taken for name in topology.shared_consumers(self._settings, aim)):
+        if aim != FUNCTION and any(name in taken for name in topology.shared_consumers(self.settings, aim)):
             return FUNCTION  # until the consumer of that name keeps nothing any more
         return aim
 
@@ -108,7 +107,7 @@ class Switch:
         """
         infos: list[dict[str, Any]] = []
         while True:
-            page = await self._connection.ask(f"CONSUMER.LIST.{self._stream}", {"offset": len(infos)})
+            page = await self._connection.ask(f"CONSUMER.LIST.{self.settings.nats_stream}", {"offset": len(infos)})
             infos += page.get("consumers") or []
             if not page.get("consumers") or len(infos) >= page.get("total", 0):
                 return Layout.of(infos)
@@ -123,28 +122,30 @@ class Switch:
             async with room:
                 await self._retire(one.name, aim)
 
-        await asyncio.gather(*map(retire, found))
+        for done in await asyncio.gather(*map(retire, found), return_exceptions=True):
+            if isinstance(done, BaseException):
+                raise done
 
     async def _retire(self, name: str, aim: str) -> None:
         since = trio.current_time()
         if not await self.pause(name):
             raise Unusable(f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later")
         await asyncio.sleep(_FLUSHED)
-        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         if read(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
-            config = retirement(self._settings.queue_name, info, aim, _ns(info["ts"]))
+            config = retirement(self.settings.queue_name, info, aim, _ns(info["ts"]))
             await self._connection.ask(
-                f"CONSUMER.CREATE.{self._stream}.{name}",
-                {"stream_name": self._stream, "config": config, "action": "update"},
+                f"CONSUMER.CREATE.{self.settings.nats_stream}.{name}",
+                {"stream_name": self.settings.nats_stream, "config": config, "action": "update"},
             )
         await self.resume(name)
 
     async def pause(self, name: str, seconds: float = PAUSE) -> bool:
         """Have a consumer hand out nothing for a while. False: the server cannot do that."""
-        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         until = _time(info["ts"]) + timedelta(seconds=seconds)
         body = {"pause_until": until.isoformat().replace("+00:00", "Z")}
-        answer = await self._connection.ask(f"CONSUMER.PAUSE.{self._stream}.{name}", body)
+        answer = await self._connection.ask(f"CONSUMER.PAUSE.{self.settings.nats_stream}.{name}", body)
         return bool(answer.get("paused"))
 
     async def resume(self, name: str) -> None:
@@ -159,30 +160,30 @@ class Switch:
         """Delete the retired consumers that keep nothing; whether there were any."""
         for each in layout.over:
             # Whoever acknowledged through it did not take the message off the stream, where another consumer covers it.
-            for pattern in each.covers or topology.subjects(self._settings):
+            for pattern in each.covers or topology.subjects(self.settings):
                 body = {"filter": pattern, "seq": each.done + 1}
                 if each.done:
-                    await self._connection.ask(f"STREAM.PURGE.{self._stream}", body)
+                    await self._connection.ask(f"STREAM.PURGE.{self.settings.nats_stream}", body)
             await self.delete(each.name)
         return bool(layout.over)
 
     async def delete(self, name: str) -> None:
         """Delete a consumer, if it is there."""
         try:
-            await self._connection.ask(f"CONSUMER.DELETE.{self._stream}.{name}")
+            await self._connection.ask(f"CONSUMER.DELETE.{self.settings.nats_stream}.{name}")
         except ApiError as error:
             if error.err_code != topology.NO_CONSUMER:
                 raise
 
     async def unfilter(self, name: str) -> None:
         """Let a consumer that is the only one be for all, as it would have been made."""
-        info = await self._connection.ask(f"CONSUMER.INFO.{self._stream}.{name}")
+        info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         left_out = ("filter_subject", "filter_subjects", "pause_until")
         config = {key: value for key, value in info["config"].items() if key not in left_out}
         if read(info).layout != RETIRED:
             await self._connection.ask(
-                f"CONSUMER.CREATE.{self._stream}.{name}",
-                {"stream_name": self._stream, "config": config, "action": "update"},
+                f"CONSUMER.CREATE.{self.settings.nats_stream}.{name}",
+                {"stream_name": self.settings.nats_stream, "config": config, "action": "update"},
             )
 
 

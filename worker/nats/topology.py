@@ -23,6 +23,10 @@ from .layout import FUNCTION, MODE, PARTITIONS, static
 
 NO_STREAM, NO_CONSUMER = 10059, 10014
 """JetStream's error codes for what is not there."""
+TOO_MANY = 10026
+"""The same, where a stream may have no more consumers."""
+_MOST_CONSUMERS = 1_000_000
+"""What nobody reaches."""
 _NOT_FOUND = {"stream": NO_STREAM, "consumer": NO_CONSUMER}
 _OVERLAPS = {
     10065: "the subjects overlap with those of another stream",
@@ -274,6 +278,24 @@ async def ensure_consumer(
     if unusable := _judge(what, *consumer_faults(info["config"], config), emit):
         raise Unusable(_told(unusable))
     return info
+
+
+async def allow_more_consumers(connection: Connection, settings: Settings, emit: Emit) -> bool:
+    """Let a stream have as many consumers as its configuration says, where that sets no limit.
+
+    From 2.15 on nats-server takes "no limit" for 1,000. False: somebody has set a limit, which stays.
+
+    Raises:
+        ApiError: the server said no.
+        worker.ports.NotStored: it did not answer.
+    """
+    stream = settings.nats_stream
+    config = (await connection.ask(f"STREAM.INFO.{stream}"))["config"]
+    if config.get("max_consumers", -1) > 0:
+        return bool(config["max_consumers"] >= _MOST_CONSUMERS)
+    await connection.ask(f"STREAM.UPDATE.{stream}", config | {"max_consumers": _MOST_CONSUMERS})
+    emit(Surprise(f"the stream {stream} may have no more consumers by the server's default; its max_consumers is set"))
+    return True
 
 
 async def ack_wait(connection: Connection, settings: Settings) -> float:

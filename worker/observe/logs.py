@@ -80,8 +80,8 @@ def log_sink(settings: Settings) -> Emit:
     def sink(event: e.Event) -> None:
         if isinstance(event, e.AnnotationIgnored) and not once(event):
             return
-        if isinstance(event, e.InvocationStarted) and not settings.debug:
-            return  # the one line a message that is usually not written: spare its making
+        if isinstance(event, e.InvocationStarted | e.LimitLearned) and not settings.debug:
+            return  # the lines a message that are usually not written: spare their making
         level, message, fields = ROWS[type(event)](event)
         if level != "debug" or settings.debug:
             write(render(None, level, stamp(None, level, fields | {"event": message})))
@@ -239,6 +239,7 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
         "A bug in the worker, met by one message",
         {"error": repr(v.error), "exc_info": v.error} | _where(v.delivery),
     ),
+    e.LimitLearned: lambda v: ("debug", "Limit learned", {"function": v.function, "limit": v.limit}),
     e.LeasesExtended: lambda v: ("debug", "Leases extended", {"count": v.count}),
     e.LeaseExpired: lambda v: (
         "warning",

@@ -50,6 +50,7 @@ class Metrics:
             e.Redelivered: lambda event: self._of(self.redeliveries, event.how).inc(),
             e.CallbackPosted: self._posted,
             e.DeadLettered: self._dead_lettered,
+            e.LimitLearned: self._learned,
             e.LeasesExtended: lambda event: self.extensions.inc(event.count),
             e.LeaseExpired: lambda _: self.leases_lost.inc(),
             e.WorkCrashed: lambda _: self.crashes.inc(),
@@ -120,6 +121,9 @@ class Metrics:
             tally.took.add(event.duration)
             if isinstance(event.verdict, Nak):
                 tally.retries += 1
+
+    def _learned(self, event: e.LimitLearned) -> None:
+        self._tallies.of(event.function).limit = event.limit
 
     def _settled(self, event: e.Settled) -> None:
         if isinstance(event.verdict, Final):

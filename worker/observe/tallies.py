@@ -54,10 +54,12 @@ class Times:
 class Tally:
     """The numbers of one function."""
 
-    __slots__ = ("ended", "inflight", "retries", "took", "waited")
+    __slots__ = ("ended", "inflight", "limit", "retries", "took", "waited")
 
     def __init__(self) -> None:
         self.inflight = self.retries = 0
+        self.limit: int | None = None
+        """What was learned last."""
         self.ended: dict[str, int] = {}
         """How many, by status."""
         self.took, self.waited = Times(_SECONDS), Times(_WAITS)
@@ -102,6 +104,7 @@ class Tallies(Collector):
             name("queue_wait_seconds"), "From being stored to the start of the first attempt", labels=labels
         )
         retries = CounterMetricFamily(name("retries"), "Attempts given back to be made again", labels=labels)
+        limit = GaugeMetricFamily(name("concurrency_limit"), "Invocations at once, as learned here", labels=labels)
         for function, tally in self._tallies.items():
             of = (self._queue, function)
             inflight.add_metric(of, tally.inflight)
@@ -110,6 +113,8 @@ class Tallies(Collector):
             for family, times in ((took, tally.took), (waited, tally.waited)):
                 if told := times.told():
                     family.add_metric(of, *told)
+            if tally.limit is not None:
+                limit.add_metric(of, tally.limit)
             if tally.retries:
                 retries.add_metric(of, tally.retries)
-        yield from (inflight, ended, took, waited, retries)
+        yield from (inflight, limit, ended, took, waited, retries)

@@ -20,8 +20,9 @@ What is lent, or was asked in vain, is recalled as soon as someone is hungry and
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from itertools import count
 from math import inf
 from typing import Protocol
 
@@ -31,6 +32,8 @@ QUIET = 0.05
 LONGEST_QUIET = 1.0
 """Seconds until a flow whose stored messages did not come is asked again, doubling each time: they run elsewhere, or
 wait for their next attempt, and when that is due is known to the server only."""
+MOST_RETURNS = 10_000
+"""Messages between two attempts of which it is known when they are due. Of more, it is guessed."""
 RESERVE = 8
 """With more than one flow, one in so many slots is never lent."""
 
@@ -52,14 +55,19 @@ class Flow:
 
     Args:
         name: as the queue has it.
+        function: whose it is, ``name.namespace``; empty where it is not one function's.
         learned: its learned limit, if it has one.
+        least: slots that it has before others have more than theirs.
     """
 
     __slots__ = (
         "asked",
         "asked_at",
         "cap",
+        "entry",
+        "function",
         "granted",
+        "hungry",
         "learned",
         "least",
         "name",
@@ -72,18 +80,19 @@ class Flow:
         "stored",
         "used",
         "waiting",
+        "wake",
         "weight",
     )
 
-    def __init__(self, name: str, learned: Limit | None = None) -> None:
+    def __init__(self, name: str, function: str = "", learned: Limit | None = None, least: int = 0) -> None:
         self.name = name
+        self.function = function
         self.learned = learned
+        self.least = least
         self.weight = 1
         self.cap: float = inf
         """Most slots that it may hold, whatever is learned."""
         self.paused = False
-        self.least = 0
-        """Slots that it has before others have more than theirs."""
         self.open = False
         """Whether the queue has it."""
         self.running = 0
@@ -101,6 +110,12 @@ class Flow:
         """Slot seconds by weight, on the scale of :attr:`Shares.pace`."""
         self.granted = 0
         """When a slot was last granted, in turns."""
+        self.hungry: tuple[int, int] | None = None
+        """Its weight and what it held when it was last counted among the hungry; None: it is not."""
+        self.entry = 0
+        """The number of its valid place in line."""
+        self.wake = inf
+        """When it is to be looked at again, though nothing has happened to it."""
 
     @property
     def limit(self) -> float:
@@ -138,30 +153,46 @@ class Decision:
     """When to decide anew, though nothing has happened."""
 
 
+NOTHING = Decision()
+
+
 class Shares:
     """The slots of one worker.
 
     Args:
         slots: how many.
-        learned: the limit that is learned for a new flow, by its name; None: there is none.
+        make: makes the books of a new flow, by its name, with all that is known of it.
     """
 
-    def __init__(self, slots: int, learned: Callable[[str], Limit | None] = lambda _: None) -> None:
+    def __init__(self, slots: int, make: Callable[[str], Flow] = Flow) -> None:
         self.slots = self.free = slots
-        self._learned = learned
         self.pace = 0.0
         """How much slot time by weight the hungry have had: what a flow that becomes hungry begins with."""
+        self._make = make
+        self._paused: Collection[str] = ()
         self._flows: dict[str, Flow] = {}
         self._active: dict[Flow, None] = {}
-        """Flows of which something is stored or asked for, as far as is known: the cost is theirs alone."""
-        self._turn = 0
+        """Flows of which something is stored or asked for, as far as is known."""
+        self._changed: dict[Flow, None] = {}
+        """What must be looked at: the cost of a decision is theirs alone."""
+        self._asking: dict[Flow, None] = {}
+        """Flows of which something is asked."""
+        self._lines: dict[tuple[int, int], list[tuple[int, float, int, int, Flow]]] = {}
+        """The hungry by weight and minimum; in each line those who hold least first, then who has used least."""
+        self._weights = self._held = 0
+        """Sums over the hungry."""
+        self._wakes: list[tuple[float, int, Flow]] = []
+        self._numbers = count(1)
+        self._returns: list[tuple[float, int, Flow]] = []
+        """When messages that were given back will wait again."""
         self._owed: list[Flow] = []
         """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
 
     def of(self, name: str) -> Flow:
         """A flow's books."""
         if (flow := self._flows.get(name)) is None:
-            flow = self._flows[name] = Flow(name, self._learned(name))
+            flow = self._flows[name] = self._make(name)
+            flow.paused = flow.function in self._paused
             flow.used = self.pace
         return flow
 
@@ -170,13 +201,16 @@ class Shares:
     def stored(self, name: str, messages: float) -> None:
         """So many of a flow are stored."""
         if messages or name in self._flows:
-            self._opened(name).stored = messages
+            flow = self._opened(name)
+            flow.stored = messages
+            self._changed[flow] = None
 
     def counted(self, name: str, messages: float) -> None:
         """So many of a flow wait."""
         flow = self._opened(name)
         flow.waiting = messages
         flow.stored = max(flow.stored, messages)
+        self._changed[flow] = None
 
     def published(self, name: str) -> None:
         """One more of a flow waits."""
@@ -184,6 +218,7 @@ class Shares:
         flow.waiting += 1
         flow.stored += 1
         flow.quiet_until = -inf
+        self._changed[flow] = None
 
     def free_for(self, name: str) -> bool:
         """Whether a message that comes now can be run."""
@@ -208,17 +243,21 @@ class Shares:
             flow.stored -= 1
         flow.used += took / flow.weight
         self.free += 1
+        self._changed[flow] = None
         if not (flow.open or flow.held):
-            self._flows.pop(flow.name, None)
+            self._forget(flow)
 
-    def returned(self, name: str, count: int, now: float) -> None:
+    def given_back(self, flow: Flow, due: float) -> None:
+        """One that ran here was given back, and comes again then."""
+        if flow.waiting != inf and len(self._returns) < MOST_RETURNS:
+            heapq.heappush(self._returns, (due, next(self._numbers), flow))
+
+    def returned(self, name: str, messages: int, now: float) -> None:
         """What was asked for in vain."""
         flow = self.of(name)
         flow.recalled = False
-        count = min(count, flow.asked)
-        flow.asked -= count
-        self.free += count
-        if count:
+        if back := min(messages, flow.asked):
+            self._unask(flow, back)
             if flow.waiting != inf:
                 flow.waiting = 0
             flow.quiet = min(max(2 * flow.quiet, QUIET), LONGEST_QUIET)
@@ -227,12 +266,27 @@ class Shares:
     def gone(self, name: str) -> None:
         """Nothing of a flow is stored, or can be asked for."""
         flow = self.of(name)
-        self.free += flow.asked
-        flow.asked, flow.waiting, flow.stored = 0, 0, 0
+        self._unask(flow, flow.asked)
+        flow.waiting = flow.stored = 0
         flow.open = flow.recalled = False
-        self._active.pop(flow, None)
         if not flow.running:
-            self._flows.pop(name, None)
+            self._forget(flow)
+
+    def pause(self, functions: Collection[str]) -> None:
+        """These are paused, and no others."""
+        self._paused = functions
+        for flow in self._flows.values():
+            flow.paused = flow.function in functions
+            self._changed[flow] = None
+
+    def changed(self, flow: Flow) -> None:
+        """Something was set about it from outside."""
+        self._changed[flow] = None
+
+    def _forget(self, flow: Flow) -> None:
+        self._look(flow, 0.0)
+        self._changed.pop(flow, None)
+        del self._flows[flow.name]
 
     def _opened(self, name: str) -> Flow:
         flow = self.of(name)
@@ -247,77 +301,114 @@ class Shares:
         flow.asked_at = now
         flow.quiet = 0.0
         if flow.asked:
-            flow.asked -= 1
-            self.free += 1
+            self._unask(flow, 1)
         elif flow.open:
             self._owed.append(flow)
+
+    def _unask(self, flow: Flow, messages: int) -> None:
+        flow.asked -= messages
+        self.free += messages
+        if not flow.asked:
+            self._asking.pop(flow, None)
+        self._changed[flow] = None
 
     # What follows from it.
 
     def decide(self, now: float) -> Decision:
         """Give away what is free, and see what must come back."""
+        if not (self.free or self._owed or self._wakes) and self._is_all_shared():
+            return NOTHING
         decision = Decision()
         for flow in self._owed:
             decision.wants[flow] = decision.wants.get(flow, 0) + 1
         self._owed.clear()
-        self._tick(decision, now)
-        if len(self._active) == 1:  # the usual case, and all of static mode
-            self._give_all(next(iter(self._active)), decision, now)
+        if self.free and self._is_all_shared() and not self._wakes:
+            self._ask(next(iter(self._active)), self.free, decision, now)
             return decision
-        for flow in [flow for flow in self._active if not (flow.stored or flow.waiting or flow.asked)]:
-            del self._active[flow]
-        hungry = [flow for flow in self._active if flow.hunger(now) > 0]
-        if hungry and self.free:
-            hungry = self._grant(hungry, decision, now)
-        if hungry:
-            self._recall(hungry, decision, now)
+        self._look_at_changed(decision, now)
+        while self.free and (first := self._first()):
+            self._grant(first, decision, now)
+        if self._weights:
+            self._recall(decision, now)
         elif self.free:
             self._lend(decision, now)
-        self._take_back(self._active, decision)
-        quiet = (flow.quiet_until for flow in self._active if not flow.asked and flow.stored > flow.running)
-        decision.again = min((decision.again, *(until for until in quiet if until > now)))
+        while self._wakes and self._wakes[0][2].wake != self._wakes[0][0]:
+            heapq.heappop(self._wakes)
+        decision.again = min(decision.again, *(line[0][0] for line in (self._wakes, self._returns) if line), inf)
         return decision
 
-    def _tick(self, decision: Decision, now: float) -> None:
-        for flow in self._active:
-            if flow.learned:
-                if flow.learned.due <= now:
-                    flow.learned.tick(now)
-                decision.again = min(decision.again, flow.learned.due)
+    def _is_all_shared(self) -> bool:
+        """Whether one flow is all there is, and nobody counts what waits of it: static mode."""
+        return len(self._active) == 1 and next(iter(self._active)).waiting == inf
 
-    def _give_all(self, flow: Flow, decision: Decision, now: float) -> None:
-        more = min(self.free, flow.limit - flow.held)
-        if more > 0 and not flow.recalled:
-            self._ask(flow, int(more), decision, now)
-        self._take_back((flow,), decision)
+    def _look_at_changed(self, decision: Decision, now: float) -> None:
+        while self._wakes and self._wakes[0][0] <= now:
+            at, _, flow = heapq.heappop(self._wakes)
+            if flow.wake == at:
+                flow.wake = inf
+                self._changed[flow] = None
+        while self._returns and self._returns[0][0] <= now:
+            _, _, flow = heapq.heappop(self._returns)
+            if flow.open:
+                flow.waiting += 1
+                flow.quiet_until = -inf
+                self._changed[flow] = None
+        for flow in self._changed:
+            if flow.learned and flow.learned.due <= now:
+                flow.learned.tick(now)
+            self._look(flow, now)
+            if flow.asked and flow.held > flow.limit and not flow.recalled:
+                self._call_back(flow, decision)
+        self._changed.clear()
 
-    def _grant(self, hungry: list[Flow], decision: Decision, now: float) -> list[Flow]:
-        """One slot after the other; who is still hungry when there is none."""
-        for flow in hungry:
-            if not flow.held:
+    def _look(self, flow: Flow, now: float) -> None:
+        """Put it where it belongs."""
+        if not (flow.open and (flow.stored or flow.waiting or flow.asked)):
+            self._active.pop(flow, None)
+        was = flow.hungry
+        if flow.hungry:
+            self._weights -= flow.hungry[0]
+            self._held -= flow.hungry[1]
+            flow.hungry = None
+            flow.entry = 0
+        if flow.hunger(now) >= 1:
+            if not (was or flow.held):
                 flow.used = max(flow.used, self.pace)
-        self.pace = max(self.pace, min(flow.used for flow in hungry))
+            self._stand_in_line(flow)
+        wake = inf if flow.asked or flow.stored <= flow.running or flow.quiet_until <= now else flow.quiet_until
+        if flow.learned and flow in self._active:
+            wake = min(wake, flow.learned.due)
+        if wake != flow.wake:
+            flow.wake = wake
+            if wake < inf:
+                heapq.heappush(self._wakes, (wake, next(self._numbers), flow))
+
+    def _stand_in_line(self, flow: Flow) -> None:
+        flow.hungry = flow.weight, flow.held
+        self._weights += flow.weight
+        self._held += flow.held
+        flow.entry = next(self._numbers)
+        line = self._lines.setdefault((flow.weight, flow.least), [])
+        heapq.heappush(line, (flow.held, flow.used, flow.granted, flow.entry, flow))
+
+    def _first(self) -> Flow | None:
+        """Whose turn it is. In a line, who is first of one is before all others of it; so the firsts are compared."""
+        best, chosen = None, None
         # What the hungry hold and what is free is theirs to divide.
-        part = (self.free + sum(flow.held for flow in hungry)) / sum(flow.weight for flow in hungry)
-        wishes = [flow.hunger(now) for flow in hungry]
-        line = [(self._rank(flow, part), number) for number, flow in enumerate(hungry)]
-        heapq.heapify(line)
-        while self.free and line:
-            _, number = line[0]
-            flow = hungry[number]
-            more = 1 if len(line) > 1 else int(min(wishes[number], self.free))
-            self._ask(flow, more, decision, now)
-            self._turn += 1
-            flow.granted = self._turn
-            wishes[number] -= more
-            if wishes[number] >= 1:
-                heapq.heapreplace(line, (self._rank(flow, part), number))
-            else:
+        part = (self.free + self._held) / (self._weights or 1)
+        for key, line in [*self._lines.items()]:
+            while line and line[0][4].entry != line[0][3]:
                 heapq.heappop(line)
-        return [hungry[number] for _, number in line]
+            if not line:
+                del self._lines[key]
+                continue
+            rank = self._rank(line[0][4], part)
+            if best is None or rank < best:
+                best, chosen = rank, line[0][4]
+        return chosen
 
     def _rank(self, flow: Flow, part: float) -> tuple[int, float, float, int]:
-        """Whose turn it is: the lowest. *part*: slots for each unit of weight."""
+        """The lowest is served first. *part*: slots for each unit of weight."""
         held, due = flow.held, part * flow.weight
         if held < flow.least:
             return (0, held / flow.least, 0.0, flow.granted)
@@ -325,44 +416,50 @@ class Shares:
             return (1, held / flow.weight, 0.0, flow.granted)
         return (2 if held < due else 3, flow.used, held / flow.weight, flow.granted)
 
+    def _grant(self, flow: Flow, decision: Decision, now: float) -> None:
+        alone = self._weights == flow.weight
+        more = int(min(self.free, flow.hunger(now))) if alone else 1
+        self.pace = max(self.pace, flow.used)
+        flow.granted = next(self._numbers)
+        self._ask(flow, more, decision, now)
+        self._look(flow, now)
+
     def _lend(self, decision: Decision, now: float) -> None:
-        """Evenly, all but the reserve."""
-        spare: int = self.free - self.slots // RESERVE
-        able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalled]
+        """Evenly, all but the reserve; where a single flow is active, all."""
+        spare: int = self.free - (self.slots // RESERVE if len(self._active) > 1 else 0)
+        able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalled] if spare > 0 else []
         while spare > 0 and able:
             least = min(flow.asked for flow in able)
-            lowest = [flow for flow in able if flow.asked == least]
-            for flow in sorted(lowest, key=lambda flow: -flow.granted)[:spare]:
+            lowest = sorted((flow for flow in able if flow.asked == least), key=lambda flow: -flow.granted)[:spare]
+            for flow in lowest:
                 self._ask(flow, 1, decision, now)
-                spare -= 1
+                self._look(flow, now)
+            spare -= len(lowest)
             able = [flow for flow in able if flow.held < flow.limit]
 
-    def _recall(self, hungry: list[Flow], decision: Decision, now: float) -> None:
-        """What is idle, the most first, as far as it is needed."""
-        needed = sum(flow.hunger(now) for flow in hungry)
-        coming: float = sum(flow.asked for flow in self._active if flow.recalled)
-        idle = {flow: flow.idle(now) for flow in self._active}
-        for flow in sorted(idle, key=lambda flow: -idle[flow]):
-            if coming >= needed or idle[flow] <= 0:
+    def _recall(self, decision: Decision, now: float) -> None:
+        """What is idle, the most first, until each of the hungry can have one."""
+        needed = len(self._active)
+        coming = sum(flow.asked for flow in self._asking if flow.recalled)
+        idle = sorted(((flow.idle(now), number) for number, flow in enumerate(self._asking)), reverse=True)
+        flows = list(self._asking)
+        for most, number in idle:
+            if coming >= needed or most <= 0:
                 break
-            coming += idle[flow]
-            self._call_back(flow, decision)
-        patience = (flow.asked_at + PATIENCE for flow in self._active if flow.asked and not flow.recalled)
+            coming += int(most)
+            self._call_back(flows[number], decision)
+        patience = (flow.asked_at + PATIENCE for flow in self._asking if not flow.recalled)
         decision.again = min((decision.again, *(at for at in patience if at > now)))
-
-    def _take_back(self, flows: Iterable[Flow], decision: Decision) -> None:
-        """What flows have asked for beyond their limits."""
-        for flow in flows:
-            if flow.asked and flow.held > flow.limit and not flow.recalled:
-                self._call_back(flow, decision)
 
     def _call_back(self, flow: Flow, decision: Decision) -> None:
         flow.recalled = True
         decision.recalls.append(flow)
+        self._look(flow, 0.0)
 
     def _ask(self, flow: Flow, more: int, decision: Decision, now: float) -> None:
         if not flow.asked:
             flow.asked_at = now
+            self._asking[flow] = None
         flow.asked += more
         self.free -= more
         decision.wants[flow] = decision.wants.get(flow, 0) + more

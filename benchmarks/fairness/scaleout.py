@@ -1,0 +1,109 @@
+"""One, two and four workers on a cluster of three, for real: are the shares even, does anything run twice, how fast."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster import NatsCluster
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import Queue, Worker, message
+
+MESSAGES = 2_000
+FUNCTIONS = 4
+SECONDS = 0.1
+"""Of an invocation: so long that slots are what bounds it, not this machine's CPU."""
+SLOTS = 10
+"""Of each worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleOut:
+    """What came of so many workers."""
+
+    workers: int
+    seconds: float
+    """From the first invocation to the last."""
+    shares: tuple[int, ...]
+    """Invocations by worker."""
+    twice: int
+    """Messages that ran more than once."""
+    lost: int
+
+    @property
+    def off_even(self) -> float:
+        """How far the worker with the most, or the least, is from an even share."""
+        even = sum(self.shares) / len(self.shares)
+        return max(abs(each - even) for each in self.shares) / even
+
+    @property
+    def throughput(self) -> float:
+        """Invocations a second."""
+        return sum(self.shares) / self.seconds
+
+
+def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES) -> ScaleOut:
+    """Work off a backlog of a stream with three replicas.
+
+    Args:
+        workers: how many.
+        mode: the ``scaling_mode``.
+        messages: how many, of four functions.
+    """
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        cluster = stack.enter_context(NatsCluster(directory / "nats"))
+        functions = stack.enter_context(Functions())
+        cluster.make_stream()
+        nodes = [*cluster.nodes.values()]
+        queue = Queue(nodes[0])
+        names = [f"f{number}" for number in range(FUNCTIONS)]
+        for name in names:
+            functions.answer(name, Reply(after=SECONDS))
+        running = [
+            stack.enter_context(
+                Worker(
+                    Queue(nodes[number % len(nodes)]),
+                    functions,
+                    tmp_path=_made(directory / f"worker-{number}"),
+                    scaling_mode=mode,
+                    nats_stream_replicas=3,
+                    max_inflight=SLOTS,
+                    limiter_enabled="false",
+                )
+            )
+            for number in range(workers)
+        ]
+        for worker in running:
+            worker.wait_ready()
+        queue.nats.publish_many(
+            (
+                f"{queue.name}.0.{names[number % FUNCTIONS]}.openfaas-fn",
+                message(names[number % FUNCTIONS], f"call-{number}"),
+                {},
+            )
+            for number in range(messages)
+        )
+        queue.wait_empty(120)
+        calls = functions.calls()
+        began = min(request.began for request in functions.requests)
+        ended = max(request.ended or request.began for request in functions.requests)
+        shares = tuple(int(worker.metric("queue_worker_messages_processed_total")) for worker in running)
+    twice = sum(count > 1 for count in calls.values())
+    return ScaleOut(workers, ended - began, shares, twice, messages - len(calls))
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    return directory
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    one = scale_out(1)
+    for number in (1, 2, 4):
+        result = one if number == 1 else scale_out(number)
+        print(result, f"off even {result.off_even:.3f}, {result.throughput / one.throughput:.2f} of one")

@@ -1,0 +1,126 @@
+"""Contract, sections 2 and 3: function mode, on real processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.servers import wait_until
+
+
+def put(queue: Queue, function: str, count: int, prefix: str = "") -> list[str]:
+    """Store messages where our producers do; their call ids."""
+    calls = [f"{prefix or function}-{number}" for number in range(count)]
+    queue.nats.publish_many((f"{queue.name}.0.{function}.openfaas-fn", message(function, call), {}) for call in calls)
+    return calls
+
+
+def consumers(queue: Queue) -> dict[str, str]:
+    """Names of the consumers, by what they are filtered to."""
+    found = queue.nats.api(f"CONSUMER.LIST.{queue.name}")["consumers"] or []
+    return {str(each["config"].get("filter_subject", "")): each["name"] for each in found}
+
+
+def test_each_function_has_a_consumer(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Each subject that has work has a consumer of its own, whatever its scheme, and so has the bare one."""
+    worker = start(scaling_mode="function", max_inflight=10)
+    calls = put(queue, "one", 50) + put(queue, "two", 50)
+    calls += queue.put_calls("three", ["bare"])
+    queue.nats.publish(f"{queue.name}.four", message("four", "odd"))
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys([*calls, "odd"], 1)
+    assert consumers(queue).keys() == {
+        queue.name,
+        f"{queue.name}.0.one.openfaas-fn",
+        f"{queue.name}.0.two.openfaas-fn",
+        f"{queue.name}.four",
+    }
+    assert all(name.startswith("faas-workers-") for name in consumers(queue).values())
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0
+
+
+def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A function's consumer goes when nothing of it was stored for so long, and comes again with the next message."""
+    start(scaling_mode="function", consumer_inactive_threshold="2s")
+    put(queue, "one", 3)
+    queue.wait_empty()
+    wait_until(lambda: not consumers(queue), "the consumer to go")
+    put(queue, "one", 3, "again")
+    queue.wait_empty()
+    assert sum(functions.calls().values()) == 6
+
+
+def test_slots_are_shared(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Two functions with a backlog run evenly many at once; a third is served although both wait."""
+    worker = start(scaling_mode="function", max_inflight=10, limiter_enabled="false")
+    functions.answer("one", Reply(held=True))
+    functions.answer("two", Reply(held=True))
+    put(queue, "one", 20)
+    wait_until(lambda: worker.metric("queue_worker_function_invocation_inflight") == 10, "one to have all slots")
+    put(queue, "two", 20)
+    functions.release("one")
+
+    def shares() -> bool:
+        return (
+            worker.metric("queue_worker_function_invocation_inflight", function_name="two.openfaas-fn") == 5
+            or queue.empty()
+        )
+
+    wait_until(lambda: functions.calls().keys() >= {f"two-{number}" for number in range(5)}, "the other to be served")
+    functions.release("two")
+    queue.wait_empty()
+    assert shares()
+    assert Counter(functions.calls().values()) == {1: 40}
+
+
+def test_static_becomes_function_and_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A queue full of work changes its mode and changes back, with nothing lost and nothing run twice."""
+    functions.answer("slow", Reply(after=0.02))
+    calls = []
+    for turn, mode in enumerate(["static", "function", "static"]):
+        worker = start(scaling_mode=mode, max_inflight=5)
+        for name in ("slow", "other"):
+            calls += put(queue, name, 150, f"{turn}-{name}")
+        wait_until(lambda: len(functions.calls()) > len(calls) - 200, "some of them to be done")  # noqa: B023 -- used in the turn
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+    start(scaling_mode="function")
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+
+
+def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Workers of both modes are alive for a while; all of them work, and nothing is lost or run twice."""
+    functions.answer("slow", Reply(after=0.01))
+    old = [start(scaling_mode="static", max_inflight=5) for _ in range(2)]
+    calls = put(queue, "slow", 300, "a")
+    new = [start(scaling_mode="function", max_inflight=5)]
+    calls += put(queue, "slow", 300, "b")
+    old[0].terminate()
+    new.append(start(scaling_mode="function", max_inflight=5))
+    calls += put(queue, "other", 300, "c")
+    old[1].terminate()
+    for worker in old:
+        assert worker.wait(PATIENCE) == 0
+    calls += put(queue, "slow", 300, "d")
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1)
+    wait_until(
+        lambda: put(queue, "last", 1) and f"{queue.name}.0.last.openfaas-fn" in consumers(queue),
+        "the new mode to be in force",
+    )
+
+
+def test_a_limit_is_learned(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """What a function turns away goes back soon, is not counted as an attempt, and all of it is done in the end."""
+    start(
+        scaling_mode="function", max_inflight=50, initial_retry_wait="30s", max_retry_wait="30s", max_retry_attempts=2
+    )
+    functions.limit("busy", 4)
+    functions.answer("busy", Reply(after=0.05))
+    calls = put(queue, "busy", 200)
+    queue.wait_empty()
+    assert functions.calls().keys() == set(calls)
+    assert queue.letters() == []

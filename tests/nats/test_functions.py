@@ -1,0 +1,233 @@
+"""Function mode on a real server: what is found, what is recalled, and whose it is."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+
+import trio
+
+from tests.chaos.proxy import Way
+from tests.nats.hand import Hand, acknowledge, at_work
+from tests.servers import NatsServer, until
+from worker.config import load
+from worker.model import Ack, Delivery, Gone, Notice, Published, Returned, Stored, Waiting
+from worker.nats.functions import HEARD
+from worker.nats.queue import open_queue
+from worker.ports import Consumer
+
+SOON = 15.0
+"""Seconds within which what must come comes, at the longest."""
+SETTINGS = {"scaling_mode": "function", "ack_wait": "3s"}
+ECHO, SLOW = "faas-request.0.echo.ns", "faas-request.0.slow.ns"
+
+
+async def told(consumer: Consumer, *wanted: type[Notice | Delivery], flow: str = ECHO) -> list[Notice | Delivery]:
+    """All that is told of a flow until each of these was."""
+    seen: list[Notice | Delivery] = []
+    with trio.fail_after(SOON):
+        while not {*wanted} <= {type(each) for each in seen}:
+            seen += [each for each in await consumer.receive() if getattr(each, "flow", "") == flow]
+    return seen
+
+
+async def test_what_is_stored_before_we_start_is_found(tmp_path: Path) -> None:
+    """Each subject is a flow, the bare one too, whatever its tokens; its count and what waits of it are told."""
+    subjects = {ECHO: 3, "faas-request": 2, "faas-request.any.other.scheme.x": 1}
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        server.publish_many((subject, b"", {}) for subject, number in subjects.items() for _ in range(number))
+        async with at_work(server, SETTINGS, lambda *_: None, each=1) as hand:
+            await until(lambda: len(hand.came) == 6, "all to come")
+            for subject, number in subjects.items():
+                assert Stored(subject, number) in hand.told
+                assert Waiting(subject, number) in hand.told
+                assert [each.behind for each in hand.came if each.flow == subject] == [*reversed(range(number))]
+
+
+async def test_a_new_function_is_heard(tmp_path: Path) -> None:
+    """The first message of a function is told when it is stored, not at the next look; so is each that follows soon."""
+    with NatsServer(tmp_path) as server:
+        async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
+            consumer = await queue.consume()
+            await until(lambda: queue.ready, "the first look")
+            server.publish(ECHO, b"one")
+            assert await told(consumer, Stored) == [Stored(ECHO, 1)]
+            server.publish(ECHO, b"two")
+            assert await told(consumer, Published) == [Published(ECHO)]
+
+
+async def test_more_than_an_ear_hears_is_found(tmp_path: Path) -> None:
+    """What is stored after the ear is used up is found by the look that follows, however many functions it is of."""
+    with NatsServer(tmp_path) as server:
+        async with at_work(server, SETTINGS) as hand:
+            await until(lambda: hand.queue.ready, "the first look")
+            subjects = [f"faas-request.0.f{number}.ns" for number in range(5 * HEARD)]
+            server.publish_many((subject, b"", {}) for subject in subjects)
+            await until(lambda: server.state()["messages"] == 0, "all to be done")
+            assert sorted(each.flow for each in hand.came) == sorted(subjects)
+
+
+async def test_recalling(tmp_path: Path) -> None:
+    """What was wanted and did not come is returned, once; then nothing comes until more is wanted."""
+    with NatsServer(tmp_path) as server:
+        async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
+            consumer = await queue.consume()
+            server.publish(ECHO, b"one")
+            await told(consumer, Stored)
+            consumer.want(5, ECHO)
+            await told(consumer, Delivery)
+            consumer.recall(ECHO)
+            assert (await told(consumer, Returned))[-1] == Returned(ECHO, 4)
+            server.publish(ECHO, b"two")
+            came = []
+            with trio.move_on_after(1.0):
+                came = await told(consumer, Delivery)
+            assert not came
+            consumer.want(1, ECHO)
+            (delivery,) = [each for each in await told(consumer, Delivery) if isinstance(each, Delivery)]
+            assert delivery.payload == b"two"
+            assert delivery.count == 1
+            consumer.recall(ECHO)
+            assert await told(consumer, Returned) == [Returned(ECHO, 0)]
+
+
+async def test_recalling_while_messages_come(tmp_path: Path) -> None:
+    """Each that was wanted comes or is returned, never both: nothing is stranded in an inbox that nobody reads."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
+            consumer = await queue.consume()
+            server.publish(ECHO, b"")
+            await told(consumer, Stored)
+            came = wanted = returned = 0
+            for _ in range(50):
+                consumer.want(10, ECHO)
+                wanted += 10
+                server.publish_many((ECHO, b"", {}) for _ in range(6))
+                await trio.sleep(0.002)
+                consumer.recall(ECHO)
+                for each in await told(consumer, Returned):
+                    if isinstance(each, Delivery):
+                        assert each.count == 1
+                        queue.settle(each, Ack(), before=inf)
+                        came += 1
+                    elif isinstance(each, Returned):
+                        returned += each.count
+            assert came + returned == wanted
+            with trio.fail_after(SOON):
+                await queue.settled()
+            names = server.api("CONSUMER.NAMES.faas-request")["consumers"]
+            assert server.api(f"CONSUMER.INFO.faas-request.{names[0]}")["num_ack_pending"] == 0
+
+
+async def test_recalling_without_a_connection(tmp_path: Path) -> None:
+    """What is wanted is returned also when the connection is lost before the answer."""
+    with NatsServer(tmp_path) as server:
+        async with trio.open_nursery() as nursery:
+            way = Way(server.port)
+            await nursery.start(way.serve)
+            settings = load({"nats_port": str(way.port), "ack_wait": "12s", "scaling_mode": "function"}).settings
+            async with open_queue(settings, lambda _: None) as queue:
+                consumer = await queue.consume()
+                server.publish(ECHO, b"one")
+                await told(consumer, Stored)
+                consumer.want(5, ECHO)
+                await told(consumer, Delivery)
+                way.stand_still()
+                consumer.recall(ECHO)
+                await trio.sleep(0.5)
+                server.stop()
+                way.move()
+                assert (await told(consumer, Returned))[-1] == Returned(ECHO, 4)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_consumer_deleted_by_others(tmp_path: Path) -> None:
+    """A flow whose consumer someone deletes is gone; what is stored of it makes it anew, and comes."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+
+        def act(hand: Hand, delivery: Delivery) -> None:
+            if len(hand.came) > 1:
+                acknowledge(hand, delivery)
+
+        async with at_work(server, SETTINGS, act) as hand:
+            server.publish(ECHO, b"one")
+            await until(lambda: len(hand.came) == 1, "it to come")
+            (name,) = server.api("CONSUMER.NAMES.faas-request")["consumers"]
+            server.api(f"CONSUMER.DELETE.faas-request.{name}")
+            await until(lambda: server.state()["messages"] == 0, "it to come again")
+            assert [each.count for each in hand.came] == [1, 1]
+            assert Gone(ECHO) in hand.told
+
+
+async def test_the_stream_made_anew(tmp_path: Path) -> None:
+    """A queue that was reset has its flows as soon as there is work again."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with at_work(server, SETTINGS) as hand:
+            server.publish(ECHO, b"one")
+            await until(lambda: len(hand.came) == 1, "it to come")
+            server.api("STREAM.DELETE.faas-request")
+            await until(lambda: bool(server.state()), "a new stream")
+            server.publish(ECHO, b"two")
+            await until(lambda: server.state().get("messages") == 0 and len(hand.came) == 2, "the next to come")
+
+
+async def test_the_server_comes_back(tmp_path: Path) -> None:
+    """What was wanted of each flow before the server went away is wanted when it is back."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with at_work(server, SETTINGS) as hand:
+            server.publish_many((subject, b"", {}) for subject in (ECHO, SLOW))
+            await until(lambda: len(hand.came) == 2, "both to come")
+            await trio.to_thread.run_sync(server.restart)
+            server.publish_many((subject, b"", {}) for subject in (ECHO, SLOW) for _ in range(6))
+            await until(lambda: server.state()["messages"] == 0, "all to be done")
+            assert len(hand.came) == 14
+
+
+async def test_partitions(tmp_path: Path) -> None:
+    """Workers of different partitions have the functions of theirs, and together all."""
+    subjects = [f"faas-request.{part}.f{number}.ns" for part in range(3) for number in range(4)]
+    subjects += ["faas-request", *(f"faas-request.odd{number}" for number in range(8))]
+    for mode in ("function", "static"):
+        with NatsServer(tmp_path / mode) as server:
+            server.make_stream()
+            server.publish_many((subject, b"", {}) for subject in subjects)
+            one, two = (
+                {"scaling_mode": mode, "queue_partitions": "2", "filter_partition": part} for part in ("0", "1")
+            )
+            async with at_work(server, one) as first, at_work(server, two) as second:
+                await until(lambda: server.state()["messages"] == 0, "all to be done")
+                server.publish_many((subject, b"", {}) for subject in subjects)
+                await until(lambda: server.state()["messages"] == 0, "all to be done again")
+            ours, theirs = ({each.subject for each in hand.came} for hand in (first, second))
+            assert not ours & theirs
+            assert ours | theirs == {*subjects}
+            assert len(first.came) + len(second.came) == 2 * len(subjects)
+            assert {subject for subject in subjects if ".0." in subject or ".2." in subject} < ours
+            assert "faas-request" in ours
+
+
+async def test_more_functions_than_the_server_s_default(tmp_path: Path) -> None:
+    """nats-server 2.15 takes "no limit" for 1,000 consumers: it is told that more are meant."""
+    with NatsServer(tmp_path, config="") as server:
+        server.make_stream()
+        subjects = [f"faas-request.0.f{number}.ns" for number in range(1010)]
+        server.publish_many((subject, b"", {}) for subject in subjects)
+        async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
+            await until(lambda: server.state()["messages"] == 0, "all to be done", 60)
+            assert len(hand.came) == len(subjects)
+
+
+async def test_more_functions_than_there_may_be_consumers(tmp_path: Path) -> None:
+    """Where somebody has set a limit, functions have their turn as others run out of work."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream(max_consumers=3)
+        server.publish_many((f"faas-request.0.f{number}.ns", b"", {}) for number in range(6))
+        async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
+            await until(lambda: server.state()["messages"] == 0, "all to be done", 40)
+            assert len(hand.came) == 6
+            assert server.api("STREAM.INFO.faas-request")["config"]["max_consumers"] == 3

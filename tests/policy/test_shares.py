@@ -1,0 +1,327 @@
+"""Who has the slots: max-min fairness, exactly."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from heapq import heappop, heappush
+from itertools import count, pairwise
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from worker.policy.shares import LONGEST_QUIET, PATIENCE, RESERVE, Decision, Flow, Shares
+
+
+class Broker:
+    """Answers what is wanted at once, as long as it has something; and runs what comes.
+
+    Args:
+        slots: of the worker.
+        waiting: how many messages each flow has.
+    """
+
+    def __init__(self, slots: int, waiting: Mapping[str, float], weights: Mapping[str, int] | None = None) -> None:
+        self.shares = Shares(slots)
+        self.waiting: dict[str, float] = {**waiting}
+        self.running: list[tuple[float, int, Flow, float]] = []
+        self.order = count()
+        self.served: Counter[str] = Counter()
+        self.used: dict[str, float] = defaultdict(float)
+        self.now = 0.0
+        for name, messages in waiting.items():
+            self.shares.counted(name, messages)
+            self.shares.of(name).weight = (weights or {}).get(name, 1)
+
+    def work(self, seconds: Mapping[str, float], until: float) -> None:
+        """Run invocations that take so long."""
+        self.decide(seconds)
+        while self.running and self.running[0][0] <= until:
+            self.now, _, flow, took = heappop(self.running)
+            self.used[flow.name] += took
+            self.shares.ended(flow, took, final=True)
+            self.decide(seconds)
+        self.now = until
+
+    def decide(self, seconds: Mapping[str, float]) -> None:
+        """What follows from what has happened."""
+        while True:
+            decision = self.shares.decide(self.now)
+            came = False
+            for flow in decision.recalls:
+                self.shares.returned(flow.name, flow.asked, self.now)
+                came = True
+            for flow, more in decision.wants.items():
+                for _ in range(int(min(more, self.waiting[flow.name]))):
+                    self.waiting[flow.name] -= 1
+                    self.shares.came(flow.name, self.waiting[flow.name], self.now)
+                    self.served[flow.name] += 1
+                    took = seconds[flow.name]
+                    heappush(self.running, (self.now + took, next(self.order), flow, took))
+                    came = True
+            if not came:
+                return
+
+    @property
+    def held(self) -> Counter[str]:
+        """How many run, by flow."""
+        return Counter(flow.name for _, _, flow, _ in self.running)
+
+
+def test_two_with_a_backlog() -> None:
+    """Two flows with a backlog have the same, whatever one had before the other came."""
+    broker = Broker(50, {"a": inf, "b": 0})
+    seconds = {"a": 1.0, "b": 1.0}
+    broker.work(seconds, 10.5)
+    assert broker.held == {"a": 50}
+    broker.waiting["b"] = inf
+    broker.shares.counted("b", inf)
+    broker.work(seconds, 11.5)
+    assert broker.held == {"a": 25, "b": 25}
+    before = Counter(broker.served)
+    broker.work(seconds, 111.5)
+    assert broker.served - before == {"a": 2_500, "b": 2_500}
+
+
+def test_slots_are_shared_not_starts() -> None:
+    """One whose invocations take a hundred times as long has as many slots, no more."""
+    broker = Broker(10, {"slow": inf, "fast": inf})
+    broker.work({"slow": 10.0, "fast": 0.1}, 95.0)
+    assert broker.held == {"slow": 5, "fast": 5}
+    assert broker.served["slow"] == 5 * 10
+    assert 5 * 940 < broker.served["fast"] <= 5 * 951
+
+
+@pytest.mark.parametrize("slots", [1, 7, 50, 200])
+@pytest.mark.parametrize("flows", [2, 50])
+def test_jain(slots: int, flows: int) -> None:
+    """Jain's index of slot time is at least 0.99, with fewer and with more slots than flows."""
+    seconds = {f"f{number}": 0.1 + number % 7 / 10 for number in range(flows)}
+    broker = Broker(slots, dict.fromkeys(seconds, inf))
+    broker.work(seconds, 20_000 / slots)
+    used = [broker.used[name] for name in seconds]
+    assert sum(used) ** 2 / (flows * sum(each**2 for each in used)) >= 0.99
+
+
+def test_weights() -> None:
+    """Slots go by weight, also where the parts are no whole slots."""
+    for slots in (40, 5):
+        broker = Broker(slots, {"a": inf, "b": inf, "c": inf}, {"a": 2, "b": 1, "c": 1})
+        broker.work(dict.fromkeys("abc", 1.0), 1_000.5)
+        share = {name: broker.used[name] / (slots * 1_000) for name in "abc"}
+        assert share == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.25}, rel=0.01)
+
+
+def test_a_weight_among_more_flows_than_slots() -> None:
+    """A heavy flow has more turns, and starves nobody."""
+    names = ["heavy", *(f"f{number}" for number in range(50))]
+    broker = Broker(5, dict.fromkeys(names, inf), {"heavy": 10})
+    broker.work(dict.fromkeys(names, 1.0), 6_000.5)
+    assert broker.served["heavy"] == pytest.approx(30_000 * 10 / 60, rel=0.2)
+    light = [broker.served[name] for name in names[1:]]
+    assert max(light) - min(light) <= 1
+
+
+def test_a_minimum() -> None:
+    """A flow has its minimum before others have more than theirs."""
+    broker = Broker(10, {"a": inf, "b": inf, "c": inf, "vip": inf})
+    broker.shares.of("vip").least = 6
+    broker.work(dict.fromkeys(["a", "b", "c", "vip"], 1.0), 5.5)
+    assert broker.held["vip"] == 6
+    assert sum(broker.held.values()) == 10
+
+
+def test_a_cap() -> None:
+    """A flow never holds more than its cap, and the others have the rest."""
+    broker = Broker(10, {"a": inf, "b": inf})
+    broker.shares.of("a").cap = 2
+    broker.work({"a": 1.0, "b": 1.0}, 5.5)
+    assert broker.held == {"a": 2, "b": 8}
+
+
+def test_paused() -> None:
+    """What is paused is asked for nothing, what was lent to it comes back, and it goes on where it was."""
+    shares = Shares(8)
+    shares.stored("a", 1)
+    assert {flow.name: more for flow, more in shares.decide(0.0).wants.items()} == {"a": 8}
+    shares.of("a").paused = True
+    shares.changed(shares.of("a"))
+    assert [flow.name for flow in shares.decide(1.0).recalls] == ["a"]
+    shares.returned("a", 8, 1.1)
+    assert shares.decide(2.0).wants == {}
+    shares.of("a").paused = False
+    shares.changed(shares.of("a"))
+    assert {flow.name: more for flow, more in shares.decide(3.0).wants.items()} == {"a": 8}
+
+
+def test_what_is_lent_comes_back() -> None:
+    """A flow that becomes hungry gets what was lent to others; a reserve is there for it at once."""
+    shares = Shares(16)
+    shares.stored("a", 1)
+    shares.decide(0.0)
+    shares.stored("b", 1)
+    decision = shares.decide(0.1)
+    assert [flow.name for flow in decision.recalls] == ["a"]
+    shares.returned("a", 16, 0.2)
+    wants = {flow.name: more for flow, more in shares.decide(0.2).wants.items()}
+    assert wants == {"a": 7, "b": 7}
+    assert shares.free == 16 // RESERVE
+
+
+def test_messages_that_run_elsewhere() -> None:
+    """A flow whose stored messages do not come is asked again ever more rarely, and holds nobody up."""
+    shares = Shares(1)
+    shares.counted("busy", inf)
+    shares.stored("elsewhere", 5)
+    asked, now = [], 0.0
+    for _ in range(4_000):
+        now += 0.01
+        decision = shares.decide(now)
+        for flow in decision.recalls:
+            shares.returned(flow.name, flow.asked, now)
+        for flow, more in decision.wants.items():
+            if flow.name == "elsewhere":
+                asked.append(now)
+            else:
+                for _ in range(more):
+                    shares.ended(shares.came("busy", inf, now), 0.01, final=True)
+    gaps = [later - one for one, later in pairwise(asked)]
+    assert len(gaps) > 10
+    assert min(gaps[5:]) >= LONGEST_QUIET
+    assert max(gaps) <= LONGEST_QUIET + 3 * PATIENCE
+
+
+class Books(RuleBasedStateMachine):
+    """Whatever happens in whatever order, no slot is lost, none is given twice, and none is idle beside the hungry."""
+
+    names = st.sampled_from(["a", "b", "c", "d"])
+
+    @initialize(slots=st.integers(1, 12), weights=st.lists(st.integers(1, 5), min_size=4, max_size=4))
+    def begin(self, slots: int, weights: list[int]) -> None:
+        self.shares, self.now = Shares(slots), 0.0
+        self.weights = dict(zip("abcd", weights, strict=True))
+        self.running: list[Flow] = []
+        self.wanted: Counter[str] = Counter()
+        """What the queue would still bring."""
+        self.recalled: set[str] = set()
+        self.decision = Decision()
+
+    @rule(name=names, messages=st.integers(0, 20))
+    def stored(self, name: str, messages: int) -> None:
+        self.shares.stored(name, messages)
+        if messages:
+            flow = self.shares.of(name)
+            flow.weight = self.weights[name]
+            self.shares.changed(flow)
+        self.decide()
+
+    @rule(name=names, messages=st.integers(0, 20))
+    def counted(self, name: str, messages: int) -> None:
+        self.shares.counted(name, messages)
+        self.decide()
+
+    @rule(name=names)
+    def published(self, name: str) -> None:
+        self.shares.published(name)
+        self.decide()
+
+    @rule(name=names, behind=st.integers(0, 5), run=st.booleans())
+    def arrives(self, name: str, behind: int, run: bool) -> None:
+        """Also when nothing of it was wanted."""
+        if run and self.shares.free_for(name):
+            self.running.append(self.shares.came(name, behind, self.now))
+        else:
+            self.shares.came_in_vain(name, behind, self.now)
+        if self.shares.of(name).open:
+            self.wanted[name] -= 1
+        self.decide()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), final=st.booleans())
+    def ends(self, data: st.DataObject, final: bool) -> None:
+        flow = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.shares.ended(flow, 1.0, final=final)
+        self.decide()
+
+    @precondition(lambda self: self.recalled)
+    @rule()
+    def returns(self) -> None:
+        name = self.recalled.pop()
+        self.shares.returned(name, max(0, self.wanted.pop(name, 0)), self.now)
+        self.decide()
+
+    @rule(name=names)
+    def goes(self, name: str) -> None:
+        self.shares.gone(name)
+        self.wanted.pop(name, None)
+        self.recalled.discard(name)
+        self.decide()
+
+    @rule(name=names, cap=st.sampled_from([1, 3, inf]), least=st.integers(0, 2), paused=st.booleans())
+    def bounded(self, name: str, cap: float, least: int, paused: bool) -> None:
+        flow = self.shares.of(name)
+        flow.cap, flow.least, flow.paused = cap, least, paused
+        self.shares.changed(flow)
+        self.decide()
+
+    @rule(seconds=st.sampled_from([0.01, 0.06, 2.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.decide()
+
+    def decide(self) -> None:
+        before = {flow: flow.held for flow in self.shares._flows.values()}
+        self.decision = self.shares.decide(self.now)
+        for flow, more in self.decision.wants.items():
+            assert more > 0
+            assert flow.held <= max(before[flow], flow.limit)
+            self.wanted[flow.name] += more
+        for flow in self.decision.recalls:
+            assert flow.name not in self.recalled
+            self.recalled.add(flow.name)
+
+    @invariant()
+    def no_slot_is_lost(self) -> None:
+        flows = self.shares._flows.values()
+        assert self.shares.free + sum(flow.held for flow in flows) == self.shares.slots
+        assert self.shares.free >= 0
+        assert sum(flow.running for flow in flows) == len(self.running)
+
+    @invariant()
+    def the_queue_thinks_the_same(self) -> None:
+        for flow in self.shares._flows.values():
+            if flow.open:
+                assert self.wanted[flow.name] == flow.asked
+
+    @invariant()
+    def nobody_hungry_waits_for_nothing(self) -> None:
+        hungry = [flow for flow in self.shares._flows.values() if flow.hunger(self.now) >= 1]
+        if hungry:
+            assert not self.shares.free
+            idle = [flow for flow in self.shares._flows.values() if flow.idle(self.now) > 0 and flow not in hungry]
+            assert not idle or self.recalled
+
+    @invariant()
+    def it_wakes_in_time(self) -> None:
+        assert self.decision.again > self.now
+
+
+Books.TestCase.settings = settings(stateful_step_count=40)
+TestBooks = Books.TestCase
+
+
+@given(st.integers(1, 30), st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 10_000))
+def test_parts_by_weight(slots: int, weights: list[int], seed: int) -> None:
+    """With a backlog for all and invocations of any duration, each holds its part by weight, to the slot."""
+    dice = random.Random(seed)
+    names = [f"f{number}" for number in range(len(weights))]
+    broker = Broker(slots, dict.fromkeys(names, inf), dict(zip(names, weights, strict=True)))
+    seconds = {name: dice.choice([0.1, 0.7, 2.0]) for name in names}
+    broker.work(seconds, 10.05)
+    for name, weight in zip(names, weights, strict=True):
+        part = slots * weight / sum(weights)
+        assert part - 1 < broker.held[name] < part + 1

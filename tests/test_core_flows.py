@@ -1,0 +1,133 @@
+"""Function mode in the core: many flows, one worker's slots among them. On the in-memory broker, on a virtual clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import trio
+from trio.testing import MockClock
+
+from tests.world import Hired, Message, World, ms, reply
+from tests.world.functions import Call
+
+
+def running(world: World, at: float) -> Counter[str]:
+    """How many invocations of each function ran at that moment."""
+
+    def ran(call: Call) -> bool:
+        return call.began <= at and (call.ended is None or call.ended > at)
+
+    return Counter(call.invocation.function for call in world.outside.calls if ran(call))
+
+
+def backlog(world: World, function: str, count: int, seconds: float) -> list[Message]:
+    """So many messages for a function, each of which runs for so long."""
+    return [world.publish(reply(200, after=seconds), function=function) for _ in range(count)]
+
+
+def started(world: World, slots: int = 10) -> Hired:
+    """A worker."""
+    return world.start(world.worker(slots=slots))
+
+
+async def over(messages: list[Message]) -> None:
+    """Wait for all of them."""
+    for message in messages:
+        await message.over.wait()
+
+
+async def test_one_alone_has_all(autojump_clock: MockClock) -> None:
+    """A function that is alone has all slots, at once."""
+    async with World(autojump_clock, by_function=True) as world:
+        backlog(world, "a", 30, 10)
+        started(world)
+        await trio.sleep(1)
+        assert running(world, 1) == {"a": 10}
+
+
+async def test_two_share_evenly(autojump_clock: MockClock) -> None:
+    """Two with a backlog have half the slots each, and the one that is left has all again."""
+    async with World(autojump_clock, by_function=True) as world:
+        one, other = backlog(world, "a", 60, 1), backlog(world, "b", 30, 1)
+        started(world)
+        for second in range(1, 6):
+            await trio.sleep_until(second + 0.5)
+            assert running(world, second + 0.5) == {"a": 5, "b": 5}
+        await over(other)
+        await trio.sleep(0.5)
+        assert running(world, trio.current_time()) == {"a": 10}
+        await over(one)
+        assert ms(trio.current_time()) < 9_200  # nine rounds of ten
+
+
+async def test_a_newcomer_does_not_wait_for_the_backlog(autojump_clock: MockClock) -> None:
+    """Behind any backlog, a new function's first invocation starts when the next of the running ones ends."""
+    async with World(autojump_clock, by_function=True) as world:
+        backlog(world, "a", 1_000, 1)
+        started(world)
+        await trio.sleep(3.5)
+        message = world.publish(reply(200), function="b")
+        await message.over.wait()
+        assert trio.current_time() < 4.1
+
+
+async def test_a_newcomer_where_slots_are_free(autojump_clock: MockClock) -> None:
+    """With free slots, a new function's first invocation starts at once, though all of them were lent to others."""
+    async with World(autojump_clock, by_function=True) as world:
+        started(world)
+        first = world.publish(reply(200), function="a")
+        await first.over.wait()
+        await trio.sleep(0.5)
+        second = world.publish(reply(200), function="b")
+        begun = trio.current_time()
+        await second.over.wait()
+        assert ms(world.outside.calls[-1].began - begun) < 10
+
+
+async def test_more_functions_than_slots(autojump_clock: MockClock) -> None:
+    """With more functions than slots, they take turns: none is served a third time before all were twice."""
+    async with World(autojump_clock, by_function=True) as world:
+        for number in range(25):
+            backlog(world, f"f{number}", 6, 1)
+        started(world, slots=4)
+        await trio.sleep(20)
+        served = Counter(call.invocation.function for call in world.outside.calls)
+        assert len(served) == 25
+        assert max(served.values()) - min(served.values()) <= 1
+
+
+async def test_a_retry_is_found(autojump_clock: MockClock) -> None:
+    """A message that comes back after its wait runs soon after that, also where there are more functions than slots."""
+    async with World(autojump_clock, by_function=True) as world:
+        messages = [world.publish(reply(503), reply(200), function=f"f{number}") for number in range(20)]
+        started(world, slots=2)
+        await over(messages)
+        seconds = [world.starts(message)[1] - world.starts(message)[0] for message in messages]
+        assert all(10_000 <= each < 13_000 for each in seconds)
+
+
+async def test_thousands_of_idle_functions(autojump_clock: MockClock) -> None:
+    """Functions that have nothing stored have no consumer after a while, and the worker wants nothing of them."""
+    async with World(autojump_clock, by_function=True) as world:
+        messages = [world.publish(reply(200), function=f"f{number}") for number in range(1_000)]
+        worker = started(world)
+        await over(messages)
+        assert len(world.server.groups) == 1_000
+        await trio.sleep(40)
+        assert not world.server.groups
+        assert worker.wanted == 0
+        again = world.publish(reply(200), function="f7")
+        begun = trio.current_time()
+        await again.over.wait()
+        assert ms(world.outside.calls[-1].began - begun) < 10
+
+
+async def test_two_workers_share_a_function(autojump_clock: MockClock) -> None:
+    """Two workers work on the same functions, and no message runs twice."""
+    async with World(autojump_clock, by_function=True) as world:
+        messages = backlog(world, "a", 100, 1) + backlog(world, "b", 100, 1)
+        started(world, slots=5)
+        started(world, slots=5)
+        await over(messages)
+        assert trio.current_time() < 21
+        assert len(world.outside.calls) == 200

@@ -1,0 +1,250 @@
+"""How many invocations of one function may be in flight: found out from what comes back, and followed as it changes.
+
+A function takes so many at once and no more; how many is for it to say (429), and replicas come and go. The limit climbs
+while what is sent is taken, and stays at what was taken when something is refused. The parts, and whose they are:
+
+* **Slow start** (TCP, RFC 5681): from 1, a little more with each proof that all in flight was taken. A proof is an
+  answer, or silence: a refusal comes back in milliseconds, so what runs for clearly longer was taken. Waiting for answers,
+  as Netflix's concurrency-limits and OpenFaaS's own worker do, would take a function of 2 s half a minute to fill.
+* **Climb** until the first refusal, by 1 and then in steps that grow with what the climb has gained: a climb costs one
+  refusal where capacity comes a replica at a time, yet thousands are reached in seconds.
+* **Hold**: the refusal says exactly how many were taken, so the limit stays there. AIMD's saw-tooth would leave a tenth
+  or more of the function idle for ever, and be refused at each tooth.
+* **Probe**: only a refusal can tell that nothing is free, so now and then one more is sent. Each probe that fails is
+  followed by a longer rest; where capacity rises at regular times, as under an autoscaler, the next probe waits for
+  the next time.
+* **Cut**: a refusal at a limit that was good means that capacity fell, or that another worker has it. A tenth goes, twice
+  as much if that is not enough. Who has more is refused more often and loses more each time, while all climb
+  alike: so workers converge to equal shares (Chiu and Jain, 1989), knowing nothing of each other.
+* **Rest**: a function that refuses even one alone is left alone, ever longer; the limit is 0 for so long.
+* **Latency** (as Gradient2 of concurrency-limits): functions that refuse nothing grow slow instead. Recent latency is
+  compared with the usual; no climb above 1.5 times (its tolerance), a cut above 2. Each comparison also
+  moves the usual, so that a function that has become slow for good is soon measured by its new self.
+
+429 is taken at its word. 502, 503 and 504 have other causes too: one between two good answers says nothing.
+"""
+
+from __future__ import annotations
+
+from math import ceil, fsum, inf
+
+BUSY = 429
+DOUBTFUL = frozenset({502, 503, 504})
+"""What overload looks like where it is not said, and what a bug looks like too."""
+
+SILENCE = 0.05
+"""Seconds of silence, at least, that prove that something was taken: several round trips within a cluster."""
+LONGEST_SILENCE = 1.0
+"""Seconds: where refusals themselves are slow (a gateway that waits for a replica), climb no slower than this."""
+FIRST_REST, LONGEST_REST = 0.25, 30.0
+"""Seconds that a function that refuses even one is left alone: doubling between these. It is found again at the latest
+when the second has passed, at the price of 12 refusals a minute."""
+FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
+"""Seconds from a refusal to the next probe: longer by half with each that fails, so what is found has been there for
+half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
+PER_PROBE = 400
+"""invocations for each probe, should that be sooner: 0.25 % of refusals, which is below the 0.5 % that we promise."""
+REGULAR = 60.0
+"""Seconds from one rise to the next at most, where they are taken for regular."""
+SOON, LATER = 0.8, 1.3
+CUT = 0.1
+"""Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
+SOFT = 3
+UNTIMED = 200
+BEYOND = 5
+ADOPT = 1.25
+DRIFT = 16
+CLIMB = 8
+"""Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
+FIRST_SAMPLES = 5
+SAMPLES = 20
+"""Latencies in a comparison, at least: their mean is then good to an eighth where they vary by half."""
+SLOW, SLOWER = 1.5, 2.0
+"""Times the usual latency: no more climbing; a cut. The first is Gradient2's tolerance."""
+
+
+class Limiter:
+    """The limit of one function in one worker.
+
+    Args:
+        most: what the limit never exceeds (the worker's slots).
+    """
+
+    def __init__(self, most: int) -> None:
+        self.limit = 1
+        """Invocations that may be in flight now, at most *most*; 0 only while *due* says until when."""
+        self.due = inf
+        """When :meth:`tick` may raise the limit by itself; inf: never."""
+        self._most = most
+        self._flying = 0
+        self._good = 1  # what was filled and taken last; above it, we climb
+        self._foot = 0  # where the climb began
+        self._floor = 1  # what the refusals of one burst do not go below
+        self._filled = inf  # when as many as the limit were in flight, since it last changed
+        self._look = 0.0  # no climbing before
+        self._gap = FIRST_PROBE
+        self._gains = (0, 0)  # of the last two climbs
+        self._rose = -inf  # when the last of them ended
+        self._turned = -inf  # when the limit last went down
+        self._cuts = 0  # in a row
+        self._row = 0  # refusals in a row
+        self._soft = 0  # how often a refusal stood alone, lately
+        self._refused_at = -inf
+        self._rest = FIRST_REST
+        self._silence = SILENCE
+        self._usual = 0.0  # latency
+        self._slow = False
+        self._most_timed = UNTIMED
+        self._recent: list[float] = []
+
+    def started(self, now: float) -> None:
+        """One more is in flight."""
+        self._flying += 1
+        if self._flying >= self.limit and self._filled == inf:
+            self._filled = now
+            self._plan()
+
+    def tick(self, now: float) -> None:
+        """The time is *due*."""
+        if now < self.due:
+            return
+        if self.limit == 0:
+            self._land(1, now)
+            self._look = now
+        elif self._flying < self.limit:
+            self._filled = inf  # unused just now: the proof has to come anew
+        else:
+            self._taken(now)
+        self._plan()
+
+    def ended(self, began: float, now: float, status: int | None) -> float | None:
+        """One ended.
+
+        Args:
+            began: when :meth:`started` was told of it.
+            now: the time, on the same clock.
+            status: what it counts as: 502 without an answer, 504 without one in time; None where we stopped it.
+
+        Returns:
+            None: the outcome is like any other. Or seconds: we sent more than the function takes, to find out; the
+            message goes back for so long, and it was no attempt.
+        """
+        self._flying -= 1
+        wait = None
+        if status == BUSY or status in DOUBTFUL:
+            wait = self._refused(began, now, certain=status == BUSY)
+        elif status is not None:
+            if began >= self._refused_at:
+                self._was_alone()
+            if began >= self._turned:  # those before tell of another limit
+                self._timed(now - began, now)
+            if began >= self._filled:
+                self._taken(now)
+        self._plan()
+        return wait
+
+    def _plan(self) -> None:
+        if self.limit:
+            may = self._filled < inf and self._may_climb()
+            self.due = max(self._look, self._filled + self._silence) if may else inf
+
+    def _may_climb(self) -> bool:
+        return self.limit < min(self._most, self._most_timed) and not self._slow
+
+    def _taken(self, now: float) -> None:
+        """As many as the limit were in flight, and all were taken: climb, if it is time."""
+        self._rest, self._cuts, self._good = FIRST_REST, 0, self.limit
+        if 0 < self.limit - self._foot == self._gains[0] == self._gains[1]:
+            self._climbed(now)
+            self._land(self.limit, now)
+        elif now >= self._look and not self._slow:
+            self.limit = min(self._most, self.limit + 1 + (self.limit - self._foot) // CLIMB)
+            self._filled = inf
+
+    def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
+        """One was refused, or it looks so. What it says of the limit."""
+        burst = began < self._turned and self.limit > self._floor
+        climbing = burst or self.limit > self._good
+        wait = 2 * self._silence if climbing else None
+        if certain:
+            self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
+        if began >= self._refused_at + self._silence:
+            self._was_alone()
+        after = began >= self._refused_at
+        if after:
+            self._row += 1
+            self._refused_at = now
+        self._filled = inf
+        if self._flying == 0 and (certain or self._row > 1):
+            return self._leave_alone(now)
+        if burst:
+            self._land(self.limit - 1, now)
+        elif after and self._row > (not climbing) + (not certain or self._soft > 0):
+            self._row, self._soft = 0, max(0, self._soft - 1)
+            if climbing:
+                self._floor = self._good
+                self._climbed(now)
+                self._land(self.limit - 1, now)
+            else:
+                self._cut(ceil(self.limit * CUT) << self._cuts, now)
+                self._cuts += 1
+        return wait
+
+    def _was_alone(self) -> None:
+        """What was sent in the place of what was refused was taken."""
+        self._soft = min(SOFT, self._soft + (self._row > 0))
+        self._row = 0
+
+    def _land(self, limit: int, now: float) -> None:
+        self.limit = self._good = self._foot = limit
+        self._filled, self._turned = inf, now
+
+    def _cut(self, by: int, now: float) -> None:
+        self._land(max(1, self.limit - by), now)
+        self._floor = self.limit
+        self._gap = FIRST_PROBE
+        self._look = now + FIRST_PROBE
+
+    def _leave_alone(self, now: float) -> float | None:
+        self._land(0, now)
+        self._floor = 0
+        self.due = now + self._rest
+        wait = self._rest if self._rest < LONGEST_REST else None
+        self._rest = min(LONGEST_REST, LATER * self._rest)
+        return wait
+
+    def _climbed(self, now: float) -> None:
+        """A climb ended. When to try the next?"""
+        gained = self._good - self._foot
+        longest = PER_PROBE * self._usual / self.limit if self._usual else LONGEST_PROBE
+        longest = max(1.0, min(LONGEST_PROBE, longest))
+        self._gap *= LATER
+        wait = self._gap
+        if gained:
+            self._gains = (gained, self._gains[0])
+            pace, self._rose = now - self._rose, now
+            regular = FIRST_PROBE < pace < REGULAR
+            wait = SOON * pace if regular else FIRST_PROBE
+            self._gap = max(FIRST_PROBE, (1 - SOON) * pace) / LATER if regular else FIRST_PROBE
+        self._gap = min(self._gap, longest)
+        self._look = now + min(wait, longest)
+
+    def _timed(self, latency: float, now: float) -> None:
+        """An answer came after *latency*: has the function become slow?"""
+        self._recent.append(latency)
+        count = len(self._recent)
+        if count < (SAMPLES if self._usual else FIRST_SAMPLES):
+            return
+        mean = fsum(self._recent) / count
+        self._usual = self._usual or mean
+        self._slow = mean > SLOW * self._usual
+        if count < self.limit:  # those that were in flight before the last change tell nothing of it
+            return
+        self._recent.clear()
+        self._most_timed = 2 * self.limit + BEYOND
+        if mean > SLOWER * self._usual:
+            if self._flying * 2 >= self.limit:
+                self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+            self._usual *= ADOPT
+        else:
+            self._usual += (mean - self._usual) / (8 if mean < self._usual else DRIFT)
