@@ -285,3 +285,27 @@ async def test_many_tokens(tmp_path: Path) -> None:
                 each.flows.want(2000, CAPS)
             await until(lambda: len(came) == 3000, "all")
             assert set(came) == set(range(3000))
+
+
+async def test_what_is_refused_of_one_function_is_its_own_trouble(tmp_path: Path) -> None:
+    """A consumer that cannot be made keeps no other function from its tokens."""
+    with NatsServer(tmp_path) as server:
+        came: list[str] = []
+        async with replicas(server, 1, lambda _who, token, _lease: came.append(token.flow)) as (worker,):
+            server.api(
+                "STREAM.CREATE.faas-request-quotas",
+                name="faas-request-quotas",
+                subjects=["QUOTAS.faas-request.>"],
+                retention="workqueue",
+                max_msgs_per_subject=1,
+            )
+            taken = {"durable_name": "x", "ack_policy": "explicit", "filter_subject": "QUOTAS.faas-request.cap.a.fn.*"}
+            server.api("CONSUMER.CREATE.faas-request-quotas.x", stream_name="faas-request-quotas", config=taken)
+            labels = ["a.fn", *(f"f{number}.fn" for number in range(20))]
+            for label in labels:
+                worker.quotas.said(label, Quota(most=1), 1)
+            await until(lambda: all(map(worker.quotas.of, labels)), "all to be agreed")
+            for label in labels:
+                worker.flows.want(1, flow_of(CAP, label))
+            await until(lambda: len(came) == 20, "the others to have theirs")
+            assert flow_of(CAP, "a.fn") not in came

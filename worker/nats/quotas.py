@@ -28,6 +28,8 @@ from .outbox import Outbox
 
 _AT_ONCE = 256
 """Tokens that are published at once."""
+_MAKERS = 8
+"""Flows for which consumer and tokens are made at once: on three servers a consumer takes 60 ms (measured)."""
 _AGAIN = 1.0
 """Seconds before another try to make tokens, or to agree."""
 _CHECK = 30.0
@@ -183,16 +185,17 @@ class Quotas:
         self._wake.set()
 
     async def _agree_all(self) -> None:
-        while self._news:
-            label, (quota, stored) = next(iter(self._news.items()))
+        for label, (quota, stored) in [*self._news.items()]:
             try:
                 await self._controls.agree(label, quota, stored)
             except (ApiError, NotStored) as error:
                 self._connection.complain(f"agreeing on the limits of {label}", error)
                 self._again()
-                return
-            if self._news[label][1] == stored:
-                del self._news[label]
+                if isinstance(error, NotStored):  # nobody is there; else it is about this one
+                    return
+            else:
+                if self._news[label][1] == stored:
+                    del self._news[label]
 
     async def _take_off_all(self) -> None:
         """Tokens that are too many, unless somebody has raised the limit meanwhile."""
@@ -209,19 +212,29 @@ class Quotas:
             self._outbox.settle(token, Nak() if self._uses(token) else Ack(), before=before)
 
     async def _make_all(self) -> None:
-        for flow in [*self._unmade]:
-            del self._unmade[flow]
-            try:
-                subject = await self._make(flow)
-            except (ApiError, NotStored, Unusable) as error:
-                self._connection.complain(f"making tokens for {flow}", error)
-                self._unmade[flow] = None
-                self._again()
-                return
-            if puller := self._flows.find(flow):
-                puller.making = False
-                if subject and not puller.bound:
-                    puller.bind(subject)
+        failed: dict[str, None] = {}
+        while self._unmade and self._connection.up:
+            some = [*islice(self._unmade, _MAKERS)]
+            for flow in some:
+                del self._unmade[flow]
+            made = await asyncio.gather(*map(self._make_one, some))
+            failed |= {flow: None for flow, was in zip(some, made, strict=True) if not was}
+        if failed:
+            self._unmade |= failed
+            self._again()
+
+    async def _make_one(self, flow: str) -> bool:
+        """Whether it was done."""
+        try:
+            subject = await self._make(flow)
+        except (ApiError, NotStored, Unusable) as error:
+            self._connection.complain(f"making tokens for {flow}", error)
+            return False
+        if puller := self._flows.find(flow):
+            puller.making = False
+            if subject and not puller.bound:
+                puller.bind(subject)
+        return True
 
     async def _make(self, flow: str) -> str | None:
         """See that a flow's consumer and tokens are there; where to ask for them, or None where there is no limit."""
