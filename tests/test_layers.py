@@ -27,6 +27,7 @@ LAYERS = [
     ("process",),
     ("callback", "settle"),
     ("bench",),
+    ("wallet",),
     ("drain", "heartbeat", "hold", "retries"),
     ("nats", "http"),
     ("config",),

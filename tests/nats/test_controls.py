@@ -158,6 +158,14 @@ async def test_what_was_not_announced(tmp_path: Path) -> None:
             assert controls._due == due + READ_AGAIN
 
 
+async def test_a_look_that_failed_is_made_again(tmp_path: Path) -> None:
+    """Soon, and not in half a minute: what is paused must not run until then."""
+    with NatsServer(tmp_path, jetstream=False) as server:
+        async with following(server, [], serve=False) as (controls, _):
+            assert controls._due < trio.current_time() + 2
+            assert controls._due + READ_AGAIN > trio.current_time() + 2
+
+
 async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) -> None:
     """Anyone may publish there; what is not ours is told of, and the rest is obeyed."""
     events: list[Event] = []

@@ -2,52 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.nats.tokens import Replica, replicas
+from tests.nats.tokens import LABEL, Replica, Work, replicas
 from tests.servers import NatsServer, until
 from worker.heartbeat import Lease
-from worker.model import Delivery, Quota, Rate
-from worker.nats.quotas import flow_of, number_of
-from worker.policy.quota import CAP, RATE, uses
+from worker.model import Quota, Rate
+from worker.policy.quota import CAP, RATE, flow_of, number_of
 
-LABEL = "echo.fn"
 CAPS, RATES = flow_of(CAP, LABEL), flow_of(RATE, LABEL)
-
-
-class Hands:
-    """Who holds which tokens, over all workers."""
-
-    def __init__(self, nursery: trio.Nursery, hold: float) -> None:
-        self._nursery, self.hold = nursery, hold
-        self.held: list[tuple[Replica, int]] = []
-        self.most = 0
-        self.times: Counter[Replica] = Counter()
-
-    def came(self, replica: Replica, token: Delivery, lease: Lease) -> None:
-        quota = replica.quotas.of(LABEL)
-        if not quota or not uses(quota, CAP, number_of(token)):
-            replica.give(lease)
-            return
-        self.held.append((replica, number_of(token)))
-        self.most = max(self.most, len(self.held))
-        self.times[replica] += 1
-        self._nursery.start_soon(self._run, replica, lease)
-
-    async def _run(self, replica: Replica, lease: Lease) -> None:
-        """An invocation."""
-        with trio.CancelScope() as scope:
-            lease.guard(scope)
-            await trio.sleep(self.hold)
-        if not replica.dead:
-            self.held.remove((replica, number_of(lease.delivery)))
-            replica.give(lease)
-            replica.flows.want(1, CAPS)
 
 
 async def agreed(workers: list[Replica], quota: Quota) -> None:
@@ -59,15 +26,16 @@ async def test_a_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
     """Three workers that each could run five at once run five together, never more, and all have their turn."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            hands = Hands(nursery, 0.002)
-            async with replicas(server, 3, hands.came) as workers:
+            work = Work(nursery, wish=5, hold=0.002)
+            async with replicas(server, 3, None, changed=work.drive) as workers:
                 workers[0].quotas.said(LABEL, Quota(most=5), 1)
-                await agreed(workers, Quota(most=5))
+                await until(lambda: len(work.starts) >= 100, "a hundred by those that were first")
                 for each in workers:
-                    each.flows.want(5, CAPS)
-                await until(lambda: min(hands.times[each] for each in workers) >= 100, "300 invocations")
+                    work.wish = 2  # now none can have it all
+                    work.drive(each)
+                await until(lambda: min(map(work.of, workers)) >= 100, "each to have its turn")
                 nursery.cancel_scope.cancel()
-        assert hands.most == 5
+        assert work.most == 5
         assert server.state("faas-request-quotas")["messages"] == 5
 
 
@@ -75,40 +43,51 @@ async def test_a_token_is_kept_as_long_as_an_invocation_runs(tmp_path: Path) -> 
     """However much longer than the ack wait: its lease is extended, as a message's is."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            hands = Hands(nursery, 3.5)
-            async with replicas(server, 2, hands.came, ack_wait="1s") as workers:
+            work = Work(nursery, wish=2, hold=3.5)
+            async with replicas(server, 2, None, ack_wait="1s", changed=work.drive) as workers:
                 workers[0].quotas.said(LABEL, Quota(most=2), 1)
-                await agreed(workers, Quota(most=2))
-                for each in workers:
-                    each.flows.want(2, CAPS)
-                await until(lambda: hands.times.total() == 4, "two invocations, and two after them")
+                await until(lambda: len(work.starts) == 4, "two invocations, and two after them")
                 nursery.cancel_scope.cancel()
-        assert hands.most == 2
+        assert work.most == 2
 
 
 async def test_what_a_dead_worker_held_comes_back(tmp_path: Path) -> None:
-    """After the ack wait, and not before: until then the others have what it left them; at no time are there more."""
+    """Until then the others have what it left them, then all; at no time do more run."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            hands = Hands(nursery, 0.01)
-            async with replicas(server, 3, hands.came, ack_wait="2s") as workers:
-                hands.hold = 60.0  # what the first one runs does not end
+            work = Work(nursery, wish=3, hold=60.0)  # what the first one runs does not end
+            async with replicas(server, 3, None, ack_wait="2s") as workers:
                 workers[0].quotas.said(LABEL, Quota(most=5), 1)
                 await agreed(workers, Quota(most=5))
-                workers[0].flows.want(3, CAPS)
-                await until(lambda: len(hands.held) == 3, "it to hold three")
-                hands.hold = 0.01
+                await started(work, workers[0], 3)
+                work.wish, work.hold = 5, 0.01
                 for each in workers[1:]:
-                    each.flows.want(5, CAPS)
-                await until(lambda: hands.times.total() > 100, "the others to use the rest")
-                assert hands.most == 5
-                workers[0].die()
-                hands.held = [(who, number) for who, number in hands.held if not who.dead]
-                hands.most = 0
-                await until(lambda: hands.most == 5, "the others to have all")
-                await until(lambda: hands.times.total() > 200, "them to go on")
-                assert hands.most == 5
+                    nursery.start_soon(drive, work, each)
+                await until(lambda: len(work.starts) > 100, "the others to use the rest")
+                assert work.most == 5
+                work.died(workers[0])
+                work.most, before = 0, len(work.starts)
+                await until(lambda: work.most == 5, "the others to have all")
+                await until(lambda: len(work.starts) > before + 200, "them to go on")
+                assert work.most == 5
                 nursery.cancel_scope.cancel()
+
+
+async def drive(work: Work, worker: Replica) -> None:
+    """Again and again: whatever has come meanwhile."""
+    while True:
+        work.drive(worker)
+        await trio.sleep(0.01)
+
+
+async def started(work: Work, worker: Replica, count: int) -> None:
+    """Wait until it runs so many."""
+
+    def running() -> bool:
+        work.drive(worker)
+        return work.running[worker] == count
+
+    await until(running, f"{count} to run")
 
 
 @pytest.mark.parametrize("lower", [2, None])
@@ -154,7 +133,7 @@ async def test_a_cap_is_raised_at_once(tmp_path: Path) -> None:
             await until(lambda: len(held) == 1, "the only one")
             workers[1].quotas.said(LABEL, Quota(most=6), 2)
             await until(lambda: len(held) == 6, "six")
-            assert {number_of(lease.delivery) for lease in held} == set(range(6))
+            assert {number_of(lease.delivery.subject) for lease in held} == set(range(6))
 
 
 async def test_the_newest_message_decides(tmp_path: Path) -> None:
@@ -195,46 +174,38 @@ async def test_a_function_without_limits_costs_nothing(tmp_path: Path) -> None:
 # Rates.
 
 
-class Starts:
-    """When invocations of a function were started, over all workers."""
-
-    def __init__(self, quota: Quota) -> None:
-        self._quota = quota
-        assert quota.rate
-        self.rate = quota.rate
-        self.at: list[float] = []
-
-    def came(self, replica: Replica, token: Delivery, lease: Lease) -> None:
-        replica.leases.release(lease)
-        for _ in range(uses(self._quota, RATE, number_of(token))):
-            self.at.append(trio.current_time())
-        replica.give(lease, self.rate.window)
-        replica.flows.want(1, RATES)
-
-    def most(self) -> int:
-        """Most starts in any window."""
-        most = begin = 0
-        for end, at in enumerate(self.at):
-            while self.at[begin] <= at - self.rate.window:
-                begin += 1
-            most = max(most, end - begin + 1)
-        return most
-
-
 @pytest.mark.parametrize(("starts", "tokens"), [(20, 20), (100, 100), (250, 84)])
 async def test_a_rate_is_kept_over_all_workers(tmp_path: Path, starts: int, tokens: int) -> None:
     """In no window do three workers together start more, and where they always could, each window is full."""
     quota = Quota(rate=Rate(starts, 1.0))
     with NatsServer(tmp_path) as server:
-        counted = Starts(quota)
-        async with replicas(server, 3, counted.came) as workers:
-            workers[0].quotas.said(LABEL, quota, 1)
-            await agreed(workers, quota)
-            for each in workers:
-                each.flows.want(starts, RATES)
-            await until(lambda: len(counted.at) >= 5 * starts, "five windows")
+        async with trio.open_nursery() as nursery:
+            work = Work(nursery, wish=starts, hold=0.0)
+            async with replicas(server, 3, None) as workers:
+                workers[0].quotas.said(LABEL, quota, 1)
+                await agreed(workers, quota)
+                for each in workers:
+                    nursery.start_soon(drive, work, each)
+                await until(lambda: len(work.starts) >= 5 * starts, "five windows")
+                nursery.cancel_scope.cancel()
         assert server.state("faas-request-quotas")["messages"] == tokens
-        assert counted.most() == starts
+        assert work.most_in(1.0) == starts
+
+
+async def test_cap_and_rate_together(tmp_path: Path) -> None:
+    """Each is kept, and neither keeps the other from being used."""
+    quota = Quota(most=3, rate=Rate(40, 1.0))
+    with NatsServer(tmp_path) as server:
+        async with trio.open_nursery() as nursery:
+            work = Work(nursery, wish=3, hold=0.01)
+            async with replicas(server, 3, None) as workers:
+                workers[0].quotas.said(LABEL, quota, 1)
+                await agreed(workers, quota)
+                for each in workers:
+                    nursery.start_soon(drive, work, each)
+                await until(lambda: len(work.starts) >= 120, "three windows")
+                nursery.cancel_scope.cancel()
+        assert (work.most, work.most_in(1.0)) == (3, 40)
 
 
 async def test_a_token_of_a_rate_that_was_not_used_is_another_s_at_once(tmp_path: Path) -> None:
@@ -265,22 +236,28 @@ def kill_and_start(server: NatsServer) -> None:
 
 @pytest.mark.parametrize("end", [NatsServer.restart, kill_and_start])
 async def test_the_server_restarts(tmp_path: Path, end: Callable[[NatsServer], object]) -> None:
-    """Tokens that are held stay so, and no more than there were are handed out; all are in use again afterwards."""
+    """Tokens that are held stay so, whoever wants them; all are in use again afterwards.
+
+    A server that restarts counts the ack wait of what was only handed out from when it was stored, which is long ago.
+    """
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            hands = Hands(nursery, 0.01)
-            async with replicas(server, 3, hands.came, ack_wait="3s") as workers:
+            work = Work(nursery, wish=1, hold=0.01)
+            async with replicas(server, 3, None, ack_wait="3s") as workers:
                 workers[0].quotas.said(LABEL, Quota(most=5), 1)
                 await agreed(workers, Quota(most=5))
-                for each in workers:
-                    each.flows.want(5, CAPS)
-                await until(lambda: hands.times.total() > 100, "some invocations")
+                await started(work, workers[0], 1)
+                work.wish = 0
+                await trio.sleep(3.5)  # longer than the ack wait
+                work.wish, work.hold, work.most = 5, 4.0, 0
+                await started(work, workers[1], 5)
+                await trio.sleep(0.2)  # twice as long as the server takes to write it down
                 await trio.to_thread.run_sync(end, server)
-                before = hands.times.total()
-                hands.hold = 0.2
-                await until(lambda: hands.times.total() > before + 20 and len(hands.held) == 5, "five at once again")
+                nursery.start_soon(drive, work, workers[2])
+                before = len(work.starts)
+                await until(lambda: len(work.starts) == before + 5, "the next five")
                 nursery.cancel_scope.cancel()
-        assert hands.most == 5
+        assert work.most == 5
         assert server.state("faas-request-quotas")["messages"] == 5
 
 
@@ -301,10 +278,34 @@ async def test_many_tokens(tmp_path: Path) -> None:
     """A cap of thousands is made in batches, by all that want some at once."""
     with NatsServer(tmp_path) as server:
         came: list[int] = []
-        async with replicas(server, 2, lambda _who, token, _lease: came.append(number_of(token))) as workers:
+        async with replicas(server, 2, lambda _who, token, _lease: came.append(number_of(token.subject))) as workers:
             workers[0].quotas.said(LABEL, Quota(most=3000), 1)
             await agreed(workers, Quota(most=3000))
             for each in workers:
                 each.flows.want(2000, CAPS)
             await until(lambda: len(came) == 3000, "all")
             assert set(came) == set(range(3000))
+
+
+async def test_what_is_refused_of_one_function_is_its_own_trouble(tmp_path: Path) -> None:
+    """A consumer that cannot be made keeps no other function from its tokens."""
+    with NatsServer(tmp_path) as server:
+        came: list[str] = []
+        async with replicas(server, 1, lambda _who, token, _lease: came.append(token.flow)) as (worker,):
+            server.api(
+                "STREAM.CREATE.faas-request-quotas",
+                name="faas-request-quotas",
+                subjects=["QUOTAS.faas-request.>"],
+                retention="workqueue",
+                max_msgs_per_subject=1,
+            )
+            taken = {"durable_name": "x", "ack_policy": "explicit", "filter_subject": "QUOTAS.faas-request.cap.a.fn.*"}
+            server.api("CONSUMER.CREATE.faas-request-quotas.x", stream_name="faas-request-quotas", config=taken)
+            labels = ["a.fn", *(f"f{number}.fn" for number in range(20))]
+            for label in labels:
+                worker.quotas.said(label, Quota(most=1), 1)
+            await until(lambda: all(map(worker.quotas.of, labels)), "all to be agreed")
+            for label in labels:
+                worker.flows.want(1, flow_of(CAP, label))
+            await until(lambda: len(came) == 20, "the others to have theirs")
+            assert flow_of(CAP, "a.fn") not in came

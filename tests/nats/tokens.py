@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -25,12 +26,28 @@ from worker.nats.outbox import Outbox
 from worker.nats.quotas import Quotas
 from worker.policy.quota import USABLE
 from worker.ports import NotStored
+from worker.wallet import Wallet
+
+LABEL = "echo.fn"
 
 
 class Replica:
-    """One worker's hold on tokens. *came* is told of each that comes, with its lease."""
+    """One worker's hold on tokens.
 
-    def __init__(self, server: NatsServer, ack_wait: str, came: Callable[[Replica, Delivery, Lease], None]) -> None:
+    Args:
+        server: where they are.
+        ack_wait: its setting.
+        came: told of each that comes, with its lease; without, the worker's wallet takes them.
+        changed: told when there may be more room.
+    """
+
+    def __init__(
+        self,
+        server: NatsServer,
+        ack_wait: str,
+        came: Callable[[Replica, Delivery, Lease], None] | None,
+        changed: Callable[[Replica], None],
+    ) -> None:
         settings = load({"nats_port": str(server.port), "ack_wait": ack_wait}).settings
         self.events: list[Event] = []
         self.told: dict[str, Quota] = {}
@@ -44,6 +61,7 @@ class Replica:
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.last(settings.ack_wait)
+        self.wallet = Wallet(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
         self._again = False
         """The connection has come again, so requests must be sent again: the queue does that."""
 
@@ -89,8 +107,11 @@ class Replica:
             for each in await self.flows.receive():
                 if isinstance(each, Limited):
                     self.told[each.function] = each.quota
-                elif isinstance(each, Delivery):
+                    self.wallet.limited(each.function, each.quota)
+                elif isinstance(each, Delivery) and self._came:
                     self._came(self, each, self.leases.take(each))
+                elif isinstance(each, Delivery):
+                    self.wallet.take(each)
 
     def give(self, lease: Lease, delay: float = 0.0) -> None:
         """Give a token back."""
@@ -107,14 +128,73 @@ class Replica:
         quirks.abort(self.connection.client)
 
 
+class Work:
+    """Invocations of one function, over all workers: as many as they may start, each up to its *wish* at once.
+
+    Args:
+        nursery: runs them.
+        wish: of each worker.
+        hold: how long each takes (s).
+    """
+
+    def __init__(self, nursery: trio.Nursery, wish: int, hold: float) -> None:
+        self._nursery, self.wish, self.hold = nursery, wish, hold
+        self.running: Counter[Replica] = Counter()
+        self.most = 0
+        self.starts: list[tuple[float, Replica]] = []
+
+    def drive(self, worker: Replica) -> None:
+        """Start what may be started; want what is lacking."""
+        if worker.dead or not worker.quotas.of(LABEL):
+            return
+        while self.running[worker] < self.wish and worker.wallet.room(LABEL) >= 1:
+            self.running[worker] += 1
+            self.most = max(self.most, self.running.total())
+            self.starts.append((trio.current_time(), worker))
+            self._nursery.start_soon(self._run, worker, worker.wallet.start(LABEL))
+        worker.wallet.balance(LABEL, self.wish - self.running[worker], worker.flows)
+
+    async def _run(self, worker: Replica, held: Lease | None) -> None:
+        with trio.CancelScope() as scope:
+            if held:
+                held.guard(scope)
+            await trio.sleep(self.hold)
+        if not worker.dead:
+            self.running[worker] -= 1
+            worker.wallet.ended(LABEL, held)
+            self.drive(worker)
+
+    def died(self, worker: Replica) -> None:
+        """What it ran is gone."""
+        worker.die()
+        del self.running[worker]
+
+    def of(self, worker: Replica) -> int:
+        """How many it has started."""
+        return sum(who is worker for _, who in self.starts)
+
+    def most_in(self, window: float) -> int:
+        """Most starts in any window of so many seconds."""
+        most = begin = 0
+        for end, (at, _) in enumerate(self.starts):
+            while self.starts[begin][0] <= at - window:
+                begin += 1
+            most = max(most, end - begin + 1)
+        return most
+
+
 @asynccontextmanager
 async def replicas(
-    server: NatsServer, count: int, came: Callable[[Replica, Delivery, Lease], None], ack_wait: str = "60s"
+    server: NatsServer,
+    count: int,
+    came: Callable[[Replica, Delivery, Lease], None] | None,
+    ack_wait: str = "60s",
+    changed: Callable[[Replica], None] = lambda _: None,
 ) -> AsyncIterator[list[Replica]]:
     """So many, at work."""
     async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
         loop.set_exception_handler(lambda *_: None)
-        started = [Replica(server, ack_wait, came) for _ in range(count)]
+        started = [Replica(server, ack_wait, came, changed) for _ in range(count)]
         for each in started:
             await aio_as_trio(each.open)()
             nursery.start_soon(aio_as_trio(each.serve))

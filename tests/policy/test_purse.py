@@ -80,6 +80,8 @@ def test_what_nobody_needs_is_given_back() -> None:
         purse.came(RATE, 10 + number, 1, 0.0)
     assert {each.token for each in purse.spare(3, 0.0)} == {3, 13}
     assert purse.room(0.0) == 3
+    assert {each.token for each in purse.spare(-1, 0.0)} == {0, 1, 2, 10, 11, 12}
+    assert purse.lacks(-1, 0.0) == {}
 
 
 @pytest.mark.parametrize("held", [True, False])

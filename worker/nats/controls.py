@@ -31,6 +31,8 @@ READ_AGAIN = 30.0
 """Seconds after which the stream is looked at though nothing was heard: what announces a change is said only once."""
 _SETTLES = 2.0
 """Seconds for which it is looked at after a change was heard of: that may come before the stream has it."""
+_AGAIN = 1.0
+"""Seconds before another try to read it."""
 _LOOK = 0.25
 """Seconds between two looks at what is due."""
 _QUOTA = ".quota"
@@ -198,12 +200,13 @@ class Controls:
         """Look at the stream, if that is due: soon after something was heard, and every 30 s."""
         if not self._connection.up or (now < self._due and now >= self._heard + _SETTLES):
             return
+        self._due = now + READ_AGAIN
         try:
             if await self.look():
                 self._heard = float("-inf")
         except (ApiError, NotStored) as error:
             self._connection.complain("reading what was said about functions", error)
-        self._due = now + READ_AGAIN
+            self._due = now + _AGAIN
 
     async def agree(self, label: str, quota: Quota, stored: int) -> None:
         """Have it remembered what a message says that was stored then, unless a newer one said something else.

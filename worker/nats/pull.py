@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..model import Delivery, Notice, Returned
+from ..policy.quota import is_flow
 from . import quirks
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, Lane
@@ -253,7 +254,11 @@ class Puller:
             self._asks(self)
             return
         retiring = self._arrivals.retiring
-        if retiring is not None and retiring.held(message.subject, identity[0], self.retired_at):
+        if (
+            retiring is not None
+            and not is_flow(self.flow)
+            and retiring.held(message.subject, identity[0], self.retired_at)
+        ):
             self._outbox.put_off(message.reply, _PUT_OFF)
             self.want(1)
         else:

@@ -26,6 +26,7 @@ from .connection import ApiError, Connection
 from .controls import Controls
 from .options import connect_options
 from .outbox import Outbox
+from .quotas import Quotas
 from .serving import Serving
 
 _TICK = 0.25
@@ -71,8 +72,9 @@ class NatsQueue:
         self._serving = Serving(
             self._connection, self._outbox, settings, emit=emit, look=self._backlog, lost=self._rebind
         )
-        self._controls: Controls | None = None
-        """Once the stream's name is known."""
+        self._controls = Controls(self._connection, settings, lambda paused: self._serving.flows.tell(Paused(paused)))
+        self.quotas = Quotas(self._connection, settings, self._controls, self._serving.flows, self._outbox)
+        self._serving.quotas = self.quotas
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
         """When, as the server writes it: tells a stream from one made anew under its name."""
@@ -102,7 +104,14 @@ class NatsQueue:
 
     async def serve(self) -> None:
         """Keep everything going, for ever."""
-        await asyncio.gather(self._outbox.pump(), self._tick(), self._keep_bound(), self._serving.functions.run())
+        await asyncio.gather(
+            self._outbox.pump(),
+            self._tick(),
+            self._keep_bound(),
+            self._serving.functions.run(),
+            self._controls.serve(),
+            self.quotas.run(),
+        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -111,6 +120,7 @@ class NatsQueue:
     async def _open(self) -> Consumer:
         await self._connection.open()
         await self._outbox.open()
+        await self._controls.open()
         while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
         return self._serving.flows
@@ -121,8 +131,6 @@ class NatsQueue:
             now = trio.current_time()
             await self._connection.watch()
             await self._serving.flows.check(now)
-            if self._controls:
-                await self._controls.refresh(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
@@ -157,7 +165,6 @@ class NatsQueue:
             if not again:
                 self._found = await topology.as_named(self._connection, self._settings, self._emit)
                 self._serving.use(self._found)
-                await self._hear_of_controls()
             made = await topology.ensure_stream(self._connection, self._found, self._emit, again=again)
             if self._stream_made not in (None, made):
                 self._outbox.forget()
@@ -168,12 +175,6 @@ class NatsQueue:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
         return True
-
-    async def _hear_of_controls(self) -> None:
-        if self._controls is None:
-            tell = self._serving.flows.tell
-            self._controls = Controls(self._connection, self._found, lambda paused: tell(Paused(paused)))
-            await self._controls.open()
 
     def _rebind(self) -> None:
         if not self._connection.up:

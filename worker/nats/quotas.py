@@ -19,17 +19,17 @@ import trio
 
 from ..config import Settings
 from ..model import Ack, Delivery, Limited, Nak, Quota
-from ..policy.quota import CAP, RATE, RATE_WAIT, tokens, uses
+from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
 from ..ports import NotStored, Unusable
 from .connection import ApiError, Connection
 from .consumer import Flows
 from .controls import Controls
 from .outbox import Outbox
 
-FLOWS = "quota/"
-"""What the names of these flows begin with. No queue's name does."""
 _AT_ONCE = 256
 """Tokens that are published at once."""
+_MAKERS = 8
+"""Flows for which consumer and tokens are made at once: on three servers a consumer takes 60 ms (measured)."""
 _AGAIN = 1.0
 """Seconds before another try to make tokens, or to agree."""
 _CHECK = 30.0
@@ -41,16 +41,6 @@ _NO_STREAM, _NO_CONSUMER = 10059, 10014
 _THERE = 10077
 _MADE = (10058, 10148)
 """JetStream's error codes: not there; not there; a message is there already; made meanwhile by another."""
-
-
-def flow_of(kind: str, label: str) -> str:
-    """The flow of a function's tokens: ``quota/cap/echo.fn``."""
-    return f"{FLOWS}{kind}/{label}"
-
-
-def number_of(token: Delivery) -> int:
-    """Which of its flow's tokens it is."""
-    return int(token.subject.rpartition(".")[2])
 
 
 def stream_config(settings: Settings) -> dict[str, Any]:
@@ -118,6 +108,7 @@ class Quotas:
         """Flows whose tokens we have seen to."""
         self._wake = asyncio.Event()
         controls.agreed = self._on_agreed
+        connection.changed.append(lambda up: self._wake.set() if up else None)
 
     # The Trio side.
 
@@ -147,8 +138,8 @@ class Quotas:
             self._wake.set()
 
     def _uses(self, token: Delivery) -> int:
-        kind, label = _split(token.flow)
-        return uses(self.of(label) or Quota(), kind, number_of(token))
+        kind, label = split_flow(token.flow)
+        return uses(self.of(label) or Quota(), kind, number_of(token.subject))
 
     # The asyncio side.
 
@@ -190,20 +181,21 @@ class Quotas:
     def _on_agreed(self, label: str) -> None:
         self._newest.pop(label, None)
         self._flows.tell(Limited(label, self.of(label) or Quota()))
-        self._unmade |= {flow: None for flow in self._made if _split(flow)[1] == label}
+        self._unmade |= {flow: None for flow in self._made if split_flow(flow)[1] == label}
         self._wake.set()
 
     async def _agree_all(self) -> None:
-        while self._news:
-            label, (quota, stored) = next(iter(self._news.items()))
+        for label, (quota, stored) in [*self._news.items()]:
             try:
                 await self._controls.agree(label, quota, stored)
             except (ApiError, NotStored) as error:
                 self._connection.complain(f"agreeing on the limits of {label}", error)
                 self._again()
-                return
-            if self._news[label][1] == stored:
-                del self._news[label]
+                if isinstance(error, NotStored):  # nobody is there; else it is about this one
+                    return
+            else:
+                if self._news[label][1] == stored:
+                    del self._news[label]
 
     async def _take_off_all(self) -> None:
         """Tokens that are too many, unless somebody has raised the limit meanwhile."""
@@ -220,23 +212,33 @@ class Quotas:
             self._outbox.settle(token, Nak() if self._uses(token) else Ack(), before=before)
 
     async def _make_all(self) -> None:
-        for flow in [*self._unmade]:
-            del self._unmade[flow]
-            try:
-                subject = await self._make(flow)
-            except (ApiError, NotStored, Unusable) as error:
-                self._connection.complain(f"making tokens for {flow}", error)
-                self._unmade[flow] = None
-                self._again()
-                return
-            if puller := self._flows.find(flow):
-                puller.making = False
-                if subject and not puller.bound:
-                    puller.bind(subject)
+        failed: dict[str, None] = {}
+        while self._unmade and self._connection.up:
+            some = [*islice(self._unmade, _MAKERS)]
+            for flow in some:
+                del self._unmade[flow]
+            made = await asyncio.gather(*map(self._make_one, some))
+            failed |= {flow: None for flow, was in zip(some, made, strict=True) if not was}
+        if failed:
+            self._unmade |= failed
+            self._again()
+
+    async def _make_one(self, flow: str) -> bool:
+        """Whether it was done."""
+        try:
+            subject = await self._make(flow)
+        except (ApiError, NotStored, Unusable) as error:
+            self._connection.complain(f"making tokens for {flow}", error)
+            return False
+        if puller := self._flows.find(flow):
+            puller.making = False
+            if subject and not puller.bound:
+                puller.bind(subject)
+        return True
 
     async def _make(self, flow: str) -> str | None:
         """See that a flow's consumer and tokens are there; where to ask for them, or None where there is no limit."""
-        kind, label = _split(flow)
+        kind, label = split_flow(flow)
         if not (quota := self.of(label)) or not (many := tokens(quota, kind)):
             return None
         leased = max(self._settings.ack_wait, self._flows.ack_wait)
@@ -303,9 +305,3 @@ class Quotas:
         except ApiError as error:
             if error.err_code != _THERE:
                 raise
-
-
-def _split(flow: str) -> tuple[str, str]:
-    """Kind and label."""
-    kind, _, label = flow.removeprefix(FLOWS).partition("/")
-    return kind, label

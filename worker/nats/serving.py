@@ -12,6 +12,7 @@ from ..config import Settings
 from ..events import BrokerRefused, ConsumerBound, Surprise
 from ..model import Stored, Waiting
 from ..policy.names import covers, partition_of
+from ..policy.quota import is_flow
 from ..ports import Emit, NotStored, Unusable
 from . import topology
 from .connection import ApiError, Connection
@@ -21,6 +22,7 @@ from .functions import Functions
 from .janitor import Janitor
 from .layout import FUNCTION, Found, Layout, static
 from .outbox import Outbox
+from .quotas import Quotas
 from .switch import Switch
 
 _CHECK = 3.0
@@ -68,6 +70,8 @@ class Serving:
         self._switch = Switch(connection, settings)
         self.flows.leaving = self._switch.hide
         self._janitor = Janitor(connection, settings, self.functions, self._switch)
+        self.quotas: Quotas | None = None
+        """Makes tokens; set by whoever has one."""
         self._served: str | None = None
         """The layout."""
         self._kept: dict[str, int] = {}
@@ -219,7 +223,10 @@ class Serving:
     # What the flows tell.
 
     def _make(self, flow: str) -> None:
-        if flow != _SHARED and not flow.startswith(retired_flow("")):
+        if is_flow(flow):
+            if self.quotas:
+                self.quotas.make(flow)
+        elif flow != _SHARED and not flow.startswith(retired_flow("")):
             self.functions.make(flow)
 
     def _on_lost(self, flow: str) -> None:
@@ -228,5 +235,8 @@ class Serving:
             self._lost()
         elif flow.startswith(retired_flow("")):
             self._drop(flow.removeprefix(retired_flow("")))
+        elif is_flow(flow):
+            if self.quotas:
+                self.quotas.lost(flow)
         else:
             self.functions.lost(flow)

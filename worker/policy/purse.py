@@ -58,12 +58,13 @@ class Purse(Generic[T]):
         """Tokens of the cap that invocations hold."""
         self.asked = {CAP: 0, RATE: 0}
         """Wanted, and not come yet."""
-        self._free: deque[T] = deque()
+        self.free: deque[T] = deque()
+        """Tokens of the cap that no invocation holds."""
         self._credits: deque[_Credit[T]] = deque()
 
     def room(self, now: float) -> float:
         """How many invocations may start now."""
-        caps = len(self._free) if self.quota.most is not None else inf
+        caps = len(self.free) if self.quota.most is not None else inf
         starts = self._starts(now) if self.quota.rate else inf
         return min(caps, starts)
 
@@ -71,7 +72,7 @@ class Purse(Generic[T]):
         """How many more tokens of each kind to want, so that *wish* invocations can start; they count as wanted."""
         more: dict[str, int] = {}
         if self.quota.most is not None:
-            more[CAP] = min(wish, self.quota.most - self.busy) - len(self._free) - self.asked[CAP]
+            more[CAP] = min(wish, self.quota.most - self.busy) - len(self.free) - self.asked[CAP]
         if self.quota.rate:
             needed = -(-max(0, self._able(wish) - self._starts(now)) // worth(self.quota.rate))
             more[RATE] = min(needed, tokens(self.quota, RATE)) - self.asked[RATE]
@@ -84,7 +85,7 @@ class Purse(Generic[T]):
         """A token came that is worth so many uses."""
         self.asked[kind] = max(0, self.asked[kind] - 1)
         if kind == CAP:
-            self._free.append(token)
+            self.free.append(token)
         else:
             self._credits.append(_Credit(token, uses, now))
 
@@ -98,24 +99,24 @@ class Purse(Generic[T]):
         if self.quota.most is None:
             return None, spent
         self.busy += 1
-        return self._free.popleft(), spent
+        return self.free.popleft(), spent
 
     def ended(self, token: T) -> None:
         """An invocation that held a token is over; the token is free."""
         self.busy -= 1
-        self._free.append(token)
+        self.free.append(token)
 
     def lost(self, token: T, *, held: bool) -> None:
         """A token's lease is lost: nobody has it here. *held*: an invocation did."""
         if held:
             self.busy -= 1
         else:
-            self._free.remove(token)
+            self.free.remove(token)
 
     def spare(self, wish: int, now: float) -> list[Given[T]]:
         """What is to be given back where *wish* invocations would start if they could: what is more, or too old."""
-        keep = wish if self.quota.most is not None else 0
-        given = [Given(self._free.pop()) for _ in range(len(self._free) - keep)]
+        keep = max(0, wish) if self.quota.most is not None else 0
+        given = [Given(self.free.pop()) for _ in range(len(self.free) - keep)]
         wish = self._able(wish)
         starts, kept = 0, deque[_Credit[T]]()
         for credit in self._credits:
@@ -129,7 +130,7 @@ class Purse(Generic[T]):
 
     def _able(self, wish: int) -> int:
         """How many of so many could start if it went by the cap alone."""
-        return wish if self.quota.most is None else min(wish, len(self._free))
+        return wish if self.quota.most is None else min(wish, len(self.free))
 
     def _starts(self, now: float) -> int:
         return sum(credit.uses for credit in self._credits if now < credit.came + USABLE)

@@ -34,11 +34,34 @@ MOST_STARTS = 1_000_000
 RATE_WAIT = 10.0
 """Seconds above the window that a token of a rate stays away when nothing was heard of it: whoever has it may die."""
 USABLE = RATE_WAIT / 2
-"""Seconds from its arrival in which a token of a rate may be used. With the other half for its way to us, nobody gets
-it again earlier than a window after its last use, whatever happens to us and to what we say."""
+"""Seconds in which a token of a rate may be used, from when we asked to keep it. So nobody gets it again earlier than
+a window after its last use, whatever happens to us and to what we say; the other half is for clocks, and for us when we
+stand still."""
+_FLOWS = "quota/"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SHOWN = 80
 """Characters of an ignored annotation that are told on."""
+
+
+def flow_of(kind: str, label: str) -> str:
+    """The flow of a function's tokens: ``quota/cap/echo.fn``. No subject of a queue begins so, as it has no slash."""
+    return f"{_FLOWS}{kind}/{label}"
+
+
+def is_flow(flow: str) -> bool:
+    """Whether a flow is one of tokens."""
+    return flow.startswith(_FLOWS)
+
+
+def split_flow(flow: str) -> tuple[str, str]:
+    """Kind and label of a flow of tokens."""
+    kind, _, label = flow.removeprefix(_FLOWS).partition("/")
+    return kind, label
+
+
+def number_of(subject: str) -> int:
+    """Which of its flow's tokens it is that has this subject."""
+    return int(subject.rpartition(".")[2])
 
 
 def limited(quota: Quota) -> bool:
