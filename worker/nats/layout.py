@@ -149,15 +149,21 @@ class Layout:
 
     live: tuple[Found, ...] = ()
     retired: tuple[Found, ...] = ()
+    foreign: tuple[Found, ...] = ()
+    """What others made for purposes of their own: it is left alone."""
 
     @classmethod
-    def of(cls, infos: Iterable[Mapping[str, Any]]) -> Layout:
-        """From the entries of ``CONSUMER.LIST``."""
-        found = [read(info) for info in infos]
-        return cls(
-            tuple(each for each in found if each.layout != RETIRED),
-            tuple(each for each in found if each.layout == RETIRED),
-        )
+    def of(cls, infos: Iterable[Mapping[str, Any]], durable: str) -> Layout:
+        """From the entries of ``CONSUMER.LIST``.
+
+        Ours are those that say so, and what is named as the settings have it: OpenFaaS's own worker made that.
+        """
+        live, retired, foreign = list[Found](), list[Found](), list[Found]()
+        for info in infos:
+            found = read(info)
+            ours = MODE in (info["config"].get("metadata") or {}) or found.name == durable
+            (foreign if not ours else retired if found.layout == RETIRED else live).append(found)
+        return cls(tuple(live), tuple(retired), tuple(foreign))
 
     @property
     def current(self) -> str | None:

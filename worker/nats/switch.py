@@ -110,7 +110,7 @@ class Switch:
             page = await self._connection.ask(f"CONSUMER.LIST.{self.settings.nats_stream}", {"offset": len(infos)})
             infos += page.get("consumers") or []
             if not page.get("consumers") or len(infos) >= page.get("total", 0):
-                return Layout.of(infos)
+                return Layout.of(infos, self.settings.nats_durable)
 
     # What is done about it.
 
