@@ -107,9 +107,10 @@ def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker
     calls += put(queue, "slow", 300, "d")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    put(queue, "last", 1)
-    wait_until(lambda: f"{queue.name}.0.last.openfaas-fn" in consumers(queue), "the new mode to be in force")
-    queue.wait_empty()
+    wait_until(
+        lambda: put(queue, "last", 1) and f"{queue.name}.0.last.openfaas-fn" in consumers(queue),
+        "the new mode to be in force",
+    )
 
 
 def test_a_limit_is_learned(queue: Queue, functions: Functions, start: StartWorker) -> None:
