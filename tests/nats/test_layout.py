@@ -60,7 +60,7 @@ def test_what_others_made_is_left_alone() -> None:
 
 
 def test_a_retired_consumer_knows_what_it_was() -> None:
-    """Its filter matches nothing of the queue; mark, former filters, and what it was retired for, are in its metadata."""
+    """Its filter matches nothing of the queue; mark, former filters and what it was retired for are in its metadata."""
     info = retired(ECHO, static(1), 5)
     assert info["config"]["filter_subject"] == "RETIRED.q.w-echo"
     found = read(info)
