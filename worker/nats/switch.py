@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..config import Settings
-from ..ports import Unusable
+from ..ports import NotStored, Unusable
 from . import quirks, topology
 from .connection import ApiError, Connection
 from .layout import FUNCTION, RETIRED, Found, Layout, read, retirement, static
@@ -108,6 +108,8 @@ class Switch:
         infos: list[dict[str, Any]] = []
         while True:
             page = await self._connection.ask(f"CONSUMER.LIST.{self.settings.nats_stream}", {"offset": len(infos)})
+            if missing := page.get("missing"):
+                raise NotStored(f"{len(missing)} consumers have no leader now")
             infos += page.get("consumers") or []
             if not page.get("consumers") or len(infos) >= page.get("total", 0):
                 return Layout.of(infos, self.settings.nats_durable)
