@@ -168,8 +168,8 @@ class Layout:
     @property
     def current(self) -> str | None:
         """The layout that the queue is in, or was last begun to be brought into; None where it is in none."""
-        if self.retired:
-            return max(self.retired, key=lambda each: (each.retired_at, each.name)).wanted
+        if begun := [each for each in self.retired if each.wanted]:
+            return max(begun, key=lambda each: (each.retired_at, each.name)).wanted
         shared = {each.layout for each in self.live if each.layout != FUNCTION}
         return max(shared) if shared else FUNCTION if self.live else None
 
