@@ -190,6 +190,37 @@ async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
             assert not [each for each in counts if counts[each] > 1]
 
 
+async def test_back_before_the_first_change_is_over(tmp_path: Path) -> None:
+    """Who wants the old mode while its consumer still keeps messages has to wait for these, and then has it."""
+
+    def give_back(hand: Hand, delivery: Delivery) -> None:
+        if delivery.count == 1 and len(hand.came) <= 2:
+            hand.queue.settle(delivery, Nak(8.0), before=inf)
+        else:
+            acknowledge(hand, delivery)
+
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        publish(server, 3)
+        async with at_work(server, STATIC, give_back) as first:
+            await until(lambda: len(first.came) >= 4, "some work to be done")
+            await first.stop()
+        async with at_work(server, FUNCTION) as second:
+            await until(lambda: "faas-workers-" in "".join(consumers(server)), "the other mode")
+            await second.stop()
+        async with at_work(server, STATIC) as third:
+            publish(server, 3)
+            await until(lambda: server.state()["messages"] == 0, "all to be over", 30)
+            await until(lambda: consumers(server).keys() == {"faas-workers"}, "the first mode")
+            publish(server, 1)
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
+            assert third.came[-1].flow == ""
+        came = [*first.came, *second.came, *third.came]
+        counts = Counter(each.id for each in came)
+        assert len(counts) == 28
+        assert {each.id for each in came if each.count > 1} == {each for each in counts if counts[each] > 1}
+
+
 async def test_several_change_it_at_once(tmp_path: Path) -> None:
     """Three workers that find the other mode change it together."""
     with NatsServer(tmp_path) as server:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from worker.config import Settings, load
 from worker.nats import topology
+from worker.nats.layout import static
 
 
 def _settings(**environment: str) -> Settings:
@@ -150,3 +152,68 @@ def test_dead_letters_collide_with_no_queue() -> None:
     assert config["name"] == "OF_q-dead-letters"
     assert config["subjects"] == ["DEAD-LETTERS.q.>"]
     assert config["max_age"] == 168 * 3600 * 10**9
+
+
+def test_a_function_s_consumer_is_made_as_the_shared_one_is() -> None:
+    """But for its name, its filter and its mode."""
+    settings = _settings(ack_wait="90s")
+    config = topology.flow_config(settings, "faas-request.0.echo.openfaas-fn")
+    assert config["name"] == config["durable_name"]
+    assert re.fullmatch("faas-workers-0-echo-openfaas-fn-[0-9a-f]{12}", config["name"])
+    different = ("name", "durable_name", "filter_subject", "metadata")
+    shared = topology.consumer_config(settings)
+    assert {key: config[key] for key in config if key not in different} == {
+        key: shared[key] for key in shared if key not in different
+    }
+    assert config["filter_subject"] == "faas-request.0.echo.openfaas-fn"
+    assert config["metadata"] == {"queue-worker.mode": "function"}
+    assert topology.consumer_faults(config, config) == ([], [])
+
+
+def test_a_function_s_consumer_with_another_filter_is_a_fault() -> None:
+    """It would hand out what others have, or leave out what is ours."""
+    config = topology.flow_config(_settings(), "faas-request.0.echo.ns")
+    for change in ({"filter_subject": "faas-request.0.other.ns"}, {"filter_subject": ""}):
+        faults, _ = topology.consumer_faults(config | change, config)
+        assert len(faults) == 1
+        assert "filter" in faults[0]
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "faas-request",
+        "faas-request.a b",
+        "faas-request.%",
+        "faas-request.\u00e9",
+        "faas-request." + 300 * "x",
+        "faas-request./",
+    ],
+    ids=lambda subject: subject[:20],
+)
+def test_names_of_consumers_are_what_jetstream_takes(subject: str) -> None:
+    """Letters, digits, dash and underscore, of a bounded length, and different for different subjects."""
+    settings = _settings(nats_durable="w" * 200)
+    name = topology.flow_consumer(settings, subject)
+    assert re.fullmatch("[A-Za-z0-9_-]{1,255}", name)
+    assert name != topology.flow_consumer(settings, subject + ".")
+
+
+def test_partitions_have_a_shared_consumer_each() -> None:
+    """Of what our producers publish there; the first has what is on the bare subject as well."""
+    settings = _settings(queue_partitions="3", filter_partition="1")
+    config = topology.consumer_config(settings, static(3))
+    assert config["name"] == "faas-workers-p1"
+    assert config["filter_subjects"] == ["faas-request.1.>"]
+    assert config["metadata"] == {"queue-worker.mode": "static", "queue-worker.partitions": "3"}
+    first = topology.consumer_config(_settings(queue_partitions="3"), static(3))
+    assert first["filter_subjects"] == ["faas-request", "faas-request.0.>"]
+    assert topology.shared_consumers(settings, static(3)) == ["faas-workers-p0", "faas-workers-p1", "faas-workers-p2"]
+
+
+def test_beside_others_the_shared_consumer_has_filters() -> None:
+    """The server takes none without; they cover the whole queue, and surprise nobody."""
+    beside = topology.consumer_config(_settings(), alone=False)
+    assert beside["filter_subjects"] == ["faas-request", "faas-request.>"]
+    assert topology.consumer_faults(beside, beside) == ([], [])
+    assert topology.consumer_faults(topology.consumer_config(_settings()), beside) == ([], [])

@@ -39,6 +39,10 @@ class ApiError(Exception):
         self.code, self.err_code = code, err_code
 
 
+class NobodyAnswers(NotStored):
+    """There is no such stream, no JetStream, or a server that does not know the question."""
+
+
 class ConnectionClosed(Exception):  # noqa: N818 -- it says what happened
     """The client has given up for good, on an error from which it does not recover. Only a new process helps."""
 
@@ -148,7 +152,7 @@ class Connection:
             )
             said = parse_answer(answer.data)
         except nats.errors.NoRespondersError:
-            raise NotStored(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
+            raise NobodyAnswers(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise NotStored(f"no answer on {subject}: {error or type(error).__name__}") from None
         except ValueError as error:

@@ -52,8 +52,6 @@ class Flows:
         self._connection, self._outbox, self._make, self._most = connection, outbox, make, most
         self._lost = lost
         self._arrivals = Arrivals()
-        self.tell: Callable[[Notice], None] = self._arrivals.put
-        """Have a notice received."""
         self._pullers: dict[str, Puller] = {}
         self._asks: dict[Puller, None] = {}
         """Those that may have something to ask for."""
@@ -113,9 +111,16 @@ class Flows:
         """How the queue is divided now: what retired consumers have is not for others to hand to us."""
         self._arrivals.retiring = layout if layout.retired else None
 
-    def names(self) -> list[str]:
-        """All flows."""
-        return [*self._pullers]
+    def tell(self, notice: Notice) -> None:
+        """Have a notice received."""
+        if not self.stopped:
+            self._arrivals.put(notice)
+
+    async def end(self) -> None:
+        """Nothing more is to be done."""
+        for task in [*self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def find(self, flow: str) -> Puller | None:
         """A flow, if there is one of that name."""
@@ -159,7 +164,8 @@ class Flows:
 
     async def begin_anew(self) -> None:
         """Ask, over a new connection: into new inboxes, so that nothing asked for before is answered now."""
-        await self._arrivals.close_left(inf)
+        if not self._begun:
+            await self._arrivals.close_left(inf)
         self._begun = True
         for puller in self._pullers.values():
             if puller.wanted and puller.bound:

@@ -39,6 +39,8 @@ _SHARE = 4
 """A look may take one in so many seconds, however much the stream holds."""
 _MAKERS = 8
 """Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
+_CALM = 0.25
+"""Seconds before a flow that was lost is looked for: an election may have taken its consumer, for some seconds."""
 _GRACE = 10.0
 """Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
 _AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
@@ -66,8 +68,12 @@ class Ear:
         """Listen, unless it does."""
         if self._left <= 0:
             self._left = HEARD
-            self._subscription = await quirks.listen(self._connection.client, self._subject, self._on_message)
-            await self._subscription.unsubscribe(HEARD)
+            try:
+                self._subscription = await quirks.listen(self._connection.client, self._subject, self._on_message)
+                await self._subscription.unsubscribe(HEARD)
+            except (nats.errors.Error, OSError):
+                self._left = 0
+                raise
 
     async def end(self) -> None:
         """Hear nothing more."""
@@ -155,7 +161,7 @@ class Functions:
         self._empty.pop(flow, None)
         if self._told.pop(flow, None) is not None or self._flows.find(flow):
             self._flows.close(flow)
-            self.look_soon()
+            asyncio.get_running_loop().call_later(_CALM, self.look_soon)
 
     def stored(self, subject: str) -> int:
         """How many messages a subject has, as far as we know. What is not ours to know counts as one."""
@@ -259,7 +265,7 @@ class Functions:
             return _LATER if self.crowded else _AGAIN
         self.crowded = False
         if puller := self._flows.find(flow):
-            self._flows.ack_wait = topology.ack_wait_of(info)
+            self._flows.ack_wait = min(self._flows.ack_wait, topology.ack_wait_of(info))
             self._flows.tell(Waiting(flow, info["num_pending"]))
             puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
         return 0.0

@@ -17,8 +17,9 @@ from .layout import FUNCTION, Layout, read
 from .switch import Switch
 
 _AT_ONCE = 8
-_AT_A_TIME = 64
-"""Consumers that are taken away in one go, at most: everything else waits meanwhile."""
+"""Consumers that are taken away at the same time."""
+_AT_A_TIME = 500
+"""The same, in one go: looking after the rest waits meanwhile."""
 
 
 class Janitor:

@@ -152,21 +152,27 @@ class Layout:
 
     live: tuple[Found, ...] = ()
     retired: tuple[Found, ...] = ()
+    foreign: tuple[Found, ...] = ()
+    """What others made for purposes of their own: it is left alone."""
 
     @classmethod
-    def of(cls, infos: Iterable[Mapping[str, Any]]) -> Layout:
-        """From the entries of ``CONSUMER.LIST``."""
-        found = [read(info) for info in infos]
-        return cls(
-            tuple(each for each in found if each.layout != RETIRED),
-            tuple(each for each in found if each.layout == RETIRED),
-        )
+    def of(cls, infos: Iterable[Mapping[str, Any]], durable: str) -> Layout:
+        """From the entries of ``CONSUMER.LIST``.
+
+        Ours are those that say so, and what is named as the settings have it: OpenFaaS's own worker made that.
+        """
+        live, retired, foreign = list[Found](), list[Found](), list[Found]()
+        for info in infos:
+            found = read(info)
+            ours = MODE in (info["config"].get("metadata") or {}) or found.name == durable
+            (foreign if not ours else retired if found.layout == RETIRED else live).append(found)
+        return cls(tuple(live), tuple(retired), tuple(foreign))
 
     @property
     def current(self) -> str | None:
         """The layout that the queue is in, or was last begun to be brought into; None where it is in none."""
-        if self.retired:
-            return max(self.retired, key=lambda each: (each.retired_at, each.name)).wanted
+        if begun := [each for each in self.retired if each.wanted]:
+            return max(begun, key=lambda each: (each.retired_at, each.name)).wanted
         shared = {each.layout for each in self.live if each.layout != FUNCTION}
         return max(shared) if shared else FUNCTION if self.live else None
 

@@ -115,6 +115,7 @@ class NatsQueue:
 
     async def close(self) -> None:
         """Close the connection."""
+        await self._serving.flows.end()
         await self._connection.close()
 
     async def _open(self) -> Consumer:

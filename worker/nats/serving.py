@@ -115,16 +115,17 @@ class Serving:
 
     async def check(self) -> float:
         """Follow what others did, and go on with what is not finished. When to do that again (s from now)."""
-        began = trio.current_time()
+        began, took = trio.current_time(), 0.0
         try:
             if not self.flows.stopped:
                 await self._bring_about(again=True)
+                took = trio.current_time() - began
                 await self._janitor.tidy(trio.current_time())
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
         except (ApiError, NotStored) as error:
             self._connection.complain("looking at the consumers", error)
-        return max(_CHECK, _SHARE * (trio.current_time() - began))
+        return max(_CHECK, _SHARE * took)
 
     async def look_again(self) -> None:
         """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
@@ -185,7 +186,7 @@ class Serving:
                 self.flows.close(_SHARED)
 
     async def _share(self, aim: str, layout: Layout, *, again: bool) -> None:
-        names = {each.name: each for each in (*layout.live, *layout.retired)}
+        names = {each.name: each for each in (*layout.live, *layout.retired, *layout.foreign)}
         name = topology.consumer_config(self._settings, aim)["name"]
         alone = not names.keys() - {name}
         if aim == static(1) and alone and name in names and self._is_filtered(names[name]):

@@ -18,9 +18,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..config import Settings
-from ..ports import Unusable
+from ..ports import NotStored, Unusable
 from . import quirks, topology
-from .connection import ApiError, Connection
+from .connection import ApiError, Connection, NobodyAnswers
 from .layout import FUNCTION, RETIRED, Found, Layout, read, retirement, static
 
 PAUSE = 10.0
@@ -108,9 +108,11 @@ class Switch:
         infos: list[dict[str, Any]] = []
         while True:
             page = await self._connection.ask(f"CONSUMER.LIST.{self.settings.nats_stream}", {"offset": len(infos)})
+            if missing := page.get("missing"):
+                raise NotStored(f"{len(missing)} consumers have no leader now")
             infos += page.get("consumers") or []
             if not page.get("consumers") or len(infos) >= page.get("total", 0):
-                return Layout.of(infos)
+                return Layout.of(infos, self.settings.nats_durable)
 
     # What is done about it.
 
@@ -141,11 +143,14 @@ class Switch:
         await self.resume(name)
 
     async def pause(self, name: str, seconds: float = PAUSE) -> bool:
-        """Have a consumer hand out nothing for a while. False: the server cannot do that."""
+        """Have a consumer hand out nothing for a while. False: the server, before 2.11, cannot do that."""
         info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         until = _time(info["ts"]) + timedelta(seconds=seconds)
         body = {"pause_until": until.isoformat().replace("+00:00", "Z")}
-        answer = await self._connection.ask(f"CONSUMER.PAUSE.{self.settings.nats_stream}.{name}", body)
+        try:
+            answer = await self._connection.ask(f"CONSUMER.PAUSE.{self.settings.nats_stream}.{name}", body)
+        except NobodyAnswers:
+            return False
         return bool(answer.get("paused"))
 
     async def resume(self, name: str) -> None:

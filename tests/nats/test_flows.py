@@ -11,6 +11,7 @@ from tests.chaos.proxy import Way
 from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
 from worker.config import load
+from worker.events import BrokerTrouble
 from worker.model import Ack, Delivery, Gone, Notice, Published, Returned, Stored, Waiting
 from worker.nats.functions import HEARD
 from worker.nats.queue import open_queue
@@ -231,3 +232,26 @@ async def test_more_functions_than_there_may_be_consumers(tmp_path: Path) -> Non
             await until(lambda: server.state()["messages"] == 0, "all to be done", 40)
             assert len(hand.came) == 6
             assert server.api("STREAM.INFO.faas-request")["config"]["max_consumers"] == 3
+
+
+PERMISSIONS = """authorization { users: [
+    { user: admin, password: admin }
+    { user: worker, password: worker, permissions: {
+        publish: ["$JS.API.>", "$JS.ACK.>", "_INBOX.>"], subscribe: ["_INBOX.>"]
+    } }
+] }"""
+
+
+async def test_without_permission_to_listen(tmp_path: Path) -> None:
+    """Where the queue's subjects may not be subscribed to, functions are found by looking every two seconds."""
+    with NatsServer(tmp_path, config=PERMISSIONS, connect={"user": "admin", "pass": "admin"}) as server:
+        server.make_stream()
+        user = {"nats_user": "worker", "nats_password": "worker"}
+        async with at_work(server, SETTINGS | user) as hand:
+            await until(lambda: hand.queue.ready, "the first look")
+            for number in range(3):
+                server.publish(f"faas-request.0.f{number}.ns", b"")
+                await until(lambda: server.state()["messages"] == 0, "it to be done")
+            assert len(hand.came) == 3
+            troubles = [event.error for event in hand.events if isinstance(event, BrokerTrouble)]
+            assert any("permissions" in error for error in troubles), troubles
