@@ -11,7 +11,7 @@ from .policy.backoff import Backoff
 from .policy.ledger import Ledger
 from .policy.retry import Retry
 from .policy.shares import Flow
-from .ports import Callbacks, Emit, Functions, Queue
+from .ports import Callbacks, Emit, Functions, Queue, Quotas
 from .retries import Retries
 
 
@@ -41,6 +41,7 @@ class Bench:
     """One for the whole worker, shared by all its jobs."""
 
     queue: Queue
+    quotas: Quotas
     functions: Functions
     callbacks: Callbacks
     emit: Emit

@@ -15,12 +15,17 @@ import trio
 from .bench import Bench
 from .events import Redelivered, Settled
 from .hold import Hold
-from .model import Abandon, Delivery, Gone, Nak, Notice, Paused, Published, Returned, Stored, Waiting
+from .limits import Limits
+from .model import Abandon, Delivery, Gone, Limited, Nak, Notice, Paused, Published, Returned, Stored, Waiting
 from .policy.ledger import Early, Finished, Fresh, Running
+from .policy.quota import is_flow
 from .policy.shares import Flow, Shares
 from .ports import Consumer
 from .process import Job
 from .settle import settle
+
+NO_TOKEN = 0.1
+"""Seconds until a message comes again that came when there was no token for it."""
 
 
 class Intake:
@@ -31,7 +36,9 @@ class Intake:
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._shares = Shares(bench.rules.slots, bench.rules.flow)
+        self._shares = Shares(bench.rules.slots, self._made)
+        self._limits = Limits(bench.queue, bench.quotas, bench.leases, self._shares, self._decide)
+        self._new: list[Flow] = []
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
         self._resting = trio.lowlevel.ParkingLot()
@@ -58,18 +65,34 @@ class Intake:
             self._open = False
             self._take_all(await self._consumer.stop())
             self._decide()
+            self._limits.give_all()
         self._resting.unpark_all()
 
     def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
         newest = {each.id: each for each in arrived if isinstance(each, Delivery)}
         for each in arrived:
-            if isinstance(each, Delivery):
-                self._take(each, newest=newest[each.id] is each)
-            else:
+            if not isinstance(each, Delivery):
                 self._heed(each)
+            elif is_flow(each.flow):
+                self._limits.take(each)
+            else:
+                self._take(each, newest=newest[each.id] is each)
+
+    def _made(self, name: str) -> Flow:
+        flow = self._bench.rules.flow(name)
+        if flow.function:
+            self._new.append(flow)
+        return flow
 
     def _heed(self, notice: Notice) -> None:
         match notice:
+            case Limited(function, quota):
+                self._limits.heed(function, quota)
+            case Paused(functions):
+                self._shares.pause(functions)
+            case _ if is_flow(notice.flow):
+                if isinstance(notice, Returned):
+                    self._limits.returned(notice.flow, notice.count)
             case Stored(flow, messages):
                 self._shares.stored(flow, messages)
             case Waiting(flow, messages):
@@ -80,8 +103,6 @@ class Intake:
                 self._shares.returned(flow, count, trio.current_time())
             case Gone(flow):
                 self._shares.gone(flow)
-            case Paused(functions):
-                self._shares.pause(functions)
 
     def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
         # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
@@ -94,8 +115,14 @@ class Intake:
                 # connection. And what lay here for long, because this process did not run, others may have by now.
                 ours = now < bench.leases.lost_at(lease)
                 if self._open and ours and self._shares.free_for(delivery.flow):
-                    flow = self._shares.came(delivery.flow, delivery.behind, now)
-                    self._start(Job(lease, attempt, wait, Hold(flow, self._learned), bench))
+                    if self._limits.may_start(self._shares.of(delivery.flow)):
+                        flow = self._shares.came(delivery.flow, delivery.behind, now)
+                        hold = Hold(flow, self._learned, self._limits.start(flow))
+                        self._start(Job(lease, attempt, wait, hold, bench))
+                        return
+                    # Its token was lost, or has grown too old, while it was on its way.
+                    settle(bench, lease, attempt, Nak(NO_TOKEN), attempted=False)
+                    self._shares.came_in_vain(delivery.flow, delivery.behind, now)
                     return
                 settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
             case Running():
@@ -139,9 +166,11 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        self._shares.ended(job.hold.flow, now - job.lease.delivery.arrived, final=job.final)
+        flow = job.hold.flow
+        self._limits.ended(flow, job.hold.token)
+        self._shares.ended(flow, now - job.lease.delivery.arrived, final=job.final)
         if job.again is not None:
-            self._shares.given_back(job.hold.flow, now + job.again)
+            self._shares.given_back(flow, now + job.again)
         self._decide(now)
 
     def _learned(self, flow: Flow) -> None:
@@ -152,9 +181,13 @@ class Intake:
         """Give the credit to whom it belongs now."""
         if not self._consumer:
             return
+        while self._new:
+            self._limits.know(self._new.pop())
         decision = self._shares.decide(trio.current_time() if now is None else now)
         for flow, more in decision.wants.items():
             self._consumer.want(more, flow.name)
         for flow in decision.recalls:
             self._consumer.recall(flow.name)
         self._wait.deadline = decision.again
+        if self._open:
+            self._limits.balance(self._consumer)

@@ -42,6 +42,10 @@ class Lease:
         if self.lost:
             scope.cancel()
 
+    def unguard(self) -> None:
+        """What it guarded is over."""
+        self._scope = None
+
     def lose(self) -> None:
         """Someone else may have the message."""
         self.lost = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .heartbeat import Lease
 from .policy.shares import Flow
 
 
@@ -13,12 +14,13 @@ class Hold:
     Args:
         flow: whose slot it is.
         learned: called when the flow's limit may have become another.
+        token: what it must not outlive.
     """
 
-    __slots__ = ("_learned", "_running", "flow")
+    __slots__ = ("_learned", "_running", "flow", "token")
 
-    def __init__(self, flow: Flow, learned: Callable[[Flow], None]) -> None:
-        self.flow = flow
+    def __init__(self, flow: Flow, learned: Callable[[Flow], None], token: Lease | None = None) -> None:
+        self.flow, self.token = flow, token
         self._learned = learned
         self._running = False
 

@@ -98,6 +98,8 @@ class Job:
         """
         self.bench.drain.work.hold(scope)
         self.lease.guard(scope)
+        if token := self.hold.token:
+            token.guard(scope)
         try:
             decided = await self.caught(self.attempt_it())
             outcome, verdict = self.decide(decided) if isinstance(decided, Crashed) else decided
@@ -247,9 +249,12 @@ class Job:
         if complaint:
             self.bench.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
         self.retry, ignored = annotated(self.retry, invocation.annotations)
-        if self.hold.flow.function and invocation.annotations:
-            quota, unusable = quota_of(invocation.annotations)
-            self.hold.flow.weight = quota.weight
-            ignored += unusable
+        if flow := self.hold.flow.function:
+            quotas, annotations = self.bench.quotas, invocation.annotations
+            if annotations or quotas.of(flow):
+                quota, unusable = quota_of(annotations)
+                self.hold.flow.weight = quota.weight
+                quotas.said(flow, quota, self.lease.delivery.id[1])
+                ignored += unusable
         for each in ignored:
             self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))

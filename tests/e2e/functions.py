@@ -151,6 +151,8 @@ class Functions:
         """Requests that came and are not answered yet."""
         self.most = 0
         """The most that ever ran at once."""
+        self.peaks: Counter[str] = Counter()
+        """The same, by name."""
         self.faults: list[str] = []
         """What no HTTP client may do."""
         self.instead: Reply | None = None
@@ -265,6 +267,7 @@ class Functions:
         self.running += 1
         self._running[request.name] += 1
         self.most = max(self.most, self.running)
+        self.peaks[request.name] = max(self.peaks[request.name], self._running[request.name])
         if reply.after or reply.held:
             await self._wait(stream, request, reply, script.released)
         # Before the answer is sent: its receiver may begin the next request before we run again.

@@ -20,12 +20,14 @@ from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.ledger import Ledger
 from worker.policy.retry import Retry
+from worker.ports import Quotas
 from worker.retries import Retries
 from worker.run import run
 
 from .functions import Answer, Outside, Reach, Reply
 from .link import Link
 from .queue import FakeQueue
+from .quotas import Unlimited
 from .server import EPOCH, STREAM, Message, Server
 from .standstill import Process
 
@@ -96,6 +98,7 @@ class Hired:
         reach = Reach(world.outside, name)
         self.bench = Bench(
             queue=self.queue,
+            quotas=world.quotas,
             functions=reach,
             callbacks=reach,
             emit=self._emit,
@@ -217,6 +220,7 @@ class World:
         self.clock = clock
         self.server = Server(ack_wait, by_function=by_function)
         self.outside = Outside()
+        self.quotas: Quotas = Unlimited()
         self.latency = latency
         self.workers: list[Hired] = []
         self.violations: list[str] = []

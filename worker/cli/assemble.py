@@ -146,6 +146,7 @@ def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbac
     )
     return Bench(
         queue=queue,
+        quotas=queue.quotas,
         functions=functions,
         callbacks=callbacks,
         emit=emit,

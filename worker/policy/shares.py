@@ -34,6 +34,8 @@ LONGEST_QUIET = 1.0
 wait for their next attempt, and when that is due is known to the server only."""
 MOST_RETURNS = 10_000
 """Messages between two attempts of which it is known when they are due. Of more, it is guessed."""
+AGE = 1.0
+"""Seconds between two looks at a flow that starts by tokens, which grow old."""
 RESERVE = 8
 """With more than one flow, one in so many slots is never lent."""
 
@@ -70,6 +72,7 @@ class Flow:
         "hungry",
         "learned",
         "least",
+        "limited",
         "name",
         "open",
         "paused",
@@ -93,6 +96,8 @@ class Flow:
         self.cap: float = inf
         """Most slots that it may hold, whatever is learned."""
         self.paused = False
+        self.limited = False
+        """Whether it starts by tokens, for as many as its cap says."""
         self.open = False
         """Whether the queue has it."""
         self.running = 0
@@ -120,9 +125,14 @@ class Flow:
     @property
     def limit(self) -> float:
         """Most slots that it may hold."""
+        return min(self.cap, self.own_limit)
+
+    @property
+    def own_limit(self) -> float:
+        """The same, but for tokens."""
         if self.paused:
             return 0
-        return self.cap if self.learned is None else min(self.cap, self.learned.limit)
+        return inf if self.learned is None else self.learned.limit
 
     @property
     def held(self) -> int:
@@ -131,10 +141,14 @@ class Flow:
 
     def hunger(self, now: float) -> float:
         """How many more slots it could use at once, as far as is known."""
+        return min(self.appetite(now), self.limit - self.held) if self.open and not self.recalled else 0
+
+    def appetite(self, now: float) -> float:
+        """How many more there may be for it."""
         more = self.waiting - self.asked
         if more < 1 and not self.asked and self.stored > self.running and now >= self.quiet_until:
-            more = 1
-        return min(more, self.limit - self.held) if self.open and not self.recalled else 0
+            return 1
+        return more
 
     def idle(self, now: float) -> float:
         """How many of the asked nobody will miss."""
@@ -185,8 +199,15 @@ class Shares:
         self._numbers = count(1)
         self._returns: list[tuple[float, int, Flow]] = []
         """When messages that were given back will wait again."""
+        self._limited: dict[Flow, None] = {}
+        """Limited ones that were looked at."""
         self._owed: list[Flow] = []
         """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
+
+    @property
+    def flows(self) -> Collection[Flow]:
+        """All that are known."""
+        return self._flows.values()
 
     def of(self, name: str) -> Flow:
         """A flow's books."""
@@ -312,6 +333,21 @@ class Shares:
             self._asking.pop(flow, None)
         self._changed[flow] = None
 
+    def take_limited(self) -> list[Flow]:
+        """The flows that start by tokens, and of which something has changed since this was asked last."""
+        if not self._limited:
+            return []
+        taken, self._limited = list(self._limited), {}
+        return taken
+
+    def wish(self, flow: Flow) -> int:
+        """How many more of a flow could run soon, if there were tokens: what is free, or becomes its part."""
+        if not flow.open:
+            return 0
+        part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
+        soon = max(self.free, part - flow.held, 1 - flow.held)
+        return int(max(0, min(flow.asked + min(flow.appetite(inf), soon), flow.own_limit - flow.running)))
+
     # What follows from it.
 
     def decide(self, now: float) -> Decision:
@@ -378,6 +414,10 @@ class Shares:
         wake = inf if flow.asked or flow.stored <= flow.running or flow.quiet_until <= now else flow.quiet_until
         if flow.learned and flow in self._active:
             wake = min(wake, flow.learned.due)
+        if flow.limited:
+            self._limited[flow] = None
+            if flow in self._active:
+                wake = min(wake, now + AGE)
         if wake != flow.wake:
             flow.wake = wake
             if wake < inf:

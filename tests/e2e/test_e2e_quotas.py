@@ -1,0 +1,66 @@
+"""Caps and rates of single functions, over several real workers."""
+
+from __future__ import annotations
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.servers import wait_until
+
+CAP, RATE = "com.openfaas.queue.max_inflight", "com.openfaas.queue.rate"
+
+
+def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) -> list[str]:
+    """Store messages of a function that has annotations; their call ids."""
+    calls = [f"{function}-{number}" for number in range(count)]
+    subject = f"{queue.name}.0.{function}.openfaas-fn"
+    queue.nats.publish_many((subject, message(function, call, Annotations=annotations), {}) for call in calls)
+    return calls
+
+
+def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
+    """One message, so that all workers know what the function may have."""
+    put(queue, function, 1, annotations)
+    wait_until(
+        lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the workers to agree on what is said"
+    )
+    queue.wait_empty()
+
+
+def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Of a function with a cap of 5, three workers never run more than 5 at once, and nothing is lost."""
+    for _ in range(3):
+        start(scaling_mode="function", max_inflight=10, ack_wait="5s")
+    annotations = {CAP: "5"}
+    agree(queue, "capped", annotations)
+    functions.answer("capped", Reply(after=0.05))
+    calls = put(queue, "capped", 200, annotations)
+    queue.wait_empty()
+    assert functions.calls() == dict.fromkeys(calls, 1) | {"capped-0": 2}
+    assert functions.peaks["capped"] == 5
+
+
+def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Of a function with a rate of 20/s, no second has more than 20 starts, over three workers."""
+    for _ in range(3):
+        start(scaling_mode="function", max_inflight=10)
+    annotations = {RATE: "20/s"}
+    agree(queue, "paced", annotations)
+    put(queue, "paced", 80, annotations)
+    queue.wait_empty()
+    began = sorted(request.began for request in functions.to("paced"))[1:]
+    # What counts is when it was sent, and a request is read a little later, not always as much.
+    assert all(later - one > 0.9 for one, later in zip(began, began[20:], strict=False))
+    assert began[-1] - began[0] < PATIENCE
+
+
+def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A killed worker's share of a cap is missing for an ack wait, and never given twice."""
+    workers = [start(scaling_mode="function", max_inflight=10, ack_wait="3s") for _ in range(2)]
+    annotations = {CAP: "4"}
+    agree(queue, "capped", annotations)
+    functions.answer("capped", Reply(after=0.1))
+    put(queue, "capped", 150, annotations)
+    wait_until(lambda: len(functions.requests) > 30, "some to be done")
+    workers[0].kill()
+    queue.wait_empty()
+    assert functions.peaks["capped"] <= 4 + 4  # what the killed one had sent may still run at the function

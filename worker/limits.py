@@ -1,0 +1,97 @@
+"""Caps and rates in this worker: the flows of limited functions, and the tokens that they start by.
+
+A limited flow may hold as many slots as run already, and as many more as there are tokens for. Tokens are wanted for
+what the flow could start without them, but for no more than its fair part of the slots while these are taken: what
+lies here unused, nobody else can have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .heartbeat import Lease, Leases
+from .model import Delivery, Quota
+from .policy.quota import limited
+from .policy.shares import Flow, Shares
+from .ports import Consumer, Queue, Quotas
+from .wallet import Wallet
+
+
+class Limits:
+    """All of them.
+
+    Args:
+        queue: keeps the tokens.
+        quotas: knows who is limited.
+        leases: keeps those of caps.
+        shares: gives slots to flows.
+        decide: called when there may be more room for some.
+    """
+
+    def __init__(
+        self, queue: Queue, quotas: Quotas, leases: Leases, shares: Shares, decide: Callable[[], None]
+    ) -> None:
+        self._quotas, self._shares, self._decide = quotas, shares, decide
+        self._wallet = Wallet(queue, quotas, leases, self._on_change)
+        self._flows: dict[str, set[Flow]] = {}
+        """By function, those of limited ones and of those that were."""
+
+    def know(self, flow: Flow) -> None:
+        """A flow is new here."""
+        if flow.function and (quota := self._quotas.of(flow.function)):
+            self.heed(flow.function, quota)
+
+    def heed(self, function: str, quota: Quota) -> None:
+        """All workers have agreed on what a function may have."""
+        flows = {flow for flow in self._shares.flows if flow.function == function}
+        self._flows[function] = flows
+        for flow in flows:
+            flow.limited = limited(quota)
+        self._wallet.limited(function, quota)
+
+    def take(self, token: Delivery) -> None:
+        """A token came."""
+        self._wallet.take(token)
+
+    def returned(self, flow: str, count: int) -> None:
+        """Tokens that were wanted will not come."""
+        self._wallet.returned(flow, count)
+
+    def may_start(self, flow: Flow) -> bool:
+        """Whether there is a token for one more."""
+        return not flow.limited or self._wallet.room(flow.function) >= 1
+
+    def start(self, flow: Flow) -> Lease | None:
+        """One starts. What it must not outlive, until :meth:`ended`."""
+        return self._wallet.start(flow.function) if flow.limited else None
+
+    def ended(self, flow: Flow, token: Lease | None) -> None:
+        """It is over."""
+        if token:
+            token.unguard()
+            self._wallet.ended(flow.function, token)
+        if flow.limited:
+            self._give_room(flow)
+
+    def balance(self, consumer: Consumer) -> None:
+        """Want the tokens that are lacking, and give back those that are not needed."""
+        for flow in self._shares.take_limited():
+            if flow.function in self._flows:
+                wish = sum(map(self._shares.wish, self._flows[flow.function]))
+                self._wallet.balance(flow.function, wish, consumer)
+                self._give_room(flow)
+
+    def give_all(self) -> None:
+        """Nothing more is started here."""
+        self._wallet.give_all()
+
+    def _on_change(self, function: str) -> None:
+        for flow in self._flows.get(function, ()):
+            self._give_room(flow)
+        self._decide()
+
+    def _give_room(self, flow: Flow) -> None:
+        cap = flow.running + self._wallet.room(flow.function)
+        if cap != flow.cap:
+            flow.cap = cap
+            self._shares.changed(flow)
