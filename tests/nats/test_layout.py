@@ -87,17 +87,18 @@ def test_the_rest_of_its_configuration_stays() -> None:
 def test_what_it_has_handed_out_is_held() -> None:
     """Up to its mark, of what it covered: nobody else is to run that."""
     layout = Layout.of([retired(ECHO, static(1), 5)], DURABLE)
-    assert layout.held("q.0.echo.ns", 7)
-    assert not layout.held("q.0.echo.ns", 8)
-    assert not layout.held("q.0.other.ns", 7)
+    assert layout.held("q.0.echo.ns", 7, by="w")
+    assert not layout.held("q.0.echo.ns", 8, by="w")
+    assert not layout.held("q.0.other.ns", 7, by="w")
+    assert not layout.held("q.0.echo.ns", 7, by="w-echo")
 
 
 def test_what_an_older_one_holds_is_not_a_younger_one_s() -> None:
     """What two have handed out is the business of the first."""
     layout = Layout.of([retired(ECHO, static(1), 5), retired(SHARED, FUNCTION, 9)], DURABLE)
-    assert layout.held("q.0.echo.ns", 7, before=9)
-    assert not layout.held("q.0.echo.ns", 7, before=5)
-    assert not layout.held("q.0.echo.ns", 8, before=9)
+    assert layout.held("q.0.echo.ns", 7, by="w")
+    assert not layout.held("q.0.echo.ns", 8, by="w")
+    assert not layout.held("q.0.echo.ns", 7, by="w-echo")
 
 
 def test_over_is_what_keeps_nothing() -> None:

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.nats.wire import Status, is_stored, parse_ack_subject, parse_answer, parse_status
+from worker.nats.wire import Status, consumer_of, is_stored, parse_ack_subject, parse_answer, parse_status
 
 
 def test_a_delivery_of_nine_tokens() -> None:
     """What nats-server 2.15 sends."""
     subject = "$JS.ACK.faas-request.faas-workers.3.17.21.1700000000000000001.5"
     assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
+    assert consumer_of(subject) == "faas-workers"
 
 
 @pytest.mark.parametrize("more", ["", ".token", ".more.tokens"])
@@ -23,6 +24,7 @@ def test_a_delivery_with_domain_and_account(more: str) -> None:
     """Eleven tokens or more, as ADR-15 has it: domain and account come before the stream."""
     subject = f"$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.3.17.21.1700000000000000001.5{more}"
     assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
+    assert consumer_of(subject) == "faas-workers"
 
 
 @pytest.mark.parametrize(

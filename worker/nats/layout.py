@@ -176,8 +176,9 @@ class Layout:
         shared = {each.layout for each in self.live if each.layout != FUNCTION}
         return max(shared) if shared else FUNCTION if self.live else None
 
-    def held(self, subject: str, sequence: int, before: float = inf) -> bool:
-        """Whether a message is the business of a consumer that was retired before then (ns since the epoch)."""
+    def held(self, subject: str, sequence: int, by: str) -> bool:
+        """Whether a message, handed out *by* one consumer, is the business of another one, that was retired before."""
+        before = next((each.retired_at for each in self.retired if each.name == by), inf)
         return any(
             sequence <= each.mark and each.retired_at < before and each.was_for(subject) for each in self.retired
         )

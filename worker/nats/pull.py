@@ -25,7 +25,7 @@ from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, Lane
 from .layout import Layout
 from .outbox import Outbox
-from .wire import parse_ack_subject, parse_status
+from .wire import consumer_of, parse_ack_subject, parse_status
 
 _CALM = 0.25
 """Seconds without a new request after one that the server turned down."""
@@ -104,7 +104,6 @@ class Puller:
         "flow",
         "making",
         "recalled",
-        "retired_at",
     )
 
     def __init__(
@@ -131,8 +130,6 @@ class Puller:
         """Somebody sees to its consumer."""
         self.recalled = False
         """What is wanted is on its way back, so nothing is asked for."""
-        self.retired_at = inf
-        """When its consumer was retired (ns since the epoch), if it was."""
 
     @property
     def bound(self) -> bool:
@@ -257,7 +254,7 @@ class Puller:
         if (
             retiring is not None
             and not is_flow(self.flow)
-            and retiring.held(message.subject, identity[0], self.retired_at)
+            and retiring.held(message.subject, identity[0], consumer_of(message.reply))
         ):
             self._outbox.put_off(message.reply, _PUT_OFF)
             self.want(1)

@@ -163,9 +163,7 @@ class Serving:
         for each in layout.retired:
             flow = retired_flow(each.name)
             if each.name not in self._kept:
-                puller = self.flows.open(flow)
-                puller.retired_at = each.retired_at
-                puller.bind(self._pull_from(each.name))
+                self.flows.open(flow).bind(self._pull_from(each.name))
             if self._kept.get(each.name) != each.kept or not self.flows.open(flow).outstanding:
                 self.flows.tell(Stored(flow, each.kept))
             self._kept[each.name] = each.kept

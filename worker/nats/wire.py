@@ -34,6 +34,12 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int, int]:
     return (sequence, stored), count, behind
 
 
+def consumer_of(subject: str) -> str:
+    """The consumer that handed out a delivery, from its reply subject, which :func:`parse_ack_subject` can read."""
+    tokens = subject.split(".")
+    return tokens[3] if len(tokens) == 9 else tokens[5]
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """A status message, which ends or accompanies a pull request."""
