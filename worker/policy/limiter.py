@@ -52,11 +52,12 @@ CUT = 0.1
 SOFT = 3
 UNTIMED = 200
 BEYOND = 5
-ADOPT = 1.25
-DRIFT = 16
+CURED = 0.8
+DRIFT = 32
+FALL = 16
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
-FIRST_SAMPLES = 5
+FIRST_SAMPLES = 10
 SAMPLES = 20
 """Latencies in a comparison, at least: their mean is then good to an eighth where they vary by half."""
 SLOW, SLOWER = 1.5, 2.0
@@ -95,6 +96,8 @@ class Limiter:
         self._usual = 0.0  # latency
         self._slow = False
         self._most_timed = UNTIMED
+        self._ill = 0.0  # latency when it was last found slower
+        self._since = -inf  # latencies of what began earlier tell of another limit
         self._recent: list[float] = []
 
     def started(self, now: float) -> None:
@@ -136,7 +139,7 @@ class Limiter:
         elif status is not None:
             if began >= self._refused_at:
                 self._was_alone()
-            if began >= self._turned:  # those before tell of another limit
+            if began >= self._since:
                 self._timed(now - began, now)
             if began >= self._filled:
                 self._taken(now)
@@ -242,9 +245,15 @@ class Limiter:
             return
         self._recent.clear()
         self._most_timed = 2 * self.limit + BEYOND
-        if mean > SLOWER * self._usual:
-            if self._flying * 2 >= self.limit:
-                self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
-            self._usual *= ADOPT
-        else:
-            self._usual += (mean - self._usual) / (8 if mean < self._usual else DRIFT)
+        if mean <= SLOWER * self._usual:
+            self._ill = 0.0
+            self._usual += (mean - self._usual) / (FALL if mean < self._usual else DRIFT)
+            return
+        self._since = now
+        if self._ill and mean > CURED * self._ill:  # also with fewer in flight: it is not the load
+            self._usual, self._ill = mean, 0.0
+        elif not self._ill:
+            self._ill = inf  # measured while it climbed: again, at one limit
+        elif self._flying * 2 >= self.limit:
+            self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+            self._ill = mean
