@@ -147,9 +147,15 @@ ROBUST = [
     *(_zero(each) for each in (5.0, 30.0, 120.0, 600.0)),
     *(_workers(number, *each) for number in (2, 4) for each in ((0.02, 200_000), (0.2, 40_000), (2.0, 4_000))),
     *(_errors(seconds, part) for part in (0.01, 0.05) for seconds in (0.2, 2.0)),
-    Run("hangs", "capacity 20, 2.0 s, 1 % hang for 60 s", _one(3_000, lambda _: Function("f", noisy(2.0), 20, hangs=0.01))),
+    Run(
+        "hangs",
+        "capacity 20, 2.0 s, 1 % hang for 60 s",
+        _one(3_000, lambda _: Function("f", noisy(2.0), 20, hangs=0.01)),
+    ),
     *(_cores(*each) for each in ((0.1, 4), (0.1, 20), (1.0, 4), (1.0, 20))),
     *(_ready_after(each) for each in (0.5, 5.0, 10.0)),
-    Run("scattered", "the published run, each request to a replica at random", _one(1_500, _scattered), 15, greedy=True),
+    Run(
+        "scattered", "the published run, each request to a replica at random", _one(1_500, _scattered), 15, greedy=True
+    ),
 ]
 """What else may be met."""
