@@ -49,9 +49,15 @@ def simulate(run: Run, who: str, seed: int) -> tuple[Simulation, Result]:
     """One run by one of them."""
     functions, messages = run.make(seed)
     make, jitter = WHO[who]
-    backoff = Backoff(jitter=jitter)
-    how = {"workers": run.workers, "slots": run.slots, "seed": seed}
-    simulation = Simulation(functions, messages, make(run.slots), backoff=backoff, **how)
+    simulation = Simulation(
+        functions,
+        messages,
+        make(run.slots),
+        workers=run.workers,
+        slots=run.slots,
+        seed=seed,
+        backoff=Backoff(jitter=jitter),
+    )
     return simulation, simulation.run()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -92,7 +92,7 @@ class Simulation:
     def __init__(
         self,
         functions: Sequence[Function],
-        messages: dict[str, int],
+        messages: Mapping[str, int],
         limits: Callable[[Function], Limits],
         *,
         workers: int = 1,

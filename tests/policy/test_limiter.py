@@ -179,8 +179,10 @@ STEPS = st.lists(
 
 @given(st.integers(1, 60), STEPS)
 def test_any_sequence(most: int, steps: list[tuple[str, int | None, float, int]]) -> None:
-    """The limit stays within 0 and *most*; it is 0 only while it is due to rise; what is due is not due again at once;
-    a limit that was not reached does not rise; waits are short."""
+    """Bounds hold, nothing is due again at once, what was not reached does not rise, and waits are short.
+
+    The limit stays within 0 and *most*, and is 0 only while it is due to rise.
+    """
     limiter, now, began = Limiter(most), 0.0, list[float]()
     reached = False
     for what, status, passes, which in steps:
@@ -216,7 +218,7 @@ def both(function: Function, again: Function, count: int, **how: int) -> tuple[R
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 45), st.sampled_from([0.1, 0.5, 2.0]), st.integers(0, 1000))
 def test_finds_a_steady_capacity(capacity: int, seconds: float, seed: int) -> None:
-    """Whatever it is: in the second half of the run it holds what the function takes, and is refused now and then only."""
+    """In the second half of the run it holds what the function takes, whatever that is, and is refused now and then."""
     count = 100 * capacity
     told, run = both(Function("f", noisy(seconds), capacity), Function("f", noisy(seconds), capacity), count, seed=seed)
     held = [limits[0] for at, limits in run.limits if at > run.time / 2]

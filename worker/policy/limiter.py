@@ -43,7 +43,7 @@ FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 PER_PROBE = 400
 """invocations for each probe, should that be sooner: 0.25 % of refusals. Half of the 0.5 % that we promise."""
 LATER = 1.3
-"""Times as long after each that failed: what is free has been so for a quarter of the time since the refusal, at most."""
+"""Times as long after each that failed: what is free has been so for a quarter of the time since, at most."""
 SOON, REGULAR = 0.8, 60.0
 """Part of the time between the last two rises, after which we look for the next; and seconds that this time may have. A
 little early, so as not to drift behind: whoever comes late under OpenFaaS's autoscaler misses its next evaluation."""
@@ -63,7 +63,7 @@ FASTER, DRIFT = 16, 32
 CURED = 0.8
 """Part of the latency below which a cut must bring it to have helped. A cut by half halves it, if it was the load."""
 UNTIMED, BEYOND = 200, 5
-"""The limit climbs no higher before there is a latency; then no higher than twice where it was last compared, and this."""
+"""The limit climbs no higher before there is a latency; then to twice where it was last compared, and so many."""
 
 
 class Limiter:
@@ -96,6 +96,7 @@ class Limiter:
         self._rest = FIRST_REST
         self._silence = SILENCE
         self._usual = 0.0  # latency
+        self._compared = 0  # how often
         self._slow = False
         self._most_timed = UNTIMED
         self._ill = 0.0  # latency when it was last found slower
@@ -251,7 +252,8 @@ class Limiter:
         self._most_timed = 2 * self.limit + BEYOND
         if mean <= SLOWER * self._usual:
             self._ill = 0.0
-            self._usual += (mean - self._usual) / (FASTER if mean < self._usual else DRIFT)
+            self._compared += 1
+            self._usual += (mean - self._usual) / min(self._compared, FASTER if mean < self._usual else DRIFT)
             return
         self._since = now
         if self._ill and mean > CURED * self._ill:  # also with fewer in flight: it is not the load
