@@ -11,8 +11,6 @@ LINK = 0.001
 """Seconds from the worker to the function, and as many back."""
 REFUSING = (0.001, 0.009)
 """Seconds that the function, or the gateway before it, takes to refuse: from, to."""
-DRAWN_FROM = tuple[float, float]
-
 
 Latency = Callable[[Random, int, int], float]
 """Seconds for an invocation, of: chance, how many run with it, capacity."""
@@ -48,6 +46,8 @@ class Function:
     hangs: float = 0.0
     """Part of the invocations that end as a 504, after *timeout*."""
     timeout: float = 60.0
+    late: float = 0.0
+    """Seconds, at most, from an answer's leaving to its place being free."""
     replicas: list[int] | None = None
     """What runs in each, where a request goes to one of them by chance; else to one that is free, if any is."""
     running: int = 0

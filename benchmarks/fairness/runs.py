@@ -159,6 +159,11 @@ ROBUST = [
     *(_cores(*each) for each in ((0.1, 4), (0.1, 20), (1.0, 4), (1.0, 20))),
     *(_ready_after(each) for each in (0.5, 5.0, 10.0)),
     Run(
+        "late",
+        "capacity 20, 2.0 s, a place is free up to 3 ms after its answer left (the next one is there after 2)",
+        _one(3_000, lambda _: Function("f", noisy(2.0), 20, late=0.003)),
+    ),
+    Run(
         "scattered", "the published run, each request to a replica at random", _one(1_500, _scattered), 15, greedy=True
     ),
 ]

@@ -214,9 +214,10 @@ class Simulation:
         def leave() -> None:
             function.left(replica)
             self._traced(function)
-            self.at(self.now + LINK, lambda: self._ended(worker, name, message, began, status))
 
-        self.at(self.now + lasts, leave)
+        answered = self.now + lasts
+        self.at(answered + function.late * self.dice.random() if function.late else answered, leave)
+        self.at(answered + LINK, lambda: self._ended(worker, name, message, began, status))
 
     def _dice_of(self, name: str, message: int) -> Random:
         """The message's own chance, the same whoever sends it and when: so that runs differ by the limits alone."""
