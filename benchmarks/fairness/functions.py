@@ -60,9 +60,10 @@ class Function:
                 return None
             self.running += 1
             return 0
-        each = self.capacity // len(self.replicas) if self.replicas else 0
-        chosen = dice.randrange(len(self.replicas)) if self.replicas else 0
-        if not self.replicas or self.replicas[chosen] >= each:
+        assert self.scaler
+        ready = self.capacity // self.scaler.each
+        chosen = dice.randrange(ready) if ready else 0
+        if not ready or self.replicas[chosen] >= self.scaler.each:
             return None
         self.replicas[chosen] += 1
         self.running += 1

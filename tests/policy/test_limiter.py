@@ -127,13 +127,16 @@ def test_doubtful_between_good_ones(status: int) -> None:
 
 
 def test_taking_nothing_is_left_alone() -> None:
-    """A function that refuses even one is sent none for a while, 1.3 times as long each time, up to 30 s."""
+    """A function that refuses even one is sent none for a while, 1.3 times as long each time, up to 30 s.
+
+    The first refusal is an attempt; those that follow are not, until the waits no longer grow.
+    """
     hand, waits = Hand(), []
     for _ in range(25):
         wait = hand.end(429)
         assert hand.limiter.limit == 0
         waits.append(hand.limiter.due - hand.now)
-        assert wait == (pytest.approx(waits[-1]) if len(waits) <= 19 else None)
+        assert wait == (pytest.approx(waits[-1]) if 1 < len(waits) <= 19 else None)
         hand.later(waits[-1])
         assert hand.limiter.limit == 1
     assert waits[0] == FIRST_REST
@@ -164,6 +167,29 @@ def test_what_we_stopped_says_nothing() -> None:
     for _ in range(20):
         assert hand.end(None) is None
     assert hand.limiter.limit == 5
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_message_that_is_always_refused(status: int) -> None:
+    """Alone or among good ones, on a limit that is used or not: it does not come back for ever without an attempt."""
+    for others in (0, 1, 19):
+        limiter, now = Limiter(50), 0.0
+        for n in range(20):
+            limiter.started(now := n * 0.05)
+            limiter.tick(now + 0.05)
+        for _ in range(19):
+            limiter.ended(0.0, now, 200)
+        counted = 0
+        for _ in range(500):
+            now += 40.0
+            limiter.tick(now)
+            for _ in range(others):
+                limiter.started(now)
+            limiter.started(now + 0.001)
+            counted += limiter.ended(now + 0.001, now + 0.005, status) is None
+            for _ in range(others):
+                limiter.ended(now, now + 0.1, 200)
+        assert counted >= 400
 
 
 # Any sequence.

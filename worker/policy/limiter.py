@@ -53,7 +53,7 @@ ALONE = 3
 """Refusals that stood alone count up to so many; those in a row take one off. Above 0, one refusal is not believed."""
 FIRST_REST, LONGEST_REST = 0.25, 30.0
 """Seconds that a function which takes nothing is left alone, LATER times as long each time. While they grow, which is
-for two minutes, its refusals are no attempts."""
+for two minutes, its refusals are no attempts; but for the first, which may be the message's own fault."""
 SLOW, SLOWER = 1.5, 2.0
 """Times the usual latency: no more climbing; a cut."""
 FIRST_SAMPLES, SAMPLES = 10, 20
@@ -169,9 +169,8 @@ class Limiter:
 
     def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
         """One was refused, or it looks so. What it says of the limit."""
-        burst = began < self._turned and self.limit > self._floor
-        climbing = burst or self.limit > self._good
-        wait = 2 * self._silence if climbing else None
+        burst = began < self._turned and self.limit > self._floor <= self._flying
+        climbing = burst or self.limit > self._good <= self._flying  # more were in flight than had been good
         if certain:
             self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
         if began >= self._refused_at + self._silence:
@@ -187,16 +186,18 @@ class Limiter:
             return self._leave_alone(now)
         if burst:
             self._land(self.limit - 1, now)
-        elif after and self._row > (not climbing) + (not certain or self._alone > 0):
-            self._row, self._alone = 0, max(0, self._alone - 1)
-            if climbing:
-                self._floor = self._good
-                self._climbed(now)
-                self._land(self.limit - 1, now)
-            else:
-                self._cut(ceil(self.limit * CUT) << self._cuts, now)
-                self._cuts = min(self._cuts + 1, 4)
-        return wait
+            return 2 * self._silence
+        if not after or self._row <= (not climbing) + (not certain or self._alone > 0):
+            return None
+        self._row, self._alone = 0, max(0, self._alone - 1)
+        if climbing:
+            self._floor = self._good
+            self._climbed(now)
+            self._land(self.limit - 1, now)
+            return 2 * self._silence
+        self._cut(ceil(self.limit * CUT) << self._cuts, now)
+        self._cuts = min(self._cuts + 1, 4)
+        return None
 
     def _was_alone(self) -> None:
         """What was sent in the place of what was refused was taken."""
@@ -216,8 +217,8 @@ class Limiter:
     def _leave_alone(self, now: float) -> float | None:
         self._land(0, now)
         self._floor = 1
-        self.due = now + self._rest
-        wait = self._rest if self._rest < LONGEST_REST else None
+        self.due = self._refused_at = now + self._rest
+        wait = self._rest if self._row > 1 and self._rest < LONGEST_REST else None
         self._rest = min(LONGEST_REST, LATER * self._rest)
         return wait
 
