@@ -80,7 +80,7 @@ def _sample(run: Run, simulation: Simulation, result: Result, ends: Mapping[str,
         time=round(result.time, 1),
         rejections=result.rejections,
         lost=result.lost,
-        attempts=1 + max(simulation.tries.values(), default=0),
+        attempts=min(simulation.attempts, 1 + max(simulation.tries.values(), default=0)),
         worst=round(max(result.ended[name] / ends[name] for name in ends), 3),
         held=round(sum(late) / len(late), 1),
         shares=[
