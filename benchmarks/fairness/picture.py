@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 
 from ..plot import _picture
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 640, 40, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 600, 40, 230
 _LOOKS = {
     "capacity": "stroke:#d4a72c;stroke-dasharray:5 4",
     "ours": "stroke:#2f81f7",
