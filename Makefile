@@ -8,7 +8,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 FUZZ_SECONDS ?= 60
 MUTANTS_AT_ONCE ?= 2
 
-.PHONY: help demo dev test lint test-slow nightly fuzz mutants chaos bench image lock clean
+.PHONY: help demo dev test lint test-slow nightly fuzz mutants chaos bench bench-fairness image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,9 @@ chaos: $(VENV)/dev.installed ## real processes under every fault, 20,000 message
 
 bench: $(VENV)/bench.installed ## how fast, beside Go and Python's other ways; into docs/performance.md (BENCH="--only cpu --pairs 3")
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-fairness: $(VENV)/dev.installed ## how well the limiter finds capacity, simulated; into docs/fairness.md (FAIRNESS="--only published")
+	$(BIN)/python -m benchmarks.fairness $(FAIRNESS)
 
 mutants: $(VENV)/dev.installed ## would the tests notice? some 2,000 small changes to the policies and the core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8.1,<3.9'

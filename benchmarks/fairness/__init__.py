@@ -1,1 +1,1 @@
-"""How well the limiter does: exact runs under virtual time. ``make bench-fairness``; docs/fairness.md has the figures."""
+"""How well the limiter does: exact runs under virtual time (``make bench-fairness``, docs/fairness.md)."""

@@ -11,8 +11,6 @@ LINK = 0.001
 """Seconds from the worker to the function, and as many back."""
 REFUSING = (0.001, 0.009)
 """Seconds that the function, or the gateway before it, takes to refuse: from, to."""
-DRAWN_FROM = tuple[float, float]
-
 
 Latency = Callable[[Random, int, int], float]
 """Seconds for an invocation, of: chance, how many run with it, capacity."""
@@ -48,6 +46,8 @@ class Function:
     hangs: float = 0.0
     """Part of the invocations that end as a 504, after *timeout*."""
     timeout: float = 60.0
+    late: float = 0.0
+    """Seconds, at most, from an answer's leaving to its place being free."""
     replicas: list[int] | None = None
     """What runs in each, where a request goes to one of them by chance; else to one that is free, if any is."""
     running: int = 0
@@ -60,9 +60,10 @@ class Function:
                 return None
             self.running += 1
             return 0
-        each = self.capacity // len(self.replicas) if self.replicas else 0
-        chosen = dice.randrange(len(self.replicas)) if self.replicas else 0
-        if not self.replicas or self.replicas[chosen] >= each:
+        assert self.scaler
+        ready = self.capacity // self.scaler.each
+        chosen = dice.randrange(ready) if ready else 0
+        if not ready or self.replicas[chosen] >= self.scaler.each:
             return None
         self.replicas[chosen] += 1
         self.running += 1

@@ -61,7 +61,9 @@ RUNS = [
     Run(
         "steady", "capacity 20, 10,000 of 2.0 s", _one(10_000, lambda _: Function("f", fixed(2.0), 20)), 1, greedy=True
     ),
-    Run("noisy", "the same, latency lognormal (median 2.0 s)", _one(10_000, lambda _: Function("f", noisy(2.0), 20))),
+    Run(
+        "noisy", "the same, latency lognormal (median 2.0 s)", _one(10_000, lambda _: Function("f", noisy(2.0), 20)), 15
+    ),
     Run(
         "changes",
         "capacity 20, 10, 20, 0, 20, 40, 20; 4,000 of 2.0 s",
@@ -73,6 +75,7 @@ RUNS = [
         "changes-noisy",
         "the same, lognormal",
         _one(4_000, lambda _: Function("f", noisy(2.0), 20, changes=CHANGES)),
+        15,
         greedy=True,
     ),
     Run("mix", "50 functions of 0.05 to 5 s and capacity 1 to 40, 200 slots", mix, slots=200, greedy=True),
@@ -110,6 +113,7 @@ def _zero(seconds: float) -> Run:
         f"zero-{seconds:g}",
         f"capacity 20, from second 30 on none for {seconds:g} s; 3,000 of 1 s",
         _one(3_000, lambda _: Function("f", noisy(1.0), 20, changes=changes)),
+        15,
     )
 
 
@@ -145,7 +149,7 @@ ROBUST = [
     _lasting(0.01, 100_000),
     _lasting(60.0, 2_000),
     *(_zero(each) for each in (5.0, 30.0, 120.0, 600.0)),
-    *(_workers(number, *each) for number in (2, 4) for each in ((0.02, 200_000), (0.2, 40_000), (2.0, 4_000))),
+    *(_workers(number, *each) for number in (2, 4) for each in ((0.02, 50_000), (0.2, 40_000), (2.0, 4_000))),
     *(_errors(seconds, part) for part in (0.01, 0.05) for seconds in (0.2, 2.0)),
     Run(
         "hangs",
@@ -154,6 +158,11 @@ ROBUST = [
     ),
     *(_cores(*each) for each in ((0.1, 4), (0.1, 20), (1.0, 4), (1.0, 20))),
     *(_ready_after(each) for each in (0.5, 5.0, 10.0)),
+    Run(
+        "late",
+        "capacity 20, 2.0 s, a place is free up to 3 ms after its answer left (the next one is there after 2)",
+        _one(3_000, lambda _: Function("f", noisy(2.0), 20, late=0.003)),
+    ),
     Run(
         "scattered", "the published run, each request to a replica at random", _one(1_500, _scattered), 15, greedy=True
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from random import Random
@@ -62,8 +62,6 @@ class Result:
     """Refusals for want of capacity."""
     peak: int = 0
     """Most in flight."""
-    attempts: dict[int, int] = field(default_factory=dict)
-    """Attempts that counted, of messages that needed more than one."""
     ended: dict[str, float] = field(default_factory=dict)
     """By function: the end of its last one."""
     first: dict[str, float] = field(default_factory=dict)
@@ -92,7 +90,7 @@ class Simulation:
     def __init__(
         self,
         functions: Sequence[Function],
-        messages: dict[str, int],
+        messages: Mapping[str, int],
         limits: Callable[[Function], Limits],
         *,
         workers: int = 1,
@@ -100,7 +98,6 @@ class Simulation:
         seed: int = 0,
         backoff: Backoff | None = None,
         attempts: int = 100,
-        holds: bool = False,
     ) -> None:
         self.now = 0.0
         self.seed = seed
@@ -110,7 +107,6 @@ class Simulation:
         self.left = dict(messages)
         self.backoff = backoff or Backoff()
         self.attempts = attempts
-        self.holds = holds
         self.workers = [_Worker(n, slots, {each.name: limits(each) for each in functions}) for n in range(workers)]
         self.oracle = all(isinstance(limit, Oracle) for each in self.workers for limit in each.limits.values())
         self.result = Result()
@@ -218,9 +214,10 @@ class Simulation:
         def leave() -> None:
             function.left(replica)
             self._traced(function)
-            self.at(self.now + LINK, lambda: self._ended(worker, name, message, began, status))
 
-        self.at(self.now + lasts, leave)
+        answered = self.now + lasts
+        self.at(answered + function.late * self.dice.random() if function.late else answered, leave)
+        self.at(answered + LINK, lambda: self._ended(worker, name, message, began, status))
 
     def _dice_of(self, name: str, message: int) -> Random:
         """The message's own chance, the same whoever sends it and when: so that runs differ by the limits alone."""
@@ -251,13 +248,10 @@ class Simulation:
         self.result.served.append((self.now, worker.number))
 
     def _later(self, worker: _Worker, name: str, message: int, wait: float) -> None:
-        """It comes back: to whoever is free then, or to the slot that waited with it."""
-        if not self.holds:
-            worker.flying -= 1
+        """It comes back, before those that never ran."""
+        worker.flying -= 1
 
         def back() -> None:
-            if self.holds:
-                worker.flying -= 1
             self.ready[name].appendleft(message)
             self._fill()
 

@@ -1,27 +1,29 @@
 """How many invocations of one function may be in flight: found out from what comes back, and followed as it changes.
 
-A function takes so many at once and no more; how many is for it to say (429), and replicas come and go. The limit climbs
-while what is sent is taken, and stays at what was taken when something is refused. The parts, and whose they are:
+A function takes so many at once and no more; how many is for it to say (429), and replicas come and go. The limit
+climbs while what is sent is taken, and stays at what was taken when something is refused. Its parts, and whose:
 
 * **Slow start** (TCP, RFC 5681): from 1, a little more with each proof that all in flight was taken. A proof is an
-  answer, or silence: a refusal comes back in milliseconds, so what runs for clearly longer was taken. Waiting for answers,
-  as Netflix's concurrency-limits and OpenFaaS's own worker do, would take a function of 2 s half a minute to fill.
-* **Climb** until the first refusal, by 1 and then in steps that grow with what the climb has gained: a climb costs one
-  refusal where capacity comes a replica at a time, yet thousands are reached in seconds.
-* **Hold**: the refusal says exactly how many were taken, so the limit stays there. AIMD's saw-tooth would leave a tenth
-  or more of the function idle for ever, and be refused at each tooth.
+  answer, or silence: a refusal comes back in milliseconds, so what runs for clearly longer was taken. Waiting for
+  answers, as Netflix's concurrency-limits does, would take a function of 2 s half a minute to fill.
+* **Climb** until the first refusal, by 1 and then in steps that grow with what the climb has gained: few refusals where
+  capacity comes a replica at a time, yet thousands are reached in seconds. Where the last two climbs gained as much as
+  each other (replicas are alike), the next one stops there, with no refusal at all.
+* **Hold**: a refusal says exactly how many were taken, so the limit stays there. AIMD's saw-tooth would leave a part of
+  the function idle for ever, and be refused at each tooth.
 * **Probe**: only a refusal can tell that nothing is free, so now and then one more is sent. Each probe that fails is
-  followed by a longer rest; where capacity rises at regular times, as under an autoscaler, the next probe waits for
-  the next time.
-* **Cut**: a refusal at a limit that was good means that capacity fell, or that another worker has it. A tenth goes, twice
-  as much if that is not enough. Who has more is refused more often and loses more each time, while all climb
-  alike: so workers converge to equal shares (Chiu and Jain, 1989), knowing nothing of each other.
-* **Rest**: a function that refuses even one alone is left alone, ever longer; the limit is 0 for so long.
-* **Latency** (as Gradient2 of concurrency-limits): functions that refuse nothing grow slow instead. Recent latency is
-  compared with the usual; no climb above 1.5 times (its tolerance), a cut above 2. Each comparison also
-  moves the usual, so that a function that has become slow for good is soon measured by its new self.
+  followed by a longer rest; where capacity rises at regular times, as under an autoscaler, the next waits for its time.
+* **Cut**: refusals in a row at a limit that was good mean that capacity fell, or that another worker has it. A tenth
+  goes, twice as much if that is not enough. Who has more is refused more often and loses more, while all climb alike:
+  workers drift to equal shares (Chiu and Jain, 1989) and know nothing of each other.
+* **Rest**: a function that refuses all that is in flight is left alone, ever longer; the limit is 0 for so long.
+* **Latency**: functions that refuse nothing grow slow instead. Recent latency is compared with the usual, as Gradient2
+  of concurrency-limits does it: no climb above 1.5 times (its tolerance); above 2 the limit is cut by the gradient, by
+  half at most (its bound). Latency that a cut does not cure is not the load's: it is the new usual.
 
-429 is taken at its word. 502, 503 and 504 have other causes too: one between two good answers says nothing.
+429 is taken at its word, unless refusals often stand alone: then replicas refuse one by one while others are free, or
+the function says it for reasons of its own. 502, 503 and 504 have other causes too: one between two good answers says
+nothing. The figures are in docs/fairness.md.
 """
 
 from __future__ import annotations
@@ -31,36 +33,37 @@ from math import ceil, fsum, inf
 BUSY = 429
 DOUBTFUL = frozenset({502, 503, 504})
 """What overload looks like where it is not said, and what a bug looks like too."""
-
-SILENCE = 0.05
-"""Seconds of silence, at least, that prove that something was taken: several round trips within a cluster."""
-LONGEST_SILENCE = 1.0
-"""Seconds: where refusals themselves are slow (a gateway that waits for a replica), climb no slower than this."""
-FIRST_REST, LONGEST_REST = 0.25, 30.0
-"""Seconds that a function that refuses even one is left alone: doubling between these. It is found again at the latest
-when the second has passed, at the price of 12 refusals a minute."""
-FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
-"""Seconds from a refusal to the next probe: longer by half with each that fails, so what is found has been there for
-half as long as we had been waiting at most. Two refusals a minute in the long run; or rather"""
-PER_PROBE = 400
-"""invocations for each probe, should that be sooner: 0.25 % of refusals, which is below the 0.5 % that we promise."""
-REGULAR = 60.0
-"""Seconds from one rise to the next at most, where they are taken for regular."""
-SOON, LATER = 0.8, 1.3
-CUT = 0.1
-"""Part of the limit that a refusal takes. Small, because the refusal is early: those that run are running."""
-SOFT = 3
-UNTIMED = 200
-BEYOND = 5
-ADOPT = 1.25
-DRIFT = 16
+SILENCE, LONGEST_SILENCE = 0.05, 1.0
+"""Seconds of silence that prove that something was taken: three times what the last refusal took, within these. The
+first is several round trips in a cluster. The second: where refusals are slow (a gateway that waits), so are we."""
 CLIMB = 8
 """Of so many that a climb has gained, one more is risked at each step: a ninth too many at worst."""
-FIRST_SAMPLES = 5
-SAMPLES = 20
-"""Latencies in a comparison, at least: their mean is then good to an eighth where they vary by half."""
+FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
+"""Seconds from a refusal to the next probe, at first and at most: two refusals a minute in the long run, or"""
+PER_PROBE = 400
+"""invocations for each probe, should that be sooner: 0.25 % of refusals. Half of the 0.5 % that we promise."""
+LATER = 1.3
+"""Times as long after each that failed: what is free has been so for a quarter of the time since, at most."""
+SOON, REGULAR = 0.8, 60.0
+"""Part of the time between the last two rises, after which we look for the next; and seconds that this time may have. A
+little early, so as not to drift behind: whoever comes late under OpenFaaS's autoscaler misses its next evaluation."""
+CUT = 0.1
+"""Part of the limit that goes. Small: what runs is running, and one more refusal doubles it."""
+ALONE = 3
+"""Refusals that stood alone count up to so many; those in a row take one off. Above 0, one refusal is not believed."""
+FIRST_REST, LONGEST_REST = 0.25, 30.0
+"""Seconds that a function which takes nothing is left alone, LATER times as long each time. While they grow, which is
+for two minutes, its refusals are no attempts; but for the first, which may be the message's own fault."""
 SLOW, SLOWER = 1.5, 2.0
-"""Times the usual latency: no more climbing; a cut. The first is Gradient2's tolerance."""
+"""Times the usual latency: no more climbing; a cut."""
+FIRST_SAMPLES, SAMPLES = 10, 20
+"""Latencies compared at once, and no fewer than the limit: their mean is good to an eighth where they vary by half."""
+FASTER, DRIFT = 16, 32
+"""The usual latency moves by such a part of the difference, down or up. Up more slowly, or it would follow the load."""
+CURED = 0.8
+"""Part of the latency below which a cut must bring it to have helped. A cut by half halves it, if it was the load."""
+UNTIMED, BEYOND = 200, 5
+"""The limit climbs no higher before there is a latency; then to twice where it was last compared, and so many."""
 
 
 class Limiter:
@@ -88,13 +91,16 @@ class Limiter:
         self._turned = -inf  # when the limit last went down
         self._cuts = 0  # in a row
         self._row = 0  # refusals in a row
-        self._soft = 0  # how often a refusal stood alone, lately
+        self._alone = 0  # how often a refusal stood alone, lately
         self._refused_at = -inf
         self._rest = FIRST_REST
         self._silence = SILENCE
         self._usual = 0.0  # latency
+        self._compared = 0  # how often
         self._slow = False
         self._most_timed = UNTIMED
+        self._ill = 0.0  # latency when it was last found slower
+        self._since = -inf  # latencies of what began earlier tell of another limit
         self._recent: list[float] = []
 
     def started(self, now: float) -> None:
@@ -136,7 +142,7 @@ class Limiter:
         elif status is not None:
             if began >= self._refused_at:
                 self._was_alone()
-            if began >= self._turned:  # those before tell of another limit
+            if began >= self._since:
                 self._timed(now - began, now)
             if began >= self._filled:
                 self._taken(now)
@@ -157,15 +163,14 @@ class Limiter:
         if 0 < self.limit - self._foot == self._gains[0] == self._gains[1]:
             self._climbed(now)
             self._land(self.limit, now)
-        elif now >= self._look and not self._slow:
+        elif now >= self._look and self._may_climb():
             self.limit = min(self._most, self.limit + 1 + (self.limit - self._foot) // CLIMB)
             self._filled = inf
 
     def _refused(self, began: float, now: float, *, certain: bool) -> float | None:
         """One was refused, or it looks so. What it says of the limit."""
-        burst = began < self._turned and self.limit > self._floor
-        climbing = burst or self.limit > self._good
-        wait = 2 * self._silence if climbing else None
+        burst = began < self._turned and self.limit > self._floor <= self._flying
+        climbing = burst or self.limit > self._good <= self._flying  # more were in flight than had been good
         if certain:
             self._silence = min(LONGEST_SILENCE, max(SILENCE, 3 * (now - began)))
         if began >= self._refused_at + self._silence:
@@ -175,29 +180,33 @@ class Limiter:
             self._row += 1
             self._refused_at = now
         self._filled = inf
+        if self.limit == 0:
+            return None
         if self._flying == 0 and (certain or self._row > 1):
             return self._leave_alone(now)
         if burst:
             self._land(self.limit - 1, now)
-        elif after and self._row > (not climbing) + (not certain or self._soft > 0):
-            self._row, self._soft = 0, max(0, self._soft - 1)
-            if climbing:
-                self._floor = self._good
-                self._climbed(now)
-                self._land(self.limit - 1, now)
-            else:
-                self._cut(ceil(self.limit * CUT) << self._cuts, now)
-                self._cuts += 1
-        return wait
+            return 2 * self._silence
+        if not after or self._row <= (not climbing) + (not certain or self._alone > 0):
+            return None
+        self._row, self._alone = 0, max(0, self._alone - 1)
+        if climbing:
+            self._floor = self._good
+            self._climbed(now)
+            self._land(self.limit - 1, now)
+            return 2 * self._silence
+        self._cut(ceil(self.limit * CUT) << self._cuts, now)
+        self._cuts = min(self._cuts + 1, 4)
+        return None
 
     def _was_alone(self) -> None:
         """What was sent in the place of what was refused was taken."""
-        self._soft = min(SOFT, self._soft + (self._row > 0))
+        self._alone = min(ALONE, self._alone + (self._row > 0))
         self._row = 0
 
     def _land(self, limit: int, now: float) -> None:
         self.limit = self._good = self._foot = limit
-        self._filled, self._turned = inf, now
+        self._filled, self._turned = now if self._flying == limit else inf, now
 
     def _cut(self, by: int, now: float) -> None:
         self._land(max(1, self.limit - by), now)
@@ -207,9 +216,9 @@ class Limiter:
 
     def _leave_alone(self, now: float) -> float | None:
         self._land(0, now)
-        self._floor = 0
-        self.due = now + self._rest
-        wait = self._rest if self._rest < LONGEST_REST else None
+        self._floor = 1
+        self.due = self._refused_at = now + self._rest
+        wait = self._rest if self._row > 1 and self._rest < LONGEST_REST else None
         self._rest = min(LONGEST_REST, LATER * self._rest)
         return wait
 
@@ -242,9 +251,16 @@ class Limiter:
             return
         self._recent.clear()
         self._most_timed = 2 * self.limit + BEYOND
-        if mean > SLOWER * self._usual:
-            if self._flying * 2 >= self.limit:
-                self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
-            self._usual *= ADOPT
-        else:
-            self._usual += (mean - self._usual) / (8 if mean < self._usual else DRIFT)
+        if mean <= SLOWER * self._usual:
+            self._ill = 0.0
+            self._compared += 1
+            self._usual += (mean - self._usual) / min(self._compared, FASTER if mean < self._usual else DRIFT)
+            return
+        self._since = now
+        if self._ill and mean > CURED * self._ill:  # also with fewer in flight: it is not the load
+            self._usual, self._ill = mean, 0.0
+        elif not self._ill:
+            self._ill = inf  # measured while it climbed: again, at one limit
+        elif self._flying * 2 >= self.limit > 0:
+            self._cut(int(self.limit * (1 - max(0.5, SLOW * self._usual / mean))), now)
+            self._ill = mean
