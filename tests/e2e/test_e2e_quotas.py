@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.e2e.stack import PATIENCE, Queue, StartWorker, look_on, message
 from tests.servers import wait_until
 
 CAP, RATE = "com.openfaas.queue.max_inflight", "com.openfaas.queue.rate"
@@ -24,6 +24,7 @@ def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
         lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the workers to agree on what is said"
     )
     queue.wait_empty()
+    look_on(1.5)  # the others hear of it a moment later (a quarter of a second, measured)
 
 
 def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:

@@ -346,7 +346,8 @@ class Shares:
             return 0
         part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
         soon = max(self.free, part - flow.held, 1 - flow.held)
-        return int(max(0, min(flow.asked + min(flow.appetite(inf), soon), flow.own_limit - flow.running)))
+        more = max(0, min(flow.appetite(inf), soon))
+        return int(max(0, min(flow.asked + more, flow.own_limit - flow.running)))
 
     # What follows from it.
 
