@@ -310,7 +310,7 @@ class Books(RuleBasedStateMachine):
         assert self.decision.again > self.now
 
 
-Books.TestCase.settings = settings(stateful_step_count=40)
+Books.TestCase.settings = settings(stateful_step_count=40, max_examples=100)
 TestBooks = Books.TestCase
 
 

@@ -325,6 +325,7 @@ class Shares:
             self._unask(flow, 1)
         elif flow.open:
             self._owed.append(flow)
+            self._changed[flow] = None
 
     def _unask(self, flow: Flow, messages: int) -> None:
         flow.asked -= messages
