@@ -250,7 +250,8 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: self.recalled)
     @rule()
     def returns(self) -> None:
-        name = self.recalled.pop()
+        name = min(self.recalled)
+        self.recalled.discard(name)
         self.shares.returned(name, max(0, self.wanted.pop(name, 0)), self.now)
         self.decide()
 
