@@ -102,21 +102,13 @@ def test_what_an_older_one_holds_is_not_a_younger_one_s() -> None:
 
 
 def test_over_is_what_keeps_nothing() -> None:
-    """And of whose messages no older one keeps any: these would be purged with it."""
+    """And of whose messages no older one keeps any: these wait for it."""
     echo = retired(ECHO, static(1), 5, kept=1)
     other = retired(consumer("w-other", "q.0.other.ns", mode="function", at=3), static(1), 5)
     shared = retired(SHARED, FUNCTION, 9)
     assert [each.name for each in Layout.of([echo, other, shared], DURABLE).over] == ["w-other"]
     echo["num_ack_pending"] = 0
     assert len(Layout.of([echo, other, shared], DURABLE).over) == 3
-
-
-def test_a_server_that_forgot_is_believed() -> None:
-    """What it does not know to have handed out it hands out anew: that is not over."""
-    info = retired(SHARED, FUNCTION, 5)
-    assert read(info).done == 10
-    info["delivered"] = {"consumer_seq": 4, "stream_seq": 4}
-    assert read(info).done == 4
 
 
 def test_a_change_that_was_begun_is_what_counts() -> None:

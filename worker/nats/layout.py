@@ -9,8 +9,7 @@ attempted again comes from it. Once it keeps nothing it is deleted.
 Consumers hand out in order. So all that is stored up to a retired consumer's *mark*, the last sequence that it had
 handed out, and was covered by its filters, is its business alone, whatever the new consumers hand out of it; and when
 it keeps nothing, all of that is over. (JetStream does not take a message off a work queue when one consumer has its
-acknowledgement and another one covers it: measured, nats-server 2.15.1. So what is over is purged before the retired
-consumer is deleted.)
+acknowledgement and another one covers it: :mod:`worker.nats.sweep` does.)
 """
 
 from __future__ import annotations
@@ -74,14 +73,6 @@ class Found:
             or any(other.was_for(each) for each in self.covers)
             or any(self.was_for(each) for each in other.covers)
         )
-
-    @property
-    def done(self) -> int:
-        """Of a retired one that keeps nothing: up to which sequence all is over.
-
-        Normally the mark. A server that has lost what it knew of the consumer hands that out anew.
-        """
-        return min(self.mark, self.handed_out)
 
 
 def read(info: Mapping[str, Any]) -> Found:

@@ -95,6 +95,8 @@ class Outbox:
         with it."""
         self.after: list[Callable[[], Awaitable[None]]] = []
         """What else is to be sent at each wake-up, after all settlements."""
+        self.over: Callable[[Delivery], None] | None = None
+        """Called with what has ended for good, once that is confirmed."""
         connection.changed.append(self._on_change)
 
     @property
@@ -213,6 +215,8 @@ class Outbox:
             return  # 503: nobody heard it, for want of a consumer or a leader; it is said again
         if said := self._unconfirmed.pop(number, None):
             if said.settlement is not None:
+                if self.over and not isinstance(said.settlement, Nak):
+                    self.over(said.delivery)
                 self._count_settled(1)
             elif said.confirmed:
                 self._extending.pop(said.delivery.id, None)

@@ -81,7 +81,6 @@ class NatsQueue:
         self._connection.changed.append(lambda _: self._rebind())
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
-        self.settled = self._outbox.settled
 
     @property
     def ready(self) -> bool:
@@ -91,6 +90,11 @@ class NatsQueue:
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
         return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+
+    async def settled(self) -> None:
+        """See :meth:`worker.ports.Queue.settled`."""
+        await self._outbox.settled()
+        await aio_as_trio(self._swept)()
 
     async def bury(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -111,6 +115,7 @@ class NatsQueue:
             self._serving.functions.run(),
             self._controls.serve(),
             self.quotas.run(),
+            self._serving.sweep.run(),
         )
 
     async def close(self) -> None:
@@ -125,6 +130,13 @@ class NatsQueue:
         while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
         return self._serving.flows
+
+    async def _swept(self) -> None:
+        sweep = self._serving.sweep
+        if sweep.noted:
+            with suppress(ApiError, NotStored):
+                await self._serving.sweep_noted()
+        await sweep.done()
 
     async def _tick(self) -> None:
         while True:

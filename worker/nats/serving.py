@@ -23,6 +23,7 @@ from .janitor import Janitor
 from .layout import FUNCTION, Found, Layout, static
 from .outbox import Outbox
 from .quotas import Quotas
+from .sweep import Sweep
 from .switch import Switch
 
 _CHECK = 3.0
@@ -68,6 +69,7 @@ class Serving:
         self._connection, self._settings, self._emit, self._lost = connection, settings, emit, lost
         self.functions = Functions(connection, settings, self.flows, emit=emit, look=look)
         self._switch = Switch(connection, settings)
+        self.sweep = Sweep(connection, settings, outbox)
         self.flows.leaving = self._switch.hide
         self._janitor = Janitor(connection, settings, self.functions, self._switch)
         self.quotas: Quotas | None = None
@@ -80,6 +82,7 @@ class Serving:
     def use(self, settings: Settings) -> None:
         """The stream has another name than was thought."""
         self._settings = self.functions.settings = self._switch.settings = self._janitor.settings = settings
+        self.sweep.settings = settings
 
     @property
     def ready(self) -> bool:
@@ -95,6 +98,7 @@ class Serving:
     def forget(self) -> None:
         """The stream is another one."""
         self.functions.forget()
+        self.sweep.forget()
         for name in [*self._kept]:
             self._drop(name)
 
@@ -107,6 +111,7 @@ class Serving:
             worker.ports.NotStored: it did not answer.
         """
         await self._switch.show()
+        await self.sweep.listen()
         await self.flows.begin_anew()
         if not self.flows.stopped:
             await self._bring_about(again=again)
@@ -121,11 +126,22 @@ class Serving:
                 await self._bring_about(again=True)
                 took = trio.current_time() - began
                 await self._janitor.tidy(trio.current_time())
+            elif self.sweep.noted:
+                await self.sweep_noted()
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
         except (ApiError, NotStored) as error:
             self._connection.complain("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
+
+    async def sweep_noted(self) -> None:
+        """Find out what of that which has ended was a retired consumer's.
+
+        Raises:
+            ApiError: the server said no.
+            worker.ports.NotStored: it did not answer.
+        """
+        self.sweep.know({each.name for each in (await self._switch.look()).retired})
 
     async def look_again(self) -> None:
         """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
@@ -143,6 +159,7 @@ class Serving:
             self._emit(
                 Surprise(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
             )
+            await self.sweep.announce()
             await self._switch.retire(strangers, aim)
             layout = await self._switch.look()
         if await self._switch.clear(layout):
@@ -160,6 +177,7 @@ class Serving:
     def _know(self, layout: Layout) -> None:
         self.flows.know(layout)
         self.functions.know(layout)
+        self.sweep.know({each.name for each in layout.retired})
         for each in layout.retired:
             flow = retired_flow(each.name)
             if each.name not in self._kept:

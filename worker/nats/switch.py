@@ -172,11 +172,6 @@ class Switch:
                 continue
             if (now.layout, now.retired_at, now.kept) != (each.layout, each.retired_at, 0):
                 continue  # another worker has deleted it, and it was made anew
-            # Whoever acknowledged through it did not take the message off the stream, where another consumer covers it.
-            for pattern in now.covers or topology.subjects(self.settings):
-                if now.done:
-                    body = {"filter": pattern, "seq": now.done + 1}
-                    await self._connection.ask(f"STREAM.PURGE.{self.settings.nats_stream}", body)
             await self.delete(each.name)
         return bool(layout.over)
 
