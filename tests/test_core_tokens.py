@@ -167,12 +167,12 @@ async def test_a_cap_that_is_set_meanwhile(autojump_clock: MockClock) -> None:
         backlog(world, "a", 1_000, 1)
         started(world)
         await trio.sleep(3.5)
-        world.agreed.agree(label("a"), Quota(most=2), 1)
+        world.agreed.agree(label("a"), Quota(most=2))
         await trio.sleep(2)
         before = len(calls(world, "a"))
         await trio.sleep(10)
         assert 18 <= len(calls(world, "a")) - before <= 22
-        world.agreed.agree(label("a"), Quota(), 2)
+        world.agreed.agree(label("a"), Quota())
         await trio.sleep(2.2)
         assert sum(call.ended is None for call in calls(world, "a")) == 20
         assert not [message for message in world.server.messages.values() if message.subject.startswith("QUOTAS.")]

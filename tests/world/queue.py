@@ -414,8 +414,8 @@ class FakeQueue:
 
     def _confirm(self, number: int) -> None:
         if said := self._outbox.get(number):
-            said.confirmed()
             self._forget(number)
+            said.confirmed()  # which may say more
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]

@@ -12,6 +12,10 @@ from .queue import FakeQueue
 from .server import Server
 
 
+FOR_GOOD = 1 << 62
+"""Later than any message."""
+
+
 class Agreed:
     """What all workers of a world have agreed on, at the broker, and the tokens for it.
 
@@ -31,8 +35,8 @@ class Agreed:
         self._workers.append(worker.tell)
         return worker
 
-    def agree(self, function: str, quota: Quota, stored: int = 0) -> None:
-        """The newest word counts. Tokens that are missing are made; those that are too many are found in time."""
+    def agree(self, function: str, quota: Quota, stored: int = FOR_GOOD) -> None:
+        """The newest word counts; without a time, whatever messages say. Tokens that are missing are made; those that are too many are found in time."""
         if function in self.quotas and self.quotas[function][1] > stored:
             return
         self.quotas[function] = quota, stored
