@@ -14,6 +14,8 @@ from tests.world.functions import Call
 from worker.model import Paused, Quota, Rate
 
 ACK_WAIT = 30.0
+MESSAGES = 60
+"""Of each function in a drawn world."""
 
 
 def label(function: str) -> str:
@@ -214,7 +216,7 @@ PLANS = st.builds(
         max_size=3,
     ),
     st.lists(st.integers(1, 8), min_size=1, max_size=4),
-    st.lists(st.sampled_from([0.0, 0.05, 0.3, 1.0, 5.0]), min_size=1, max_size=5),
+    st.lists(st.sampled_from([0.0, 0.05, 0.3, 1.0]), min_size=1, max_size=5),
     st.lists(st.floats(0.1, 60.0), max_size=3),
 )
 
@@ -223,26 +225,25 @@ async def play(plan: Plan, clock: MockClock) -> None:
     async with World(clock, by_function=True, ack_wait=ACK_WAIT) as world:
         for number, quota in enumerate(plan.quotas):
             world.agreed.agree(label(f"f{number}"), quota)
-            for message in range(60):
+            for message in range(MESSAGES):
                 backlog(world, f"f{number}", 1, plan.takes[message % len(plan.takes)])
         workers = [world.start(world.worker(slots=slots)) for slots in plan.slots]
         for at in sorted(plan.kills):
             await trio.sleep_until(at)
             workers.pop(0).kill()
             workers.append(world.start(world.worker(slots=4)))
-        await trio.sleep_until(300)
+        await trio.sleep_until(600)
         for number, quota in enumerate(plan.quotas):
             name = f"f{number}"
             assert quota.most is None or most_at_once(world, name) <= quota.most
             assert quota.rate is None or most_in(world, name, quota.rate.window) <= quota.rate.starts
-            if quota.rate is None or quota.rate.starts >= 30 or quota.rate.window == 1.0:
-                served = {call.invocation.call_id for call in calls(world, name)}
-                assert len(served) == 60 or quota.most in (1, 2, 3, 4, 5)
+            if quota.rate is None or quota.rate.window == 1.0:  # else it may rightly take an hour
+                assert len({call.invocation.call_id for call in calls(world, name)}) == MESSAGES
 
 
 @hypothesis.given(PLANS)
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_no_limit_is_ever_exceeded(plan: Plan) -> None:
-    """Whatever the limits, the workers, and who of them is killed when: never more at once, nor in any window."""
+    """Whatever the limits, the workers, and who of them is killed when: never more at once, nor in any window; and all get done."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)

@@ -11,7 +11,6 @@ from worker.policy.quota import CAP, RATE, RATE_WAIT, flow_of, limited, number_o
 from .queue import FakeQueue
 from .server import Server
 
-
 FOR_GOOD = 1 << 62
 """Later than any message."""
 
@@ -36,7 +35,10 @@ class Agreed:
         return worker
 
     def agree(self, function: str, quota: Quota, stored: int = FOR_GOOD) -> None:
-        """The newest word counts; without a time, whatever messages say. Tokens that are missing are made; those that are too many are found in time."""
+        """The newest word counts; without a time, whatever messages say.
+
+        Tokens that are missing are made at once. Those that are too many leave when they are given back.
+        """
         if function in self.quotas and self.quotas[function][1] > stored:
             return
         self.quotas[function] = quota, stored
