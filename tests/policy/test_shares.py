@@ -250,7 +250,8 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: self.recalled)
     @rule()
     def returns(self) -> None:
-        name = self.recalled.pop()
+        name = min(self.recalled)
+        self.recalled.discard(name)
         self.shares.returned(name, max(0, self.wanted.pop(name, 0)), self.now)
         self.decide()
 
@@ -310,7 +311,7 @@ class Books(RuleBasedStateMachine):
         assert self.decision.again > self.now
 
 
-Books.TestCase.settings = settings(stateful_step_count=40)
+Books.TestCase.settings = settings(stateful_step_count=40, max_examples=100)
 TestBooks = Books.TestCase
 
 

@@ -27,7 +27,7 @@ from ..ports import Emit, NotStored, Unusable
 from . import quirks, topology
 from .connection import ApiError, Connection
 from .consumer import Flows
-from .layout import Layout
+from .layout import FUNCTION, Layout
 
 HEARD = 8
 """Messages after which an ear is used up."""
@@ -117,6 +117,7 @@ class Functions:
         self._ours: Callable[[str], bool] | None = None
         """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
         self._taken: frozenset[str] = frozenset()
+        self._names: dict[str, str] = {}
         self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
         self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
         self._told: dict[str, int] = {}
@@ -137,8 +138,9 @@ class Functions:
             self.look_soon()
 
     def know(self, layout: Layout) -> None:
-        """Which names of consumers are taken by retired ones."""
+        """Which names are taken by retired consumers, and what those are called that others have made meanwhile."""
         self._taken = frozenset(each.name for each in layout.retired)
+        self._names = {each.covers[0]: each.name for each in layout.live if each.layout == FUNCTION}
 
     async def end(self) -> None:
         """Have no flows, and look for none."""
@@ -253,6 +255,8 @@ class Functions:
         """In how many seconds that must be tried again; zero: it is made."""
         numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
         config = next(each for each in numbers if each["name"] not in self._taken)
+        if (name := self._names.get(flow)) and name not in self._taken:
+            config |= {"name": name, "durable_name": name}
         try:
             info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
         except Unusable as error:

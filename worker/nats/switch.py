@@ -164,10 +164,18 @@ class Switch:
     async def clear(self, layout: Layout) -> bool:
         """Delete the retired consumers that keep nothing; whether there were any."""
         for each in layout.over:
+            try:
+                now = read(await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{each.name}"))
+            except ApiError as error:
+                if error.err_code != topology.NO_CONSUMER:
+                    raise
+                continue
+            if (now.layout, now.retired_at, now.kept) != (each.layout, each.retired_at, 0):
+                continue  # another worker has deleted it, and it was made anew
             # Whoever acknowledged through it did not take the message off the stream, where another consumer covers it.
-            for pattern in each.covers or topology.subjects(self.settings):
-                body = {"filter": pattern, "seq": each.done + 1}
-                if each.done:
+            for pattern in now.covers or topology.subjects(self.settings):
+                if now.done:
+                    body = {"filter": pattern, "seq": now.done + 1}
                     await self._connection.ask(f"STREAM.PURGE.{self.settings.nats_stream}", body)
             await self.delete(each.name)
         return bool(layout.over)

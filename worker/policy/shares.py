@@ -154,7 +154,9 @@ class Flow:
         """How many of the asked nobody will miss."""
         if self.recalled:
             return 0
-        return self.asked if now - self.asked_at >= PATIENCE else self.asked - min(self.waiting, self.asked)
+        if now - self.asked_at >= PATIENCE:
+            return self.asked
+        return max(0, self.asked - max(self.waiting, int(self.stored > self.running)))
 
 
 @dataclass(slots=True)
@@ -193,8 +195,8 @@ class Shares:
         """Flows of which something is asked."""
         self._lines: dict[tuple[int, int], list[tuple[int, float, int, int, Flow]]] = {}
         """The hungry by weight and minimum; in each line those who hold least first, then who has used least."""
-        self._weights = self._held = 0
-        """Sums over the hungry."""
+        self._number = self._weights = self._held = 0
+        """Sums over the hungry: of ones, of weights, and of what they hold."""
         self._wakes: list[tuple[float, int, Flow]] = []
         self._numbers = count(1)
         self._returns: list[tuple[float, int, Flow]] = []
@@ -277,6 +279,7 @@ class Shares:
         """What was asked for in vain."""
         flow = self.of(name)
         flow.recalled = False
+        self._changed[flow] = None
         if back := min(messages, flow.asked):
             self._unask(flow, back)
             if flow.waiting != inf:
@@ -325,6 +328,7 @@ class Shares:
             self._unask(flow, 1)
         elif flow.open:
             self._owed.append(flow)
+            self._changed[flow] = None
 
     def _unask(self, flow: Flow, messages: int) -> None:
         flow.asked -= messages
@@ -404,6 +408,7 @@ class Shares:
             self._active.pop(flow, None)
         was = flow.hungry
         if flow.hungry:
+            self._number -= 1
             self._weights -= flow.hungry[0]
             self._held -= flow.hungry[1]
             flow.hungry = None
@@ -426,6 +431,7 @@ class Shares:
 
     def _stand_in_line(self, flow: Flow) -> None:
         flow.hungry = flow.weight, flow.held
+        self._number += 1
         self._weights += flow.weight
         self._held += flow.held
         flow.entry = next(self._numbers)
@@ -480,7 +486,7 @@ class Shares:
 
     def _recall(self, decision: Decision, now: float) -> None:
         """What is idle, the most first, until each of the hungry can have one."""
-        needed = len(self._active)
+        needed = self._number
         coming = sum(flow.asked for flow in self._asking if flow.recalled)
         idle = sorted(((flow.idle(now), number) for number, flow in enumerate(self._asking)), reverse=True)
         flows = list(self._asking)
