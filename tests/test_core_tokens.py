@@ -244,6 +244,6 @@ async def play(plan: Plan, clock: MockClock) -> None:
 @hypothesis.given(PLANS)
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_no_limit_is_ever_exceeded(plan: Plan) -> None:
-    """Whatever the limits, the workers, and who of them is killed when: never more at once, nor in any window; and all get done."""
+    """Whoever is killed when: never more at once than a cap, nor in a window than a rate; and all get done."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)
