@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import hypothesis
+import pytest
 import trio
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -190,6 +191,33 @@ async def test_what_messages_say_is_agreed_on(autojump_clock: MockClock) -> None
         messages = [world.publish(reply(200, after=1), function="a", annotations=said) for _ in range(30)]
         await over(messages)
         assert most_at_once(world, "a") == 3
+
+
+@pytest.mark.parametrize("fault", ["cut", "elect", "restart", "crash"])
+async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> None:
+    """Neither lost connections nor elections make more start than may; restarts do not for caps.
+
+    For rates they can: a server that comes back counts delays from whole seconds (:mod:`tests.world.consumer`), so
+    a window may be up to a second short once.
+    """
+    async with World(autojump_clock, by_function=True) as world:
+        world.agreed.agree(label("a"), Quota(most=4, rate=Rate(8, 1.0)))
+        messages = backlog(world, "a", 200, 0.1)
+        workers = started(world, count=3, slots=4)
+        for number in range(5):
+            await trio.sleep(1.3 + number)
+            match fault:
+                case "cut":
+                    workers[number % 3].link.cut(3 * number)
+                case "elect":
+                    world.server.elect(2.5)
+                case "restart":
+                    world.server.restart(0.3 + number / 3)
+                case "crash":
+                    world.server.crash(0.3 + number / 3)
+        assert await over(messages) < 90
+        assert most_at_once(world, "a") <= 4
+        assert most_in(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
 
 
 class Plan(NamedTuple):
