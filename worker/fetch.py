@@ -65,7 +65,7 @@ class Intake:
             self._open = False
             self._take_all(await self._consumer.stop())
             self._decide()
-            self._limits.give_all()
+            self._limits.stop()
         self._resting.unpark_all()
 
     def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
@@ -83,6 +83,11 @@ class Intake:
         if flow.function:
             self._new.append(flow)
         return flow
+
+    def _meet(self) -> None:
+        """Learn of new flows whether they are limited."""
+        while self._new:
+            self._limits.know(self._new.pop())
 
     def _heed(self, notice: Notice) -> None:
         match notice:
@@ -114,9 +119,11 @@ class Intake:
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
                 ours = now < bench.leases.lost_at(lease)
+                flow = self._shares.of(delivery.flow)
+                self._meet()
                 if self._open and ours and self._shares.free_for(delivery.flow):
-                    if self._limits.may_start(self._shares.of(delivery.flow)):
-                        flow = self._shares.came(delivery.flow, delivery.behind, now)
+                    if self._limits.may_start(flow):
+                        self._shares.came(delivery.flow, delivery.behind, now)
                         hold = Hold(flow, self._learned, self._limits.start(flow))
                         self._start(Job(lease, attempt, wait, hold, bench))
                         return
@@ -181,8 +188,7 @@ class Intake:
         """Give the credit to whom it belongs now."""
         if not self._consumer:
             return
-        while self._new:
-            self._limits.know(self._new.pop())
+        self._meet()
         decision = self._shares.decide(trio.current_time() if now is None else now)
         for flow, more in decision.wants.items():
             self._consumer.want(more, flow.name)

@@ -2,17 +2,20 @@
 
 A limited flow may hold as many slots as run already, and as many more as there are tokens for. Tokens are wanted for
 what the flow could start without them, but for no more than its fair part of the slots while these are taken: what
-lies here unused, nobody else can have.
+lies here unused, nobody else can have. So what lies here while all slots are taken by others goes back after a while,
+and is wanted anew behind whoever waits for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import trio
+
 from .heartbeat import Lease, Leases
 from .model import Delivery, Quota
 from .policy.quota import limited
-from .policy.shares import Flow, Shares
+from .policy.shares import AGE, Flow, Shares
 from .ports import Consumer, Queue, Quotas
 from .wallet import Wallet
 
@@ -35,6 +38,9 @@ class Limits:
         self._wallet = Wallet(queue, quotas, leases, self._on_change)
         self._flows: dict[str, set[Flow]] = {}
         """By function, those of limited ones and of those that were."""
+        self._able: dict[str, float] = {}
+        """By function, when one of it last could start, or its tokens were given back since none could."""
+        self._stopped = False
 
     def know(self, flow: Flow) -> None:
         """A flow is new here."""
@@ -63,31 +69,48 @@ class Limits:
 
     def start(self, flow: Flow) -> Lease | None:
         """One starts. What it must not outlive, until :meth:`ended`."""
-        return self._wallet.start(flow.function) if flow.limited else None
+        if not flow.limited:
+            return None
+        self._able[flow.function] = trio.current_time()
+        return self._wallet.start(flow.function)
 
     def ended(self, flow: Flow, token: Lease | None) -> None:
         """It is over."""
         if token:
             token.unguard()
             self._wallet.ended(flow.function, token)
-        if flow.limited:
+        if self._stopped:
+            self._wallet.give_all()
+        elif flow.limited:
             self._give_room(flow)
 
     def balance(self, consumer: Consumer) -> None:
         """Want the tokens that are lacking, and give back those that are not needed."""
         for flow in self._shares.take_limited():
             if flow.function in self._flows:
-                wish = sum(map(self._shares.wish, self._flows[flow.function]))
-                self._wallet.balance(flow.function, wish, consumer)
+                self._wallet.balance(flow.function, self._wish(flow.function), consumer)
                 self._give_room(flow)
 
-    def give_all(self) -> None:
-        """Nothing more is started here."""
+    def stop(self) -> None:
+        """Nothing more is started here: give back all that no invocation holds, and the others' as they end."""
+        self._stopped = True
         self._wallet.give_all()
+
+    def _wish(self, function: str) -> int:
+        """How many more of it to have tokens for."""
+        flows, now = self._flows[function], trio.current_time()
+        if self._shares.free or any(flow.asked for flow in flows):
+            self._able[function] = now
+        elif now - self._able.setdefault(function, now) >= AGE:
+            self._able[function] = now
+            return 0
+        return sum(map(self._shares.wish, flows))
 
     def _on_change(self, function: str) -> None:
         for flow in self._flows.get(function, ()):
             self._give_room(flow)
+        if self._stopped:
+            self._wallet.give_all()
         self._decide()
 
     def _give_room(self, flow: Flow) -> None:

@@ -41,6 +41,10 @@ class Wallet:
             purse.quota = quota
         elif limited(quota):
             self._purses[function] = Purse(quota)
+        if purse:
+            for lease in [lease for lease in purse.free if not self._worth(lease)]:
+                purse.lost(lease, held=False)
+                self._give(Given(lease))
         self._changed(function)
 
     def room(self, function: str) -> float:
@@ -102,8 +106,11 @@ class Wallet:
             if held.lost:
                 self._forget(held)
                 purse.lost(held, held=True)
-            else:
+            elif self._worth(held):
                 purse.ended(held)
+            else:  # the cap was lowered, or lifted
+                purse.lost(held, held=True)
+                self._give(Given(held))
 
     def give_all(self) -> None:
         """Give back all that no invocation holds: the worker starts nothing more."""
@@ -115,8 +122,7 @@ class Wallet:
         """The queue has confirmed that we keep a token, from when we asked for that at least."""
         lease.confirm(asked)
         kind, function = split_flow(lease.delivery.flow)
-        purse = self._purses.get(function)
-        worth = uses(purse.quota, kind, number_of(lease.delivery.subject)) if purse else 0
+        purse, worth = self._purses.get(function), self._worth(lease)
         if lease.lost:
             self._forget(lease)
             self.returned(lease.delivery.flow, 1)
@@ -129,6 +135,12 @@ class Wallet:
             self._leases.release(lease)
         purse.came(kind, lease, worth, asked)
         self._changed(function)
+
+    def _worth(self, lease: Lease) -> int:
+        """Uses of a token by what is agreed now; none where it is too many."""
+        kind, function = split_flow(lease.delivery.flow)
+        purse = self._purses.get(function)
+        return uses(purse.quota, kind, number_of(lease.delivery.subject)) if purse else 0
 
     def _give(self, given: Given[Lease]) -> None:
         lease = given.token

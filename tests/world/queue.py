@@ -31,6 +31,7 @@ from worker.model import (
     Stored,
     Waiting,
 )
+from worker.policy.quota import is_flow
 from worker.ports import Consumer, NotStored, Unusable
 
 from .link import Link
@@ -76,7 +77,7 @@ class FakeConsumer:
         server.join(self.client)
         link.changed.append(self._on_change)
         if not server.by_function:
-            self._tell(Waiting("", inf))
+            self.tell(Waiting("", inf))
 
     @property
     def wanted(self) -> int:
@@ -87,7 +88,7 @@ class FakeConsumer:
         """See :meth:`worker.ports.Consumer.want`."""
         if more < 1:
             self._violated(f"wanted {more} more")
-        if flow and flow not in self._told:
+        if flow and flow not in self._told and not is_flow(flow):
             self._violated(f"wanted {more} of {flow}, which is gone")
         self.wants[flow] = self.wants.get(flow, 0) + more
         self._pull(min(more, self.wants[flow]), flow)
@@ -111,7 +112,7 @@ class FakeConsumer:
 
     def _return(self, flow: str) -> None:
         self._recalled.discard(flow)
-        self._tell(Returned(flow, max(0, self.wants.pop(flow, 0))))
+        self.tell(Returned(flow, max(0, self.wants.pop(flow, 0))))
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
@@ -136,7 +137,8 @@ class FakeConsumer:
                 self._queue.handed_out(each)
         return taken
 
-    def _tell(self, what: Delivery | Notice) -> None:
+    def tell(self, what: Delivery | Notice) -> None:
+        """It has come."""
         self._here.append(what)
         self._something.set()
 
@@ -149,12 +151,12 @@ class FakeConsumer:
         if now - handed.sent > self.ack_wait / 3:
             # A lease is counted from the arrival. That one was as long on its way is nothing that a worker can know.
             self._server.disturbed.add(handed.id[0])
-        self._tell(
+        self.tell(
             Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload, flow, handed.behind)
         )
 
     def _published(self, flow: str) -> None:
-        self._tell(Published(flow) if flow in self._told else Stored(flow, 1))
+        self.tell(Published(flow) if flow in self._told else Stored(flow, 1))
         self._told[flow] = trio.current_time()
 
     def seen(self, backlog: Backlog) -> None:
@@ -162,9 +164,9 @@ class FakeConsumer:
         now = trio.current_time()
         for flow, stored in backlog.by_subject.items():
             self._told[flow] = now
-            self._tell(Stored(flow, stored))
+            self.tell(Stored(flow, stored))
         for flow in self._told.keys() - backlog.by_subject.keys():
-            self._tell(Stored(flow, 0))
+            self.tell(Stored(flow, 0))
         for flow in [flow for flow, at in self._told.items() if now - at >= INACTIVE]:
             self._link.there.send("close", partial(self._close, flow))
 
@@ -177,7 +179,7 @@ class FakeConsumer:
             del self._told[flow]
             self.wants.pop(flow, None)
             self._recalled.discard(flow)
-            self._tell(Gone(flow))
+            self.tell(Gone(flow))
 
     def _dismiss(self, session: int) -> None:
         self.ack_wait = self._server.ack_wait
@@ -216,7 +218,7 @@ class FakeConsumer:
     def _ask(self, session: int, batch: int, flow: str) -> None:
         """At the broker."""
         if flow and flow not in self._server.groups and self._server.answers:
-            self._link.down.send("status", partial(self._tell, Waiting(flow, self._server.open(flow))))
+            self._link.down.send("status", partial(self.tell, Waiting(flow, self._server.open(flow))))
         self._server.pull(self.client, session, batch, flow=flow)
 
 
@@ -295,7 +297,7 @@ class FakeQueue:
         self._check(delivery, settlement)
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
-        if isinstance(settlement, Nak) and before > self.kept[delivery.id] + self._server.ack_wait:
+        if isinstance(settlement, Nak) and before > self.kept[delivery.id] + self._server.ack_wait_of(delivery.flow):
             self._violated(f"{settlement} for {delivery.token} to be said when others may have it")
         self.held.pop(delivery.token, None)
         self.said.append((now, delivery, settlement))
@@ -412,8 +414,8 @@ class FakeQueue:
 
     def _confirm(self, number: int) -> None:
         if said := self._outbox.get(number):
-            said.confirmed()
             self._forget(number)
+            said.confirmed()  # which may say more
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]

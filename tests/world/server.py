@@ -22,6 +22,7 @@ import trio
 
 from tests.wire import Stored
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
+from worker.policy.quota import flow_of
 from worker.policy.report import dead_letter_headers
 
 from .consumer import PullConsumer
@@ -30,6 +31,8 @@ from .requests import Client, HandedOut, Request, Requests
 EPOCH = 1_700_000_000.0
 """Wall-clock time (s since the epoch) at which the virtual clock shows zero."""
 STREAM = "faas-request"
+_TOKENS = "QUOTAS.q."
+"""What the subjects of tokens begin with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +88,8 @@ class Server:
         self.groups: dict[str, Group] = {} if by_function else {"": Group("", PullConsumer(ack_wait))}
         """By flow."""
         self._ack_wait = ack_wait
+        self.ack_waits: dict[str, float] = {}
+        """Of flows that have one of their own (s)."""
         self.messages: dict[int, Message] = {}
         """What the stream holds, by sequence, oldest first."""
         self.letters: dict[str, Stored] = {}
@@ -147,7 +152,28 @@ class Server:
         self._serve(flow)
         return message
 
+    def store_token(self, kind: str, function: str, number: int) -> None:
+        """Make a token, if it is not there. It is no message of the queue: nobody is told, and no look shows it."""
+        flow, subject = flow_of(kind, function), f"{_TOKENS}{kind}.{function}.{number}"
+        stored = self._by_flow.setdefault(flow, {})
+        if any(message.subject == subject for message in stored.values()):
+            return
+        self.taken += 1
+        now = trio.current_time()
+        token = Message((self.taken, round((EPOCH + now) * 1e9)), subject, b"", now)
+        self.messages[self.taken] = stored[self.taken] = token
+        for group in self._groups(flow):
+            group.fresh += 1
+        self._serve(flow)
+
+    def ack_wait_of(self, flow: str) -> float:
+        """A flow's consumer's (s)."""
+        return self.ack_waits.get(flow, self._ack_wait) if self.by_function else self.ack_wait
+
     def _flow(self, message: Message) -> str:
+        if message.subject.startswith(_TOKENS):
+            kind, _, rest = message.subject.removeprefix(_TOKENS).partition(".")
+            return flow_of(kind, rest.rpartition(".")[0])
         return message.subject if self.by_function else ""
 
     def _groups(self, flow: str) -> list[Group]:
@@ -167,6 +193,8 @@ class Server:
         """See :class:`worker.model.Backlog`."""
         by_subject: dict[str, int] = {}
         for message in self.messages.values():
+            if message.subject.startswith(_TOKENS):
+                continue
             by_subject[message.subject] = by_subject.get(message.subject, 0) + 1
         return Backlog(self.taken, by_subject)
 
@@ -190,9 +218,9 @@ class Server:
     def open(self, flow: str) -> int:
         """Make a flow's consumer, if there is none; how many messages it has not handed out."""
         if flow not in self.groups:
-            group = self.groups[flow] = Group(flow, PullConsumer(self._ack_wait))
+            group = self.groups[flow] = Group(flow, PullConsumer(self.ack_wait_of(flow)))
             stored = self._by_flow.get(flow, {})
-            group.consumer.begin(self._ack_wait, next(iter(stored), self.taken + 1))
+            group.consumer.begin(self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.taken + 1))
             group.fresh = len(stored)
         return self.groups[flow].fresh
 
@@ -258,7 +286,7 @@ class Server:
         self._ack_wait = ack_wait or self.ack_wait
         for group in self.groups.values():
             stored = self._by_flow.get(group.flow, {})
-            group.consumer.begin(self._ack_wait, next(iter(stored), self.taken + 1))
+            group.consumer.begin(self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.taken + 1))
             group.fresh = len(stored)
             for client in self._clients:
                 for request in group.requests.of(client):
@@ -271,7 +299,7 @@ class Server:
         self._disturb()
         self._ack_wait = ack_wait
         for group in self.groups.values():
-            group.consumer.configure(ack_wait, trio.current_time())
+            group.consumer.configure(self.ack_waits.get(group.flow, ack_wait), trio.current_time())
         self._wait.deadline = self._next_event()
 
     def restart(self, down: float) -> None:

@@ -19,15 +19,16 @@ from worker.heartbeat import Leases
 from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.ledger import Ledger
+from worker.policy.names import label_of
 from worker.policy.retry import Retry
-from worker.ports import Quotas
+from worker.policy.shares import Flow
 from worker.retries import Retries
 from worker.run import run
 
 from .functions import Answer, Outside, Reach, Reply
 from .link import Link
 from .queue import FakeQueue
-from .quotas import Unlimited
+from .quotas import Agreed
 from .server import EPOCH, STREAM, Message, Server
 from .standstill import Process
 
@@ -55,6 +56,10 @@ class Said:
 
     delivery: Delivery
     settlement: Settlement
+
+
+def _flow_of(name: str) -> Flow:
+    return Flow(name, label_of(STREAM, name) if name.startswith(f"{STREAM}.") else "")
 
 
 class Witnessed(FakeQueue):
@@ -98,7 +103,7 @@ class Hired:
         reach = Reach(world.outside, name)
         self.bench = Bench(
             queue=self.queue,
-            quotas=world.quotas,
+            quotas=world.agreed.join(self.queue),
             functions=reach,
             callbacks=reach,
             emit=self._emit,
@@ -220,7 +225,7 @@ class World:
         self.clock = clock
         self.server = Server(ack_wait, by_function=by_function)
         self.outside = Outside()
-        self.quotas: Quotas = Unlimited()
+        self.agreed = Agreed(self.server)
         self.latency = latency
         self.workers: list[Hired] = []
         self.violations: list[str] = []
@@ -301,6 +306,7 @@ class World:
             settle_within=settle_within,
             namespace="openfaas-fn",
             user_agent="queue-worker/test",
+            flow=_flow_of,
         )
         hired = Hired(self, Link(self.latency, up=connected), rules, shutdown_timeout=shutdown_timeout, dice=dice)
         self.workers.append(hired)
