@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +100,13 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-if __name__ == "__main__":
-    began = time.monotonic()
-    one = scale_out(1)
-    for number in (1, 2, 4):
-        result = one if number == 1 else scale_out(number)
-        print(result, f"off even {result.off_even:.3f}, {result.throughput / one.throughput:.2f} of one")
+def table() -> str:
+    """One, two and four workers, measured now."""
+    results = [scale_out(number) for number in (1, 2, 4)]
+    rows = [
+        f"| {each.workers} | {each.throughput:.0f} | {each.throughput / results[0].throughput:.2f} | "
+        f"{', '.join(map(str, each.shares))} | {each.off_even:.1%} | {each.twice} | {each.lost} |"
+        for each in results
+    ]
+    head = "| workers | invocations a second | of one | invocations of each | off even | run twice | lost |"
+    return "\n".join([head, "| --- | --- | --- | --- | --- | --- | --- |", *rows]) + "\n"

@@ -116,6 +116,7 @@ def figures() -> list[Figure]:
     return [two_with_a_backlog(), fifty(), newcomer(free=False), newcomer(free=True)]
 
 
-if __name__ == "__main__":
-    for figure in figures():
-        print(figure)
+def table() -> str:
+    """The figures, measured now."""
+    rows = [f"| {each.name} | {each.reach} | {each.value:.4g} | {'✓' if each.reached else '✗'} |" for each in figures()]
+    return "\n".join(["| figure | reach | | |", "| --- | --- | --- | --- |", *rows]) + "\n"

@@ -1,0 +1,52 @@
+"""The limiter on real processes: a worker, nats-server and a function server that refuses what is too much."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.functions import Functions, Reply
+from tests.e2e.stack import Queue, Worker, message
+from tests.servers import NatsServer
+
+CAPACITY = 20
+MESSAGES = 4_000
+SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What came of it."""
+
+    seconds: float
+    """From the first request to the last answer."""
+    rejections: int
+
+    @property
+    def of_ideal(self) -> float:
+        """Of the time in which so many invocations can be done."""
+        return self.seconds / (MESSAGES * SECONDS / CAPACITY)
+
+
+def real() -> Real:
+    """Steady capacity, a backlog from the start."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nats = stack.enter_context(NatsServer(directory / "nats"))
+        functions = stack.enter_context(Functions())
+        functions.limit("steady", CAPACITY)
+        functions.answer("steady", Reply(after=SECONDS))
+        nats.make_stream()
+        queue = Queue(nats)
+        subject = f"{queue.name}.0.steady.openfaas-fn"
+        nats.publish_many((subject, message("steady", f"call-{number}"), {}) for number in range(MESSAGES))
+        settings = {"scaling_mode": "function", "max_inflight": 100}
+        worker = stack.enter_context(Worker(queue, functions, tmp_path=directory, **settings))
+        worker.wait_ready()
+        queue.wait_empty(300)
+        began = min(request.began for request in functions.requests)
+        ended = max(request.ended or request.began for request in functions.requests)
+        refused = sum(request.reply is not None and request.reply.status == 429 for request in functions.requests)
+        return Real(ended - began, refused)
