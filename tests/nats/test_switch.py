@@ -90,7 +90,17 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("before", "after"), CHANGES.values(), ids=CHANGES.keys())
+OFTEN = ("static to function", "function to static", "static to partitions")
+"""What is tried each time; the others take the same ways, and are tried with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(*change, id=name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name, change in CHANGES.items()
+    ],
+)
 async def test_from_one_to_the_other(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
     """Nothing is lost, nothing runs twice, and what is between two attempts keeps its count and its wait."""
     await switch(tmp_path, before, after)
