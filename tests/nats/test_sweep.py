@@ -1,0 +1,86 @@
+"""What ends through a retired consumer is taken off the stream: that, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from worker.config import load
+from worker.model import Delivery
+from worker.nats.connection import Connection
+from worker.nats.outbox import Outbox
+from worker.nats.sweep import Sweep
+from worker.ports import NotStored
+
+
+class Server:
+    """Notes what it is asked to delete, and may not answer at first."""
+
+    def __init__(self, deaf: int = 0) -> None:
+        self.deaf = deaf
+        self.deleted: list[int] = []
+        self.client = SimpleNamespace(publish=self._publish)
+
+    async def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        assert subject == "STREAM.MSG.DELETE.faas-request"
+        if self.deaf:
+            self.deaf -= 1
+            raise NotStored("no answer")
+        self.deleted.append(body["seq"])
+        return {"success": True}
+
+    async def _publish(self, *_: object) -> None:
+        pass
+
+
+def delivery(sequence: int, consumer: str) -> Delivery:
+    token = f"0 $JS.ACK.faas-request.{consumer}.1.{sequence}.{sequence}.0.0"
+    return Delivery((sequence, 0), token, 1, 0.0, "faas-request", b"")
+
+
+def sweep_on(server: Server) -> tuple[Sweep, Any]:
+    outbox = SimpleNamespace(over=None)
+    return Sweep(cast(Connection, server), load({}).settings, cast(Outbox, outbox)), outbox
+
+
+async def swept(sweep: Sweep) -> None:
+    """Let it delete all that is to be deleted."""
+    running = asyncio.ensure_future(sweep.run())
+    async with asyncio.timeout(15):
+        await sweep.done()
+    running.cancel()
+
+
+def test_only_what_a_retired_consumer_had() -> None:
+    """What ends through another consumer is the server's to take off."""
+
+    async def play() -> list[int]:
+        server = Server()
+        sweep, outbox = sweep_on(server)
+        assert not vars(outbox)["over"], "without a retired consumer it costs nothing"
+        sweep.know({"old"})
+        outbox.over(delivery(7, "old"))
+        outbox.over(delivery(8, "new"))
+        await swept(sweep)
+        sweep.know(set())
+        return server.deleted
+
+    assert trio_asyncio.run(aio_as_trio(play)) == [7]
+
+
+def test_until_the_server_answers() -> None:
+    """A question without an answer is asked again."""
+
+    async def play() -> list[int]:
+        server = Server(deaf=2)
+        sweep, outbox = sweep_on(server)
+        sweep.know({"old"})
+        outbox.over(delivery(7, "old"))
+        await swept(sweep)
+        return server.deleted
+
+    assert trio_asyncio.run(aio_as_trio(play)) == [7]
