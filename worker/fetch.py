@@ -121,17 +121,15 @@ class Intake:
                 ours = now < bench.leases.lost_at(lease)
                 flow = self._shares.of(delivery.flow)
                 self._meet()
-                if self._open and ours and self._shares.free_for(delivery.flow):
-                    if self._limits.may_start(flow):
-                        self._shares.came(delivery.flow, delivery.behind, now)
-                        hold = Hold(flow, self._learned, self._limits.start(flow))
-                        self._start(Job(lease, attempt, wait, hold, bench))
-                        return
-                    # Its token was lost, or has grown too old, while it was on its way.
-                    settle(bench, lease, attempt, Nak(NO_TOKEN), attempted=False)
-                    self._shares.came_in_vain(delivery.flow, delivery.behind, now)
+                room = self._open and ours and self._shares.free_for(delivery.flow)
+                if room and self._limits.may_start(flow):
+                    self._shares.came(delivery.flow, delivery.behind, now)
+                    hold = Hold(flow, self._learned, self._limits.start(flow))
+                    self._start(Job(lease, attempt, wait, hold, bench))
                     return
-                settle(bench, lease, attempt, Nak() if newest else Abandon(), attempted=False)
+                # With room, it is its token that was lost, or has grown too old, while it was on its way.
+                back = Nak(NO_TOKEN if room else 0.0)
+                settle(bench, lease, attempt, back if newest else Abandon(), attempted=False)
             case Running():
                 bench.leases.adopt(delivery)
                 bench.emit(Redelivered(delivery, "running"))

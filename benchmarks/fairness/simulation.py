@@ -40,7 +40,7 @@ class Always:
     def started(self, now: float) -> None:
         """Nothing."""
 
-    def ended(self, began: float, now: float, status: int | None) -> float | None:  # noqa: ARG002
+    def ended(self, began: float, now: float, status: int | None) -> float | None:  # noqa: ARG002 -- a limit's signature
         """As usual."""
         return None
 
@@ -122,7 +122,7 @@ class Simulation:
         """The whole of it."""
         for function in self.functions.values():
             for when, capacity in function.changes:
-                self.at(when, lambda f=function, c=capacity: self._capacity(f, c))  # type: ignore[misc]
+                self.at(when, lambda f=function, c=capacity: self._capacity(f, c))  # type: ignore[misc]  # mypy knows no lambda with defaults
             if function.scaler:
                 self._scaling(function)
             self._capacity(function, function.capacity)
