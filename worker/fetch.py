@@ -17,9 +17,10 @@ from .events import Redelivered, Settled
 from .hold import Hold
 from .limits import Limits
 from .model import Abandon, Delivery, Gone, Limited, Nak, Notice, Paused, Published, Returned, Stored, Waiting
+from .policy.flow import Flow
 from .policy.ledger import Early, Finished, Fresh, Running
 from .policy.quota import is_flow
-from .policy.shares import Flow, Shares
+from .policy.shares import Shares
 from .ports import Consumer
 from .process import Job
 from .settle import settle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .heartbeat import Lease
-from .policy.shares import Flow
+from .policy.flow import Flow
 
 
 class Hold:

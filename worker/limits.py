@@ -14,8 +14,9 @@ import trio
 
 from .heartbeat import Lease, Leases
 from .model import Delivery, Quota
+from .policy.flow import Flow
 from .policy.quota import limited
-from .policy.shares import AGE, Flow, Shares
+from .policy.shares import AGE, Shares
 from .ports import Consumer, Queue, Quotas
 from .wallet import Wallet
 

@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Hired, World, reply
+from worker.policy.flow import Flow
 from worker.policy.limiter import Limiter
-from worker.policy.shares import Flow
 
 SLOTS = 50
 

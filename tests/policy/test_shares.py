@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker.policy.shares import LONGEST_QUIET, PATIENCE, RESERVE, Decision, Flow, Shares
+from worker.policy.flow import PATIENCE, Flow
+from worker.policy.shares import LONGEST_QUIET, RESERVE, Decision, Shares
 
 
 class Broker:

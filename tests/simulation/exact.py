@@ -11,7 +11,8 @@ from tests.world.simulation import Life
 from worker.events import DrainEnded, DrainExpired, DrainStarted
 from worker.model import Nak
 from worker.policy.callbacks import worth_another
-from worker.policy.shares import LONGEST_QUIET, PATIENCE
+from worker.policy.flow import PATIENCE
+from worker.policy.shares import LONGEST_QUIET
 
 from .laws import EPSILON
 from .story import Hold, Story

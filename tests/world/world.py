@@ -18,10 +18,10 @@ from worker.events import Event
 from worker.heartbeat import Leases
 from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
+from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
 from worker.policy.names import label_of
 from worker.policy.retry import Retry
-from worker.policy.shares import Flow
 from worker.retries import Retries
 from worker.run import run
 

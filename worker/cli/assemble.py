@@ -31,12 +31,12 @@ from ..observe.logs import log_sink
 from ..observe.metrics import Metrics
 from ..parent.line import METRICS, Part
 from ..policy.backoff import Backoff, Jitter
+from ..policy.flow import Flow
 from ..policy.ledger import Ledger
 from ..policy.limiter import Limiter
 from ..policy.names import label_of
 from ..policy.processes import share
 from ..policy.retry import Retry
-from ..policy.shares import Flow
 from ..ports import Callbacks, Emit, Functions
 from ..retries import Retries
 from ..run import run
