@@ -69,13 +69,16 @@ def _work(loaded: Loaded, part: Part | None, lines: Lines) -> None:
     from ..nats.connection import ConnectionClosed  # noqa: PLC0415 -- the parent does without, and stays small
     from .assemble import work  # noqa: PLC0415 -- the same
 
+    ended: BaseExceptionGroup[Exception] | None = None
     try:
         work(loaded.settings, part, lines)
     except* (Unusable, ConnectionClosed, OSError) as group:
-        if part and group.subgroup(Unusable):
-            part.say(FATAL, _told(group))  # the parent says it, once for all
-            raise SystemExit(1) from None
-        fail(_told(group))
+        ended = group  # Python 3.11.2 puts what is raised here into a group
+    if ended and part and ended.subgroup(Unusable):
+        part.say(FATAL, _told(ended))  # the parent says it, once for all
+        raise SystemExit(1)
+    if ended:
+        fail(_told(ended))
 
 
 def _told(group: BaseExceptionGroup[Exception]) -> str:
