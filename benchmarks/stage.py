@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers import NatsServer, free_port
+from tests.servers import NatsServer
+from worker.dev.stack import free_port
 
 from .contenders import Contender
 from .machine import MEASURED, cpu

@@ -16,8 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from tests.servers import NatsServer, free_port, wait_until
+from tests.servers import NatsServer, wait_until
 from tests.wire import ApiError, NoAnswer
+from worker.dev.stack import free_port
 
 T = TypeVar("T")
 

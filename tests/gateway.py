@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import NatsServer, Program, free_port, wait_until
+from tests.servers import NatsServer, Program, wait_until
+from worker.dev.stack import free_port
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 ::
 
-    from tests.servers import NatsServer, Program, free_port, until
+    from tests.servers import NatsServer, Program, until
 
     async def test_something(tmp_path):
         with NatsServer(tmp_path) as nats:
@@ -48,14 +48,6 @@ LAME_DUCK = 30.0
 """Seconds that lame duck mode lasts: the least that nats-server takes for it."""
 _PATIENCE = 15.0
 """How long to look at most (s): far above what anything here takes, so that only a defect reaches it."""
-
-
-def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], T | None], what: str, timeout: float = _PATIENCE) -> T:

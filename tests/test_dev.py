@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.servers import Program, free_port, run_program, wait_until
+from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
 from worker.dev.dotenv import read_dotenv
 from worker.dev.functions import failures_of_flaky
-from worker.dev.stack import NotStarted, find_nats_server
+from worker.dev.stack import NotStarted, find_nats_server, free_port
 from worker.dev.verdict import Seen, judge
 
 PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}

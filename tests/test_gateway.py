@@ -18,8 +18,9 @@ import pytest
 from starlette.types import Message as AsgiEvent
 
 from tests.gateway import Answer, Gateway, gateway_on
-from tests.servers import NatsServer, Program, free_port, run_program, wait_until
+from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import Stored
+from worker.dev.stack import free_port
 from worker.gateway.http import Bodies, CallerGone, Refused
 
 _numbers = count(1)

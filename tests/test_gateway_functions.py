@@ -12,7 +12,8 @@ import pytest
 
 from tests.e2e.functions import Functions, Reply
 from tests.gateway import Gateway
-from tests.servers import free_port, wait_until
+from tests.servers import wait_until
+from worker.dev.stack import free_port
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers import NatsServer, free_port, run_program
+from tests.servers import NatsServer, run_program
+from worker.dev.stack import free_port
 
 NS = 1_000_000_000
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers import NatsServer, environment, free_port, run_program, wait_until
+from tests.servers import NatsServer, environment, run_program, wait_until
+from worker.dev.stack import free_port
 
 
 @pytest.fixture

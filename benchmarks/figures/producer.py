@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
-from tests.servers import free_port
+from worker.dev.stack import free_port
 
 from ..machine import MEASURED, cpu
 from ..model import Figure, Line, Samples, Session

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from tests.servers import free_port
+from worker.dev.stack import free_port
 
 from ..contenders import OURS
 from ..machine import memory

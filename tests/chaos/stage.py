@@ -19,8 +19,9 @@ from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
 from tests.e2e.functions import Functions, Request
 from tests.e2e.stack import Worker
-from tests.servers import NatsServer, Program, free_port
+from tests.servers import NatsServer, Program
 from tests.wire import ApiError
+from worker.dev.stack import free_port
 
 T = TypeVar("T")
 

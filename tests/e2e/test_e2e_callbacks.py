@@ -11,8 +11,9 @@ import pytest
 from tests.e2e.case import ATTEMPTS, STARTED, Case
 from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import PATIENCE, Queue, StartWorker, go_url, look_on, message
-from tests.servers import free_port, wait_until
+from tests.servers import wait_until
 from worker import __version__
+from worker.dev.stack import free_port
 
 
 def test_the_result_is_posted(case: Case) -> None:

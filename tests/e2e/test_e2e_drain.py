@@ -14,7 +14,8 @@ import pytest
 
 from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, look_on, message
-from tests.servers import NatsServer, free_port, wait_until
+from tests.servers import NatsServer, wait_until
+from worker.dev.stack import free_port
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tests.e2e.functions import Functions
 from tests.e2e.stack import PATIENCE, Queue, Worker, message
-from tests.servers import NatsServer, free_port
+from tests.servers import NatsServer
+from worker.dev.stack import free_port
 
 
 def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:

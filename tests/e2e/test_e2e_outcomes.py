@@ -7,7 +7,8 @@ import pytest
 from tests.e2e.case import ATTEMPTS, Case
 from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import PATIENCE, Queue, StartWorker
-from tests.servers import free_port, wait_until
+from tests.servers import wait_until
+from worker.dev.stack import free_port
 
 # Done, or retry.
 

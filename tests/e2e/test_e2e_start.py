@@ -12,8 +12,9 @@ import pytest
 
 from tests.e2e.functions import Functions
 from tests.e2e.stack import PATIENCE, Queue, Worker
-from tests.servers import ROOT, free_port, run_program, wait_until
+from tests.servers import ROOT, run_program, wait_until
 from worker import __version__
+from worker.dev.stack import free_port
 
 RUN = "tests.e2e.as_installed"
 

@@ -55,11 +55,13 @@ def _be_parent(loaded: Loaded, lines: Lines) -> None:
     from ..parent.processes import Ended, command_again  # noqa: PLC0415 -- one process does without
     from ..parent.run import run  # noqa: PLC0415 -- the same
 
-    ended = Ended(0)
+    ended, failed = Ended(0), None
     try:
         ended = trio.run(run, loaded.settings, command_again(), os.environ, STOPS, instruments=[lines])
     except* OSError as group:
-        fail(_told(group))
+        failed = group  # Python 3.11.2 puts what is raised here into a group
+    if failed:
+        fail(_told(failed))
     if ended.why:
         click.echo(f"queue-worker: {ended.why}", err=True)
     raise SystemExit(ended.code)
@@ -73,7 +75,7 @@ def _work(loaded: Loaded, part: Part | None, lines: Lines) -> None:
     try:
         work(loaded.settings, part, lines)
     except* (Unusable, ConnectionClosed, OSError) as group:
-        ended = group  # Python 3.11.2 puts what is raised here into a group
+        ended = group  # as above
     if ended and part and ended.subgroup(Unusable):
         part.say(FATAL, _told(ended))  # the parent says it, once for all
         raise SystemExit(1)

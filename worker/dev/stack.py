@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import random
 import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ..config import Settings, load
 from .children import Child, Say, child
 
 _LOOPBACK = "127.0.0.1"
+_PORTS = 20_000, 32_000
+"""Among which a free one is looked for."""
 _READY_WITHIN = 30.0
 """Seconds for a child to become ready: it takes one or two, more on a machine that is busy."""
 _LOOK = 0.05
@@ -123,10 +126,15 @@ def see_that_ports_are_free(settings: Settings) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.create_server((_LOOPBACK, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback that nobody listens on now.
+
+    It is below the range from which the kernel takes ports for outgoing connections (32768 on Linux, 49152 elsewhere):
+    else one of them may have it by the time that it is used.
+    """
+    while True:
+        port = random.randrange(*_PORTS)  # noqa: S311 -- which one is no secret
+        with suppress(OSError), socket.create_server((_LOOPBACK, port)):
+            return port
 
 
 def find_nats_server() -> str:
