@@ -12,9 +12,12 @@ from trio.testing import MockClock
 
 from tests.world import Hired, Message, World, reply
 from tests.world.functions import Call
-from worker.model import Paused, Quota, Rate
+from worker.fetch import NO_TOKEN
+from worker.model import Ack, Delivery, Nak, Paused, Quota, Rate
 
 ACK_WAIT = 30.0
+FLOW = "faas-request.0.a.openfaas-fn"
+"""Of function a."""
 MESSAGES = 60
 """Of each function in a drawn world."""
 
@@ -218,6 +221,40 @@ async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> Non
         assert await over(messages) < 90
         assert most_at_once(world, "a") <= 4
         assert most_in(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
+
+
+@pytest.mark.parametrize(
+    ("quota", "seconds"),
+    [
+        (Quota(most=5), 1),
+        (Quota(most=5), 0.05),
+        (Quota(rate=Rate(5, 1.0)), 0.01),
+        (Quota(rate=Rate(5, 1.0)), 2.5),
+        (Quota(most=3, rate=Rate(10, 1.0)), 0.05),
+    ],
+)
+async def test_no_message_comes_without_a_token(autojump_clock: MockClock, quota: Quota, seconds: float) -> None:
+    """Where nothing is lost on the way, a message is asked for only by who can start it: none is given back."""
+    async with World(autojump_clock, by_function=True) as world:
+        world.agreed.agree(label("a"), quota)
+        messages = backlog(world, "a", 100, seconds)
+        started(world)
+        await over(messages)
+        assert {heard for message in messages for _, heard in world.heard(message)} <= {None, Ack()}
+
+
+async def test_what_comes_twice_without_a_token_goes_back_once(autojump_clock: MockClock) -> None:
+    """Where its token was lost on the way, of a message that comes twice at once only the newest is given back."""
+    async with World(autojump_clock, by_function=True) as world:
+        world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
+        worker = world.start(world.worker(slots=2))
+        await trio.sleep(1)
+        assert worker.queue.consumer
+        twice = [Delivery((9, 9), token, count, 1.0, "a", b"", FLOW) for count, token in enumerate(["9.1.1", "9.2.2"])]
+        for each in twice:
+            worker.queue.consumer.tell(each)
+        await trio.sleep(1)
+        assert [(told, verdict) for _, told, verdict in worker.queue.said] == [(twice[1], Nak(NO_TOKEN))]
 
 
 class Plan(NamedTuple):

@@ -173,8 +173,8 @@ class Intake:
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
         flow = job.hold.flow
-        self._limits.ended(flow, job.hold.token)
         self._shares.ended(flow, now - job.lease.delivery.arrived, final=job.final)
+        self._limits.ended(flow, job.hold.token)  # after that: what it may have counts from what still runs
         if job.again is not None:
             self._shares.given_back(flow, now + job.again)
         self._decide(now)
