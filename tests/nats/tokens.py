@@ -143,8 +143,8 @@ class Work:
         self.running: Counter[Replica] = Counter()
         self.most = 0
         self.starts: list[tuple[float, Replica]] = []
-        """When each was, by the wall clock, by which nats-server measures delays: it is the one that keeps a window. (By
-        the monotonic clock 3 of 40 came some milliseconds early once, on a virtual machine of a CI.)"""
+        """When each was, by the wall clock: by that one nats-server measures delays, and so windows. (By the monotonic
+        clock 3 of 40 came some milliseconds early once, on a virtual machine of a CI.)"""
 
     def drive(self, worker: Replica) -> None:
         """Start what may be started; want what is lacking."""
