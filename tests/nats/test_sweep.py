@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import trio_asyncio
+from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
 from worker.config import load
@@ -23,6 +24,7 @@ class Server:
     def __init__(self, deaf: int = 0) -> None:
         self.deaf = deaf
         self.deleted: list[int] = []
+        self.said: list[bytes] = []
         self.client = SimpleNamespace(publish=self._publish)
 
     async def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -33,8 +35,8 @@ class Server:
         self.deleted.append(body["seq"])
         return {"success": True}
 
-    async def _publish(self, *_: object) -> None:
-        pass
+    async def _publish(self, _: str, told: bytes) -> None:
+        self.said.append(told)
 
 
 def delivery(sequence: int, consumer: str) -> Delivery:
@@ -84,3 +86,59 @@ def test_until_the_server_answers() -> None:
         return server.deleted
 
     assert trio_asyncio.run(aio_as_trio(play)) == [7]
+
+
+def announced(*names: str) -> Msg:
+    return Msg(cast(Any, None), data="\n".join(names).encode())
+
+
+def test_what_ended_before_we_saw_that_its_consumer_is_retired() -> None:
+    """Once its retirement was announced: when we look, others may have deleted it already, since it keeps nothing."""
+
+    async def play() -> list[int]:
+        server = Server()
+        sweep, outbox = sweep_on(server)
+        sweep._on_announced(announced("old", "older"))
+        outbox.over(delivery(7, "old"))
+        sweep.know(set())
+        outbox.over(delivery(8, "new"))
+        outbox.over(delivery(9, "older"))
+        await swept(sweep)
+        return server.deleted
+
+    assert trio_asyncio.run(aio_as_trio(play)) == [7, 9]
+
+
+def test_one_made_anew_is_not_retired() -> None:
+    """What ends through a consumer of the name of one that was retired, and is gone, costs nothing more."""
+
+    async def play() -> list[int]:
+        server = Server()
+        sweep, outbox = sweep_on(server)
+        sweep._on_announced(announced("old"))
+        sweep.know({"old"})
+        outbox.over(delivery(7, "old"))
+        sweep.know(set())
+        assert not vars(outbox)["over"]
+        await swept(sweep)
+        return server.deleted
+
+    assert trio_asyncio.run(aio_as_trio(play)) == [7]
+
+
+def test_a_thousand_names_are_announced() -> None:
+    """Whoever is told deletes what ends through any of them."""
+
+    async def play() -> tuple[list[int], list[int]]:
+        server, other = Server(), Server()
+        (ours, _), (theirs, outbox) = sweep_on(server), sweep_on(other)
+        await ours.announce(f"faas-workers-{number}" for number in range(2_500))
+        for told in server.said:
+            theirs._on_announced(Msg(cast(Any, None), data=told))
+        outbox.over(delivery(1, "faas-workers-2499"))
+        await swept(theirs)
+        return other.deleted, [*map(len, server.said)]
+
+    deleted, sizes = trio_asyncio.run(aio_as_trio(play))
+    assert deleted == [1]
+    assert max(sizes) < 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import Ack, Delivery, Nak
+from worker.nats import pull
 from worker.nats.connection import Connection
 from worker.nats.queue import open_queue
 
@@ -179,6 +181,36 @@ async def test_killed_at_each_step(
             assert again == {old.came[1].id} | {each.id for each in new.came if each.count > 1}
         step += 1
     assert step > 6
+
+
+async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was acknowledged through a retired consumer by a worker that died at once runs once more, and no more."""
+
+    def hold(hand: Hand, delivery: Delivery) -> None:
+        hand.held[delivery.id] = delivery
+
+    async def die(*_: object) -> bool:
+        return bool(await asyncio.Event().wait())
+
+    monkeypatch.setattr(pull, "_PUT_OFF", 2.0)
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with at_work(server, STATIC, hold) as old:
+            publish(server, 1)
+            await until(lambda: len(old.held) == 4, "all to run")
+            await old.stop()
+            async with at_work(server, FUNCTION) as new:
+                await until(lambda: "retired" in str(consumers(server)), "the other mode")
+                publish(server, 1)
+                await until(lambda: len(new.came) == 4, "each function to have its own consumer")
+                monkeypatch.setattr(old.queue._serving.sweep, "_delete", die)
+                release(old)
+                with trio.move_on_after(1) as unsettled:
+                    await old.queue.settled()
+                assert unsettled.cancelled_caught, "it says that all is settled, and has taken nothing off"
+                await until(lambda: server.state()["messages"] == 0, "all to be over")
+                await until(lambda: "retired" not in str(consumers(server)), "what is retired to be gone")
+        assert Counter(each.id for each in new.came) == Counter({each.id for each in [*old.came, *new.came]})
 
 
 async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class NatsQueue:
     async def settled(self) -> None:
         """See :meth:`worker.ports.Queue.settled`."""
         await self._outbox.settled()
-        await aio_as_trio(self._swept)()
+        await aio_as_trio(self._serving.sweep.done)()
 
     async def bury(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -130,13 +130,6 @@ class NatsQueue:
         while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
         return self._serving.flows
-
-    async def _swept(self) -> None:
-        sweep = self._serving.sweep
-        if sweep.noted:
-            with suppress(ApiError, NotStored):
-                await self._serving.sweep_noted()
-        await sweep.done()
 
     async def _tick(self) -> None:
         while True:

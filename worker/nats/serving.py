@@ -126,22 +126,11 @@ class Serving:
                 await self._bring_about(again=True)
                 took = trio.current_time() - began
                 await self._janitor.tidy(trio.current_time())
-            elif self.sweep.noted:
-                await self.sweep_noted()
         except Unusable as error:
             self._emit(BrokerRefused(str(error)))
         except (ApiError, NotStored) as error:
             self._connection.complain("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
-
-    async def sweep_noted(self) -> None:
-        """Find out what of that which has ended was a retired consumer's.
-
-        Raises:
-            ApiError: the server said no.
-            worker.ports.NotStored: it did not answer.
-        """
-        self.sweep.know({each.name for each in (await self._switch.look()).retired})
 
     async def look_again(self) -> None:
         """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
@@ -159,7 +148,7 @@ class Serving:
             self._emit(
                 Surprise(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
             )
-            await self.sweep.announce()
+            await self.sweep.announce(each.name for each in strangers)
             await self._switch.retire(strangers, aim)
             layout = await self._switch.look()
         if await self._switch.clear(layout):

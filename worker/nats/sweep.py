@@ -5,14 +5,14 @@ it (measured, nats-server 2.15.1), and that one would hand it out once more. So 
 a retired consumer deletes it, by its sequence: exactly what is known to be over, never a range. If he dies in between,
 or never heard that the consumer was being retired, the message runs once more.
 
-To know what was ended just before the retirement was heard of, it is announced: from then on what is ended is noted.
+Who is about to retire consumers announces their names first: what is ended through them is deleted from then on, also
+by workers that have not looked at the consumers since. To delete what is over is right whatever became of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import trio
 from nats.aio.msg import Msg
@@ -25,8 +25,11 @@ from .connection import ApiError, Connection
 from .outbox import Outbox
 from .wire import consumer_of
 
-_NOTED = 30.0
-"""Seconds for which what is ended is noted after a retirement was announced: retiring some dozens takes a second."""
+_ANNOUNCED = 30.0
+"""Seconds for which an announced name counts as retired, where we look at the consumers: retiring some dozens takes a
+second, and a look every three or so. Where we do not, since we drain, it counts until we end."""
+_NAMES = 1_000
+"""Names in one announcement: of a tenth of the megabyte that a message may have."""
 _LOOK = 0.01
 """Seconds between two looks whether all is off, at the end of a drain."""
 _AGAIN = 0.5
@@ -47,17 +50,11 @@ class Sweep:
         self.settings = settings
         self._connection, self._outbox = connection, outbox
         self._retired: Collection[str] = ()
-        self._noted: deque[tuple[int, str]] = deque()
-        """What was ended since the announcement: its sequence, and through which consumer."""
-        self._until = -1.0
+        self._announced: dict[str, float] = {}
+        """The names of consumers that are being retired, and until when they count as retired."""
         self._over: dict[int, None] = {}
         self._wake = asyncio.Event()
         self._heard = False
-
-    @property
-    def noted(self) -> bool:
-        """Whether something has ended of which it is not known whether it must be taken off."""
-        return bool(self._noted)
 
     async def done(self) -> None:
         """Return when nothing is left to be taken off."""
@@ -70,23 +67,24 @@ class Sweep:
             self._heard = True
             await quirks.listen(self._connection.client, self._subject, self._on_announced)
 
-    async def announce(self) -> None:
+    async def announce(self, names: Iterable[str]) -> None:
         """Consumers are about to be retired."""
-        self._note()
-        await self._connection.client.publish(self._subject, b"")  # which is long there when the first has retired
+        names = [*names]
+        self._expect(names)
+        for at in range(0, len(names), _NAMES):
+            told = "\n".join(names[at : at + _NAMES]).encode()
+            await self._connection.client.publish(self._subject, told)  # which is long there when the first has retired
 
     def know(self, retired: Collection[str]) -> None:
         """The names of the retired consumers."""
+        now, gone = trio.current_time(), {*self._retired} - {*retired}  # one of that name may be made anew
+        self._announced = {name: until for name, until in self._announced.items() if now < until and name not in gone}
         self._retired = retired
-        self._over |= {sequence: None for sequence, consumer in self._noted if consumer in retired}
-        self._noted = deque(each for each in self._noted if each[1] not in retired)
         self._watch()
-        if self._over:
-            self._wake.set()
 
     def forget(self) -> None:
         """The stream is another one."""
-        self._noted.clear()
+        self._announced.clear()
         self._over.clear()
 
     async def run(self) -> None:
@@ -116,23 +114,18 @@ class Sweep:
     def _subject(self) -> str:
         return f"queue-worker.{self.settings.nats_stream}.retiring"
 
-    def _on_announced(self, _: Msg) -> None:
-        self._note()
+    def _on_announced(self, message: Msg) -> None:
+        self._expect(message.data.decode(errors="replace").split("\n"))
 
-    def _note(self) -> None:
-        self._until = trio.current_time() + _NOTED
+    def _expect(self, names: Iterable[str]) -> None:
+        self._announced |= dict.fromkeys(names, trio.current_time() + _ANNOUNCED)
         self._watch()
 
     def _watch(self) -> None:
-        noting = trio.current_time() < self._until
-        if not noting:
-            self._noted.clear()
-        self._outbox.over = self._on_over if noting or self._retired else None
+        self._outbox.over = self._on_over if self._announced or self._retired else None
 
     def _on_over(self, delivery: Delivery) -> None:
         consumer = consumer_of(delivery.token.partition(" ")[2])
-        if consumer in self._retired:
+        if consumer in self._retired or consumer in self._announced:
             self._over[delivery.id[0]] = None
             self._wake.set()
-        elif trio.current_time() < self._until:
-            self._noted.append((delivery.id[0], consumer))

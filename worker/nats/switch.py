@@ -31,6 +31,9 @@ _MEANT = 6.0
 """Seconds after which what was seen of a consumer that stands still is not relied on any more."""
 _FLUSHED = 0.3
 """Seconds after which nats-server has written what a consumer had handed out: it does so every 100 ms."""
+_TAKEN_OFF = 0.5
+"""Seconds that workers have to take off what they have just ended through a retired consumer (worker/nats/sweep.py),
+before it is deleted and others hand out what is there."""
 _AT_ONCE = 16
 """Consumers that are retired at the same time."""
 _ANSWER = 1.0
@@ -163,6 +166,8 @@ class Switch:
 
     async def clear(self, layout: Layout) -> bool:
         """Delete the retired consumers that keep nothing; whether there were any."""
+        if layout.over:
+            await asyncio.sleep(_TAKEN_OFF)
         for each in layout.over:
             try:
                 now = read(await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{each.name}"))
