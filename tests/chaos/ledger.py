@@ -150,9 +150,11 @@ def _failed(run: Run, rules: Rules) -> bool:
 def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
     """Whether it is a retry, one that is allowed, after no less than its back-off."""
     rules = history.rules
-    # The number of this attempt, at least: what the broker has forgotten counts no more.
+    # The number of this attempt, at least: what the broker has forgotten counts no more, nor what was begun before it
+    # forgot, since nobody took note of its end.
     since = max((fault.ended for fault in _forgetting(story, history) if fault.began <= later.began), default=0.0)
-    failures = sum(_failed(run, rules) and since <= run.ended <= earlier.ended for run in story.runs)
+    counted = (run for run in story.runs if since <= run.began and run.ended <= earlier.ended)
+    failures = sum(_failed(run, rules) for run in counted)
     wait = earlier.asks or min(rules.first_wait * 2.0 ** max(failures - 1, 0), rules.longest_wait)
     return _failed(earlier, rules) and failures < rules.attempts and later.began >= earlier.ended + wait - EARLY
 

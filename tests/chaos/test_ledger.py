@@ -155,13 +155,16 @@ def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: Hist
 
 
 def test_attempts_that_the_broker_forgot() -> None:
-    """Where the broker has forgotten its counts there may be more attempts, each still after its back-off."""
+    """Where the broker has forgotten its counts there may be more attempts, each still after its back-off.
+
+    What was begun before that counts no more, whenever it ended: nobody could take note of it.
+    """
     forgets = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), forgets=True)
-    again = judge(history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(13, 14), faults=[forgets]))
+    again = judge(history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(12, 14), faults=[forgets]))
     assert again.sound
     assert again.causes == {"retry": 4}
     too_early = judge(
-        history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(12.9, 14), faults=[forgets])
+        history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(11.9, 14), faults=[forgets])
     )
     assert list(too_early.broken) == ["attempts out of policy"]
 
