@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
+# Half of what the tests take is waiting.
+AT_ONCE ?= 2
 FUZZ_SECONDS ?= 60
 MUTANTS_AT_ONCE ?= 2
 
@@ -29,7 +31,7 @@ dev: $(VENV)/embedded.installed ## the whole stack, left running until Ctrl-C
 
 test: lint ## all but the slow suites
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage run -m pytest -m "not slow" --numprocesses $(AT_ONCE) --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -22,9 +22,6 @@ from worker.model import Ack, Interrupted, Nak, NoResponse, Responded, Term, Tim
 
 from .story import Story
 
-TAKEN: list[Census] = []
-"""All of this run of the tests, to be told at its end."""
-
 ORDINARY = frozenset(
     """
     a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
@@ -50,7 +47,6 @@ class Census:
         self.name = name
         self.lives = self.messages = self.invocations = self.faults = 0
         self.seen: Counter[str] = Counter()
-        TAKEN.append(self)
 
     def add(self, life: Life, stories: list[Story], causes: Counter[str], measured: int = 0) -> None:
         """Count one life."""

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
-from tests.simulation.census import TAKEN
+from tests.simulation.census import Census
+
+
+@pytest.fixture
+def census(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Census]:
+    """Counts the lives of one test. It goes with the test's report, which may come from another process."""
+    census = Census(request.function.__name__.removeprefix("test_"))
+    yield census
+    record_property("census", census.lines())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print each census."""
-    for census in TAKEN:
-        if census.lives:
-            terminalreporter.write_line("")
-            for line in census.lines():
-                terminalreporter.write_line(line)
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
+    for report in reports:
+        for name, lines in report.user_properties:
+            if report.when == "teardown" and name == "census":
+                terminalreporter.write_line("")
+                for line in lines:
+                    terminalreporter.write_line(line)

@@ -38,10 +38,8 @@ def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callab
     return apply
 
 
-def test_healthy() -> None:
+def test_healthy(census: Census) -> None:
     """Where nothing fails, everything is exact: attempts, waits, callbacks, drains, and one settlement a delivery."""
-    census = Census("healthy")
-
     @settings(max_examples=HEALTHY)
     @given(plan=healthy)
     @examples(RARE_HEALTHY)
@@ -54,10 +52,8 @@ def test_healthy() -> None:
     assert not census.missing(ORDINARY), "some of what was to be tested never happened"
 
 
-def test_faulty() -> None:
+def test_faulty(census: Census) -> None:
     """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
-    census = Census("faulty")
-
     @settings(max_examples=FAULTY_LIVES)
     @given(plan=faulty)
     @examples((*RARE, *RARE_HEALTHY, PLAN))
