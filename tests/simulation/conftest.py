@@ -19,10 +19,9 @@ def census(request: pytest.FixtureRequest, record_property: Callable[[str, objec
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print each census."""
-    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
-    for report in reports:
-        for name, lines in report.user_properties:
-            if report.when == "teardown" and name == "census":
-                terminalreporter.write_line("")
-                for line in lines:
-                    terminalreporter.write_line(line)
+    for report in (each for kind in terminalreporter.stats.values() for each in kind):
+        lines = dict(getattr(report, "user_properties", ())).get("census")
+        if isinstance(lines, list) and report.when == "teardown":
+            terminalreporter.write_line("")
+            for line in lines:
+                terminalreporter.write_line(line)
