@@ -40,6 +40,7 @@ def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callab
 
 def test_healthy(census: Census) -> None:
     """Where nothing fails, everything is exact: attempts, waits, callbacks, drains, and one settlement a delivery."""
+
     @settings(max_examples=HEALTHY)
     @given(plan=healthy)
     @examples(RARE_HEALTHY)
@@ -54,6 +55,7 @@ def test_healthy(census: Census) -> None:
 
 def test_faulty(census: Census) -> None:
     """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
+
     @settings(max_examples=FAULTY_LIVES)
     @given(plan=faulty)
     @examples((*RARE, *RARE_HEALTHY, PLAN))
