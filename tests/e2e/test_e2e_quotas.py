@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import PATIENCE, Queue, StartWorker, look_on, message
 from tests.servers import wait_until
@@ -65,3 +67,40 @@ def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: St
     workers[0].kill()
     queue.wait_empty()
     assert functions.peaks["capped"] <= 4 + 4  # what the killed one had sent may still run at the function
+
+
+def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Messages that say 2 where others said 10 have all workers run two at once, and what runs is not cancelled."""
+    for _ in range(2):
+        start(scaling_mode="function", max_inflight=10)
+    agree(queue, "capped", {CAP: "10"})
+    functions.answer("capped", Reply(after=0.2))
+    many = put(queue, "capped", 60, {CAP: "10"})
+    few = [f"few-{number}" for number in range(20)]
+    queue.nats.publish_many(
+        (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
+    )
+    queue.wait_empty()
+    assert functions.peaks["capped"] == 10
+    assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
+    heard = min(request.began for request in functions.requests if request.call_id in few) + 1.5
+    late = [request for request in functions.to("capped") if request.began > heard]
+    assert late, "some were started when all knew of it"
+    assert max(sum(one.began <= each.began < (one.ended or inf) for one in late) for each in late) == 2
+
+
+def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A cap holds all the time; a rate does but for once, where its tokens come back up to a second early."""
+    for _ in range(2):
+        start(scaling_mode="function", max_inflight=10)
+    agree(queue, "limited", {CAP: "4", RATE: "20/s"})
+    functions.answer("limited", Reply(after=0.1))
+    calls = put(queue, "limited", 120, {CAP: "4", RATE: "20/s"})
+    wait_until(lambda: len(functions.requests) > 40, "some to be done")
+    queue.nats.restart()
+    queue.wait_empty()
+    assert set(functions.calls()) == {*calls}
+    assert functions.peaks["limited"] <= 4
+    began = sorted(request.began for request in functions.to("limited"))[1:]
+    early = sum(later - one <= 0.9 for one, later in zip(began, began[20:], strict=False))
+    assert early <= 20
