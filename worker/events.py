@@ -24,6 +24,8 @@ class InvocationEnded(Struct, frozen=True, gc=False):
     outcome: Outcome
     verdict: Verdict
     duration: float
+    attempted: bool = True
+    """Whether it counts as an attempt: not where more was sent than the function takes, to learn that."""
 
 
 class Settled(Struct, frozen=True, gc=False):

@@ -81,7 +81,7 @@ class Job:
         self.took = 0.0
         self.outcome: Outcome | None = None
         self.attempted = True
-        """Whether this counts as an attempt. It does not where more was sent than the function takes, to learn that."""
+        """See :attr:`worker.events.InvocationEnded.attempted`."""
         self.again: float | None = None
         """In how many seconds it comes again, when it was given back."""
         self.final = False
@@ -178,7 +178,9 @@ class Job:
         if self.invocation:
             self.took = trio.current_time() - self.began
             self.bench.emit(
-                InvocationEnded(self.invocation, self.attempt, self.retry.attempts, outcome, verdict, self.took)
+                InvocationEnded(
+                    self.invocation, self.attempt, self.retry.attempts, outcome, verdict, self.took, self.attempted
+                )
             )
 
     async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:

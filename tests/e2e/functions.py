@@ -163,6 +163,8 @@ class Functions:
         self._scripts: dict[str, _Script] = {}
         self._numbers: Counter[str] = Counter()
         self._connections = 0
+        self.open = 0
+        """Connections that are."""
         self._default = _Script((Reply(),))
         self._up = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), name="functions", daemon=True)
@@ -229,13 +231,17 @@ class Functions:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         self._connections += 1
+        self.open += 1
         number, buffer = self._connections, bytearray()
         try:
-            while request := await self._read(stream, buffer, number):
-                if not await self._answer(stream, request):
-                    return
+            async with stream:
+                while request := await self._read(stream, buffer, number):
+                    if not await self._answer(stream, request):
+                        return
         except trio.BrokenResourceError:
             pass
+        finally:
+            self.open -= 1
 
     async def _read(self, stream: trio.SocketStream, buffer: bytearray, connection: int) -> Request | None:
         while (end := buffer.find(b"\r\n\r\n")) < 0:

@@ -267,6 +267,12 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
     patch.setattr(Intake, "run", noted)
 
 
+@always
+def given_up_to_learn(patch: Patch) -> None:
+    """What was sent to learn how many a function takes is given up after its last attempt, though it was none."""
+    patch.setattr("worker.process.sooner", lambda _outcome, verdict, _wait, **_: verdict)
+
+
 @seldom
 def given_up_unburied(patch: Patch) -> None:
     """What cannot be buried is given up all the same."""

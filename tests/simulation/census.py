@@ -26,7 +26,8 @@ ORDINARY = frozenset(
     """
     a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
     response in time; a bug; an annotation ignored; a callback delivered; a callback tried again; a drain out of time;
-    a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end
+    a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end;
+    sent to learn what a function takes
     """.replace("\n", " ")
     .replace("    ", "")
     .strip()
@@ -98,6 +99,8 @@ _EVENTS: dict[type, str] = {
 
 def _name(event: object) -> str | None:
     match event:
+        case InvocationEnded(attempted=False):
+            return "sent to learn what a function takes"
         case InvocationEnded(outcome=outcome, verdict=verdict):
             return _OUTCOMES.get(type(outcome)) or _VERDICTS.get(type(verdict))
         case CallbackPosted(delivered=delivered, again_in=again_in):

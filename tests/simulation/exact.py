@@ -55,11 +55,15 @@ def drains_at_once(life: Life, worker: Hired) -> None:
 def counts_right(life: Life, story: Story) -> None:
     """Attempts are numbered one after the other, and callbacks are as many as their answers make them."""
     attempts = [hold.started.attempt for hold in story.started if hold.started]
-    assert attempts == sorted(set(attempts)), "an attempt was made twice"
+    counted = [hold.ended is None or hold.ended.attempted for hold in story.started]
+    if all(counted):
+        assert attempts == sorted(set(attempts)), "an attempt was made twice"
+    elif len(life.workers) > 1:
+        return  # what did not count for one worker does for the next: it cannot know
     if story.given_back:
         # Attempts that were given back do not count, but the next worker cannot know that.
         return
-    assert attempts == [*range(1, len(attempts) + 1)], "an attempt was left out"
+    assert attempts == [1 + sum(counted[:number]) for number in range(len(attempts))], "an attempt was left out"
     # A callback that has failed is given up with the drain.
     hurried = {
         worker.name: at for worker in life.workers for at, event in worker.log if isinstance(event, DrainExpired)
@@ -82,8 +86,11 @@ def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
     """Where a worker has a free slot when a wait is over, the next attempt starts within a round trip to the server.
 
     The NAK takes half of it and the delivery the other. Where each function has a consumer, a free slot may just be
-    asked for of another, and who did not give it back has to guess when to ask. Returns how many waits that was so for.
+    asked for of another, and who did not give it back has to guess when to ask. Who learns how many a function takes
+    may have to wait for others to end. Returns how many waits it was so for.
     """
+    if life.plan.by_function and life.plan.learns:
+        return 0
     trip, measured = life.plan.latency, 0
     guess = LONGEST_QUIET + FUNCTIONS * (PATIENCE + 4 * trip) if life.plan.by_function else 0.0
     for first, again in pairwise(story.holds):  # what was given back unstarted may then wait for another worker

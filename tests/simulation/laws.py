@@ -26,10 +26,13 @@ from worker.events import (
 )
 from worker.model import Abandon, Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term
 from worker.policy.ledger import EARLY
+from worker.policy.limiter import LONGEST_REST
 
-from .expected import status_of
+from .expected import MOST_PATIENCE, status_of
 from .story import Hold, Story, stories_of
 
+OVERLOAD = frozenset({429, 502, 503, 504})
+"""What a function that is sent too much may be found by."""
 EPSILON = 1e-6
 """Seconds by which sums of times may differ that are the same."""
 
@@ -181,6 +184,12 @@ def decided_rightly(life: Life, story: Story) -> None:
                 assert isinstance(verdict, Abandon), "something is said of what was lost"
             case _ if story.policy.final(outcome):
                 assert isinstance(verdict, Ack), "what is final is not acknowledged"
+            case _ if not hold.ended.attempted:
+                assert story.plan.by_function, "it was no attempt, for no reason"
+                assert story.plan.learns, "it was no attempt, for no reason"
+                assert status_of(outcome) in OVERLOAD, "it was no attempt, for no reason"
+                assert isinstance(verdict, Nak), "what was sent to learn is not given back"
+                assert verdict.delay <= max(LONGEST_REST, MOST_PATIENCE), "it waits too long"
             case _ if hold.ended.attempt >= story.policy.attempts:
                 assert isinstance(verdict, Term), "it is tried too often"
             case _:
@@ -270,7 +279,8 @@ def not_too_many_attempts(story: Story, troubles: list[Trouble]) -> None:
     together = sum(
         any(again.began < first.ended for first in story.runs[:number]) for number, again in enumerate(story.runs)
     )
-    tried = sum(run.how == "retry" for run in story.runs)
+    counted = [hold for hold in story.started if hold.ended is None or hold.ended.attempted]
+    tried = sum(hold.run().how == "retry" for hold in counted)
     assert tried <= (story.policy.attempts - 1) * (1 + forgets) + together, "it was tried too often"
 
 

@@ -127,6 +127,7 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
         latency=latency,
         shutdown_timeout=draw(seconds(30)),
         by_function=draw(st.booleans()),
+        learns=draw(st.booleans()),
         schedule=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -142,6 +143,15 @@ _UNANSWERED = Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), repl
 RARE_HEALTHY = (
     # A function that has no room, and then is not there.
     Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
+    # The same, found out.
+    Plan(
+        (Planned((reply(200, after=3.0),)),) * 6,
+        functions=(_BUSY,),
+        initial=0.5,
+        slots=6,
+        by_function=True,
+        learns=True,
+    ),
     # Given back in the drain, after attempts without an answer.
     Plan((_UNANSWERED,), workers=(Shift(stops=5.0),), shutdown_timeout=1.0),
 )

@@ -87,6 +87,8 @@ class Plan:
     shutdown_timeout: float = 25.0
     by_function: bool = False
     """Each function has a consumer of its own."""
+    learns: bool = False
+    """Then workers learn how many of it may be in flight."""
     schedule: int = 0
     """Decides in which order Trio runs what can run at once, and what the workers' dice show."""
 
@@ -166,6 +168,7 @@ class Life:
             dead_letters=plan.dead_letters,
             shutdown_timeout=plan.shutdown_timeout,
             settle_within=SETTLE_WITHIN,
+            learns=plan.learns,
             dice=random.Random(f"{plan.schedule} {len(self.world.workers)}").random,
         )
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -20,6 +21,7 @@ from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
+from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
 from worker.policy.retry import Retry
 from worker.retries import Retries
@@ -58,8 +60,10 @@ class Said:
     settlement: Settlement
 
 
-def _flow_of(name: str) -> Flow:
-    return Flow(name, label_of(STREAM, name) if name.startswith(f"{STREAM}.") else "")
+def _flow_of(name: str, slots: int, *, learns: bool) -> Flow:
+    if not name.startswith(f"{STREAM}."):
+        return Flow(name)
+    return Flow(name, label_of(STREAM, name), Limiter(slots) if learns else None)
 
 
 class Witnessed(FakeQueue):
@@ -294,9 +298,13 @@ class World:
         shutdown_timeout: float = 25.0,
         settle_within: float = 5.0,
         connected: bool = True,
+        learns: bool = False,
         dice: float | Callable[[], float] = 0.5,
     ) -> Hired:
-        """A worker that nobody has started yet. *connected*: the broker is there; the rest as in the settings."""
+        """A worker that nobody has started yet.
+
+        *connected*: the broker is there; *learns*: how many a function takes; the rest as in the settings.
+        """
         rules = Rules(
             slots=slots,
             retry=retry or Retry(),
@@ -306,7 +314,7 @@ class World:
             settle_within=settle_within,
             namespace="openfaas-fn",
             user_agent="queue-worker/test",
-            flow=_flow_of,
+            flow=partial(_flow_of, slots=slots, learns=learns),
         )
         hired = Hired(self, Link(self.latency, up=connected), rules, shutdown_timeout=shutdown_timeout, dice=dice)
         self.workers.append(hired)

@@ -133,6 +133,8 @@ def _ended(event: e.InvocationEnded) -> Row:
         fields |= _next(event.verdict)
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
+    if not event.attempted:
+        fields["counts"] = False
     return "info", "Invoked", fields
 
 
