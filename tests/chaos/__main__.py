@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import click
@@ -35,8 +36,10 @@ _PROGRESS = 10.0
 )
 @click.option(
     "--mode",
+    "modes",
     type=click.Choice(["static", "function", "mixed"]),
-    default="static",
+    multiple=True,
+    default=["static"],
     show_default=True,
     help="The workers' scaling_mode; mixed: each one's is chance, so that the queue changes to and fro.",
 )
@@ -48,7 +51,7 @@ def main(
     messages: int,
     rounds: int,
     nodes: Sequence[str],
-    mode: str,
+    modes: Sequence[str],
     only: Sequence[str],
     report: Path | None,
 ) -> None:
@@ -56,16 +59,17 @@ def main(
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
     told = []
-    for size in nodes:
+    for mode, size in product(modes, nodes):
+        click.echo(f"{mode}, {size} nodes:")
         told.append(trio.run(_live, seed, int(size), mode, messages, (rounds, only)))
         _show(told[-1])
-    if report:
-        write(report, told)
+        if report:
+            write(report, told)
     raise SystemExit(0 if all(each.sound for each in told) else 1)
 
 
 def _show(told: Told) -> None:
-    click.echo(markdown(told))
+    click.echo(markdown([told]))
     for promise, cases in told.verdict.broken.items():
         click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:_SHOWN]))
     for line in told.complaints[:_SHOWN]:
@@ -91,7 +95,7 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
             left = await _work(stage, lanes, messages, rounds)
             history = await stage.history(left)
             nursery.cancel_scope.cancel()
-        told = Told(seed, nodes, history, judge(history), stage.complaints(), stage.now())
+        told = Told(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
     finally:
         await stage.tear_down()
     if told.sound:

@@ -22,6 +22,7 @@ class Told:
 
     seed: int
     nodes: int
+    mode: str
     history: History
     verdict: Verdict
     complaints: Sequence[str]
@@ -29,40 +30,55 @@ class Told:
     seconds: float
 
     @property
+    def name(self) -> str:
+        """Which run it is."""
+        return f"{self.mode}, one node" if self.nodes == 1 else f"{self.mode}, {self.nodes} nodes"
+
+    @property
     def sound(self) -> bool:
         return self.verdict.sound and not self.complaints
 
 
-def markdown(told: Told) -> str:
-    """The tables of docs/reliability.md for one run."""
+def markdown(told: Sequence[Told]) -> str:
+    """The tables of docs/reliability.md for some runs: what came of them, and what each fault did in all of them."""
+    columns = [_figures(each) for each in told]
+    lines = [
+        "| | " + " | ".join(each.name for each in told) + " |",
+        "| --- |" + " --- |" * len(told),
+        *("| " + " | ".join([what, *(column[what] for column in columns)]) + " |" for what in columns[0]),
+        "",
+        "| fault | times | invoked again by it | longest recovery |",
+        "| --- | --- | --- | --- |",
+    ]
+    for kind in sorted({kind for each in told for kind in each.verdict.recoveries}):
+        times = sum(fault.kind == kind for each in told for fault in each.history.faults)
+        again = sum(each.verdict.causes[kind] for each in told)
+        longest = max((took for each in told for took in each.verdict.recoveries.get(kind, ())), default=None)
+        recovery = "" if longest is None else f"{longest:.1f} s"
+        lines.append(f"| {kind} | {times} | {again or ''} | {recovery} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(told: Told) -> dict[str, str]:
     history, verdict = told.history, told.verdict
-    name = "One node, one replica" if told.nodes == 1 else f"A cluster of {told.nodes}, three replicas"
     again = sum(verdict.causes.values())
     worst, took = max(verdict.drains, key=lambda drain: drain[1], default=("", 0.0))
-    rows = [
-        ("messages published", f"{len(history.published) + len(history.undecodable):,}"),
-        ("lost", f"{len(verdict.lost)}"),
-        ("invocations", f"{len(history.runs):,}"),
-        ("invoked more than once: because it failed", f"{verdict.causes[RETRY]:,}"),
-        ("invoked more than once: by a fault in force", f"{again - verdict.causes[RETRY]:,}"),
-        ("invoked more than once: without cause", f"{len(verdict.unexplained)}"),
-        ("attempts out of policy", f"{len(verdict.out_of_policy)}"),
-        ("callbacks received", f"{len(history.posts):,}"),
-        ("callbacks missing, too early or untrue", f"{len(verdict.untold)}"),
-        ("acknowledged, and left in the stream by a full disk", f"{history.stored - history.left:,}"),
-        ("dead letters", f"{len(history.letters):,}"),
-        ("workers; killed, stopped", f"{_workers(history)}"),
-        ("longest drain; its bound", f"{took:.2f} s; {history.rules.drain:g} s ({worst})"),
-        ("faults", f"{len(history.faults)} in {told.seconds:.0f} s"),
-    ]
-    lines = [f"### {name}", "", "| | |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows), ""]
-    lines += ["| fault | times | invoked again by it | longest recovery |", "| --- | --- | --- | --- |"]
-    for kind in sorted(verdict.recoveries):
-        times = sum(fault.kind == kind for fault in history.faults)
-        longest = max(verdict.recoveries[kind], default=None)
-        recovery = "" if longest is None else f"{longest:.1f} s"
-        lines.append(f"| {kind} | {times} | {verdict.causes[kind] or ''} | {recovery} |")
-    return "\n".join(lines) + "\n"
+    return {
+        "messages published": f"{len(history.published) + len(history.undecodable):,}",
+        "lost": f"{len(verdict.lost)}",
+        "invocations": f"{len(history.runs):,}",
+        "invoked more than once: because it failed": f"{verdict.causes[RETRY]:,}",
+        "invoked more than once: by a fault in force": f"{again - verdict.causes[RETRY]:,}",
+        "invoked more than once: without cause": f"{len(verdict.unexplained)}",
+        "attempts out of policy": f"{len(verdict.out_of_policy)}",
+        "callbacks received": f"{len(history.posts):,}",
+        "callbacks missing, too early or untrue": f"{len(verdict.untold)}",
+        "acknowledged, and left in the stream by a full disk": f"{history.stored - history.left:,}",
+        "dead letters": f"{len(history.letters):,}",
+        "workers; killed, stopped": f"{_workers(history)}",
+        "longest drain; its bound": f"{took:.2f} s; {history.rules.drain:g} s ({worst})",
+        "faults": f"{len(history.faults)} in {told.seconds:.0f} s",
+    }
 
 
 def write(document: Path, told: Sequence[Told]) -> None:
@@ -73,8 +89,7 @@ def write(document: Path, told: Sequence[Told]) -> None:
     today = datetime.now(UTC).date().isoformat()
     machine = f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}"
     how = f"{today}, seed {told[0].seed}, {machine}"
-    tables = "\n".join(markdown(each) for each in told)
-    document.write_text(f"{before}{BEGIN}\n\n{how}.\n\n{tables}\n{END}{after}")
+    document.write_text(f"{before}{BEGIN}\n\n{how}.\n\n{markdown(told)}\n{END}{after}")
 
 
 def _workers(history: History) -> str:
