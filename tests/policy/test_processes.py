@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.policy.processes import AGAIN, HOPELESS, WELL, crashes, is_hopeless, share
+from worker.policy.processes import AGAIN, HOPELESS, WELL, crashes, is_hopeless, share, share_minimums
 
 
 @given(st.integers(1, 128), st.integers(0, 10**6))
@@ -23,6 +23,19 @@ def test_the_shares_are_the_whole(processes: int, more: int) -> None:
 def test_an_example_of_shares() -> None:
     """50 among 4."""
     assert [share(50, 4, number) for number in (1, 2, 3, 4)] == [13, 13, 12, 12]
+
+
+@given(st.integers(1, 16), st.lists(st.integers(1, 40), max_size=8), st.integers(0, 100))
+def test_the_minimums_are_dealt(processes: int, each: list[int], more: int) -> None:
+    """Each function keeps what it has in all, evenly, and no process keeps more than it has slots."""
+    minimums = [(f"f{number}", slots) for number, slots in enumerate(each)]
+    slots = max(processes, sum(each)) + more
+    parts = [dict(share_minimums(minimums, processes, number)) for number in range(1, processes + 1)]
+    for name, whole in minimums:
+        kept = [part.get(name, 0) for part in parts]
+        assert sum(kept) == whole
+        assert max(kept) - min(kept) <= 1
+    assert all(sum(part.values()) <= share(slots, processes, number) for number, part in enumerate(parts, 1))
 
 
 @given(st.lists(st.floats(0, WELL, exclude_max=True), max_size=20))

@@ -35,7 +35,7 @@ from ..policy.flow import Flow
 from ..policy.ledger import Ledger
 from ..policy.limiter import Limiter
 from ..policy.names import label_of
-from ..policy.processes import share
+from ..policy.processes import share, share_minimums
 from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
 from ..retries import Retries
@@ -66,9 +66,13 @@ def work(settings: Settings, part: Part | None, lines: Lines) -> None:
     if part is None:
         trio.run(_main, settings, metrics, None, instruments=[lines])
         return
-    slots = share(settings.max_inflight, part.of, part.number)
+    ours = dataclasses.replace(
+        settings,
+        max_inflight=share(settings.max_inflight, part.of, part.number),
+        function_minimums=share_minimums(settings.function_minimums or (), part.of, part.number),
+    )
     try:
-        trio.run(_main, dataclasses.replace(settings, max_inflight=slots), metrics, part, instruments=[lines])
+        trio.run(_main, ours, metrics, part, instruments=[lines])
     finally:
         part.say(METRICS, metrics.exposition().decode())
 

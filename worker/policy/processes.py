@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from .backoff import Backoff, Jitter
 
@@ -20,6 +20,20 @@ def share(slots: int, processes: int, number: int) -> int:
     """Of *slots* invocations at once, how many process *number* (from 1) of so many runs; the first get the rest."""
     each, over = divmod(slots, processes)
     return each + (number <= over)
+
+
+def share_minimums(minimums: Sequence[tuple[str, int]], processes: int, number: int) -> tuple[tuple[str, int], ...]:
+    """Of the slots that functions have before others, those that process *number* (from 1) of so many keeps.
+
+    Dealt one after the other, so that no process keeps more than it has slots, where all of them have enough.
+    """
+    kept, dealt = list[tuple[str, int]](), 0
+    for name, slots in minimums:
+        mine = sum((dealt + slot) % processes == number - 1 for slot in range(slots))
+        dealt += slots
+        if mine:
+            kept.append((name, mine))
+    return tuple(kept)
 
 
 def crashes(before: int, lived: float) -> int:
