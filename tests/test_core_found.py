@@ -8,6 +8,7 @@ from trio.testing import MockClock
 from tests.world import World, ms, reply
 from worker.events import Redelivered
 from worker.model import Nak
+from worker.policy.retry import Retry
 
 
 async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockClock) -> None:
@@ -27,3 +28,16 @@ async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockC
         assert [(at, ms(nak.delay)) for at, nak in said if isinstance(nak, Nak)] == [(1_002, 10_000), (8_000, 3_002)]
         assert worker.times(Redelivered) == [8_000]
         assert worker.wanted == 3, "each of both has its credit back"
+
+
+async def test_what_asks_to_come_in_an_hour_is_given_up_in_time(autojump_clock: MockClock) -> None:
+    """Where the worker learns how many a function takes, too, all attempts are over in as many hours.
+
+    Refusals to learn from are no attempts; while each asked for an hour, they went on for a day.
+    """
+    async with World(autojump_clock, by_function=True) as world:
+        message = world.publish(reply(429, headers=((b"Retry-After", b"3600"),)))
+        world.start(world.worker(retry=Retry(3), learns=True))
+        await message.over.wait()
+        assert len(world.starts(message)) == 3
+        assert trio.current_time() < 3 * 3600

@@ -149,8 +149,8 @@ class Job:
         verdict = decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
         wait = self.hold.ended(self.began, trio.current_time(), status_of(outcome))
         if wait is not None and not isinstance(verdict, Ack):
-            self.attempted = False
-            verdict = sooner(outcome, verdict, wait, now=bench.wall())
+            back = sooner(outcome, wait, now=bench.wall())
+            self.attempted, verdict = back is None, back or verdict
         return outcome, verdict
 
     async def _outcome(self) -> Outcome:

@@ -25,7 +25,8 @@ from worker.model import (
     Verdict,
 )
 from worker.policy.backoff import Backoff, Jitter
-from worker.policy.decide import decide, describe, header, status_of
+from worker.policy.decide import decide, describe, header, sooner, status_of
+from worker.policy.limiter import LONGEST_REST
 from worker.policy.retry import Retry
 
 NOW = 1_700_000_000.0
@@ -286,3 +287,16 @@ def test_headers_are_found_in_any_case() -> None:
     assert header(headers, b"a") == b"1"
     assert header(headers, b"b") is None
     assert header((), b"a") is None
+
+
+# What was sent to learn how many a function takes.
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"), [(None, 0.2), (b"0", 0.2), (b"7", 7.0), (b"30", 30.0), (b"31", None), (b"3600", None)]
+)
+def test_sent_to_learn(asked: bytes | None, wait: float | None) -> None:
+    """It is back after the limiter's wait, or when the function asks for it; what asks for long is an attempt."""
+    headers = ((b"Retry-After", asked),) if asked else ()
+    assert sooner(Responded(429, headers), 0.2, now=NOW) == (None if wait is None else Nak(wait))
+    assert LONGEST_REST == 30.0

@@ -11,7 +11,7 @@ from worker.drain import Cord, Drain
 from worker.events import LeaseExpired
 from worker.fetch import Intake
 from worker.heartbeat import Lease, Leases
-from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Verdict
+from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term, Verdict
 from worker.policy import ledger
 from worker.policy.backoff import Backoff
 from worker.policy.decide import decide
@@ -270,7 +270,7 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
 @always
 def given_up_to_learn(patch: Patch) -> None:
     """What was sent to learn how many a function takes is given up after its last attempt, though it was none."""
-    patch.setattr("worker.process.sooner", lambda _outcome, verdict, _wait, **_: verdict)
+    patch.setattr("worker.process.sooner", lambda *_, **__: Term("given up"))
 
 
 @seldom

@@ -28,7 +28,7 @@ from worker.model import Abandon, Ack, Final, Interrupted, LeaseLost, Nak, Respo
 from worker.policy.ledger import EARLY
 from worker.policy.limiter import LONGEST_REST
 
-from .expected import MOST_PATIENCE, status_of
+from .expected import status_of
 from .story import Hold, Story, stories_of
 
 OVERLOAD = frozenset({429, 502, 503, 504})
@@ -189,7 +189,7 @@ def decided_rightly(life: Life, story: Story) -> None:
                 assert story.plan.learns, "it was no attempt, for no reason"
                 assert status_of(outcome) in OVERLOAD, "it was no attempt, for no reason"
                 assert isinstance(verdict, Nak), "what was sent to learn is not given back"
-                assert verdict.delay <= max(LONGEST_REST, MOST_PATIENCE), "it waits too long"
+                assert verdict.delay <= LONGEST_REST, "it waits too long"
             case _ if hold.ended.attempt >= story.policy.attempts:
                 assert isinstance(verdict, Term), "it is tried too often"
             case _:

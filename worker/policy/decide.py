@@ -18,6 +18,7 @@ from ..model import (
     TimedOut,
     Verdict,
 )
+from .limiter import LONGEST_REST
 from .retry import Retry
 from .retry_after import parse_retry_after
 
@@ -54,13 +55,15 @@ def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: fl
             return Nak(max(retry.backoff.initial, min(asked, LONGEST_RETRY_AFTER)))
 
 
-def sooner(outcome: Outcome, verdict: Verdict, wait: float, *, now: float) -> Nak:
+def sooner(outcome: Outcome, wait: float, *, now: float) -> Nak | None:
     """The verdict on what was turned away because we sent more than the function takes: back after *wait* (s).
 
-    That is no failure of the message, so no back-off and no last attempt. But a function that says when it wants to be
-    asked again is heard.
+    That is no failure of the message, so no back-off and no last attempt. A function that says when it wants to be
+    asked again is heard. Where that is longer than we leave any function alone, it is no matter of room: None, it is an
+    attempt like any other. (Uncounted, a message that is told to come again in an hour would be tried for a day more.)
     """
-    return verdict if isinstance(verdict, Nak) and _asked_wait(outcome, now) is not None else Nak(wait)
+    asked = _asked_wait(outcome, now) or 0.0
+    return Nak(max(wait, asked)) if asked <= LONGEST_REST else None
 
 
 def status_of(outcome: Outcome) -> int | None:
