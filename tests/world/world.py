@@ -36,8 +36,9 @@ from .standstill import Process
 
 T = TypeVar("T")
 
-LONGEST = 1_000_000.0
-"""Seconds that a world lasts on a virtual clock, where what is waited for in vain would keep the test for ever."""
+LONGEST = 200_000.0
+"""Seconds that a world lasts on a virtual clock, where what is waited for in vain would keep the test for ever. It is
+above what any life can take: five attempts an hour apart, and as many again for each of six faults."""
 
 
 def ms(seconds: float) -> int:
