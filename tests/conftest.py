@@ -21,6 +21,17 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what simulations have lived through: it comes with their reports, perhaps from another process."""
+    for report in (each for kind in terminalreporter.stats.values() for each in kind):
+        lines = dict(getattr(report, "user_properties", ())).get("census")
+        if isinstance(lines, list) and report.when == "teardown":
+            terminalreporter.write_line("")
+            for line in lines:
+                terminalreporter.write_line(line)
+
+
 if "MUTANT_UNDER_TEST" in os.environ:  # set by mutmut
     from tests.world import world
 

@@ -1,4 +1,4 @@
-"""Tells, after the tests, what the simulations have lived through."""
+"""Counts what the simulations live through; :mod:`tests.conftest` tells it after the tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,3 @@ def census(request: pytest.FixtureRequest, record_property: Callable[[str, objec
     census = Census(request.function.__name__.removeprefix("test_"))
     yield census
     record_property("census", census.lines())
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print each census."""
-    for report in (each for kind in terminalreporter.stats.values() for each in kind):
-        lines = dict(getattr(report, "user_properties", ())).get("census")
-        if isinstance(lines, list) and report.when == "teardown":
-            terminalreporter.write_line("")
-            for line in lines:
-                terminalreporter.write_line(line)
