@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
+import nats.errors
+import pytest
 import trio_asyncio
 from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
@@ -21,8 +23,8 @@ from worker.ports import NotStored
 class Server:
     """Notes what it is asked to delete, and may not answer at first."""
 
-    def __init__(self, deaf: int = 0) -> None:
-        self.deaf = deaf
+    def __init__(self, deaf: int = 0, *, cut: bool = False) -> None:
+        self.deaf, self.cut = deaf, cut
         self.deleted: list[int] = []
         self.said: list[bytes] = []
         self.client = SimpleNamespace(publish=self._publish)
@@ -36,6 +38,8 @@ class Server:
         return {"success": True}
 
     async def _publish(self, _: str, told: bytes) -> None:
+        if self.cut:
+            raise nats.errors.OutboundBufferLimitError
         self.said.append(told)
 
 
@@ -142,3 +146,14 @@ def test_a_thousand_names_are_announced() -> None:
     deleted, sizes = trio_asyncio.run(aio_as_trio(play))
     assert deleted == [1]
     assert max(sizes) < 100_000
+
+
+def test_what_cannot_be_announced() -> None:
+    """Is told to whoever wanted to retire consumers, who tries it all again."""
+
+    async def play() -> None:
+        sweep, _ = sweep_on(Server(cut=True))
+        with pytest.raises(NotStored):
+            await sweep.announce(["old"])
+
+    trio_asyncio.run(aio_as_trio(play))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable
 
+import nats.errors
 import trio
 from nats.aio.msg import Msg
 
@@ -68,12 +69,20 @@ class Sweep:
             await quirks.listen(self._connection.client, self._subject, self._on_announced)
 
     async def announce(self, names: Iterable[str]) -> None:
-        """Consumers are about to be retired."""
+        """Consumers are about to be retired.
+
+        Raises:
+            worker.ports.NotStored: it cannot be told now.
+        """
         names = [*names]
         self._expect(names)
         for at in range(0, len(names), _NAMES):
             told = "\n".join(names[at : at + _NAMES]).encode()
-            await self._connection.client.publish(self._subject, told)  # which is long there when the first has retired
+            try:
+                await self._connection.client.publish(self._subject, told)
+            except (nats.errors.Error, OSError) as error:
+                raise NotStored(f"telling the other workers: {error}") from None
+            # It is long there when the first has retired.
 
     def know(self, retired: Collection[str]) -> None:
         """The names of the retired consumers."""
