@@ -19,21 +19,28 @@ from worker.nats.outbox import Outbox
 from worker.nats.sweep import Sweep
 from worker.ports import NotStored
 
+STORED = 1_795_608_000_123_456_789
+"""The same as the server's, in nanoseconds."""
+
 
 class Server:
     """Notes what it is asked to delete, and may not answer at first."""
 
     def __init__(self, deaf: int = 0, *, cut: bool = False) -> None:
         self.deaf, self.cut = deaf, cut
+        self.stored = "2026-11-25T12:00:00.123456789Z"
+        """When what it has was stored."""
         self.deleted: list[int] = []
         self.said: list[bytes] = []
         self.client = SimpleNamespace(publish=self._publish)
 
     async def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
-        assert subject == "STREAM.MSG.DELETE.faas-request"
         if self.deaf:
             self.deaf -= 1
             raise NotStored("no answer")
+        if subject == "STREAM.MSG.GET.faas-request":
+            return {"message": {"seq": body["seq"], "time": self.stored}}
+        assert subject == "STREAM.MSG.DELETE.faas-request"
         self.deleted.append(body["seq"])
         return {"success": True}
 
@@ -45,7 +52,7 @@ class Server:
 
 def delivery(sequence: int, consumer: str) -> Delivery:
     token = f"0 $JS.ACK.faas-request.{consumer}.1.{sequence}.{sequence}.0.0"
-    return Delivery((sequence, 0), token, 1, 0.0, "faas-request", b"")
+    return Delivery((sequence, STORED), token, 1, 0.0, "faas-request", b"")
 
 
 def sweep_on(server: Server) -> tuple[Sweep, Any]:
@@ -90,6 +97,21 @@ def test_until_the_server_answers() -> None:
         return server.deleted
 
     assert trio_asyncio.run(aio_as_trio(play)) == [7]
+
+
+def test_another_message_of_that_number_stays() -> None:
+    """Where a question had no answer, the stream may have been made anew meanwhile."""
+
+    async def play() -> list[int]:
+        server = Server(deaf=1)
+        server.stored = "2026-11-25T12:00:00.123556Z"
+        sweep, outbox = sweep_on(server)
+        sweep.know({"old"})
+        outbox.over(delivery(7, "old"))
+        await swept(sweep)
+        return server.deleted
+
+    assert trio_asyncio.run(aio_as_trio(play)) == []
 
 
 def announced(*names: str) -> Msg:

@@ -24,6 +24,7 @@ from ..ports import NotStored
 from . import quirks
 from .connection import ApiError, Connection
 from .outbox import Outbox
+from .switch import nanoseconds
 from .wire import consumer_of
 
 _ANNOUNCED = 30.0
@@ -36,6 +37,8 @@ _LOOK = 0.01
 _AGAIN = 0.5
 """Seconds before another try to delete a message."""
 _AT_ONCE = 64
+_EXACT = 10_000
+"""Nanoseconds by which two readings of one time may differ."""
 
 
 class Sweep:
@@ -53,7 +56,10 @@ class Sweep:
         self._retired: Collection[str] = ()
         self._announced: dict[str, float] = {}
         """The names of consumers that are being retired, and until when they count as retired."""
-        self._over: dict[int, None] = {}
+        self._over: dict[int, int] = {}
+        """Sequences of what is to be taken off, and when it was stored (ns)."""
+        self._unanswered: set[int] = set()
+        """Of these, those that we have asked for in vain."""
         self._wake = asyncio.Event()
         self._heard = False
 
@@ -95,6 +101,7 @@ class Sweep:
         """The stream is another one."""
         self._announced.clear()
         self._over.clear()
+        self._unanswered.clear()
 
     async def run(self) -> None:
         """Delete, for ever."""
@@ -110,13 +117,21 @@ class Sweep:
                     await asyncio.sleep(_AGAIN)
 
     async def _delete(self, sequence: int) -> bool:
+        stream = self.settings.nats_stream
         try:
-            body = {"seq": sequence, "no_erase": True}
-            await self._connection.ask(f"STREAM.MSG.DELETE.{self.settings.nats_stream}", body)
+            if sequence in self._unanswered:  # meanwhile the stream may have been made anew, with its numbers
+                found = await self._connection.ask(f"STREAM.MSG.GET.{stream}", {"seq": sequence})
+                mine = abs(nanoseconds(found["message"]["time"]) - self._over.get(sequence, 0)) < _EXACT
+            else:
+                mine = True
+            if mine:
+                await self._connection.ask(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
         except NotStored:
+            self._unanswered.add(sequence)
             return False
         except ApiError:
-            return True  # it is not there any more
+            pass  # it is not there any more
+        self._unanswered.discard(sequence)
         return True
 
     @property
@@ -136,5 +151,6 @@ class Sweep:
     def _on_over(self, delivery: Delivery) -> None:
         consumer = consumer_of(delivery.token.partition(" ")[2])
         if consumer in self._retired or consumer in self._announced:
-            self._over[delivery.id[0]] = None
+            sequence, stored = delivery.id
+            self._over[sequence] = stored
             self._wake.set()

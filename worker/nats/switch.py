@@ -138,7 +138,7 @@ class Switch:
         await asyncio.sleep(_FLUSHED)
         info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         if read(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
-            config = retirement(self.settings.queue_name, info, aim, _ns(info["ts"]))
+            config = retirement(self.settings.queue_name, info, aim, nanoseconds(info["ts"]))
             await self._connection.ask(
                 f"CONSUMER.CREATE.{self.settings.nats_stream}.{name}",
                 {"stream_name": self.settings.nats_stream, "config": config, "action": "update"},
@@ -206,5 +206,6 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(f"{head}.{(tail + '000000')[:6]}").replace(tzinfo=UTC)
 
 
-def _ns(text: str) -> int:
+def nanoseconds(text: str) -> int:
+    """A time as the server writes it, since the epoch; to the microsecond."""
     return int(_time(text).timestamp() * 1e6) * 1000
