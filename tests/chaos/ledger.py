@@ -175,7 +175,19 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
     for fault in touching:
         if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
-    return _came_late(later, history) or (STRANDS if _stranded(later, history) else None)
+    late = _came_late(later, history) or _heard_late(earlier, later, story, history)
+    return late or (STRANDS if _stranded(later, history) else None)
+
+
+def _heard_late(earlier: Run, later: Run, story: Story, history: History) -> str | None:
+    """What kept back what another worker had said of the message until *earlier* had it: that ended its wait."""
+    for run in story.runs:
+        (shift,) = (shift for shift in history.shifts if shift.worker == run.worker)
+        for fault in history.faults:
+            said = run.began < earlier.began and fault.began <= run.ended + SETTLE and run.ended <= fault.ended
+            if said and fault.delays and fault.touches(shift) and earlier.began <= fault.ended <= later.began:
+                return fault.kind
+    return None
 
 
 def _came_late(later: Run, history: History) -> str | None:

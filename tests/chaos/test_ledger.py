@@ -154,6 +154,15 @@ def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: Hist
     assert list(judge(unexplained).broken) == ["invoked again without cause"]
 
 
+def test_what_another_said_is_heard_late() -> None:
+    """A NAK that lay in the way of a worker while others tried the message ends their wait; else nothing does."""
+    runs = failed(2, 3, "w2"), failed(7, 8), done(8.5, 9)
+    still = Fault("way still", 3.1, 8.2, frozenset({"w2"}), delays=True)
+    assert judge(history(*runs, faults=[still])).sound
+    over = replace(still, ended=6.9)
+    assert list(judge(history(*runs, faults=[over])).broken) == ["attempts out of policy"]
+
+
 def test_attempts_that_the_broker_forgot() -> None:
     """Where the broker has forgotten its counts there may be more attempts, each still after its back-off.
 
