@@ -68,18 +68,25 @@ class Found:
 
     def meets(self, other: Found) -> bool:
         """Whether there may be a subject that both cover, or covered."""
-        return (
-            not (self.covers and other.covers)
-            or any(other.was_for(each) for each in self.covers)
-            or any(self.was_for(each) for each in other.covers)
-        )
+        return overlap(self.covers, other.covers)
+
+
+def filters_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The subjects that a consumer is for now; none where it is for all."""
+    config = info["config"]
+    return tuple(config.get("filter_subjects") or filter(None, [config.get("filter_subject")]))
+
+
+def overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    """Whether filters let a subject through that others do, too."""
+    return not (some and others) or any(covers(one, other) or covers(other, one) for one in some for other in others)
 
 
 def read(info: Mapping[str, Any]) -> Found:
     """From an answer of ``CONSUMER.INFO``, or an entry of ``CONSUMER.LIST``."""
     config = info["config"]
     metadata = config.get("metadata") or {}
-    filters = tuple(config.get("filter_subjects") or filter(None, [config.get("filter_subject")]))
+    filters = filters_of(info)
     one = len(filters) == 1 and not {"*", ">"} & set(filters[0].split("."))
     mode = metadata.get(MODE) or (FUNCTION if one else "static")
     found = Found(

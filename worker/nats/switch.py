@@ -21,7 +21,7 @@ from ..config import Settings
 from ..ports import NotStored, Unusable
 from . import quirks, topology
 from .connection import ApiError, Connection, NobodyAnswers
-from .layout import FUNCTION, RETIRED, Found, Layout, read, retirement, static
+from .layout import FUNCTION, RETIRED, Found, Layout, filters_of, overlap, read, retirement, static
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
@@ -36,6 +36,8 @@ _TAKEN_OFF = 0.5
 before it is deleted and others hand out what is there."""
 _AT_ONCE = 16
 """Consumers that are retired at the same time."""
+_REFUSED = 10.0
+"""Seconds without a leader after which a consumer may be one that no server took on: an election takes a few."""
 _ANSWER = 1.0
 """Seconds to wait for a worker's sign of life."""
 
@@ -54,6 +56,8 @@ class Switch:
         self._sign: Subscription | None = None
         self._hidden = False
         self._answers: set[asyncio.Task[None]] = set()
+        self._missing: dict[str, float] = {}
+        """Consumers without a leader, and since when we have seen that."""
 
     # Who wants what.
 
@@ -109,13 +113,39 @@ class Switch:
             worker.ports.NotStored: it did not answer.
         """
         infos: list[dict[str, Any]] = []
+        missing: list[str] = []
         while True:
             page = await self._connection.ask(f"CONSUMER.LIST.{self.settings.nats_stream}", {"offset": len(infos)})
-            if missing := page.get("missing"):
-                raise NotStored(f"{len(missing)} consumers have no leader now")
+            missing += page.get("missing") or []
             infos += page.get("consumers") or []
-            if not page.get("consumers") or len(infos) >= page.get("total", 0):
-                return Layout.of(infos, self.settings.nats_durable)
+            if missing or not page.get("consumers") or len(infos) >= page.get("total", 0):
+                break
+        await self._remove_refused(missing, infos)
+        if missing:
+            raise NotStored(f"{len(missing)} consumers have no leader now")
+        return Layout.of(infos, self.settings.nats_durable)
+
+    async def _remove_refused(self, missing: list[str], infos: list[dict[str, Any]]) -> None:
+        """Delete consumers that a cluster has on its list, and that no server of it took on.
+
+        Of consumers that overlap, made at the same time, a cluster refuses all but one. Where it is in trouble just
+        then, the others stay on its list for ever, without a leader (measured, 2.15.1). What overlaps with one that is
+        there cannot be one of ours that will come back.
+        """
+        now = trio.current_time()
+        self._missing = {name: self._missing.get(name, now) for name in missing}
+        ours = [name for name, since in self._missing.items() if now - since >= _REFUSED and self._is_ours(name)]
+        there = [filters_of(info) for info in infos]
+        await asyncio.gather(*(self._remove_if_refused(name, there) for name in ours[:_AT_ONCE]))
+
+    async def _remove_if_refused(self, name: str, there: list[tuple[str, ...]]) -> None:
+        with suppress(ApiError, NotStored):  # a deletion of such a one is heeded and not always answered
+            info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
+            if any(overlap(filters_of(info), each) for each in there):
+                await self.delete(name)
+
+    def _is_ours(self, name: str) -> bool:
+        return name == self.settings.nats_durable or name.startswith(f"{self.settings.nats_durable}-")
 
     # What is done about it.
 
