@@ -76,7 +76,7 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
     agree(queue, "capped", {CAP: "10"})
     functions.answer("capped", Reply(after=0.2))
     many = put(queue, "capped", 60, {CAP: "10"})
-    few = [f"few-{number}" for number in range(20)]
+    few = [f"few-{number}" for number in range(60)]
     queue.nats.publish_many(
         (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
     )
@@ -90,9 +90,12 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
 
 
 def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A cap holds all the time; a rate does but for once, where its tokens come back up to a second early."""
+    """A cap holds all the time; a rate does but for once, where its tokens come back up to a second early.
+
+    Tokens that had been given back, and nobody had taken yet, come after the ack wait.
+    """
     for _ in range(2):
-        start(scaling_mode="function", max_inflight=10)
+        start(scaling_mode="function", max_inflight=10, ack_wait="3s")
     agree(queue, "limited", {CAP: "4", RATE: "20/s"})
     functions.answer("limited", Reply(after=0.1))
     calls = put(queue, "limited", 120, {CAP: "4", RATE: "20/s"})

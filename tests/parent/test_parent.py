@@ -274,7 +274,7 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
 
         async def look() -> None:
             await until(lambda: crew.ready, "it")
-            orphan = "import os; pid = os.fork(); pid and (print(pid), os._exit(0)); import time; time.sleep(0.05)"
+            orphan = "import os, time; (pid := os.fork()) and (os.write(1, b'%d' % pid), os._exit(0)); time.sleep(0.05)"
             done = await trio.run_process([sys.executable, "-c", orphan], capture_stdout=True)
             stat = Path(f"/proc/{int(done.stdout)}/stat")
             await until(lambda: stat.read_text().rpartition(") ")[2][0] == "Z", "it to be a zombie")

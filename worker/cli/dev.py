@@ -25,6 +25,7 @@ def command(*, demo: bool) -> None:
     Listens on the loopback, unless the settings say otherwise, and reads more settings from the file .env, if there is
     one. The demonstration takes free ports, a temporary directory and settings of its own.
     """
+    failed: BaseExceptionGroup[Exception] | None = None
     try:
         if demo:
             raise SystemExit(0 if trio.run(demonstrate, dict(os.environ)) else 1)
@@ -33,9 +34,10 @@ def command(*, demo: bool) -> None:
             click.echo(f"warning: {warning}", err=True)
         trio.run(run, environment)
     except* (NotStarted, ChildEnded, OSError, httpx.HTTPError) as group:
-        fail(
-            min(_leaves(group), key=lambda error: not isinstance(error, ChildEnded))
-        )  # what else failed follows from it
+        failed = group  # Python 3.11.2 puts what is raised here into a group
+    if failed:
+        # What else failed follows from a child's end.
+        fail(min(_leaves(failed), key=lambda error: not isinstance(error, ChildEnded)))
 
 
 def _environment() -> dict[str, str]:
