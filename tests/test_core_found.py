@@ -41,3 +41,16 @@ async def test_what_asks_to_come_in_an_hour_is_given_up_in_time(autojump_clock: 
         await message.over.wait()
         assert len(world.starts(message)) == 3
         assert trio.current_time() < 3 * 3600
+
+
+async def test_what_is_refused_slowly_is_given_up_in_time(autojump_clock: MockClock) -> None:
+    """A function that says 429 after three seconds is not thought to have taken what it then refuses.
+
+    As long as silence was proof of that, its refusals were no attempts, for ever.
+    """
+    async with World(autojump_clock, by_function=True) as world:
+        message = world.publish(reply(429, after=3))
+        world.start(world.worker(retry=Retry(3), learns=True))
+        await message.over.wait()
+        assert trio.current_time() < 300
+        assert len(world.starts(message)) < 25

@@ -145,6 +145,7 @@ class Limiter:
             if began >= self._since:
                 self._timed(now - began, now)
             if began >= self._filled:
+                self._rest = FIRST_REST  # not for silence: who refuses slowly would be tried without end, uncounted
                 self._taken(now)
         self._plan()
         return wait
@@ -159,7 +160,7 @@ class Limiter:
 
     def _taken(self, now: float) -> None:
         """As many as the limit were in flight, and all were taken: climb, if it is time."""
-        self._rest, self._cuts, self._good = FIRST_REST, 0, self.limit
+        self._cuts, self._good = 0, self.limit
         if 0 < self.limit - self._foot == self._gains[0] == self._gains[1]:
             self._climbed(now)
             self._land(self.limit, now)
