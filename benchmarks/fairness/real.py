@@ -12,7 +12,7 @@ from tests.e2e.stack import Queue, Worker, message
 from tests.servers import NatsServer
 
 CAPACITY = 20
-MESSAGES = 4_000
+MESSAGES = 10_000
 SECONDS = 0.2
 
 
