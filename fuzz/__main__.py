@@ -44,7 +44,7 @@ def _turn(target: str, flags: list[str]) -> bool:
     done = subprocess.run([sys.executable, "-m", "fuzz", target, *flags], check=False)  # noqa: S603 -- ourselves
     if done.returncode:
         found = sorted(map(str, set(corpus.iterdir()) - before))
-        print(f"{target}: broken by {', '.join(found) or 'no input; see above'}", file=sys.stderr)  # noqa: T201
+        print(f"{target}: broken by {', '.join(found) or 'no input; see above'}", file=sys.stderr)  # noqa: T201 -- as above
     return done.returncode == 0
 
 
