@@ -19,7 +19,7 @@ import uvloop
 from .functions import Connection, Functions, told_port
 
 
-class Arrivals(Functions):
+class DeliveryBuffer(Functions):
     """A function server that tells when an invocation has come."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Arrivals(Functions):
 async def probe(port_file: Path, nats_port: int, subject: str, count: int, pace: float) -> None:
     """Print the times from publication to invocation."""
     loop = asyncio.get_running_loop()
-    arrivals = Arrivals()
+    arrivals = DeliveryBuffer()
     server = await loop.create_server(lambda: Connection(arrivals), "127.0.0.1", 0)
     told_port(port_file, server)
     payload = sys.stdin.buffer.read()

@@ -63,5 +63,5 @@ def _waits_are_bounded(retry: Retry) -> None:
         before = ceiling
         for jitter, least in ((Jitter.EXPONENTIAL, 1.0), (Jitter.EQUAL, 0.5), (Jitter.FULL, 0.0)):
             backoff = Backoff(retry.backoff.initial, retry.backoff.longest, jitter)
-            assert backoff.delay(attempt, dice=0.0) == ceiling * least
-            assert ceiling * least <= backoff.delay(attempt, dice=0.999) <= ceiling
+            assert backoff.delay(attempt, draw=0.0) == ceiling * least
+            assert ceiling * least <= backoff.delay(attempt, draw=0.999) <= ceiling

@@ -13,9 +13,9 @@ from typing import Any
 
 from worker.config import load
 from worker.gateway.message import Message
-from worker.gateway.publisher import Publisher, TooLarge
+from worker.gateway.publisher import MessageTooLargeError, Publisher
 from worker.nats.connection import ApiError, Connection
-from worker.ports import NotStored
+from worker.ports import BrokerUnavailableError
 
 WORDS = (
     '{"stream":"s","seq":1}', '{"stream":"s","seq":1,"duplicate":true}', '"error":',
@@ -38,9 +38,9 @@ def check(data: bytes) -> None:
     _is_confirmed(answer, status, stored=stored, duplicate=bool(said and said.get("duplicate")))
     connection = _connection(answer)
     got = asyncio.run(_asked(connection.request("$JS.API.X", b"{}")))
-    assert got == (NotStored if said is None else ApiError if refused else said)
+    assert got == (BrokerUnavailableError if said is None else ApiError if refused else said)
     got = asyncio.run(_asked(connection.store("DEAD-LETTERS.q.echo", b"{}", {})))
-    assert got == (None if stored else ApiError if refused else NotStored)
+    assert got == (None if stored else ApiError if refused else BrokerUnavailableError)
 
 
 def _is_confirmed(answer: Any, status: bytes, *, stored: bool, duplicate: bool) -> None:
@@ -48,7 +48,7 @@ def _is_confirmed(answer: Any, status: bytes, *, stored: bool, duplicate: bool) 
     publisher = Publisher(_SETTINGS, name="fuzz", log=log)
     try:
         confirmed = publisher._confirmed(_MESSAGE, answer)  # noqa: SLF001 -- without a connection
-    except (NotStored, TooLarge) as refusal:
+    except (BrokerUnavailableError, MessageTooLargeError) as refusal:
         reason = str(refusal)
     else:
         assert (stored, confirmed) == (True, duplicate)
@@ -80,6 +80,6 @@ def _connection(answer: Any) -> Connection:
 async def _asked(asking: Any) -> Any:
     try:
         return await asking
-    except (ApiError, NotStored) as error:
+    except (ApiError, BrokerUnavailableError) as error:
         assert str(error)  # noqa: PT017 -- which it is, the caller compares
         return type(error)

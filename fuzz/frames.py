@@ -34,9 +34,9 @@ from fuzz._choices import cut, numbers
 from fuzz._nats import Line
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
-from worker.nats.consumer import Flows
 from worker.nats.credit import HEARTBEAT, LANES, SILENCE
 from worker.nats.outbox import Outbox
+from worker.nats.pull_consumer import PullConsumer
 
 WORDS = (
     "d0 1.1.1.1.0 ", "o0 1.1.1.1.0 ", "s0 404 No Messages", "s1 408 Request Timeout", "s2 409 Consumer Deleted",
@@ -134,7 +134,7 @@ class World:
         self.client = self.line.client
         connection: Any = self.line
         self.outbox = Outbox(connection, lambda _: None)
-        self.consumer = Flows(connection, self.outbox, lambda _: None, self._on_gone)
+        self.consumer = PullConsumer(connection, self.outbox, lambda _: None, self._on_gone)
         self.puller = self.consumer.open("")
         self.credit = self.puller._credit  # noqa: SLF001 -- the books
         self.wanted = self.gone = 0
@@ -229,7 +229,7 @@ class World:
 
     def _take(self) -> None:
         self.came += [
-            (each.id, each.count, each.behind, each.payload)
+            (each.id, each.num_delivered, each.num_pending, each.payload)
             for each in self.consumer._arrivals.taken()  # noqa: SLF001 -- what came
             if isinstance(each, Delivery)
         ]

@@ -27,7 +27,7 @@ NOT_SENT_ON = frozenset(
 
 def check(data: bytes) -> None:
     """Decode *data* as a message's payload and see that the law above holds."""
-    delivery = Delivery(id=(1, 1), token="", count=1, arrived=0.0, subject="q", payload=data)
+    delivery = Delivery(id=(1, 1), token="", num_delivered=1, received_at=0.0, subject="q", payload=data)
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     if isinstance(result, Malformed):
         _is_a_reason(result.reason)

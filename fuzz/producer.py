@@ -74,7 +74,10 @@ def _is_a_reason(reason: str) -> None:
 
 
 def _read(message: Message) -> Invocation:
-    delivery = Delivery(id=(1, NOW), token="t", count=1, arrived=0.0, subject=message.subject, payload=message.payload)  # noqa: S106 -- the right to settle, no secret
+    token = "t"  # noqa: S105 -- the right to settle, no secret
+    delivery = Delivery(
+        id=(1, NOW), token=token, num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload
+    )
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     assert isinstance(result, tuple), (result, message)
     invocation, complaint = result

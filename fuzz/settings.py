@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from worker.config import FIELDS, InvalidSettings, Loaded, describe, load
+from worker.config import FIELDS, InvalidSettingsError, Loaded, describe, load
 
 SECRET = "hunter2"  # noqa: S105 -- made up
 URLS = ("gateway_url", "nats_url", "nats_host", "http_host", "listen_host")
@@ -69,7 +69,7 @@ def read(data: bytes) -> dict[str, str]:
 def _load(environment: dict[str, str]) -> Loaded | str:
     try:
         return load(environment)
-    except InvalidSettings as refused:
+    except InvalidSettingsError as refused:
         return str(refused)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from worker.config import FIELDS, InvalidSettings, Loaded, Settings, describe, load, without_password
+from worker.config import FIELDS, InvalidSettingsError, Loaded, Settings, describe, load, without_password
 
 # The contract's table (section 2), less the settings that have no default of their own.
 TABLE = """
@@ -104,7 +104,7 @@ OTHER: dict[str, tuple[str, Any]] = {
 
 def refused(environment: dict[str, str]) -> str:
     """The one message about settings that cannot be used."""
-    with pytest.raises(InvalidSettings) as invalid:
+    with pytest.raises(InvalidSettingsError) as invalid:
         load(environment)
     return str(invalid.value)
 
@@ -594,7 +594,7 @@ def everything_told(environment: dict[str, str]) -> str:
     """All text that loading these settings can bring before anybody's eyes."""
     try:
         loaded = load(environment)
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         return str(error)
     return repr(loaded) + "".join(map(repr, describe(loaded))) + "".join(loaded.warnings)
 
@@ -707,10 +707,10 @@ VALUES = st.text() | st.sampled_from(sorted({text for text, _ in OTHER.values()}
 @example({"gateway_url": "http://[::1"})
 @example({"nats_url": "nats://[::1].com"})
 def test_any_text_is_settings_or_refused(environment: dict[str, str]) -> None:
-    """Whatever stands in the environment, loading gives settings, or InvalidSettings, and nothing else."""
+    """Whatever stands in the environment, loading gives settings, or InvalidSettingsError, and nothing else."""
     try:
         loaded = load(environment)
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         told = str(error)
         assert told
         return

@@ -10,12 +10,12 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, Hired, World, ms, reply
-from worker.drain import Cord
+from worker.drain import CancelGroup
 from worker.events import DrainEnded, DrainExpired, DrainStarted, InvocationEnded, InvocationStarted
 from worker.model import Ack, Interrupted, Nak, Term
 from worker.policy.backoff import Backoff
 from worker.policy.retry import Retry
-from worker.ports import Unusable
+from worker.ports import MisconfiguredError
 
 
 async def test_idle(autojump_clock: MockClock) -> None:
@@ -42,9 +42,9 @@ async def test_what_has_ended_is_not_running(autojump_clock: MockClock) -> None:
 
 async def test_a_cord_stays_pulled(autojump_clock: MockClock) -> None:
     """What begins to wait after the cord was pulled does not wait."""
-    cord = Cord()
-    cord.pull()
-    with cord.held() as scope:
+    cord = CancelGroup()
+    cord.cancel()
+    with cord.scope() as scope:
         await trio.sleep(1)
     assert scope.cancelled_caught
     assert autojump_clock.current_time() == 0
@@ -264,7 +264,7 @@ async def test_an_unusable_broker_ends_the_worker(autojump_clock: MockClock) -> 
     async with World(autojump_clock) as world:
         world.server.unusable = "its retention is 'limits'"
         worker = world.worker()
-        with pytest.RaisesGroup(pytest.RaisesExc(Unusable, match="its retention"), flatten_subgroups=True):
+        with pytest.RaisesGroup(pytest.RaisesExc(MisconfiguredError, match="its retention"), flatten_subgroups=True):
             await worker.work()
         assert worker.ended.is_set()
 

@@ -15,7 +15,7 @@ from worker.events import (
     CallbackIgnored,
     CallbackPosted,
     DeadLettered,
-    DeadLetterRefused,
+    DeadLetterNotStored,
     InvocationStarted,
     WorkCrashed,
 )
@@ -60,7 +60,7 @@ async def test_not_stored_is_tried_again(autojump_clock: MockClock) -> None:
         world.server.refuses_letters = False
         await message.over.wait()
         # Each try takes 2; 500, 1_000 and 2_000 lie between them.
-        assert worker.times(DeadLetterRefused) == [4, 506, 1_508]
+        assert worker.times(DeadLetterNotStored) == [4, 506, 1_508]
         assert world.heard(message) == [(3_511, GIVEN_UP)]
         assert world.starts(message) == [2]
         assert len(world.server.letters) == 1
@@ -73,7 +73,7 @@ async def test_what_cannot_be_stored_goes_back(autojump_clock: MockClock) -> Non
         message, other = world.publish(reply(500)), world.publish(reply(200))
         worker = world.start(world.worker(slots=1, retry=ONCE))
         await other.over.wait()
-        assert worker.times(DeadLetterRefused) == [4, 506, 1_508, 3_510, 7_512]
+        assert worker.times(DeadLetterNotStored) == [4, 506, 1_508, 3_510, 7_512]
         assert world.heard(message) == [(7_513, Nak(120))]
         assert world.starts(other) == [7_514]
         world.server.refuses_letters = False
@@ -208,7 +208,7 @@ async def test_a_bug_in_a_burial_keeps_the_message(monkeypatch: pytest.MonkeyPat
     async with World(autojump_clock) as world:
         message = world.publish(reply(500))
         worker = world.worker(retry=ONCE)
-        bury, letters = worker.queue.bury, list[DeadLetter]()
+        bury, letters = worker.queue.store_dead_letter, list[DeadLetter]()
 
         async def broken(letter: DeadLetter) -> None:
             letters.append(letter)
@@ -216,7 +216,7 @@ async def test_a_bug_in_a_burial_keeps_the_message(monkeypatch: pytest.MonkeyPat
                 raise KeyError("a bug")
             await bury(letter)
 
-        monkeypatch.setattr(worker.queue, "bury", broken)
+        monkeypatch.setattr(worker.queue, "store_dead_letter", broken)
         world.start(worker)
         await message.over.wait()
         assert world.heard(message) == [(3, Nak(120)), (120_007, GIVEN_UP)]

@@ -16,9 +16,9 @@ from trio.testing import MockClock
 
 from tests.world import Answer, Call, Hired, Message, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
-from worker.fetch import Intake
 from worker.heartbeat import Lease
-from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, Settlement, Term, Waiting
+from worker.intake import Intake
+from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, PendingCount, Settlement, Term
 from worker.policy.backoff import Backoff
 from worker.ports import Consumer
 from worker.settle import settle
@@ -218,7 +218,7 @@ async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -
         worker = world.worker()
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
-        leases = worker.bench.leases
+        leases = worker.services.leases
         leases.last(consumer.ack_wait)
         consumer.want(2, "")
         first, second = await deliveries(consumer)
@@ -226,7 +226,7 @@ async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -
         leases.take(second)
         world.nursery.start_soon(leases.keep)
         await trio.sleep_until(5)
-        leases.adopt(replace(first, arrived=5.0))
+        leases.adopt(replace(first, received_at=5.0))
         await trio.sleep_until(16)
         assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
 
@@ -240,7 +240,7 @@ async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
         consumer = await worker.queue.consume()
         consumer.want(1, "")
         (delivery,) = await deliveries(consumer)
-        leases = worker.bench.leases
+        leases = worker.services.leases
         lease = leases.take(delivery)
         world.nursery.start_soon(leases.keep)
         await trio.sleep_until(5)
@@ -295,15 +295,15 @@ async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
         worker.link.there.swallows = {"extension"}
-        with trio.move_on_at(delivery.arrived + 21):
-            await worker.bench.leases.keep()
+        with trio.move_on_at(delivery.received_at + 21):
+            await worker.services.leases.keep()
         assert worker.told(LeaseExpired) == [LeaseExpired(delivery)]
         lease.confirm(trio.current_time())
         with trio.CancelScope() as scope:
             lease.guard(scope)
             await trio.sleep(1)
             raise AssertionError("it waits")
-        settle(worker.bench, lease, 1, Nak(10), attempted=True)
+        settle(worker.services, lease, 1, Nak(10), attempted=True)
         assert worker.queue.said == []
 
 
@@ -319,10 +319,10 @@ async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
     world.publish(reply(200))
     world.nursery.start_soon(worker.link.run)
     consumer = await worker.queue.consume()
-    worker.bench.leases.last(consumer.ack_wait)
+    worker.services.leases.last(consumer.ack_wait)
     consumer.want(1, "")
     (delivery,) = await deliveries(consumer)
-    return worker.bench.leases.take(delivery), delivery
+    return worker.services.leases.take(delivery), delivery
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ async def test_a_verdict_that_comes_late(
     async with World(autojump_clock) as world:
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
-        await trio.sleep_until(delivery.arrived + after)
-        settle(worker.bench, lease, 1, verdict, attempted=True)
+        await trio.sleep_until(delivery.received_at + after)
+        settle(worker.services, lease, 1, verdict, attempted=True)
         assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
         assert worker.told(Settled) == [Settled(verdict if said else Abandon())]
 
@@ -349,13 +349,13 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         worker = world.worker()
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
-        worker.bench.leases.last(consumer.ack_wait)
-        intake = Intake(worker.bench, world.nursery)
+        worker.services.leases.last(consumer.ack_wait)
+        intake = Intake(worker.services, world.nursery)
         intake._consumer, intake._open = consumer, True
         consumer.want(1, "")
         (delivery,) = await deliveries(consumer)
-        await trio.sleep_until(delivery.arrived + 20)
-        intake._take_all([Waiting("", inf), delivery])
+        await trio.sleep_until(delivery.received_at + 20)
+        intake._take_all([PendingCount("", inf), delivery])
         intake._decide()
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []

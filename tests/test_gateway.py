@@ -21,7 +21,7 @@ from tests.gateway import Answer, Gateway, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import Stored
 from worker.dev.stack import free_port
-from worker.gateway.http import Bodies, CallerGone, Refused
+from worker.gateway.http import Bodies, CallerDisconnectedError, RequestRejectedError
 
 _numbers = count(1)
 MAX_PAYLOAD = 1_048_576
@@ -231,7 +231,7 @@ def test_a_slow_body_is_408() -> None:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRejectedError) as caught:
         asyncio.run(_read(Bodies(within=0.01), never))
     assert caught.value.status == 408
 
@@ -253,7 +253,7 @@ def test_all_bodies_together_have_a_bound() -> None:
         for _ in range(2):
             try:
                 results.append(len(await _read(bodies, _body(b"y" * 10))))
-            except Refused as refused:
+            except RequestRejectedError as refused:
                 results.append(refused.status)
             await holding
         return results
@@ -267,7 +267,7 @@ def test_a_caller_that_goes_away_queues_nothing() -> None:
     async def gone() -> AsgiEvent:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(CallerGone):
+    with pytest.raises(CallerDisconnectedError):
         asyncio.run(_read(Bodies(), gone))
 
 

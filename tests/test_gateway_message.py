@@ -31,7 +31,9 @@ def composed(
 
 def read(message: Message) -> Invocation:
     """What the worker makes of it."""
-    delivery = Delivery(id=(1, NOW), token="t", count=1, arrived=0.0, subject=message.subject, payload=message.payload)
+    delivery = Delivery(
+        id=(1, NOW), token="t", num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload
+    )
     result = decode(delivery, namespace="openfaas-fn", user_agent="queue-worker/test")
     assert isinstance(result, tuple), result
     invocation, complaint = result

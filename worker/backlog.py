@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from .events import BacklogRead
-from .ports import Emit, NotStored, Queue
+from .ports import BrokerUnavailableError, Emit, Queue
 
 _EVERY = 2.0
 """Seconds: a few times per scrape of an eager Prometheus, and nothing to the server."""
@@ -16,6 +16,6 @@ _EVERY = 2.0
 async def watch_backlog(queue: Queue, emit: Emit) -> None:
     """Tell the backlog until cancelled. Where it cannot be read, the last one stands: trouble is told elsewhere."""
     while True:
-        with suppress(NotStored):
+        with suppress(BrokerUnavailableError):
             emit(BacklogRead(await queue.backlog()))
         await trio.sleep(_EVERY)

@@ -7,22 +7,24 @@ from itertools import count
 
 import trio
 
-from .bench import Bench
 from .events import CallbackPosted
 from .model import Callback, Invocation
 from .policy.callbacks import delivered, worth_another
+from .services import Services
 
 
-async def call_back(callback: Callback, invocation: Invocation, bench: Bench, failed_once: Callable[[], None]) -> None:
+async def call_back(
+    callback: Callback, invocation: Invocation, services: Services, failed_once: Callable[[], None]
+) -> None:
     """Post until it is delivered or given up. *failed_once* is called before the first wait for another try."""
-    rules = bench.rules
+    config = services.config
     for attempt in count(1):
         began = trio.current_time()
-        result = await bench.callbacks.post(callback)
-        again = attempt < rules.callback_attempts and worth_another(result)
-        wait = rules.callback_backoff.delay(attempt, dice=bench.dice()) if again else None
-        bench.emit(CallbackPosted(invocation, result, delivered(result), wait, trio.current_time() - began))
+        result = await services.callbacks.post(callback)
+        again = attempt < config.callback_attempts and worth_another(result)
+        wait = config.callback_backoff.delay(attempt, draw=services.rng()) if again else None
+        services.emit(CallbackPosted(invocation, result, delivered(result), wait, trio.current_time() - began))
         if wait is None:
             return
         failed_once()
-        await bench.retries.wait(wait, "callback")
+        await services.timers.wait(wait, "callback")

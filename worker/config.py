@@ -54,7 +54,7 @@ _KUBERNETES = re.compile(
 """What Kubernetes itself sets for a service: for one called queue-worker-nats, QUEUE_WORKER_NATS_PORT=tcp://..."""
 
 
-class InvalidSettings(Exception):  # noqa: N818 -- what is wrong, for the operator
+class InvalidSettingsError(Exception):
     """Some settings cannot be used. The text names each one, its value and what is accepted."""
 
 
@@ -230,7 +230,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
     """Read all settings from *environment*, and from the files that it names.
 
     Raises:
-        InvalidSettings: one or more cannot be used; the text tells all of them.
+        InvalidSettingsError: one or more cannot be used; the text tells all of them.
     """
     environment = {name: value for name, value in environment.items() if not _KUBERNETES.fullmatch(f"{name}={value}")}
     values: dict[str, Any] = {}
@@ -253,7 +253,7 @@ def load(environment: Mapping[str, str]) -> Loaded:
     problems += _together(values, origins)
     if problems:
         count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
-        raise InvalidSettings(f"{count} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise InvalidSettingsError(f"{count} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
     return Loaded(Settings(**values), origins, tuple(_typos(environment)))
 
 

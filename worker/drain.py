@@ -16,41 +16,41 @@ from .events import DrainExpired, DrainStarted
 from .ports import Emit
 
 
-class Cord:
+class CancelGroup:
     """Cancel scopes that are pulled together, and stay pulled."""
 
     def __init__(self) -> None:
         self._scopes: set[trio.CancelScope] = set()
-        self.pulled = False
+        self.cancelled = False
 
     def __len__(self) -> int:
         return len(self._scopes)
 
-    def pull(self) -> None:
+    def cancel(self) -> None:
         """Cancel what is held now and what will be."""
-        self.pulled = True
+        self.cancelled = True
         for scope in self._scopes:
             scope.cancel()
 
-    def hold(self, scope: trio.CancelScope) -> None:
+    def add(self, scope: trio.CancelScope) -> None:
         """Cancel it with the others, from now on."""
         self._scopes.add(scope)
-        if self.pulled:
+        if self.cancelled:
             scope.cancel()
 
-    def release(self, scope: trio.CancelScope) -> None:
+    def discard(self, scope: trio.CancelScope) -> None:
         """Let it be."""
         self._scopes.discard(scope)
 
     @contextmanager
-    def held(self) -> Iterator[trio.CancelScope]:
+    def scope(self) -> Iterator[trio.CancelScope]:
         """Run the block in a scope that this cord cancels."""
         with trio.CancelScope() as scope:
-            self.hold(scope)
+            self.add(scope)
             try:
                 yield scope
             finally:
-                self.release(scope)
+                self.discard(scope)
 
 
 class Drain:
@@ -58,8 +58,8 @@ class Drain:
 
     def __init__(self, timeout: float, emit: Emit) -> None:
         self.timeout = timeout
-        self.intake = Cord()
-        self.work = Cord()
+        self.intake = CancelGroup()
+        self.work = CancelGroup()
         self.began = 0.0
         """When the first stop came."""
         self._emit = emit
@@ -69,10 +69,10 @@ class Drain:
         await anext(stops)
         self.began = trio.current_time()
         self._emit(DrainStarted(len(self.work), self.timeout))
-        self.intake.pull()
+        self.intake.cancel()
         why = "shutdown_timeout"
         with trio.move_on_after(self.timeout):
             await anext(stops)
             why = "second signal"
         self._emit(DrainExpired(len(self.work), why))
-        self.work.pull()
+        self.work.cancel()

@@ -76,7 +76,7 @@ class DeadLettered(Struct, frozen=True, gc=False):
     """False where dead letters are switched off, and nothing was kept."""
 
 
-class DeadLetterRefused(Struct, frozen=True, gc=False):
+class DeadLetterNotStored(Struct, frozen=True, gc=False):
     """It could not be stored, so the message stays on the queue and is tried again."""
 
     delivery: Delivery
@@ -126,26 +126,26 @@ class Disconnected(Struct, frozen=True, gc=False):
     pass
 
 
-class BrokerTrouble(Struct, frozen=True, gc=False):
+class BrokerFailure(Struct, frozen=True, gc=False):
     """Something failed that is being tried again."""
 
     doing: str
     error: str
 
 
-class BrokerRefused(Struct, frozen=True, gc=False):
+class BrokerMisconfigured(Struct, frozen=True, gc=False):
     """What we found at the broker has become unusable while we ran; tried again until someone mends it."""
 
     error: str
 
 
-class Surprise(Struct, frozen=True, gc=False):
+class ConfigDrift(Struct, frozen=True, gc=False):
     """Something at the broker is not as the settings say, and is used as it is."""
 
     text: str
 
 
-class Made(Struct, frozen=True, gc=False):
+class Created(Struct, frozen=True, gc=False):
     """A stream or consumer was missing and has been made. *again*: it went missing while we ran."""
 
     what: str
@@ -204,7 +204,7 @@ MessageEvent = (
     | CallbackIgnored
     | CallbackPosted
     | DeadLettered
-    | DeadLetterRefused
+    | DeadLetterNotStored
     | WorkCrashed
 )
 LeaseEvent = LeasesExtended | LeaseExpired
@@ -212,10 +212,10 @@ LimitEvent = LimitLearned
 BrokerEvent = (
     Connected
     | Disconnected
-    | BrokerTrouble
-    | BrokerRefused
-    | Surprise
-    | Made
+    | BrokerFailure
+    | BrokerMisconfigured
+    | ConfigDrift
+    | Created
     | ConsumerBound
     | SettlementUnconfirmed
     | BacklogRead

@@ -29,9 +29,9 @@ class Lease:
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         """The newest delivery of the message; a redelivery while we hold it replaces the older."""
-        self.kept = delivery.arrived
+        self.kept = delivery.received_at
         """When the last confirmed extension was sent."""
-        self.sent = delivery.arrived
+        self.sent = delivery.received_at
         """When the last extension was sent."""
         self.lost = False
         self._scope: trio.CancelScope | None = None
@@ -80,7 +80,7 @@ class Leases:
         """A message that we hold was handed to us once more: as good as an extension, and its token is the newest."""
         if lease := self._held.get(delivery.id):
             lease.delivery = delivery
-            lease.kept = lease.sent = delivery.arrived
+            lease.kept = lease.sent = delivery.received_at
             self._held.move_to_end(delivery.id)
 
     def release(self, lease: Lease) -> None:

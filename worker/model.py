@@ -22,15 +22,15 @@ class Delivery(Struct, frozen=True, gc=False):
 
     id: MessageId
     token: str
-    count: int
+    num_delivered: int
     """How many times the queue has handed this message out, this time included. See docs/guarantees.md."""
-    arrived: float
+    received_at: float
     """When it reached us (s, the worker's own clock)."""
     subject: str
     payload: bytes
     flow: str = ""
     """Which flow it came by; see :class:`worker.ports.Consumer`."""
-    behind: int = 0
+    num_pending: int = 0
     """How many messages of the flow the queue had never handed out when it handed out this one."""
 
 
@@ -150,7 +150,7 @@ class Quota(Struct, frozen=True, gc=False):
     """What a function's annotations say; see :mod:`worker.policy.quota`."""
 
     weight: int = 1
-    most: int | None = None
+    max_inflight: int | None = None
     """Invocations at once, over all workers."""
     rate: Rate | None = None
     """Starts, over all workers."""
@@ -159,14 +159,14 @@ class Quota(Struct, frozen=True, gc=False):
 # What the queue tells of its flows, besides deliveries.
 
 
-class Stored(Struct, frozen=True, gc=False):
+class StoredCount(Struct, frozen=True, gc=False):
     """So many messages of a flow are stored now: waiting, running somewhere, or between two attempts."""
 
     flow: str
     messages: float
 
 
-class Waiting(Struct, frozen=True, gc=False):
+class PendingCount(Struct, frozen=True, gc=False):
     """So many messages of a flow have never been handed out."""
 
     flow: str
@@ -180,26 +180,26 @@ class Published(Struct, frozen=True, gc=False):
     flow: str
 
 
-class Returned(Struct, frozen=True, gc=False):
+class CreditReturned(Struct, frozen=True, gc=False):
     """What was wanted of a flow, and will not come."""
 
     flow: str
     count: int
 
 
-class Gone(Struct, frozen=True, gc=False):
+class FlowEnded(Struct, frozen=True, gc=False):
     """Nothing of a flow is stored any more, and nothing that was wanted of it will come."""
 
     flow: str
 
 
-class Paused(Struct, frozen=True, gc=False):
+class PausedFunctions(Struct, frozen=True, gc=False):
     """These functions, by label, are paused, and no others."""
 
     functions: frozenset[str]
 
 
-class Limited(Struct, frozen=True, gc=False):
+class QuotaChanged(Struct, frozen=True, gc=False):
     """All workers have agreed on what one function may have."""
 
     function: str
@@ -207,7 +207,7 @@ class Limited(Struct, frozen=True, gc=False):
     quota: Quota
 
 
-Notice = Stored | Waiting | Published | Returned | Gone | Paused | Limited
+Notice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded | PausedFunctions | QuotaChanged
 
 
 # What leaves the worker besides.
@@ -236,7 +236,7 @@ class Callback(Struct, frozen=True, gc=False):
 class Backlog(Struct, frozen=True, gc=False):
     """What the stream holds."""
 
-    taken: int
+    last_sequence: int
     """Messages the stream has ever taken."""
     by_subject: Mapping[str, int]
     """Messages that are stored now, waiting or being worked on."""

@@ -9,7 +9,7 @@ from .events import Event
 from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, Quota, Settlement
 
 
-class NotStored(Exception):  # noqa: N818 -- it says what happened, as the outcomes do
+class BrokerUnavailableError(Exception):
     """The queue did not confirm that it keeps what we gave it."""
 
 
@@ -18,7 +18,8 @@ class Consumer(Protocol):
 
     A flow is what is handed out in order and apart from all else: one distinct subject with its messages, or the whole
     queue where one consumer is shared by all of it. Which there are is the queue's to tell: it begins with
-    a :class:`~worker.model.Stored` or a :class:`~worker.model.Waiting`, and ends with a :class:`~worker.model.Gone`.
+    a :class:`~worker.model.StoredCount` or a :class:`~worker.model.PendingCount`, and ends with a
+    :class:`~worker.model.FlowEnded`.
     In between it is told what is stored whenever that has been seen to change, and again if nothing was wanted of it.
 
     What was wanted and has not come yet stays wanted across lost connections and consumers made anew, until it is
@@ -35,7 +36,7 @@ class Consumer(Protocol):
     def recall(self, flow: str) -> None:
         """Room is needed elsewhere: give back what is wanted of a flow and not on its way.
 
-        It comes as :class:`~worker.model.Returned`, soon, once, and perhaps with a count of zero.
+        It comes as :class:`~worker.model.CreditReturned`, soon, once, and perhaps with a count of zero.
         """
 
     async def receive(self) -> Sequence[Delivery | Notice]:
@@ -54,7 +55,7 @@ class Queue(Protocol):
         Waits for the broker as long as it takes.
 
         Raises:
-            worker.ports.Unusable: the stream or consumer found there cannot work, or the broker refuses us.
+            worker.ports.MisconfiguredError: the stream or consumer found there cannot work, or the broker refuses us.
         """
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
@@ -71,18 +72,18 @@ class Queue(Protocol):
     async def settled(self) -> None:
         """Return when every settlement so far is confirmed."""
 
-    async def bury(self, letter: DeadLetter) -> None:
+    async def store_dead_letter(self, letter: DeadLetter) -> None:
         """Store a dead letter.
 
         Raises:
-            NotStored: its storing was not confirmed.
+            BrokerUnavailableError: its storing was not confirmed.
         """
 
     async def backlog(self) -> Backlog:
         """What the stream holds now.
 
         Raises:
-            NotStored: the queue did not answer.
+            BrokerUnavailableError: the queue did not answer.
         """
 
 
@@ -97,7 +98,7 @@ class Quotas(Protocol):
     def of(self, function: str) -> Quota | None:
         """What is agreed on for a function; None where nothing ever was.
 
-        Changes are told as :class:`~worker.model.Limited`, which the consumer's flows bring.
+        Changes are told as :class:`~worker.model.QuotaChanged`, which the consumer's flows bring.
         """
 
     def said(self, function: str, quota: Quota, stored: int) -> None:
@@ -110,7 +111,7 @@ class Quotas(Protocol):
         """Give a token back: others can have it *delay* seconds from now. Not said after *before*, as of a NAK."""
 
 
-class Unusable(Exception):  # noqa: N818 -- the adjective is the message
+class MisconfiguredError(Exception):
     """What we found at the broker cannot work, and waiting will not help. The text is for the operator."""
 
 

@@ -88,8 +88,8 @@ def newcomer(*, free: bool) -> Figure:
 def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> Hired:
     worker = world.worker(slots=slots)
     if limits:
-        rules = replace(worker.bench.rules, flow=lambda name: Flow(name, name, limits(name)))
-        worker.bench = replace(worker.bench, rules=rules)
+        config = replace(worker.services.config, flow=lambda name: Flow(name, name, limits(name)))
+        worker.services = replace(worker.services, config=config)
     return world.start(worker)
 
 

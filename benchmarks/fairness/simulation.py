@@ -235,7 +235,7 @@ class Simulation:
                 self.result.lost += 1
                 self._done(worker, name)
             else:
-                self._later(worker, name, message, self.backoff.delay(tries, dice=self.dice.random()))
+                self._later(worker, name, message, self.backoff.delay(tries, draw=self.dice.random()))
         else:
             self._later(worker, name, message, wait)
         self._fill()

@@ -38,7 +38,7 @@ class Reply:
     after: float = 0.0
     """Seconds from the request's end to the answer's beginning."""
     held: bool = False
-    """Answer only when :meth:`Functions.release` was called for this function."""
+    """Answer only when :meth:`SubjectDiscovery.release` was called for this function."""
     framing: Literal["length", "chunked", "close"] = "length"
     """How the body ends."""
     close: bool = False

@@ -14,7 +14,7 @@ from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
 from tests.servers import NatsServer, until, wait_until
 from worker.config import load
 from worker.nats.queue import open_queue
-from worker.ports import NotStored
+from worker.ports import BrokerUnavailableError
 
 
 def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
@@ -70,7 +70,7 @@ async def test_a_question_ends_with_its_connection(own_nats: NatsServer) -> None
     async def ask() -> None:
         try:
             await queue.backlog()
-        except NotStored as error:
+        except BrokerUnavailableError as error:
             failures.append(str(error))
 
     async with open_queue(settings, lambda _: None) as queue, trio.open_nursery() as nursery:
@@ -87,7 +87,7 @@ async def test_a_question_before_there_is_a_connection(own_nats: NatsServer) -> 
     """It is no error of the program: the backlog is looked at from the start, perhaps before NATS has come."""
     settings = load({"nats_port": str(own_nats.port)}).settings
     async with open_queue(settings, lambda _: None) as queue:
-        with pytest.raises(NotStored):
+        with pytest.raises(BrokerUnavailableError):
             await queue.backlog()
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from worker.http.names import FRESH, LOOKUP, Address, Names, getaddrinfo
+from worker.http.names import FRESH, LOOKUP, Address, NameCache, getaddrinfo
 
 A, B, C = (AF_INET, ("10.0.0.1", 80)), (AF_INET6, ("fd00::2", 80, 0, 0)), (AF_INET, ("10.0.0.3", 80))
 
@@ -37,7 +37,7 @@ class System:
 async def test_all_who_ask_at_once_share_an_answer() -> None:
     """A burst of connections asks once for each name."""
     system = System([A], held=True)
-    names, found = Names(system), []
+    names, found = NameCache(system), []
 
     async def ask(host: str) -> None:
         found.append(await names.addresses(host, 80))
@@ -55,7 +55,7 @@ async def test_all_who_ask_at_once_share_an_answer() -> None:
 async def test_who_asked_first_may_go() -> None:
     """One who waits can be cancelled alone; the others' answer comes all the same."""
     system = System([A], held=True)
-    names = Names(system)
+    names = NameCache(system)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(names.addresses, "gateway", 80)
@@ -71,7 +71,7 @@ async def test_who_asked_first_may_go() -> None:
 async def test_an_answer_is_remembered_for_a_while(mock_clock: MockClock) -> None:
     """For FRESH seconds, from when it came."""
     system = System([A], [B])
-    names = Names(system)
+    names = NameCache(system)
     assert await names.addresses("gateway", 80) == ([A], False)
     mock_clock.jump(FRESH - 0.001)
     assert await names.addresses("gateway", 80) == ([A], True)
@@ -82,7 +82,7 @@ async def test_an_answer_is_remembered_for_a_while(mock_clock: MockClock) -> Non
 async def test_what_leads_nowhere_is_forgotten() -> None:
     """After a connect failed, the next asks anew; nothing is forgotten of a question that is under way."""
     system = System([A], [B])
-    names = Names(system)
+    names = NameCache(system)
     await names.addresses("gateway", 80)
     names.forget("gateway", 80)
     system.let.clear()
@@ -97,7 +97,7 @@ async def test_what_leads_nowhere_is_forgotten() -> None:
 async def test_a_refusal_is_told_to_all_who_waited_and_not_remembered() -> None:
     """It may be over in a moment."""
     system = System(gaierror(-3, "try again"), [A], held=True)
-    names, refusals = Names(system), []
+    names, refusals = NameCache(system), []
 
     async def ask() -> None:
         with pytest.raises(OSError, match="try again") as refused:
@@ -116,7 +116,7 @@ async def test_a_refusal_is_told_to_all_who_waited_and_not_remembered() -> None:
 async def test_no_answer_is_a_refusal_in_time(mock_clock: MockClock) -> None:
     """A resolver that hangs is left to itself after LOOKUP seconds, and asked again by the next."""
     system = System([A], held=True)
-    names = Names(system)
+    names = NameCache(system)
 
     async def ask() -> None:
         with pytest.raises(OSError, match="no answer about gateway within 10 s"):
@@ -133,12 +133,12 @@ async def test_no_answer_is_a_refusal_in_time(mock_clock: MockClock) -> None:
 async def test_a_name_without_addresses_is_a_refusal() -> None:
     """There is nothing to connect to."""
     with pytest.raises(OSError, match="gateway has no address"):
-        await Names(System([])).addresses("gateway", 80)
+        await NameCache(System([])).addresses("gateway", 80)
 
 
 async def test_a_dead_address_costs_its_delay_once() -> None:
     """What failed or was late is tried last, also after the name was asked for again, until it answers itself."""
-    names = Names(System([A, B, C]))
+    names = NameCache(System([A, B, C]))
     assert await names.addresses("gateway", 80) == ([A, B, C], False)
     names.tried("gateway", 80, [A, B])
     assert await names.addresses("gateway", 80) == ([B, C, A], True)
@@ -153,7 +153,7 @@ async def test_a_dead_address_costs_its_delay_once() -> None:
 async def test_an_address_is_no_question(host: str, family: int) -> None:
     """It is taken as it is, without a thread."""
     system = System([])
-    (found,), remembered = await Names(system).addresses(host, 80)
+    (found,), remembered = await NameCache(system).addresses(host, 80)
     assert (found[0], found[1][:2], remembered) == (family, (host, 80), False)
     assert system.asked == []
 

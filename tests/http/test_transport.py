@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from tests.servers import until
 from worker.http.connection import Connection
-from worker.http.names import Names
+from worker.http.names import NameCache
 from worker.http.transport import IDLE, PlainTransport
 
 
@@ -214,7 +214,7 @@ async def test_addresses_that_changed_are_found_in_the_same_attempt() -> None:
     """Where a remembered address refuses, the name is asked for again before the attempt counts as failed."""
     addresses = [(AF_INET, ("127.0.0.2", 0))]
     async with serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server:
-        names = Names(lambda _, port: [(family, (host, port)) for family, (host, _) in addresses])
+        names = NameCache(lambda _, port: [(family, (host, port)) for family, (host, _) in addresses])
         transport = PlainTransport(most_body=100, most_idle=10, names=names)
         request = httpx.Request("GET", f"http://gateway:{server.port}/")
         with pytest.raises(httpx.ConnectError, match=f"cannot connect to gateway:{server.port}: .*refused"):

@@ -12,7 +12,7 @@ import trio
 from tests.servers import NatsServer
 from worker.config import load
 from worker.events import Event
-from worker.model import Ack, Delivery, Gone, Nak, Notice, Published, Returned, Stored, Waiting
+from worker.model import Ack, CreditReturned, Delivery, FlowEnded, Nak, Notice, PendingCount, Published, StoredCount
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import Consumer
 
@@ -64,13 +64,13 @@ class Hand:
             return
         self.told.append(each)
         match each:
-            case Stored(flow, messages) | Waiting(flow, messages) if messages:
+            case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
                 self._want(flow)
             case Published(flow):
                 self._want(flow)
-            case Returned(flow, count):
+            case CreditReturned(flow, count):
                 self.asked[flow] -= count
-            case Gone(flow):
+            case FlowEnded(flow):
                 del self.asked[flow]
 
     def _want(self, flow: str) -> None:

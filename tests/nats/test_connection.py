@@ -15,12 +15,12 @@ from trio_asyncio import aio_as_trio
 from tests.chaos.proxy import Way
 from tests.servers import NatsServer, until
 from worker.config import load
-from worker.events import BrokerTrouble, Connected, Disconnected, Event
+from worker.events import BrokerFailure, Connected, Disconnected, Event
 from worker.model import DeadLetter, Delivery
-from worker.nats.connection import Connection, ConnectionClosed
+from worker.nats.connection import Connection, ConnectionClosedError
 from worker.nats.options import connect_options
 from worker.nats.queue import NatsQueue, open_queue
-from worker.ports import Consumer, NotStored
+from worker.ports import BrokerUnavailableError, Consumer
 
 SOON = 15.0
 """Seconds within which what must come comes, at the longest."""
@@ -38,7 +38,7 @@ async def test_turned_away_at_first(tmp_path: Path) -> None:
                 nursery.start_soon(start_after, 2.0, server)  # eight looks at whether the client closed for good
                 await queue.consume()
             nursery.cancel_scope.cancel()
-    assert any(isinstance(event, BrokerTrouble) and "reset" in event.error for event in events)
+    assert any(isinstance(event, BrokerFailure) and "reset" in event.error for event in events)
 
 
 async def next_of(consumer: Consumer) -> Delivery:
@@ -75,7 +75,7 @@ async def test_a_reader_that_died(tmp_path: Path) -> None:
 
 async def test_closed_for_good(tmp_path: Path) -> None:
     """Where the server makes nats-py close for good, as on a message that is too large, the queue fails, loudly."""
-    with NatsServer(tmp_path) as server, pytest.RaisesGroup(ConnectionClosed, flatten_subgroups=True):
+    with NatsServer(tmp_path) as server, pytest.RaisesGroup(ConnectionClosedError, flatten_subgroups=True):
         async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
             await queue.consume()
             client = queue._connection.client
@@ -195,5 +195,5 @@ def big(number: int) -> Delivery:
 
 
 async def bury(queue: NatsQueue, letter: DeadLetter) -> None:
-    with suppress(NotStored):
-        await queue.bury(letter)
+    with suppress(BrokerUnavailableError):
+        await queue.store_dead_letter(letter)

@@ -44,7 +44,7 @@ def test_a_full_request_does_not_wait_for_a_larger_one() -> None:
     credit.want(100)
     first, *_ = _asked(credit)
     for _ in range(10):
-        credit.came(first.lane, 0.0)
+        credit.received(first.lane, 0.0)
     credit.want(-41)
     assert credit.unasked == 19
     assert [request.batch for request in _asked(credit)] == [10]
@@ -56,10 +56,10 @@ def test_small_requests_wait_while_another_is_open() -> None:
     credit.want(40)
     (first,) = _asked(credit)
     for _ in range(9):
-        credit.came(first.lane, 0.0)
+        credit.received(first.lane, 0.0)
         credit.want(1)
     assert _asked(credit) == []
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     credit.want(1)
     assert [request.batch for request in _asked(credit)] == [10]
 
@@ -72,7 +72,7 @@ def test_a_quarter_is_of_all_there_ever_was_room_for() -> None:
     credit.want(30)
     assert [request.batch for request in _asked(credit)] == [30]
     for room in range(1, 11):
-        credit.came(first.lane, 0.0)
+        credit.received(first.lane, 0.0)
         credit.want(1)
         assert [request.batch for request in _asked(credit)] == ([10] if room == 10 else [])
 
@@ -83,7 +83,7 @@ def test_more_than_was_asked_for_is_made_good() -> None:
     credit.want(1)
     (first,) = _asked(credit)
     for _ in range(3):
-        credit.came(first.lane, 0.0)
+        credit.received(first.lane, 0.0)
     assert (credit.unasked, credit.outstanding) == (-2, 0)
     credit.want(2)
     assert _asked(credit) == []
@@ -102,7 +102,7 @@ def test_a_small_request_goes_out_when_nothing_is_open() -> None:
     credit.want(40)
     (first,) = _asked(credit)
     for _ in range(40):
-        credit.came(first.lane, 0.0)
+        credit.received(first.lane, 0.0)
     credit.want(1)
     assert [request.batch for request in _asked(credit)] == [1]
 
@@ -112,7 +112,7 @@ def test_what_a_request_did_not_bring_is_asked_for_again() -> None:
     credit = Credit()
     credit.want(5)
     (first,) = _asked(credit)
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     credit.ended(first.lane)
     assert [request.batch for request in _asked(credit)] == [4]
 
@@ -132,7 +132,7 @@ def test_a_message_is_a_sign_of_life() -> None:
     credit = Credit()
     credit.want(2)
     (first,) = _asked(credit, now=100.0)
-    credit.came(first.lane, 105.0)
+    credit.received(first.lane, 105.0)
     assert credit.silent(105.0 + SILENCE) == []
     assert credit.silent(105.1 + SILENCE) == [first.lane]
 
@@ -162,7 +162,7 @@ def test_what_is_given_back_is_wanted_no_more() -> None:
     credit = Credit(most=4)
     credit.want(20)
     first, *_ = _asked(credit)
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     assert credit.give_back() == 19
     assert (credit.unasked, credit.outstanding) == (0, 0)
     assert _asked(credit) == []
@@ -171,7 +171,7 @@ def test_what_is_given_back_is_wanted_no_more() -> None:
 def test_nothing_is_given_back_where_too_much_came() -> None:
     """What came beyond what was wanted is made good first."""
     credit = Credit()
-    credit.came(None, 0.0)
+    credit.received(None, 0.0)
     assert credit.give_back() == 0
     credit.want(3)
     assert [request.batch for request in _asked(credit)] == [2]
@@ -185,7 +185,7 @@ def test_after_giving_back_a_quarter_is_of_what_is_wanted_since() -> None:
     credit.give_back()
     credit.want(4)
     (first,) = _asked(credit)
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     credit.want(1)
     assert [request.batch for request in _asked(credit)] == [1]
 
@@ -195,10 +195,10 @@ def test_a_flow_among_many_has_fewer_lanes() -> None:
     credit = Credit(lanes=FEW_LANES)
     credit.want(4)
     (first,) = _asked(credit)
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     credit.want(1)
     assert _asked(credit) == []
-    credit.came(first.lane, 0.0)
+    credit.received(first.lane, 0.0)
     credit.want(1)
     assert [request.batch for request in _asked(credit)] == [2]
 
@@ -230,20 +230,20 @@ class Conservation(RuleBasedStateMachine):
     @rule(data=st.data())
     def deliver(self, data: st.DataObject) -> None:
         lane = data.draw(st.sampled_from([lane for lane in self.credit.lanes if lane.outstanding]))
-        self.credit.came(lane, 0.0)
+        self.credit.received(lane, 0.0)
         self.came += 1
 
     @rule(number=st.integers(0, LANES - 1))
     def deliver_too_much(self, number: int) -> None:
         """A request may outlive a connection, so more can come into a lane than was asked for there."""
         if not self.credit.lanes[number].outstanding:
-            self.credit.came(self.credit.lanes[number], 0.0)
+            self.credit.received(self.credit.lanes[number], 0.0)
             self.came += 1
 
     @precondition(lambda self: self.late)
     @rule()
     def deliver_late(self) -> None:
-        self.credit.came(None, 0.0)
+        self.credit.received(None, 0.0)
         self.late -= 1
         self.came += 1
 

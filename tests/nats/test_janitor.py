@@ -11,8 +11,8 @@ import trio
 
 from tests.nats.hand import Hand, at_work
 from tests.servers import NatsServer, until
-from worker.model import Ack, Delivery, Gone, Nak
-from worker.nats.switch import PAUSE, Switch
+from worker.model import Ack, Delivery, FlowEnded, Nak
+from worker.nats.migration import PAUSE, Migration
 
 SUBJECT = "faas-request.0.echo.ns"
 SETTINGS = {"scaling_mode": "function", "consumer_inactive_threshold": "1s", "ack_wait": "3s"}
@@ -31,7 +31,7 @@ async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
             server.publish(SUBJECT, b"one")
             await until(lambda: server.state()["messages"] == 0, "it to be done")
             await until(lambda: not names(server), "its consumer to go")
-            await until(lambda: Gone(SUBJECT) in hand.told and Gone(SUBJECT) in other.told, "both to know")
+            await until(lambda: FlowEnded(SUBJECT) in hand.told and FlowEnded(SUBJECT) in other.told, "both to know")
             server.publish(SUBJECT, b"two")
             await until(lambda: len(hand.came) + len(other.came) == 2, "the next to come")
 
@@ -40,14 +40,14 @@ async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
     """However long it runs, or waits for its next attempt, it counts on where it was."""
 
     def act(hand: Hand, delivery: Delivery) -> None:
-        hand.queue.settle(delivery, Nak(6.0) if delivery.count == 1 else Ack(), before=inf)
+        hand.queue.settle(delivery, Nak(6.0) if delivery.num_delivered == 1 else Ack(), before=inf)
 
     with NatsServer(tmp_path) as server:
         server.make_stream()
         server.publish(SUBJECT, b"one")
         async with at_work(server, SETTINGS, act) as hand:
             await until(lambda: len(hand.came) == 2, "the second attempt")
-            assert [each.count for each in hand.came] == [1, 2]
+            assert [each.num_delivered for each in hand.came] == [1, 2]
 
 
 async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> None:
@@ -65,41 +65,41 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
     """What is stored while its consumer is being deleted comes once, by the next consumer."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        delete = Switch.delete
+        delete = Migration.delete
         late: list[Any] = []
 
-        async def publish_and_delete(self: Switch, name: str) -> None:
+        async def publish_and_delete(self: Migration, name: str) -> None:
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
             await delete(self, name)
 
-        monkeypatch.setattr(Switch, "delete", publish_and_delete)
+        monkeypatch.setattr(Migration, "delete", publish_and_delete)
         async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
             server.publish(SUBJECT, b"one")
             await until(lambda: bool(late) and server.state()["messages"] == 0, "both to be done")
             came = [*hand.came, *other.came]
-            assert sorted((each.payload, each.count) for each in came) == [(b"late", 1), (b"one", 1)]
+            assert sorted((each.payload, each.num_delivered) for each in came) == [(b"late", 1), (b"one", 1)]
 
 
 async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is stored while its consumer stands still to be deleted keeps it, and comes at once."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        pause = Switch.pause
+        pause = Migration.pause
         late: list[Any] = []
 
-        async def pause_and_publish(self: Switch, name: str, seconds: float = PAUSE) -> bool:
+        async def pause_and_publish(self: Migration, name: str, seconds: float = PAUSE) -> bool:
             paused = await pause(self, name, seconds)
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
                 late.append(trio.current_time())
             return paused
 
-        monkeypatch.setattr(Switch, "pause", pause_and_publish)
+        monkeypatch.setattr(Migration, "pause", pause_and_publish)
         async with at_work(server, SETTINGS) as hand:
             server.publish(SUBJECT, b"one")
             await until(lambda: len(hand.came) == 2, "both to come")
             await until(lambda: server.state()["messages"] == 0, "both to be done")
-            assert [each.count for each in hand.came] == [1, 1]
-            assert Gone(SUBJECT) not in hand.told
-            assert hand.came[1].arrived < late[1] + PAUSE
+            assert [each.num_delivered for each in hand.came] == [1, 1]
+            assert FlowEnded(SUBJECT) not in hand.told
+            assert hand.came[1].received_at < late[1] + PAUSE

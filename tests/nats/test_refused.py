@@ -13,10 +13,10 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from worker.config import load
-from worker.nats import switch
+from worker.nats import migration
 from worker.nats.connection import Connection
-from worker.nats.switch import Switch
-from worker.ports import NotStored
+from worker.nats.migration import Migration
+from worker.ports import BrokerUnavailableError
 
 
 def info(name: str, *subjects: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Cluster:
             return self.missing[name.removeprefix(".")]
         assert verb == "DELETE"
         del self.missing[name.removeprefix(".")]
-        raise NotStored("no answer")
+        raise BrokerUnavailableError("no answer")
 
 
 ALL = info("faas-workers")
@@ -66,12 +66,12 @@ def test_what_was_refused_is_taken_away(
     there: list[dict[str, Any]], missing: list[dict[str, Any]], left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of ours that overlaps with one that is there; what overlaps with none may yet have a leader."""
-    monkeypatch.setattr(switch, "_REFUSED", 0.0)
+    monkeypatch.setattr(migration, "_REFUSED", 0.0)
     cluster = Cluster(there, missing)
 
     async def play() -> None:
-        looking = Switch(cast(Connection, cluster), load({}).settings)
-        with pytest.raises(NotStored):
+        looking = Migration(cast(Connection, cluster), load({}).settings)
+        with pytest.raises(BrokerUnavailableError):
             await looking.look()
 
     trio_asyncio.run(aio_as_trio(play))
@@ -83,9 +83,9 @@ def test_an_election_is_waited_for() -> None:
     cluster = Cluster([ALL], [ONE])
 
     async def play() -> None:
-        looking = Switch(cast(Connection, cluster), load({}).settings)
+        looking = Migration(cast(Connection, cluster), load({}).settings)
         for _ in range(2):
-            with pytest.raises(NotStored):
+            with pytest.raises(BrokerUnavailableError):
                 await looking.look()
 
     trio_asyncio.run(aio_as_trio(play))

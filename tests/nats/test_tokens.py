@@ -9,7 +9,7 @@ import trio
 
 from tests.servers import NatsServer, until
 from worker.config import load
-from worker.model import Delivery, Limited, Notice, Quota, Returned
+from worker.model import CreditReturned, Delivery, Notice, Quota, QuotaChanged
 from worker.nats.queue import open_queue
 from worker.policy.quota import CAP, flow_of
 
@@ -31,12 +31,12 @@ async def test_tokens_are_deliveries_of_flows_of_their_own(tmp_path: Path, mode:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(receive)
-                queue.quotas.said("echo.fn", Quota(most=3), 1)
-                await until(lambda: Limited("echo.fn", Quota(most=3)) in came, "it to be agreed")
+                queue.quotas.said("echo.fn", Quota(max_inflight=3), 1)
+                await until(lambda: QuotaChanged("echo.fn", Quota(max_inflight=3)) in came, "it to be agreed")
                 consumer.want(5, CAPS)
                 await until(lambda: sum(isinstance(each, Delivery) for each in came) == 3, "all three")
                 consumer.recall(CAPS)
-                await until(lambda: Returned(CAPS, 2) in came, "two to come back")
+                await until(lambda: CreditReturned(CAPS, 2) in came, "two to come back")
                 for each in came:
                     if isinstance(each, Delivery):
                         queue.quotas.give(each, before=trio.current_time() + 30)

@@ -17,17 +17,17 @@ from tests.servers import NatsServer
 from worker.config import load
 from worker.events import Event
 from worker.heartbeat import Lease, Leases
-from worker.model import Delivery, Limited, Quota
-from worker.nats import quirks
+from worker.model import Delivery, Quota, QuotaChanged
+from worker.nats import nats_internals
 from worker.nats.connection import ApiError, Connection
-from worker.nats.consumer import Flows
-from worker.nats.controls import Controls
+from worker.nats.function_state import FunctionStates
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
+from worker.nats.pull_consumer import PullConsumer
 from worker.nats.quotas import Quotas
 from worker.policy.quota import USABLE
-from worker.ports import NotStored
-from worker.wallet import Wallet
+from worker.ports import BrokerUnavailableError
+from worker.token_store import TokenStore
 
 LABEL = "echo.fn"
 
@@ -56,13 +56,13 @@ class Replica:
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append)
         self.outbox = Outbox(self.connection, self.events.append)
-        self.flows = Flows(self.connection, self.outbox, self._make, self._lost)
+        self.flows = PullConsumer(self.connection, self.outbox, self._make, self._lost)
         self.flows.ack_wait = settings.ack_wait
-        self.controls = Controls(self.connection, settings)
+        self.controls = FunctionStates(self.connection, settings)
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.last(settings.ack_wait)
-        self.wallet = Wallet(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
+        self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
         self._again = False
         """The connection has come again, so requests must be sent again: the queue does that."""
 
@@ -97,7 +97,7 @@ class Replica:
             self.outbox.wake()
 
     async def _begin_anew(self) -> None:
-        with contextlib.suppress(NotStored, ApiError):  # it is still starting: once more
+        with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
             await self.connection.ask("STREAM.INFO.faas-request-quotas")
             self._again = False
             await self.flows.begin_anew()
@@ -106,7 +106,7 @@ class Replica:
         """Take what comes, for ever."""
         while True:
             for each in await self.flows.receive():
-                if isinstance(each, Limited):
+                if isinstance(each, QuotaChanged):
                     self.told[each.function] = each.quota
                     self.wallet.limited(each.function, each.quota)
                 elif isinstance(each, Delivery) and self._came:
@@ -117,7 +117,7 @@ class Replica:
     def give(self, lease: Lease, delay: float = 0.0) -> None:
         """Give a token back."""
         token = lease.delivery
-        before = token.arrived + USABLE + delay if delay else self.leases.lost_at(lease)
+        before = token.received_at + USABLE + delay if delay else self.leases.lost_at(lease)
         self.leases.release(lease)
         self.quotas.give(token, delay=delay, before=before)
 
@@ -126,7 +126,7 @@ class Replica:
         self.dead = True
         setattr(self.outbox, "settle", lambda *_, **__: None)  # noqa: B010 -- mypy would not have it otherwise
         setattr(self.outbox, "extend", lambda *_, **__: None)  # noqa: B010 -- the same
-        quirks.abort(self.connection.client)
+        nats_internals.abort(self.connection.client)
 
 
 class Work:

@@ -20,9 +20,12 @@ from worker.policy.backoff import Backoff
 from worker.policy.processes import HOPELESS
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
-SAYS = (
-    f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom worker.parent.line import *; part = part_of(os.environ)\n"
-)
+SAYS = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from worker.parent.control_socket import *
+part = part_of(os.environ)
+"""
 READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.getpid())).touch\n"
 
 

@@ -20,7 +20,7 @@ LAST_DIE = 1 - 2**-53
 
 def test_the_schedule_of_the_defaults() -> None:
     """10 s, doubling, none over 120 s, without jitter: a hundred attempts take 3 h 12 min 30 s of waiting."""
-    schedule = [Backoff().delay(attempt, dice=0.5) for attempt in range(1, 100)]
+    schedule = [Backoff().delay(attempt, draw=0.5) for attempt in range(1, 100)]
     assert schedule[:7] == [10, 20, 40, 80, 120, 120, 120]
     assert sum(schedule) == 11_550
 
@@ -48,15 +48,15 @@ def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
 @example(Backoff(1e-9, 2.0**33), 64, 0.0)
 def test_no_wait_is_shorter_than_the_one_before(backoff: Backoff, attempt: int, dice: float) -> None:
     """By the same die, a later attempt never waits for less, whatever the jitter and however many came before."""
-    earlier, later = (backoff.delay(number, dice=dice) for number in (attempt, attempt + 1))
+    earlier, later = (backoff.delay(number, draw=dice) for number in (attempt, attempt + 1))
     assert 0 <= earlier <= later <= backoff.longest
 
 
 @given(backoffs, dice)
 def test_attempts_without_end_do_not_overflow(backoff: Backoff, dice: float) -> None:
     """The millionth attempt waits as long as the hundredth, a float and no more than the longest."""
-    assert backoff.delay(10**6, dice=dice) == backoff.delay(100, dice=dice) <= backoff.longest
-    assert isinstance(backoff.delay(10**6, dice=dice), float)
+    assert backoff.delay(10**6, draw=dice) == backoff.delay(100, draw=dice) <= backoff.longest
+    assert isinstance(backoff.delay(10**6, draw=dice), float)
 
 
 SHARES = {Jitter.EXPONENTIAL: (1.0, 1.0), Jitter.FULL: (0.0, 1.0), Jitter.EQUAL: (0.5, 1.0)}
@@ -69,7 +69,7 @@ def test_jitter_takes_its_share_and_no_more(backoff: Backoff, attempt: int, dice
     """Jitter leaves 100 %, 0-100 % or 50-100 % of the wait, by its name."""
     least, most = SHARES[backoff.jitter]
     ceiling = backoff.ceiling(attempt)
-    assert least * ceiling <= backoff.delay(attempt, dice=dice) <= most * ceiling
+    assert least * ceiling <= backoff.delay(attempt, draw=dice) <= most * ceiling
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_jitter_takes_its_share_and_no_more(backoff: Backoff, attempt: int, dice
 def test_jitter_by_the_die(jitter: str, delays: list[float]) -> None:
     """The third attempt's 40 s, at dice of 0, 1/4, 1/2 and 3/4."""
     backoff = Backoff(10.0, 120.0, Jitter(jitter))
-    assert [backoff.delay(3, dice=quarter / 4) for quarter in range(4)] == delays
+    assert [backoff.delay(3, draw=quarter / 4) for quarter in range(4)] == delays
 
 
 @pytest.mark.parametrize(("jitter", "least"), [(Jitter.FULL, 0.0), (Jitter.EQUAL, 0.5)])
@@ -91,6 +91,6 @@ def test_jitter_is_even(jitter: Jitter, least: float) -> None:
     """A hundred thousand waits fall evenly on the tenths of their range (chi-square, p = 0.001)."""
     chance = random.Random(20)
     backoff = Backoff(1.0, 1.0, jitter)
-    tenths = Counter(int((backoff.delay(1, dice=chance.random()) - least) / (1 - least) * 10) for _ in range(100_000))
+    tenths = Counter(int((backoff.delay(1, draw=chance.random()) - least) / (1 - least) * 10) for _ in range(100_000))
     assert set(tenths) == set(range(10))
     assert sum((count - 10_000) ** 2 / 10_000 for count in tenths.values()) < 27.88

@@ -36,7 +36,7 @@ RETRY = Retry()
 
 
 def verdict(outcome: Outcome, attempt: int = 1, retry: Retry = RETRY, dice: float = 0.0) -> Verdict:
-    return decide(outcome, attempt=attempt, retry=retry, dice=dice, now=NOW)
+    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)
 
 
 # The contract's table, row by row.

@@ -38,7 +38,9 @@ ECHO = Invocation(
 
 
 def delivery(payload: bytes) -> Delivery:
-    return Delivery(id=(7, STORED), token="t", count=1, arrived=0.0, subject="faas-request", payload=payload)
+    return Delivery(
+        id=(7, STORED), token="t", num_delivered=1, received_at=0.0, subject="faas-request", payload=payload
+    )
 
 
 def decoded(payload: bytes) -> tuple[Invocation, str | None] | Malformed:

@@ -263,7 +263,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.counts[sequence] += 1
         handed = delivery(sequence, self.counts[sequence])
         arrival = self.ledger.arrived(handed, now=self.now)
-        known = self.known.get(sequence, Known(handed.count - 1))
+        known = self.known.get(sequence, Known(handed.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
             assert arrival == Running()

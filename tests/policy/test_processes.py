@@ -53,7 +53,7 @@ def test_having_been_well_is_a_new_beginning(before: int, lived: float) -> None:
 def test_the_waits() -> None:
     """From half a second to half a minute, less up to a half by chance; some eight seconds before the fifth crash."""
     assert [AGAIN.ceiling(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert AGAIN.delay(1, dice=0.0) == 0.25
+    assert AGAIN.delay(1, draw=0.0) == 0.25
     assert sum(AGAIN.ceiling(number) for number in range(1, HOPELESS)) == 7.5
 
 

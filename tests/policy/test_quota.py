@@ -83,8 +83,8 @@ def test_the_tokens_of_a_rate_are_worth_it(rate: Rate) -> None:
 @given(st.integers(1, 100_000), st.integers(0, 200_000))
 def test_a_token_past_the_cap_is_worth_nothing(most: int, number: int) -> None:
     """So whoever gets one after the cap was lowered takes it off the queue."""
-    assert uses(Quota(most=most), CAP, number) == (number < most)
-    assert uses(Quota(most=most), RATE, number) == 0
+    assert uses(Quota(max_inflight=most), CAP, number) == (number < most)
+    assert uses(Quota(max_inflight=most), RATE, number) == 0
     assert uses(Quota(), CAP, number) == 0
 
 

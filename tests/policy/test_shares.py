@@ -59,7 +59,7 @@ class Broker:
             for flow, more in decision.wants.items():
                 for _ in range(int(min(more, self.waiting[flow.name]))):
                     self.waiting[flow.name] -= 1
-                    self.shares.came(flow.name, self.waiting[flow.name], self.now)
+                    self.shares.deliver(flow.name, self.waiting[flow.name], self.now)
                     self.served[flow.name] += 1
                     took = seconds[flow.name]
                     heappush(self.running, (self.now + took, next(self.order), flow, took))
@@ -130,7 +130,7 @@ def test_a_weight_among_more_flows_than_slots() -> None:
 def test_a_minimum() -> None:
     """A flow has its minimum before others have more than theirs."""
     broker = Broker(10, {"a": inf, "b": inf, "c": inf, "vip": inf})
-    broker.shares.of("vip").least = 6
+    broker.shares.of("vip").min_slots = 6
     broker.work(dict.fromkeys(["a", "b", "c", "vip"], 1.0), 5.5)
     assert broker.held["vip"] == 6
     assert sum(broker.held.values()) == 10
@@ -189,7 +189,7 @@ def test_messages_that_run_elsewhere() -> None:
                 asked.append(now)
             else:
                 for _ in range(more):
-                    shares.ended(shares.came("busy", inf, now), 0.01, final=True)
+                    shares.ended(shares.deliver("busy", inf, now), 0.01, final=True)
     gaps = [later - one for one, later in pairwise(asked)]
     assert len(gaps) > 10
     assert min(gaps[5:]) >= LONGEST_QUIET
@@ -234,9 +234,9 @@ class Books(RuleBasedStateMachine):
     def arrives(self, name: str, behind: int, run: bool) -> None:
         """Also when nothing of it was wanted."""
         if run and self.shares.free_for(name):
-            self.running.append(self.shares.came(name, behind, self.now))
+            self.running.append(self.shares.deliver(name, behind, self.now))
         else:
-            self.shares.came_in_vain(name, behind, self.now)
+            self.shares.reject(name, behind, self.now)
         if self.shares.of(name).open:
             self.wanted[name] -= 1
         self.decide()
@@ -266,7 +266,7 @@ class Books(RuleBasedStateMachine):
     @rule(name=names, cap=st.sampled_from([1, 3, inf]), least=st.integers(0, 2), paused=st.booleans())
     def bounded(self, name: str, cap: float, least: int, paused: bool) -> None:
         flow = self.shares.of(name)
-        flow.cap, flow.least, flow.paused = cap, least, paused
+        flow.cap, flow.min_slots, flow.paused = cap, least, paused
         self.shares.changed(flow)
         self.decide()
 
@@ -301,7 +301,7 @@ class Books(RuleBasedStateMachine):
 
     @invariant()
     def nobody_hungry_waits_for_nothing(self) -> None:
-        hungry = [flow for flow in self.shares._flows.values() if flow.hunger(self.now) >= 1]
+        hungry = [flow for flow in self.shares._flows.values() if flow.demand(self.now) >= 1]
         if hungry:
             assert not self.shares.free
             idle = [flow for flow in self.shares._flows.values() if flow.idle(self.now) > 0 and flow not in hungry]

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from worker.drain import Cord, Drain
+from worker.drain import CancelGroup, Drain
 from worker.events import LeaseExpired
-from worker.fetch import Intake
 from worker.heartbeat import Lease, Leases
+from worker.intake import Intake
+from worker.job import Job
 from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term, Verdict
 from worker.policy import ledger
 from worker.policy.backoff import Backoff
@@ -19,7 +20,6 @@ from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
 from worker.policy.report import callback_of
 from worker.policy.shares import Shares
-from worker.process import Job
 from worker.settle import settle
 
 Patch = pytest.MonkeyPatch
@@ -58,15 +58,15 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
     async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
         if isinstance(verdict, Ack):
             early.append(self.lease)
-            settle(self.bench, self.lease, self.attempt, verdict, attempted=True)
+            settle(self.services, self.lease, self.attempt, verdict, attempted=True)
         return await conclude(self, outcome, verdict)
 
-    def late(bench: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+    def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
         if lease not in early:
-            settle(bench, lease, attempt, verdict, attempted=attempted)
+            settle(services, lease, attempt, verdict, attempted=attempted)
 
     patch.setattr(Job, "conclude", hasty)
-    patch.setattr("worker.process.settle", late)
+    patch.setattr("worker.job.settle", late)
 
 
 @always
@@ -99,7 +99,7 @@ def what_is_given_up_is_not_called_back(patch: Patch) -> None:
 def retries_told_off_by_one(patch: Patch) -> None:
     """X-Retry tells the attempts, not the retries."""
     patch.setattr(
-        "worker.process.callback_of", lambda *given, attempt, **rest: callback_of(*given, attempt=attempt + 1, **rest)
+        "worker.job.callback_of", lambda *given, attempt, **rest: callback_of(*given, attempt=attempt + 1, **rest)
     )
 
 
@@ -115,7 +115,7 @@ def a_drain_without_bound(patch: Patch) -> None:
 
     async def patient(self: Drain, stops: Any) -> None:
         await anext(stops)
-        self.intake.pull()
+        self.intake.cancel()
 
     patch.setattr(Drain, "watch", patient)
 
@@ -136,7 +136,7 @@ def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
 def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
     """What the drain stopped waits as if it had failed."""
     patch.setattr(
-        "worker.process.decide",
+        "worker.job.decide",
         lambda outcome, **rest: Nak(10.0) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
     )
 
@@ -145,7 +145,7 @@ def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
 def one_attempt_too_many(patch: Patch) -> None:
     """The policy's last attempt is not the last."""
     patch.setattr(
-        "worker.process.decide", lambda outcome, attempt, **rest: decide(outcome, attempt=attempt - 1 or 1, **rest)
+        "worker.job.decide", lambda outcome, attempt, **rest: decide(outcome, attempt=attempt - 1 or 1, **rest)
     )
 
 
@@ -154,9 +154,9 @@ def one_slot_too_many(patch: Patch) -> None:
     """The worker asks for one message more than it has slots."""
     begin = Intake.__init__
 
-    def greedy(self: Intake, bench: Any, jobs: Any) -> None:
-        begin(self, bench, jobs)
-        self._shares = Shares(bench.rules.slots + 1)
+    def greedy(self: Intake, services: Any, jobs: Any) -> None:
+        begin(self, services, jobs)
+        self._shares = Shares(services.rules.slots + 1)
 
     patch.setattr(Intake, "__init__", greedy)
 
@@ -165,19 +165,19 @@ def one_slot_too_many(patch: Patch) -> None:
 def jitter_both_ways(patch: Patch) -> None:
     """A jittered wait can be longer than the wait."""
     delay = Backoff.delay
-    patch.setattr(Backoff, "delay", lambda self, attempt, *, dice: delay(self, attempt, dice=2 * dice))
+    patch.setattr(Backoff, "delay", lambda self, attempt, *, dice: delay(self, attempt, draw=2 * dice))
 
 
 @always
 def nothing_is_extended_in_a_drain(patch: Patch) -> None:
     """Once a worker is told to stop, it only believes that it extends its leases."""
-    begin, pull, renew, draining = Leases.__init__, Cord.pull, Leases._renew, list[Cord]()
+    begin, pull, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
 
     def begin_anew(self: Leases, queue: Any, emit: Any) -> None:
         begin(self, queue, emit)
         draining.clear()
 
-    def noted(self: Cord) -> None:
+    def noted(self: CancelGroup) -> None:
         pull(self)
         draining.append(self)
 
@@ -189,7 +189,7 @@ def nothing_is_extended_in_a_drain(patch: Patch) -> None:
         return None
 
     patch.setattr(Leases, "__init__", begin_anew)
-    patch.setattr(Cord, "pull", noted)
+    patch.setattr(CancelGroup, "cancel", noted)
     patch.setattr(Leases, "_renew", idle)
 
 
@@ -234,13 +234,13 @@ def leases_are_never_lost(patch: Patch) -> None:
 def given_back_after_the_lease(patch: Patch) -> None:
     """A lost lease is given back, and disturbs whoever has the message now."""
 
-    def bold(bench: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+    def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
         lease.lost = False
-        settle(bench, lease, attempt, verdict, attempted=attempted)
+        settle(services, lease, attempt, verdict, attempted=attempted)
 
-    patch.setattr("worker.process.settle", bold)
+    patch.setattr("worker.job.settle", bold)
     patch.setattr(
-        "worker.process.decide",
+        "worker.job.decide",
         lambda outcome, **rest: Nak() if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
     )
     patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.lasts * 2 / 3 + 1e-3)
@@ -270,7 +270,7 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
 @always
 def given_up_to_learn(patch: Patch) -> None:
     """What was sent to learn how many a function takes is given up after its last attempt, though it was none."""
-    patch.setattr("worker.process.sooner", lambda *_, **__: Term("given up"))
+    patch.setattr("worker.job.sooner", lambda *_, **__: Term("given up"))
 
 
 @seldom

@@ -11,7 +11,7 @@ from worker.events import (
     AnnotationIgnored,
     CallbackPosted,
     DeadLettered,
-    DeadLetterRefused,
+    DeadLetterNotStored,
     DrainExpired,
     InvocationEnded,
     LeaseExpired,
@@ -92,7 +92,7 @@ _EVENTS: dict[type, str] = {
     WorkCrashed: "a bug",
     AnnotationIgnored: "an annotation ignored",
     DrainExpired: "a drain out of time",
-    DeadLetterRefused: "a dead letter refused",
+    DeadLetterNotStored: "a dead letter refused",
     LeaseExpired: "a lease expired",
 }
 

@@ -47,7 +47,7 @@ def drains_at_once(life: Life, worker: Hired) -> None:
     """
     trip = 2 * life.plan.latency
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
-    running = min(life.plan.shutdown_timeout, expired - worker.bench.drain.began)
+    running = min(life.plan.shutdown_timeout, expired - worker.services.drain.began)
     assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "something was left unsaid"
     assert ms(worker.took) <= ms(max(trip, running) + trip), "the drain took too long"
 
@@ -97,7 +97,7 @@ def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
         if first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak):
             due = first.said_at + trip + first.said.delay
             if any(_has_room(life, worker, due, again, stories, guess=guess) for worker in life.workers):
-                assert again.delivery.arrived <= due + trip + guess + EPSILON, "it came too late"
+                assert again.delivery.received_at <= due + trip + guess + EPSILON, "it came too late"
                 measured += 1
     return measured
 
@@ -114,7 +114,7 @@ def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[St
     busy = sum(
         hold.worker == worker.name
         and hold is not but
-        and hold.delivery.arrived - trip <= now + guess + EPSILON
+        and hold.delivery.received_at - trip <= now + guess + EPSILON
         and hold.said_at + trip >= now - EPSILON
         for story in stories
         for hold in story.holds

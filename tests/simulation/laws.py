@@ -134,14 +134,14 @@ def comes_to_rest(life: Life, worker: Hired) -> None:
     assert life.free.get(worker.name, asked) == asked, "a slot was lost, or one too many came back"
     if worker.name in life.nemesis.killed or not worker.started:
         return
-    bench, consumer = worker.bench, worker.queue.consumer
+    services, consumer = worker.services, worker.queue.consumer
     if consumer and consumer.wants and not life.plan.by_function:  # else it was stopped before it heard of any flow
         late = len(consumer._here)  # what comes after it has stopped asking is nobody's
         assert worker.wanted + late == life.plan.slots, "a slot was lost, or one too many came back"
-    assert not bench.leases._held, "a lease is kept for ever"
-    assert not bench.retries.waiting.total(), "something waits for ever"
-    assert not bench.ledger._running, "the ledger has a message run for ever"
-    assert not len(bench.drain.work) + len(bench.drain.intake), "a block is still held by a cord"
+    assert not services.leases._held, "a lease is kept for ever"
+    assert not services.timers.waiting.total(), "something waits for ever"
+    assert not services.ledger._running, "the ledger has a message run for ever"
+    assert not len(services.drain.work) + len(services.drain.intake), "a block is still held by a cord"
     unsaid = any(each.settlement for each in worker.queue._outbox.values())
     unconfirmed = any(event.unconfirmed for event in worker.told(DrainEnded))
     assert unconfirmed or not unsaid, "something was left unsaid and not told of"
@@ -299,7 +299,9 @@ def not_too_early(life: Life, story: Story, troubles: list[Trouble]) -> None:
         theirs = any(
             hold.worker != first.worker and first.said_at <= hold.taken_at <= again.taken_at for hold in story.holds
         )
-        theirs = theirs or again.delivery.count - first.delivery.count > 1  # which is all that a worker can go by
+        theirs = (
+            theirs or again.delivery.num_delivered - first.delivery.num_delivered > 1
+        )  # which is all that a worker can go by
         if not theirs:
             assert again.began >= due - EARLY - EPSILON, "its own worker took it too early"
         elif not _wait_unknown(life, story, first, again, troubles):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from tests.explained import Trouble
-from worker.events import DeadLetterRefused
+from worker.events import DeadLetterNotStored
 
 from .functions import brief
 from .link import SAID, Pipe
@@ -74,7 +74,7 @@ class Nemesis:
     @property
     def refused(self) -> int:
         """Dead letters that were not stored, as the workers tell."""
-        return sum(len(worker.told(DeadLetterRefused)) for worker in self.world.workers)
+        return sum(len(worker.told(DeadLetterNotStored)) for worker in self.world.workers)
 
     async def bring(self, fault: Fault) -> None:
         """Bring it about in its time."""

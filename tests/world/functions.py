@@ -182,14 +182,14 @@ class Outside:
 
 
 class Reach:
-    """One worker's way to the outside: :class:`worker.ports.Functions` and :class:`worker.ports.Callbacks`."""
+    """One worker's way to the outside: :class:`worker.ports.SubjectDiscovery` and :class:`worker.ports.Callbacks`."""
 
     def __init__(self, outside: Outside, worker: str) -> None:
         self._outside, self._worker = outside, worker
         self.running = 0
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """See :meth:`worker.ports.Functions.invoke`."""
+        """See :meth:`worker.ports.SubjectDiscovery.invoke`."""
         outside = self._outside
         call, scripted = outside.called(invocation, self._worker)
         self.running += 1

@@ -18,21 +18,21 @@ import trio
 
 from worker.model import (
     Backlog,
+    CreditReturned,
     DeadLetter,
     Delivery,
     Final,
-    Gone,
+    FlowEnded,
     MessageId,
     Nak,
     Notice,
+    PendingCount,
     Published,
-    Returned,
     Settlement,
-    Stored,
-    Waiting,
+    StoredCount,
 )
 from worker.policy.quota import is_flow
-from worker.ports import Consumer, NotStored, Unusable
+from worker.ports import BrokerUnavailableError, Consumer, MisconfiguredError
 
 from .link import Link
 from .requests import Client, HandedOut
@@ -77,7 +77,7 @@ class FakeConsumer:
         server.join(self.client)
         link.changed.append(self._on_change)
         if not server.by_function:
-            self.tell(Waiting("", inf))
+            self.tell(PendingCount("", inf))
 
     @property
     def wanted(self) -> int:
@@ -112,7 +112,7 @@ class FakeConsumer:
 
     def _return(self, flow: str) -> None:
         self._recalled.discard(flow)
-        self.tell(Returned(flow, max(0, self.wants.pop(flow, 0))))
+        self.tell(CreditReturned(flow, max(0, self.wants.pop(flow, 0))))
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
@@ -156,7 +156,7 @@ class FakeConsumer:
         )
 
     def _published(self, flow: str) -> None:
-        self.tell(Published(flow) if flow in self._told else Stored(flow, 1))
+        self.tell(Published(flow) if flow in self._told else StoredCount(flow, 1))
         self._told[flow] = trio.current_time()
 
     def seen(self, backlog: Backlog) -> None:
@@ -164,9 +164,9 @@ class FakeConsumer:
         now = trio.current_time()
         for flow, stored in backlog.by_subject.items():
             self._told[flow] = now
-            self.tell(Stored(flow, stored))
+            self.tell(StoredCount(flow, stored))
         for flow in self._told.keys() - backlog.by_subject.keys():
-            self.tell(Stored(flow, 0))
+            self.tell(StoredCount(flow, 0))
         for flow in [flow for flow, at in self._told.items() if now - at >= INACTIVE]:
             self._link.there.send("close", partial(self._close, flow))
 
@@ -179,7 +179,7 @@ class FakeConsumer:
             del self._told[flow]
             self.wants.pop(flow, None)
             self._recalled.discard(flow)
-            self.tell(Gone(flow))
+            self.tell(FlowEnded(flow))
 
     def _dismiss(self, session: int) -> None:
         self.ack_wait = self._server.ack_wait
@@ -218,7 +218,7 @@ class FakeConsumer:
     def _ask(self, session: int, batch: int, flow: str) -> None:
         """At the broker."""
         if flow and flow not in self._server.groups and self._server.answers:
-            self._link.down.send("status", partial(self.tell, Waiting(flow, self._server.open(flow))))
+            self._link.down.send("status", partial(self.tell, PendingCount(flow, self._server.open(flow))))
         self._server.pull(self.client, session, batch, flow=flow)
 
 
@@ -279,7 +279,7 @@ class FakeQueue:
         """The worker has it now."""
         self.held[delivery.token] = delivery
         self._newest[delivery.id] = delivery.token
-        self.kept[delivery.id] = delivery.arrived
+        self.kept[delivery.id] = delivery.received_at
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
@@ -287,7 +287,7 @@ class FakeQueue:
         while not self.link.up:
             await self._change()
         if self._server.unusable:
-            raise Unusable(self._server.unusable)
+            raise MisconfiguredError(self._server.unusable)
         self.consumer = FakeConsumer(self, self._server, self.link, self._violated)
         return self.consumer
 
@@ -324,15 +324,15 @@ class FakeQueue:
         while any(said.settlement for said in self._outbox.values()):
             await self._change()
 
-    async def bury(self, letter: DeadLetter) -> None:
+    async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
         if not await self.request(partial(self._server.bury, letter)):
-            raise NotStored("nobody confirmed it")
+            raise BrokerUnavailableError("nobody confirmed it")
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
         if (backlog := await self.request(self._server.backlog)) is None:
-            raise NotStored("no answer")
+            raise BrokerUnavailableError("no answer")
         return backlog
 
     async def request(self, effect: Callable[[], T]) -> T | None:
@@ -363,7 +363,7 @@ class FakeQueue:
     async def _look(self) -> None:
         """See which flows there are."""
         while self._server.by_function:
-            with suppress(NotStored):
+            with suppress(BrokerUnavailableError):
                 backlog = await self.backlog()
                 if self.consumer:
                     self.consumer.seen(backlog)

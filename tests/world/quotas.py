@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from worker.model import Ack, Delivery, Limited, Nak, Quota
+from worker.model import Ack, Delivery, Nak, Quota, QuotaChanged
 from worker.policy.quota import CAP, RATE, RATE_WAIT, flow_of, limited, number_of, split_flow, tokens, uses
 
 from .queue import FakeQueue
@@ -66,7 +66,7 @@ class FakeQuotas:
     def said(self, function: str, quota: Quota, stored: int) -> None:
         """See :meth:`worker.ports.Quotas.said`."""
         known = self._known.get(function)
-        if (quota.most, quota.rate) != ((known.most, known.rate) if known else (None, None)):
+        if (quota.max_inflight, quota.rate) != ((known.max_inflight, known.rate) if known else (None, None)):
             self._queue.link.there.send("agree", partial(self._agreed.agree, function, quota, stored))
 
     def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
@@ -84,7 +84,7 @@ class FakeQuotas:
         if self._known.get(function) != quota and (limited(quota) or function in self._known):
             self._known[function] = quota
             if self._queue.consumer:
-                self._queue.consumer.tell(Limited(function, quota))
+                self._queue.consumer.tell(QuotaChanged(function, quota))
 
     def _on_change(self, up: bool) -> None:
         if up:

@@ -13,7 +13,6 @@ from typing import Self, TypeVar
 import trio
 from trio.testing import MockClock
 
-from worker.bench import Bench, Rules
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
@@ -24,8 +23,9 @@ from worker.policy.ledger import Ledger
 from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
 from worker.policy.retry import Retry
-from worker.retries import Retries
 from worker.run import run
+from worker.services import CoreConfig, Services
+from worker.timers import Timers
 
 from .functions import Answer, Outside, Reach, Reply
 from .link import Link
@@ -89,7 +89,13 @@ class Hired:
     """One worker: its parts, what it told, and the ways to end it."""
 
     def __init__(
-        self, world: World, link: Link, rules: Rules, *, shutdown_timeout: float, dice: float | Callable[[], float]
+        self,
+        world: World,
+        link: Link,
+        config: CoreConfig,
+        *,
+        shutdown_timeout: float,
+        dice: float | Callable[[], float],
     ) -> None:
         self.name = name = f"worker-{len(world.workers) + 1}"
         self.link = link
@@ -106,7 +112,7 @@ class Hired:
         self._scope = trio.CancelScope()
         self._signal, self._signals = trio.open_memory_channel[None](2)
         reach = Reach(world.outside, name)
-        self.bench = Bench(
+        self.services = Services(
             queue=self.queue,
             quotas=world.agreed.join(self.queue),
             functions=reach,
@@ -114,11 +120,11 @@ class Hired:
             emit=self._emit,
             leases=Leases(self.queue, self._emit),
             ledger=Ledger(),
-            retries=Retries(),
+            timers=Timers(),
             drain=Drain(shutdown_timeout, self._emit),
-            rules=rules,
-            dice=dice if callable(dice) else lambda: dice,
-            wall=lambda: self.wall_at(trio.current_time()),
+            config=config,
+            rng=dice if callable(dice) else lambda: dice,
+            utc_now=lambda: self.wall_at(trio.current_time()),
         )
 
     @property
@@ -184,7 +190,7 @@ class Hired:
         """Run to the end, its connection with it.
 
         Raises:
-            worker.ports.Unusable: in an exception group, as :func:`worker.run.run` does.
+            worker.ports.MisconfiguredError: in an exception group, as :func:`worker.run.run` does.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.link.run)
@@ -195,8 +201,8 @@ class Hired:
     async def _run(self, connection: trio.CancelScope) -> None:
         try:
             with self._scope:
-                await run(self.bench, self._signals)
-                self.took = trio.current_time() - self.bench.drain.began
+                await run(self.services, self._signals)
+                self.took = trio.current_time() - self.services.drain.began
         finally:
             self.link.cut(float("inf"))
             self.ended.set()
@@ -306,7 +312,7 @@ class World:
 
         *connected*: the broker is there; *learns*: how many a function takes; the rest as in the settings.
         """
-        rules = Rules(
+        config = CoreConfig(
             slots=slots,
             retry=retry or Retry(),
             callback_attempts=callback_attempts,
@@ -317,7 +323,7 @@ class World:
             user_agent="queue-worker/test",
             flow=partial(_flow_of, slots=slots, learns=learns),
         )
-        hired = Hired(self, Link(self.latency, up=connected), rules, shutdown_timeout=shutdown_timeout, dice=dice)
+        hired = Hired(self, Link(self.latency, up=connected), config, shutdown_timeout=shutdown_timeout, dice=dice)
         self.workers.append(hired)
         return hired
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..config import InvalidSettings, Loaded, load
+from ..config import InvalidSettingsError, Loaded, load
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 """What asks a server to stop."""
@@ -94,7 +94,7 @@ def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:
     """The settings; where some cannot be used, the message that names them all, and exit code 2."""
     try:
         return load(dict(os.environ) if environment is None else environment)
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         click.echo(f"queue-worker: {error}", err=True)
         raise SystemExit(2) from None
 

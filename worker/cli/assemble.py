@@ -18,7 +18,6 @@ import trio
 
 from .. import __version__
 from ..backlog import watch_backlog
-from ..bench import Bench, Rules
 from ..config import Settings
 from ..drain import Drain
 from ..events import Event, Listening
@@ -26,10 +25,10 @@ from ..heartbeat import Leases
 from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
 from ..nats.queue import NatsQueue, open_queue
-from ..observe.lines import Lines
+from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
 from ..observe.metrics import Metrics
-from ..parent.line import METRICS, Part
+from ..parent.control_socket import METRICS, WorkerRank
 from ..policy.backoff import Backoff, Jitter
 from ..policy.flow import Flow
 from ..policy.ledger import Ledger
@@ -38,8 +37,9 @@ from ..policy.names import label_of
 from ..policy.processes import share, share_minimums
 from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
-from ..retries import Retries
 from ..run import run
+from ..services import CoreConfig, Services
+from ..timers import Timers
 from . import STOPS
 
 _SETTLE_WITHIN = 3.0
@@ -47,7 +47,7 @@ _SETTLE_WITHIN = 3.0
 30 s that Kubernetes grants."""
 
 
-def work(settings: Settings, part: Part | None, lines: Lines) -> None:
+def work(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
     """Work until a drain has ended.
 
     Args:
@@ -56,8 +56,8 @@ def work(settings: Settings, part: Part | None, lines: Lines) -> None:
         lines: the log's, which Trio has written.
 
     Raises:
-        worker.ports.Unusable: what we found at the broker cannot work. (In a group, as nurseries raise.)
-        worker.nats.connection.ConnectionClosed: the connection was lost for good. (The same.)
+        worker.ports.MisconfiguredError: what we found at the broker cannot work. (In a group, as nurseries raise.)
+        worker.nats.connection.ConnectionClosedError: the connection was lost for good. (The same.)
         OSError: the port is taken. (The same.)
     """
     _open_many_files()
@@ -93,7 +93,7 @@ def _collect_less() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-async def _main(settings: Settings, metrics: Metrics, part: Part | None) -> None:
+async def _main(settings: Settings, metrics: Metrics, part: WorkerRank | None) -> None:
     log = log_sink(settings)
 
     def emit(event: Event) -> None:
@@ -102,8 +102,8 @@ async def _main(settings: Settings, metrics: Metrics, part: Part | None) -> None
 
     with trio.open_signal_receiver(*STOPS) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
-            bench = bench_of(settings, queue, functions, callbacks, emit)
-            observed = _Observed(metrics, queue, bench)
+            services = services_of(settings, queue, functions, callbacks, emit)
+            observed = _Observed(metrics, queue, services)
             async with trio.open_nursery() as beside:
                 if part is None:
                     from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does without
@@ -111,16 +111,16 @@ async def _main(settings: Settings, metrics: Metrics, part: Part | None) -> None
                     serve = partial(serve_observers, settings.http_host, settings.http_port, observed)
                     emit(Listening(await beside.start(serve)))
                 else:
-                    beside.start_soon(_answer, part, observed, bench.drain)
+                    beside.start_soon(_answer, part, observed, services.drain)
                 beside.start_soon(watch_backlog, queue, emit)
-                await run(bench, stops)
+                await run(services, stops)
                 beside.cancel_scope.cancel()
 
 
-async def _answer(part: Part, observed: _Observed, drain: Drain) -> None:
+async def _answer(part: WorkerRank, observed: _Observed, drain: Drain) -> None:
     """Answer the parent. When it is gone, stop as it would have told us to: nobody else will."""
     await part.answer(observed)
-    if not drain.intake.pulled:
+    if not drain.intake.cancelled:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -131,9 +131,11 @@ async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callba
         yield functions, callbacks
 
 
-def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit) -> Bench:
+def services_of(
+    settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit
+) -> Services:
     """The slice of the settings that the core goes by, and its books, all new."""
-    rules = Rules(
+    config = CoreConfig(
         slots=settings.max_inflight,
         retry=Retry(
             settings.max_retry_attempts,
@@ -148,7 +150,7 @@ def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbac
         user_agent=f"queue-worker/{__version__}",
         flow=partial(_flow_of, settings),
     )
-    return Bench(
+    return Services(
         queue=queue,
         quotas=queue.quotas,
         functions=functions,
@@ -156,11 +158,11 @@ def bench_of(settings: Settings, queue: NatsQueue, functions: Functions, callbac
         emit=emit,
         leases=Leases(queue, emit),
         ledger=Ledger(),
-        retries=Retries(),
+        timers=Timers(),
         drain=Drain(settings.shutdown_timeout, emit),
-        rules=rules,
-        dice=random.random,
-        wall=time.time,
+        config=config,
+        rng=random.random,
+        utc_now=time.time,
     )
 
 
@@ -176,8 +178,8 @@ def _flow_of(settings: Settings, name: str) -> Flow:
 class _Observed:
     """See :class:`worker.observe.observed.Observed`."""
 
-    def __init__(self, metrics: Metrics, queue: NatsQueue, bench: Bench) -> None:
-        self._metrics, self._queue, self._bench = metrics, queue, bench
+    def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
+        self._metrics, self._queue, self._bench = metrics, queue, services
 
     async def metrics(self) -> str:
         return self._metrics.exposition().decode()
@@ -186,6 +188,6 @@ class _Observed:
         return None  # that it answers at all is the health of the loop
 
     async def not_ready(self) -> str | None:
-        if self._bench.drain.intake.pulled:
+        if self._bench.drain.intake.cancelled:
             return "draining"
         return None if self._queue.ready else "not connected to NATS, or no consumer there"

@@ -9,11 +9,11 @@ import click
 import httpx
 import trio
 
-from ..dev.children import ChildEnded
+from ..dev.children import ChildEndedError
 from ..dev.demo import demonstrate
 from ..dev.dotenv import read_dotenv
 from ..dev.run import run
-from ..dev.stack import NotStarted
+from ..dev.stack import NotStartedError
 from . import fail, settings_or_exit
 
 
@@ -33,11 +33,11 @@ def command(*, demo: bool) -> None:
         for warning in settings_or_exit(environment).warnings:
             click.echo(f"warning: {warning}", err=True)
         trio.run(run, environment)
-    except* (NotStarted, ChildEnded, OSError, httpx.HTTPError) as group:
+    except* (NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as group:
         failed = group  # Python 3.11.2 puts what is raised here into a group
     if failed:
         # What else failed follows from a child's end.
-        fail(min(_leaves(failed), key=lambda error: not isinstance(error, ChildEnded)))
+        fail(min(_leaves(failed), key=lambda error: not isinstance(error, ChildEndedError)))
 
 
 def _environment() -> dict[str, str]:

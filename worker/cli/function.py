@@ -9,8 +9,8 @@ import click
 import trio
 
 from ..config import Settings
-from ..nats.controls import Control
-from ..nats.operate import Place, Refused, connected
+from ..nats.commands import NotSupportedError, Session, connected
+from ..nats.function_state import PauseState
 from ..policy.names import split_function
 from . import fail
 
@@ -27,10 +27,10 @@ def label(function: str, settings: Settings) -> str:
     return ".".join(split)
 
 
-def do(settings: Settings, what: Callable[[Place, str], Awaitable[T]], label: str) -> T:
+def do(settings: Settings, what: Callable[[Session, str], Awaitable[T]], label: str) -> T:
     """Do it at the broker; where that fails, one line and exit code 1, or 2 where it cannot be done to this queue."""
     said = trio.run(connected, settings, lambda place: what(place, label))
-    if isinstance(said, Refused):
+    if isinstance(said, NotSupportedError):
         click.echo(f"queue-worker: {said}", err=True)
         raise SystemExit(2)
     if isinstance(said, Exception):
@@ -38,7 +38,7 @@ def do(settings: Settings, what: Callable[[Place, str], Awaitable[T]], label: st
     return said  # type: ignore[return-value]  # what is left
 
 
-def in_force(paused: Mapping[str, Control], queue: str) -> None:
+def in_force(paused: Mapping[str, PauseState], queue: str) -> None:
     """Print what is paused."""
     click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
     for each, control in paused.items():

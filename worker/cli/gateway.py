@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..gateway.serve import run
-from ..ports import Unusable
+from ..ports import MisconfiguredError
 from . import fail, settings_or_exit
 
 
@@ -21,5 +21,5 @@ def command() -> None:
         click.echo(f"warning: {warning}", err=True)
     try:
         run(loaded.settings)
-    except (OSError, Unusable) as error:
+    except (OSError, MisconfiguredError) as error:
         fail(error)

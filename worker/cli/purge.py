@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..nats.operate import held, purge
+from ..nats.commands import held, purge
 from . import settings_or_exit
 from .function import do, label, messages
 

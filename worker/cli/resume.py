@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..nats.operate import resume
+from ..nats.commands import resume
 from . import settings_or_exit
 from .function import do, in_force, label
 

@@ -9,10 +9,10 @@ import structlog
 import trio
 
 from ..config import Loaded
-from ..observe.lines import Lines
+from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
-from ..parent.line import FATAL, Part, part_of
-from ..ports import Unusable
+from ..parent.control_socket import FATAL, WorkerRank, part_of
+from ..ports import MisconfiguredError
 from . import STOPS, fail, settings_or_exit, stop_no_more
 
 PARENT = 0
@@ -51,7 +51,7 @@ def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
         log.warning(warning)
 
 
-def _be_parent(loaded: Loaded, lines: Lines) -> None:
+def _be_parent(loaded: Loaded, lines: LogWriter) -> None:
     from ..parent.processes import Ended, command_again  # noqa: PLC0415 -- one process does without
     from ..parent.run import run  # noqa: PLC0415 -- the same
 
@@ -67,16 +67,16 @@ def _be_parent(loaded: Loaded, lines: Lines) -> None:
     raise SystemExit(ended.code)
 
 
-def _work(loaded: Loaded, part: Part | None, lines: Lines) -> None:
-    from ..nats.connection import ConnectionClosed  # noqa: PLC0415 -- the parent does without, and stays small
+def _work(loaded: Loaded, part: WorkerRank | None, lines: LogWriter) -> None:
+    from ..nats.connection import ConnectionClosedError  # noqa: PLC0415 -- the parent does without, and stays small
     from .assemble import work  # noqa: PLC0415 -- the same
 
     ended: BaseExceptionGroup[Exception] | None = None
     try:
         work(loaded.settings, part, lines)
-    except* (Unusable, ConnectionClosed, OSError) as group:
+    except* (MisconfiguredError, ConnectionClosedError, OSError) as group:
         ended = group  # as above
-    if ended and part and ended.subgroup(Unusable):
+    if ended and part and ended.subgroup(MisconfiguredError):
         part.say(FATAL, _told(ended))  # the parent says it, once for all
         raise SystemExit(1)
     if ended:

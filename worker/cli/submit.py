@@ -16,9 +16,9 @@ from rich.progress import Progress
 
 from ..config import Settings
 from ..gateway.message import Draft, Message, compose, fields
-from ..gateway.publisher import TooLarge
+from ..gateway.publisher import MessageTooLargeError
 from ..gateway.submit import submit
-from ..ports import NotStored, Unusable
+from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail, settings_or_exit
 
 _LONGEST_BODY = 48 * 2**20
@@ -105,7 +105,7 @@ def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None
         problem: Exception | None = None
         try:
             asyncio.run(submit(settings, messages, confirmed))
-        except (NotStored, TooLarge, Unusable) as error:
+        except (BrokerUnavailableError, MessageTooLargeError, MisconfiguredError) as error:
             problem = error
         finally:
             sys.stdout.flush()

@@ -21,7 +21,7 @@ Say = Callable[[str, str], None]
 """Told each line of output: the child's name, the line."""
 
 
-class ChildEnded(Exception):  # noqa: N818 -- it says what happened
+class ChildEndedError(Exception):
     """A child ended that nobody had stopped."""
 
 
@@ -65,7 +65,7 @@ async def child(
         pass_fds: files that it inherits.
 
     Raises:
-        ChildEnded: it ended by itself. (In a group, as nurseries raise.)
+        ChildEndedError: it ended by itself. (In a group, as nurseries raise.)
     """
     process = await trio.lowlevel.open_process(
         list(command),
@@ -95,7 +95,7 @@ async def _watch(running: Child, say: Say) -> None:
     if not running.stopping:
         what = f"ended by itself, {_how(code)}"
         say(running.name, what)
-        raise ChildEnded(f"{running.name} {what}")
+        raise ChildEndedError(f"{running.name} {what}")
 
 
 async def _lines(process: trio.Process) -> AsyncIterator[str]:

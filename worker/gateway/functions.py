@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, options
 from ..policy.names import split_function
-from .http import Refused, received
+from .http import RequestRejectedError, received
 from .message import check_path, split_target
 from .publisher import Log
 
@@ -56,7 +56,7 @@ class Functions:
         _check(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
         if any(self._name in value for value in _values(scope["headers"], b"via")):
             text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
-            raise Refused(508, text)
+            raise RequestRejectedError(508, text)
         body = _Body(receive)
         work = asyncio.ensure_future(self._forward(scope, body, send))
         gone = asyncio.ensure_future(body.gone(after_body=_has_body(scope)))
@@ -75,7 +75,9 @@ class Functions:
             async with asyncio.timeout(self._settings.upstream_timeout):
                 response = await self._transport.handle_async_request(self._request(scope, body))
         except httpx.PoolTimeout:
-            raise Refused(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
+            raise RequestRejectedError(
+                503, "too many requests to the functions at once", {"Retry-After": "1"}
+            ) from None
         except (httpx.TimeoutException, TimeoutError):
             raise self._failed(504, f"no answer within {self._settings.upstream_timeout:g} s") from None
         except httpx.TransportError as error:
@@ -94,9 +96,9 @@ class Functions:
         finally:
             await response.aclose()
 
-    def _failed(self, status: int, text: str) -> Refused:
+    def _failed(self, status: int, text: str) -> RequestRejectedError:
         self._log.warning("The functions do not answer", gateway_url=str(self._url), error=text)
-        return Refused(status, f"the functions at {self._url.host}: {text}")
+        return RequestRejectedError(status, f"the functions at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:
         headers = _kept(scope["headers"], _NOT_SENT_ON)
@@ -140,11 +142,11 @@ class _Body:
 def _check(target: str, namespace: str) -> None:
     function, path = split_target(target.removeprefix("/function/"))
     if split_function(function, namespace) is None:
-        raise Refused(400, f"not a function's name: {function[:80]!r}")
+        raise RequestRejectedError(400, f"not a function's name: {function[:80]!r}")
     try:
         check_path(path)
     except ValueError as error:
-        raise Refused(400, str(error)) from None
+        raise RequestRejectedError(400, str(error)) from None
 
 
 def _has_body(scope: Scope) -> bool:

@@ -15,7 +15,7 @@ _BODIES_AT_ONCE = 128 * 2**20
 """Bytes of all bodies being read or stored. Each stands in memory about three times: raw, in base64, on the wire."""
 
 
-class Refused(Exception):  # noqa: N818 -- it says what happened
+class RequestRejectedError(Exception):
     """A request that gets *status* and *text* instead of what it asked for."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
@@ -26,7 +26,7 @@ class Refused(Exception):  # noqa: N818 -- it says what happened
         return PlainTextResponse(f"{self.text}\n", self.status, self.headers)
 
 
-class CallerGone(Exception):  # noqa: N818 -- it says what happened
+class CallerDisconnectedError(Exception):
     """Nobody waits for the answer any more."""
 
 
@@ -43,8 +43,8 @@ class Bodies:
         """The body, of *most* bytes. It counts as held until the context is left.
 
         Raises:
-            Refused: it is longer (413), comes too slowly (408), or there is no room for it now (503).
-            CallerGone: it will never be complete.
+            RequestRejectedError: it is longer (413), comes too slowly (408), or there is no room for it now (503).
+            CallerDisconnectedError: it will never be complete.
         """
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > most:
@@ -60,10 +60,14 @@ class Bodies:
                     if held > most:
                         raise _too_long(most)
                     if self._held > self._most_at_once:
-                        raise Refused(503, "too many large requests at once: try again", {"Retry-After": "1"})
+                        raise RequestRejectedError(
+                            503, "too many large requests at once: try again", {"Retry-After": "1"}
+                        )
             yield b"".join(chunks)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {self._within:g} s", {"Connection": "close"}) from None
+            raise RequestRejectedError(
+                408, f"the body did not come within {self._within:g} s", {"Connection": "close"}
+            ) from None
         finally:
             self._held -= held
 
@@ -72,18 +76,20 @@ async def received(receive: Receive) -> AsyncIterator[bytes]:
     """The body in the pieces in which it comes.
 
     Raises:
-        CallerGone: it will never be complete.
+        CallerDisconnectedError: it will never be complete.
     """
     more = True
     while more:
         event = await receive()
         if event["type"] == "http.disconnect":
-            raise CallerGone
+            raise CallerDisconnectedError
         yield event.get("body", b"")
         more = event.get("more_body", False)
 
 
-def _too_long(most: int, *, waits: bool = False) -> Refused:
+def _too_long(most: int, *, waits: bool = False) -> RequestRejectedError:
     """A caller that waits for leave to send its body may now send it or not, so its connection is of no more use."""
     headers = {"Connection": "close"} if waits else {}
-    return Refused(413, f"the body is too large: a message to the queue has room for about {most} bytes", headers)
+    return RequestRejectedError(
+        413, f"the body is too large: a message to the queue has room for about {most} bytes", headers
+    )

@@ -17,10 +17,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..config import Settings, without_password
-from ..nats import quirks
+from ..nats import nats_internals
 from ..nats.options import connect_options
 from ..nats.wire import is_stored, parse_answer
-from ..ports import NotStored, Unusable
+from ..ports import BrokerUnavailableError, MisconfiguredError
 from .message import Message
 
 _CONFIRMED_WITHIN = 5.0
@@ -35,7 +35,7 @@ _WRONG_STREAM = 10060
 """JetStream's error codes."""
 
 
-class TooLarge(Exception):  # noqa: N818 -- what the message is
+class MessageTooLargeError(Exception):
     """It would not fit the server's limit of a message, headers and base64 included."""
 
 
@@ -84,13 +84,13 @@ class Publisher:
         """How large (bytes) a body can be: base64 makes four bytes of three.
 
         Raises:
-            NotStored: there is no connection, so nobody knows.
+            BrokerUnavailableError: there is no connection, so nobody knows.
         """
         return int(self._up().client.max_payload) * 3 // 4
 
     def _up(self) -> _Link:
         if self._link is None or not self._link.client.is_connected:
-            raise NotStored(f"not connected to NATS{f': {self._trouble}' if self._trouble else ''}")
+            raise BrokerUnavailableError(f"not connected to NATS{f': {self._trouble}' if self._trouble else ''}")
         return self._link
 
     @property
@@ -105,7 +105,7 @@ class Publisher:
             connected: called after each connecting.
 
         Raises:
-            Unusable: the server is there and refuses our credentials.
+            MisconfiguredError: the server is there and refuses our credentials.
         """
         while True:
             client = await self._connect()
@@ -115,7 +115,7 @@ class Publisher:
                 await self._watch(client)
             finally:
                 self._closing, self._link = True, None
-                quirks.forget_unsent(client)
+                nats_internals.forget_unsent(client)
                 await client.close()
                 self._closing = False
 
@@ -131,7 +131,7 @@ class Publisher:
         async def on_disconnected() -> None:
             if not self._closing:
                 self._log.warning("Disconnected from NATS; requests get 503 until it is back")
-            quirks.forget_unsent(client)
+            nats_internals.forget_unsent(client)
             self._fail_waiting()
 
         async def on_reconnected() -> None:
@@ -146,7 +146,7 @@ class Publisher:
         try:
             await asyncio.wait({connecting, refused}, return_when=asyncio.FIRST_COMPLETED)
             if not connecting.done():
-                raise Unusable(
+                raise MisconfiguredError(
                     "NATS refuses our credentials: check nats_token, nats_user and nats_password, nats_nkey_seed"
                     " or nats_creds_file"
                 )
@@ -170,14 +170,14 @@ class Publisher:
         loop = asyncio.get_running_loop()
         since: float | None = None
         while not client.is_closed:
-            if quirks.reader_died(client):
+            if nats_internals.reader_died(client):
                 await client.force_reconnect()
             if not client.is_reconnecting:
                 since = None
             elif since is None:
                 since = loop.time()
             elif loop.time() - since > _STUCK:
-                quirks.abort(client)
+                nats_internals.abort(client)
                 since = None
             await asyncio.sleep(_WATCH)
         self._complain(client.last_error or "nats-py closed the connection for good")
@@ -187,7 +187,9 @@ class Publisher:
         """What was sent may or may not have been stored, and no confirmation will come."""
         for future in self._link.waiting.values() if self._link else ():
             if not future.done():
-                future.set_exception(NotStored("the connection to NATS was lost before the message was confirmed"))
+                future.set_exception(
+                    BrokerUnavailableError("the connection to NATS was lost before the message was confirmed")
+                )
 
     def _complain(self, error: object) -> None:
         text = without_password(str(error) or type(error).__name__)
@@ -199,14 +201,17 @@ class Publisher:
         """Store *message*; True where the stream had it already, by its call id.
 
         Raises:
-            TooLarge: it cannot be stored.
-            NotStored: its storing was not confirmed. Sent again with the same call id, it is not stored twice.
+            MessageTooLargeError: it cannot be stored.
+            BrokerUnavailableError: nothing confirmed the message. Sent again with the same call id, it is not stored
+                twice.
         """
         link = self._up()
         headers = {"Nats-Msg-Id": message.call_id, "Nats-Expected-Stream": self._settings.nats_stream}
         size = len(message.payload) + _LINES + sum(len(name) + len(value) + 4 for name, value in headers.items())
         if size > link.client.max_payload:  # more, and the server would close the connection
-            raise TooLarge(f"as a message it takes {size} bytes, and NATS's max_payload is {link.client.max_payload}")
+            raise MessageTooLargeError(
+                f"as a message it takes {size} bytes, and NATS's max_payload is {link.client.max_payload}"
+            )
         token = str(next(self._numbers))
         future = link.waiting[token] = asyncio.get_running_loop().create_future()
         try:
@@ -215,37 +220,37 @@ class Publisher:
                 return self._confirmed(message, await future)
         except TimeoutError:
             detail = f" ({self._trouble})" if self._trouble else ""
-            raise NotStored(
+            raise BrokerUnavailableError(
                 f"stream {self._settings.nats_stream} did not confirm within {_CONFIRMED_WITHIN:g} s{detail}"
             ) from None
         except nats.errors.Error as error:
-            raise NotStored(without_password(str(error))) from None
+            raise BrokerUnavailableError(without_password(str(error))) from None
         finally:
             del link.waiting[token]
 
     def _confirmed(self, message: Message, answer: Msg) -> bool:
         stream = self._settings.nats_stream
         if answer.headers and answer.headers.get("Status") == "503":
-            raise NotStored(
+            raise BrokerUnavailableError(
                 f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
                 " or see that JetStream runs and the stream's subjects cover the queue's"
             )
         try:
             said = parse_answer(answer.data)
         except ValueError as error:
-            raise NotStored(f"{error}, on {message.subject}") from None
+            raise BrokerUnavailableError(f"{error}, on {message.subject}") from None
         if (no := said.get("error")) is None:
             if not is_stored(said):
-                raise NotStored(f"an answer that confirms nothing, on {message.subject}")
+                raise BrokerUnavailableError(f"an answer that confirms nothing, on {message.subject}")
             return bool(said.get("duplicate"))
         code, text = no.get("err_code"), no.get("description", "refused")
         if code == _MESSAGE_TOO_BIG:
-            raise TooLarge(f"stream {stream} has a limit of its own for a message: {text}")
+            raise MessageTooLargeError(f"stream {stream} has a limit of its own for a message: {text}")
         if code == _WRONG_STREAM:
-            raise NotStored(
+            raise BrokerUnavailableError(
                 f"another stream than {stream} takes the subject {message.subject}: check nats_stream and queue_name"
             )
-        raise NotStored(f"stream {stream} refuses: {text}")
+        raise BrokerUnavailableError(f"stream {stream} refuses: {text}")
 
 
 def _server(client: Client) -> str:

@@ -55,7 +55,7 @@ def run(settings: Settings) -> None:
 
     Raises:
         OSError: the port cannot be listened on.
-        worker.ports.Unusable: NATS refuses our credentials.
+        worker.ports.MisconfiguredError: NATS refuses our credentials.
     """
     log = configure(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -11,7 +11,7 @@ import structlog
 
 from .. import __version__
 from ..config import Settings, without_password
-from ..ports import NotStored
+from ..ports import BrokerUnavailableError
 from .message import Message
 from .publisher import Log, Publisher
 
@@ -29,9 +29,9 @@ async def submit(settings: Settings, messages: Iterator[Message], stored: Callab
     They are taken from the iterator as there is room. Where one fails, no more are sent.
 
     Raises:
-        NotStored: there is no connection, or one was not confirmed.
-        TooLarge: one does not fit.
-        worker.ports.Unusable: NATS refuses our credentials.
+        BrokerUnavailableError: there is no connection, or one was not confirmed.
+        MessageTooLargeError: one does not fit.
+        worker.ports.MisconfiguredError: NATS refuses our credentials.
     """
     silent: Log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     publisher = Publisher(settings, name=f"queue-worker-submit {__version__}", log=silent)
@@ -40,7 +40,7 @@ async def submit(settings: Settings, messages: Iterator[Message], stored: Callab
     try:
         await _first(connection, asyncio.ensure_future(connected.wait()))
         if not connected.is_set():
-            raise NotStored(_nobody(settings, publisher))
+            raise BrokerUnavailableError(_nobody(settings, publisher))
         await _publish_all(publisher, messages, stored)
     finally:
         connection.cancel()

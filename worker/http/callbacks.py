@@ -11,7 +11,7 @@ import trio
 
 from ..config import Settings
 from ..model import Callback
-from .lanes import CLOSING, LIMITS, Lanes
+from .client_pools import CLOSING, LIMITS, ClientPools
 
 AT_ONCE = 256
 """Callbacks to one receiver at once: what a web server with common settings takes (nginx: 512 connections a process).
@@ -35,7 +35,7 @@ class HttpCallbacks:
         self._verify = not settings.tls_insecure
         self._timeout = settings.callback_timeout
         self._context: ssl.SSLContext | None = None
-        self._lanes = Lanes(self._client, at_once=AT_ONCE)
+        self._lanes = ClientPools(self._client, at_once=AT_ONCE)
         nursery.start_soon(self._lanes.keep)
 
     async def post(self, callback: Callback) -> int | str:

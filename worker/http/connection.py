@@ -22,7 +22,7 @@ _READ = 65_536
 """Bytes asked for in one read."""
 
 
-class DiedIdle(Exception):  # noqa: N818 -- it says what happened; the transport alone hears of it
+class StaleConnectionError(Exception):
     """The connection had been closed before any of our request was on it: no attempt was made."""
 
 
@@ -84,7 +84,7 @@ class Connection:
         """Send what will go. Where the connection breaks meanwhile, what the server said before comes next.
 
         Raises:
-            DiedIdle: it was a *reused* one, and took nothing.
+            StaleConnectionError: it was a *reused* one, and took nothing.
             httpx.WriteTimeout: for *timeout* seconds it has taken nothing more.
         """
         try:
@@ -93,7 +93,7 @@ class Connection:
             sent = 0
         except OSError:
             if reused:
-                raise DiedIdle from None
+                raise StaleConnectionError from None
             return
         if more or sent < len(request):
             await self._send_rest((memoryview(request)[sent:], memoryview(more)), timeout)

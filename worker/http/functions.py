@@ -11,8 +11,8 @@ import trio
 
 from ..config import Settings
 from ..model import Attempted, Invocation, NoResponse, Responded, TimedOut
+from .client_pools import CLOSING, LIMITS, ClientPools
 from .http11 import Answer, write_request
-from .lanes import CLOSING, LIMITS, Lanes
 from .transport import PlainTransport
 
 _JOINED = 65_536
@@ -22,7 +22,7 @@ _TELLS_LENGTH = ("POST", "PUT", "PATCH")
 
 
 class HttpFunctions:
-    """See :class:`worker.ports.Functions`.
+    """See :class:`worker.ports.SubjectDiscovery`.
 
     No proxy is asked, whatever the environment says: the gateway is near. Nothing is followed, remembered or added, as
     httpx's client would: cookies, redirects and authentication have no place between a queue and a function.
@@ -39,7 +39,7 @@ class HttpFunctions:
         nursery.start_soon(self._gateway.keep)
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """See :meth:`worker.ports.Functions.invoke`."""
+        """See :meth:`worker.ports.SubjectDiscovery.invoke`."""
         try:
             return await self._gateway.exchange(invocation)
         except httpx.ReadTimeout:
@@ -102,7 +102,7 @@ class _TlsGateway:
         self._timeout = settings.upstream_timeout
         self._most_body = settings.max_response_bytes
         make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)
-        self._lanes = Lanes(make, at_once=settings.max_inflight)
+        self._lanes = ClientPools(make, at_once=settings.max_inflight)
         self.keep, self.aclose = self._lanes.keep, self._lanes.aclose
 
     async def exchange(self, invocation: Invocation) -> Responded:

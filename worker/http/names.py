@@ -32,7 +32,7 @@ def getaddrinfo(host: str, port: int, flags: int = 0) -> Sequence[Address]:
     return [(family, address) for family, _, _, _, address in found]
 
 
-class Names:
+class NameCache:
     """A memory of names. It is short, since in a cluster addresses change.
 
     Args:

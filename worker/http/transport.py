@@ -16,10 +16,10 @@ import httpx
 import trio
 
 from .connect import connect
-from .connection import Connection, DiedIdle
+from .connection import Connection, StaleConnectionError
 from .face import NamedAnswer, response_of, written
 from .http11 import Answer
-from .names import Names
+from .names import NameCache
 from .watch import Watch, watching
 
 CONNECT = 10.0
@@ -45,10 +45,10 @@ class PlainTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(
-        self, *, most_body: int, most_idle: int, timeout: float = math.inf, names: Names | None = None
+        self, *, most_body: int, most_idle: int, timeout: float = math.inf, names: NameCache | None = None
     ) -> None:
         self._most_body, self._most_idle, self._timeout = most_body, most_idle, timeout
-        self._names = names or Names()
+        self._names = names or NameCache()
         self._watch: Watch | None = None
         """While :meth:`keep` runs, of the connections made meanwhile."""
         self._idle: dict[Origin, deque[Connection]] = {}
@@ -84,7 +84,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
             self._busy[connection] = deadline
             try:
                 return await self._converse(connection, request, more, answer, timeouts, reused=True)
-            except DiedIdle:
+            except StaleConnectionError:
                 continue
             finally:
                 self._busy.pop(connection, None)

@@ -16,9 +16,9 @@ import trio
 from nats.aio.client import Client
 
 from ..config import without_password
-from ..events import BrokerTrouble, Connected, Disconnected
-from ..ports import Emit, NotStored, Unusable
-from . import quirks
+from ..events import BrokerFailure, Connected, Disconnected
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from . import nats_internals
 from .wire import is_stored, parse_answer
 
 T = TypeVar("T")
@@ -39,11 +39,11 @@ class ApiError(Exception):
         self.code, self.err_code = code, err_code
 
 
-class NobodyAnswers(NotStored):
+class NoRespondersError(BrokerUnavailableError):
     """There is no such stream, no JetStream, or a server that does not know the question."""
 
 
-class ConnectionClosed(Exception):  # noqa: N818 -- it says what happened
+class ConnectionClosedError(Exception):
     """The client has given up for good, on an error from which it does not recover. Only a new process helps."""
 
 
@@ -74,7 +74,7 @@ class Connection:
         """Connect, however long it takes.
 
         Raises:
-            Unusable: the server is there and refuses our credentials.
+            MisconfiguredError: the server is there and refuses our credentials.
         """
         self._begun = True
         self._refused = asyncio.get_running_loop().create_future()
@@ -102,30 +102,32 @@ class Connection:
         """Close, saying nothing more."""
         self._closing = True
         if self._begun:  # the client cannot close what it never opened
-            quirks.forget_unsent(self.client)
+            nats_internals.forget_unsent(self.client)
             await self.client.close()
 
     async def watch(self) -> None:
         """Mend what gets stuck; to be called a few times a second.
 
         Raises:
-            ConnectionClosed: it cannot be mended.
+            ConnectionClosedError: it cannot be mended.
         """
         client = self.client
         if self._closed and not self._closing:
-            raise ConnectionClosed(f"nats-py closed the connection for good: {client.last_error or 'no reason given'}")
-        if quirks.reader_died(client):
+            raise ConnectionClosedError(
+                f"nats-py closed the connection for good: {client.last_error or 'no reason given'}"
+            )
+        if nats_internals.reader_died(client):
             self.complain("reading from NATS", "the reader has died; connecting again")
             await client.force_reconnect()
         if client.stats["in_bytes"] != self._read:  # whoever sends is alive
             self._read = client.stats["in_bytes"]
-            quirks.excuse_pings(client)
+            nats_internals.excuse_pings(client)
         if not client.is_reconnecting:
             self._reconnecting_since = None
         elif self._reconnecting_since is None:
             self._reconnecting_since = trio.current_time()
         elif trio.current_time() - self._reconnecting_since > _STUCK:
-            quirks.abort(client)
+            nats_internals.abort(client)
             self._reconnecting_since = None
 
     async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -133,7 +135,7 @@ class Connection:
 
         Raises:
             ApiError: it said no.
-            NotStored: it said nothing, or there is none.
+            BrokerUnavailableError: it said nothing, or there is none.
         """
         return await self.request(f"$JS.API.{subject}", json.dumps(payload).encode() if payload else b"")
 
@@ -142,21 +144,21 @@ class Connection:
 
         Raises:
             ApiError: it said no.
-            NotStored: it said nothing, or there is none.
+            BrokerUnavailableError: it said nothing, or there is none.
         """
         if not self.up:
-            raise NotStored(f"no answer on {subject}: not connected to NATS")
+            raise BrokerUnavailableError(f"no answer on {subject}: not connected to NATS")
         try:
             answer = await self.while_connected(
                 self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
             )
             said = parse_answer(answer.data)
         except nats.errors.NoRespondersError:
-            raise NobodyAnswers(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
+            raise NoRespondersError(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
         except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise NotStored(f"no answer on {subject}: {error or type(error).__name__}") from None
+            raise BrokerUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
         except ValueError as error:
-            raise NotStored(f"{error}, on {subject}") from None
+            raise BrokerUnavailableError(f"{error}, on {subject}") from None
         if (no := said.get("error")) is not None:
             raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
         return said
@@ -166,10 +168,10 @@ class Connection:
 
         Raises:
             ApiError: it is refused.
-            NotStored: nothing confirms it.
+            BrokerUnavailableError: nothing confirms it.
         """
         if not is_stored(await self.request(subject, payload, headers)):
-            raise NotStored(f"an answer that confirms nothing, on {subject}")
+            raise BrokerUnavailableError(f"an answer that confirms nothing, on {subject}")
 
     async def while_connected(self, asking: Coroutine[Any, Any, T]) -> T:
         """An answer, which can only come over the connection of its question: no longer is waited than that lasts.
@@ -193,7 +195,7 @@ class Connection:
         last, at = self._complaint
         if text != last or trio.current_time() - at > _REMIND:
             self._complaint = text, trio.current_time()
-            self._emit(BrokerTrouble(doing, text))
+            self._emit(BrokerFailure(doing, text))
 
     @property
     def _server(self) -> str:
@@ -203,13 +205,13 @@ class Connection:
     async def _on_error(self, error: Exception) -> None:
         if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
             advice = "check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"
-            self._refused.set_exception(Unusable(f"NATS refuses our credentials ({error}): {advice}"))
+            self._refused.set_exception(MisconfiguredError(f"NATS refuses our credentials ({error}): {advice}"))
         self.complain("talking to NATS" if self.up else "connecting to NATS", error)
 
     async def _on_disconnected(self) -> None:
         self._lost.set()
         self._lost = asyncio.Event()
-        quirks.forget_unsent(self.client)
+        nats_internals.forget_unsent(self.client)
         if not self._closing:
             self._emit(Disconnected())
             self._tell(up=False)

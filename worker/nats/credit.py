@@ -33,7 +33,7 @@ the connection breaks; while a request of 250 costs nothing that could be measur
 
 
 @dataclass(slots=True)
-class Lane:
+class PullInbox:
     """One inbox, and the request that is answered there."""
 
     number: int
@@ -46,7 +46,7 @@ class Lane:
 class Request:
     """To be sent: up to *batch* messages, into this lane."""
 
-    lane: Lane
+    lane: PullInbox
     batch: int
 
 
@@ -59,7 +59,7 @@ class Credit:
     """
 
     def __init__(self, most: int = PORTION, lanes: int = LANES) -> None:
-        self.lanes = tuple(Lane(number) for number in range(lanes))
+        self.lanes = tuple(PullInbox(number) for number in range(lanes))
         self.unasked = 0
         """Wanted, and not asked for yet. Below zero when more came than was wanted."""
         self.outstanding = 0
@@ -72,7 +72,7 @@ class Credit:
         self.unasked += more
         self._total = max(self._total, self.unasked + self.outstanding)
 
-    def came(self, lane: Lane | None, now: float) -> None:
+    def received(self, lane: PullInbox | None, now: float) -> None:
         """A message came, into *lane*, or None where its request had been taken for lost."""
         if lane is None:
             self.unasked -= 1
@@ -84,11 +84,11 @@ class Credit:
         else:
             self.unasked -= 1
 
-    def heard(self, lane: Lane, now: float) -> None:
+    def heard(self, lane: PullInbox, now: float) -> None:
         """A sign of life."""
         lane.heard = now
 
-    def ended(self, lane: Lane) -> None:
+    def ended(self, lane: PullInbox) -> None:
         """A lane's request brings nothing more."""
         self.unasked += lane.outstanding
         self.outstanding -= lane.outstanding
@@ -103,7 +103,7 @@ class Credit:
         self._total = 0
         return back
 
-    def silent(self, now: float) -> list[Lane]:
+    def silent(self, now: float) -> list[PullInbox]:
         """The lanes whose request must be taken for lost."""
         return [lane for lane in self.lanes if lane.outstanding and now - lane.heard > SILENCE]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from ..config import Settings
-from ..ports import NotStored
+from ..ports import BrokerUnavailableError
 from . import topology
 from .connection import ApiError, Connection
-from .functions import Functions
+from .discovery import SubjectDiscovery
 from .layout import FUNCTION, Layout, read
-from .switch import Switch
+from .migration import Migration
 
 _AT_ONCE = 8
 """Consumers that are taken away at the same time."""
@@ -32,7 +32,9 @@ class Janitor:
         switch: pauses and deletes consumers.
     """
 
-    def __init__(self, connection: Connection, settings: Settings, functions: Functions, switch: Switch) -> None:
+    def __init__(
+        self, connection: Connection, settings: Settings, functions: SubjectDiscovery, switch: Migration
+    ) -> None:
         self._connection, self.settings, self._functions, self._switch = connection, settings, functions, switch
         self._idle: dict[str, tuple[str, float | None]] = {}
         """Consumers of functions: the subject, and since when it has nothing stored, as far as we know."""
@@ -73,7 +75,7 @@ class Janitor:
             gone = error.err_code == topology.NO_CONSUMER
             if not gone:
                 self._connection.complain(f"deleting the consumer {name}, which is idle", error)
-        except NotStored as error:
+        except BrokerUnavailableError as error:
             self._connection.complain(f"deleting the consumer {name}, which is idle", error)
             return
         if gone:

@@ -9,7 +9,7 @@ attempted again comes from it. Once it keeps nothing it is deleted.
 Consumers hand out in order. So all that is stored up to a retired consumer's *mark*, the last sequence that it had
 handed out, and was covered by its filters, is its business alone, whatever the new consumers hand out of it; and when
 it keeps nothing, all of that is over. (JetStream does not take a message off a work queue when one consumer has its
-acknowledgement and another one covers it: :mod:`worker.nats.sweep` does.)
+acknowledgement and another one covers it: :mod:`worker.nats.finished_deleter` does.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def static(partitions: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ConsumerState:
     """A consumer, as the server tells of it."""
 
     name: str
@@ -66,7 +66,7 @@ class Found:
         """Whether it covers, or covered, a subject."""
         return not self.covers or any(covers(each, subject) for each in self.covers)
 
-    def meets(self, other: Found) -> bool:
+    def meets(self, other: ConsumerState) -> bool:
         """Whether there may be a subject that both cover, or covered."""
         return overlap(self.covers, other.covers)
 
@@ -82,14 +82,14 @@ def overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
     return not (some and others) or any(covers(one, other) or covers(other, one) for one in some for other in others)
 
 
-def read(info: Mapping[str, Any]) -> Found:
+def read(info: Mapping[str, Any]) -> ConsumerState:
     """From an answer of ``CONSUMER.INFO``, or an entry of ``CONSUMER.LIST``."""
     config = info["config"]
     metadata = config.get("metadata") or {}
     filters = filters_of(info)
     one = len(filters) == 1 and not {"*", ">"} & set(filters[0].split("."))
     mode = metadata.get(MODE) or (FUNCTION if one else "static")
-    found = Found(
+    found = ConsumerState(
         name=info["name"],
         layout=static(_number(metadata.get(PARTITIONS), 1)) if mode == "static" else mode,
         covers=filters,
@@ -102,7 +102,7 @@ def read(info: Mapping[str, Any]) -> Found:
     if mode != RETIRED:
         return found
     was = json.loads(metadata.get(_WAS, "[]"))
-    return Found(
+    return ConsumerState(
         found.name,
         RETIRED,
         tuple(was),
@@ -148,9 +148,9 @@ def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> di
 class Layout:
     """All consumers of a stream."""
 
-    live: tuple[Found, ...] = ()
-    retired: tuple[Found, ...] = ()
-    foreign: tuple[Found, ...] = ()
+    live: tuple[ConsumerState, ...] = ()
+    retired: tuple[ConsumerState, ...] = ()
+    foreign: tuple[ConsumerState, ...] = ()
     """What others made for purposes of their own: it is left alone."""
 
     @classmethod
@@ -159,7 +159,7 @@ class Layout:
 
         Ours are those that say so, and what is named as the settings have it: OpenFaaS's own worker made that.
         """
-        live, retired, foreign = list[Found](), list[Found](), list[Found]()
+        live, retired, foreign = list[ConsumerState](), list[ConsumerState](), list[ConsumerState]()
         for info in infos:
             found = read(info)
             ours = MODE in (info["config"].get("metadata") or {}) or found.name == durable
@@ -182,7 +182,7 @@ class Layout:
         )
 
     @property
-    def over(self) -> list[Found]:
+    def over(self) -> list[ConsumerState]:
         """The retired consumers that can be deleted: they keep nothing, and nothing theirs is an older one's."""
         return [
             each
@@ -193,7 +193,7 @@ class Layout:
             )
         ]
 
-    def stranger_to(self, layout: str, durable: str, queue: str) -> list[Found]:
+    def stranger_to(self, layout: str, durable: str, queue: str) -> list[ConsumerState]:
         """The live consumers that have no place in a layout. Those that are no worker's are none of our business.
 
         Args:

@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 
 from ..config import Settings
-from ..ports import Unusable
+from ..ports import MisconfiguredError
 
 
 def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
@@ -18,12 +18,12 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
         name: what the server's connection list shows.
 
     Raises:
-        Unusable: they need a package that is not installed.
+        MisconfiguredError: they need a package that is not installed.
     """
     # Noticing a dead connection takes three pings; it has to come well before leases are taken for lost.
     ping = min(10.0, max(1.0, settings.ack_wait / 12))
     if any(url.startswith("ws") for url in settings.nats_servers) and importlib.util.find_spec("aiohttp") is None:
-        raise Unusable(
+        raise MisconfiguredError(
             "nats_url names a WebSocket: that needs aiohttp, pip install 'jetstream-queue-worker[websocket]'"
         )
     options: dict[str, Any] = {

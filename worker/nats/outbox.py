@@ -23,7 +23,7 @@ from nats.aio.msg import Msg
 from ..events import SettlementUnconfirmed
 from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
-from . import quirks
+from . import nats_internals
 from .connection import Connection
 
 _PATIENCE = 2.0
@@ -34,7 +34,7 @@ _BACKPRESSURE = 4_096
 """Settlements in the air above which no more work is asked for: the broker cannot follow."""
 
 
-class Said(Struct, eq=False):
+class PendingAck(Struct, eq=False):
     """One thing to say about one delivery."""
 
     delivery: Delivery
@@ -78,8 +78,8 @@ class Outbox:
 
     def __init__(self, connection: Connection, emit: Emit) -> None:
         self._connection, self._emit = connection, emit
-        self._queue: deque[Said] = deque()
-        self._unconfirmed: dict[int, Said] = {}
+        self._queue: deque[PendingAck] = deque()
+        self._unconfirmed: dict[int, PendingAck] = {}
         self._extending: dict[MessageId, int] = {}
         """Which entry of the above is a delivery's extension."""
         self._put_off: deque[tuple[str, bytes]] = deque()
@@ -114,13 +114,13 @@ class Outbox:
         """See :meth:`worker.ports.Queue.settle`."""
         self._unconfirmed.pop(self._extending.pop(delivery.id, -1), None)
         due = trio.current_time() + settlement.delay if isinstance(settlement, Nak) else 0.0
-        self._queue.append(Said(delivery, settlement, before, due))
+        self._queue.append(PendingAck(delivery, settlement, before, due))
         self._unsettled += 1
         self.wake()
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """See :meth:`worker.ports.Queue.extend`."""
-        self._queue.append(Said(delivery, None, before, confirmed=confirmed))
+        self._queue.append(PendingAck(delivery, None, before, confirmed=confirmed))
         self.wake()
 
     def put_off(self, reply: str, delay: float) -> None:
@@ -144,7 +144,7 @@ class Outbox:
     async def open(self) -> None:
         """Listen for confirmations."""
         self._inbox = self._connection.client.new_inbox()
-        await quirks.listen(self._connection.client, f"{self._inbox}.*", self._on_confirmation)
+        await nats_internals.listen(self._connection.client, f"{self._inbox}.*", self._on_confirmation)
 
     async def pump(self) -> None:
         """Send, for ever."""
@@ -185,7 +185,7 @@ class Outbox:
         self._extending.clear()
         self._count_settled(self._unsettled)
 
-    async def _say(self, said: Said) -> None:
+    async def _say(self, said: PendingAck) -> None:
         now = trio.current_time()
         token = said.delivery.token
         if not (token.startswith(self._epoch) and said.sayable(now)):
@@ -222,7 +222,7 @@ class Outbox:
                 self._extending.pop(said.delivery.id, None)
                 said.confirmed()
 
-    def _drop(self, said: Said) -> None:
+    def _drop(self, said: PendingAck) -> None:
         if said.settlement is None:
             self._extending.pop(said.delivery.id, None)
         else:

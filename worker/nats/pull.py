@@ -18,11 +18,11 @@ import trio
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..model import Delivery, Notice, Returned
+from ..model import CreditReturned, Delivery, Notice
 from ..policy.quota import is_flow
-from . import quirks
+from . import nats_internals
 from .connection import Connection
-from .credit import EXPIRES, HEARTBEAT, Credit, Lane
+from .credit import EXPIRES, HEARTBEAT, Credit, PullInbox
 from .layout import Layout
 from .outbox import Outbox
 from .wire import consumer_of, parse_ack_subject, parse_status
@@ -38,7 +38,7 @@ _VERY_LATE = 60.0
 """The same after silence: a server that stood still goes on where it was."""
 
 
-class Arrivals:
+class DeliveryBuffer:
     """What came for Trio and was not received yet; bounded by credit. And old inboxes, for what comes late."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Arrivals:
                     await subscription.unsubscribe()
 
 
-class Puller:
+class Pull:
     """One flow.
 
     Args:
@@ -113,9 +113,9 @@ class Puller:
         outbox: Outbox,
         *,
         credit: Credit,
-        arrivals: Arrivals,
-        lost: Callable[[Puller], None],
-        asks: Callable[[Puller], None],
+        arrivals: DeliveryBuffer,
+        lost: Callable[[Pull], None],
+        asks: Callable[[Pull], None],
     ) -> None:
         self.flow = flow
         self._connection, self._outbox, self._credit, self._arrivals = connection, outbox, credit, arrivals
@@ -124,7 +124,7 @@ class Puller:
         """Where to ask for the next messages; nothing where there is no consumer, as far as we know."""
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
         """By lane; made when they are needed."""
-        self._withdrawn: list[Lane] = []
+        self._withdrawn: list[PullInbox] = []
         self._calm_until = 0.0
         self.making = False
         """Somebody sees to its consumer."""
@@ -203,7 +203,7 @@ class Puller:
             if lane.outstanding and lane.number in self._inboxes:
                 self._withdrawn.append(lane)
                 _, subscription = self._inboxes[lane.number]
-                await quirks.end_interest(self._connection.client, subscription)
+                await nats_internals.end_interest(self._connection.client, subscription)
 
     def withdrawn(self, now: float) -> None:
         """What was on its way has come: tell what did not. Lanes get new inboxes."""
@@ -212,7 +212,7 @@ class Puller:
                 self._arrivals.leave(inbox[1], now + _LATE)
         self._withdrawn.clear()
         self.recalled = False
-        self._arrivals.put(Returned(self.flow, self._credit.give_back()))
+        self._arrivals.put(CreditReturned(self.flow, self._credit.give_back()))
 
     def close(self, until: float) -> None:
         """Ask for nothing more; what comes late is heard until then."""
@@ -224,25 +224,25 @@ class Puller:
             self._arrivals.leave(subscription, until)
         self._inboxes.clear()
 
-    async def _end_interest(self, lane: Lane, until: float) -> None:
+    async def _end_interest(self, lane: PullInbox, until: float) -> None:
         if inbox := self._inboxes.pop(lane.number, None):
             self._arrivals.leave(inbox[1], until)
-            await quirks.end_interest(self._connection.client, inbox[1])
+            await nats_internals.end_interest(self._connection.client, inbox[1])
 
-    async def _listen(self, lane: Lane) -> None:
+    async def _listen(self, lane: PullInbox) -> None:
         inbox = self._connection.client.new_inbox()
         hear = partial(self._on_message, lane, inbox)
-        subscription = await quirks.listen(self._connection.client, inbox, hear)
+        subscription = await nats_internals.listen(self._connection.client, inbox, hear)
         self._inboxes[lane.number] = inbox, subscription
 
-    def _on_message(self, lane: Lane, inbox: str, message: Msg) -> None:
+    def _on_message(self, lane: PullInbox, inbox: str, message: Msg) -> None:
         now = trio.current_time()
         current = (here := self._inboxes.get(lane.number)) is not None and here[0] == inbox
         if not message.reply:
             if current:
                 self._on_status(lane, message, now)
             return
-        self._credit.came(lane if current else None, now)
+        self._credit.received(lane if current else None, now)
         try:
             identity, count, behind = parse_ack_subject(message.reply)
         except ValueError as error:
@@ -264,7 +264,7 @@ class Puller:
         if not lane.outstanding:
             self._asks(self)
 
-    def _on_status(self, lane: Lane, message: Msg, now: float) -> None:
+    def _on_status(self, lane: PullInbox, message: Msg, now: float) -> None:
         status = parse_status(message.headers)
         if status is None or status.heartbeat:
             self._credit.heard(lane, now)

@@ -17,13 +17,13 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..config import Settings
-from ..events import BrokerRefused, BrokerTrouble
-from ..model import Backlog, DeadLetter, Paused
+from ..events import BrokerFailure, BrokerMisconfigured
+from ..model import Backlog, DeadLetter, PausedFunctions
 from ..policy.report import dead_letter_headers
-from ..ports import Consumer, Emit, NotStored, Unusable
+from ..ports import BrokerUnavailableError, Consumer, Emit, MisconfiguredError
 from . import topology
 from .connection import ApiError, Connection
-from .controls import Controls
+from .function_state import FunctionStates
 from .options import connect_options
 from .outbox import Outbox
 from .quotas import Quotas
@@ -44,11 +44,11 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
     """The queue, which connects when it is first consumed.
 
     Raises:
-        worker.nats.connection.ConnectionClosed: while open, the connection was lost for good.
+        worker.nats.connection.ConnectionClosedError: while open, the connection was lost for good.
     """
     async with trio_asyncio.open_loop() as loop:
         # Without a handler, any stray error of an asyncio callback would end the program.
-        loop.set_exception_handler(lambda _, context: emit(BrokerTrouble("inside nats-py", _describe(context))))
+        loop.set_exception_handler(lambda _, context: emit(BrokerFailure("inside nats-py", _describe(context))))
         queue = NatsQueue(settings, emit)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(queue.serve))
@@ -72,7 +72,9 @@ class NatsQueue:
         self._serving = Serving(
             self._connection, self._outbox, settings, emit=emit, look=self._backlog, lost=self._rebind
         )
-        self._controls = Controls(self._connection, settings, lambda paused: self._serving.flows.tell(Paused(paused)))
+        self._controls = FunctionStates(
+            self._connection, settings, lambda paused: self._serving.flows.tell(PausedFunctions(paused))
+        )
         self.quotas = Quotas(self._connection, settings, self._controls, self._serving.flows, self._outbox)
         self._serving.quotas = self.quotas
         self._unbound = asyncio.Event()
@@ -96,7 +98,7 @@ class NatsQueue:
         await self._outbox.settled()
         await aio_as_trio(self._serving.sweep.done)()
 
-    async def bury(self, letter: DeadLetter) -> None:
+    async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
         await aio_as_trio(self._bury)(letter)
 
@@ -155,8 +157,8 @@ class NatsQueue:
                 try:
                     if await self._bind(again=True):
                         break
-                except Unusable as error:
-                    self._emit(BrokerRefused(str(error)))
+                except MisconfiguredError as error:
+                    self._emit(BrokerMisconfigured(str(error)))
                 await asyncio.sleep(_AGAIN)
             if self._connection.up and serving.bound:
                 pause = await serving.check()
@@ -165,7 +167,7 @@ class NatsQueue:
         """Find or make what we consume, and begin to. False: something is not there yet, and worth another try.
 
         Raises:
-            Unusable: waiting will not help.
+            MisconfiguredError: waiting will not help.
         """
         try:
             if not again:
@@ -177,7 +179,7 @@ class NatsQueue:
                 self._serving.forget()
             self._stream_made = made
             await self._serving.bind(again=again)
-        except (ApiError, NotStored) as error:
+        except (ApiError, BrokerUnavailableError) as error:
             self._connection.complain("looking for the stream and its consumer", error)
             return False
         return True
@@ -199,12 +201,12 @@ class NatsQueue:
             try:
                 try:
                     await self._connection.store(subject, part.body, part.headers)
-                except (NotStored, ApiError):
+                except (BrokerUnavailableError, ApiError):
                     # Most likely the first one ever: make the stream. The message id keeps a second copy out.
                     await topology.make_dead_letters(self._connection, self._settings, self._emit)
                     await self._connection.store(subject, part.body, part.headers)
-            except (ApiError, Unusable) as error:
-                raise NotStored(f"the stream {stream} did not take it: {error}") from None
+            except (ApiError, MisconfiguredError) as error:
+                raise BrokerUnavailableError(f"the stream {stream} did not take it: {error}") from None
 
     def _parts(self, letter: DeadLetter) -> list[_Part]:
         """A dead letter as one message; in parts where its size leaves no room for headers below the server's limit."""
@@ -240,7 +242,7 @@ class NatsQueue:
             except ApiError as error:
                 if error.err_code == topology.NO_STREAM and bound:
                     self._gone()
-                raise NotStored(str(error)) from None
+                raise BrokerUnavailableError(str(error)) from None
             if bound and info["created"] != self._stream_made:
                 self._gone()  # made anew while no request of ours was open, which would have told
             page = info["state"].get("subjects") or {}

@@ -18,13 +18,13 @@ import msgspec
 import trio
 
 from ..config import Settings
-from ..model import Ack, Delivery, Limited, Nak, Quota
+from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
 from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
-from ..ports import NotStored, Unusable
+from ..ports import BrokerUnavailableError, MisconfiguredError
 from .connection import ApiError, Connection
-from .consumer import Flows
-from .controls import Controls
+from .function_state import FunctionStates
 from .outbox import Outbox
+from .pull_consumer import PullConsumer
 
 _AT_ONCE = 256
 """Tokens that are published at once."""
@@ -92,7 +92,7 @@ class Quotas:
     """
 
     def __init__(
-        self, connection: Connection, settings: Settings, controls: Controls, flows: Flows, outbox: Outbox
+        self, connection: Connection, settings: Settings, controls: FunctionStates, flows: PullConsumer, outbox: Outbox
     ) -> None:
         self._connection, self._settings, self._controls = connection, settings, controls
         self._flows, self._outbox = flows, outbox
@@ -120,7 +120,9 @@ class Quotas:
     def said(self, function: str, quota: Quota, stored: int) -> None:
         """See :meth:`worker.ports.Quotas.said`."""
         known = self._controls.quotas.get(function)
-        if (quota.most, quota.rate) == ((known.quota.most, known.quota.rate) if known else (None, None)):
+        if (quota.max_inflight, quota.rate) == (
+            (known.quota.max_inflight, known.quota.rate) if known else (None, None)
+        ):
             if known:
                 self._newest[function] = max(stored, self._newest.get(function, 0))
             return
@@ -180,7 +182,7 @@ class Quotas:
 
     def _on_agreed(self, label: str) -> None:
         self._newest.pop(label, None)
-        self._flows.tell(Limited(label, self.of(label) or Quota()))
+        self._flows.tell(QuotaChanged(label, self.of(label) or Quota()))
         self._unmade |= {flow: None for flow in self._made if split_flow(flow)[1] == label}
         self._wake.set()
 
@@ -188,10 +190,10 @@ class Quotas:
         for label, (quota, stored) in [*self._news.items()]:
             try:
                 await self._controls.agree(label, quota, stored)
-            except (ApiError, NotStored) as error:
+            except (ApiError, BrokerUnavailableError) as error:
                 self._connection.complain(f"agreeing on the limits of {label}", error)
                 self._again()
-                if isinstance(error, NotStored):  # nobody is there; else it is about this one
+                if isinstance(error, BrokerUnavailableError):  # nobody is there; else it is about this one
                     return
             else:
                 if self._news[label][1] == stored:
@@ -203,7 +205,7 @@ class Quotas:
             return
         try:
             await self._controls.look()
-        except (ApiError, NotStored) as error:
+        except (ApiError, BrokerUnavailableError) as error:
             self._connection.complain("reading what was said about functions", error)
             self._again()
             return
@@ -227,7 +229,7 @@ class Quotas:
         """Whether it was done."""
         try:
             subject = await self._make(flow)
-        except (ApiError, NotStored, Unusable) as error:
+        except (ApiError, BrokerUnavailableError, MisconfiguredError) as error:
             self._connection.complain(f"making tokens for {flow}", error)
             return False
         if puller := self._flows.find(flow):

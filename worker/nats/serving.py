@@ -9,22 +9,22 @@ from math import inf
 import trio
 
 from ..config import Settings
-from ..events import BrokerRefused, ConsumerBound, Surprise
-from ..model import Stored, Waiting
+from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
+from ..model import PendingCount, StoredCount
 from ..policy.names import covers, partition_of
 from ..policy.quota import is_flow
-from ..ports import Emit, NotStored, Unusable
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
 from .connection import ApiError, Connection
-from .consumer import Flows
 from .credit import PORTION
-from .functions import Functions
+from .discovery import SubjectDiscovery
+from .finished_deleter import FinishedDeleter
 from .janitor import Janitor
-from .layout import FUNCTION, Found, Layout, static
+from .layout import FUNCTION, ConsumerState, Layout, static
+from .migration import Migration
 from .outbox import Outbox
+from .pull_consumer import PullConsumer
 from .quotas import Quotas
-from .sweep import Sweep
-from .switch import Switch
 
 _CHECK = 3.0
 """Seconds between two looks at the consumers."""
@@ -63,13 +63,13 @@ class Serving:
     ) -> None:
         self.bound = False
         """Whether what we consume is there, as far as we know."""
-        self.flows = Flows(
+        self.flows = PullConsumer(
             connection, outbox, self._make, self._on_lost, settings.consumer_pull_max_messages or PORTION
         )
         self._connection, self._settings, self._emit, self._lost = connection, settings, emit, lost
-        self.functions = Functions(connection, settings, self.flows, emit=emit, look=look)
-        self._switch = Switch(connection, settings)
-        self.sweep = Sweep(connection, settings, outbox)
+        self.functions = SubjectDiscovery(connection, settings, self.flows, emit=emit, look=look)
+        self._switch = Migration(connection, settings)
+        self.sweep = FinishedDeleter(connection, settings, outbox)
         self.flows.leaving = self._switch.hide
         self._janitor = Janitor(connection, settings, self.functions, self._switch)
         self.quotas: Quotas | None = None
@@ -106,9 +106,9 @@ class Serving:
         """Bring the queue into the layout that is wanted, or serve the one that it is in.
 
         Raises:
-            worker.ports.Unusable: waiting will not help.
+            worker.ports.MisconfiguredError: waiting will not help.
             ApiError: the server said no for a passing reason.
-            worker.ports.NotStored: it did not answer.
+            worker.ports.BrokerUnavailableError: it did not answer.
         """
         await self._switch.show()
         await self.sweep.listen()
@@ -126,9 +126,9 @@ class Serving:
                 await self._bring_about(again=True)
                 took = trio.current_time() - began
                 await self._janitor.tidy(trio.current_time())
-        except Unusable as error:
-            self._emit(BrokerRefused(str(error)))
-        except (ApiError, NotStored) as error:
+        except MisconfiguredError as error:
+            self._emit(BrokerMisconfigured(str(error)))
+        except (ApiError, BrokerUnavailableError) as error:
             self._connection.complain("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
 
@@ -146,7 +146,7 @@ class Serving:
         durable, queue = self._settings.nats_durable, self._settings.queue_name
         if strangers := layout.stranger_to(aim, durable, queue):
             self._emit(
-                Surprise(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
+                ConfigDrift(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
             )
             await self.sweep.announce(each.name for each in strangers)
             await self._switch.retire(strangers, aim)
@@ -172,7 +172,7 @@ class Serving:
             if each.name not in self._kept:
                 self.flows.open(flow).bind(self._pull_from(each.name))
             if self._kept.get(each.name) != each.kept or not self.flows.open(flow).outstanding:
-                self.flows.tell(Stored(flow, each.kept))
+                self.flows.tell(StoredCount(flow, each.kept))
             self._kept[each.name] = each.kept
         for name in self._kept.keys() - {each.name for each in layout.retired}:
             self._drop(name)
@@ -203,11 +203,11 @@ class Serving:
         info = await topology.ensure_consumer(self._connection, self._settings, config, self._emit, again=again)
         self.flows.ack_wait = topology.ack_wait_of(info)
         if shared is None:
-            self.flows.tell(Waiting(_SHARED, inf))
+            self.flows.tell(PendingCount(_SHARED, inf))
         self.flows.open(_SHARED).bind(self._pull_from(name))
         self._emit(ConsumerBound(self._settings.nats_stream, name, self.flows.ack_wait))
 
-    def _is_filtered(self, found: Found) -> bool:
+    def _is_filtered(self, found: ConsumerState) -> bool:
         return set(found.covers) == set(topology.subjects(self._settings))
 
     def _is_flow(self, subject: str) -> bool:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..config import Settings
-from ..events import Made, Surprise
+from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
-from ..ports import Emit, Unusable
+from ..ports import Emit, MisconfiguredError
 from .connection import ApiError, Connection
 from .layout import FUNCTION, MODE, PARTITIONS, static
 
@@ -221,7 +221,7 @@ async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Se
 
     Raises:
         ApiError: the server said no.
-        worker.ports.NotStored: it did not answer.
+        worker.ports.BrokerUnavailableError: it did not answer.
     """
     theirs = f"OF_{settings.nats_stream}"
     if await _find(connection, "stream", settings.nats_stream):
@@ -229,7 +229,7 @@ async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Se
     found = await _find(connection, "stream", theirs)
     if found is None or not all(_taken(found["config"], subject) for subject in subjects(settings)):
         return settings
-    emit(Surprise(f"there is no stream {settings.nats_stream}, but {theirs} has its subjects; it is used"))
+    emit(ConfigDrift(f"there is no stream {settings.nats_stream}, but {theirs} has its subjects; it is used"))
     return dataclasses.replace(settings, nats_stream=theirs)
 
 
@@ -243,9 +243,9 @@ async def ensure_stream(connection: Connection, settings: Settings, emit: Emit, 
         again: it was there before, so to miss it is worth a warning.
 
     Raises:
-        Unusable: what was found cannot work.
+        MisconfiguredError: what was found cannot work.
         ApiError: the server said no for a passing reason.
-        worker.ports.NotStored: it did not answer.
+        worker.ports.BrokerUnavailableError: it did not answer.
     """
     stream, consumer = settings.nats_stream, settings.nats_durable
     if again and not await _find(connection, "stream", stream):
@@ -255,14 +255,14 @@ async def ensure_stream(connection: Connection, settings: Settings, emit: Emit, 
         "stream",
         stream,
         stream_config(settings),
-        lambda: emit(Made("stream", stream, again)),
+        lambda: emit(Created("stream", stream, again)),
     )
     if unusable := _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit):
         # Nothing is made on such a stream, but what else is wrong there is told at once.
         if theirs := await _find(connection, "consumer", f"{stream}.{consumer}"):
             what = f"consumer {consumer} of stream {stream}"
             unusable += _judge(what, *consumer_faults(theirs["config"], consumer_config(settings)), emit)
-        raise Unusable(_told(unusable))
+        raise MisconfiguredError(_told(unusable))
     return str(info["created"])
 
 
@@ -279,11 +279,11 @@ async def ensure_consumer(
         "consumer",
         f"{stream}.{name}",
         {"stream_name": stream, "config": config, "action": "create"},
-        lambda: emit(Made("consumer", name, again)),
+        lambda: emit(Created("consumer", name, again)),
     )
     what = f"consumer {name} of stream {stream}"
     if unusable := _judge(what, *consumer_faults(info["config"], config), emit):
-        raise Unusable(_told(unusable))
+        raise MisconfiguredError(_told(unusable))
     return info
 
 
@@ -294,14 +294,16 @@ async def allow_more_consumers(connection: Connection, settings: Settings, emit:
 
     Raises:
         ApiError: the server said no.
-        worker.ports.NotStored: it did not answer.
+        worker.ports.BrokerUnavailableError: it did not answer.
     """
     stream = settings.nats_stream
     config = (await connection.ask(f"STREAM.INFO.{stream}"))["config"]
     if config.get("max_consumers", -1) > 0:
         return bool(config["max_consumers"] >= _MOST_CONSUMERS)
     await connection.ask(f"STREAM.UPDATE.{stream}", config | {"max_consumers": _MOST_CONSUMERS})
-    emit(Surprise(f"the stream {stream} may have no more consumers by the server's default; its max_consumers is set"))
+    emit(
+        ConfigDrift(f"the stream {stream} may have no more consumers by the server's default; its max_consumers is set")
+    )
     return True
 
 
@@ -310,7 +312,7 @@ async def ack_wait(connection: Connection, settings: Settings) -> float:
 
     Raises:
         ApiError: there is no such consumer.
-        worker.ports.NotStored: the server did not answer.
+        worker.ports.BrokerUnavailableError: the server did not answer.
     """
     return ack_wait_of(await connection.ask(f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}"))
 
@@ -320,7 +322,7 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
 
     Raises:
         ApiError: the server said no.
-        worker.ports.NotStored: it did not answer.
+        worker.ports.BrokerUnavailableError: it did not answer.
     """
     name = dead_letter_stream(settings)
     await _find_or_make(
@@ -328,7 +330,7 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
         "stream",
         name,
         dead_letter_config(settings),
-        lambda: emit(Made("stream", name, again=False)),
+        lambda: emit(Created("stream", name, again=False)),
     )
 
 
@@ -345,7 +347,7 @@ async def _find_or_make(
         try:  # another worker may have been quicker, with what serves us as well
             return await connection.ask(f"{what.upper()}.INFO.{name}")
         except ApiError:
-            raise Unusable(f"cannot make the {what} {name}: {meaning} ({error})") from None
+            raise MisconfiguredError(f"cannot make the {what} {name}: {meaning} ({error})") from None
     made()
     return answer
 
@@ -364,7 +366,7 @@ def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> li
     if faults:
         return [f"the {what} cannot be used: {'; '.join(faults)}"]
     for surprise in surprises:
-        emit(Surprise(f"the {what} is not as set: {surprise}; it is used as it is"))
+        emit(ConfigDrift(f"the {what} is not as set: {surprise}; it is used as it is"))
     return []
 
 

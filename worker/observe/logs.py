@@ -17,13 +17,13 @@ from ..config import Settings
 from ..model import Abandon, Ack, Delivery, Nak, Responded, Term, Verdict
 from ..policy.decide import describe, status_of
 from ..ports import Emit
-from .lines import Lines
+from .log_writer import LogWriter
 
 Row = tuple[str, str, dict[str, Any]]
 """Level, message, fields."""
 
 
-def configure(settings: Settings, *, process: int | None = None) -> Lines:
+def configure(settings: Settings, *, process: int | None = None) -> LogWriter:
     """Set structlog up: lines to standard output, as JSON or for people.
 
     Args:
@@ -32,7 +32,7 @@ def configure(settings: Settings, *, process: int | None = None) -> Lines:
     """
     sys.stdout.flush()  # from here on, what is written goes past its buffer
     json = settings.log_encoding == "json"
-    lines = Lines(sys.stdout.fileno(), shared=process is not None, json=json)
+    lines = LogWriter(sys.stdout.fileno(), shared=process is not None, json=json)
     stamp: Any = _stamp() if process is None else _stamp(process=process)
     render: Any = _json if json else _for_people()
     structlog.configure(
@@ -185,7 +185,7 @@ def _connected(event: e.Connected) -> Row:
     )
 
 
-def _made(event: e.Made) -> Row:
+def _made(event: e.Created) -> Row:
     if event.again:
         return "warning", f"The {event.what} was gone, and has been made again", {event.what: event.name}
     return "info", f"Made the {event.what}", {event.what: event.name}
@@ -199,7 +199,7 @@ def _drain_ended(event: e.DrainEnded) -> Row:
 
 
 def _where(delivery: Delivery) -> dict[str, Any]:
-    return {"sequence": delivery.id[0], "deliveries": delivery.count}
+    return {"sequence": delivery.id[0], "deliveries": delivery.num_delivered}
 
 
 def _origin(url: str) -> str:
@@ -231,7 +231,7 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
     ),
     e.CallbackPosted: _posted,
     e.DeadLettered: _dead,
-    e.DeadLetterRefused: lambda v: (
+    e.DeadLetterNotStored: lambda v: (
         "error",
         "Dead letter not stored; trying again",
         {"call_id": v.call_id, "error": v.error} | _where(v.delivery),
@@ -250,10 +250,14 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
     ),
     e.Connected: _connected,
     e.Disconnected: lambda _: ("warning", "Disconnected from NATS; intake pauses until it is back", {}),
-    e.BrokerTrouble: lambda v: ("warning", "Trouble with NATS; trying again", {"doing": v.doing, "error": v.error}),
-    e.BrokerRefused: lambda v: ("error", "Cannot work with what is on NATS now; trying again", {"error": v.error}),
-    e.Surprise: lambda v: ("warning", v.text, {}),
-    e.Made: _made,
+    e.BrokerFailure: lambda v: ("warning", "Trouble with NATS; trying again", {"doing": v.doing, "error": v.error}),
+    e.BrokerMisconfigured: lambda v: (
+        "error",
+        "Cannot work with what is on NATS now; trying again",
+        {"error": v.error},
+    ),
+    e.ConfigDrift: lambda v: ("warning", v.text, {}),
+    e.Created: _made,
     e.ConsumerBound: lambda v: (
         "info",
         "Consuming",

@@ -1,6 +1,6 @@
 """Events as Prometheus metrics, by the names and labels that docs/operations.md lists, and is tested to.
 
-What each message counts is in :mod:`worker.observe.tallies`; the rest is prometheus_client's own.
+What each message counts is in :mod:`worker.observe.function_metrics`; the rest is prometheus_client's own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..config import Settings
 from ..model import Final, Nak
 from ..policy.decide import status_of
 from ..policy.names import label_of
-from .tallies import Tallies
+from .function_metrics import FunctionMetrics
 
 
 class Metrics:
@@ -39,7 +39,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
         self.registry = CollectorRegistry()
         self._queue, self._pod = settings.queue_name, pod
-        self._tallies = Tallies(self._queue)
+        self._tallies = FunctionMetrics(self._queue)
         self._waiting: set[str] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
         self._make()
@@ -142,7 +142,7 @@ class Metrics:
             self.reconnects.inc()
 
     def _backlog(self, event: e.BacklogRead) -> None:
-        self.submitted.set(event.backlog.taken)
+        self.submitted.set(event.backlog.last_sequence)
         counts = dict.fromkeys(self._waiting, 0)
         for subject, stored in event.backlog.by_subject.items():
             function = self._tallies.name(label_of(self._queue, subject))

@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from ..policy.processes import AGAIN, crashes, is_hopeless
-from .line import FATAL, METRICS, VARIABLE, Line
+from .control_socket import FATAL, METRICS, VARIABLE, ControlSocket
 from .merge import Merge
 
 GRACE = 4.5
@@ -43,7 +43,7 @@ class Ended:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class ChildSlot:
     """One of the processes, whichever runs in its place now."""
 
     number: int
@@ -51,7 +51,7 @@ class Place:
     """In a row."""
     process: trio.Process | None = None
     """None before, between and after."""
-    line: Line | None = None
+    line: ControlSocket | None = None
     began: float = 0.0
 
 
@@ -71,7 +71,7 @@ class Processes:
     ) -> None:
         self._command, self._environment = command, environment
         self._timeout, self._tell = timeout, tell
-        self.places = [Place(number) for number in range(1, many + 1)]
+        self.places = [ChildSlot(number) for number in range(1, many + 1)]
         self.merge = Merge()
         self.restarts = 0
         self.stopping = trio.Event()
@@ -80,7 +80,7 @@ class Processes:
         self._starting = 0
 
     @property
-    def running(self) -> list[Place]:
+    def running(self) -> list[ChildSlot]:
         """Those that run now."""
         return [place for place in self.places if place.process]
 
@@ -122,20 +122,20 @@ class Processes:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    async def _keep(self, place: Place) -> None:
+    async def _keep(self, place: ChildSlot) -> None:
         while not self.stopping.is_set():
             code = await self._live(place)
             self.reap()
             if self._is_over(place, code):
                 return
-            wait = AGAIN.delay(place.crashes, dice=random.random())  # noqa: S311 -- jitter, no secret
+            wait = AGAIN.delay(place.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
             fields = {"process": place.number, "how": _how(code), "crashes": place.crashes, "again_in": round(wait, 3)}
             self._tell("error", "A process ended; starting it again", **fields)
             with trio.move_on_after(wait):
                 await self.stopping.wait()
             self.restarts += not self.stopping.is_set()
 
-    async def _live(self, place: Place) -> int:
+    async def _live(self, place: ChildSlot) -> int:
         """One life of a process, from its start to its end; its exit code."""
         place.began = trio.current_time()
         try:
@@ -162,7 +162,7 @@ class Processes:
             self.merge.gone(place.line.said.get(METRICS, ""))
         return process.returncode or 0
 
-    async def _start(self, place: Place) -> tuple[trio.Process, Line]:
+    async def _start(self, place: ChildSlot) -> tuple[trio.Process, ControlSocket]:
         ours, theirs = socket.socketpair()
         self._starting += 1
         try:
@@ -179,9 +179,9 @@ class Processes:
             raise
         finally:
             self._starting -= 1
-        return process, Line(ours)
+        return process, ControlSocket(ours)
 
-    def _is_over(self, place: Place, code: int) -> bool:
+    def _is_over(self, place: ChildSlot, code: int) -> bool:
         """Whether there is nothing to be started again; ends all where a process cannot work."""
         fatal = place.line.said.get(FATAL) if place.line else None
         if self.stopping.is_set():

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 
 from ..config import Settings
 from ..observe.server import serve_observers
-from .line import METRICS, READY
-from .processes import Ended, Place, Processes
+from .control_socket import METRICS, READY
+from .processes import ChildSlot, Ended, Processes
 
 ANSWERS_WITHIN = 2.0
 """Seconds for a process to answer: far above what it takes, and below the ten of Prometheus and the five of our
@@ -97,11 +97,11 @@ class All:
                 return f"process {place.number}: {reason}"
         return None
 
-    async def _ask(self, question: bytes) -> list[Place]:
+    async def _ask(self, question: bytes) -> list[ChildSlot]:
         """Ask all that run, at once; those that did not answer in time."""
-        silent: list[Place] = []
+        silent: list[ChildSlot] = []
 
-        async def ask(place: Place) -> None:
+        async def ask(place: ChildSlot) -> None:
             asked = place.process
             if place.line and not await place.line.ask(question, ANSWERS_WITHIN) and place.process is asked:
                 silent.append(place)
@@ -133,10 +133,10 @@ def own_registry(processes: Processes) -> CollectorRegistry:
     return registry
 
 
-def _is_starting(place: Place) -> bool:
+def _is_starting(place: ChildSlot) -> bool:
     answered = place.line is not None and READY in place.line.said
     return not answered and trio.current_time() - place.began < STARTS_WITHIN
 
 
-def _names(places: Sequence[Place], what: str) -> str | None:
+def _names(places: Sequence[ChildSlot], what: str) -> str | None:
     return ", ".join(f"process {place.number} {what}" for place in places) or None

@@ -30,13 +30,13 @@ class Backoff:
         # 2.0**64 seconds is past any cap; the bound keeps the power finite at attempt 10**6.
         return float(min(self.longest, self.initial * 2.0 ** min(attempt - 1, 64)))
 
-    def delay(self, attempt: int, *, dice: float) -> float:
+    def delay(self, attempt: int, *, draw: float) -> float:
         """The same after jitter, *dice* being in [0, 1)."""
         ceiling = self.ceiling(attempt)
         match self.jitter:
             case Jitter.EXPONENTIAL:
                 return ceiling
             case Jitter.FULL:
-                return ceiling * dice
+                return ceiling * draw
             case Jitter.EQUAL:
-                return ceiling * (1 + dice) / 2
+                return ceiling * (1 + draw) / 2

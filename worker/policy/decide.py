@@ -27,14 +27,14 @@ LONGEST_RETRY_AFTER = 3600.0
 days."""
 
 
-def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: float) -> Verdict:  # noqa: PLR0911 -- a return is a row of the table
+def decide(outcome: Outcome, *, attempt: int, retry: Retry, draw: float, now: float) -> Verdict:  # noqa: PLR0911 -- a return is a row of the table
     """The verdict on attempt number *attempt* (from 1).
 
     Args:
         outcome: what happened.
         attempt: which attempt it was.
         retry: the policy for this function.
-        dice: chance, in [0, 1).
+        draw: a uniform random number in [0, 1).
         now: wall-clock time (s since the epoch), which a Retry-After date is read against.
     """
     match outcome:
@@ -51,7 +51,7 @@ def decide(outcome: Outcome, *, attempt: int, retry: Retry, dice: float, now: fl
                 return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}")
             asked = _asked_wait(outcome, now)
             if asked is None:
-                return Nak(retry.backoff.delay(attempt, dice=dice))
+                return Nak(retry.backoff.delay(attempt, draw=draw))
             return Nak(max(retry.backoff.initial, min(asked, LONGEST_RETRY_AFTER)))
 
 

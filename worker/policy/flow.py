@@ -35,13 +35,13 @@ class Flow:
         "asked",
         "asked_at",
         "cap",
+        "demand_key",
         "entry",
         "function",
         "granted",
-        "hungry",
         "learned",
-        "least",
         "limited",
+        "min_slots",
         "name",
         "open",
         "paused",
@@ -60,7 +60,7 @@ class Flow:
         self.name = name
         self.function = function
         self.learned = learned
-        self.least = least
+        self.min_slots = least
         self.weight = 1
         self.cap: float = inf
         """Most slots that it may hold, whatever is learned."""
@@ -84,7 +84,7 @@ class Flow:
         """Slot seconds by weight, on the scale of :attr:`Shares.pace`."""
         self.granted = 0
         """When a slot was last granted, in turns."""
-        self.hungry: tuple[int, int] | None = None
+        self.demand_key: tuple[int, int] | None = None
         """Its weight and what it held when it was last counted among the hungry; None: it is not."""
         self.entry = 0
         """The number of its valid place in line."""
@@ -108,11 +108,11 @@ class Flow:
         """Slots that nobody else can have."""
         return self.running + self.asked
 
-    def hunger(self, now: float) -> float:
+    def demand(self, now: float) -> float:
         """How many more slots it could use at once, as far as is known."""
-        return min(self.appetite(now), self.limit - self.held) if self.open and not self.recalled else 0
+        return min(self.known_demand(now), self.limit - self.held) if self.open and not self.recalled else 0
 
-    def appetite(self, now: float) -> float:
+    def known_demand(self, now: float) -> float:
         """How many more there may be for it."""
         more = self.waiting - self.asked
         if more < 1 and not self.asked and self.stored > self.running and now >= self.quiet_until:

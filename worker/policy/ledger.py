@@ -73,18 +73,18 @@ class Ledger:
         past = self._past.get(delivery.id)
         if past is None:
             self._running.add(delivery.id)
-            return Fresh(delivery.count)
+            return Fresh(delivery.num_delivered)
         if isinstance(past, Final):
             return Finished(past)
-        since = delivery.count - past.count
+        since = delivery.num_delivered - past.count
         # One more than when we had it: it is our own give-back that returns. Fewer or as many: the consumer was made
         # anew and has forgotten both the count and the wait. More: someone else has had it meanwhile.
-        attempts = past.attempts + (since - 1 if since > 0 else delivery.count - 1)
+        attempts = past.attempts + (since - 1 if since > 0 else delivery.num_delivered - 1)
         remaining = past.due - now
         if since > 1 or remaining <= EARLY:
             remaining = 0.0
         if remaining > HOLD:
-            self._keep(delivery.id, _GivenBack(delivery.count, attempts, past.due))
+            self._keep(delivery.id, _GivenBack(delivery.num_delivered, attempts, past.due))
             return Early(remaining)
         self._running.add(delivery.id)
         return Fresh(attempts + 1, remaining)
@@ -105,7 +105,7 @@ class Ledger:
                 self._keep(delivery.id, verdict)
             case Nak(delay):
                 attempts = attempt if attempted else attempt - 1
-                self._keep(delivery.id, _GivenBack(delivery.count, attempts, now + delay))
+                self._keep(delivery.id, _GivenBack(delivery.num_delivered, attempts, now + delay))
             case _:  # abandoned: others have it, and what they do we cannot count
                 self._past.pop(delivery.id, None)
 

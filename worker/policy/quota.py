@@ -66,13 +66,13 @@ def number_of(subject: str) -> int:
 
 def limited(quota: Quota) -> bool:
     """Whether it takes tokens to run one."""
-    return quota.most is not None or quota.rate is not None
+    return quota.max_inflight is not None or quota.rate is not None
 
 
 def tokens(quota: Quota, kind: str) -> int:
     """How many tokens of a kind there are; without a limit, none."""
     if kind == CAP:
-        return quota.most or 0
+        return quota.max_inflight or 0
     return -(-quota.rate.starts // worth(quota.rate)) if quota.rate else 0
 
 
@@ -84,7 +84,7 @@ def worth(rate: Rate) -> int:
 def uses(quota: Quota, kind: str, number: int) -> int:
     """Uses of the token of that number; none where it is of an earlier quota, and is to be taken off the queue."""
     if kind == CAP:
-        return int(number < (quota.most or 0))
+        return int(number < (quota.max_inflight or 0))
     return max(0, min(worth(quota.rate), quota.rate.starts - number * worth(quota.rate))) if quota.rate else 0
 
 
@@ -143,7 +143,7 @@ Raises:
 """
 _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),
-    "com.openfaas.queue.max_inflight": ("most", parse_most),
+    "com.openfaas.queue.max_inflight": ("max_inflight", parse_most),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
 

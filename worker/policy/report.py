@@ -61,7 +61,7 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
     known = {
         "X-Dead-Letter-Reason": letter.reason,
         "X-Dead-Letter-Attempts": str(letter.attempts),
-        "X-Dead-Letter-Deliveries": str(letter.delivery.count),
+        "X-Dead-Letter-Deliveries": str(letter.delivery.num_delivered),
         "X-Dead-Letter-Stream": stream,
         "X-Dead-Letter-Subject": letter.delivery.subject,
         "X-Dead-Letter-Sequence": str(letter.delivery.id[0]),

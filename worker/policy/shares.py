@@ -127,7 +127,7 @@ class Shares:
         """Whether a message that comes now can be run."""
         return self.free > 0 or self.of(name).asked > 0
 
-    def came(self, name: str, behind: float, now: float) -> Flow:
+    def deliver(self, name: str, behind: float, now: float) -> Flow:
         """A message came, and *behind* it so many wait. It runs now, in a slot that was free for it."""
         flow = self.of(name)
         self._came(flow, behind, now)
@@ -135,7 +135,7 @@ class Shares:
         flow.running += 1
         return flow
 
-    def came_in_vain(self, name: str, behind: float, now: float) -> None:
+    def reject(self, name: str, behind: float, now: float) -> None:
         """A message came that is not to be run."""
         self._came(self.of(name), behind, now)
 
@@ -224,13 +224,13 @@ class Shares:
         taken, self._limited = list(self._limited), {}
         return taken
 
-    def wish(self, flow: Flow) -> int:
+    def desired(self, flow: Flow) -> int:
         """How many more of a flow could run soon, if there were tokens: what is free, or becomes its part."""
         if not flow.open:
             return 0
         part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
         soon = max(self.free, part - flow.held, 1 - flow.held)
-        more = max(0, min(flow.appetite(inf), soon))
+        more = max(0, min(flow.known_demand(inf), soon))
         return int(max(0, min(flow.asked + more, flow.own_limit - flow.running)))
 
     # What follows from it.
@@ -252,7 +252,7 @@ class Shares:
         if self._weights:
             self._recall(decision, now)
         elif self.free:
-            self._lend(decision, now)
+            self._prefetch(decision, now)
         while self._wakes and self._wakes[0][2].wake != self._wakes[0][0]:
             heapq.heappop(self._wakes)
         decision.again = min(decision.again, *(line[0][0] for line in (self._wakes, self._returns) if line), inf)
@@ -286,14 +286,14 @@ class Shares:
         """Put it where it belongs."""
         if not (flow.open and (flow.stored or flow.waiting or flow.asked)):
             self._active.pop(flow, None)
-        was = flow.hungry
-        if flow.hungry:
+        was = flow.demand_key
+        if flow.demand_key:
             self._number -= 1
-            self._weights -= flow.hungry[0]
-            self._held -= flow.hungry[1]
-            flow.hungry = None
+            self._weights -= flow.demand_key[0]
+            self._held -= flow.demand_key[1]
+            flow.demand_key = None
             flow.entry = 0
-        if flow.hunger(now) >= 1:
+        if flow.demand(now) >= 1:
             if not (was or flow.held):
                 flow.used = max(flow.used, self.pace)
             self._stand_in_line(flow)
@@ -310,12 +310,12 @@ class Shares:
                 heapq.heappush(self._wakes, (wake, next(self._numbers), flow))
 
     def _stand_in_line(self, flow: Flow) -> None:
-        flow.hungry = flow.weight, flow.held
+        flow.demand_key = flow.weight, flow.held
         self._number += 1
         self._weights += flow.weight
         self._held += flow.held
         flow.entry = next(self._numbers)
-        line = self._lines.setdefault((flow.weight, flow.least), [])
+        line = self._lines.setdefault((flow.weight, flow.min_slots), [])
         heapq.heappush(line, (flow.held, flow.used, flow.granted, flow.entry, flow))
 
     def _first(self) -> Flow | None:
@@ -337,21 +337,21 @@ class Shares:
     def _rank(self, flow: Flow, part: float) -> tuple[int, float, float, int]:
         """The lowest is served first. *part*: slots for each unit of weight."""
         held, due = flow.held, part * flow.weight
-        if held < flow.least:
-            return (0, held / flow.least, 0.0, flow.granted)
+        if held < flow.min_slots:
+            return (0, held / flow.min_slots, 0.0, flow.granted)
         if held + 1 <= due:
             return (1, held / flow.weight, 0.0, flow.granted)
         return (2 if held < due else 3, flow.used, held / flow.weight, flow.granted)
 
     def _grant(self, flow: Flow, decision: Decision, now: float) -> None:
         alone = self._weights == flow.weight
-        more = int(min(self.free, flow.hunger(now))) if alone else 1
+        more = int(min(self.free, flow.demand(now))) if alone else 1
         self.pace = max(self.pace, flow.used)
         flow.granted = next(self._numbers)
         self._ask(flow, more, decision, now)
         self._look(flow, now)
 
-    def _lend(self, decision: Decision, now: float) -> None:
+    def _prefetch(self, decision: Decision, now: float) -> None:
         """Evenly, all but the reserve; where a single flow is active, all."""
         spare: int = self.free - (self.slots // RESERVE if len(self._active) > 1 else 0)
         able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalled] if spare > 0 else []

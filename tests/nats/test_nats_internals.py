@@ -13,7 +13,7 @@ from nats.aio.subscription import Subscription
 from trio_asyncio import aio_as_trio
 
 from tests.servers import NatsServer
-from worker.nats import quirks
+from worker.nats import nats_internals
 
 
 def test_the_private_names_are_still_there() -> None:
@@ -47,7 +47,7 @@ async def test_messages_are_heard_where_they_are_read(tmp_path: Path) -> None:
         with NatsServer(tmp_path) as server:
             client = Client()
             await aio_as_trio(client.connect)(server.url)
-            subscription = await aio_as_trio(quirks.listen)(client, "any", hear)
+            subscription = await aio_as_trio(nats_internals.listen)(client, "any", hear)
             for data in (b"one", b"bad", b"two"):
                 await aio_as_trio(client.publish)("any", data)
             await aio_as_trio(client.flush)()  # its PONG comes behind them

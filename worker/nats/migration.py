@@ -18,10 +18,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..config import Settings
-from ..ports import NotStored, Unusable
-from . import quirks, topology
-from .connection import ApiError, Connection, NobodyAnswers
-from .layout import FUNCTION, RETIRED, Found, Layout, filters_of, overlap, read, retirement, static
+from ..ports import BrokerUnavailableError, MisconfiguredError
+from . import nats_internals, topology
+from .connection import ApiError, Connection, NoRespondersError
+from .layout import FUNCTION, RETIRED, ConsumerState, Layout, filters_of, overlap, read, retirement, static
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
@@ -32,7 +32,7 @@ _MEANT = 6.0
 _FLUSHED = 0.3
 """Seconds after which nats-server has written what a consumer had handed out: it does so every 100 ms."""
 _TAKEN_OFF = 0.5
-"""Seconds that workers have to take off what they have just ended through a retired consumer (worker/nats/sweep.py),
+"""Seconds that workers have to take off what they have just ended through a retired consumer (FinishedDeleter),
 before it is deleted and others hand out what is there."""
 _AT_ONCE = 16
 """Consumers that are retired at the same time."""
@@ -42,7 +42,7 @@ _ANSWER = 1.0
 """Seconds to wait for a worker's sign of life."""
 
 
-class Switch:
+class Migration:
     """Looks after the layout of a stream's consumers.
 
     Args:
@@ -64,7 +64,7 @@ class Switch:
     async def show(self) -> None:
         """Answer those who ask whether anyone wants our layout."""
         if self._sign is None and not self._hidden:
-            self._sign = await quirks.listen(self._connection.client, self._subject(self.wanted), self._answer)
+            self._sign = await nats_internals.listen(self._connection.client, self._subject(self.wanted), self._answer)
 
     async def hide(self) -> None:
         """Answer no more: we are about to end."""
@@ -110,7 +110,7 @@ class Switch:
 
         Raises:
             ApiError: the server said no.
-            worker.ports.NotStored: it did not answer.
+            worker.ports.BrokerUnavailableError: it did not answer.
         """
         infos: list[dict[str, Any]] = []
         missing: list[str] = []
@@ -122,7 +122,7 @@ class Switch:
                 break
         await self._remove_refused(missing, infos)
         if missing:
-            raise NotStored(f"{len(missing)} consumers have no leader now")
+            raise BrokerUnavailableError(f"{len(missing)} consumers have no leader now")
         return Layout.of(infos, self.settings.nats_durable)
 
     async def _remove_refused(self, missing: list[str], infos: list[dict[str, Any]]) -> None:
@@ -139,7 +139,7 @@ class Switch:
         await asyncio.gather(*(self._remove_if_refused(name, there) for name in ours[:_AT_ONCE]))
 
     async def _remove_if_refused(self, name: str, there: list[tuple[str, ...]]) -> None:
-        with suppress(ApiError, NotStored):  # a deletion of such a one is heeded and not always answered
+        with suppress(ApiError, BrokerUnavailableError):  # a deletion of such a one is heeded and not always answered
             info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
             if any(overlap(filters_of(info), each) for each in there):
                 await self.delete(name)
@@ -149,11 +149,11 @@ class Switch:
 
     # What is done about it.
 
-    async def retire(self, found: list[Found], aim: str) -> None:
+    async def retire(self, found: list[ConsumerState], aim: str) -> None:
         """Retire consumers. What stands in the way of that is raised; it is all to be done again then."""
         room = asyncio.Semaphore(_AT_ONCE)
 
-        async def retire(one: Found) -> None:
+        async def retire(one: ConsumerState) -> None:
             async with room:
                 await self._retire(one.name, aim)
 
@@ -164,7 +164,9 @@ class Switch:
     async def _retire(self, name: str, aim: str) -> None:
         since = trio.current_time()
         if not await self.pause(name):
-            raise Unusable(f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later")
+            raise MisconfiguredError(
+                f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later"
+            )
         await asyncio.sleep(_FLUSHED)
         info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         if read(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
@@ -182,7 +184,7 @@ class Switch:
         body = {"pause_until": until.isoformat().replace("+00:00", "Z")}
         try:
             answer = await self._connection.ask(f"CONSUMER.PAUSE.{self.settings.nats_stream}.{name}", body)
-        except NobodyAnswers:
+        except NoRespondersError:
             return False
         return bool(answer.get("paused"))
 

@@ -18,10 +18,10 @@ from .policy.flow import Flow
 from .policy.quota import limited
 from .policy.shares import AGE, Shares
 from .ports import Consumer, Queue, Quotas
-from .wallet import Wallet
+from .token_store import TokenStore
 
 
-class Limits:
+class Admission:
     """All of them.
 
     Args:
@@ -36,7 +36,7 @@ class Limits:
         self, queue: Queue, quotas: Quotas, leases: Leases, shares: Shares, decide: Callable[[], None]
     ) -> None:
         self._quotas, self._shares, self._decide = quotas, shares, decide
-        self._wallet = Wallet(queue, quotas, leases, self._on_change)
+        self._wallet = TokenStore(queue, quotas, leases, self._on_change)
         self._flows: dict[str, set[Flow]] = {}
         """By function, those of limited ones and of those that were."""
         self._able: dict[str, float] = {}
@@ -89,7 +89,7 @@ class Limits:
         """Want the tokens that are lacking, and give back those that are not needed."""
         for flow in self._shares.take_limited():
             if flow.function in self._flows:
-                self._wallet.balance(flow.function, self._wish(flow.function), consumer)
+                self._wallet.balance(flow.function, self._desired(flow.function), consumer)
                 self._give_room(flow)
 
     def stop(self) -> None:
@@ -97,7 +97,7 @@ class Limits:
         self._stopped = True
         self._wallet.give_all()
 
-    def _wish(self, function: str) -> int:
+    def _desired(self, function: str) -> int:
         """How many more of it to have tokens for."""
         flows, now = self._flows[function], trio.current_time()
         if self._shares.free or any(flow.asked for flow in flows):
@@ -105,7 +105,7 @@ class Limits:
         elif now - self._able.setdefault(function, now) >= AGE:
             self._able[function] = now
             return 0
-        return sum(map(self._shares.wish, flows))
+        return sum(map(self._shares.desired, flows))
 
     def _on_change(self, function: str) -> None:
         for flow in self._flows.get(function, ()):

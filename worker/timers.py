@@ -14,7 +14,7 @@ from itertools import count
 import trio
 
 
-class Retries:
+class Timers:
     """Waits, and the task that ends them."""
 
     def __init__(self) -> None:

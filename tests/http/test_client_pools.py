@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from worker.http.lanes import CLOSING, Lanes
+from worker.http.client_pools import CLOSING, ClientPools
 from worker.http.transport import IDLE
 
 
@@ -33,7 +33,7 @@ class Works(list[Lane]):
 async def test_the_lane_used_last_is_used_first() -> None:
     """Each origin has its own."""
     made = Works()
-    lanes = Lanes(made.make, at_once=9)
+    lanes = ClientPools(made.make, at_once=9)
     async with lanes.taken("a") as first, lanes.taken("b") as second:
         pass
     async with lanes.taken("a") as again, lanes.taken("b") as other, trio.open_nursery() as nursery:
@@ -52,7 +52,7 @@ async def test_the_lane_used_last_is_used_first() -> None:
 async def test_who_finds_all_taken_waits_in_turn() -> None:
     """So many lanes to an origin, and no more; whoever came first goes first."""
     made, turns = Works(), list[int]()
-    lanes = Lanes(made.make, at_once=2)
+    lanes = ClientPools(made.make, at_once=2)
 
     async def use(number: int) -> None:
         async with lanes.taken("a"):
@@ -72,7 +72,7 @@ async def test_who_finds_all_taken_waits_in_turn() -> None:
     assert (turns, len(made)) == ([0, 1, 2, 3, 4], 2)
 
 
-async def _hold(lanes: Lanes[Lane]) -> None:
+async def _hold(lanes: ClientPools[Lane]) -> None:
     async with lanes.taken("a"):
         await trio.sleep_forever()
 
@@ -80,7 +80,7 @@ async def _hold(lanes: Lanes[Lane]) -> None:
 async def test_a_lane_in_doubt_is_closed() -> None:
     """What failed on it, or was cancelled, may have left it half used."""
     made = Works()
-    lanes = Lanes(made.make, at_once=9)
+    lanes = ClientPools(made.make, at_once=9)
     with pytest.raises(ValueError, match="broken"):
         async with lanes.taken("a"):
             raise ValueError("broken")
@@ -95,7 +95,7 @@ async def test_a_lane_in_doubt_is_closed() -> None:
 async def test_one_that_waits_can_go() -> None:
     """Cancelled while it waits for a lane, it has taken none."""
     made = Works()
-    lanes = Lanes(made.make, at_once=1)
+    lanes = ClientPools(made.make, at_once=1)
     async with lanes.taken("a"):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -110,7 +110,7 @@ async def test_idle_lanes_are_closed_in_time(autojump_clock: MockClock) -> None:
     """Also where nothing else happens, and then nothing is left of the origin."""
     assert autojump_clock
     made = Works()
-    lanes = Lanes(made.make, at_once=9)
+    lanes = ClientPools(made.make, at_once=9)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lanes.keep)
         await trio.sleep(1)
@@ -128,7 +128,7 @@ async def test_all_idle_lanes_are_closed_at_the_end(autojump_clock: MockClock) -
     """One that takes too long is left to itself."""
     assert autojump_clock
     lane = Lane(closing=60)
-    lanes = Lanes(lambda: lane, at_once=9)
+    lanes = ClientPools(lambda: lane, at_once=9)
     async with lanes.taken("a"):
         pass
     began = trio.current_time()

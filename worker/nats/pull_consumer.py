@@ -13,12 +13,12 @@ import nats.errors
 import trio
 from trio_asyncio import aio_as_trio
 
-from ..model import Delivery, Gone, Notice
+from ..model import Delivery, FlowEnded, Notice
 from .connection import Connection
 from .credit import FEW_LANES, HEARTBEAT, LANES, PORTION, Credit
 from .layout import Layout
 from .outbox import Outbox
-from .pull import Arrivals, Puller
+from .pull import DeliveryBuffer, Pull
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
@@ -26,7 +26,7 @@ _LATE = 5.0
 """Seconds that the inboxes of a flow that is gone are heard."""
 
 
-class Flows:
+class PullConsumer:
     """See :class:`worker.ports.Consumer`.
 
     Args:
@@ -51,13 +51,13 @@ class Flows:
         """Whether requests of the connection before can be answered no more."""
         self._connection, self._outbox, self._make, self._most = connection, outbox, make, most
         self._lost = lost
-        self._arrivals = Arrivals()
-        self._pullers: dict[str, Puller] = {}
-        self._asks: dict[Puller, None] = {}
+        self._arrivals = DeliveryBuffer()
+        self._pullers: dict[str, Pull] = {}
+        self._asks: dict[Pull, None] = {}
         """Those that may have something to ask for."""
-        self._open: dict[Puller, None] = {}
+        self._open: dict[Pull, None] = {}
         """Those that may have an open request."""
-        self._recalls: list[Puller] = []
+        self._recalls: list[Pull] = []
         self._void: set[str] = set()
         """Flows that are gone, which is not received yet: what is wanted of them until then never comes."""
         self.leaving: Callable[[], Awaitable[None]] | None = None
@@ -122,14 +122,14 @@ class Flows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def find(self, flow: str) -> Puller | None:
+    def find(self, flow: str) -> Pull | None:
         """A flow, if there is one of that name."""
         return self._pullers.get(flow)
 
-    def open(self, flow: str) -> Puller:
+    def open(self, flow: str) -> Pull:
         """A flow; there is one from now on."""
         if (puller := self._pullers.get(flow)) is None:
-            puller = self._pullers[flow] = Puller(
+            puller = self._pullers[flow] = Pull(
                 flow,
                 self._connection,
                 self._outbox,
@@ -146,7 +146,7 @@ class Flows:
             self._forget(puller)
             puller.close(trio.current_time() + _LATE)
         self._void.add(flow)
-        self.tell(Gone(flow))
+        self.tell(FlowEnded(flow))
 
     async def check(self, now: float) -> None:
         """Give up requests of which nothing was heard; to be called a few times a second."""
@@ -173,11 +173,11 @@ class Flows:
             elif puller.wanted and not puller.making:
                 self._make(puller.flow)
 
-    def _may_ask(self, puller: Puller) -> None:
+    def _may_ask(self, puller: Pull) -> None:
         self._asks[puller] = None
         self._outbox.wake()
 
-    def _on_lost(self, puller: Puller) -> None:
+    def _on_lost(self, puller: Pull) -> None:
         if self._pullers.get(puller.flow) is puller and puller.bound:
             puller.unbind()
             self._lost(puller.flow)
@@ -200,7 +200,7 @@ class Flows:
             if puller.outstanding:
                 self._open[puller] = None
 
-    async def _take_back(self, pullers: list[Puller]) -> None:
+    async def _take_back(self, pullers: list[Pull]) -> None:
         try:
             if self._connection.up:
                 for puller in pullers:
@@ -221,7 +221,7 @@ class Flows:
             await puller.withdraw()
         await self._outbox.echo()
 
-    def _forget(self, puller: Puller) -> None:
+    def _forget(self, puller: Pull) -> None:
         self._asks.pop(puller, None)
         self._open.pop(puller, None)
 

@@ -25,7 +25,7 @@ def _number(bound: float) -> str:
     return floatToGoString(bound)  # type: ignore[no-untyped-call,no-any-return]  # the library has it so
 
 
-class Times:
+class Histogram:
     """A histogram.
 
     Args:
@@ -51,7 +51,7 @@ class Times:
         return (counted, self._sum) if counted[-1][1] else None
 
 
-class Tally:
+class FunctionCounts:
     """The numbers of one function."""
 
     __slots__ = ("ended", "inflight", "limit", "retries", "took", "waited")
@@ -62,23 +62,23 @@ class Tally:
         """What was learned last."""
         self.ended: dict[str, int] = {}
         """How many, by status."""
-        self.took, self.waited = Times(_SECONDS), Times(_WAITS)
+        self.took, self.waited = Histogram(_SECONDS), Histogram(_WAITS)
 
 
-class Tallies(Collector):
+class FunctionMetrics(Collector):
     """Those of all functions. Names are foreign input, so past :data:`MOST_FUNCTIONS` a new one counts as ``other``."""
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, FunctionCounts] = {}
         self._names: set[str] = set()
 
-    def of(self, function: str) -> Tally:
+    def of(self, function: str) -> FunctionCounts:
         """The numbers of a function."""
         tally = self._tallies.get(function)
         if tally is None:
             name = self.name(function)
-            tally = self._tallies.get(name) or self._tallies.setdefault(name, Tally())
+            tally = self._tallies.get(name) or self._tallies.setdefault(name, FunctionCounts())
         return tally
 
     def name(self, function: str) -> str:
@@ -91,7 +91,7 @@ class Tallies(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The same, for the registry's check of names."""
-        return Tallies(self._queue).collect()
+        return FunctionMetrics(self._queue).collect()
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""

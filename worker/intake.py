@@ -12,18 +12,30 @@ from collections.abc import Sequence
 
 import trio
 
-from .bench import Bench
+from .admission import Admission
 from .events import Redelivered, Settled
-from .hold import Hold
-from .limits import Limits
-from .model import Abandon, Delivery, Gone, Limited, Nak, Notice, Paused, Published, Returned, Stored, Waiting
+from .job import Job
+from .model import (
+    Abandon,
+    CreditReturned,
+    Delivery,
+    FlowEnded,
+    Nak,
+    Notice,
+    PausedFunctions,
+    PendingCount,
+    Published,
+    QuotaChanged,
+    StoredCount,
+)
 from .policy.flow import Flow
 from .policy.ledger import Early, Finished, Fresh, Running
 from .policy.quota import is_flow
 from .policy.shares import Shares
 from .ports import Consumer
-from .process import Job
+from .services import Services
 from .settle import settle
+from .slot import Slot
 
 NO_TOKEN = 0.1
 """Seconds until a message comes again that came when there was no token for it."""
@@ -32,13 +44,13 @@ NO_TOKEN = 0.1
 class Intake:
     """Takes deliveries from a consumer, and has a job run for each that is to be attempted."""
 
-    def __init__(self, bench: Bench, slots: trio.Nursery) -> None:
-        self._bench, self._slots = bench, slots
+    def __init__(self, services: Services, slots: trio.Nursery) -> None:
+        self._bench, self._slots = services, slots
         self._consumer: Consumer | None = None
         self._open = False
         """Whether what comes is run, and not given back."""
-        self._shares = Shares(bench.rules.slots, self._made)
-        self._limits = Limits(bench.queue, bench.quotas, bench.leases, self._shares, self._decide)
+        self._shares = Shares(services.config.slots, self._made)
+        self._limits = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
         self._new: list[Flow] = []
         self._due: deque[Job] = deque()
         """Jobs that wait for a slot's task to wake up, or to be made."""
@@ -80,7 +92,7 @@ class Intake:
                 self._take(each, newest=newest[each.id] is each)
 
     def _made(self, name: str) -> Flow:
-        flow = self._bench.rules.flow(name)
+        flow = self._bench.config.flow(name)
         if flow.function:
             self._new.append(flow)
         return flow
@@ -92,59 +104,59 @@ class Intake:
 
     def _heed(self, notice: Notice) -> None:
         match notice:
-            case Limited(function, quota):
+            case QuotaChanged(function, quota):
                 self._limits.heed(function, quota)
-            case Paused(functions):
+            case PausedFunctions(functions):
                 self._shares.pause(functions)
             case _ if is_flow(notice.flow):
-                if isinstance(notice, Returned):
+                if isinstance(notice, CreditReturned):
                     self._limits.returned(notice.flow, notice.count)
-            case Stored(flow, messages):
+            case StoredCount(flow, messages):
                 self._shares.stored(flow, messages)
-            case Waiting(flow, messages):
+            case PendingCount(flow, messages):
                 self._shares.counted(flow, messages)
             case Published(flow):
                 self._shares.published(flow)
-            case Returned(flow, count):
+            case CreditReturned(flow, count):
                 self._shares.returned(flow, count, trio.current_time())
-            case Gone(flow):
+            case FlowEnded(flow):
                 self._shares.gone(flow)
 
     def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
         # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
         # would take the message from its next worker.
-        bench, now = self._bench, trio.current_time()
-        match bench.ledger.arrived(delivery, now=now):
+        services, now = self._bench, trio.current_time()
+        match services.ledger.arrived(delivery, now=now):
             case Fresh(attempt, wait):
-                lease = bench.leases.take(delivery)
+                lease = services.leases.take(delivery)
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
-                ours = now < bench.leases.lost_at(lease)
+                ours = now < services.leases.lost_at(lease)
                 flow = self._shares.of(delivery.flow)
                 self._meet()
                 room = self._open and ours and self._shares.free_for(delivery.flow)
                 if room and self._limits.may_start(flow):
-                    self._shares.came(delivery.flow, delivery.behind, now)
-                    hold = Hold(flow, self._learned, self._limits.start(flow))
-                    self._start(Job(lease, attempt, wait, hold, bench))
+                    self._shares.deliver(delivery.flow, delivery.num_pending, now)
+                    hold = Slot(flow, self._learned, self._limits.start(flow))
+                    self._start(Job(lease, attempt, wait, hold, services))
                     return
                 # With room, it is its token that was lost, or has grown too old, while it was on its way.
                 back = Nak(NO_TOKEN if room else 0.0)
-                settle(bench, lease, attempt, back if newest else Abandon(), attempted=False)
+                settle(services, lease, attempt, back if newest else Abandon(), attempted=False)
             case Running():
-                bench.leases.adopt(delivery)
-                bench.emit(Redelivered(delivery, "running"))
+                services.leases.adopt(delivery)
+                services.emit(Redelivered(delivery, "running"))
             case Finished(verdict):
-                bench.queue.settle(delivery, verdict, before=delivery.arrived)
-                bench.emit(Redelivered(delivery, "finished"))
+                services.queue.settle(delivery, verdict, before=delivery.received_at)
+                services.emit(Redelivered(delivery, "finished"))
             case Early(remaining) if newest:
-                before = bench.leases.terms.lost_at(delivery.arrived)
+                before = services.leases.terms.lost_at(delivery.received_at)
                 if now < before:
-                    bench.queue.settle(delivery, Nak(remaining), before=before)
-                    bench.emit(Redelivered(delivery, "early"))
+                    services.queue.settle(delivery, Nak(remaining), before=before)
+                    services.emit(Redelivered(delivery, "early"))
                 else:  # others may have it
-                    bench.emit(Settled(Abandon()))
-        self._shares.came_in_vain(delivery.flow, delivery.behind, now)
+                    services.emit(Settled(Abandon()))
+        self._shares.reject(delivery.flow, delivery.num_pending, now)
 
     def _start(self, job: Job) -> None:
         self._due.append(job)
@@ -172,9 +184,9 @@ class Intake:
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
-        flow = job.hold.flow
-        self._shares.ended(flow, now - job.lease.delivery.arrived, final=job.final)
-        self._limits.ended(flow, job.hold.token)  # after that: what it may have counts from what still runs
+        flow = job.slot.flow
+        self._shares.ended(flow, now - job.lease.delivery.received_at, final=job.final)
+        self._limits.ended(flow, job.slot.token)  # after that: what it may have counts from what still runs
         if job.again is not None:
             self._shares.given_back(flow, now + job.again)
         self._decide(now)

@@ -1,4 +1,4 @@
-"""The tokens in this worker's hand: those of all functions that are limited (worker/policy/purse.py).
+"""The tokens in this worker's hand: those of all functions that are limited (worker/policy/function_tokens.py).
 
 A token counts only once the queue has confirmed that we keep it. One that was merely handed out is given out again when
 its server restarts, since that counts the ack wait from when a message was stored, and tokens are old; three of five
@@ -14,12 +14,12 @@ import trio
 
 from .heartbeat import Lease, Leases
 from .model import Delivery, MessageId, Quota
-from .policy.purse import Given, Purse
+from .policy.function_tokens import FunctionTokens, Given
 from .policy.quota import CAP, RATE, flow_of, limited, number_of, split_flow, uses
 from .ports import Consumer, Queue, Quotas
 
 
-class Wallet:
+class TokenStore:
     """All tokens.
 
     Args:
@@ -31,7 +31,7 @@ class Wallet:
 
     def __init__(self, queue: Queue, quotas: Quotas, leases: Leases, changed: Callable[[str], None]) -> None:
         self._queue, self._quotas, self._leases, self._changed = queue, quotas, leases, changed
-        self._purses: dict[str, Purse[Lease]] = {}
+        self._purses: dict[str, FunctionTokens[Lease]] = {}
         self._here: dict[MessageId, Lease] = {}
         """Tokens that are here, counted or not."""
 
@@ -40,7 +40,7 @@ class Wallet:
         if purse := self._purses.get(function):
             purse.quota = quota
         elif limited(quota):
-            self._purses[function] = Purse(quota)
+            self._purses[function] = FunctionTokens(quota)
         if purse:
             for lease in [lease for lease in purse.free if not self._worth(lease)]:
                 purse.lost(lease, held=False)
@@ -56,7 +56,7 @@ class Wallet:
             purse.lost(lease, held=False)
         return purse.room(trio.current_time())
 
-    def balance(self, function: str, wish: int, consumer: Consumer) -> None:
+    def balance(self, function: str, desired: int, consumer: Consumer) -> None:
         """Want what is lacking for so many invocations to start, and give back what is more than that.
 
         To be called whenever the wish changes; and once a second while there is any of a function's tokens, since those
@@ -65,9 +65,9 @@ class Wallet:
         if not (purse := self._purses.get(function)):
             return
         now = trio.current_time()
-        for given in purse.spare(wish, now):
+        for given in purse.spare(desired, now):
             self._give(given)
-        for kind, count in purse.lacks(wish, now).items():
+        for kind, count in purse.lacks(desired, now).items():
             consumer.want(count, flow_of(kind, function))
 
     def take(self, token: Delivery) -> None:
@@ -133,7 +133,7 @@ class Wallet:
             return
         if kind == RATE:
             self._leases.release(lease)
-        purse.came(kind, lease, worth, asked)
+        purse.received(kind, lease, worth, asked)
         self._changed(function)
 
     def _worth(self, lease: Lease) -> int:

@@ -45,7 +45,7 @@ class _Credit(Generic[T]):
     """When it was last used."""
 
 
-class Purse(Generic[T]):
+class FunctionTokens(Generic[T]):
     """One function's.
 
     Args:
@@ -64,24 +64,24 @@ class Purse(Generic[T]):
 
     def room(self, now: float) -> float:
         """How many invocations may start now."""
-        caps = len(self.free) if self.quota.most is not None else inf
+        caps = len(self.free) if self.quota.max_inflight is not None else inf
         starts = self._starts(now) if self.quota.rate else inf
         return min(caps, starts)
 
-    def lacks(self, wish: int, now: float) -> dict[str, int]:
+    def lacks(self, desired: int, now: float) -> dict[str, int]:
         """How many more tokens of each kind to want, so that *wish* invocations can start; they count as wanted."""
         more: dict[str, int] = {}
-        if self.quota.most is not None:
-            more[CAP] = min(wish, self.quota.most - self.busy) - len(self.free) - self.asked[CAP]
+        if self.quota.max_inflight is not None:
+            more[CAP] = min(desired, self.quota.max_inflight - self.busy) - len(self.free) - self.asked[CAP]
         if self.quota.rate:
-            needed = -(-max(0, self._able(wish) - self._starts(now)) // worth(self.quota.rate))
+            needed = -(-max(0, self._able(desired) - self._starts(now)) // worth(self.quota.rate))
             more[RATE] = min(needed, tokens(self.quota, RATE)) - self.asked[RATE]
         more = {kind: count for kind, count in more.items() if count > 0}
         for kind, count in more.items():
             self.asked[kind] += count
         return more
 
-    def came(self, kind: str, token: T, uses: int, now: float) -> None:
+    def received(self, kind: str, token: T, uses: int, now: float) -> None:
         """A token came that is worth so many uses."""
         self.asked[kind] = max(0, self.asked[kind] - 1)
         if kind == CAP:
@@ -96,7 +96,7 @@ class Purse(Generic[T]):
     def start(self, now: float) -> tuple[T | None, Given[T] | None]:
         """An invocation starts, for which there must be room: the token that it holds, and one that it has used up."""
         spent = self._use(now) if self.quota.rate else None
-        if self.quota.most is None:
+        if self.quota.max_inflight is None:
             return None, spent
         self.busy += 1
         return self.free.popleft(), spent
@@ -113,14 +113,14 @@ class Purse(Generic[T]):
         else:
             self.free.remove(token)
 
-    def spare(self, wish: int, now: float) -> list[Given[T]]:
+    def spare(self, desired: int, now: float) -> list[Given[T]]:
         """What is to be given back where *wish* invocations would start if they could: what is more, or too old."""
-        keep = max(0, wish) if self.quota.most is not None else 0
+        keep = max(0, desired) if self.quota.max_inflight is not None else 0
         given = [Given(self.free.pop()) for _ in range(len(self.free) - keep)]
-        wish = self._able(wish)
+        desired = self._able(desired)
         starts, kept = 0, deque[_Credit[T]]()
         for credit in self._credits:
-            if self.quota.rate and starts < wish and now < credit.came + USABLE and credit.uses:
+            if self.quota.rate and starts < desired and now < credit.came + USABLE and credit.uses:
                 kept.append(credit)
                 starts += credit.uses
             else:
@@ -130,7 +130,7 @@ class Purse(Generic[T]):
 
     def _able(self, wish: int) -> int:
         """How many of so many could start if it went by the cap alone."""
-        return wish if self.quota.most is None else min(wish, len(self.free))
+        return wish if self.quota.max_inflight is None else min(wish, len(self.free))
 
     def _starts(self, now: float) -> int:
         return sum(credit.uses for credit in self._credits if now < credit.came + USABLE)

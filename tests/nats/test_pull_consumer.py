@@ -11,9 +11,9 @@ from tests.chaos.proxy import Way
 from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
 from worker.config import load
-from worker.events import BrokerTrouble
-from worker.model import Ack, Delivery, Gone, Notice, Published, Returned, Stored, Waiting
-from worker.nats.functions import HEARD
+from worker.events import BrokerFailure
+from worker.model import Ack, CreditReturned, Delivery, FlowEnded, Notice, PendingCount, Published, StoredCount
+from worker.nats.discovery import HEARD
 from worker.nats.queue import open_queue
 from worker.ports import Consumer
 
@@ -41,9 +41,9 @@ async def test_what_is_stored_before_we_start_is_found(tmp_path: Path) -> None:
         async with at_work(server, SETTINGS, lambda *_: None, each=1) as hand:
             await until(lambda: len(hand.came) == 6, "all to come")
             for subject, number in subjects.items():
-                assert Stored(subject, number) in hand.told
-                assert Waiting(subject, number) in hand.told
-                assert [each.behind for each in hand.came if each.flow == subject] == [*reversed(range(number))]
+                assert StoredCount(subject, number) in hand.told
+                assert PendingCount(subject, number) in hand.told
+                assert [each.num_pending for each in hand.came if each.flow == subject] == [*reversed(range(number))]
 
 
 async def test_a_new_function_is_heard(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ async def test_a_new_function_is_heard(tmp_path: Path) -> None:
             consumer = await queue.consume()
             await until(lambda: queue.ready, "the first look")
             server.publish(ECHO, b"one")
-            assert await told(consumer, Stored) == [Stored(ECHO, 1)]
+            assert await told(consumer, StoredCount) == [StoredCount(ECHO, 1)]
             server.publish(ECHO, b"two")
             assert await told(consumer, Published) == [Published(ECHO)]
 
@@ -75,11 +75,11 @@ async def test_recalling(tmp_path: Path) -> None:
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
             server.publish(ECHO, b"one")
-            await told(consumer, Stored)
+            await told(consumer, StoredCount)
             consumer.want(5, ECHO)
             await told(consumer, Delivery)
             consumer.recall(ECHO)
-            assert (await told(consumer, Returned))[-1] == Returned(ECHO, 4)
+            assert (await told(consumer, CreditReturned))[-1] == CreditReturned(ECHO, 4)
             server.publish(ECHO, b"two")
             came = []
             with trio.move_on_after(1.0):
@@ -88,9 +88,9 @@ async def test_recalling(tmp_path: Path) -> None:
             consumer.want(1, ECHO)
             (delivery,) = [each for each in await told(consumer, Delivery) if isinstance(each, Delivery)]
             assert delivery.payload == b"two"
-            assert delivery.count == 1
+            assert delivery.num_delivered == 1
             consumer.recall(ECHO)
-            assert await told(consumer, Returned) == [Returned(ECHO, 0)]
+            assert await told(consumer, CreditReturned) == [CreditReturned(ECHO, 0)]
 
 
 async def test_recalling_while_messages_come(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_recalling_while_messages_come(tmp_path: Path) -> None:
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
             server.publish(ECHO, b"")
-            await told(consumer, Stored)
+            await told(consumer, StoredCount)
             came = wanted = returned = 0
             for _ in range(50):
                 consumer.want(10, ECHO)
@@ -108,12 +108,12 @@ async def test_recalling_while_messages_come(tmp_path: Path) -> None:
                 server.publish_many((ECHO, b"", {}) for _ in range(6))
                 await trio.sleep(0.002)
                 consumer.recall(ECHO)
-                for each in await told(consumer, Returned):
+                for each in await told(consumer, CreditReturned):
                     if isinstance(each, Delivery):
-                        assert each.count == 1
+                        assert each.num_delivered == 1
                         queue.settle(each, Ack(), before=inf)
                         came += 1
-                    elif isinstance(each, Returned):
+                    elif isinstance(each, CreditReturned):
                         returned += each.count
             assert came + returned == wanted
             with trio.fail_after(SOON):
@@ -132,7 +132,7 @@ async def test_recalling_without_a_connection(tmp_path: Path) -> None:
             async with open_queue(settings, lambda _: None) as queue:
                 consumer = await queue.consume()
                 server.publish(ECHO, b"one")
-                await told(consumer, Stored)
+                await told(consumer, StoredCount)
                 consumer.want(5, ECHO)
                 await told(consumer, Delivery)
                 way.stand_still()
@@ -140,7 +140,7 @@ async def test_recalling_without_a_connection(tmp_path: Path) -> None:
                 await trio.sleep(0.5)
                 server.stop()
                 way.move()
-                assert (await told(consumer, Returned))[-1] == Returned(ECHO, 4)
+                assert (await told(consumer, CreditReturned))[-1] == CreditReturned(ECHO, 4)
             nursery.cancel_scope.cancel()
 
 
@@ -159,8 +159,8 @@ async def test_a_consumer_deleted_by_others(tmp_path: Path) -> None:
             (name,) = server.api("CONSUMER.NAMES.faas-request")["consumers"]
             server.api(f"CONSUMER.DELETE.faas-request.{name}")
             await until(lambda: server.state()["messages"] == 0, "it to come again")
-            assert [each.count for each in hand.came] == [1, 1]
-            assert Gone(ECHO) in hand.told
+            assert [each.num_delivered for each in hand.came] == [1, 1]
+            assert FlowEnded(ECHO) in hand.told
 
 
 async def test_the_stream_made_anew(tmp_path: Path) -> None:
@@ -253,5 +253,5 @@ async def test_without_permission_to_listen(tmp_path: Path) -> None:
                 server.publish(f"faas-request.0.f{number}.ns", b"")
                 await until(lambda: server.state()["messages"] == 0, "it to be done")
             assert len(hand.came) == 3
-            troubles = [event.error for event in hand.events if isinstance(event, BrokerTrouble)]
+            troubles = [event.error for event in hand.events if isinstance(event, BrokerFailure)]
             assert any("permissions" in error for error in troubles), troubles

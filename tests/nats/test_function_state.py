@@ -16,10 +16,19 @@ from trio_asyncio import aio_as_trio
 
 from tests.servers import NatsServer, until
 from worker.config import Settings, load
-from worker.events import BrokerTrouble, Event
+from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
 from worker.nats.connection import _API_TIMEOUT, Connection
-from worker.nats.controls import READ_AGAIN, Agreed, Control, Controls, read, stream_config, subject_for, write
+from worker.nats.function_state import (
+    READ_AGAIN,
+    AgreedQuota,
+    FunctionStates,
+    PauseState,
+    read,
+    stream_config,
+    subject_for,
+    write,
+)
 from worker.nats.options import connect_options
 
 STREAM = "faas-request-functions"
@@ -32,12 +41,12 @@ def settings(server: NatsServer) -> Settings:
 @asynccontextmanager
 async def following(
     server: NatsServer, events: list[Event], *, serve: bool = True
-) -> AsyncIterator[tuple[Controls, list[set[str]]]]:
+) -> AsyncIterator[tuple[FunctionStates, list[set[str]]]]:
     """A worker's view of what is paused, and all that it was told of it."""
     told: list[set[str]] = []
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
         connection = Connection(connect_options(settings(server), name=""), events.append)
-        controls = Controls(connection, settings(server), lambda paused: told.append(set(paused)))
+        controls = FunctionStates(connection, settings(server), lambda paused: told.append(set(paused)))
         await aio_as_trio(connection.open)()
         await aio_as_trio(controls.open)()
         if serve:
@@ -54,7 +63,7 @@ def make(server: NatsServer, **changes: Any) -> None:
 
 
 def say(server: NatsServer, label: str, *, paused: bool) -> None:
-    server.publish(subject_for("faas-request", label), write(Control(paused)))
+    server.publish(subject_for("faas-request", label), write(PauseState(paused)))
 
 
 async def test_all_workers_hear(tmp_path: Path) -> None:
@@ -73,8 +82,8 @@ async def test_the_first_word_is_stored_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (controls, told):
             with trio.fail_after(_API_TIMEOUT - 1.0):
-                await aio_as_trio(controls.agree)("echo.fn", Quota(most=5), 7)
-            assert controls.quotas["echo.fn"] == Agreed(Quota(most=5), 7)
+                await aio_as_trio(controls.agree)("echo.fn", Quota(max_inflight=5), 7)
+            assert controls.quotas["echo.fn"] == AgreedQuota(Quota(max_inflight=5), 7)
             assert told == []
 
 
@@ -175,7 +184,7 @@ async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) ->
         say(server, "other.fn", paused=True)
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
-    assert [event.doing for event in events if isinstance(event, BrokerTrouble)] == [
+    assert [event.doing for event in events if isinstance(event, BrokerFailure)] == [
         "reading what was said about functions"
     ]
 
@@ -202,7 +211,7 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
 @given(names, names, names, st.booleans(), st.text(max_size=30))
 def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
     """By its subject and its payload."""
-    label, control = f"{name}.{namespace}", Control(paused, since)
+    label, control = f"{name}.{namespace}", PauseState(paused, since)
     assert read(queue, subject_for(queue, label), write(control)) == (label, control)
 
 
@@ -218,7 +227,10 @@ def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
 
 def test_later_versions_may_write_more() -> None:
     """What we do not know of is not looked at."""
-    assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == ("echo.fn", Control(paused=True))
+    assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
+        "echo.fn",
+        PauseState(paused=True),
+    )
 
 
 @given(names, names, names, st.none() | st.integers(1, 100_000), st.none() | st.integers(1, 10**6), st.integers(0))
@@ -226,7 +238,7 @@ def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
     queue: str, name: str, namespace: str, most: int | None, starts: int | None, stored: int
 ) -> None:
     """Beside what operators said, on a subject of its own."""
-    agreed = Agreed(Quota(most=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
+    agreed = AgreedQuota(Quota(max_inflight=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
     subject = subject_for(queue, f"{name}.{namespace}.quota")
     assert read(queue, subject, write(agreed)) == (f"{name}.{namespace}", agreed)
 

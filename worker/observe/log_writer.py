@@ -23,7 +23,7 @@ MOST = select.PIPE_BUF
 _CUT = " ... "
 
 
-class Lines(trio.abc.Instrument):
+class LogWriter(trio.abc.Instrument):
     """A logger for structlog, all of whose methods take a line, and an instrument for Trio, which has it written.
 
     Args:

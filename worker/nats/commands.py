@@ -13,12 +13,12 @@ from trio_asyncio import aio_as_trio
 
 from .. import __version__
 from ..config import Settings, without_password
-from ..events import BrokerTrouble, Event
+from ..events import BrokerFailure, Event
 from ..policy.names import label_of
-from ..ports import NotStored, Unusable
+from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
 from .connection import ApiError, Connection
-from .controls import Control, Controls, keep, subject_for, write
+from .function_state import FunctionStates, PauseState, keep, subject_for, write
 from .layout import MODE
 from .options import connect_options
 
@@ -28,12 +28,12 @@ _CONNECT_WITHIN = 5.0
 """Seconds for the connection: a person waits for it."""
 
 
-class Refused(Exception):  # noqa: N818 -- what was done with the wish
+class NotSupportedError(Exception):
     """It cannot be done to this queue. The text says what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class FunctionMessages:
     """What the queue holds of one function."""
 
     by_subject: dict[str, int]
@@ -48,7 +48,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Session:
     """Where something is done."""
 
     connection: Connection
@@ -57,22 +57,23 @@ class Place:
     """The queue's stream, by its name at the server."""
 
 
-async def connected(settings: Settings, do: Callable[[Place], Awaitable[T]]) -> T | Exception:
+async def connected(settings: Settings, do: Callable[[Session], Awaitable[T]]) -> T | Exception:
     """Connect, do it, close; what went wrong is returned.
 
-    That is a :class:`worker.ports.NotStored`, :class:`worker.ports.Unusable` or :class:`Refused`.
+    That is a :class:`worker.ports.BrokerUnavailableError`, :class:`worker.ports.MisconfiguredError` or
+    :class:`NotSupportedError`.
     """
     async with trio_asyncio.open_loop() as loop:
         loop.set_exception_handler(lambda *_: None)  # a connection that ends badly is seen where it is used
         return await aio_as_trio(_connected)(settings, do)  # type: ignore[no-any-return]  # trio-asyncio has no types
 
 
-async def _connected(settings: Settings, do: Callable[[Place], Awaitable[T]]) -> T | Exception:
+async def _connected(settings: Settings, do: Callable[[Session], Awaitable[T]]) -> T | Exception:
     trouble = ""
 
     def hear(event: Event) -> None:
         nonlocal trouble
-        if isinstance(event, BrokerTrouble):
+        if isinstance(event, BrokerFailure):
             trouble = f" ({event.error})"
 
     connection = Connection(connect_options(settings, name=f"queue-worker-command {__version__}"), hear)
@@ -80,44 +81,44 @@ async def _connected(settings: Settings, do: Callable[[Place], Awaitable[T]]) ->
         async with asyncio.timeout(_CONNECT_WITHIN):
             await connection.open()
         found = await topology.as_named(connection, settings, hear)
-        return await do(Place(connection, settings, found.nats_stream))
+        return await do(Session(connection, settings, found.nats_stream))
     except TimeoutError:
         servers = without_password(",".join(settings.nats_servers))
-        return NotStored(
+        return BrokerUnavailableError(
             f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{trouble}:"
             " is it running, and do nats_host and nats_port, or nats_url, say where?"
         )
     except ApiError as error:
-        return NotStored(f"NATS refuses: {error}")
-    except (NotStored, Unusable, Refused) as error:
+        return BrokerUnavailableError(f"NATS refuses: {error}")
+    except (BrokerUnavailableError, MisconfiguredError, NotSupportedError) as error:
         return error
     finally:
         await connection.close()
 
 
-async def pause(place: Place, label: str) -> dict[str, Control]:
+async def pause(place: Session, label: str) -> dict[str, PauseState]:
     """Remember that the function *label* is paused; all that are.
 
     Raises:
-        Refused: the queue is in static mode.
+        RequestRejectedError: the queue is in static mode.
     """
     await _must_be_in_function_mode(place)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return await _set(place, label, Control(paused=True, since=now))
+    return await _set(place, label, PauseState(paused=True, since=now))
 
 
-async def resume(place: Place, label: str) -> dict[str, Control]:
+async def resume(place: Session, label: str) -> dict[str, PauseState]:
     """Remember that it is not; all that are. Where nothing was ever remembered of it, nothing is."""
     if label not in (known := await _known(place)):
         return _paused(known)
-    return await _set(place, label, Control(paused=False))
+    return await _set(place, label, PauseState(paused=False))
 
 
-async def held(place: Place, label: str) -> Held:
+async def held(place: Session, label: str) -> FunctionMessages:
     """What the queue holds of the function *label*.
 
     Raises:
-        Unusable: there is no such queue.
+        MisconfiguredError: there is no such queue.
     """
     by_subject: dict[str, int] = {}
     while True:
@@ -127,7 +128,7 @@ async def held(place: Place, label: str) -> Held:
         if not page or len(by_subject) >= info.get("total", 0):
             break
     queue, default = place.settings.queue_name, place.settings.default_function_name
-    return Held(
+    return FunctionMessages(
         {
             subject: count
             for subject, count in by_subject.items()
@@ -137,7 +138,7 @@ async def held(place: Place, label: str) -> Held:
     )
 
 
-async def purge(place: Place, label: str) -> int:
+async def purge(place: Session, label: str) -> int:
     """Delete all messages of the function *label*; how many they were."""
     purged = 0
     for subject in (await held(place, label)).by_subject:
@@ -146,7 +147,7 @@ async def purge(place: Place, label: str) -> int:
     return purged
 
 
-async def _must_be_in_function_mode(place: Place) -> None:
+async def _must_be_in_function_mode(place: Session) -> None:
     await _stream(place)
     modes, queue = await _modes(place), place.settings.queue_name
     if "static" in modes:
@@ -155,13 +156,13 @@ async def _must_be_in_function_mode(place: Place) -> None:
         why = f"the queue {queue} has no consumers, and scaling_mode is static"
     else:
         return
-    raise Refused(
+    raise NotSupportedError(
         f"{why}: there all functions share one consumer, and to hold back one of them would"
         " change the order of the others. Set scaling_mode=function for the workers and for this command"
     )
 
 
-async def _modes(place: Place) -> set[str]:
+async def _modes(place: Session) -> set[str]:
     """In which modes the queue's consumers were made; one that does not say so, as OpenFaaS's own, is shared by all."""
     modes: set[str] = set()
     seen = 0
@@ -174,27 +175,27 @@ async def _modes(place: Place) -> set[str]:
             return modes
 
 
-async def _stream(place: Place, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+async def _stream(place: Session, payload: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         return await place.connection.ask(f"STREAM.INFO.{place.stream}", payload)
     except ApiError as error:
         if error.err_code != topology.NO_STREAM:
             raise
-        raise Unusable(
+        raise MisconfiguredError(
             f"there is no stream {place.stream}: start a worker, which makes it, or check nats_stream"
         ) from None
 
 
-async def _set(place: Place, label: str, control: Control) -> dict[str, Control]:
+async def _set(place: Session, label: str, control: PauseState) -> dict[str, PauseState]:
     await keep(place.connection, place.settings, subject_for(place.settings.queue_name, label), write(control))
     return _paused(await _known(place))
 
 
-async def _known(place: Place) -> dict[str, Control]:
-    controls = Controls(place.connection, place.settings)
+async def _known(place: Session) -> dict[str, PauseState]:
+    controls = FunctionStates(place.connection, place.settings)
     await controls.look()
     return dict(controls.known)
 
 
-def _paused(known: dict[str, Control]) -> dict[str, Control]:
+def _paused(known: dict[str, PauseState]) -> dict[str, PauseState]:
     return {label: control for label, control in sorted(known.items()) if control.paused}

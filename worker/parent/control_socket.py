@@ -28,7 +28,7 @@ _HEAD = 5
 _READ = 65_536
 
 
-class Line:
+class ControlSocket:
     """The parent's end."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -73,7 +73,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WorkerRank:
     """What a process is of a worker, and its end of the line."""
 
     number: int
@@ -112,14 +112,14 @@ class Part:
             raise
 
 
-def part_of(environment: MutableMapping[str, str]) -> Part | None:
+def part_of(environment: MutableMapping[str, str]) -> WorkerRank | None:
     """What this process is of a worker, by its environment, which then tells no more; None where it is all of one."""
     told = environment.pop(VARIABLE, None)
     if told is None:
         return None
     number, of, file = map(int, told.split("/"))
     os.set_inheritable(file, False)
-    return Part(number, of, socket.socket(fileno=file))
+    return WorkerRank(number, of, socket.socket(fileno=file))
 
 
 def _framed(kind: bytes, text: str) -> bytes:

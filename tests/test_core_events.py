@@ -16,7 +16,7 @@ from worker.events import (
     AnnotationIgnored,
     CallbackPosted,
     DeadLettered,
-    DeadLetterRefused,
+    DeadLetterNotStored,
     InvocationEnded,
     InvocationStarted,
     Settled,
@@ -44,12 +44,12 @@ async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await trio.sleep_until(14)
         world.server.refuses_letters = False
-        assert worker.bench.retries.waiting == {"dead letter": 1}
+        assert worker.services.timers.waiting == {"dead letter": 1}
         await trio.sleep_until(15)
-        assert worker.bench.retries.waiting == {"callback": 1, "dead letter": 0}
+        assert worker.services.timers.waiting == {"callback": 1, "dead letter": 0}
         await message.over.wait()
         first, second = (delivery for _, delivery, _ in worker.queue.said)
-        assert (first.id, first.count, second.id, second.count) == (message.id, 1, message.id, 2)
+        assert (first.id, first.num_delivered, second.id, second.num_delivered) == (message.id, 1, message.id, 2)
         invocation = world.outside.calls[0].invocation
         assert (invocation.call_id, invocation.label) == ("call-1", "resize.openfaas-fn")
         accepted = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m"
@@ -63,7 +63,7 @@ async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock
             (11.5, ignored),
             (11.5, InvocationStarted(invocation, 2, 11.5)),
             (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
-            (13.75, DeadLetterRefused(second, "call-1", "nobody confirmed it")),
+            (13.75, DeadLetterNotStored(second, "call-1", "nobody confirmed it")),
             (14.5, DeadLettered(second, "call-1", "resize.openfaas-fn", given_up.reason, 2, stored=True)),
             (14.5, CallbackPosted(invocation, 500, delivered=False, again_in=1.0, duration=0.0)),
             (17.5, CallbackPosted(invocation, 200, delivered=True, again_in=None, duration=2.0)),

@@ -21,8 +21,8 @@ from ..config import Settings
 from ..model import Quota
 from ..policy.names import is_name
 from ..policy.quota import limited, parse_most, parse_rate, write_rate
-from ..ports import NotStored
-from . import quirks
+from ..ports import BrokerUnavailableError
+from . import nats_internals
 from .connection import ApiError, Connection
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ _CHANGED = (10071, 10164)
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class PauseState:
     """What an operator said last about a function."""
 
     paused: bool
@@ -56,7 +56,7 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
+class AgreedQuota:
     """What a function may have, all its workers together, and when the message was stored that said so (ns)."""
 
     quota: Quota
@@ -87,15 +87,15 @@ def stream_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def write(what: Control | Agreed) -> bytes:
+def write(what: PauseState | AgreedQuota) -> bytes:
     """What was said, as the stream has it."""
-    if isinstance(what, Control):
+    if isinstance(what, PauseState):
         return json.dumps({"paused": what.paused, "since": what.since}).encode()
     rate = write_rate(what.quota.rate) if what.quota.rate else None
-    return json.dumps({"max_inflight": what.quota.most, "rate": rate, "stored": what.stored}).encode()
+    return json.dumps({"max_inflight": what.quota.max_inflight, "rate": rate, "stored": what.stored}).encode()
 
 
-def read(queue: str, subject: str, data: bytes) -> tuple[str, Control | Agreed] | None:
+def read(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | AgreedQuota] | None:
     """The function's label and what was said; None where it is nothing that we know. Later versions may write more."""
     below = subject.removeprefix(subject_for(queue, ""))
     label = below.removesuffix(_QUOTA)
@@ -105,13 +105,13 @@ def read(queue: str, subject: str, data: bytes) -> tuple[str, Control | Agreed] 
     try:
         said = json.loads(data)
         if label == below:
-            return label, Control(_of(bool, said["paused"]), str(said.get("since", ""))[:40])
+            return label, PauseState(_of(bool, said["paused"]), str(said.get("since", ""))[:40])
         most, rate = said["max_inflight"], said["rate"]
         quota = Quota(
-            most=None if most is None else parse_most(str(_of(int, most))),
+            max_inflight=None if most is None else parse_most(str(_of(int, most))),
             rate=None if rate is None else parse_rate(_of(str, rate)),
         )
-        return label, Agreed(quota, _of(int, said["stored"]))
+        return label, AgreedQuota(quota, _of(int, said["stored"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
@@ -129,7 +129,7 @@ async def keep(
 
     Raises:
         ApiError: the server said no.
-        worker.ports.NotStored: nothing confirms it.
+        worker.ports.BrokerUnavailableError: nothing confirms it.
     """
     config = stream_config(settings)
     try:  # to find out by storing would take a timeout: workers hear what is said there, so it does not go unheard
@@ -149,7 +149,7 @@ async def _make(connection: Connection, config: dict[str, Any]) -> None:
             raise
 
 
-class Controls:
+class FunctionStates:
     """The stream, as far as it was read.
 
     Everything is called on the asyncio side.
@@ -168,9 +168,9 @@ class Controls:
         paused: Callable[[frozenset[str]], None] = lambda _: None,
         agreed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.known: dict[str, Control] = {}
+        self.known: dict[str, PauseState] = {}
         """What operators said last, by the function's label."""
-        self.quotas: dict[str, Agreed] = {}
+        self.quotas: dict[str, AgreedQuota] = {}
         """What functions may have."""
         self.agreed = agreed
         self._connection, self._settings = connection, settings
@@ -181,13 +181,13 @@ class Controls:
         self._made = ""
         self._sequence = 0
         """Up to which we have read the stream that was made then."""
-        self._told: tuple[frozenset[str], dict[str, Agreed]] = frozenset(), {}
+        self._told: tuple[frozenset[str], dict[str, AgreedQuota]] = frozenset(), {}
         self._due = self._heard = float("-inf")
         connection.changed.append(self._on_change)
 
     async def open(self) -> None:
         """Begin to hear of changes, and learn what is so now. Without an answer we begin with nothing known."""
-        await quirks.listen(self._connection.client, subject_for(self._queue, ">"), self._on_message)
+        await nats_internals.listen(self._connection.client, subject_for(self._queue, ">"), self._on_message)
         await self.refresh(trio.current_time())
 
     async def serve(self) -> None:
@@ -204,7 +204,7 @@ class Controls:
         try:
             if await self.look():
                 self._heard = float("-inf")
-        except (ApiError, NotStored) as error:
+        except (ApiError, BrokerUnavailableError) as error:
             self._connection.complain("reading what was said about functions", error)
             self._due = now + _AGAIN
 
@@ -213,9 +213,9 @@ class Controls:
 
         Raises:
             ApiError: the server said no.
-            worker.ports.NotStored: it did not answer.
+            worker.ports.BrokerUnavailableError: it did not answer.
         """
-        subject, agreed = f"{subject_for(self._queue, label)}{_QUOTA}", Agreed(quota, stored)
+        subject, agreed = f"{subject_for(self._queue, label)}{_QUOTA}", AgreedQuota(quota, stored)
         for _ in range(_TRIES):
             known = self.quotas.get(label)
             if (stored <= known.stored or quota == known.quota) if known else not limited(quota):
@@ -233,7 +233,7 @@ class Controls:
 
         Raises:
             ApiError: the server said no.
-            worker.ports.NotStored: it did not answer.
+            worker.ports.BrokerUnavailableError: it did not answer.
         """
         before = self._made, self._sequence
         try:
@@ -264,9 +264,9 @@ class Controls:
                 return
             self._sequence = self._subjects[message["subject"]] = message["seq"]
             match read(self._queue, message["subject"], base64.b64decode(message.get("data") or "")):
-                case label, Control() as control:
+                case label, PauseState() as control:
                     self.known[label] = control
-                case label, Agreed() as agreed:
+                case label, AgreedQuota() as agreed:
                     self.quotas[label] = agreed
                 case None:
                     self._connection.complain("reading what was said about functions", f"not ours: {message}"[:200])
@@ -294,5 +294,5 @@ class Controls:
             self._due = float("-inf")
 
 
-def _quota(agreed: Mapping[str, Agreed], label: str) -> Quota:
+def _quota(agreed: Mapping[str, AgreedQuota], label: str) -> Quota:
     return agreed[label].quota if label in agreed else Quota()

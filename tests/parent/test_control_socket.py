@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from worker.parent.line import FATAL, METRICS, READY, VARIABLE, Line, Part, part_of
+from worker.parent.control_socket import FATAL, METRICS, READY, VARIABLE, ControlSocket, WorkerRank, part_of
 
 
 class Worker:
@@ -32,10 +32,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def connected(worker: Worker) -> AsyncIterator[tuple[Line, Part]]:
+async def connected(worker: Worker) -> AsyncIterator[tuple[ControlSocket, WorkerRank]]:
     """Both ends of a line, the parent listening and *worker* answering."""
     ours, theirs = socket.socketpair()
-    line, part = Line(ours), Part(1, 2, theirs)
+    line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(line.listen)
         nursery.start_soon(part.answer, worker)
@@ -78,7 +78,7 @@ async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.Moc
 async def test_who_is_gone_is_noticed() -> None:
     """Each end ends with the other, and a question to who is gone has no answer."""
     ours, theirs = socket.socketpair()
-    line, part = Line(ours), Part(1, 2, theirs)
+    line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
     part.say(FATAL, "why")
     theirs.close()
     await line.listen()
@@ -87,8 +87,8 @@ async def test_who_is_gone_is_noticed() -> None:
     ours, theirs = socket.socketpair()
     ours.send(METRICS)
     ours.close()
-    await Part(1, 2, theirs).answer(Worker())
-    Part(1, 2, theirs).say(FATAL, "nobody hears it")
+    await WorkerRank(1, 2, theirs).answer(Worker())
+    WorkerRank(1, 2, theirs).say(FATAL, "nobody hears it")
     theirs.close()
 
 
@@ -97,7 +97,7 @@ async def test_nothing_is_said_after_half_an_answer() -> None:
     worker = Worker()
     worker.text = "x" * 10_000_000
     ours, theirs = socket.socketpair()
-    part = Part(1, 2, theirs)
+    part = WorkerRank(1, 2, theirs)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(part.answer, worker)
         ours.send(METRICS)
@@ -106,7 +106,7 @@ async def test_nothing_is_said_after_half_an_answer() -> None:
         await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     part.say(FATAL, "why")
-    line = Line(ours)
+    line = ControlSocket(ours)
     with theirs:
         await line.listen()
     assert line.said == {}

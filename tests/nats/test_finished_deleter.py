@@ -15,9 +15,9 @@ from trio_asyncio import aio_as_trio
 from worker.config import load
 from worker.model import Delivery
 from worker.nats.connection import Connection
+from worker.nats.finished_deleter import FinishedDeleter
 from worker.nats.outbox import Outbox
-from worker.nats.sweep import Sweep
-from worker.ports import NotStored
+from worker.ports import BrokerUnavailableError
 
 STORED = 1_795_608_000_123_456_789
 """The same as the server's, in nanoseconds."""
@@ -37,7 +37,7 @@ class Server:
     async def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.deaf:
             self.deaf -= 1
-            raise NotStored("no answer")
+            raise BrokerUnavailableError("no answer")
         if subject == "STREAM.MSG.GET.faas-request":
             return {"message": {"seq": body["seq"], "time": self.stored}}
         assert subject == "STREAM.MSG.DELETE.faas-request"
@@ -55,12 +55,12 @@ def delivery(sequence: int, consumer: str) -> Delivery:
     return Delivery((sequence, STORED), token, 1, 0.0, "faas-request", b"")
 
 
-def sweep_on(server: Server) -> tuple[Sweep, Any]:
+def sweep_on(server: Server) -> tuple[FinishedDeleter, Any]:
     outbox = SimpleNamespace(over=None)
-    return Sweep(cast(Connection, server), load({}).settings, cast(Outbox, outbox)), outbox
+    return FinishedDeleter(cast(Connection, server), load({}).settings, cast(Outbox, outbox)), outbox
 
 
-async def swept(sweep: Sweep) -> None:
+async def swept(sweep: FinishedDeleter) -> None:
     """Let it delete all that is to be deleted."""
     running = asyncio.ensure_future(sweep.run())
     async with asyncio.timeout(15):
@@ -175,7 +175,7 @@ def test_what_cannot_be_announced() -> None:
 
     async def play() -> None:
         sweep, _ = sweep_on(Server(cut=True))
-        with pytest.raises(NotStored):
+        with pytest.raises(BrokerUnavailableError):
             await sweep.announce(["old"])
 
     trio_asyncio.run(aio_as_trio(play))

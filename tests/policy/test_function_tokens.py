@@ -9,40 +9,40 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.model import Quota, Rate
-from worker.policy.purse import Given, Purse
+from worker.policy.function_tokens import FunctionTokens, Given
 from worker.policy.quota import CAP, RATE, RATE_WAIT, USABLE, tokens, uses
 
 
 def test_without_tokens_nothing_starts() -> None:
     """There is room for as many as there are tokens of each kind, and for any number where nothing is limited."""
-    purse: Purse[str] = Purse(Quota(most=5, rate=Rate(10, 1.0)))
+    purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5, rate=Rate(10, 1.0)))
     assert purse.room(0.0) == 0
-    purse.came(CAP, "a", 1, 0.0)
+    purse.received(CAP, "a", 1, 0.0)
     assert purse.room(0.0) == 0
-    purse.came(RATE, "b", 1, 0.0)
+    purse.received(RATE, "b", 1, 0.0)
     assert purse.room(0.0) == 1
-    assert Purse[str](Quota()).room(0.0) == float("inf")
+    assert FunctionTokens[str](Quota()).room(0.0) == float("inf")
 
 
 def test_what_is_lacking_is_wanted_once() -> None:
     """As many as could start; a rate's tokens by what they are worth; never more than there are."""
-    purse: Purse[str] = Purse(Quota(most=5, rate=Rate(250, 1.0)))
+    purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5, rate=Rate(250, 1.0)))
     assert purse.lacks(3, 0.0) == {CAP: 3}
     assert purse.lacks(3, 0.0) == {}
     assert purse.lacks(1000, 0.0) == {CAP: 2}
     purse.returned(CAP, 5)
     assert purse.lacks(4, 0.0) == {CAP: 4}
     for number in range(4):
-        purse.came(CAP, str(number), 1, 0.0)
+        purse.received(CAP, str(number), 1, 0.0)
     assert purse.lacks(4, 0.0) == {RATE: 2}
     assert purse.lacks(4, 0.0) == {}
-    assert Purse[str](Quota(rate=Rate(250, 1.0))).lacks(1000, 0.0) == {RATE: 84}
+    assert FunctionTokens[str](Quota(rate=Rate(250, 1.0))).lacks(1000, 0.0) == {RATE: 84}
 
 
 def test_a_cap_s_token_is_with_an_invocation_until_that_has_ended() -> None:
     """Then it is free for the next, or given back where there is none."""
-    purse: Purse[str] = Purse(Quota(most=1))
-    purse.came(CAP, "a", 1, 0.0)
+    purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=1))
+    purse.received(CAP, "a", 1, 0.0)
     assert purse.start(0.0) == ("a", None)
     assert (purse.room(0.0), purse.spare(5, 0.0)) == (0, [])
     purse.ended("a")
@@ -53,8 +53,8 @@ def test_a_cap_s_token_is_with_an_invocation_until_that_has_ended() -> None:
 
 def test_a_rate_s_token_is_given_back_with_its_last_use() -> None:
     """A window after that it comes again."""
-    purse: Purse[str] = Purse(Quota(rate=Rate(250, 1.0)))
-    purse.came(RATE, "a", 3, 10.0)
+    purse: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 1.0)))
+    purse.received(RATE, "a", 3, 10.0)
     assert [purse.start(at) for at in (10.0, 10.5)] == [(None, None)] * 2
     assert purse.start(11.0) == (None, Given("a", 1.0, 10.0 + USABLE + 1.0))
     assert purse.room(11.0) == 0
@@ -62,9 +62,9 @@ def test_a_rate_s_token_is_given_back_with_its_last_use() -> None:
 
 def test_what_is_not_used_in_time_is_given_back() -> None:
     """Unused at once, else a window after its last use; and it is no room any more."""
-    purse: Purse[str] = Purse(Quota(rate=Rate(250, 60.0)))
-    purse.came(RATE, "a", 3, 0.0)
-    purse.came(RATE, "b", 3, 0.0)
+    purse: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 60.0)))
+    purse.received(RATE, "a", 3, 0.0)
+    purse.received(RATE, "b", 3, 0.0)
     purse.start(1.0)
     assert purse.spare(9, USABLE - 0.01) == []
     assert purse.room(USABLE) == 0
@@ -74,10 +74,10 @@ def test_what_is_not_used_in_time_is_given_back() -> None:
 
 def test_what_nobody_needs_is_given_back() -> None:
     """Of each kind all that is more than would start."""
-    purse: Purse[int] = Purse(Quota(most=9, rate=Rate(9, 1.0)))
+    purse: FunctionTokens[int] = FunctionTokens(Quota(max_inflight=9, rate=Rate(9, 1.0)))
     for number in range(4):
-        purse.came(CAP, number, 1, 0.0)
-        purse.came(RATE, 10 + number, 1, 0.0)
+        purse.received(CAP, number, 1, 0.0)
+        purse.received(RATE, 10 + number, 1, 0.0)
     assert {each.token for each in purse.spare(3, 0.0)} == {3, 13}
     assert purse.room(0.0) == 3
     assert {each.token for each in purse.spare(-1, 0.0)} == {0, 1, 2, 10, 11, 12}
@@ -87,8 +87,8 @@ def test_what_nobody_needs_is_given_back() -> None:
 @pytest.mark.parametrize("held", [True, False])
 def test_a_token_that_is_lost_is_nobody_s(held: bool) -> None:
     """Its lease is over, so it is neither free nor with anyone here."""
-    purse: Purse[str] = Purse(Quota(most=1))
-    purse.came(CAP, "a", 1, 0.0)
+    purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=1))
+    purse.received(CAP, "a", 1, 0.0)
     if held:
         purse.start(0.0)
     purse.lost("a", held=held)
@@ -123,7 +123,7 @@ class World:
     def __init__(self, quota: Quota, workers: int, seed: int) -> None:
         self.quota, self.chance, self.now = quota, random.Random(seed), 0.0
         self.broker = Broker(quota)
-        self.purses = [Purse[tuple[str, int]](quota) for _ in range(workers)]
+        self.purses = [FunctionTokens[tuple[str, int]](quota) for _ in range(workers)]
         self.running: list[list[tuple[str, int] | None]] = [[] for _ in range(workers)]
         self.starts: list[float] = []
         self.most = 0
@@ -146,20 +146,22 @@ class World:
             case 7 if self.chance.random() < 0.1:
                 self._die(who)
 
-    def want(self, purse: Purse[tuple[str, int]], wish: int) -> None:
+    def want(self, purse: FunctionTokens[tuple[str, int]], wish: int) -> None:
         while lacks := purse.lacks(wish, self.now):
             came = False
             for kind, count in lacks.items():
                 for _ in range(count):
                     if token := self.broker.take(kind, self.now):
-                        purse.came(kind, token, uses(self.quota, *token), self.now)
+                        purse.received(kind, token, uses(self.quota, *token), self.now)
                         came = True
                     else:
                         purse.returned(kind, 1)
             if not came:
                 return
 
-    def start(self, purse: Purse[tuple[str, int]], running: list[tuple[str, int] | None], eager: float) -> None:
+    def start(
+        self, purse: FunctionTokens[tuple[str, int]], running: list[tuple[str, int] | None], eager: float
+    ) -> None:
         for _ in range(20):
             if not purse.room(self.now) or self.chance.random() > eager:
                 return
@@ -180,26 +182,26 @@ class World:
         mine = {token for token in self.running[who] if token}
         mine |= {each.token for each in self.purses[who].spare(0, self.now) if each.token[0] == CAP}
         self.broker.at |= dict.fromkeys(mine, self.now)
-        self.purses[who], self.running[who] = Purse(self.quota), []
+        self.purses[who], self.running[who] = FunctionTokens(self.quota), []
 
 
 quotas = st.builds(
     Quota,
-    most=st.none() | st.integers(1, 8),
+    max_inflight=st.none() | st.integers(1, 8),
     rate=st.none() | st.builds(Rate, st.integers(1, 30) | st.integers(101, 350), st.sampled_from((1.0, 60.0))),
 )
 
 
 @given(quotas, st.integers(1, 4), st.integers(0, 2**32))
-@example(Quota(most=1, rate=Rate(1, 1.0)), 4, 0)
+@example(Quota(max_inflight=1, rate=Rate(1, 1.0)), 4, 0)
 @example(Quota(rate=Rate(350, 1.0)), 4, 1)
 def test_no_more_than_agreed(quota: Quota, workers: int, seed: int) -> None:
     """Whatever workers want, start, give back, or take to their graves: never more than the cap or the rate."""
     world = World(quota, workers, seed)
     for _ in range(300):
         world.step()
-    if quota.most is not None:
-        assert world.most <= quota.most
+    if quota.max_inflight is not None:
+        assert world.most <= quota.max_inflight
     if quota.rate:
         for at in world.starts:
             assert sum(at <= other < at + quota.rate.window for other in world.starts) <= quota.rate.starts
@@ -207,7 +209,7 @@ def test_no_more_than_agreed(quota: Quota, workers: int, seed: int) -> None:
 
 def test_all_that_is_agreed_can_be_had() -> None:
     """The law is not kept by starting nothing: workers that always want more have the cap and the rate to the full."""
-    quota = Quota(most=6, rate=Rate(20, 1.0))
+    quota = Quota(max_inflight=6, rate=Rate(20, 1.0))
     world = World(quota, 3, 0)
     for step in range(500):
         world.now = step / 100

@@ -7,19 +7,17 @@ from typing import TypeVar
 
 import trio
 
-from .bench import Bench
 from .callback import call_back
 from .events import (
     AnnotationIgnored,
     CallbackIgnored,
     DeadLettered,
-    DeadLetterRefused,
+    DeadLetterNotStored,
     InvocationEnded,
     InvocationStarted,
     WorkCrashed,
 )
 from .heartbeat import Lease
-from .hold import Hold
 from .model import (
     Abandon,
     Ack,
@@ -42,8 +40,10 @@ from .policy.decode import decode
 from .policy.quota import quota_of
 from .policy.report import callback_of
 from .policy.retry import annotated
-from .ports import NotStored
+from .ports import BrokerUnavailableError
+from .services import Services
 from .settle import settle
+from .slot import Slot
 
 T = TypeVar("T")
 
@@ -61,21 +61,21 @@ class Job:
         "attempt",
         "attempted",
         "began",
-        "bench",
         "final",
-        "hold",
         "if_stopped",
         "invocation",
         "lease",
         "outcome",
         "retry",
+        "services",
+        "slot",
         "took",
         "wait",
     )
 
-    def __init__(self, lease: Lease, attempt: int, wait: float, hold: Hold, bench: Bench) -> None:
-        self.lease, self.attempt, self.wait, self.hold, self.bench = lease, attempt, wait, hold, bench
-        self.retry = bench.rules.retry
+    def __init__(self, lease: Lease, attempt: int, wait: float, hold: Slot, services: Services) -> None:
+        self.lease, self.attempt, self.wait, self.slot, self.services = lease, attempt, wait, hold, services
+        self.retry = services.config.retry
         self.invocation: Invocation | None = None
         self.began = 0.0
         self.took = 0.0
@@ -96,9 +96,9 @@ class Job:
             scope: around this, alone, until it returns. It is cancelled when the drain's time is up or the lease is
                 lost; then :meth:`stopped` is to be called.
         """
-        self.bench.drain.work.hold(scope)
+        self.services.drain.work.add(scope)
         self.lease.guard(scope)
-        if token := self.hold.token:
+        if token := self.slot.token:
             token.guard(scope)
         try:
             decided = await self.caught(self.attempt_it())
@@ -113,7 +113,7 @@ class Job:
                 verdict = Nak(self.retry.backoff.longest) if isinstance(concluded, Crashed) else concluded
             self._settle(verdict, attempted=isinstance(verdict, Final))
         finally:
-            self.bench.drain.work.release(scope)
+            self.services.drain.work.discard(scope)
 
     def stopped(self) -> None:
         """Settle what was stopped."""
@@ -129,14 +129,14 @@ class Job:
     def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
         self.final = isinstance(verdict, Final)
         self.again = verdict.delay if isinstance(verdict, Nak) else None
-        settle(self.bench, self.lease, self.attempt, verdict, attempted=attempted)
+        settle(self.services, self.lease, self.attempt, verdict, attempted=attempted)
 
     async def caught(self, step: Awaitable[T]) -> T | Crashed:
         """The package's one net: a bug met by one message must not stop the others."""
         try:
             return await step
         except Exception as error:  # noqa: BLE001 -- that is what the net is for; Cancelled is no Exception
-            self.bench.emit(WorkCrashed(self.lease.delivery, error))
+            self.services.emit(WorkCrashed(self.lease.delivery, error))
             return Crashed(error)
 
     async def attempt_it(self) -> tuple[Outcome, Verdict]:
@@ -145,39 +145,39 @@ class Job:
 
     def decide(self, outcome: Outcome) -> tuple[Outcome, Verdict]:
         """What it means."""
-        bench = self.bench
-        verdict = decide(outcome, attempt=self.attempt, retry=self.retry, dice=bench.dice(), now=bench.wall())
-        wait = self.hold.ended(self.began, trio.current_time(), status_of(outcome))
+        services = self.services
+        verdict = decide(outcome, attempt=self.attempt, retry=self.retry, draw=services.rng(), now=services.utc_now())
+        wait = self.slot.ended(self.began, trio.current_time(), status_of(outcome))
         if wait is not None and not isinstance(verdict, Ack):
-            back = sooner(outcome, wait, now=bench.wall())
+            back = sooner(outcome, wait, now=services.utc_now())
             self.attempted, verdict = back is None, back or verdict
         return outcome, verdict
 
     async def _outcome(self) -> Outcome:
-        rules = self.bench.rules
-        decoded = decode(self.lease.delivery, namespace=rules.namespace, user_agent=rules.user_agent)
+        config = self.services.config
+        decoded = decode(self.lease.delivery, namespace=config.namespace, user_agent=config.user_agent)
         if isinstance(decoded, Malformed):
             return decoded
         invocation, complaint = decoded
         self._heed(invocation, complaint)
         if self.wait:
-            await self.bench.retries.wait(self.wait, "early redelivery")
+            await self.services.timers.wait(self.wait, "early redelivery")
         return await self._invoke(invocation)
 
     async def _invoke(self, invocation: Invocation) -> Attempted:
         self.invocation = invocation
         stored = self.lease.delivery.id[1] / 1e9
-        self.bench.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.bench.wall() - stored)))
+        self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored)))
         self.began = trio.current_time()
-        self.hold.started(self.began)
-        return await self.bench.functions.invoke(invocation)
+        self.slot.started(self.began)
+        return await self.services.functions.invoke(invocation)
 
     def ended(self, outcome: Outcome, verdict: Verdict) -> None:
         """Tell the end of an invocation that was started, however it ended."""
         self.outcome = outcome
         if self.invocation:
             self.took = trio.current_time() - self.began
-            self.bench.emit(
+            self.services.emit(
                 InvocationEnded(
                     self.invocation, self.attempt, self.retry.attempts, outcome, verdict, self.took, self.attempted
                 )
@@ -214,10 +214,10 @@ class Job:
             function=invocation.label if invocation else None,
             status=status_of(outcome),
         )
-        keep = self.bench.rules.dead_letters
+        keep = self.services.config.dead_letters
         if keep and not await self._store(letter):
             return False
-        self.bench.emit(
+        self.services.emit(
             DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=keep)
         )
         return True
@@ -225,11 +225,11 @@ class Job:
     async def _store(self, letter: DeadLetter) -> bool:
         for number in range(1, _BURIALS + 1):
             try:
-                await self.bench.queue.bury(letter)
-            except NotStored as error:
-                self.bench.emit(DeadLetterRefused(letter.delivery, letter.call_id, str(error)))
+                await self.services.queue.store_dead_letter(letter)
+            except BrokerUnavailableError as error:
+                self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
                 if number < _BURIALS:
-                    await self.bench.retries.wait(_BURIAL_WAIT.ceiling(number), "dead letter")
+                    await self.services.timers.wait(_BURIAL_WAIT.ceiling(number), "dead letter")
             else:
                 return True
         return False
@@ -241,22 +241,22 @@ class Job:
             attempt=min(self.attempt, self.retry.attempts),  # a delivery count may run past what was attempted
             attempts=self.retry.attempts,
             duration=self.took,
-            user_agent=self.bench.rules.user_agent,
+            user_agent=self.services.config.user_agent,
         )
         if callback:
-            await call_back(callback, invocation, self.bench, failed_once)
+            await call_back(callback, invocation, self.services, failed_once)
 
     def _heed(self, invocation: Invocation, complaint: str | None) -> None:
         """The function's annotations, and what is wrong with them or with the callback."""
         if complaint:
-            self.bench.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
+            self.services.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
         self.retry, ignored = annotated(self.retry, invocation.annotations)
-        if flow := self.hold.flow.function:
-            quotas, annotations = self.bench.quotas, invocation.annotations
+        if flow := self.slot.flow.function:
+            quotas, annotations = self.services.quotas, invocation.annotations
             if annotations or quotas.of(flow):
                 quota, unusable = quota_of(annotations)
-                self.hold.flow.weight = quota.weight
+                self.slot.flow.weight = quota.weight
                 quotas.said(flow, quota, self.lease.delivery.id[1])
                 ignored += unusable
         for each in ignored:
-            self.bench.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))
+            self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.accepted))

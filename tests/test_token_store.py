@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from worker.heartbeat import Leases
 from worker.model import Delivery, Quota, Rate
 from worker.policy.quota import CAP, RATE, USABLE, flow_of
-from worker.wallet import Wallet
+from worker.token_store import TokenStore
 
 ACK_WAIT = 60.0
 FN = "echo.fn"
@@ -31,7 +31,7 @@ class Said:
         self.leases = Leases(self, lambda _: None)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.last(ACK_WAIT)
         parts: Any = self
-        self.wallet = Wallet(parts, parts, self.leases, self.changed.append)
+        self.wallet = TokenStore(parts, parts, self.leases, self.changed.append)
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:  # noqa: ARG002 -- the port's
         self.extended.append(confirmed)
@@ -69,7 +69,7 @@ async def test_who_is_not_limited_needs_none(autojump_clock: MockClock) -> None:
 async def test_a_token_counts_once_we_are_known_to_keep_it(autojump_clock: MockClock) -> None:
     """One that was merely handed out can be handed to others by a server that restarts."""
     said = Said(autojump_clock)
-    said.wallet.limited(FN, Quota(most=5))
+    said.wallet.limited(FN, Quota(max_inflight=5))
     said.balance(2)
     assert said.wanted == {flow_of(CAP, FN): 2}
     said.take(CAP, 0, confirm=False)
@@ -82,7 +82,7 @@ async def test_a_token_counts_once_we_are_known_to_keep_it(autojump_clock: MockC
 async def test_what_was_handed_to_us_twice_we_have_once(autojump_clock: MockClock) -> None:
     """Before it counts, when it is free, and when an invocation holds it: the newest delivery is the one to answer."""
     said = Said(autojump_clock)
-    said.wallet.limited(FN, Quota(most=5))
+    said.wallet.limited(FN, Quota(max_inflight=5))
     said.take(CAP, 0, confirm=False)
     said.take(CAP, 0, 2, confirm=False)
     (confirmed,) = said.extended
@@ -104,7 +104,7 @@ async def test_what_was_handed_to_us_twice_we_have_once(autojump_clock: MockCloc
 async def test_a_cap_s_token_is_kept_and_given_back(autojump_clock: MockClock) -> None:
     """It is extended for as long as it is here, and not after that."""
     said = Said(autojump_clock)
-    said.wallet.limited(FN, Quota(most=5))
+    said.wallet.limited(FN, Quota(max_inflight=5))
     said.take(CAP, 0)
     said.take(CAP, 1)
     async with trio.open_nursery() as nursery:
@@ -124,7 +124,7 @@ async def test_a_cap_s_token_is_kept_and_given_back(autojump_clock: MockClock) -
 async def test_a_lease_that_is_lost_ends_what_holds_it(autojump_clock: MockClock) -> None:
     """The invocation is cancelled, and neither its token nor a free one is used or given back by us again."""
     said = Said(autojump_clock)
-    said.wallet.limited(FN, Quota(most=5))
+    said.wallet.limited(FN, Quota(max_inflight=5))
     said.take(CAP, 0)
     said.take(CAP, 1)
     held = said.wallet.start(FN)
@@ -164,24 +164,24 @@ async def test_a_rate_s_token_is_not_extended(autojump_clock: MockClock) -> None
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("quota", [Quota(most=1), Quota(), None])
+@pytest.mark.parametrize("quota", [Quota(max_inflight=1), Quota(), None])
 async def test_a_token_that_is_too_many_is_given_back(autojump_clock: MockClock, quota: Quota | None) -> None:
     """After a cap was lowered, or lifted, or of a function that nobody knows: the adapter takes it off the queue."""
     said = Said(autojump_clock)
     if quota:
-        said.wallet.limited(FN, Quota(most=5))
+        said.wallet.limited(FN, Quota(max_inflight=5))
         said.balance(2)
         said.wallet.limited(FN, quota)
     said.take(CAP, 1)
     assert [number for number, _, _ in said.given] == [1]
-    if quota and quota.most:
+    if quota and quota.max_inflight:
         assert said.wallet.room(FN) == 0
 
 
 async def test_what_does_not_come_is_wanted_again(autojump_clock: MockClock) -> None:
     """What was returned is lacking once more."""
     said = Said(autojump_clock)
-    said.wallet.limited(FN, Quota(most=5))
+    said.wallet.limited(FN, Quota(max_inflight=5))
     said.balance(2)
     said.balance(2)
     assert said.wanted == {flow_of(CAP, FN): 2}

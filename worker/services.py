@@ -12,11 +12,11 @@ from .policy.flow import Flow
 from .policy.ledger import Ledger
 from .policy.retry import Retry
 from .ports import Callbacks, Emit, Functions, Queue, Quotas
-from .retries import Retries
+from .timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CoreConfig:
     """The settings that the core goes by."""
 
     slots: int
@@ -37,7 +37,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class Services:
     """One for the whole worker, shared by all its jobs."""
 
     queue: Queue
@@ -47,10 +47,10 @@ class Bench:
     emit: Emit
     leases: Leases
     ledger: Ledger
-    retries: Retries
+    timers: Timers
     drain: Drain
-    rules: Rules
-    dice: Callable[[], float]
+    config: CoreConfig
+    rng: Callable[[], float]
     """Chance, in [0, 1)."""
-    wall: Callable[[], float]
+    utc_now: Callable[[], float]
     """Wall-clock time (s since the epoch), for what dates are compared with; never for waiting."""

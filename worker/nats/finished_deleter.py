@@ -20,11 +20,11 @@ from nats.aio.msg import Msg
 
 from ..config import Settings
 from ..model import Delivery
-from ..ports import NotStored
-from . import quirks
+from ..ports import BrokerUnavailableError
+from . import nats_internals
 from .connection import ApiError, Connection
+from .migration import nanoseconds
 from .outbox import Outbox
-from .switch import nanoseconds
 from .wire import consumer_of
 
 _ANNOUNCED = 30.0
@@ -41,7 +41,7 @@ _EXACT = 10_000
 """Nanoseconds by which two readings of one time may differ."""
 
 
-class Sweep:
+class FinishedDeleter:
     """Of one stream.
 
     Args:
@@ -72,13 +72,13 @@ class Sweep:
         """Hear of retirements."""
         if not self._heard:
             self._heard = True
-            await quirks.listen(self._connection.client, self._subject, self._on_announced)
+            await nats_internals.listen(self._connection.client, self._subject, self._on_announced)
 
     async def announce(self, names: Iterable[str]) -> None:
         """Consumers are about to be retired.
 
         Raises:
-            worker.ports.NotStored: it cannot be told now.
+            worker.ports.BrokerUnavailableError: it cannot be told now.
         """
         names = [*names]
         self._expect(names)
@@ -87,7 +87,7 @@ class Sweep:
             try:
                 await self._connection.client.publish(self._subject, told)
             except (nats.errors.Error, OSError) as error:
-                raise NotStored(f"telling the other workers: {error}") from None
+                raise BrokerUnavailableError(f"telling the other workers: {error}") from None
             # It is long there when the first has retired.
 
     def know(self, retired: Collection[str]) -> None:
@@ -126,7 +126,7 @@ class Sweep:
                 mine = True
             if mine:
                 await self._connection.ask(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
-        except NotStored:
+        except BrokerUnavailableError:
             self._unanswered.add(sequence)
             return False
         except ApiError:

@@ -73,11 +73,11 @@ async def switch(tmp_path: Path, before: dict[str, str], after: dict[str, str]) 
                 )
         counts = Counter(each.id for each in [*old.came, *new.came])
         assert len(counts) == 40
-        again = {each.id: each.count for each in new.came if each.count > 1}
+        again = {each.id: each.num_delivered for each in new.came if each.num_delivered > 1}
         assert {identity for identity, number in counts.items() if number > 1} == again.keys()
         assert {*again.values()} == {2}
         (given_back,) = [each for each in new.came if each.id == old.came[1].id]
-        assert given_back.arrived > old.came[1].arrived + 5.0
+        assert given_back.received_at > old.came[1].received_at + 5.0
 
 
 PARTITIONS = STATIC | {"queue_partitions": "2"}
@@ -125,7 +125,7 @@ async def test_after_all_is_over_the_shared_consumer_is_as_it_always_was(tmp_pat
             assert [*consumers(server)] == ["faas-workers"]
             publish(server, 5)
             await until(lambda: server.state()["messages"] == 0, "all to be over")
-            assert [each.count for each in hand.came] == [1] * 20
+            assert [each.num_delivered for each in hand.came] == [1] * 20
 
 
 class Killed(Exception):  # noqa: N818 -- it says what happened
@@ -178,7 +178,7 @@ async def test_killed_at_each_step(
                     await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}", 30)
             counts = Counter(each.id for each in [*old.came, *new.came])
             again = {identity for identity, number in counts.items() if number > 1}
-            assert again == {old.came[1].id} | {each.id for each in new.came if each.count > 1}
+            assert again == {old.came[1].id} | {each.id for each in new.came if each.num_delivered > 1}
         step += 1
     assert step > 6
 
@@ -236,7 +236,7 @@ async def test_back_before_the_first_change_is_over(tmp_path: Path) -> None:
     """Who wants the old mode while its consumer still keeps messages has to wait for these, and then has it."""
 
     def give_back(hand: Hand, delivery: Delivery) -> None:
-        if delivery.count == 1 and len(hand.came) <= 2:
+        if delivery.num_delivered == 1 and len(hand.came) <= 2:
             hand.queue.settle(delivery, Nak(8.0), before=inf)
         else:
             acknowledge(hand, delivery)
@@ -260,7 +260,7 @@ async def test_back_before_the_first_change_is_over(tmp_path: Path) -> None:
         came = [*first.came, *second.came, *third.came]
         counts = Counter(each.id for each in came)
         assert len(counts) == 28
-        assert {each.id for each in came if each.count > 1} == {each for each in counts if counts[each] > 1}
+        assert {each.id for each in came if each.num_delivered > 1} == {each for each in counts if counts[each] > 1}
 
 
 async def test_several_change_it_at_once(tmp_path: Path) -> None:
@@ -292,6 +292,6 @@ async def test_several_change_it_at_once(tmp_path: Path) -> None:
                 nursery.cancel_scope.cancel()
             counts = Counter(each.id for each in came())
             assert {each for each in counts if counts[each] > 1} == {
-                each.id for hand in hands for each in hand.came if each.count > 1
+                each.id for hand in hands for each in hand.came if each.num_delivered > 1
             }
             assert running

@@ -8,7 +8,7 @@ from .heartbeat import Lease
 from .policy.flow import Flow
 
 
-class Hold:
+class Slot:
     """One slot, held by one job.
 
     Args:

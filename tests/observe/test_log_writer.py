@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.servers import ROOT
-from worker.observe.lines import MOST, Lines, cut, shortened
+from worker.observe.log_writer import MOST, LogWriter, cut, shortened
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.one_of(texts, st.text('x\u2603\x00"', min_size=3_000, max_size=9_000), st.integers(-9, 9), st.lists(texts))
@@ -47,7 +47,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
 
 def test_a_line_is_one_write(pipe: Pipe) -> None:
     """Where no loop runs, as before it starts, nothing waits: the next line might never come."""
-    lines = Lines(pipe.file)
+    lines = LogWriter(pipe.file)
     lines.info(b"one")
     lines.warning(b"two")
     assert pipe.written == [b"one\n", b"two\n"]
@@ -55,7 +55,7 @@ def test_a_line_is_one_write(pipe: Pipe) -> None:
 
 def test_a_pass_of_the_loop_is_one_write(pipe: Pipe) -> None:
     """What was said before the loop waits is written when it does, together; after its end nothing is left."""
-    lines = Lines(pipe.file)
+    lines = LogWriter(pipe.file)
 
     async def main() -> None:
         lines.info(b"one")
@@ -76,7 +76,7 @@ def test_a_write_is_of_whole_lines(sizes: list[int]) -> None:
     """None has more than a pipe takes in one piece, but for a line that has more alone; all come, in order."""
     written: list[bytes] = []
 
-    class Kept(Lines):
+    class Kept(LogWriter):
         def _write(self, lines: list[bytes]) -> None:
             written.append(b"".join(lines))
 
@@ -100,7 +100,7 @@ def test_a_disk_that_takes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
         return min(5, len(data))
 
     monkeypatch.setattr(os, "write", write)
-    Lines(1).info(b"0123456789")
+    LogWriter(1).info(b"0123456789")
     assert taken == b"0123456789\n"
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -
     def full(_: int, __: bytes) -> int:
         raise OSError(errno.ENOSPC, "full")
 
-    lines = Lines(1)
+    lines = LogWriter(1)
     monkeypatch.setattr(os, "write", full)
     lines.info(b"lost")
     monkeypatch.undo()
@@ -127,7 +127,7 @@ def test_a_long_line_is_cut_where_it_is_longest(line: dict[str, object]) -> None
     """It fits, is JSON with the same fields still, and a value that is no longer whole tells so."""
     written = bytearray()
 
-    class Kept(Lines):
+    class Kept(LogWriter):
         def _write(self, lines: list[bytes]) -> None:
             written.extend(b"".join(lines))
 
@@ -163,8 +163,8 @@ def test_what_cannot_be_shortened_enough_has_no_values_left() -> None:
 
 WRITER = """
 import sys, trio
-from worker.observe.lines import Lines
-lines = Lines(1, shared=True, json=True)
+from worker.observe.log_writer import LogWriter
+lines = LogWriter(1, shared=True, json=True)
 async def write():
     for number in range(300):
         text = b"x" * (number * 37 % 9_000)

@@ -24,17 +24,17 @@ CLOSING = 1.0
 """Seconds that TLS's goodbye may take, after which the connection is closed all the same."""
 
 
-class Lane(Protocol):
+class PooledClient(Protocol):
     """What has one connection: one of httpx's transports, or a client, which knows of proxies."""
 
     async def aclose(self) -> None:
         """Close it."""
 
 
-L = TypeVar("L", bound=Lane)
+L = TypeVar("L", bound=PooledClient)
 
 
-class _Road(Generic[L]):
+class OriginPool(Generic[L]):
     """The lanes to one origin."""
 
     def __init__(self, at_once: float) -> None:
@@ -44,7 +44,7 @@ class _Road(Generic[L]):
         self.users = 0
 
 
-class Lanes(Generic[L]):
+class ClientPools(Generic[L]):
     """Who finds all lanes to an origin taken waits for one, in the order of coming. Origins do not wait for each other.
 
     Args:
@@ -54,12 +54,12 @@ class Lanes(Generic[L]):
 
     def __init__(self, make: Callable[[], L], *, at_once: float) -> None:
         self._make, self._at_once = make, at_once
-        self._roads: dict[str, _Road[L]] = {}
+        self._roads: dict[str, OriginPool[L]] = {}
 
     @asynccontextmanager
     async def taken(self, origin: str) -> AsyncIterator[L]:
         """A lane to *origin*, once there is one. When what is done with it fails, or is cancelled, it is closed."""
-        road = self._roads.setdefault(origin, _Road(self._at_once))
+        road = self._roads.setdefault(origin, OriginPool(self._at_once))
         road.users += 1
         try:
             async with road.gate:
@@ -87,13 +87,13 @@ class Lanes(Generic[L]):
         for origin, road in list(self._roads.items()):
             await self._tidy(origin, road, math.inf)
 
-    async def _tidy(self, origin: str, road: _Road[L], oldest: float) -> None:
+    async def _tidy(self, origin: str, road: OriginPool[L], oldest: float) -> None:
         if not road.users and next(reversed(road.idle.values()), -math.inf) < oldest:
             self._roads.pop(origin, None)  # and what is idle there goes below
         while road.idle and next(iter(road.idle.values())) < oldest:
             await _closed(road.idle.popitem(last=False)[0])
 
 
-async def _closed(lane: Lane) -> None:
+async def _closed(lane: PooledClient) -> None:
     with trio.move_on_after(CLOSING, shield=True):
         await lane.aclose()

@@ -21,13 +21,13 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..config import Settings
-from ..events import BrokerRefused
-from ..model import Published, Stored, Waiting
-from ..ports import Emit, NotStored, Unusable
-from . import quirks, topology
+from ..events import BrokerMisconfigured
+from ..model import PendingCount, Published, StoredCount
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from . import nats_internals, topology
 from .connection import ApiError, Connection
-from .consumer import Flows
 from .layout import FUNCTION, Layout
+from .pull_consumer import PullConsumer
 
 HEARD = 8
 """Messages after which an ear is used up."""
@@ -47,7 +47,7 @@ _AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
 """Seconds before another try to make a consumer: usually, where somebody must mend something, and where we did."""
 
 
-class Ear:
+class OneShotSubscription:
     """Hears of a subject's messages, a few.
 
     Args:
@@ -69,7 +69,9 @@ class Ear:
         if self._left <= 0:
             self._left = HEARD
             try:
-                self._subscription = await quirks.listen(self._connection.client, self._subject, self._on_message)
+                self._subscription = await nats_internals.listen(
+                    self._connection.client, self._subject, self._on_message
+                )
                 await self._subscription.unsubscribe(HEARD)
             except (nats.errors.Error, OSError):
                 self._left = 0
@@ -90,7 +92,7 @@ class Ear:
             self._used_up()
 
 
-class Functions:
+class SubjectDiscovery:
     """The flows of a queue that are a subject each.
 
     Args:
@@ -105,7 +107,7 @@ class Functions:
         self,
         connection: Connection,
         settings: Settings,
-        flows: Flows,
+        flows: PullConsumer,
         *,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
@@ -119,7 +121,9 @@ class Functions:
         self._taken: frozenset[str] = frozenset()
         self._names: dict[str, str] = {}
         self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
-        self._ears = [Ear(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)]
+        self._ears = [
+            OneShotSubscription(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)
+        ]
         self._told: dict[str, int] = {}
         """What was last told of each flow."""
         self._empty: dict[str, float] = {}
@@ -211,7 +215,7 @@ class Functions:
     def _tell_stored(self, subject: str, messages: int) -> None:
         self._told[subject] = messages
         self._empty.pop(subject, None)
-        self._flows.tell(Stored(subject, messages))
+        self._flows.tell(StoredCount(subject, messages))
 
     def _outstanding(self, flow: str) -> int:
         puller = self._flows.find(flow)
@@ -234,7 +238,7 @@ class Functions:
             for ear in self._ears:
                 await ear.begin()
             await self._look()
-        except (ApiError, NotStored, nats.errors.Error, OSError) as error:
+        except (ApiError, BrokerUnavailableError, nats.errors.Error, OSError) as error:
             self._connection.complain("looking at the stream", error)
         self._took = trio.current_time() - began
 
@@ -259,10 +263,10 @@ class Functions:
             config |= {"name": name, "durable_name": name}
         try:
             info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
-        except Unusable as error:
-            self._emit(BrokerRefused(str(error)))
+        except MisconfiguredError as error:
+            self._emit(BrokerMisconfigured(str(error)))
             return _LATER
-        except (ApiError, NotStored) as error:
+        except (ApiError, BrokerUnavailableError) as error:
             if isinstance(error, ApiError) and error.err_code == topology.TOO_MANY and await self._allow_more():
                 return _AT_ONCE
             self._connection.complain(f"making a consumer for {flow}", error)
@@ -270,13 +274,13 @@ class Functions:
         self.crowded = False
         if puller := self._flows.find(flow):
             self._flows.ack_wait = min(self._flows.ack_wait, topology.ack_wait_of(info))
-            self._flows.tell(Waiting(flow, info["num_pending"]))
+            self._flows.tell(PendingCount(flow, info["num_pending"]))
             puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
         return 0.0
 
     async def _allow_more(self) -> bool:
         try:
             self.crowded = not await topology.allow_more_consumers(self._connection, self.settings, self._emit)
-        except (ApiError, NotStored):  # no permission
+        except (ApiError, BrokerUnavailableError):  # no permission
             self.crowded = True
         return not self.crowded
