@@ -165,7 +165,7 @@ def one_slot_too_many(patch: Patch) -> None:
 def jitter_both_ways(patch: Patch) -> None:
     """A jittered wait can be longer than the wait."""
     delay = Backoff.delay
-    patch.setattr(Backoff, "delay", lambda self, attempt, *, dice: delay(self, attempt, draw=2 * dice))
+    patch.setattr(Backoff, "delay", lambda self, attempt, *, draw: delay(self, attempt, draw=2 * draw))
 
 
 @always
