@@ -131,7 +131,7 @@ def _openings_and_questions(text: str, *, is_test: bool) -> Iterator[str]:
 def sentences(text: str) -> Iterator[str]:
     """Yield the sentences of a text; list entries and paragraphs end one too."""
     for paragraph in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.)\s+|\n\s*\w+:(?=\s)", text):
-        yield from re.split(r"(?<=[.!?:;])\s+", paragraph)
+        yield from re.split(r"(?<=[.!?:;])(?:\*\*|\))?\s+", paragraph)
 
 
 def python_texts(source: str, name: str) -> Iterator[Text]:
