@@ -45,7 +45,7 @@ PLAIN = frozenset(f"{_HTTP_NATS_UNIX} {_VERBS} {_WHAT_HAPPENED} {_ANY_PROGRAM} {
 
 def glossary() -> dict[str, str]:
     """Return the terms and their meanings."""
-    return dict(row[:2] for row in table(ARCHITECTURE, "## Glossary"))
+    return {row[0]: row[1] for row in table(ARCHITECTURE, "## Glossary")}
 
 
 def words(name: str) -> list[str]:

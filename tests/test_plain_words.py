@@ -184,7 +184,7 @@ def markdown_texts(source: str) -> Iterator[Text]:
     paragraph: list[str] = []
     start, fenced = 0, False
     written_by_programs = re.sub(
-        r"(?s)<!-- measured.*?<!-- its end -->", lambda block: "\n" * block[0].count("\n"), source
+        r"(?s)<!-- (measured|the latest).*?<!-- its end -->", lambda block: "\n" * block[0].count("\n"), source
     )
     for number, line in enumerate([*written_by_programs.splitlines(), ""], 1):
         fence = line.lstrip().startswith("```")
