@@ -20,8 +20,9 @@ from nats.aio.subscription import Subscription
 from ..config import Settings
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import nats_internals, topology
-from .connection import ApiError, Connection, NoRespondersError
+from .connection import Connection, NoRespondersError
 from .layout import FUNCTION, RETIRED, ConsumerState, Layout, filters_of, overlap, read, retirement, static
+from .wire import ApiError
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
