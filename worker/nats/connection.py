@@ -95,7 +95,7 @@ class Connection:
         finally:
             connecting.cancel()
             self._refused.cancel()
-        self._emit(Connected(self._server, again=False))
+        self._emit(Connected(self._server, reconnected=False))
         self._tell(up=True)
 
     async def close(self) -> None:
@@ -217,7 +217,7 @@ class Connection:
             self._tell(up=False)
 
     async def _on_reconnected(self) -> None:
-        self._emit(Connected(self._server, again=True))
+        self._emit(Connected(self._server, reconnected=True))
         self._tell(up=True)
 
     async def _on_closed(self) -> None:
