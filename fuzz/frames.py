@@ -238,7 +238,7 @@ class World:
 
     async def want(self, more: int) -> None:
         self.wanted += more
-        self.consumer.want(more, "")
+        self.consumer.add_credit(more, "")
         await self._pump()
 
     async def wait(self, seconds: int) -> None:

@@ -188,7 +188,7 @@ async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) ->
         say(server, "other.fn", paused=True)
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
-    assert [event.doing for event in events if isinstance(event, BrokerFailure)] == [
+    assert [event.action for event in events if isinstance(event, BrokerFailure)] == [
         "reading what was said about functions"
     ]
 

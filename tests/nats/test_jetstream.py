@@ -113,7 +113,7 @@ def on_server(folder: Path, act: Callable[[JetStream, NatsServer], Awaitable[Non
     async def run(server: NatsServer) -> None:
         connection = Connection(connect_options(load({"nats_port": str(server.port)}).settings, name=""), events.append)
         await connection.open()
-        assert events == [Connected(f"127.0.0.1:{server.port}", again=False)]
+        assert events == [Connected(f"127.0.0.1:{server.port}", reconnected=False)]
         try:
             await act(JetStream(connection), server)
         finally:

@@ -62,7 +62,7 @@ class Replica:
         self.controls = FunctionStates(self.connection, settings)
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
-        self.leases.last(settings.ack_wait)
+        self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
         self._again = False
         """The connection has come again, so requests must be sent again: the queue does that."""
@@ -113,18 +113,18 @@ class Replica:
             for each in await self.flows.receive():
                 if isinstance(each, QuotaChanged):
                     self.told[each.function] = each.quota
-                    self.wallet.limited(each.function, each.quota)
+                    self.wallet.set_quota(each.function, each.quota)
                 elif isinstance(each, Delivery) and self._came:
-                    self._came(self, each, self.leases.take(each))
+                    self._came(self, each, self.leases.add(each))
                 elif isinstance(each, Delivery):
-                    self.wallet.take(each)
+                    self.wallet.receive(each)
 
     def give(self, lease: Lease, delay: float = 0.0) -> None:
         """Give a token back."""
         token = lease.delivery
         before = token.received_at + USABLE + delay if delay else self.leases.lost_at(lease)
-        self.leases.release(lease)
-        self.quotas.give(token, delay=delay, before=before)
+        self.leases.remove(lease)
+        self.quotas.give_back(token, delay=delay, before=before)
 
     def die(self) -> None:
         """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
@@ -153,7 +153,7 @@ class Work:
 
     def drive(self, worker: Replica) -> None:
         """Start what may be started; want what is lacking."""
-        if worker.dead or not worker.quotas.of(LABEL):
+        if worker.dead or not worker.quotas.agreed(LABEL):
             return
         while self.running[worker] < self.wish and worker.wallet.room(LABEL) >= 1:
             self.running[worker] += 1
@@ -169,7 +169,7 @@ class Work:
             await trio.sleep(self.hold)
         if not worker.dead:
             self.running[worker] -= 1
-            worker.wallet.ended(LABEL, held)
+            worker.wallet.finish(LABEL, held)
             self.drive(worker)
 
     def died(self, worker: Replica) -> None:
@@ -207,7 +207,7 @@ async def replicas(
             await aio_as_trio(each.open)()
             nursery.start_soon(aio_as_trio(each.serve))
             nursery.start_soon(each.receive)
-            nursery.start_soon(each.leases.keep)
+            nursery.start_soon(each.leases.run)
         yield started
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):

@@ -95,7 +95,7 @@ class Connection:
             self._refused.cancel()
         self._inbox = self.client.new_inbox()
         await nats_internals.listen(self.client, f"{self._inbox}.*", self._on_answer)
-        self._emit(Connected(self._server, again=False))
+        self._emit(Connected(self._server, reconnected=False))
         self._changed(True)
 
     async def close(self) -> None:
@@ -212,7 +212,7 @@ class Connection:
             self._changed(False)
 
     async def _on_reconnected(self) -> None:
-        self._emit(Connected(self._server, again=True))
+        self._emit(Connected(self._server, reconnected=True))
         self._changed(True)
 
     async def _on_closed(self) -> None:

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from ..config import Settings
 from ..model import Quota
 from ..policy.names import is_name
-from ..policy.quota import limited, parse_most, parse_rate, write_rate
+from ..policy.quota import needs_tokens, parse_max_inflight, parse_rate, write_rate
 from ..ports import BrokerUnavailableError
 from . import nats_internals
 from .connection import Connection
@@ -109,7 +109,7 @@ def read(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | Agree
             return label, PauseState(_of(bool, said["paused"]), str(said.get("since", ""))[:40])
         most, rate = said["max_inflight"], said["rate"]
         quota = Quota(
-            max_inflight=None if most is None else parse_most(str(_of(int, most))),
+            max_inflight=None if most is None else parse_max_inflight(str(_of(int, most))),
             rate=None if rate is None else parse_rate(_of(str, rate)),
         )
         return label, AgreedQuota(quota, _of(int, said["stored"]))
@@ -223,7 +223,7 @@ class FunctionStates:
         subject, agreed = f"{subject_for(self._queue, label)}{_QUOTA}", AgreedQuota(quota, stored)
         for _ in range(_TRIES):
             known = self.quotas.get(label)
-            if (stored <= known.stored or quota == known.quota) if known else not limited(quota):
+            if (stored <= known.stored or quota == known.quota) if known else not needs_tokens(quota):
                 return
             last = {"Nats-Expected-Last-Subject-Sequence": str(self._subjects.get(subject, 0))}
             try:

@@ -131,8 +131,8 @@ class Outbox:
         if not self._wake.is_set():
             self._wake.set()
 
-    async def settled(self) -> None:
-        """See :meth:`worker.ports.Queue.settled`."""
+    async def wait_settled(self) -> None:
+        """See :meth:`worker.ports.Queue.wait_settled`."""
         while self._unsettled:
             self._all_settled = trio.Event()
             await self._all_settled.wait()

@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..model import CreditReturned, Delivery, Notice
-from ..policy.quota import is_flow
+from ..policy.quota import is_token_flow
 from . import nats_internals
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, PullInbox
@@ -146,8 +146,8 @@ class Pull:
         """Whether there is something to ask for."""
         return self._credit.unasked > 0
 
-    def want(self, more: int) -> None:
-        """See :meth:`worker.ports.Consumer.want`."""
+    def add_credit(self, more: int) -> None:
+        """See :meth:`worker.ports.Consumer.add_credit`."""
         self._credit.want(more)
 
     def bind(self, subject: str) -> None:
@@ -247,17 +247,17 @@ class Pull:
             identity, count, behind = parse_ack_subject(message.reply)
         except ValueError as error:
             self._connection.report_failure("reading a delivery", error)
-            self.want(1)
+            self.add_credit(1)
             self._asks(self)
             return
         retiring = self._arrivals.retiring
         if (
             retiring is not None
-            and not is_flow(self.flow)
+            and not is_token_flow(self.flow)
             and retiring.held(message.subject, identity[0], consumer_of(message.reply))
         ):
             self._outbox.put_off(message.reply, _PUT_OFF)
-            self.want(1)
+            self.add_credit(1)
         else:
             token = self._outbox.token(message.reply)
             self._arrivals.put(Delivery(identity, token, count, now, message.subject, message.data, self.flow, behind))

@@ -68,19 +68,19 @@ class PullConsumer:
 
     # The Trio side.
 
-    def want(self, more: int, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.want`."""
+    def add_credit(self, count: int, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.add_credit`."""
         if flow in self._void or self.stopped:
             return
         puller = self.open(flow)
-        puller.want(more)
+        puller.add_credit(count)
         if puller.bound:
             self._may_ask(puller)
         elif not puller.making:
             self._make(flow)
 
-    def recall(self, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.recall`."""
+    def recall_credit(self, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.recall_credit`."""
         if flow in self._void or self.stopped:
             return
         puller = self.open(flow)

@@ -94,9 +94,9 @@ class NatsQueue:
         """See :meth:`worker.ports.Queue.consume`."""
         return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
-    async def settled(self) -> None:
-        """See :meth:`worker.ports.Queue.settled`."""
-        await self._outbox.settled()
+    async def wait_settled(self) -> None:
+        """See :meth:`worker.ports.Queue.wait_settled`."""
+        await self._outbox.wait_settled()
         await aio_as_trio(self._serving.sweep.done)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:

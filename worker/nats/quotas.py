@@ -19,7 +19,7 @@ import trio
 
 from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
-from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
+from ..policy.quota import CAP, RATE, RATE_WAIT, split_token_flow, token_count, token_number, uses_of_token
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from .connection import Connection
 from .function_state import FunctionStates
@@ -112,13 +112,13 @@ class Quotas:
 
     # The Trio side.
 
-    def of(self, function: str) -> Quota | None:
-        """See :meth:`worker.ports.Quotas.of`."""
+    def agreed(self, function: str) -> Quota | None:
+        """See :meth:`worker.ports.Quotas.agreed`."""
         agreed = self._controls.quotas.get(function)
         return agreed.quota if agreed else None
 
-    def said(self, function: str, quota: Quota, stored: int) -> None:
-        """See :meth:`worker.ports.Quotas.said`."""
+    def propose(self, function: str, quota: Quota, stored: int) -> None:
+        """See :meth:`worker.ports.Quotas.propose`."""
         known = self._controls.quotas.get(function)
         if (quota.max_inflight, quota.rate) == (
             (known.quota.max_inflight, known.quota.rate) if known else (None, None)
@@ -131,8 +131,8 @@ class Quotas:
                 self._news[function] = msgspec.structs.replace(quota, weight=1), stored
             self._wake.set()
 
-    def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        """See :meth:`worker.ports.Quotas.give`."""
+    def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
+        """See :meth:`worker.ports.Quotas.give_back`."""
         if self._uses(token):
             self._outbox.settle(token, Nak(delay), before=before)
         else:
@@ -140,8 +140,8 @@ class Quotas:
             self._wake.set()
 
     def _uses(self, token: Delivery) -> int:
-        kind, label = split_flow(token.flow)
-        return uses(self.of(label) or Quota(), kind, number_of(token.subject))
+        kind, label = split_token_flow(token.flow)
+        return uses_of_token(self.agreed(label) or Quota(), kind, token_number(token.subject))
 
     # The asyncio side.
 
@@ -187,8 +187,8 @@ class Quotas:
 
     def _on_agreed(self, label: str) -> None:
         self._newest.pop(label, None)
-        self._flows.tell(QuotaChanged(label, self.of(label) or Quota()))
-        self._unmade |= {flow: None for flow in self._made if split_flow(flow)[1] == label}
+        self._flows.tell(QuotaChanged(label, self.agreed(label) or Quota()))
+        self._unmade |= {flow: None for flow in self._made if split_token_flow(flow)[1] == label}
         self._wake.set()
 
     async def _agree_all(self) -> None:
@@ -245,8 +245,8 @@ class Quotas:
 
     async def _make(self, flow: str) -> str | None:
         """See that a flow's consumer and tokens are there; where to ask for them, or None where there is no limit."""
-        kind, label = split_flow(flow)
-        if not (quota := self.of(label)) or not (many := tokens(quota, kind)):
+        kind, label = split_token_flow(flow)
+        if not (quota := self.agreed(label)) or not (many := token_count(quota, kind)):
             return None
         leased = max(self._settings.ack_wait, self._flows.ack_wait)
         ack_wait = quota.rate.window + RATE_WAIT if quota.rate and kind == RATE else leased

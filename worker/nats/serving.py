@@ -12,7 +12,7 @@ from ..config import Settings
 from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
 from ..model import PendingCount, StoredCount
 from ..policy.names import covers, partition_of
-from ..policy.quota import is_flow
+from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
 from .connection import Connection
@@ -230,7 +230,7 @@ class Serving:
     # What the flows tell.
 
     def _make(self, flow: str) -> None:
-        if is_flow(flow):
+        if is_token_flow(flow):
             if self.quotas:
                 self.quotas.make(flow)
         elif flow != _SHARED and not flow.startswith(retired_flow("")):
@@ -242,7 +242,7 @@ class Serving:
             self._lost()
         elif flow.startswith(retired_flow("")):
             self._drop(flow.removeprefix(retired_flow("")))
-        elif is_flow(flow):
+        elif is_token_flow(flow):
             if self.quotas:
                 self.quotas.lost(flow)
         else:

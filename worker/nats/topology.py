@@ -331,7 +331,7 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
         "stream",
         name,
         dead_letter_config(settings),
-        lambda: emit(Created("stream", name, again=False)),
+        lambda: emit(Created("stream", name, recreated=False)),
     )
 
 
