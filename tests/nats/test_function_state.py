@@ -25,9 +25,9 @@ from worker.nats.function_state import (
     FunctionStates,
     PauseState,
     decode,
+    encode,
     stream_config,
     subject_for,
-    encode,
 )
 from worker.nats.options import connect_options
 

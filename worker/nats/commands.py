@@ -18,7 +18,7 @@ from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
 from .connection import ApiError, Connection
-from .function_state import FunctionStates, PauseState, store, subject_for, encode
+from .function_state import FunctionStates, PauseState, encode, store, subject_for
 from .layout import MODE
 from .options import connect_options
 

@@ -24,11 +24,11 @@ from .connection import ApiError, Connection, NoRespondersError
 from .layout import (
     FUNCTION,
     RETIRED,
-    ConsumerState,
     ConsumerSet,
+    ConsumerState,
+    consumer_state,
     filters_of,
     overlap,
-    consumer_state,
     retired_config,
     static,
 )

@@ -20,7 +20,7 @@ from .credit import PORTION
 from .discovery import SubjectDiscovery
 from .finished_deleter import FinishedDeleter
 from .janitor import Janitor
-from .layout import FUNCTION, ConsumerState, ConsumerSet, static
+from .layout import FUNCTION, ConsumerSet, ConsumerState, static
 from .migration import Migration
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
