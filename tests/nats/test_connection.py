@@ -136,7 +136,7 @@ class Mute:
             if not self.pings and b"PING" in data:
                 await stream.send_all(b"PONG\r\n")
             self.pings += data.count(b"PING")
-            if b"SUB" in data:
+            if b"SUB any" in data:
                 nursery.start_soon(self._send, stream)
 
     async def _send(self, stream: trio.SocketStream) -> None:

@@ -18,7 +18,7 @@ from tests.servers import NatsServer, until
 from worker.config import Settings, load
 from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
-from worker.nats.connection import _API_TIMEOUT, Connection
+from worker.nats.connection import _ANSWER_WITHIN, Connection
 from worker.nats.function_state import (
     READ_AGAIN,
     AgreedQuota,
@@ -45,7 +45,11 @@ async def following(
     """A worker's view of what is paused, and all that it was told of it."""
     told: list[set[str]] = []
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
-        connection = Connection(connect_options(settings(server), name=""), events.append)
+
+        def changed(up: bool) -> None:
+            controls.connection_changed(up)
+
+        connection = Connection(connect_options(settings(server), name=""), events.append, changed)
         controls = FunctionStates(connection, settings(server), lambda paused: told.append(set(paused)))
         await aio_as_trio(connection.open)()
         await aio_as_trio(controls.open)()
@@ -81,7 +85,7 @@ async def test_the_first_word_is_stored_at_once(tmp_path: Path) -> None:
     """With workers that listen, a missing stream is no request that nobody answers: it is looked for, and made."""
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (controls, told):
-            with trio.fail_after(_API_TIMEOUT - 1.0):
+            with trio.fail_after(_ANSWER_WITHIN - 1.0):
                 await aio_as_trio(controls.agree)("echo.fn", Quota(max_inflight=5), 7)
             assert controls.quotas["echo.fn"] == AgreedQuota(Quota(max_inflight=5), 7)
             assert told == []

@@ -26,7 +26,6 @@ class Line:
     """A connection: what was published, and the way to answer it."""
 
     up: bool = True
-    changed: list[Callable[[bool], None]] = field(default_factory=list)
     said: list[tuple[str, bytes, str]] = field(default_factory=list)
     hear: Callable[[Any], None] | None = None
 
@@ -44,7 +43,7 @@ class Line:
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         self.said.append((subject, payload, reply))
 
-    def complain(self, doing: str, error: object) -> None:
+    def report_failure(self, doing: str, error: object) -> None:
         raise AssertionError(f"{doing}: {error}")
 
     def verbs(self) -> list[tuple[str, bytes]]:
@@ -90,8 +89,7 @@ class Desk:
 
     async def change(self, *, up: bool) -> None:
         self.line.up = up
-        for changed in self.line.changed:
-            changed(up)
+        self.outbox.connection_changed(up)
 
 
 @asynccontextmanager

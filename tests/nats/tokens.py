@@ -19,12 +19,13 @@ from worker.events import Event
 from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
-from worker.nats.connection import ApiError, Connection
+from worker.nats.connection import Connection
 from worker.nats.function_state import FunctionStates
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.quotas import Quotas
+from worker.nats.wire import ApiError
 from worker.policy.quota import USABLE
 from worker.ports import BrokerUnavailableError
 from worker.token_store import TokenStore
@@ -54,7 +55,7 @@ class Replica:
         self.told: dict[str, Quota] = {}
         self.dead = False
         self._came = came
-        self.connection = Connection(connect_options(settings, name=""), self.events.append)
+        self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
         self.outbox = Outbox(self.connection, self.events.append)
         self.flows = PullConsumer(self.connection, self.outbox, self._make, self._lost)
         self.flows.ack_wait = settings.ack_wait
@@ -67,6 +68,10 @@ class Replica:
         """The connection has come again, so requests must be sent again: the queue does that."""
 
     def _on_change(self, up: bool) -> None:
+        self.outbox.connection_changed(up)
+        self.flows.connection_changed(up)
+        self.controls.connection_changed(up)
+        self.quotas.connection_changed(up)
         self._again = up
 
     def _make(self, flow: str) -> None:
@@ -77,7 +82,7 @@ class Replica:
 
     async def open(self) -> None:
         await self.connection.open()
-        self.connection.changed.append(self._on_change)
+        self._again = False
         await self.outbox.open()
         await self.controls.open()
         await self.flows.begin_anew()

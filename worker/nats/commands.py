@@ -17,10 +17,11 @@ from ..events import BrokerFailure, Event
 from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .function_state import FunctionStates, PauseState, encode, store, subject_for
 from .layout import MODE
 from .options import connect_options
+from .wire import ApiError
 
 T = TypeVar("T")
 

@@ -23,7 +23,8 @@ from ..policy.names import is_name
 from ..policy.quota import limited, parse_most, parse_rate, write_rate
 from ..ports import BrokerUnavailableError
 from . import nats_internals
-from .connection import ApiError, Connection
+from .connection import Connection
+from .wire import ApiError
 
 T = TypeVar("T")
 
@@ -183,12 +184,16 @@ class FunctionStates:
         """Up to which we have read the stream that was made then."""
         self._told: tuple[frozenset[str], dict[str, AgreedQuota]] = frozenset(), {}
         self._due = self._heard = float("-inf")
-        connection.changed.append(self._on_change)
 
     async def open(self) -> None:
         """Begin to hear of changes, and learn what is so now. Without an answer we begin with nothing known."""
         await nats_internals.listen(self._connection.client, subject_for(self._queue, ">"), self._on_message)
         await self.refresh(trio.current_time())
+
+    def connection_changed(self, up: bool) -> None:
+        """Read the stream soon, once there is a connection: what was announced without one was not received."""
+        if up:
+            self._due = float("-inf")
 
     async def serve(self) -> None:
         """Keep up to date, for ever."""
@@ -205,7 +210,7 @@ class FunctionStates:
             if await self.read_changes():
                 self._heard = float("-inf")
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("reading what was said about functions", error)
+            self._connection.report_failure("reading what was said about functions", error)
             self._due = now + _AGAIN
 
     async def agree(self, label: str, quota: Quota, stored: int) -> None:
@@ -269,7 +274,9 @@ class FunctionStates:
                 case label, AgreedQuota() as agreed:
                     self.quotas[label] = agreed
                 case None:
-                    self._connection.complain("reading what was said about functions", f"not ours: {message}"[:200])
+                    self._connection.report_failure(
+                        "reading what was said about functions", f"not ours: {message}"[:200]
+                    )
 
     def _forget(self, made: str) -> None:
         self._made, self._sequence = made, 0
@@ -288,10 +295,6 @@ class FunctionStates:
 
     def _on_message(self, _: Msg) -> None:
         self._heard = trio.current_time()
-
-    def _on_change(self, up: bool) -> None:
-        if up:  # whatever was said meanwhile was not heard
-            self._due = float("-inf")
 
 
 def _quota(agreed: Mapping[str, AgreedQuota], label: str) -> Quota:

@@ -11,10 +11,11 @@ import asyncio
 from ..config import Settings
 from ..ports import BrokerUnavailableError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .discovery import SubjectDiscovery
 from .layout import FUNCTION, ConsumerSet, consumer_state
 from .migration import Migration
+from .wire import ApiError
 
 _AT_ONCE = 8
 """Consumers that are taken away at the same time."""
@@ -74,9 +75,9 @@ class Janitor:
         except ApiError as error:
             gone = error.err_code == topology.NO_CONSUMER
             if not gone:
-                self._connection.complain(f"deleting the consumer {name}, which is idle", error)
+                self._connection.report_failure(f"deleting the consumer {name}, which is idle", error)
         except BrokerUnavailableError as error:
-            self._connection.complain(f"deleting the consumer {name}, which is idle", error)
+            self._connection.report_failure(f"deleting the consumer {name}, which is idle", error)
             return
         if gone:
             self._idle.pop(name, None)

@@ -20,7 +20,7 @@ from nats.aio.subscription import Subscription
 from ..config import Settings
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import nats_internals, topology
-from .connection import ApiError, Connection, NoRespondersError
+from .connection import Connection, NoRespondersError
 from .layout import (
     FUNCTION,
     RETIRED,
@@ -32,6 +32,7 @@ from .layout import (
     retired_config,
     static,
 )
+from .wire import ApiError
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""

@@ -181,7 +181,7 @@ class Pull:
                 inbox, _ = self._inboxes[request.lane.number]
                 await self._connection.client.publish(self._subject, json.dumps(body).encode(), inbox)
             except (nats.errors.Error, OSError) as error:
-                self._connection.complain("pulling", error)
+                self._connection.report_failure("pulling", error)
                 self._credit.ended(request.lane)
                 return False
         return True
@@ -246,7 +246,7 @@ class Pull:
         try:
             identity, count, behind = parse_ack_subject(message.reply)
         except ValueError as error:
-            self._connection.complain("reading a delivery", error)
+            self._connection.report_failure("reading a delivery", error)
             self.want(1)
             self._asks(self)
             return
@@ -275,5 +275,5 @@ class Pull:
         if status.consumer_gone:
             self._lost(self)
         elif status.trouble and status.code != 409:
-            self._connection.complain("pulling", f"{status.code} {status.description}")
+            self._connection.report_failure("pulling", f"{status.code} {status.description}")
         self._asks(self)

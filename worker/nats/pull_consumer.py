@@ -64,7 +64,6 @@ class PullConsumer:
         """What else is to be done, on the asyncio side, when it stops."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listened = 0.0
-        connection.changed.append(self._on_change)
         outbox.after.append(self._send)
 
     # The Trio side.
@@ -205,7 +204,7 @@ class PullConsumer:
             if self._connection.up:
                 for puller in pullers:
                     await puller.withdraw()
-                await self._connection.while_connected(self._outbox.echo())
+                await self._connection.round_trip()
         except (nats.errors.Error, OSError):
             pass  # nothing that was asked for comes over a connection that is lost
         for puller in pullers:
@@ -219,13 +218,14 @@ class PullConsumer:
             await self.leaving()
         for puller in [*self._open]:
             await puller.withdraw()
-        await self._outbox.echo()
+        await self._connection.round_trip()
 
     def _forget(self, puller: Pull) -> None:
         self._asks.pop(puller, None)
         self._open.pop(puller, None)
 
-    def _on_change(self, up: bool) -> None:
+    def connection_changed(self, up: bool) -> None:
+        """Expect nothing more of open requests, once the connection is lost."""
         if not up:
             self._begun = False
             for puller in self._pullers.values():

@@ -21,10 +21,11 @@ from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
 from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
 from ..ports import BrokerUnavailableError, MisconfiguredError
-from .connection import ApiError, Connection
+from .connection import Connection
 from .function_state import FunctionStates
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
+from .wire import ApiError
 
 _AT_ONCE = 256
 """Tokens that are published at once."""
@@ -108,7 +109,6 @@ class Quotas:
         """Flows whose tokens we have seen to."""
         self._wake = asyncio.Event()
         controls.agreed = self._on_agreed
-        connection.changed.append(lambda up: self._wake.set() if up else None)
 
     # The Trio side.
 
@@ -156,6 +156,11 @@ class Quotas:
         if (puller := self._flows.find(flow)) and puller.wanted:
             self.make(flow)
 
+    def connection_changed(self, up: bool) -> None:
+        """Continue with what was not done, once there is a connection."""
+        if up:
+            self._wake.set()
+
     async def run(self) -> None:
         """Agree, make tokens, and take off those that are too many, until cancelled."""
         checked = trio.current_time()
@@ -191,7 +196,7 @@ class Quotas:
             try:
                 await self._controls.agree(label, quota, stored)
             except (ApiError, BrokerUnavailableError) as error:
-                self._connection.complain(f"agreeing on the limits of {label}", error)
+                self._connection.report_failure(f"agreeing on the limits of {label}", error)
                 self._again()
                 if isinstance(error, BrokerUnavailableError):  # nobody is there; else it is about this one
                     return
@@ -206,7 +211,7 @@ class Quotas:
         try:
             await self._controls.read_changes()
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("reading what was said about functions", error)
+            self._connection.report_failure("reading what was said about functions", error)
             self._again()
             return
         surplus, self._surplus = self._surplus, []
@@ -230,7 +235,7 @@ class Quotas:
         try:
             subject = await self._make(flow)
         except (ApiError, BrokerUnavailableError, MisconfiguredError) as error:
-            self._connection.complain(f"making tokens for {flow}", error)
+            self._connection.report_failure(f"making tokens for {flow}", error)
             return False
         if puller := self._flows.find(flow):
             puller.making = False

@@ -15,7 +15,7 @@ from ..policy.names import covers, partition_of
 from ..policy.quota import is_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .credit import PORTION
 from .discovery import SubjectDiscovery
 from .finished_deleter import FinishedDeleter
@@ -25,6 +25,7 @@ from .migration import Migration
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
+from .wire import ApiError
 
 _CHECK = 3.0
 """Seconds between two looks at the consumers."""
@@ -129,7 +130,7 @@ class Serving:
         except MisconfiguredError as error:
             self._emit(BrokerMisconfigured(str(error)))
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("looking at the consumers", error)
+            self._connection.report_failure("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
 
     async def look_again(self) -> None:
