@@ -24,10 +24,10 @@ from worker.nats.function_state import (
     AgreedQuota,
     FunctionStates,
     PauseState,
-    read,
+    decode,
+    encode,
     stream_config,
     subject_for,
-    write,
 )
 from worker.nats.options import connect_options
 
@@ -67,7 +67,7 @@ def make(server: NatsServer, **changes: Any) -> None:
 
 
 def say(server: NatsServer, label: str, *, paused: bool) -> None:
-    server.publish(subject_for("faas-request", label), write(PauseState(paused)))
+    server.publish(subject_for("faas-request", label), encode(PauseState(paused)))
 
 
 async def test_all_workers_hear(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_what_is_paused_is_known_before_anything_is_asked_for(tmp_path: Pa
             say(server, f"f{number}.fn", paused=number % 3 == 0)
         async with following(server, []) as (controls, told):
             assert told == [{f"f{number}.fn" for number in range(0, 300, 3)}]
-            assert len(controls.known) == 300
+            assert len(controls.pauses) == 300
 
 
 async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
             say(server, "echo.fn", paused=True)
             await until(lambda: told == [{"echo.fn"}], "the pause")
             server.api(f"STREAM.DELETE.{STREAM}")
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told == [{"echo.fn"}, set()]
 
 
@@ -126,7 +126,7 @@ async def test_a_stream_made_anew(tmp_path: Path) -> None:
             server.api(f"STREAM.DELETE.{STREAM}")
             make(server)
             say(server, "other.fn", paused=True)
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == {"other.fn"}
 
 
@@ -138,10 +138,10 @@ async def test_what_an_operator_takes_out_by_hand_is_not_remembered(tmp_path: Pa
         say(server, "other.fn", paused=True)
         async with following(server, []) as (controls, told):
             server.api(f"STREAM.PURGE.{STREAM}", filter=subject_for("faas-request", "echo.fn"))
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == {"other.fn"}
             server.api(f"STREAM.PURGE.{STREAM}")
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == set()
 
 
@@ -201,12 +201,12 @@ async def test_looking_costs_one_request_where_nothing_is_new(tmp_path: Path) ->
             say(server, f"f{number}.fn", paused=True)
         async with following(server, []) as (controls, _):
             before = server.api("STREAM.INFO.faas-request-functions")
-            assert not await aio_as_trio(controls.look)()
+            assert not await aio_as_trio(controls.read_changes)()
             say(server, "f3.fn", paused=False)
             assert before["state"]["last_seq"] == 10
-            assert await aio_as_trio(controls.look)()
+            assert await aio_as_trio(controls.read_changes)()
             assert controls._sequence == 11
-            assert not controls.known["f3.fn"].paused
+            assert not controls.pauses["f3.fn"].paused
 
 
 names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
@@ -216,7 +216,7 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
 def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
     """By its subject and its payload."""
     label, control = f"{name}.{namespace}", PauseState(paused, since)
-    assert read(queue, subject_for(queue, label), write(control)) == (label, control)
+    assert decode(queue, subject_for(queue, label), encode(control)) == (label, control)
 
 
 @given(st.text(max_size=20), st.binary(max_size=40))
@@ -226,12 +226,12 @@ def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: 
 @example("a.b.c", b'{"paused": true}')
 def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
     """Whatever is published there, reading it raises nothing."""
-    assert read("q", f"FUNCTIONS.q.{below}", data) is None
+    assert decode("q", f"FUNCTIONS.q.{below}", data) is None
 
 
 def test_later_versions_may_write_more() -> None:
     """What we do not know of is not looked at."""
-    assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
+    assert decode("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
         "echo.fn",
         PauseState(paused=True),
     )
@@ -244,10 +244,10 @@ def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
     """Beside what operators said, on a subject of its own."""
     agreed = AgreedQuota(Quota(max_inflight=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
     subject = subject_for(queue, f"{name}.{namespace}.quota")
-    assert read(queue, subject, write(agreed)) == (f"{name}.{namespace}", agreed)
+    assert decode(queue, subject, encode(agreed)) == (f"{name}.{namespace}", agreed)
 
 
 @pytest.mark.parametrize("said", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
 def test_what_cannot_have_been_agreed_is_nothing(said: str) -> None:
     """A cap of nothing would stop a function for good."""
-    assert read("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None
+    assert decode("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None

@@ -26,7 +26,7 @@ from ..model import PendingCount, Published, StoredCount
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals, topology
 from .connection import Connection
-from .layout import FUNCTION, Layout
+from .layout import FUNCTION, ConsumerSet
 from .pull_consumer import PullConsumer
 from .wire import ApiError
 
@@ -142,10 +142,10 @@ class SubjectDiscovery:
             self._ours = ours
             self.look_soon()
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """Which names are taken by retired consumers, and what those are called that others have made meanwhile."""
         self._taken = frozenset(each.name for each in layout.retired)
-        self._names = {each.covers[0]: each.name for each in layout.live if each.layout == FUNCTION}
+        self._names = {each.subjects[0]: each.name for each in layout.live if each.layout == FUNCTION}
 
     async def end(self) -> None:
         """Have no flows, and look for none."""

@@ -13,7 +13,7 @@ from ..ports import BrokerUnavailableError
 from . import topology
 from .connection import Connection
 from .discovery import SubjectDiscovery
-from .layout import FUNCTION, Layout, read
+from .layout import FUNCTION, ConsumerSet, consumer_state
 from .migration import Migration
 from .wire import ApiError
 
@@ -40,10 +40,10 @@ class Janitor:
         self._idle: dict[str, tuple[str, float | None]] = {}
         """Consumers of functions: the subject, and since when it has nothing stored, as far as we know."""
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """What consumers there are now."""
         self._idle = {
-            each.name: (each.covers[0], self._idle.get(each.name, ("", None))[1])
+            each.name: (each.subjects[0], self._idle.get(each.name, ("", None))[1])
             for each in layout.live
             if each.layout == FUNCTION
         }
@@ -100,5 +100,5 @@ class Janitor:
 
 
 def _has_nothing(info: dict[str, object]) -> bool:
-    found = read(info)
-    return found.layout == FUNCTION and not found.kept and not found.waiting
+    found = consumer_state(info)
+    return found.layout == FUNCTION and not found.num_ack_pending and not found.num_pending

@@ -23,7 +23,7 @@ from ..policy.quota import is_token_flow
 from . import nats_internals
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, PullInbox
-from .layout import Layout
+from .layout import ConsumerSet
 from .outbox import Outbox
 from .wire import consumer_of, parse_ack_subject, parse_status
 
@@ -45,7 +45,7 @@ class DeliveryBuffer:
         self._here: list[Delivery | Notice] = []
         self._receivers = trio.lowlevel.ParkingLot()
         self._left: list[tuple[float, Subscription]] = []
-        self.retiring: Layout | None = None
+        self.retiring: ConsumerSet | None = None
         """Where there are retired consumers: whose messages are not ours, whoever hands them out."""
 
     def put(self, what: Delivery | Notice) -> None:
@@ -254,7 +254,7 @@ class Pull:
         if (
             retiring is not None
             and not is_token_flow(self.flow)
-            and retiring.held(message.subject, identity[0], consumer_of(message.reply))
+            and retiring.is_held(message.subject, identity[0], consumer_of(message.reply))
         ):
             self._outbox.put_off(message.reply, _PUT_OFF)
             self.add_credit(1)

@@ -16,7 +16,7 @@ from trio_asyncio import aio_as_trio
 from ..model import Delivery, FlowEnded, Notice
 from .connection import Connection
 from .credit import FEW_LANES, HEARTBEAT, LANES, PORTION, Credit
-from .layout import Layout
+from .layout import ConsumerSet
 from .outbox import Outbox
 from .pull import DeliveryBuffer, Pull
 
@@ -106,7 +106,7 @@ class PullConsumer:
 
     # The asyncio side.
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """How the queue is divided now: what retired consumers have is not for others to hand to us."""
         self._arrivals.retiring = layout if layout.retired else None
 

@@ -209,7 +209,7 @@ class Quotas:
         if not self._surplus:
             return
         try:
-            await self._controls.look()
+            await self._controls.read_changes()
         except (ApiError, BrokerUnavailableError) as error:
             self._connection.report_failure("reading what was said about functions", error)
             self._again()
