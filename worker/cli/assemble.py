@@ -176,7 +176,7 @@ def _flow_of(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.server.WorkerStatus`."""
+    """See :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
         self._metrics, self._queue, self._bench = metrics, queue, services

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from typing import Protocol
 
 import trio
 from hypercorn.config import Config
@@ -13,21 +12,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from .status import WorkerStatus
+
 _GRACE = 0.5
 """Seconds that open requests may take after the server is cancelled."""
-
-
-class WorkerStatus(Protocol):
-    """Metrics and health of a worker of one process or of several."""
-
-    async def metrics(self) -> str:
-        """Return all series in Prometheus' text format."""
-
-    async def not_alive(self) -> str | None:
-        """Return why the worker must be restarted, None while it is alive."""
-
-    async def not_ready(self) -> str | None:
-        """Return why the worker cannot take messages, None when it is ready."""
 
 
 async def serve_observers(

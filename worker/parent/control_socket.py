@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.server import WorkerStatus
+from ..observe.status import WorkerStatus
 
 METRICS, READY = b"m", b"r"
 """Questions. The answer to :data:`READY` is why it is not, empty where it is."""
