@@ -44,7 +44,7 @@ from worker.model import (
 from worker.nats import function_state, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.function_metrics import FunctionMetrics
-from worker.observe.logs import ROWS
+from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
 from worker.parent.processes import Processes
 from worker.parent.run import Own
@@ -351,7 +351,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
     ]
     shown: dict[str, tuple[str, set[str]]] = {}
     for event in events:
-        level, message, fields = ROWS[type(event)](event)
+        level, message, fields = LOG_LINES[type(event)](event)
         shown[message] = level, shown.get(message, (level, set()))[1] | set(fields)
     return shown
 

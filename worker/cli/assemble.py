@@ -74,7 +74,7 @@ def work(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
     try:
         trio.run(_main, ours, metrics, part, instruments=[lines])
     finally:
-        part.say(METRICS, metrics.exposition().decode())
+        part.say(METRICS, metrics.render_text().decode())
 
 
 def _open_many_files() -> None:
@@ -176,13 +176,13 @@ def _flow_of(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.observed.Observed`."""
+    """See :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
         self._metrics, self._queue, self._bench = metrics, queue, services
 
     async def metrics(self) -> str:
-        return self._metrics.exposition().decode()
+        return self._metrics.render_text().decode()
 
     async def not_alive(self) -> str | None:
         return None  # that it answers at all is the health of the loop

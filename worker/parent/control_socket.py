@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.observed import Observed
+from ..observe.status import WorkerStatus
 
 METRICS, READY = b"m", b"r"
 """Questions. The answer to :data:`READY` is why it is not, empty where it is."""
@@ -88,7 +88,7 @@ class WorkerRank:
         except OSError:
             return  # nobody listens any more
 
-    async def answer(self, observed: Observed) -> None:
+    async def answer(self, observed: WorkerStatus) -> None:
         """Answer questions until the parent is gone."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.line))
         try:

@@ -65,7 +65,7 @@ async def _reap(processes: Processes, deaths: AsyncIterator[int]) -> None:
 
 
 class All:
-    """All processes as one; see :class:`worker.observe.observed.Observed`."""
+    """All processes as one; see :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
