@@ -23,7 +23,7 @@ from tests.wire import Wire
 from worker.dev.dotenv import read_dotenv
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
-from worker.dev.verdict import Seen, judge
+from worker.dev.verdict import Observation, find_faults
 
 PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
 """What tells each child's command line from the others'."""
@@ -308,14 +308,14 @@ def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
     return told | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
 
 
-def as_it_must() -> Seen:
+def as_it_must() -> Observation:
     """Two calls of each kind, and their ends."""
     functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
 
     def retries(call: str) -> int:
         return {"flaky": failures_of_flaky(call), "broken": ATTEMPTS - 1}.get(functions[call], 0)
 
-    return Seen(
+    return Observation(
         functions=functions,
         callbacks=[callback(call, 500 if name == "broken" else 200, retries(call)) for call, name in functions.items()],
         runs={call: retries(call) + 1 for call in functions},
@@ -324,49 +324,49 @@ def as_it_must() -> Seen:
     )
 
 
-def _without_a_callback(seen: Seen) -> None:
+def _without_a_callback(seen: Observation) -> None:
     del seen.callbacks[0]
 
 
-def _with_two_callbacks(seen: Seen) -> None:
+def _with_two_callbacks(seen: Observation) -> None:
     seen.callbacks.append(seen.callbacks[0])
 
 
-def _with_a_stranger_s_callback(seen: Seen) -> None:
+def _with_a_stranger_s_callback(seen: Observation) -> None:
     seen.callbacks.append(callback("nobody", 200, 0))
 
 
-def _with_another_status(seen: Seen) -> None:
+def _with_another_status(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 500, 0)
 
 
-def _with_a_retry_too_many(seen: Seen) -> None:
+def _with_a_retry_too_many(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 200, 1)
 
 
-def _with_a_run_too_many(seen: Seen) -> None:
+def _with_a_run_too_many(seen: Observation) -> None:
     seen.runs = {**seen.runs, "slow-1": 2}
 
 
-def _never_run(seen: Seen) -> None:
+def _never_run(seen: Observation) -> None:
     seen.runs = {call: runs for call, runs in seen.runs.items() if call != "slow-1"}
 
 
-def _with_a_message_left(seen: Seen) -> None:
+def _with_a_message_left(seen: Observation) -> None:
     seen.left = 1
 
 
-def _with_a_stream_that_nobody_saw(seen: Seen) -> None:
+def _with_a_stream_that_nobody_saw(seen: Observation) -> None:
     seen.left = -1
 
 
-def _without_a_dead_letter(seen: Seen) -> None:
+def _without_a_dead_letter(seen: Observation) -> None:
     seen.dead = 1
 
 
 def test_what_is_as_it_must_be_has_no_fault() -> None:
     """The verdict is not merely a count: every call is held against its own end."""
-    assert judge(as_it_must(), ATTEMPTS) == []
+    assert find_faults(as_it_must(), ATTEMPTS) == []
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ def test_what_is_as_it_must_be_has_no_fault() -> None:
         (_without_a_dead_letter, "the stream of dead letters holds 1 messages, not 2"),
     ],
 )
-def test_each_fault_is_named(spoil: Callable[[Seen], None], fault: str) -> None:
+def test_each_fault_is_named(spoil: Callable[[Observation], None], fault: str) -> None:
     """One thing wrong, one sentence, with the function and the call id."""
     seen = as_it_must()
     spoil(seen)
-    (found,) = judge(seen, ATTEMPTS)
+    (found,) = find_faults(seen, ATTEMPTS)
     assert found.startswith(fault)

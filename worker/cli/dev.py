@@ -10,7 +10,7 @@ import httpx
 import trio
 
 from ..dev.children import ChildEndedError
-from ..dev.demo import demonstrate
+from ..dev.demo import run_demo
 from ..dev.dotenv import read_dotenv
 from ..dev.run import run
 from ..dev.stack import NotStartedError
@@ -28,7 +28,7 @@ def command(*, demo: bool) -> None:
     failed: BaseExceptionGroup[Exception] | None = None
     try:
         if demo:
-            raise SystemExit(0 if trio.run(demonstrate, dict(os.environ)) else 1)
+            raise SystemExit(0 if trio.run(run_demo, dict(os.environ)) else 1)
         environment = _environment()
         for warning in settings_or_exit(environment).warnings:
             click.echo(f"warning: {warning}", err=True)
