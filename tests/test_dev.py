@@ -20,7 +20,7 @@ import pytest
 
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
-from worker.dev.dotenv import read_dotenv
+from worker.cli.dev import read_dotenv
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
 from worker.dev.verdict import Observation, find_faults
@@ -214,25 +214,48 @@ def test_a_nats_server_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("a=x#y", {"a": "x#y"}),
         ("a='x # y'  # comment", {"a": "x # y"}),
         ('a="it\'s"', {"a": "it's"}),
+        ("a='two\nlines'", {"a": "two\nlines"}),
+        ("\ufeffa=1", {"a": "1"}),
         ("a=b=c", {"a": "b=c"}),
         ("a=$HOME ${x}", {"a": "$HOME ${x}"}),
         ("a=1\na=2", {"a": "2"}),
         ("a=1\r\nb=2\r\n", {"a": "1", "b": "2"}),
     ],
 )
-def test_dotenv(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
-    """The format is the one that the module describes."""
+def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
+    """The format is python-dotenv's, and nothing is expanded."""
     path = tmp_path / ".env"
     path.write_bytes(content.encode())
     assert read_dotenv(path) == variables
 
 
-@pytest.mark.parametrize("content", ["novalue", "=x", "a b=1", "ok=1\n'a'=1", "a='x", 'a="x" y', "1a=x"])
-def test_a_dotenv_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
-    """With the line's number: a setting that is silently not read is worse."""
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("novalue", 1),
+        ("=x", 1),
+        ("a b=1", 1),
+        ("ok=1\n\n'a", 3),
+        ("a='x", 1),
+        ('a="x" y', 1),
+        ("1a=x", 1),
+        ("ok=1\n'a=b'=x", 2),
+        ("a=\0", 1),
+    ],
+)
+def test_read_dotenv_bad_line_raises_with_its_number(tmp_path: Path, content: str, line: int) -> None:
+    """A line that python-dotenv would skip is an error, because a setting that is silently not read is worse."""
     path = tmp_path / ".env"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"line {len(content.splitlines())}: not NAME=VALUE"):
+    with pytest.raises(ValueError, match=rf"line {line}: not NAME=VALUE"):
+        read_dotenv(path)
+
+
+def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
+    """A file that is not text in UTF-8 is refused with its name."""
+    path = tmp_path / ".env"
+    path.write_bytes(b"a=\xff")
+    with pytest.raises(ValueError, match=r"\.env is not text in UTF-8"):
         read_dotenv(path)
 
 

@@ -103,3 +103,10 @@ def fail(error: Any) -> None:
     """A fatal error at run time: one line, exit code 1."""
     click.echo(f"queue-worker: {error}", err=True)
     raise SystemExit(1)
+
+
+def leaf_errors(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group and of the groups in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaf_errors(each)]
+    return [error]
