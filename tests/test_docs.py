@@ -21,7 +21,7 @@ from tests.test_layers import LAYERS, MODULES, foreign, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
-from worker.config import FIELDS, load
+from worker.config import SETTING_FIELDS, load
 from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.model import (
     Abandon,
@@ -47,7 +47,7 @@ from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
 from worker.parent.processes import Processes
-from worker.parent.run import Own
+from worker.parent.run import ParentCollector
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
@@ -132,7 +132,7 @@ def test_settings_table() -> None:
                 "" if field.metadata["default"] is None else code(field.metadata["default"]),
                 field.metadata["meaning"] + (" (secret)" if field.metadata["secret"] else ""),
             )
-            for name, field in FIELDS.items()
+            for name, field in SETTING_FIELDS.items()
         ],
     )
 
@@ -151,7 +151,7 @@ def test_parent_metrics_table() -> None:
 
 def parent_metrics() -> Iterator[tuple[str, ...]]:
     """The rows of that table."""
-    for metric in Own(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
+    for metric in ParentCollector(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
         name = metric.name + {"counter": "_total"}.get(metric.type, "")
         yield code(name), metric.type, "", metric.documentation
 
@@ -180,7 +180,7 @@ def test_names_exist(document: Path) -> None:
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
-    known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+    known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
@@ -193,7 +193,7 @@ def test_manifest(file: Path) -> None:
     assert bool(given) == ("image: jetstream-queue-worker" in manifest)
     if not given:
         return
-    assert set(given) <= set(FIELDS)
+    assert set(given) <= set(SETTING_FIELDS)
     settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest

@@ -39,11 +39,11 @@ class FunctionMessages:
 
     by_subject: dict[str, int]
     """Messages on each of its subjects, waiting or running."""
-    untold: int
+    on_bare_subject: int
     """Messages on the bare subject, which tells no function."""
 
     @property
-    def messages(self) -> int:
+    def total(self) -> int:
         """On all of its subjects."""
         return sum(self.by_subject.values())
 
@@ -103,7 +103,7 @@ async def pause(place: Session, label: str) -> dict[str, PauseState]:
     Raises:
         RequestRejectedError: the queue is in static mode.
     """
-    await _must_be_in_function_mode(place)
+    await _require_function_mode(place)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return await _set(place, label, PauseState(paused=True, since=now))
 
@@ -115,7 +115,7 @@ async def resume(place: Session, label: str) -> dict[str, PauseState]:
     return await _set(place, label, PauseState(paused=False))
 
 
-async def held(place: Session, label: str) -> FunctionMessages:
+async def find_messages(place: Session, label: str) -> FunctionMessages:
     """What the queue holds of the function *label*.
 
     Raises:
@@ -142,13 +142,13 @@ async def held(place: Session, label: str) -> FunctionMessages:
 async def purge(place: Session, label: str) -> int:
     """Delete all messages of the function *label*; how many they were."""
     purged = 0
-    for subject in (await held(place, label)).by_subject:
+    for subject in (await find_messages(place, label)).by_subject:
         answer = await place.connection.ask(f"STREAM.PURGE.{place.stream}", {"filter": subject})
         purged += answer["purged"]
     return purged
 
 
-async def _must_be_in_function_mode(place: Session) -> None:
+async def _require_function_mode(place: Session) -> None:
     await _stream(place)
     modes, queue = await _modes(place), place.settings.queue_name
     if "static" in modes:
