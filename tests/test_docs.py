@@ -239,9 +239,9 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "a bug of the worker's, met by this message": (Crashed(ValueError()),),
+    "a bug in the worker": (Crashed(ValueError()),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
-    "stopped by the drain: `shutdown_timeout` passed, or a second signal came": (Interrupted(),),
+    "cancelled by the drain: `shutdown_timeout` passed, or a second signal was received": (Interrupted(),),
     "the lease was lost": (LeaseLost(),),
 }
 """The rows of the table of decisions, and what each stands for."""
@@ -275,13 +275,13 @@ def word(verdict: Verdict) -> str:
         case Ack():
             return "done: ack"
         case Nak(0.0):
-            return "given back: nak, at once"
+            return "returned: nak, at once"
         case Nak():
             return "retry: nak, with the wait"
         case Term():
             return "given up: dead letter, then term"
         case Abandon():
-            return "nothing is said"
+            return "abandoned: nothing is sent"
 
 
 DELIVERY = Delivery((7, 1_795_300_309_091_784_293), "$JS.ACK", 2, 0.0, "faas-request", b"{")
