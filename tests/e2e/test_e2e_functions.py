@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.e2e.stack import Queue, StartWorker, message
 from tests.servers import wait_until
 
 
@@ -38,7 +38,7 @@ def test_each_function_has_a_consumer(queue: Queue, functions: Functions, start:
     }
     assert all(name.startswith("faas-workers-") for name in consumers(queue).values())
     worker.terminate()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
 
 
 def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -85,7 +85,7 @@ def test_static_becomes_function_and_back(queue: Queue, functions: Functions, st
             calls += put(queue, name, 150, f"{turn}-{name}")
         wait_until(lambda: len(functions.calls()) > len(calls) - 200, "some of them to be done")  # noqa: B023 -- used in the turn
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     start(scaling_mode="function")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
@@ -103,7 +103,7 @@ def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker
     calls += put(queue, "other", 300, "c")
     old[1].terminate()
     for worker in old:
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     calls += put(queue, "slow", 300, "d")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)

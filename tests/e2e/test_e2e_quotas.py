@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, look_on, message
+from tests.e2e.stack import Queue, StartWorker, look_on, message
 from tests.servers import wait_until
 
 CAP, RATE = "com.openfaas.queue.max_inflight", "com.openfaas.queue.rate"
