@@ -17,7 +17,7 @@ SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
     "debug": "true",
 }
-"""The shared worker's settings, beside those of all tests. Its timeouts are long: on a busy machine no answer is late."""
+"""The shared worker's own settings. Its timeouts are long: on a busy machine no answer is late."""
 TIMEOUT = 0.5
 """Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
 IMPATIENT: dict[str, object] = {

@@ -26,7 +26,7 @@ LEASE = 8
 """An `ack_wait` (s) for tests that wait until a lease is over. A worker that the machine keeps from running for two
 thirds of it loses its leases, as it must: so it is no shorter."""
 QUIET = 0.6
-"""Seconds to wait where nothing may happen: several times what the event would take. No other wait has a fixed length."""
+"""Seconds to wait where nothing may happen: several times an event's duration. Only this wait has a fixed length."""
 
 
 def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:

@@ -53,7 +53,6 @@ def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: Star
     began = sorted(request.began for request in functions.to("paced"))[1:]
     # What counts is when it was sent, and a request is read a little later, not always as much.
     assert all(later - one > 0.9 for one, later in zip(began, began[20:], strict=False))
-    assert began[-1] - began[0] < PATIENCE
 
 
 def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
