@@ -38,7 +38,7 @@ draft durations family for group heartbeat info intake internals jitter job larg
 no not observation one out page phase plain poller pool pooled pools ports probe protocol rate readiness report return
 services set shared shot stack stale static supported syntax terms timeout timers times too tracker work
 """
-_UNTIL_RENAMED = "all face given own seen bodies"
+_UNTIL_RENAMED = "all given own seen bodies"
 PLAIN = frozenset(f"{_HTTP_NATS_UNIX} {_VERBS} {_WHAT_HAPPENED} {_ANY_PROGRAM} {_UNTIL_RENAMED}".split())
 """Words of public names that need no explanation here. A word of this project's own belongs into the glossary."""
 
