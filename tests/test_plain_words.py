@@ -47,14 +47,17 @@ BANNED = {
 }
 """Pattern of words that must not appear -> what to write instead."""
 
-PERSONS = {r"who|whose": "programs are not persons"}
-"""Banned in worker/ besides, where the subjects are programs."""
+PERSONS = {r"who|whose (business|turn|part|to)": "programs are not persons"}
+"""Banned in worker/ besides, where the subjects are programs. "Whose" of a thing is plain English."""
 
 OPENINGS = re.compile(
-    r"(It|They|That|Those|These|What|Whatever|Who|Whose|Whether|How|Why|Where|When|Wherever|Whenever|So|Ours|We|Our"
+    r"(It|They|That|Those|These|What|Whatever|Who|Whose|How|Why|Where|When|Wherever|Whenever|So|Ours|We|Our"
     r"|All of them|One came|The same|As if)\b"
 )
-"""First words with which a docstring names no thing: a pronoun without its noun, or a clause in a noun's place."""
+"""First words with which a docstring names no thing: a pronoun without its noun, or a clause in a noun's place.
+
+"Whether" is allowed, for values that are true or false.
+"""
 
 LONGEST_SENTENCE = {"worker": 30, "docs": 30}
 """Most words of a sentence: in docstrings of worker/, and in the prose of documents (their tables are exempt)."""
