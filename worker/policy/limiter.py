@@ -15,7 +15,7 @@ HOLD        PROBE, once it is due       HOLD, one lower          CUT            
 PROBE       CLIMB                       HOLD, next probe later   --                  REST
 CLIMB       rise; HOLD at a usual gain  HOLD, next probe timed   CUT                 REST
 CUT         HOLD; PROBE, once it is due --                       CUT, twice as much  REST
-REST        PROBE                       --                       --                  --
+REST        HOLD (also when it is over) --                       --                  --
 ==========  ==========================  =======================  ==================  ===========
 
 A refusal shows exactly how many were accepted, so HOLD stays there. AIMD's saw-tooth would leave a part of the function
@@ -78,8 +78,6 @@ class Phase(Enum):
 
 
 _SLOW_START, _HOLD, _PROBE, _CLIMB, _CUT, _REST = Phase
-_SETTLED = (_HOLD, _CUT, _REST)
-"""The phases in which all of the limit has its proof."""
 
 
 class Limiter:
@@ -120,8 +118,7 @@ class Limiter:
         if now < self.due:
             return
         if self.phase is _REST:
-            self._land(1, now)
-            self._probes.next_at = now
+            self._end_rest(now)
         elif self._in_flight < self.limit:
             self._full_since = inf  # silence proves nothing about a limit that is not used
         else:
@@ -170,17 +167,16 @@ class Limiter:
 
     def _prove(self, now: float) -> None:
         """Handle a proof: as many as the limit were in flight, and all were accepted."""
-        if self.phase not in _SETTLED:
+        if self.phase is _HOLD or self.phase is _CUT:
+            self.phase, self._cuts = _HOLD, 0
+            if now >= self._probes.next_at and self._may_rise():
+                self.phase = _PROBE
+                self.limit += 1
+                self._full_since = inf
+        elif self.phase is _REST:
+            self._end_rest(now)  # an invocation was accepted that had waited in its slot since before the rest
+        else:
             self._climb(now)
-            return
-        self._cuts = 0
-        if self.phase is _CUT:
-            self.phase = _HOLD
-        if now >= self._probes.next_at and self._may_rise():
-            # In a rest too: an invocation was accepted that waited in its slot while the rest began.
-            self.phase = _PROBE
-            self.limit += 1
-            self._full_since = inf
 
     def _climb(self, now: float) -> None:
         self._proven = self.limit
@@ -221,7 +217,7 @@ class Limiter:
         return None
 
     def _land(self, limit: int, now: float) -> None:
-        self.phase = _HOLD if limit else _REST
+        self.phase = _HOLD
         self.limit = self._proven = self._foot = limit
         self._full_since, self._landed_at = now if self._in_flight == limit else inf, now
 
@@ -233,11 +229,15 @@ class Limiter:
 
     def _start_rest(self, now: float) -> float | None:
         self._land(0, now)
-        self._floor = 1
+        self.phase, self._floor = _REST, 1
         self.due = self._refusals.last_at = now + self._rest
         wait = self._rest if self._refusals.in_row > 1 and self._rest < LONGEST_REST else None
         self._rest = min(LONGEST_REST, LATER * self._rest)
         return wait
+
+    def _end_rest(self, now: float) -> None:
+        self._land(1, now)
+        self._probes.next_at = now
 
     def _end_climb(self, now: float) -> None:
         """Set the time of the next probe."""
