@@ -27,9 +27,9 @@ class LatencyTracker:
         self.usual = 0.0
         """Seconds; 0: not known."""
         self.slow = False
-        """Whether the limit must not rise."""
+        """True while the limit must not rise."""
         self.max_limit = UNTIMED
-        """How far the limit may rise until latencies are compared again."""
+        """The highest limit until latencies are compared again."""
         self.since = -inf
         """Only the latency of invocations that began then or later is to be added: others ran at another limit."""
         self._recent: list[float] = []

@@ -5,18 +5,7 @@ The limit rises while all that is sent is accepted, and stays at what was accept
 
 A *proof* that as many as the limit were accepted is an answer, or silence: a refusal takes milliseconds, so what runs
 clearly longer was accepted. To wait for answers, as Netflix's concurrency-limits does, would take half a minute to fill
-a function of 2 s. The phases, and the next one after each event:
-
-==========  ==========================  =======================  ==================  ===========
-phase       proof                       refused above the proof  refused in a row    all refused
-==========  ==========================  =======================  ==================  ===========
-SLOW_START  rise                        HOLD                     CUT                 REST
-HOLD        PROBE, once it is due       HOLD, one lower          CUT                 REST
-PROBE       CLIMB                       HOLD, next probe later   --                  REST
-CLIMB       rise; HOLD at a usual gain  HOLD, next probe timed   CUT                 REST
-CUT         HOLD; PROBE, once it is due --                       CUT, twice as much  REST
-REST        HOLD (also when it is over) --                       --                  --
-==========  ==========================  =======================  ==================  ===========
+a function of 2 s. The phases are those of :class:`Phase`, where a table shows how they follow each other.
 
 A refusal shows exactly how many were accepted, so HOLD stays there. AIMD's saw-tooth would leave a part of the function
 idle forever and cause a refusal at each tooth. A worker with a higher limit is refused more often and cuts more, while
@@ -45,9 +34,11 @@ STEPS = 8
 FIRST_PROBE, LONGEST_PROBE = 2.0, 30.0
 """Seconds from a refusal to the next probe, at first and at most: two refusals a minute in the long run."""
 INVOCATIONS_PER_PROBE = 400
-"""The next probe comes after so many invocations, if that is sooner. Then 0.25 % are refused; we promise 0.5 %."""
+"""The next probe comes after so many invocations, if that is sooner: 0.25 % are refused, half of what docs/fairness.md
+allows."""
 LATER = 1.3
-"""Factor by which a wait grows after each failure: new capacity is found after a quarter of its age, at most."""
+"""Factor by which a wait grows after each failure: of the time until a probe succeeds, capacity was free for a quarter
+at most."""
 EARLY, LONGEST_PERIOD = 0.8, 60.0
 """Part of the time between the last two rises after which the next is tried, and the most seconds between them. A probe
 that comes after an evaluation of OpenFaaS's autoscaler misses it, so it comes a little early."""
@@ -60,8 +51,16 @@ FIRST_REST, LONGEST_REST = 0.25, 30.0
 refusal is no attempt. But the first refusal is an attempt, because its own message may be the cause."""
 
 
+# phase       proof                        refused above the proof  refused in a row    all refused
+# ----------  ---------------------------  -----------------------  ------------------  -----------
+# SLOW_START  rise                         HOLD                     CUT                 REST
+# HOLD        PROBE, once it is due        HOLD, one lower          CUT                 REST
+# PROBE       CLIMB                        HOLD, next probe later   --                  REST
+# CLIMB       rise; HOLD at a usual gain   HOLD, next probe timed   CUT                 REST
+# CUT         HOLD; PROBE, once it is due  --                       CUT, twice as much  REST
+# REST        HOLD (also when it is over)  --                       --                  --
 class Phase(Enum):
-    """What a limiter does now."""
+    """A state of a limiter."""
 
     SLOW_START = "slow start"
     """The limit rises from 1 with each proof, until the first refusal, as in TCP (RFC 5681)."""
@@ -91,7 +90,7 @@ class Limiter:
         self.limit = 1
         """Invocations that may be in flight now, at most *max_limit*; 0 only in a rest."""
         self.due = inf
-        """When :meth:`tick` may raise the limit; inf: never."""
+        """Time at which :meth:`tick` may raise the limit; inf: never."""
         self.phase = _SLOW_START
         self._max_limit = max_limit
         self._in_flight = 0
@@ -157,7 +156,7 @@ class Limiter:
 
     def _answered(self, began: float, now: float) -> None:
         if began >= self._refusals.last_at:
-            self._refusals.end_row()
+            self._refusals.end_row()  # it was sent in the place of what was refused
         if began >= self._latency.since and (part := self._latency.add(now - began, now, self.limit, self._in_flight)):
             self._cut(int(self.limit * part), now)
         if began >= self._full_since:
@@ -198,6 +197,7 @@ class Limiter:
         if self.phase is _REST:
             return None
         if self._in_flight == 0 and (certain or self._refusals.in_row > 1):
+            # Nothing was accepted that is still running. A single 503 may be the failure of its own message.
             return self._start_rest(now)
         if began < self._landed_at and self.limit > self._floor <= self._in_flight:
             # A step of several is refused one by one. This one was sent before its first refusal lowered the limit.
@@ -257,7 +257,7 @@ class Refusals:
         self.in_row = 0
         """Refusals without an accepted invocation in between."""
         self.last_at = -inf
-        """When the last one came. What was sent earlier is no evidence of its own."""
+        """Time of the last one. An invocation that was sent earlier is no evidence of its own."""
         self.silence = SILENCE
         """Seconds without a refusal that are a proof."""
         self._alone = 0  # refusals that stood alone
@@ -289,7 +289,7 @@ class Refusals:
 
 
 class ProbeTimes:
-    """When to probe: ever later after failures, and in time with capacity that rises regularly (an autoscaler's)."""
+    """Times of probes: ever later after failures, and in step with capacity that rises regularly (an autoscaler's)."""
 
     def __init__(self) -> None:
         self.next_at = 0.0
