@@ -17,7 +17,7 @@ import h11
 
 from fuzz._choices import cut, numbers
 from worker.http import http11
-from worker.http.http11 import Answer, ProtocolError
+from worker.http.http11 import ProtocolError, ResponseParser
 
 MOST_HEADER = 256
 PIECES = (
@@ -63,7 +63,7 @@ def check(data: bytes) -> None:
     most, *sizes = [*numbers(options), 20][:20]
     method = "HEAD" if options.startswith(b"HEAD") else "POST"
     sent = b"".join(_piece(byte) for byte in rest)
-    with patch.object(http11, "MOST_HEADER_BYTES", MOST_HEADER):
+    with patch.object(http11, "MAX_HEADER_BYTES", MOST_HEADER):
         slow, answer, used = read(method, most, cut(sent, [1]))
         for pieces in ([sent] if sent else [], list(cut(sent, sizes)), list(cut(sent, [sizes[0] if sizes else 7]))):
             quick, other, taken = read(method, most, pieces)
@@ -79,9 +79,9 @@ def check(data: bytes) -> None:
             )
 
 
-def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, Answer, int]:
+def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, ResponseParser, int]:
     """What the transport would make of it, the connection's end after the last piece; and the bytes that it took."""
-    answer, used = Answer(method, most, keep=keep), 0
+    answer, used = ResponseParser(method, most, keep=keep), 0
     try:
         for piece in pieces:
             assert not answer.reusable
@@ -89,7 +89,7 @@ def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) 
             used += len(piece)
             if answer.complete:
                 break
-        answer.end()
+        answer.feed_eof()
     except ProtocolError as refused:
         assert not answer.complete
         assert not answer.reusable
@@ -111,7 +111,7 @@ def _same(one: Read, other: Read) -> bool:
     return one == other
 
 
-def _is_within_bounds(found: Read, answer: Answer, most: int, sent: bytes, used: int) -> None:
+def _is_within_bounds(found: Read, answer: ResponseParser, most: int, sent: bytes, used: int) -> None:
     assert len(answer.body) <= most
     assert answer.size <= most
     assert sum(len(name) + len(value) for name, value in answer.headers) <= MOST_HEADER
@@ -139,7 +139,7 @@ def _stays_the_same_before_a_tail(method: str, most: int, whole: bytes, found: R
 
 
 def _ends_by_itself(method: str, most: int, sent: bytes) -> bool:
-    answer = Answer(method, most)
+    answer = ResponseParser(method, most)
     for piece in cut(sent, [1]):
         answer.feed(piece)
         if answer.complete:

@@ -21,10 +21,10 @@ import pytest
 from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
-from worker.dev.dotenv import read_dotenv
+from worker.cli.dev import read_dotenv
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
-from worker.dev.verdict import Seen, judge
+from worker.dev.verdict import Observation, find_faults
 
 PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
 """What tells each child's command line from the others'."""
@@ -213,25 +213,48 @@ def test_a_nats_server_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("a=x#y", {"a": "x#y"}),
         ("a='x # y'  # comment", {"a": "x # y"}),
         ('a="it\'s"', {"a": "it's"}),
+        ("a='two\nlines'", {"a": "two\nlines"}),
+        ("\ufeffa=1", {"a": "1"}),
         ("a=b=c", {"a": "b=c"}),
         ("a=$HOME ${x}", {"a": "$HOME ${x}"}),
         ("a=1\na=2", {"a": "2"}),
         ("a=1\r\nb=2\r\n", {"a": "1", "b": "2"}),
     ],
 )
-def test_dotenv(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
-    """The format is the one that the module describes."""
+def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
+    """The format is python-dotenv's, and nothing is expanded."""
     path = tmp_path / ".env"
     path.write_bytes(content.encode())
     assert read_dotenv(path) == variables
 
 
-@pytest.mark.parametrize("content", ["novalue", "=x", "a b=1", "ok=1\n'a'=1", "a='x", 'a="x" y', "1a=x"])
-def test_a_dotenv_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
-    """With the line's number: a setting that is silently not read is worse."""
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("novalue", 1),
+        ("=x", 1),
+        ("a b=1", 1),
+        ("ok=1\n\n'a", 3),
+        ("a='x", 1),
+        ('a="x" y', 1),
+        ("1a=x", 1),
+        ("ok=1\n'a=b'=x", 2),
+        ("a=\0", 1),
+    ],
+)
+def test_read_dotenv_bad_line_raises_with_its_number(tmp_path: Path, content: str, line: int) -> None:
+    """A line that python-dotenv would skip is an error, because a setting that is silently not read is worse."""
     path = tmp_path / ".env"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"line {len(content.splitlines())}: not NAME=VALUE"):
+    with pytest.raises(ValueError, match=rf"line {line}: not NAME=VALUE"):
+        read_dotenv(path)
+
+
+def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
+    """A file that is not text in UTF-8 is refused with its name."""
+    path = tmp_path / ".env"
+    path.write_bytes(b"a=\xff")
+    with pytest.raises(ValueError, match=r"\.env is not text in UTF-8"):
         read_dotenv(path)
 
 
@@ -312,14 +335,14 @@ def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
     return told | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
 
 
-def as_it_must() -> Seen:
+def as_it_must() -> Observation:
     """Two calls of each kind, and their ends."""
     functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
 
     def retries(call: str) -> int:
         return {"flaky": failures_of_flaky(call), "broken": ATTEMPTS - 1}.get(functions[call], 0)
 
-    return Seen(
+    return Observation(
         functions=functions,
         callbacks=[callback(call, 500 if name == "broken" else 200, retries(call)) for call, name in functions.items()],
         runs={call: retries(call) + 1 for call in functions},
@@ -328,49 +351,49 @@ def as_it_must() -> Seen:
     )
 
 
-def _without_a_callback(seen: Seen) -> None:
+def _without_a_callback(seen: Observation) -> None:
     del seen.callbacks[0]
 
 
-def _with_two_callbacks(seen: Seen) -> None:
+def _with_two_callbacks(seen: Observation) -> None:
     seen.callbacks.append(seen.callbacks[0])
 
 
-def _with_a_stranger_s_callback(seen: Seen) -> None:
+def _with_a_stranger_s_callback(seen: Observation) -> None:
     seen.callbacks.append(callback("nobody", 200, 0))
 
 
-def _with_another_status(seen: Seen) -> None:
+def _with_another_status(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 500, 0)
 
 
-def _with_a_retry_too_many(seen: Seen) -> None:
+def _with_a_retry_too_many(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 200, 1)
 
 
-def _with_a_run_too_many(seen: Seen) -> None:
+def _with_a_run_too_many(seen: Observation) -> None:
     seen.runs = {**seen.runs, "slow-1": 2}
 
 
-def _never_run(seen: Seen) -> None:
+def _never_run(seen: Observation) -> None:
     seen.runs = {call: runs for call, runs in seen.runs.items() if call != "slow-1"}
 
 
-def _with_a_message_left(seen: Seen) -> None:
+def _with_a_message_left(seen: Observation) -> None:
     seen.left = 1
 
 
-def _with_a_stream_that_nobody_saw(seen: Seen) -> None:
+def _with_a_stream_that_nobody_saw(seen: Observation) -> None:
     seen.left = -1
 
 
-def _without_a_dead_letter(seen: Seen) -> None:
+def _without_a_dead_letter(seen: Observation) -> None:
     seen.dead = 1
 
 
 def test_what_is_as_it_must_be_has_no_fault() -> None:
     """The verdict is not merely a count: every call is held against its own end."""
-    assert judge(as_it_must(), ATTEMPTS) == []
+    assert find_faults(as_it_must(), ATTEMPTS) == []
 
 
 @pytest.mark.parametrize(
@@ -388,9 +411,9 @@ def test_what_is_as_it_must_be_has_no_fault() -> None:
         (_without_a_dead_letter, "the stream of dead letters holds 1 messages, not 2"),
     ],
 )
-def test_each_fault_is_named(spoil: Callable[[Seen], None], fault: str) -> None:
+def test_each_fault_is_named(spoil: Callable[[Observation], None], fault: str) -> None:
     """One thing wrong, one sentence, with the function and the call id."""
     seen = as_it_must()
     spoil(seen)
-    (found,) = judge(seen, ATTEMPTS)
+    (found,) = find_faults(seen, ATTEMPTS)
     assert found.startswith(fault)

@@ -21,7 +21,7 @@ from tests.test_layers import LAYERS, MODULES, foreign, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
-from worker.config import FIELDS, load
+from worker.config import SETTING_FIELDS, load
 from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.model import (
     Abandon,
@@ -44,10 +44,10 @@ from worker.model import (
 from worker.nats import function_state, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.function_metrics import FunctionMetrics
-from worker.observe.logs import ROWS
+from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
 from worker.parent.processes import Processes
-from worker.parent.run import Own
+from worker.parent.run import ParentCollector
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
@@ -132,7 +132,7 @@ def test_settings_table() -> None:
                 "" if field.metadata["default"] is None else code(field.metadata["default"]),
                 field.metadata["meaning"] + (" (secret)" if field.metadata["secret"] else ""),
             )
-            for name, field in FIELDS.items()
+            for name, field in SETTING_FIELDS.items()
         ],
     )
 
@@ -151,7 +151,7 @@ def test_parent_metrics_table() -> None:
 
 def parent_metrics() -> Iterator[tuple[str, ...]]:
     """The rows of that table."""
-    for metric in Own(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
+    for metric in ParentCollector(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
         name = metric.name + {"counter": "_total"}.get(metric.type, "")
         yield code(name), metric.type, "", metric.documentation
 
@@ -180,7 +180,7 @@ def test_names_exist(document: Path) -> None:
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
-    known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+    known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
@@ -193,7 +193,7 @@ def test_manifest(file: Path) -> None:
     assert bool(given) == ("image: jetstream-queue-worker" in manifest)
     if not given:
         return
-    assert set(given) <= set(FIELDS)
+    assert set(given) <= set(SETTING_FIELDS)
     settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
@@ -239,9 +239,9 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "a bug of the worker's, met by this message": (Crashed(ValueError()),),
+    "a bug in the worker": (Crashed(ValueError()),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
-    "stopped by the drain: `shutdown_timeout` passed, or a second signal came": (Interrupted(),),
+    "cancelled by the drain: `shutdown_timeout` passed, or a second signal was received": (Interrupted(),),
     "the lease was lost": (LeaseLost(),),
 }
 """The rows of the table of decisions, and what each stands for."""
@@ -275,13 +275,13 @@ def word(verdict: Verdict) -> str:
         case Ack():
             return "done: ack"
         case Nak(0.0):
-            return "given back: nak, at once"
+            return "returned: nak, at once"
         case Nak():
             return "retry: nak, with the wait"
         case Term():
             return "given up: dead letter, then term"
         case Abandon():
-            return "nothing is said"
+            return "abandoned: nothing is sent"
 
 
 DELIVERY = Delivery((7, 1_795_300_309_091_784_293), "$JS.ACK", 2, 0.0, "faas-request", b"{")
@@ -343,15 +343,15 @@ def lines() -> dict[str, tuple[str, set[str]]]:
     events: list[Event] = [
         InvocationStarted(INVOCATION, 1, 0.0),
         *(InvocationEnded(INVOCATION, 1, 3, gone, verdict, 0.0) for verdict in (Ack(), Nak(1.0), Term(""), Abandon())),
-        InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, attempted=False),
-        CallbackPosted(INVOCATION, 200, delivered=True, again_in=None, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, again_in=1.0, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, again_in=None, duration=0.0),
+        InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, counts=False),
+        CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
         DeadLettered(DELIVERY, "5bd0a6a1", "figlet.openfaas-fn", "", 3, stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}
     for event in events:
-        level, message, fields = ROWS[type(event)](event)
+        level, message, fields = LOG_LINES[type(event)](event)
         shown[message] = level, shown.get(message, (level, set()))[1] | set(fields)
     return shown
 
@@ -459,7 +459,7 @@ def test_dependencies_have_reasons() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
     imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
-    assert {{"nats-py": "nats"}.get(name, name.replace("-", "_")) for name in listed} == imported
+    assert {{"nats-py": "nats", "python-dotenv": "dotenv"}.get(name, name.replace("-", "_")) for name in listed} == imported
 
 
 def test_constraints() -> None:

@@ -34,17 +34,17 @@ async def test_the_lane_used_last_is_used_first() -> None:
     """Each origin has its own."""
     made = Works()
     lanes = ClientPools(made.make, at_once=9)
-    async with lanes.taken("a") as first, lanes.taken("b") as second:
+    async with lanes.client("a") as first, lanes.client("b") as second:
         pass
-    async with lanes.taken("a") as again, lanes.taken("b") as other, trio.open_nursery() as nursery:
+    async with lanes.client("a") as again, lanes.client("b") as other, trio.open_nursery() as nursery:
         assert (again, other) == (first, second)
 
         async def one_more() -> None:
-            async with lanes.taken("a") as third:
+            async with lanes.client("a") as third:
                 assert third not in (first, second)
 
         nursery.start_soon(one_more)
-    async with lanes.taken("a") as last:
+    async with lanes.client("a") as last:
         assert last is first
     assert len(made) == 3
 
@@ -55,12 +55,12 @@ async def test_who_finds_all_taken_waits_in_turn() -> None:
     lanes = ClientPools(made.make, at_once=2)
 
     async def use(number: int) -> None:
-        async with lanes.taken("a"):
+        async with lanes.client("a"):
             turns.append(number)
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
-        async with lanes.taken("a"):
+        async with lanes.client("a"):
             nursery.start_soon(_hold, lanes)
             await wait_all_tasks_blocked()
             for number in range(5):
@@ -73,7 +73,7 @@ async def test_who_finds_all_taken_waits_in_turn() -> None:
 
 
 async def _hold(lanes: ClientPools[Lane]) -> None:
-    async with lanes.taken("a"):
+    async with lanes.client("a"):
         await trio.sleep_forever()
 
 
@@ -82,13 +82,13 @@ async def test_a_lane_in_doubt_is_closed() -> None:
     made = Works()
     lanes = ClientPools(made.make, at_once=9)
     with pytest.raises(ValueError, match="broken"):
-        async with lanes.taken("a"):
+        async with lanes.client("a"):
             raise ValueError("broken")
     with trio.CancelScope() as scope:
-        async with lanes.taken("a"):
+        async with lanes.client("a"):
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    async with lanes.taken("a"):
+    async with lanes.client("a"):
         assert [lane.closed for lane in made] == [True, True, False]
 
 
@@ -96,13 +96,13 @@ async def test_one_that_waits_can_go() -> None:
     """Cancelled while it waits for a lane, it has taken none."""
     made = Works()
     lanes = ClientPools(made.make, at_once=1)
-    async with lanes.taken("a"):
+    async with lanes.client("a"):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_hold, lanes)
                 await wait_all_tasks_blocked()
                 scope.cancel()
-    async with lanes.taken("a"):
+    async with lanes.client("a"):
         assert len(made) == 1
 
 
@@ -112,9 +112,9 @@ async def test_idle_lanes_are_closed_in_time(autojump_clock: MockClock) -> None:
     made = Works()
     lanes = ClientPools(made.make, at_once=9)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lanes.keep)
+        nursery.start_soon(lanes.close_idle)
         await trio.sleep(1)
-        async with lanes.taken("a"):
+        async with lanes.client("a"):
             pass
         await trio.sleep(IDLE)
         assert not made[0].closed
@@ -129,7 +129,7 @@ async def test_all_idle_lanes_are_closed_at_the_end(autojump_clock: MockClock) -
     assert autojump_clock
     lane = Lane(closing=60)
     lanes = ClientPools(lambda: lane, at_once=9)
-    async with lanes.taken("a"):
+    async with lanes.client("a"):
         pass
     began = trio.current_time()
     await lanes.aclose()

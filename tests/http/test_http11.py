@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.http.http11 import MOST_HEADER_BYTES, Answer, ProtocolError, write_request
+from worker.http.http11 import MAX_HEADER_BYTES, ProtocolError, ResponseParser, write_request
 
 WHOLE = {
     "by length": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
@@ -80,16 +80,16 @@ BROKEN = {
         "the server sends interim responses without end$",
     ),
     "header without end": (
-        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MOST_HEADER_BYTES,
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MAX_HEADER_BYTES,
         "more than 65536 bytes of header$",
     ),
     "one line without end": (
-        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MOST_HEADER_BYTES,
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MAX_HEADER_BYTES,
         "more than 65536 bytes of header$",
     ),
     "a status below 100": (b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", "099 is not a status$"),
     "blanks without end": (
-        b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MOST_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MAX_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
         "more than 65536 bytes of header$",
     ),
     "an interim response with a length": (
@@ -139,12 +139,12 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 def test_a_whole_answer(case: str, size: int) -> None:
     """Status, body, and whether the connection can be used again, however the bytes are cut."""
     data, status, body, reusable = WHOLE[case]
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     for piece in _pieces(data, size):
         assert not answer.complete
         answer.feed(piece)
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
-    answer.end()  # that its connection ends then, changes nothing
+    answer.feed_eof()  # that its connection ends then, changes nothing
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
 
 
@@ -162,7 +162,7 @@ def test_a_whole_answer(case: str, size: int) -> None:
 def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail: bytes) -> None:
     """Trailing bytes mean close: they could be taken for the next answer."""
     data, status, body, _ = WHOLE[case]
-    alone, answer = Answer("POST", 1000), Answer("POST", 1000)
+    alone, answer = ResponseParser("POST", 1000), ResponseParser("POST", 1000)
     alone.feed(data)
     answer.feed(data + tail)
     assert (answer.headers, answer.size) == (alone.headers, len(body))
@@ -173,7 +173,7 @@ def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail:
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_is_no_answer_is_an_error(case: str, size: int) -> None:
     """Garbage, ambiguity and excess are never taken for an answer, and are told in words."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     data, words = BROKEN[case]
     with pytest.raises(ProtocolError, match=f"^{words}"):  # noqa: PT012 -- where it is noticed is not the point
         for piece in _pieces(data, size):
@@ -184,20 +184,20 @@ def test_what_is_no_answer_is_an_error(case: str, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 65_536])
 def test_a_trailer_without_end_is_an_error(size: int) -> None:
     """What follows the last chunk is held to the header's bound, a line that never ends too."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: ")
     with pytest.raises(ProtocolError, match="bytes of header"):  # noqa: PT012 -- where it is noticed is not the point
-        for piece in _pieces(b"b" * 4 * MOST_HEADER_BYTES, size):
+        for piece in _pieces(b"b" * 4 * MAX_HEADER_BYTES, size):
             answer.feed(piece)
     assert not answer.complete
 
 
 def test_a_trailer_is_read_to_its_bound() -> None:
     """A line of a trailer may be as long as one of a header, counted from the last chunk's size."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     for piece in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", b"0\r\n"):
         answer.feed(piece)
-    answer.feed(b"A: ".ljust(2 * MOST_HEADER_BYTES, b"b"))
+    answer.feed(b"A: ".ljust(2 * MAX_HEADER_BYTES, b"b"))
     with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
         answer.feed(b"b")
 
@@ -205,7 +205,7 @@ def test_a_trailer_is_read_to_its_bound() -> None:
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_nothing_in_a_trailer_decides(size: int) -> None:
     """Fields of a trailer are no header's: neither kept, nor taken for how the body is written."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     data = b"HTTP/1.1 200 OK\r\nA: b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nRetry-After: 9\r\n\r\n"
     for piece in _pieces(data, size):
         answer.feed(piece)
@@ -217,7 +217,7 @@ def test_what_counts_of_a_header_is_its_own_length(size: int) -> None:
     """Many short fields and a long body: not a byte of the body counts as header, however the bytes are cut."""
     fields = b"A: b\r\n" * 20_000
     data = b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000
-    answer = Answer("POST", 100_000)
+    answer = ResponseParser("POST", 100_000)
     for piece in _pieces(data, size):
         answer.feed(piece)
     assert (answer.complete, answer.reusable, answer.size) == (True, True, 100_000)
@@ -226,41 +226,41 @@ def test_what_counts_of_a_header_is_its_own_length(size: int) -> None:
 @pytest.mark.parametrize("case", CUT)
 def test_an_answer_that_was_cut_is_none(case: str) -> None:
     """A connection that ends too early leaves no answer."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     answer.feed(CUT[case])
     assert not answer.complete
     with pytest.raises(ProtocolError, match=r"^the server closed the connection in the middle of its answer$"):
-        answer.end()
+        answer.feed_eof()
 
 
 def test_no_answer_at_all_is_an_error() -> None:
     """A connection that ends at once leaves no answer either."""
     with pytest.raises(ProtocolError, match=r"^the server closed the connection without an answer$"):
-        Answer("POST", 1000).end()
+        ResponseParser("POST", 1000).feed_eof()
 
 
 def test_a_body_may_end_with_the_connection() -> None:
     """Without length or chunks, the end of the connection is the body's, and the connection is gone."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nto the ")
     answer.feed(b"end")
     assert not answer.complete
-    answer.end()
+    answer.feed_eof()
     assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"to the end", False)
 
 
 def test_a_body_that_ends_with_the_connection_may_be_empty() -> None:
     """An answer whose header is whole, and that says nothing of a body, is whole with nothing more."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n")
     assert not answer.complete
-    answer.end()
+    answer.feed_eof()
     assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"", False)
 
 
 def test_head_has_no_body() -> None:
     """A response to HEAD ends with its header, whatever length it tells; the parser cannot know, so we close."""
-    answer = Answer("HEAD", 1000)
+    answer = ResponseParser("HEAD", 1000)
     answer.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert not answer.complete
     answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
@@ -271,7 +271,7 @@ def test_head_has_no_body() -> None:
 def test_a_header_is_read_to_its_bound(size: int) -> None:
     """65,536 bytes of names and values, over all fields, are read, and not one more."""
     fields = b"HTTP/1.1 204 No Content\r\nA: b\r\nCde: %s\r\nf: %s" % (b"x" * 30_000, b"y" * 35_530)
-    answer, over = Answer("POST", 10), Answer("POST", 10)
+    answer, over = ResponseParser("POST", 10), ResponseParser("POST", 10)
     for piece in _pieces(fields + b"\r\n\r\n", size):
         answer.feed(piece)
     assert (answer.complete, answer.status) == (True, 204)
@@ -282,15 +282,15 @@ def test_a_header_is_read_to_its_bound(size: int) -> None:
 
 def test_a_line_without_end_is_read_to_its_bound() -> None:
     """Twice as much, since of a line that has not ended nobody knows how much of it is header."""
-    answer = Answer("POST", 10)
-    answer.feed(b"HTTP/1.1 200 OK\r\nA: ".ljust(2 * MOST_HEADER_BYTES, b"b"))
+    answer = ResponseParser("POST", 10)
+    answer.feed(b"HTTP/1.1 200 OK\r\nA: ".ljust(2 * MAX_HEADER_BYTES, b"b"))
     with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
         answer.feed(b"b")
 
 
 def test_interim_responses_are_read_to_their_bound() -> None:
     """Sixteen may come before the one that counts, and nothing of them is kept."""
-    answer = Answer("POST", 10)
+    answer = ResponseParser("POST", 10)
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 16
     answer.feed(hints + b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
     assert (answer.complete, answer.status, answer.headers) == (True, 204, [(b"A", b"b")])
@@ -300,7 +300,7 @@ def test_interim_responses_are_read_to_their_bound() -> None:
 @pytest.mark.parametrize(("length", "truncated"), [(9, False), (10, False), (11, True), (5000, True)])
 def test_a_body_is_read_to_its_bound(length: int, truncated: bool, size: int) -> None:
     """Past the bound the answer counts as complete and truncated, and the rest is not waited for."""
-    answer = Answer("POST", 10)
+    answer = ResponseParser("POST", 10)
     for piece in _pieces(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * min(length, 11), size):
         answer.feed(piece)
     assert (answer.complete, answer.truncated, answer.reusable) == (True, truncated, not truncated)
@@ -309,7 +309,7 @@ def test_a_body_is_read_to_its_bound(length: int, truncated: bool, size: int) ->
 
 def test_a_body_may_be_longer_than_any_header() -> None:
     """What bounds an unfinished header does not bound what follows it."""
-    answer, body = Answer("POST", 1 << 20), b"x" * 3 * MOST_HEADER_BYTES
+    answer, body = ResponseParser("POST", 1 << 20), b"x" * 3 * MAX_HEADER_BYTES
     for piece in _pieces(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body, 1 << 16):
         answer.feed(piece)
     assert (answer.complete, answer.size, answer.truncated) == (True, len(body), False)
@@ -317,7 +317,7 @@ def test_a_body_may_be_longer_than_any_header() -> None:
 
 def test_a_body_that_nobody_wants_is_counted_only() -> None:
     """Without a callback only the size is kept."""
-    answer = Answer("POST", 1000, keep=False)
+    answer = ResponseParser("POST", 1000, keep=False)
     answer.feed(WHOLE["by length"][0])
     assert (answer.complete, answer.size, bytes(answer.body)) == (True, 2, b"")
 
@@ -335,14 +335,14 @@ def test_a_body_that_nobody_wants_is_counted_only() -> None:
 )
 def test_how_long_the_server_keeps_an_idle_connection(fields: bytes, seconds: float) -> None:
     """It may say so (RFC 2068, section 19.7.1.1); where it does not, nothing is known."""
-    answer = Answer("POST", 10)
+    answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 0\r\n\r\n")
     assert (answer.complete, answer.keeps_idle) == (True, seconds)
 
 
 def test_header_fields_keep_their_order_case_and_bytes() -> None:
     """Repeated names and bytes outside ASCII come through."""
-    answer = Answer("POST", 10)
+    answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nx-y: \xc3\xa9\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n")
     assert answer.headers == [
         (b"Set-Cookie", b"a"),
@@ -360,12 +360,12 @@ def test_header_fields_keep_their_order_case_and_bytes() -> None:
 def test_no_bytes_do_anything_else(data: bytes, cut: int, prefix: bytes) -> None:
     """Whatever comes, and however it is cut: an answer, or ProtocolError; and never more body than the bound."""
     whole = prefix[:cut] + data
-    answer = Answer("POST", 20)
+    answer = ResponseParser("POST", 20)
     try:
         for piece in (whole[:cut], whole[cut:]):
             if piece:
                 answer.feed(piece)
-        answer.end()
+        answer.feed_eof()
     except ProtocolError:
         return
     assert answer.complete

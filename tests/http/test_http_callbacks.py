@@ -9,7 +9,7 @@ from tests.http.server import OK, Server, Stream, answer_all, one_answer, servin
 from tests.servers import until
 from worker.config import load
 from worker.http import callbacks as module
-from worker.http.callbacks import AT_ONCE, open_callbacks
+from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
 from worker.model import Callback
 
 
@@ -53,7 +53,7 @@ async def test_a_connection_is_used_again() -> None:
 
 
 async def test_a_slow_receiver_holds_up_no_other() -> None:
-    """It may have AT_ONCE connections, which count for nobody else; the next of its own waits for one of them."""
+    """It may have MAX_PER_RECEIVER connections, which count for no other receiver; its next callback waits for one."""
     let = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
@@ -72,20 +72,20 @@ async def test_a_slow_receiver_holds_up_no_other() -> None:
         async def post(port: int) -> None:
             results.append(await callbacks.post(Callback(f"http://127.0.0.1:{port}/", (), b"")))
 
-        for _ in range(AT_ONCE + 1):
+        for _ in range(MAX_PER_RECEIVER + 1):
             nursery.start_soon(post, slow.port)
-        await until(lambda: len(slow.requests) == AT_ONCE, "all that the slow one may have")
+        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "all that the slow one may have")
         await post(quick.port)
-        assert (results, slow.connections) == ([200], AT_ONCE)
+        assert (results, slow.connections) == ([200], MAX_PER_RECEIVER)
         let.set()
-        await until(lambda: len(results) == AT_ONCE + 2, "the rest")
+        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the rest")
         assert set(results) == {200}
-        assert slow.connections == AT_ONCE
+        assert slow.connections == MAX_PER_RECEIVER
 
 
 async def test_the_wait_for_other_callbacks_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A callback is given its time when it is its turn: each reaches the receiver."""
-    monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(module, "MAX_PER_RECEIVER", 1)
     async with serving(_silent) as server, open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
         results: list[int | str] = []
 

@@ -17,7 +17,7 @@ from tests.http.invocations import invocation
 from tests.http.server import OK, Script, Server, Stream, serving
 from tests.servers import ROOT
 from worker.config import Settings, load
-from worker.http.callbacks import AT_ONCE, open_callbacks
+from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
 from worker.http.functions import open_functions
 from worker.model import Callback, Responded
 
@@ -100,8 +100,8 @@ async def test_over_tls(tls_gateway: str) -> None:
 
 
 async def test_callbacks() -> None:
-    """To one receiver they go over AT_ONCE connections, each of which is used again and again."""
-    async with serving(all_together(AT_ONCE)) as server, open_callbacks(load({}).settings) as callbacks:
+    """To one receiver they go over MAX_PER_RECEIVER connections, each of which is used again and again."""
+    async with serving(all_together(MAX_PER_RECEIVER)) as server, open_callbacks(load({}).settings) as callbacks:
         url = f"http://127.0.0.1:{server.port}/"
         assert await _at_once(MANY, lambda: callbacks.post(Callback(url, (), b"x"))) == [200] * MANY
-        assert (server.connections, len(server.requests)) == (AT_ONCE, MANY)
+        assert (server.connections, len(server.requests)) == (MAX_PER_RECEIVER, MANY)

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.http.server import OK
 from worker.http.connection import Connection
-from worker.http.http11 import Answer
+from worker.http.http11 import ResponseParser
 from worker.http.watch import STALE, Watch, watching
 
 Pair = tuple[Watch, Connection, socket.socket]
@@ -65,7 +65,7 @@ def test_who_was_busy_at_the_last_look(pair: Pair) -> None:
 async def test_one_read_at_a_look(pair: Pair, nursery: trio.Nursery) -> None:
     """However much comes on one connection, others are heard between; and nothing that came is left lying."""
     watch, connection, theirs = pair
-    answer = Answer("GET", 1_000_000)
+    answer = ResponseParser("GET", 1_000_000)
     nursery.start_soon(connection.receive, answer, None)
     await wait_all_tasks_blocked()
     theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000)
@@ -79,7 +79,7 @@ async def test_one_read_at_a_look(pair: Pair, nursery: trio.Nursery) -> None:
 async def test_an_end_in_the_same_look_as_data(pair: Pair, nursery: trio.Nursery) -> None:
     """Both came before the first look, which tells of them once: the end is met all the same."""
     watch, connection, theirs = pair
-    answer = Answer("GET", 100)
+    answer = ResponseParser("GET", 100)
     nursery.start_soon(connection.receive, answer, None)
     await wait_all_tasks_blocked()
     theirs.sendall(b"HTTP/1.1 200 OK\r\n\r\nall")
@@ -94,7 +94,7 @@ async def test_an_end_in_the_same_look_as_data(pair: Pair, nursery: trio.Nursery
 async def test_an_end_behind_a_whole_answer(pair: Pair, nursery: trio.Nursery, before: bool) -> None:
     """Told in the same look, or in one before the exchange's task has run: the connection is not used again."""
     watch, connection, theirs = pair
-    answer = Answer("GET", 100)
+    answer = ResponseParser("GET", 100)
     nursery.start_soon(connection.receive, answer, None)
     await wait_all_tasks_blocked()
     theirs.sendall(OK)

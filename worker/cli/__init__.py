@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..config import InvalidSettingsError, Loaded, load
+from ..config import InvalidSettingsError, LoadedSettings, load
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What asks a server to stop."""
 COMMANDS = {
     "run": "Take invocations off the queue and run them.",
@@ -57,13 +57,13 @@ def main() -> None:
 def program() -> None:
     """``queue-worker``."""
     if sys.argv[1:2] in (["run"], ["gateway"]):
-        stop_before_it_works()
+        exit_on_stop_signals()
     main(prog_name="queue-worker")
 
 
 def charts() -> None:
     """``jetstream-queue-worker``: `queue-worker run` under the name, and with the flags, that OpenFaaS's charts use."""
-    stop_before_it_works()
+    exit_on_stop_signals()
     ignored, rest, arguments = [], [], iter(sys.argv[1:])
     for argument in arguments:
         if not (flag := re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)):
@@ -75,22 +75,22 @@ def charts() -> None:
     main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
 
 
-def stop_before_it_works() -> None:
+def exit_on_stop_signals() -> None:
     """Told to stop while it is still being imported, or once more when it has stopped, a server ends at once, with 0.
 
     As process 1 of a container it would not even hear that: there the kernel drops a SIGTERM that has no handler.
     """
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(0))
 
 
-def stop_no_more() -> None:
+def ignore_stop_signals() -> None:
     """From now on no signal is heard: the process is about to end, and Python's own end would die of one."""
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:
+def settings_or_exit(environment: dict[str, str] | None = None) -> LoadedSettings:
     """The settings; where some cannot be used, the message that names them all, and exit code 2."""
     try:
         return load(dict(os.environ) if environment is None else environment)
@@ -103,3 +103,10 @@ def fail(error: Any) -> None:
     """A fatal error at run time: one line, exit code 1."""
     click.echo(f"queue-worker: {error}", err=True)
     raise SystemExit(1)
+
+
+def leaf_errors(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group and of the groups in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaf_errors(each)]
+    return [error]

@@ -40,14 +40,14 @@ from ..ports import Callbacks, Emit, Functions
 from ..run import run
 from ..services import CoreConfig, Services
 from ..timers import Timers
-from . import STOPS
+from . import STOP_SIGNALS
 
 _SETTLE_WITHIN = 3.0
 """Seconds that a drain waits for the last confirmations: with the default shutdown_timeout, the whole stays below the
 30 s that Kubernetes grants."""
 
 
-def work(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
+def run_worker(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
     """Work until a drain has ended.
 
     Args:
@@ -60,31 +60,31 @@ def work(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
         worker.nats.connection.ConnectionClosedError: the connection was lost for good. (The same.)
         OSError: the port is taken. (The same.)
     """
-    _open_many_files()
-    _collect_less()
+    _raise_file_limit()
+    _tune_garbage_collector()
     metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
     if part is None:
         trio.run(_main, settings, metrics, None, instruments=[lines])
         return
     ours = dataclasses.replace(
         settings,
-        max_inflight=share(settings.max_inflight, part.of, part.number),
-        function_minimums=share_minimums(settings.function_minimums or (), part.of, part.number),
+        max_inflight=share(settings.max_inflight, part.count, part.number),
+        function_minimums=share_minimums(settings.function_minimums or (), part.count, part.number),
     )
     try:
         trio.run(_main, ours, metrics, part, instruments=[lines])
     finally:
-        part.say(METRICS, metrics.exposition().decode())
+        part.send(METRICS, metrics.render_text().decode())
 
 
-def _open_many_files() -> None:
+def _raise_file_limit() -> None:
     """As many as we may: a connection is one, and the soft limit is for programs that use select. Go does the same."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS tells of a limit that it does not take
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _collect_less() -> None:
+def _tune_garbage_collector() -> None:
     """Have the garbage collector look less often, and not at what will stay: 6 of 130 µs a message (measured).
 
     Nothing that a message makes is part of a cycle, unless something fails: counting references frees it all.
@@ -100,9 +100,9 @@ async def _main(settings: Settings, metrics: Metrics, part: WorkerRank | None) -
         metrics(event)
         log(event)
 
-    with trio.open_signal_receiver(*STOPS) as stops:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
-            services = services_of(settings, queue, functions, callbacks, emit)
+            services = build_services(settings, queue, functions, callbacks, emit)
             observed = _Observed(metrics, queue, services)
             async with trio.open_nursery() as beside:
                 if part is None:
@@ -111,15 +111,15 @@ async def _main(settings: Settings, metrics: Metrics, part: WorkerRank | None) -
                     serve = partial(serve_observers, settings.http_host, settings.http_port, observed)
                     emit(Listening(await beside.start(serve)))
                 else:
-                    beside.start_soon(_answer, part, observed, services.drain)
+                    beside.start_soon(_serve_parent, part, observed, services.drain)
                 beside.start_soon(watch_backlog, queue, emit)
                 await run(services, stops)
                 beside.cancel_scope.cancel()
 
 
-async def _answer(part: WorkerRank, observed: _Observed, drain: Drain) -> None:
+async def _serve_parent(part: WorkerRank, observed: _Observed, drain: Drain) -> None:
     """Answer the parent. When it is gone, stop as it would have told us to: nobody else will."""
-    await part.answer(observed)
+    await part.serve(observed)
     if not drain.intake.cancelled:
         signal.raise_signal(signal.SIGTERM)
 
@@ -131,7 +131,7 @@ async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callba
         yield functions, callbacks
 
 
-def services_of(
+def build_services(
     settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit
 ) -> Services:
     """The slice of the settings that the core goes by, and its books, all new."""
@@ -148,7 +148,7 @@ def services_of(
         settle_within=_SETTLE_WITHIN,
         namespace=settings.default_function_name,
         user_agent=f"queue-worker/{__version__}",
-        flow=partial(_flow_of, settings),
+        make_flow=partial(_new_flow, settings),
     )
     return Services(
         queue=queue,
@@ -166,28 +166,28 @@ def services_of(
     )
 
 
-def _flow_of(settings: Settings, name: str) -> Flow:
+def _new_flow(settings: Settings, name: str) -> Flow:
     """The books of a flow. What comes by the bare subject, or by a consumer that is shared, is not one function's."""
     if not name.startswith(f"{settings.queue_name}."):
         return Flow(name)
     function = label_of(settings.queue_name, name)
     learned = Limiter(settings.max_inflight) if settings.limiter_enabled else None
-    return Flow(name, function, learned, least=settings.minimums.get(function, 0))
+    return Flow(name, function, learned, min_slots=settings.minimums.get(function, 0))
 
 
 class _Observed:
-    """See :class:`worker.observe.observed.Observed`."""
+    """See :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
-        self._metrics, self._queue, self._bench = metrics, queue, services
+        self._metrics, self._queue, self._services = metrics, queue, services
 
     async def metrics(self) -> str:
-        return self._metrics.exposition().decode()
+        return self._metrics.render_text().decode()
 
     async def not_alive(self) -> str | None:
         return None  # that it answers at all is the health of the loop
 
     async def not_ready(self) -> str | None:
-        if self._bench.drain.intake.cancelled:
+        if self._services.drain.intake.cancelled:
             return "draining"
         return None if self._queue.ready else "not connected to NATS, or no consumer there"

@@ -17,7 +17,7 @@ from . import fail
 T = TypeVar("T")
 
 
-def label(function: str, settings: Settings) -> str:
+def function_label(function: str, settings: Settings) -> str:
     """``name.namespace`` of *function*, or the message that it is no function's name, and exit code 2."""
     if (split := split_function(function, settings.default_function_name)) is None:
         raise click.UsageError(
@@ -27,7 +27,7 @@ def label(function: str, settings: Settings) -> str:
     return ".".join(split)
 
 
-def do(settings: Settings, what: Callable[[Session, str], Awaitable[T]], label: str) -> T:
+def run_command(settings: Settings, what: Callable[[Session, str], Awaitable[T]], label: str) -> T:
     """Do it at the broker; where that fails, one line and exit code 1, or 2 where it cannot be done to this queue."""
     said = trio.run(connected, settings, lambda place: what(place, label))
     if isinstance(said, NotSupportedError):
@@ -38,13 +38,13 @@ def do(settings: Settings, what: Callable[[Session, str], Awaitable[T]], label: 
     return said  # type: ignore[return-value]  # what is left
 
 
-def in_force(paused: Mapping[str, PauseState], queue: str) -> None:
+def print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
     """Print what is paused."""
     click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
     for each, control in paused.items():
         click.echo(f"  {each}  since {control.since}" if control.since else f"  {each}")
 
 
-def messages(count: int) -> str:
+def count_messages(count: int) -> str:
     """So many messages, in words."""
     return "1 message" if count == 1 else f"{count} messages"

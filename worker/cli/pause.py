@@ -6,7 +6,7 @@ import click
 
 from ..nats.commands import pause
 from . import settings_or_exit
-from .function import do, in_force, label
+from .function import function_label, print_paused, run_command
 
 
 @click.command()
@@ -18,7 +18,7 @@ def command(function: str) -> None:
     is remembered at the broker, so workers that start later obey it too. A queue in static mode cannot do this.
     """
     settings = settings_or_exit().settings
-    named = label(function, settings)
-    paused = do(settings, pause, named)
+    named = function_label(function, settings)
+    paused = run_command(settings, pause, named)
     click.echo(f"{named} is paused")
-    in_force(paused, settings.queue_name)
+    print_paused(paused, settings.queue_name)

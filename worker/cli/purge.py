@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ..nats.commands import held, purge
+from ..nats.commands import find_messages, purge
 from . import settings_or_exit
-from .function import do, label, messages
+from .function import count_messages, function_label, run_command
 
 
 @click.command()
@@ -19,17 +19,17 @@ def command(function: str, *, yes: bool) -> None:
     letter. Invocations that run now run to their end, and are not tried again.
     """
     settings = settings_or_exit().settings
-    named = label(function, settings)
-    found = do(settings, held, named)
-    if found.untold:
+    named = function_label(function, settings)
+    found = run_command(settings, find_messages, named)
+    if found.on_bare_subject:
         click.echo(
-            f"queue-worker: {messages(found.untold)} on the bare subject {settings.queue_name} may be of any function;"
-            " they are left alone",
+            f"queue-worker: {count_messages(found.on_bare_subject)} on the bare subject {settings.queue_name}"
+            " may be of any function; they are left alone",
             err=True,
         )
-    if not found.messages:
+    if not found.total:
         click.echo(f"the queue {settings.queue_name} holds nothing of {named}")
         return
     if not yes:
-        click.confirm(f"{messages(found.messages)} of {named} will be lost. Delete?", abort=True)
-    click.echo(f"deleted: {messages(do(settings, purge, named))} of {named}")
+        click.confirm(f"{count_messages(found.total)} of {named} will be lost. Delete?", abort=True)
+    click.echo(f"deleted: {count_messages(run_command(settings, purge, named))} of {named}")

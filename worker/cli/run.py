@@ -8,14 +8,14 @@ import click
 import structlog
 import trio
 
-from ..config import Loaded
+from ..config import LoadedSettings
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
-from ..parent.control_socket import FATAL, WorkerRank, part_of
+from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..ports import MisconfiguredError
-from . import STOPS, fail, settings_or_exit, stop_no_more
+from . import STOP_SIGNALS, fail, ignore_stop_signals, settings_or_exit
 
-PARENT = 0
+PARENT_NUMBER = 0
 """Its number among the processes."""
 
 
@@ -27,23 +27,23 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: no new work is
     taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
     """
-    part = part_of(os.environ)
+    part = worker_rank(os.environ)
     loaded = settings_or_exit()
     several = loaded.settings.processes > 1
-    number = part.number if part else PARENT
+    number = part.number if part else PARENT_NUMBER
     lines = configure(loaded.settings, process=number if several else None)
     if part is None:
-        _tell(loaded, ignored_flag)
+        _log_start(loaded, ignored_flag)
     try:
         if several and part is None:
-            _be_parent(loaded, lines)
+            _run_parent(loaded, lines)
         else:
-            _work(loaded, part, lines)
+            _run_worker(loaded, part, lines)
     finally:
-        stop_no_more()
+        ignore_stop_signals()
 
 
-def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
+def _log_start(loaded: LoadedSettings, ignored_flag: tuple[str, ...]) -> None:
     log = structlog.get_logger()
     if ignored_flag:
         log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
@@ -51,33 +51,33 @@ def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
         log.warning(warning)
 
 
-def _be_parent(loaded: Loaded, lines: LogWriter) -> None:
-    from ..parent.processes import Ended, command_again  # noqa: PLC0415 -- one process does without
+def _run_parent(loaded: LoadedSettings, lines: LogWriter) -> None:
+    from ..parent.processes import ExitStatus, own_command  # noqa: PLC0415 -- one process does without
     from ..parent.run import run  # noqa: PLC0415 -- the same
 
-    ended, failed = Ended(0), None
+    ended, failed = ExitStatus(0), None
     try:
-        ended = trio.run(run, loaded.settings, command_again(), os.environ, STOPS, instruments=[lines])
+        ended = trio.run(run, loaded.settings, own_command(), os.environ, STOP_SIGNALS, instruments=[lines])
     except* OSError as group:
         failed = group  # Python 3.11.2 puts what is raised here into a group
     if failed:
         fail(_told(failed))
-    if ended.why:
-        click.echo(f"queue-worker: {ended.why}", err=True)
+    if ended.reason:
+        click.echo(f"queue-worker: {ended.reason}", err=True)
     raise SystemExit(ended.code)
 
 
-def _work(loaded: Loaded, part: WorkerRank | None, lines: LogWriter) -> None:
+def _run_worker(loaded: LoadedSettings, part: WorkerRank | None, lines: LogWriter) -> None:
     from ..nats.connection import ConnectionClosedError  # noqa: PLC0415 -- the parent does without, and stays small
-    from .assemble import work  # noqa: PLC0415 -- the same
+    from .assemble import run_worker  # noqa: PLC0415 -- the same
 
     ended: BaseExceptionGroup[Exception] | None = None
     try:
-        work(loaded.settings, part, lines)
+        run_worker(loaded.settings, part, lines)
     except* (MisconfiguredError, ConnectionClosedError, OSError) as group:
         ended = group  # as above
     if ended and part and ended.subgroup(MisconfiguredError):
-        part.say(FATAL, _told(ended))  # the parent says it, once for all
+        part.send(FATAL, _told(ended))  # the parent says it, once for all
         raise SystemExit(1)
     if ended:
         fail(_told(ended))

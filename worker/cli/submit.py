@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..config import Settings
-from ..gateway.message import Draft, Message, compose, fields
+from ..gateway.message import Draft, Message, canonical_headers, compose
 from ..gateway.publisher import MessageTooLargeError
 from ..gateway.submit import submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
@@ -70,7 +70,7 @@ def command(
     def draft() -> Draft:
         return compose(
             function,
-            fields(encoded),
+            canonical_headers(encoded),
             queue=settings.queue_name,
             namespace=settings.default_function_name,
             new_call_id=str(uuid4()),

@@ -17,7 +17,7 @@ import trio
 _LONGEST_LINE = 64 * 1024
 """Bytes after which a line is passed on in pieces."""
 
-Say = Callable[[str, str], None]
+Output = Callable[[str, str], None]
 """Told each line of output: the child's name, the line."""
 
 
@@ -36,13 +36,13 @@ class Child:
     async def stop(self, within: float) -> int:
         """Ask it to end (SIGTERM), and kill it where it does not within so many seconds; its exit code."""
         self.stopping = True
-        self.signal()
+        self.terminate()
         with trio.move_on_after(within):
             return await self.process.wait()
         self.process.kill()
         return await self.process.wait()
 
-    def signal(self) -> None:
+    def terminate(self) -> None:
         """SIGTERM, once more."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
@@ -50,7 +50,7 @@ class Child:
 
 @asynccontextmanager
 async def child(
-    name: str, command: Sequence[str], environment: Mapping[str, str], say: Say, stop_within: float, *pass_fds: int
+    name: str, command: Sequence[str], environment: Mapping[str, str], say: Output, stop_within: float, *pass_fds: int
 ) -> AsyncIterator[Child]:
     """Run *command* beside the block, and stop it when the block is left, however it is left.
 
@@ -86,7 +86,7 @@ async def child(
                 await running.stop(stop_within)
 
 
-async def _watch(running: Child, say: Say) -> None:
+async def _watch(running: Child, say: Output) -> None:
     """Pass the output on, and complain where the process ends without having been asked to."""
     with trio.CancelScope(shield=True):  # what it writes while it is being stopped counts, and it must not block on it
         async for line in _lines(running.process):

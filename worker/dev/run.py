@@ -14,7 +14,7 @@ from typing import TypeVar
 import click
 import trio
 
-from .children import Child, Say
+from .children import Child, Output
 from .stack import NotStartedError, Stack, stack
 
 STORE = Path(".queue-worker")
@@ -30,9 +30,9 @@ async def run(environment: Mapping[str, str]) -> None:
     started: list[Child] = []
 
     async def serve() -> None:
-        with _ours(STORE):
+        with _locked(STORE):
             async with stack(environment, STORE, printer(), started) as running:
-                click.echo(_invitation(running))
+                click.echo(_greeting(running))
                 await trio.sleep_forever()
 
     await until_signalled(serve, started)
@@ -47,24 +47,24 @@ async def until_signalled(work: Callable[[], Awaitable[T]], started: list[Child]
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(_heed, signals, scope, started)
+                nursery.start_soon(_stop_on_signals, signals, scope, started)
                 result = await work()
             nursery.cancel_scope.cancel()
     return result
 
 
-async def _heed(signals: AsyncIterator[int], scope: trio.CancelScope, started: list[Child]) -> None:
+async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, started: list[Child]) -> None:
     async for _ in signals:
         if scope.cancel_called:
             for child in started:
                 if child.name == "worker":
-                    child.signal()
+                    child.terminate()
         else:
             click.echo("stopping: the worker first, which lets running invocations end; once more to cut that short")
             scope.cancel()
 
 
-def printer() -> Say:
+def printer() -> Output:
     """Prints a child's lines with its name before them; of NATS only warnings and worse, since it has much to say."""
     coloured = sys.stdout.isatty()
 
@@ -78,7 +78,7 @@ def printer() -> Say:
 
 
 @contextmanager
-def _ours(store: Path) -> Iterator[None]:
+def _locked(store: Path) -> Iterator[None]:
     """Keep *store* to ourselves: two servers on the same files would spoil them."""
     store.mkdir(parents=True, exist_ok=True)
     with (store / "lock").open("w") as lock:
@@ -89,7 +89,7 @@ def _ours(store: Path) -> Iterator[None]:
         yield
 
 
-def _invitation(running: Stack) -> str:
+def _greeting(running: Stack) -> str:
     settings = running.settings
     nats = f"nats_port={settings.nats_port} " if settings.nats_port != 4222 else ""
     return f"""

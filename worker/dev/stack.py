@@ -17,16 +17,16 @@ import httpx
 import trio
 
 from ..config import Settings, load
-from .children import Child, Say, child
+from .children import Child, Output, child
 
 _LOOPBACK = "127.0.0.1"
 _PORTS = 20_000, 32_000
 """Among which a free one is looked for."""
-_READY_WITHIN = 30.0
+_READY_TIMEOUT = 30.0
 """Seconds for a child to become ready: it takes one or two, more on a machine that is busy."""
-_LOOK = 0.05
+_POLL_INTERVAL = 0.05
 """Seconds between two looks whether it is."""
-_STOP_WITHIN = 10.0
+_STOP_TIMEOUT = 10.0
 """Seconds for a child to end when asked; for the worker, besides what its drain may take."""
 
 
@@ -45,11 +45,11 @@ class Stack:
     functions: str
     monitor: str
     """Of the NATS server's own monitoring."""
-    process: Child
+    worker_process: Child
 
 
 @asynccontextmanager
-async def stack(environment: Mapping[str, str], store: Path, say: Say, started: list[Child]) -> AsyncIterator[Stack]:
+async def stack(environment: Mapping[str, str], store: Path, say: Output, started: list[Child]) -> AsyncIterator[Stack]:
     """Start everything, wait until it is ready, and stop it when the block is left, the worker first.
 
     Args:
@@ -67,9 +67,9 @@ async def stack(environment: Mapping[str, str], store: Path, say: Say, started: 
     executable = find_nats_server()
     with socket.create_server((_LOOPBACK, 0)) as listener:
         functions = url(_LOOPBACK, listener.getsockname()[1])
-        environment = on_loopback(environment, functions)
+        environment = with_loopback_defaults(environment, functions)
         settings = load(environment).settings
-        see_that_ports_are_free(settings)
+        check_ports(settings)
         server = [executable, "-a", settings.nats_host, "-p", str(settings.nats_port), "-js", "-sd", str(store)]
         server += ["-m", str(monitor_port := free_port())]
         monitor = url(settings.nats_host, monitor_port)
@@ -77,22 +77,22 @@ async def stack(environment: Mapping[str, str], store: Path, say: Say, started: 
         worker = url(settings.http_host, settings.http_port)
         python, fd = [sys.executable, "-m"], listener.fileno()
         async with (
-            child("nats", server, environment, say, _STOP_WITHIN) as nats,
-            child("functions", [*python, "worker.dev.functions", str(fd)], environment, say, _STOP_WITHIN, fd) as demo,
+            child("nats", server, environment, say, _STOP_TIMEOUT) as nats,
+            child("functions", [*python, "worker.dev.functions", str(fd)], environment, say, _STOP_TIMEOUT, fd) as demo,
         ):
             started += [nats, demo]
-            await _ready("nats", f"{monitor}/healthz")
-            async with child("gateway", [*python, "worker.cli", "gateway"], environment, say, _STOP_WITHIN) as front:
+            await _wait_until_ready("nats", f"{monitor}/healthz")
+            async with child("gateway", [*python, "worker.cli", "gateway"], environment, say, _STOP_TIMEOUT) as front:
                 started.append(front)
-                patience = settings.shutdown_timeout + _STOP_WITHIN
+                patience = settings.shutdown_timeout + _STOP_TIMEOUT
                 async with child("worker", [*python, "worker"], environment, say, patience) as process:
                     started.append(process)
-                    await _ready("worker", f"{worker}/readyz")
-                    await _ready("gateway", f"{gateway}/readyz")
+                    await _wait_until_ready("worker", f"{worker}/readyz")
+                    await _wait_until_ready("gateway", f"{gateway}/readyz")
                     yield Stack(settings, gateway, worker, functions, monitor, process)
 
 
-def on_loopback(environment: Mapping[str, str], functions: str) -> dict[str, str]:
+def with_loopback_defaults(environment: Mapping[str, str], functions: str) -> dict[str, str]:
     """*environment*, and the settings that make a stack on one machine where it does not set them itself."""
     loaded = load(environment)
     if loaded.settings.nats_url:
@@ -105,7 +105,7 @@ def on_loopback(environment: Mapping[str, str], functions: str) -> dict[str, str
     }
 
 
-def see_that_ports_are_free(settings: Settings) -> None:
+def check_ports(settings: Settings) -> None:
     """Before anything is started.
 
     Raises:
@@ -162,10 +162,10 @@ def url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _ready(name: str, health: str) -> None:
+async def _wait_until_ready(name: str, health: str) -> None:
     last = "nothing"
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
-        with trio.move_on_after(_READY_WITHIN):
+        with trio.move_on_after(_READY_TIMEOUT):
             while True:
                 try:
                     answer = await client.get(health)
@@ -174,5 +174,5 @@ async def _ready(name: str, health: str) -> None:
                     last = f"{answer.status_code} {answer.text.strip()[:200]}"
                 except httpx.TransportError as error:
                     last = str(error) or type(error).__name__
-                await trio.sleep(_LOOK)
-    raise NotStartedError(f"{name} is not ready after {_READY_WITHIN:g} s: {health} says {last}")
+                await trio.sleep(_POLL_INTERVAL)
+    raise NotStartedError(f"{name} is not ready after {_READY_TIMEOUT:g} s: {health} says {last}")

@@ -12,7 +12,7 @@ from .functions import failures_of_flaky
 
 
 @dataclass(slots=True)
-class Seen:
+class Observation:
     """What was submitted, and what is known of it."""
 
     functions: dict[str, str] = field(default_factory=dict)
@@ -39,7 +39,7 @@ def expected(function: str, call_id: str, attempts: int) -> tuple[int, int]:
     return 200, failures_of_flaky(call_id) if function == "flaky" else 0
 
 
-def judge(seen: Seen, attempts: int) -> list[str]:
+def find_faults(seen: Observation, attempts: int) -> list[str]:
     """What is not as it must be, one sentence each; nothing where all is well.
 
     Args:
@@ -73,7 +73,7 @@ def judge(seen: Seen, attempts: int) -> list[str]:
     return faults
 
 
-def table(seen: Seen) -> Table:
+def summary_table(seen: Observation) -> Table:
     """What happened to how many, by function."""
     drawn = Table("function", "submitted", "succeeded", "retried", "dead letters", "callbacks", "lost")
     for column in drawn.columns[1:]:

@@ -80,7 +80,7 @@ class Publisher:
         """Whether something can be published now."""
         return self._link is not None and bool(self._link.client.is_connected)
 
-    def room(self) -> int:
+    def max_body_bytes(self) -> int:
         """How large (bytes) a body can be: base64 makes four bytes of three.
 
         Raises:

@@ -15,11 +15,11 @@ from ..ports import BrokerUnavailableError
 from .message import Message
 from .publisher import Log, Publisher
 
-_CONNECT_WITHIN = 5.0
+_CONNECT_TIMEOUT = 5.0
 """Seconds for the first connection: a person waits for it."""
-_IN_THE_AIR = 256
+_MAX_UNCONFIRMED = 256
 """Messages sent and not yet confirmed: enough to hide the round trip; more was measured to be no faster."""
-_BYTES_IN_THE_AIR = 16 * 2**20
+_MAX_UNCONFIRMED_BYTES = 16 * 2**20
 """The same for large ones."""
 
 
@@ -51,7 +51,7 @@ async def submit(settings: Settings, messages: Iterator[Message], stored: Callab
 async def _first(connection: asyncio.Future[None], connected: asyncio.Future[bool]) -> None:
     """Wait for the first connection, or the time that there is for it."""
     try:
-        await asyncio.wait((connection, connected), timeout=_CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((connection, connected), timeout=_CONNECT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         if connection.done():
             connection.result()
     finally:
@@ -69,7 +69,7 @@ async def _publish_all(
     if first is None:
         return
     stored(first, await publisher.publish(first))  # what is wrong with one is mostly wrong with all
-    at_once = max(1, min(_IN_THE_AIR, _BYTES_IN_THE_AIR // len(first.payload)))
+    at_once = max(1, min(_MAX_UNCONFIRMED, _MAX_UNCONFIRMED_BYTES // len(first.payload)))
     try:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(at_once):
@@ -82,6 +82,6 @@ def _nobody(settings: Settings, publisher: Publisher) -> str:
     servers = without_password(",".join(settings.nats_servers))
     why = f" ({publisher.trouble})" if publisher.trouble else ""
     return (
-        f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{why}:"
+        f"no NATS at {servers} within {_CONNECT_TIMEOUT:g} s{why}:"
         " is it running, and do nats_host and nats_port, or nats_url, say where?"
     )

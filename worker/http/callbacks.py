@@ -13,7 +13,7 @@ from ..config import Settings
 from ..model import Callback
 from .client_pools import CLOSING, LIMITS, ClientPools
 
-AT_ONCE = 256
+MAX_PER_RECEIVER = 256
 """Callbacks to one receiver at once: what a web server with common settings takes (nginx: 512 connections a process).
 
 There is no bound on all: each callback holds its message's slot, of which there are ``max_inflight``. A slow receiver
@@ -35,8 +35,8 @@ class HttpCallbacks:
         self._verify = not settings.tls_insecure
         self._timeout = settings.callback_timeout
         self._context: ssl.SSLContext | None = None
-        self._lanes = ClientPools(self._client, at_once=AT_ONCE)
-        nursery.start_soon(self._lanes.keep)
+        self._lanes = ClientPools(self._client, at_once=MAX_PER_RECEIVER)
+        nursery.start_soon(self._lanes.close_idle)
 
     async def post(self, callback: Callback) -> int | str:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
@@ -45,7 +45,7 @@ class HttpCallbacks:
             request = httpx.Request(
                 "POST", url, headers=[(b"Host", url.netloc), *callback.headers], content=callback.body
             )
-            async with self._lanes.taken(f"{url.scheme}://{url.netloc.decode()}") as client:
+            async with self._lanes.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
                     return await _send(client, request)
         except (httpx.TransportError, httpx.InvalidURL) as error:

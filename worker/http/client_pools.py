@@ -57,7 +57,7 @@ class ClientPools(Generic[L]):
         self._roads: dict[str, OriginPool[L]] = {}
 
     @asynccontextmanager
-    async def taken(self, origin: str) -> AsyncIterator[L]:
+    async def client(self, origin: str) -> AsyncIterator[L]:
         """A lane to *origin*, once there is one. When what is done with it fails, or is cancelled, it is closed."""
         road = self._roads.setdefault(origin, OriginPool(self._at_once))
         road.users += 1
@@ -74,7 +74,7 @@ class ClientPools(Generic[L]):
             road.users -= 1
         await self._tidy(origin, road, trio.current_time() - IDLE)
 
-    async def keep(self) -> None:
+    async def close_idle(self) -> None:
         """Close what is idle for too long, until cancelled."""
         while True:
             await trio.sleep(IDLE)

@@ -15,7 +15,7 @@ import httpx
 import outcome
 import trio
 
-from .http11 import Answer, ProtocolError
+from .http11 import ProtocolError, ResponseParser
 from .watch import Watch
 
 _READ = 65_536
@@ -53,7 +53,7 @@ class Connection:
         self._watch = watch
         self._task: trio.lowlevel.Task | None = None
         """It waits while the watch tells of its answer."""
-        self._answer: Answer | None = None
+        self._answer: ResponseParser | None = None
         if watch:
             watch.add(self._fd, self._told)
 
@@ -114,7 +114,7 @@ class Connection:
                 except OSError:
                     return
 
-    async def receive(self, answer: Answer, timeout: float | None) -> None:  # noqa: ASYNC109 -- httpx's word
+    async def receive(self, answer: ResponseParser, timeout: float | None) -> None:  # noqa: ASYNC109 -- httpx's word
         """Read until *answer* is complete.
 
         Raises:
@@ -176,7 +176,7 @@ class Connection:
         if patience.cancelled_caught:
             raise httpx.ReadTimeout(f"nothing came for {timeout:g} s")
 
-    def _read(self, answer: Answer) -> None:
+    def _read(self, answer: ResponseParser) -> None:
         try:
             data = self._sock.recv(_READ)
         except BlockingIOError:  # woken for nothing
@@ -188,4 +188,4 @@ class Connection:
         elif self.overdue:  # this end is ours
             raise ProtocolError("broken off")
         else:
-            answer.end()
+            answer.feed_eof()

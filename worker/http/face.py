@@ -6,14 +6,14 @@ import re
 
 import httpx
 
-from .http11 import Answer, write_request
+from .http11 import ResponseParser, write_request
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(rb"[!-~\x80-\xff]+")
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
-class NamedAnswer(Answer):
+class NamedAnswer(ResponseParser):
     """An answer with what only httpx asks for besides."""
 
     __slots__ = ("reason", "version")

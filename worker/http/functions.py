@@ -12,7 +12,7 @@ import trio
 from ..config import Settings
 from ..model import Attempted, Invocation, NoResponse, Responded, TimedOut
 from .client_pools import CLOSING, LIMITS, ClientPools
-from .http11 import Answer, write_request
+from .http11 import ResponseParser, write_request
 from .transport import PlainTransport
 
 _JOINED = 65_536
@@ -87,7 +87,7 @@ class _PlainGateway:
             headers.append((b"Content-Length", b"%d" % len(body)))
         joined, more = (body, b"") if len(body) <= _JOINED else (b"", body)
         request = write_request(method, self._prefix + invocation.target, headers, joined)
-        answer = Answer(method, self._most_body, keep=invocation.callback is not None)
+        answer = ResponseParser(method, self._most_body, keep=invocation.callback is not None)
         await self._transport.exchange(self._origin, request, answer, more=more)
         return Responded(answer.status, tuple(answer.headers), bytes(answer.body), answer.size, answer.truncated)
 
@@ -103,7 +103,7 @@ class _TlsGateway:
         self._most_body = settings.max_response_bytes
         make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)
         self._lanes = ClientPools(make, at_once=settings.max_inflight)
-        self.keep, self.aclose = self._lanes.keep, self._lanes.aclose
+        self.keep, self.aclose = self._lanes.close_idle, self._lanes.aclose
 
     async def exchange(self, invocation: Invocation) -> Responded:
         """Raises what httpx does, ``ReadTimeout`` where the whole took too long."""
@@ -116,7 +116,7 @@ class _TlsGateway:
         )
         keep = invocation.callback is not None
         with trio.move_on_after(self._timeout):
-            async with self._lanes.taken("") as lane:
+            async with self._lanes.client("") as lane:
                 response = await lane.handle_async_request(request)
                 try:
                     body, size, truncated = await self._read(response, keep=keep)

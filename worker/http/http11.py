@@ -14,10 +14,10 @@ from typing import Any
 
 import httptools
 
-MOST_HEADER_BYTES = 65_536
+MAX_HEADER_BYTES = 65_536
 """Bytes of a response's header fields, names and values: what Go's client and most servers stay below."""
-_TOO_MUCH_HEADER = f"more than {MOST_HEADER_BYTES} bytes of header"
-MOST_INTERIM = 16
+_TOO_MUCH_HEADER = f"more than {MAX_HEADER_BYTES} bytes of header"
+MAX_INTERIM_RESPONSES = 16
 """Interim (1xx) responses before the one that counts."""
 _TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 """In a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
@@ -27,7 +27,7 @@ class ProtocolError(Exception):
     """What came is not an HTTP/1.1 response, or not a whole one."""
 
 
-class Answer:
+class ResponseParser:
     """A response, as it comes in.
 
     Args:
@@ -71,7 +71,7 @@ class Answer:
             ProtocolError: it cannot be a response.
         """
         if self._in_fields:  # of an unfinished line the parser tells nothing, so what was fed bounds it
-            room = 2 * MOST_HEADER_BYTES - self._fed
+            room = 2 * MAX_HEADER_BYTES - self._fed
             self._fed += len(data)
             if len(data) > room:
                 self._parse(data[:room])
@@ -104,7 +104,7 @@ class Answer:
                 raise ProtocolError(_reason(error)) from None
             self.reusable = False
 
-    def end(self) -> None:
+    def feed_eof(self) -> None:
         """The connection has ended, and with it a body that has no other end.
 
         Raises:
@@ -128,7 +128,7 @@ class Answer:
         if self.complete:
             return
         self._field_bytes += len(name) + len(value)
-        if self._field_bytes > MOST_HEADER_BYTES:
+        if self._field_bytes > MAX_HEADER_BYTES:
             raise ProtocolError(_TOO_MUCH_HEADER)
         if self._in_chunks:  # in a trailer: nothing there may decide or frame anything (RFC 9110, section 6.5.1)
             return
@@ -190,7 +190,7 @@ class Answer:
         if self.status == 101:
             raise ProtocolError("the server wants to switch protocols")
         self._interim += 1
-        if self._interim > MOST_INTERIM:
+        if self._interim > MAX_INTERIM_RESPONSES:
             raise ProtocolError("the server sends interim responses without end")
         self.headers.clear()
         self._codings = ()

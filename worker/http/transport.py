@@ -18,7 +18,7 @@ import trio
 from .connect import connect
 from .connection import Connection, StaleConnectionError
 from .face import NamedAnswer, response_of, written
-from .http11 import Answer
+from .http11 import ResponseParser
 from .names import NameCache
 from .watch import Watch, watching
 
@@ -59,7 +59,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
         self,
         origin: Origin,
         request: bytes,
-        answer: Answer,
+        answer: ResponseParser,
         *,
         more: bytes = b"",
         timeouts: Mapping[str, float | None] = _NONE,
@@ -138,7 +138,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
         connection: Connection,
         request: bytes,
         more: bytes,
-        answer: Answer,
+        answer: ResponseParser,
         timeouts: Mapping[str, float | None],
         *,
         reused: bool,
@@ -192,7 +192,7 @@ class PlainTransport(httpx.AsyncBaseTransport):
             connection.close()
         return None
 
-    def _give_back(self, connection: Connection, answer: Answer) -> None:
+    def _give_back(self, connection: Connection, answer: ResponseParser) -> None:
         now = trio.current_time()
         connection.idle, connection.idle_since = True, now
         connection.idle_until = now + min(IDLE, answer.keeps_idle - BEFORE)

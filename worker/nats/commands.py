@@ -17,10 +17,11 @@ from ..events import BrokerFailure, Event
 from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
-from .function_state import FunctionStates, PauseState, keep, subject_for, write
+from .connection import Connection
+from .function_state import FunctionStates, PauseState, encode, store, subject_for
 from .layout import MODE
 from .options import connect_options
+from .wire import ApiError
 
 T = TypeVar("T")
 
@@ -38,11 +39,11 @@ class FunctionMessages:
 
     by_subject: dict[str, int]
     """Messages on each of its subjects, waiting or running."""
-    untold: int
+    on_bare_subject: int
     """Messages on the bare subject, which tells no function."""
 
     @property
-    def messages(self) -> int:
+    def total(self) -> int:
         """On all of its subjects."""
         return sum(self.by_subject.values())
 
@@ -102,7 +103,7 @@ async def pause(place: Session, label: str) -> dict[str, PauseState]:
     Raises:
         RequestRejectedError: the queue is in static mode.
     """
-    await _must_be_in_function_mode(place)
+    await _require_function_mode(place)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return await _set(place, label, PauseState(paused=True, since=now))
 
@@ -114,7 +115,7 @@ async def resume(place: Session, label: str) -> dict[str, PauseState]:
     return await _set(place, label, PauseState(paused=False))
 
 
-async def held(place: Session, label: str) -> FunctionMessages:
+async def find_messages(place: Session, label: str) -> FunctionMessages:
     """What the queue holds of the function *label*.
 
     Raises:
@@ -141,13 +142,13 @@ async def held(place: Session, label: str) -> FunctionMessages:
 async def purge(place: Session, label: str) -> int:
     """Delete all messages of the function *label*; how many they were."""
     purged = 0
-    for subject in (await held(place, label)).by_subject:
+    for subject in (await find_messages(place, label)).by_subject:
         answer = await place.connection.ask(f"STREAM.PURGE.{place.stream}", {"filter": subject})
         purged += answer["purged"]
     return purged
 
 
-async def _must_be_in_function_mode(place: Session) -> None:
+async def _require_function_mode(place: Session) -> None:
     await _stream(place)
     modes, queue = await _modes(place), place.settings.queue_name
     if "static" in modes:
@@ -187,14 +188,14 @@ async def _stream(place: Session, payload: dict[str, Any] | None = None) -> dict
 
 
 async def _set(place: Session, label: str, control: PauseState) -> dict[str, PauseState]:
-    await keep(place.connection, place.settings, subject_for(place.settings.queue_name, label), write(control))
+    await store(place.connection, place.settings, subject_for(place.settings.queue_name, label), encode(control))
     return _paused(await _known(place))
 
 
 async def _known(place: Session) -> dict[str, PauseState]:
     controls = FunctionStates(place.connection, place.settings)
-    await controls.look()
-    return dict(controls.known)
+    await controls.read_changes()
+    return dict(controls.pauses)
 
 
 def _paused(known: dict[str, PauseState]) -> dict[str, PauseState]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.observed import Observed
+from ..observe.status import WorkerStatus
 
 METRICS, READY = b"m", b"r"
 """Questions. The answer to :data:`READY` is why it is not, empty where it is."""
@@ -32,26 +32,26 @@ class ControlSocket:
     """The parent's end."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.said: dict[bytes, str] = {}
+        self.answers: dict[bytes, str] = {}
         """The last text of each kind."""
         self._socket = trio.socket.from_stdlib_socket(end)
-        self._awaited: dict[bytes, trio.Event] = {}
+        self._pending: dict[bytes, trio.Event] = {}
 
-    async def listen(self) -> None:
+    async def receive(self) -> None:
         """Hear what the process says, until it is gone; then close this end."""
         heard = bytearray()
         with self._socket:
-            while data := await self._receive():
+            while data := await self._read():
                 heard += data
                 while len(heard) >= _HEAD and len(heard) >= (end := _HEAD + int.from_bytes(heard[1:_HEAD], "big")):
-                    self._take(bytes(heard[:1]), heard[_HEAD:end].decode())
+                    self._store(bytes(heard[:1]), heard[_HEAD:end].decode())
                     del heard[:end]
 
-    async def ask(self, question: bytes, within: float) -> bool:
+    async def query(self, question: bytes, within: float) -> bool:
         """Ask; whether an answer came in so many seconds. It is then in *said*."""
-        answered = self._awaited.get(question)
+        answered = self._pending.get(question)
         if answered is None:
-            answered = self._awaited[question] = trio.Event()
+            answered = self._pending[question] = trio.Event()
             try:
                 await self._socket.send(question)
             except OSError:  # it is gone, or just going
@@ -60,15 +60,15 @@ class ControlSocket:
             await answered.wait()
         return answered.is_set()
 
-    async def _receive(self) -> bytes:
+    async def _read(self) -> bytes:
         try:
             return await self._socket.recv(_READ)
         except ConnectionError:
             return b""
 
-    def _take(self, kind: bytes, text: str) -> None:
-        self.said[kind] = text
-        if (answered := self._awaited.pop(kind, None)) is not None:
+    def _store(self, kind: bytes, text: str) -> None:
+        self.answers[kind] = text
+        if (answered := self._pending.pop(kind, None)) is not None:
             answered.set()
 
 
@@ -77,42 +77,42 @@ class WorkerRank:
     """What a process is of a worker, and its end of the line."""
 
     number: int
-    of: int
-    line: socket.socket
+    count: int
+    end: socket.socket
 
-    def say(self, kind: bytes, text: str) -> None:
+    def send(self, kind: bytes, text: str) -> None:
         """Say something unasked, at the end: waits for the parent to take it, though not long."""
-        self.line.settimeout(1.0)
+        self.end.settimeout(1.0)
         try:
-            self.line.sendall(_framed(kind, text))
+            self.end.sendall(_frame(kind, text))
         except OSError:
             return  # nobody listens any more
 
-    async def answer(self, observed: Observed) -> None:
+    async def serve(self, observed: WorkerStatus) -> None:
         """Answer questions until the parent is gone."""
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.line))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.end))
         try:
             while questions := await stream.receive_some(16):
                 for number in questions:
                     question = bytes([number])
                     text = await (observed.metrics() if question == METRICS else observed.not_ready())
-                    with self._whole():
-                        await stream.send_all(_framed(question, text or ""))
+                    with self._unbroken():
+                        await stream.send_all(_frame(question, text or ""))
         except trio.BrokenResourceError:
             return
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _unbroken(self) -> Iterator[None]:
         """What is said in the block is said whole, or nothing more is: the parent could not tell where it begins."""
         try:
             yield
         except BaseException:
             with suppress(OSError):
-                self.line.shutdown(socket.SHUT_WR)
+                self.end.shutdown(socket.SHUT_WR)
             raise
 
 
-def part_of(environment: MutableMapping[str, str]) -> WorkerRank | None:
+def worker_rank(environment: MutableMapping[str, str]) -> WorkerRank | None:
     """What this process is of a worker, by its environment, which then tells no more; None where it is all of one."""
     told = environment.pop(VARIABLE, None)
     if told is None:
@@ -122,6 +122,6 @@ def part_of(environment: MutableMapping[str, str]) -> WorkerRank | None:
     return WorkerRank(number, of, socket.socket(fileno=file))
 
 
-def _framed(kind: bytes, text: str) -> bytes:
+def _frame(kind: bytes, text: str) -> bytes:
     body = text.encode()
     return kind + len(body).to_bytes(_HEAD - 1, "big") + body

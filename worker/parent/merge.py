@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-COUNTS = frozenset({"counter", "histogram", "summary"})
+COUNTER_TYPES = frozenset({"counter", "histogram", "summary"})
 """Types whose series only grow."""
-WAYS: dict[str, Callable[[Iterable[float]], float]] = {
+GAUGE_MERGES: dict[str, Callable[[Iterable[float]], float]] = {
     "queue_worker_pending_messages": max,  # all read it from the stream, so they differ by its age only
     "queue_worker_messages_submitted_total": max,  # the same
     "queue_worker_function_invocation_inflight": sum,
@@ -32,7 +32,7 @@ WAYS: dict[str, Callable[[Iterable[float]], float]] = {
     "process_start_time_seconds": min,
 }
 """How each gauge is merged."""
-ZERO_WITHOUT = frozenset({"queue_worker_nats_connected"})
+ZERO_WHEN_MISSING = frozenset({"queue_worker_nats_connected"})
 """Gauges that are 0 where a process is missing."""
 
 
@@ -50,7 +50,7 @@ Value = Callable[[Family, str], float]
 """What is shown of a series of a metric."""
 
 
-def read(texts: Iterable[str]) -> list[Family]:
+def parse(texts: Iterable[str]) -> list[Family]:
     """All values of each series of each metric, in the order in which they came."""
     families: dict[str, Family] = {}
     for text in texts:
@@ -68,7 +68,7 @@ def read(texts: Iterable[str]) -> list[Family]:
     return list(families.values())
 
 
-def written(families: Iterable[Family], value: Value) -> str:
+def format_families(families: Iterable[Family], value: Value) -> str:
     """The text of *families*."""
     lines: list[str] = []
     for family in families:
@@ -86,16 +86,16 @@ class Merge:
     """What is shown of processes that come and go."""
 
     def __init__(self) -> None:
-        self._gone: list[str] = []
+        self._ended: list[str] = []
         self._shown: dict[str, float] = {}
         """The counts that were shown last."""
 
-    def gone(self, text: str) -> None:
+    def add_ended(self, text: str) -> None:
         """A process is no more, and *text* was the last that it said: what it counted stays."""
-        families = read([*self._gone, text])
-        self._gone = [written((family for family in families if family.kind in COUNTS), total)]
+        families = parse([*self._ended, text])
+        self._ended = [format_families((family for family in families if family.kind in COUNTER_TYPES), total)]
 
-    def shown(self, texts: Sequence[str], *, missing: int = 0) -> str:
+    def text(self, texts: Sequence[str], *, missing: int = 0) -> str:
         """One text for all.
 
         Args:
@@ -104,12 +104,12 @@ class Merge:
         """
 
         def value(family: Family, series: str) -> float:
-            if family.kind in COUNTS:
+            if family.kind in COUNTER_TYPES:
                 self._shown[series] = max(total(family, series), self._shown.get(series, 0.0))
                 return self._shown[series]
-            if missing and family.name in ZERO_WITHOUT:
+            if missing and family.name in ZERO_WHEN_MISSING:
                 return 0.0
-            merged: float = WAYS.get(family.name, sum)(family.series[series])
+            merged: float = GAUGE_MERGES.get(family.name, sum)(family.series[series])
             return merged
 
-        return written(read([*texts, *self._gone]), value)
+        return format_families(parse([*texts, *self._ended]), value)

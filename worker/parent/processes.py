@@ -15,31 +15,31 @@ from typing import Any
 
 import trio
 
-from ..policy.processes import AGAIN, crashes, is_hopeless
+from ..policy.processes import RESTART_BACKOFF, crashes_in_a_row, must_give_up
 from .control_socket import FATAL, METRICS, VARIABLE, ControlSocket
 from .merge import Merge
 
-GRACE = 4.5
+KILL_AFTER_DRAIN = 4.5
 """Seconds past its timeout that a drain has: 3 for the last confirmations and about 1 for closing connections. What
 then still runs is killed, so that all is over within 5, when Kubernetes would kill the parent as well."""
-HURRY = 2.0
+FAST_DRAIN = 2.0
 """Seconds that giving work back takes at most, after the second signal."""
-_LAST_WORDS = 1.0
+_LAST_READ = 1.0
 """Seconds for what a process has said before it ended to be read."""
 BAD_SETTINGS = 2
-_IN_ORDER = (0, -signal.SIGTERM)
+_CLEAN_EXITS = (0, -signal.SIGTERM)
 """Exit codes of a process that was told to stop; the second where it had no handler yet, and so nothing to do."""
 
-Tell = Callable[..., Any]
+Log = Callable[..., Any]
 """Told level, message and fields of a log line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ExitStatus:
     """How it ended: the exit code, and what is to be said on standard error."""
 
     code: int
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,8 +51,8 @@ class ChildSlot:
     """In a row."""
     process: trio.Process | None = None
     """None before, between and after."""
-    line: ControlSocket | None = None
-    began: float = 0.0
+    control: ControlSocket | None = None
+    started_at: float = 0.0
 
 
 class Processes:
@@ -67,31 +67,31 @@ class Processes:
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, many: int, timeout: float, tell: Tell
+        self, command: Sequence[str], environment: Mapping[str, str], *, many: int, timeout: float, tell: Log
     ) -> None:
         self._command, self._environment = command, environment
-        self._timeout, self._tell = timeout, tell
-        self.places = [ChildSlot(number) for number in range(1, many + 1)]
+        self._timeout, self._log = timeout, tell
+        self.slots = [ChildSlot(number) for number in range(1, many + 1)]
         self.merge = Merge()
         self.restarts = 0
         self.stopping = trio.Event()
-        self.ended = Ended(0)
-        self._patience = trio.CancelScope()
+        self.exit_status = ExitStatus(0)
+        self._kill_scope = trio.CancelScope()
         self._starting = 0
 
     @property
     def running(self) -> list[ChildSlot]:
         """Those that run now."""
-        return [place for place in self.places if place.process]
+        return [place for place in self.slots if place.process]
 
-    async def keep(self) -> None:
+    async def supervise(self) -> None:
         """Keep them going until told to stop and all have ended; what overstays is killed. Then see *ended*."""
-        with self._patience:
+        with self._kill_scope:
             async with trio.open_nursery() as nursery:
-                for place in self.places:
-                    nursery.start_soon(self._keep, place)
-        if self._patience.cancelled_caught:
-            self._end(Ended(1))
+                for place in self.slots:
+                    nursery.start_soon(self._supervise_slot, place)
+        if self._kill_scope.cancelled_caught:
+            self._stop_with(ExitStatus(1))
 
     async def heed(self, stops: AsyncIterator[int]) -> None:
         """Pass on each signal: the first drains, the second hurries."""
@@ -102,17 +102,17 @@ class Processes:
         """Have all end; once more, have them hurry."""
         now = trio.current_time()
         if self.stopping.is_set():
-            self._patience.deadline = min(self._patience.deadline, now + HURRY + GRACE)
+            self._kill_scope.deadline = min(self._kill_scope.deadline, now + FAST_DRAIN + KILL_AFTER_DRAIN)
         else:
-            self._tell("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
+            self._log("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
             self.stopping.set()
-            self._patience.deadline = now + max(self._timeout, HURRY) + GRACE
+            self._kill_scope.deadline = now + max(self._timeout, FAST_DRAIN) + KILL_AFTER_DRAIN
         for place in self.running:
             _terminate(place.process)
 
     def reap(self) -> None:
         """Take leave of processes that are not ours but became our children: we may be process 1 of a container."""
-        ours = {place.process.pid for place in self.places if place.process}
+        ours = {place.process.pid for place in self.slots if place.process}
         while not self._starting:  # a process that is being started is not in the list yet
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -122,44 +122,44 @@ class Processes:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    async def _keep(self, place: ChildSlot) -> None:
+    async def _supervise_slot(self, place: ChildSlot) -> None:
         while not self.stopping.is_set():
-            code = await self._live(place)
+            code = await self._run_process(place)
             self.reap()
-            if self._is_over(place, code):
+            if self._is_final(place, code):
                 return
-            wait = AGAIN.delay(place.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
+            wait = RESTART_BACKOFF.delay(place.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
             fields = {"process": place.number, "how": _how(code), "crashes": place.crashes, "again_in": round(wait, 3)}
-            self._tell("error", "A process ended; starting it again", **fields)
+            self._log("error", "A process ended; starting it again", **fields)
             with trio.move_on_after(wait):
                 await self.stopping.wait()
             self.restarts += not self.stopping.is_set()
 
-    async def _live(self, place: ChildSlot) -> int:
+    async def _run_process(self, place: ChildSlot) -> int:
         """One life of a process, from its start to its end; its exit code."""
-        place.began = trio.current_time()
+        place.started_at = trio.current_time()
         try:
-            process, place.line = await self._start(place)
+            process, place.control = await self._start(place)
         except OSError as error:  # no memory, or too many processes: that may pass
-            self._tell("error", "A process cannot be started", process=place.number, error=str(error))
-            place.line = None
+            self._log("error", "A process cannot be started", process=place.number, error=str(error))
+            place.control = None
             return 1
         place.process = process
         if self.stopping.is_set():  # it was told to stop while it was being started
             _terminate(process)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(place.line.listen)
+                nursery.start_soon(place.control.receive)
                 await process.wait()
-                nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS
+                nursery.cancel_scope.deadline = trio.current_time() + _LAST_READ
         finally:
-            if process.returncode is None and self._patience.cancel_called:
-                self._tell("error", "A process did not end in time, and is killed", process=place.number)
+            if process.returncode is None and self._kill_scope.cancel_called:
+                self._log("error", "A process did not end in time, and is killed", process=place.number)
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
             place.process = None
-            self.merge.gone(place.line.said.get(METRICS, ""))
+            self.merge.add_ended(place.control.answers.get(METRICS, ""))
         return process.returncode or 0
 
     async def _start(self, place: ChildSlot) -> tuple[trio.Process, ControlSocket]:
@@ -169,7 +169,7 @@ class Processes:
             with theirs:
                 process = await trio.lowlevel.open_process(
                     list(self._command),
-                    env={**self._environment, VARIABLE: f"{place.number}/{len(self.places)}/{theirs.fileno()}"},
+                    env={**self._environment, VARIABLE: f"{place.number}/{len(self.slots)}/{theirs.fileno()}"},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C reaches only us, so that it counts once
@@ -181,31 +181,31 @@ class Processes:
             self._starting -= 1
         return process, ControlSocket(ours)
 
-    def _is_over(self, place: ChildSlot, code: int) -> bool:
+    def _is_final(self, place: ChildSlot, code: int) -> bool:
         """Whether there is nothing to be started again; ends all where a process cannot work."""
-        fatal = place.line.said.get(FATAL) if place.line else None
+        fatal = place.control.answers.get(FATAL) if place.control else None
         if self.stopping.is_set():
-            if code not in _IN_ORDER and fatal is None:
-                self._tell("error", "A process did not end in order", process=place.number, how=_how(code))
-                self._end(Ended(1))
+            if code not in _CLEAN_EXITS and fatal is None:
+                self._log("error", "A process did not end in order", process=place.number, how=_how(code))
+                self._stop_with(ExitStatus(1))
             return True
-        place.crashes = crashes(place.crashes, trio.current_time() - place.began)
+        place.crashes = crashes_in_a_row(place.crashes, trio.current_time() - place.started_at)
         if fatal is not None or code == BAD_SETTINGS:
-            self._end(Ended(code or 1, fatal or ""))
-        elif is_hopeless([each.crashes for each in self.places], len(self.running)):
-            self._end(Ended(1, f"every process crashes, again and again; the last {_how(code)}"))
+            self._stop_with(ExitStatus(code or 1, fatal or ""))
+        elif must_give_up([each.crashes for each in self.slots], len(self.running)):
+            self._stop_with(ExitStatus(1, f"every process crashes, again and again; the last {_how(code)}"))
         else:
             return False
         return True
 
-    def _end(self, ended: Ended) -> None:
+    def _stop_with(self, ended: ExitStatus) -> None:
         """For a reason of our own; the first counts."""
-        self.ended = self.ended if self.ended.code else ended
+        self.exit_status = self.exit_status if self.exit_status.code else ended
         if not self.stopping.is_set():
             self.stop()
 
 
-def command_again() -> list[str]:
+def own_command() -> list[str]:
     """What this process was started with: the same interpreter, options and arguments."""
     return [sys.executable, *sys.orig_argv[1:]]
 

@@ -17,18 +17,18 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..observe.server import serve_observers
 from .control_socket import METRICS, READY
-from .processes import ChildSlot, Ended, Processes
+from .processes import ChildSlot, ExitStatus, Processes
 
-ANSWERS_WITHIN = 2.0
+ANSWER_TIMEOUT = 2.0
 """Seconds for a process to answer: far above what it takes, and below the ten of Prometheus and the five of our
 manifest's probes."""
-STARTS_WITHIN = 30.0
+START_TIMEOUT = 30.0
 """Seconds in which a process that has never answered counts as one that is still starting: that takes one or two."""
 
 
 async def run(
     settings: Settings, command: Sequence[str], environment: Mapping[str, str], stops: Sequence[signal.Signals]
-) -> Ended:
+) -> ExitStatus:
     """Keep ``settings.processes`` of *command* going until told to stop; how that ended.
 
     Args:
@@ -51,12 +51,12 @@ async def run(
         async with trio.open_nursery() as beside:
             beside.start_soon(processes.heed, told)
             beside.start_soon(_reap, processes, deaths)
-            serve = partial(serve_observers, settings.http_host, settings.http_port, All(processes))
+            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedStatus(processes))
             tell("info", "Serving metrics and health", address=await beside.start(serve))
-            await processes.keep()
+            await processes.supervise()
             tell("info", "All processes have ended")
             beside.cancel_scope.cancel()
-    return processes.ended
+    return processes.exit_status
 
 
 async def _reap(processes: Processes, deaths: AsyncIterator[int]) -> None:
@@ -64,46 +64,46 @@ async def _reap(processes: Processes, deaths: AsyncIterator[int]) -> None:
         processes.reap()
 
 
-class All:
-    """All processes as one; see :class:`worker.observe.observed.Observed`."""
+class MergedStatus:
+    """All processes as one; see :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._own = own_registry(processes)
+        self._registry = parent_registry(processes)
 
     async def metrics(self) -> str:
         """The metrics of all, merged. Of one that does not answer in time, the last that it said."""
-        await self._ask(METRICS)
-        said = [place.line.said for place in self._processes.running if place.line]
+        await self._query(METRICS)
+        said = [place.control.answers for place in self._processes.running if place.control]
         texts = [each[METRICS] for each in said if METRICS in each]
-        own = generate_latest(self._own).decode()
-        return self._processes.merge.shown([*texts, own], missing=len(self._processes.places) - len(texts))
+        own = generate_latest(self._registry).decode()
+        return self._processes.merge.text([*texts, own], missing=len(self._processes.slots) - len(texts))
 
     async def not_alive(self) -> str | None:
         """That one does not answer: then all have to go, since only the container can be started anew."""
-        silent = [place for place in await self._ask(READY) if not _is_starting(place)]
-        return _names(silent, "does not answer")
+        silent = [place for place in await self._query(READY) if not _is_starting(place)]
+        return _listed(silent, "does not answer")
 
     async def not_ready(self) -> str | None:
         """That one is not: what is rolled out is all of them."""
         if self._processes.stopping.is_set():
             return "draining"
-        if missing := [place for place in self._processes.places if not place.process]:
-            return _names(missing, "does not run")
-        if silent := await self._ask(READY):
-            return _names(silent, "does not answer")
+        if missing := [place for place in self._processes.slots if not place.process]:
+            return _listed(missing, "does not run")
+        if silent := await self._query(READY):
+            return _listed(silent, "does not answer")
         for place in self._processes.running:
-            if place.line and (reason := place.line.said.get(READY, "")):
+            if place.control and (reason := place.control.answers.get(READY, "")):
                 return f"process {place.number}: {reason}"
         return None
 
-    async def _ask(self, question: bytes) -> list[ChildSlot]:
+    async def _query(self, question: bytes) -> list[ChildSlot]:
         """Ask all that run, at once; those that did not answer in time."""
         silent: list[ChildSlot] = []
 
         async def ask(place: ChildSlot) -> None:
             asked = place.process
-            if place.line and not await place.line.ask(question, ANSWERS_WITHIN) and place.process is asked:
+            if place.control and not await place.control.query(question, ANSWER_TIMEOUT) and place.process is asked:
                 silent.append(place)
 
         async with trio.open_nursery() as nursery:
@@ -112,7 +112,7 @@ class All:
         return sorted(silent, key=lambda place: place.number)
 
 
-class Own(Collector):
+class ParentCollector(Collector):
     """The parent's own series."""
 
     def __init__(self, processes: Processes) -> None:
@@ -125,18 +125,18 @@ class Own(Collector):
         yield CounterMetricFamily("queue_worker_process_restarts", "Times a process was started again", restarts)
 
 
-def own_registry(processes: Processes) -> CollectorRegistry:
+def parent_registry(processes: Processes) -> CollectorRegistry:
     """These, and what the parent itself takes of the machine."""
     registry = CollectorRegistry()
-    registry.register(Own(processes))
+    registry.register(ParentCollector(processes))
     ProcessCollector(registry=registry)
     return registry
 
 
 def _is_starting(place: ChildSlot) -> bool:
-    answered = place.line is not None and READY in place.line.said
-    return not answered and trio.current_time() - place.began < STARTS_WITHIN
+    answered = place.control is not None and READY in place.control.answers
+    return not answered and trio.current_time() - place.started_at < START_TIMEOUT
 
 
-def _names(places: Sequence[ChildSlot], what: str) -> str | None:
+def _listed(places: Sequence[ChildSlot], what: str) -> str | None:
     return ", ".join(f"process {place.number} {what}" for place in places) or None

@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 
 from .backoff import Backoff, Jitter
 
-AGAIN = Backoff(0.5, 30.0, Jitter.EQUAL)
+RESTART_BACKOFF = Backoff(0.5, 30.0, Jitter.EQUAL)
 """Waits before a process that crashed is started again. The first is short, since most crashes are single ones; the
 longest is well below the five minutes of Kubernetes, since a process costs less to start than a container. The jitter
 keeps processes apart that crashed together."""
-WELL = 60.0
+STABLE_AFTER = 60.0
 """Seconds after which a process that crashes is one that had been well: its crashes are counted anew."""
-HOPELESS = 5
+MAX_CRASHES = 5
 """Crashes in a row: with the waits before it, the fifth comes some ten seconds after the start."""
 
 
@@ -36,15 +36,15 @@ def share_minimums(minimums: Sequence[tuple[str, int]], processes: int, number: 
     return tuple(kept)
 
 
-def crashes(before: int, lived: float) -> int:
+def crashes_in_a_row(before: int, lived: float) -> int:
     """How often in a row a process has crashed, now that it did once more, after *lived* seconds."""
-    return 1 if lived >= WELL else before + 1
+    return 1 if lived >= STABLE_AFTER else before + 1
 
 
-def is_hopeless(in_a_row: Collection[int], running: int) -> bool:
+def must_give_up(in_a_row: Collection[int], running: int) -> bool:
     """Whether to give up: none runs, and each has crashed in a row as often as makes chance unlikely.
 
     As long as one works, giving up would only take that one too. When none does, a container that stays would hide
     from Kubernetes what it shows best: a worker that cannot run.
     """
-    return not running and min(in_a_row) >= HOPELESS
+    return not running and min(in_a_row) >= MAX_CRASHES
