@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer
 
 CAPACITY = 20

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import NatsCluster
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions, Reply
 
 MESSAGES = 2_000
 FUNCTIONS = 4

@@ -17,8 +17,8 @@ from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run
 from tests.chaos.proxy import Way
 from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
-from tests.e2e.functions import Functions, Request
 from tests.e2e.stack import Worker
+from tests.functions import Functions, Request
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program
 from tests.wire import ApiError

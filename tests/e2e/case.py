@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from tests.e2e.functions import Functions, Reply, Request
 from tests.e2e.stack import Queue, Worker, go_url, message
+from tests.functions import Functions, Reply, Request
 from tests.wire import Stored
 
 ATTEMPTS = 4
@@ -17,7 +17,7 @@ SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
     "debug": "true",
 }
-"""The shared worker's own settings. Its timeouts are long: on a busy machine no answer is late."""
+"""The shared worker's settings, beside those of all tests. Its timeouts are long, for busy machines."""
 TIMEOUT = 0.5
 """Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
 IMPATIENT: dict[str, object] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.case import IMPATIENT, SETTINGS, Case, Shared
-from tests.e2e.functions import Functions
 from tests.e2e.stack import Queue, StartWorker, Worker
+from tests.functions import Functions
 from tests.servers import NatsServer
 
 _numbers = count(1)

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.functions import Functions
+from tests.functions import Functions
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
 from tests.wire import ApiError, Stored
@@ -26,7 +26,7 @@ LEASE = 8
 """An `ack_wait` (s) for tests that wait until a lease is over. A worker that the machine keeps from running for two
 thirds of it loses its leases, as it must: so it is no shorter."""
 QUIET = 0.6
-"""Seconds to wait where nothing may happen: several times an event's duration. Only this wait has a fixed length."""
+"""Seconds to wait where nothing may happen: several times what the event would take."""
 
 
 def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
@@ -90,8 +90,9 @@ class Queue:
         """Whether the stream is there and holds nothing."""
         return self.nats.state(self.name).get("messages") == 0
 
-    def wait_empty(self) -> None:
-        wait_until(self.empty, f"the queue {self.name} to be empty")
+    def wait_empty(self, timeout: float = LAST_RESORT) -> None:
+        """Wait until all messages are settled."""
+        wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
     def letters(self) -> list[Stored]:
         """The dead letters, oldest first; none where there is no such stream."""

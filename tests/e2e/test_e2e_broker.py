@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, until, wait_until
 from worker.config import load
 from worker.nats.queue import open_queue

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.case import ATTEMPTS, STARTED, Case
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker import __version__
 from worker.dev.stack import free_port

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions
 from tests.e2e.stack import Queue, Worker
+from tests.functions import Functions
 from tests.servers import NatsServer, run_program
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.functions import Functions
 from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions
 from tests.servers import NatsServer
 from worker.dev.stack import free_port
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import LEASE, Queue, StartWorker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
@@ -81,7 +81,12 @@ def test_a_lease_lasts_as_long_as_its_invocation(
     receiver.answer("slow", Reply(after=3.0 * LEASE))
     receiver.answer("flaky", Reply(500), Reply(500), Reply(200))
     wait = f"{1.5 * LEASE:g}s"
-    settings = {"ack_wait": f"{LEASE}s", "callback_initial_wait": wait, "callback_max_wait": wait}
+    settings = {
+        "ack_wait": f"{LEASE}s",
+        "callback_timeout": f"{30 * LEASE}s",
+        "callback_initial_wait": wait,
+        "callback_max_wait": wait,
+    }
     workers = start(**settings), start(**settings)
     queue.put(message("slow", "slow"))
     queue.put(message("echo", "slow callback", CallbackUrl=go_url(f"{receiver.url}/slow")))

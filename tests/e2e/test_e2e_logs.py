@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, Worker, go_url, message
+from tests.functions import Functions, Reply
 
 MARK = "m4rk"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.case import ATTEMPTS, TIMEOUT, Case
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker.dev.stack import free_port
 

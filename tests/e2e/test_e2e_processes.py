@@ -6,13 +6,12 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import LEASE, Queue, StartWorker, Worker
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 
 COUNTS = re.compile(r"(?m)^(\w+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$")
@@ -140,13 +139,11 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
     wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted")
     stopped += children(worker.pid)[:1]
     os.kill(stopped[0], signal.SIGSTOP)
-    with ThreadPoolExecutor() as pool:  # all at once, since each takes the time that is given to the one that hangs
-        health, readiness = pool.submit(worker.get, "/healthz"), pool.submit(worker.get, "/readyz")
-        assert worker.metric("queue_worker_messages_processed_total") == 20
-        (alive, why), (ready, why_not) = health.result(), readiness.result()
-    assert (alive, ready) == (503, 503)
-    assert re.fullmatch(r"not alive: process [12] does not answer\n", why)
-    assert why_not == why.replace("alive", "ready")
+    assert worker.metric("queue_worker_messages_processed_total") == 20
+    for page, missing in (("/healthz", "alive"), ("/readyz", "ready")):  # on a busy machine the other may be late too
+        pattern = rf"not {missing}: process [12] does not answer\n"
+        wait_until(lambda: re.fullmatch(pattern, worker.get(page)[1]), pattern)  # noqa: B023 -- called here
+        assert worker.get(page)[0] == 503
     os.kill(stopped[0], signal.SIGCONT)
     worker.wait_ready()
     wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive")

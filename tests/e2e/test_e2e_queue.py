@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 # Copied from section 3, not from the code. What the server adds without being asked, for want of a value, is left out.

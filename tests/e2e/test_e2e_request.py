@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.case import Case
-from tests.e2e.functions import Functions, Reply, Request
 from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply, Request
 from tests.servers import wait_until
 from worker import __version__
 

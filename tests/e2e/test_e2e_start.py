@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions
 from tests.e2e.stack import Queue, Worker
+from tests.functions import Functions
 from tests.patience import LAST_RESORT
 from tests.servers import ROOT, run_program, wait_until
 from worker import __version__

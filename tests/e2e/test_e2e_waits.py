@@ -8,8 +8,8 @@ from email.utils import formatdate
 import pytest
 
 from tests.e2e.case import ATTEMPTS, WAITS, Case
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, look_on
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
