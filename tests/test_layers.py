@@ -45,7 +45,7 @@ ONLY_BY = {
     "cli": {"__main__"},
     "dev": {"cli"},
     "gateway": {"cli", "dev"},
-    "parent": {"cli"},
+    "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
     "nats.options": {"cli", "dev", "gateway"},
