@@ -92,8 +92,7 @@ class Line:
 
     client: OurClient = field(default_factory=OurClient)
     up: bool = True
-    changed: list[Callable[[bool], None]] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def complain(self, doing: str, error: object) -> None:
+    def report_failure(self, doing: str, error: object) -> None:
         self.complaints.append(f"{doing}: {error}")

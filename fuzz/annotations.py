@@ -10,7 +10,7 @@ import re
 
 from fuzz.durations import nanoseconds_of_go
 from worker.policy.backoff import Backoff, Jitter
-from worker.policy.retry import Retry, annotated
+from worker.policy.retry import Retry, apply_annotations
 
 NAMES = tuple(f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait"))
 WORDS = ("1000000", "1000001", "408,429,500,502,503,504", "599", "600", "1h30m", "300ms", "-1s", "2562047h47m16s")
@@ -21,23 +21,23 @@ def check(data: bytes) -> None:
     """Put *data*'s lines into annotations and see that the law above holds."""
     lines = data.decode("utf-8", "replace").split("\n")
     annotations = dict(zip(NAMES, lines, strict=False)) | {f"x{n}": line for n, line in enumerate(lines[4:])}
-    retry, ignored = annotated(SETTINGS, annotations)
+    retry, ignored = apply_annotations(SETTINGS, annotations)
     meant = [_meaning(name, annotations.get(name, "").strip()) for name in NAMES]
     given = [not value or value.isspace() for value in (annotations.get(name, "") for name in NAMES)]
     attempts, codes, initial, longest = meant
     assert retry.attempts == (attempts or SETTINGS.attempts)
     assert retry.codes == (codes or SETTINGS.codes)
-    assert retry.backoff.initial == (3.0 if initial is None else initial)
-    assert retry.backoff.longest == (11.0 if longest is None else longest)
+    assert retry.backoff.first_wait == (3.0 if initial is None else initial)
+    assert retry.backoff.max_wait == (11.0 if longest is None else longest)
     assert [each.annotation for each in ignored] == [
         name for name, value, empty in zip(NAMES, meant, given, strict=True) if value is None and not empty
     ]
     for each in ignored:
         assert annotations[each.annotation].strip().startswith(each.value)
         assert len(each.value) <= 80
-        assert each.accepted.isprintable()
-    assert annotated(SETTINGS, dict(reversed(annotations.items()))) == (retry, ignored)
-    assert annotated(retry, annotations) == (retry, ignored)
+        assert each.reason.isprintable()
+    assert apply_annotations(SETTINGS, dict(reversed(annotations.items()))) == (retry, ignored)
+    assert apply_annotations(retry, annotations) == (retry, ignored)
     _waits_are_bounded(retry)
 
 
@@ -59,9 +59,9 @@ def _waits_are_bounded(retry: Retry) -> None:
     before = 0.0
     for attempt in sorted({1, 2, 3, 64, 65, 66, retry.attempts, 10**6}):
         ceiling = retry.backoff.ceiling(attempt)
-        assert before <= ceiling <= retry.backoff.longest
+        assert before <= ceiling <= retry.backoff.max_wait
         before = ceiling
         for jitter, least in ((Jitter.EXPONENTIAL, 1.0), (Jitter.EQUAL, 0.5), (Jitter.FULL, 0.0)):
-            backoff = Backoff(retry.backoff.initial, retry.backoff.longest, jitter)
+            backoff = Backoff(retry.backoff.first_wait, retry.backoff.max_wait, jitter)
             assert backoff.delay(attempt, draw=0.0) == ceiling * least
             assert ceiling * least <= backoff.delay(attempt, draw=0.999) <= ceiling

@@ -238,7 +238,7 @@ class World:
 
     async def want(self, more: int) -> None:
         self.wanted += more
-        self.consumer.want(more, "")
+        self.consumer.add_credit(more, "")
         await self._pump()
 
     async def wait(self, seconds: int) -> None:
@@ -255,8 +255,8 @@ class World:
         self.client.begin_anew()
         self.model.lost()
         for up in (False, True):
-            for changed in self.line.changed:
-                changed(up)
+            self.outbox.connection_changed(up)
+            self.consumer.connection_changed(up)
         await self._bind()
         await self._pump()
 

@@ -209,7 +209,7 @@ async def test_annotations(autojump_clock: MockClock) -> None:
         # 2 s, and then 4 s cut to the setting's 3.
         assert world.starts(message) == [2, 2_004, 5_006]
         assert [told.annotation for told in worker.told(AnnotationIgnored)] == ["com.openfaas.retry.max_wait"] * 3
-        assert {told.attempts for told in worker.told(InvocationEnded)} == {3}
+        assert {told.max_attempts for told in worker.told(InvocationEnded)} == {3}
 
 
 async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) -> None:

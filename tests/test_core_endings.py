@@ -157,7 +157,7 @@ async def test_a_callback_is_tried_again_on_its_own(autojump_clock: MockClock) -
         await message.over.wait()
         # 1_000 after the first failed, 2_000 after the second did.
         assert [ms(post.began) for post in world.outside.posts] == [2, 1_002, 4_002]
-        assert [(told.result, told.delivered, told.again_in) for told in worker.told(CallbackPosted)] == [
+        assert [(told.result, told.delivered, told.retry_in) for told in worker.told(CallbackPosted)] == [
             (500, False, 1.0),
             ("refused", False, 2.0),
             (200, True, None),

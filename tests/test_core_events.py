@@ -65,8 +65,8 @@ async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock
             (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
             (13.75, DeadLetterNotStored(second, "call-1", "nobody confirmed it")),
             (14.5, DeadLettered(second, "call-1", "resize.openfaas-fn", given_up.reason, 2, stored=True)),
-            (14.5, CallbackPosted(invocation, 500, delivered=False, again_in=1.0, duration=0.0)),
-            (17.5, CallbackPosted(invocation, 200, delivered=True, again_in=None, duration=2.0)),
+            (14.5, CallbackPosted(invocation, 500, delivered=False, retry_in=1.0, duration=0.0)),
+            (17.5, CallbackPosted(invocation, 200, delivered=True, retry_in=None, duration=2.0)),
             (17.5, Settled(given_up)),
         ]
 

@@ -219,14 +219,14 @@ async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
         leases = worker.services.leases
-        leases.last(consumer.ack_wait)
-        consumer.want(2, "")
+        leases.set_ack_wait(consumer.ack_wait)
+        consumer.add_credit(2, "")
         first, second = await deliveries(consumer)
-        leases.take(first)
-        leases.take(second)
-        world.nursery.start_soon(leases.keep)
+        leases.add(first)
+        leases.add(second)
+        world.nursery.start_soon(leases.run)
         await trio.sleep_until(5)
-        leases.adopt(replace(first, received_at=5.0))
+        leases.replace_delivery(replace(first, received_at=5.0))
         await trio.sleep_until(16)
         assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
 
@@ -238,15 +238,15 @@ async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
         worker = world.worker()
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
-        consumer.want(1, "")
+        consumer.add_credit(1, "")
         (delivery,) = await deliveries(consumer)
         leases = worker.services.leases
-        lease = leases.take(delivery)
-        world.nursery.start_soon(leases.keep)
+        lease = leases.add(delivery)
+        world.nursery.start_soon(leases.run)
         await trio.sleep_until(5)
         assert leases.lost_at(lease) == float("inf")
         assert worker.events == []
-        leases.last(9)
+        leases.set_ack_wait(9)
         await trio.testing.wait_all_tasks_blocked()
         assert worker.events == [(5, LeasesExtended(1))]
 
@@ -296,14 +296,14 @@ async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
         lease, delivery = await _leased(world, worker)
         worker.link.there.swallows = {"extension"}
         with trio.move_on_at(delivery.received_at + 21):
-            await worker.services.leases.keep()
+            await worker.services.leases.run()
         assert worker.told(LeaseExpired) == [LeaseExpired(delivery)]
         lease.confirm(trio.current_time())
         with trio.CancelScope() as scope:
             lease.guard(scope)
             await trio.sleep(1)
             raise AssertionError("it waits")
-        settle(worker.services, lease, 1, Nak(10), attempted=True)
+        settle(worker.services, lease, 1, Nak(10), counts=True)
         assert worker.queue.said == []
 
 
@@ -319,10 +319,10 @@ async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
     world.publish(reply(200))
     world.nursery.start_soon(worker.link.run)
     consumer = await worker.queue.consume()
-    worker.services.leases.last(consumer.ack_wait)
-    consumer.want(1, "")
+    worker.services.leases.set_ack_wait(consumer.ack_wait)
+    consumer.add_credit(1, "")
     (delivery,) = await deliveries(consumer)
-    return worker.services.leases.take(delivery), delivery
+    return worker.services.leases.add(delivery), delivery
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ async def test_a_verdict_that_comes_late(
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
         await trio.sleep_until(delivery.received_at + after)
-        settle(worker.services, lease, 1, verdict, attempted=True)
+        settle(worker.services, lease, 1, verdict, counts=True)
         assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
         assert worker.told(Settled) == [Settled(verdict if said else Abandon())]
 
@@ -349,10 +349,10 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         worker = world.worker()
         world.nursery.start_soon(worker.link.run)
         consumer = await worker.queue.consume()
-        worker.services.leases.last(consumer.ack_wait)
+        worker.services.leases.set_ack_wait(consumer.ack_wait)
         intake = Intake(worker.services, world.nursery)
         intake._consumer, intake._open = consumer, True
-        consumer.want(1, "")
+        consumer.add_credit(1, "")
         (delivery,) = await deliveries(consumer)
         await trio.sleep_until(delivery.received_at + 20)
         intake._take_all([PendingCount("", inf), delivery])

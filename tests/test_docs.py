@@ -343,10 +343,10 @@ def lines() -> dict[str, tuple[str, set[str]]]:
     events: list[Event] = [
         InvocationStarted(INVOCATION, 1, 0.0),
         *(InvocationEnded(INVOCATION, 1, 3, gone, verdict, 0.0) for verdict in (Ack(), Nak(1.0), Term(""), Abandon())),
-        InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, attempted=False),
-        CallbackPosted(INVOCATION, 200, delivered=True, again_in=None, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, again_in=1.0, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, again_in=None, duration=0.0),
+        InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, counts=False),
+        CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
+        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
         DeadLettered(DELIVERY, "5bd0a6a1", "figlet.openfaas-fn", "", 3, stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}

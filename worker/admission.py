@@ -15,8 +15,8 @@ import trio
 from .heartbeat import Lease, Leases
 from .model import Delivery, Quota
 from .policy.flow import Flow
-from .policy.quota import limited
-from .policy.shares import AGE, Shares
+from .policy.quota import needs_tokens
+from .policy.shares import TOKEN_CHECK, Shares
 from .ports import Consumer, Queue, Quotas
 from .token_store import TokenStore
 
@@ -43,51 +43,51 @@ class Admission:
         """By function, when one of it last could start, or its tokens were given back since none could."""
         self._stopped = False
 
-    def know(self, flow: Flow) -> None:
+    def add_flow(self, flow: Flow) -> None:
         """A flow is new here."""
-        if flow.function and (quota := self._quotas.of(flow.function)):
-            self.heed(flow.function, quota)
+        if flow.function and (quota := self._quotas.agreed(flow.function)):
+            self.set_quota(flow.function, quota)
 
-    def heed(self, function: str, quota: Quota) -> None:
+    def set_quota(self, function: str, quota: Quota) -> None:
         """All workers have agreed on what a function may have."""
         flows = {flow for flow in self._shares.flows if flow.function == function}
         self._flows[function] = flows
         for flow in flows:
-            flow.limited = limited(quota)
-        self._wallet.limited(function, quota)
+            flow.needs_tokens = needs_tokens(quota)
+        self._wallet.set_quota(function, quota)
 
-    def take(self, token: Delivery) -> None:
+    def receive_token(self, token: Delivery) -> None:
         """A token came."""
-        self._wallet.take(token)
+        self._wallet.receive(token)
 
-    def returned(self, flow: str, count: int) -> None:
+    def take_back(self, flow: str, count: int) -> None:
         """Tokens that were wanted will not come."""
-        self._wallet.returned(flow, count)
+        self._wallet.take_back(flow, count)
 
     def may_start(self, flow: Flow) -> bool:
         """Whether there is a token for one more."""
-        return not flow.limited or self._wallet.room(flow.function) >= 1
+        return not flow.needs_tokens or self._wallet.room(flow.function) >= 1
 
     def start(self, flow: Flow) -> Lease | None:
-        """One starts. What it must not outlive, until :meth:`ended`."""
-        if not flow.limited:
+        """One starts. What it must not outlive, until :meth:`finish`."""
+        if not flow.needs_tokens:
             return None
         self._able[flow.function] = trio.current_time()
         return self._wallet.start(flow.function)
 
-    def ended(self, flow: Flow, token: Lease | None) -> None:
+    def finish(self, flow: Flow, token: Lease | None) -> None:
         """It is over."""
         if token:
             token.unguard()
-            self._wallet.ended(flow.function, token)
+            self._wallet.finish(flow.function, token)
         if self._stopped:
-            self._wallet.give_all()
-        elif flow.limited:
+            self._wallet.give_back_unused()
+        elif flow.needs_tokens:
             self._give_room(flow)
 
     def balance(self, consumer: Consumer) -> None:
         """Want the tokens that are lacking, and give back those that are not needed."""
-        for flow in self._shares.take_limited():
+        for flow in self._shares.take_changed_limited():
             if flow.function in self._flows:
                 self._wallet.balance(flow.function, self._desired(flow.function), consumer)
                 self._give_room(flow)
@@ -95,14 +95,14 @@ class Admission:
     def stop(self) -> None:
         """Nothing more is started here: give back all that no invocation holds, and the others' as they end."""
         self._stopped = True
-        self._wallet.give_all()
+        self._wallet.give_back_unused()
 
     def _desired(self, function: str) -> int:
         """How many more of it to have tokens for."""
         flows, now = self._flows[function], trio.current_time()
-        if self._shares.free or any(flow.asked for flow in flows):
+        if self._shares.free or any(flow.credit for flow in flows):
             self._able[function] = now
-        elif now - self._able.setdefault(function, now) >= AGE:
+        elif now - self._able.setdefault(function, now) >= TOKEN_CHECK:
             self._able[function] = now
             return 0
         return sum(map(self._shares.desired, flows))
@@ -111,11 +111,11 @@ class Admission:
         for flow in self._flows.get(function, ()):
             self._give_room(flow)
         if self._stopped:
-            self._wallet.give_all()
+            self._wallet.give_back_unused()
         self._decide()
 
     def _give_room(self, flow: Flow) -> None:
         cap = flow.running + self._wallet.room(flow.function)
         if cap != flow.cap:
             flow.cap = cap
-            self._shares.changed(flow)
+            self._shares.mark_changed(flow)

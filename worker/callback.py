@@ -9,7 +9,7 @@ import trio
 
 from .events import CallbackPosted
 from .model import Callback, Invocation
-from .policy.callbacks import delivered, worth_another
+from .policy.callbacks import is_delivered, is_retriable
 from .services import Services
 
 
@@ -21,9 +21,9 @@ async def call_back(
     for attempt in count(1):
         began = trio.current_time()
         result = await services.callbacks.post(callback)
-        again = attempt < config.callback_attempts and worth_another(result)
+        again = attempt < config.callback_attempts and is_retriable(result)
         wait = config.callback_backoff.delay(attempt, draw=services.rng()) if again else None
-        services.emit(CallbackPosted(invocation, result, delivered(result), wait, trio.current_time() - began))
+        services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, trio.current_time() - began))
         if wait is None:
             return
         failed_once()

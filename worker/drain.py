@@ -60,14 +60,14 @@ class Drain:
         self.timeout = timeout
         self.intake = CancelGroup()
         self.work = CancelGroup()
-        self.began = 0.0
+        self.started_at = 0.0
         """When the first stop came."""
         self._emit = emit
 
     async def watch(self, stops: AsyncIterator[object]) -> None:
         """The first stop ends intake; the second, or *timeout* seconds, ends the work."""
         await anext(stops)
-        self.began = trio.current_time()
+        self.started_at = trio.current_time()
         self._emit(DrainStarted(len(self.work), self.timeout))
         self.intake.cancel()
         why = "shutdown_timeout"

@@ -19,12 +19,12 @@ class InvocationStarted(Struct, frozen=True, gc=False):
 class InvocationEnded(Struct, frozen=True, gc=False):
     invocation: Invocation
     attempt: int
-    attempts: int
+    max_attempts: int
     """How many it may have."""
     outcome: Outcome
     verdict: Verdict
     duration: float
-    attempted: bool = True
+    counts: bool = True
     """Whether it counts as an attempt: not where more was sent than the function takes, to learn that."""
 
 
@@ -38,14 +38,14 @@ class Redelivered(Struct, frozen=True, gc=False):
     """The queue handed out again what we know: *how* is ``running``, ``finished`` or ``early``."""
 
     delivery: Delivery
-    how: str
+    state: str
 
 
 class AnnotationIgnored(Struct, frozen=True, gc=False):
     function: str
     annotation: str
     value: str
-    accepted: str
+    reason: str
 
 
 class CallbackIgnored(Struct, frozen=True, gc=False):
@@ -62,7 +62,7 @@ class CallbackPosted(Struct, frozen=True, gc=False):
     invocation: Invocation
     result: int | str
     delivered: bool
-    again_in: float | None
+    retry_in: float | None
     duration: float
 
 
@@ -119,7 +119,7 @@ class LimitLearned(Struct, frozen=True, gc=False):
 
 class Connected(Struct, frozen=True, gc=False):
     server: str
-    again: bool
+    reconnected: bool
 
 
 class Disconnected(Struct, frozen=True, gc=False):
@@ -129,7 +129,7 @@ class Disconnected(Struct, frozen=True, gc=False):
 class BrokerFailure(Struct, frozen=True, gc=False):
     """Something failed that is being tried again."""
 
-    doing: str
+    action: str
     error: str
 
 
@@ -148,9 +148,9 @@ class ConfigDrift(Struct, frozen=True, gc=False):
 class Created(Struct, frozen=True, gc=False):
     """A stream or consumer was missing and has been made. *again*: it went missing while we ran."""
 
-    what: str
+    kind: str
     name: str
-    again: bool
+    recreated: bool
 
 
 class ConsumerBound(Struct, frozen=True, gc=False):
@@ -187,7 +187,7 @@ class DrainExpired(Struct, frozen=True, gc=False):
     """Running invocations are cancelled and given back. *why*: ``shutdown_timeout`` or ``second signal``."""
 
     running: int
-    why: str
+    reason: str
 
 
 class DrainEnded(Struct, frozen=True, gc=False):

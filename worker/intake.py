@@ -30,7 +30,7 @@ from .model import (
 )
 from .policy.flow import Flow
 from .policy.ledger import Early, Finished, Fresh, Running
-from .policy.quota import is_flow
+from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
 from .services import Services
@@ -62,13 +62,13 @@ class Intake:
     async def run(self, consumer: Consumer) -> None:
         """Fetch until cancelled."""
         self._consumer, self._open = consumer, True
-        self._bench.leases.last(consumer.ack_wait)
+        self._bench.leases.set_ack_wait(consumer.ack_wait)
         while True:
             with trio.CancelScope() as self._wait:
                 self._decide()
                 while True:
                     arrived = await consumer.receive()
-                    self._bench.leases.last(consumer.ack_wait)
+                    self._bench.leases.set_ack_wait(consumer.ack_wait)
                     self._take_all(arrived)
                     self._decide()
 
@@ -86,13 +86,13 @@ class Intake:
         for each in arrived:
             if not isinstance(each, Delivery):
                 self._heed(each)
-            elif is_flow(each.flow):
-                self._limits.take(each)
+            elif is_token_flow(each.flow):
+                self._limits.receive_token(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
     def _made(self, name: str) -> Flow:
-        flow = self._bench.config.flow(name)
+        flow = self._bench.config.make_flow(name)
         if flow.function:
             self._new.append(flow)
         return flow
@@ -100,51 +100,51 @@ class Intake:
     def _meet(self) -> None:
         """Learn of new flows whether they are limited."""
         while self._new:
-            self._limits.know(self._new.pop())
+            self._limits.add_flow(self._new.pop())
 
     def _heed(self, notice: Notice) -> None:
         match notice:
             case QuotaChanged(function, quota):
-                self._limits.heed(function, quota)
+                self._limits.set_quota(function, quota)
             case PausedFunctions(functions):
-                self._shares.pause(functions)
-            case _ if is_flow(notice.flow):
+                self._shares.set_paused(functions)
+            case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
-                    self._limits.returned(notice.flow, notice.count)
+                    self._limits.take_back(notice.flow, notice.count)
             case StoredCount(flow, messages):
-                self._shares.stored(flow, messages)
+                self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):
-                self._shares.counted(flow, messages)
+                self._shares.set_pending(flow, messages)
             case Published(flow):
-                self._shares.published(flow)
+                self._shares.add_published(flow)
             case CreditReturned(flow, count):
-                self._shares.returned(flow, count, trio.current_time())
+                self._shares.take_back(flow, count, trio.current_time())
             case FlowEnded(flow):
-                self._shares.gone(flow)
+                self._shares.remove(flow)
 
     def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
         # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
         # would take the message from its next worker.
         services, now = self._bench, trio.current_time()
-        match services.ledger.arrived(delivery, now=now):
+        match services.ledger.classify(delivery, now=now):
             case Fresh(attempt, wait):
-                lease = services.leases.take(delivery)
+                lease = services.leases.add(delivery)
                 # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
                 # connection. And what lay here for long, because this process did not run, others may have by now.
                 ours = now < services.leases.lost_at(lease)
-                flow = self._shares.of(delivery.flow)
+                flow = self._shares.flow(delivery.flow)
                 self._meet()
-                room = self._open and ours and self._shares.free_for(delivery.flow)
+                room = self._open and ours and self._shares.has_room(delivery.flow)
                 if room and self._limits.may_start(flow):
-                    self._shares.deliver(delivery.flow, delivery.num_pending, now)
+                    self._shares.start(delivery.flow, delivery.num_pending, now)
                     hold = Slot(flow, self._learned, self._limits.start(flow))
                     self._start(Job(lease, attempt, wait, hold, services))
                     return
                 # With room, it is its token that was lost, or has grown too old, while it was on its way.
                 back = Nak(NO_TOKEN if room else 0.0)
-                settle(services, lease, attempt, back if newest else Abandon(), attempted=False)
+                settle(services, lease, attempt, back if newest else Abandon(), counts=False)
             case Running():
-                services.leases.adopt(delivery)
+                services.leases.replace_delivery(delivery)
                 services.emit(Redelivered(delivery, "running"))
             case Finished(verdict):
                 services.queue.settle(delivery, verdict, before=delivery.received_at)
@@ -179,20 +179,20 @@ class Intake:
                     if self._open and not self._due and not scope.cancel_called:
                         await self._resting.park()
             if scope.cancelled_caught:
-                job.stopped()
+                job.settle_cancelled()
                 self._freed(job)
 
     def _freed(self, job: Job) -> None:
         now = trio.current_time()
         flow = job.slot.flow
-        self._shares.ended(flow, now - job.lease.delivery.received_at, final=job.final)
-        self._limits.ended(flow, job.slot.token)  # after that: what it may have counts from what still runs
-        if job.again is not None:
-            self._shares.given_back(flow, now + job.again)
+        self._shares.finish(flow, now - job.lease.delivery.received_at, final=job.final)
+        self._limits.finish(flow, job.slot.token)  # after that: what it may have counts from what still runs
+        if job.redelivery_in is not None:
+            self._shares.expect_redelivery(flow, now + job.redelivery_in)
         self._decide(now)
 
     def _learned(self, flow: Flow) -> None:
-        self._shares.changed(flow)
+        self._shares.mark_changed(flow)
         self._decide()
 
     def _decide(self, now: float | None = None) -> None:
@@ -201,10 +201,10 @@ class Intake:
             return
         self._meet()
         decision = self._shares.decide(trio.current_time() if now is None else now)
-        for flow, more in decision.wants.items():
-            self._consumer.want(more, flow.name)
+        for flow, more in decision.credits.items():
+            self._consumer.add_credit(more, flow.name)
         for flow in decision.recalls:
-            self._consumer.recall(flow.name)
-        self._wait.deadline = decision.again
+            self._consumer.recall_credit(flow.name)
+        self._wait.deadline = decision.decide_at
         if self._open:
             self._limits.balance(self._consumer)

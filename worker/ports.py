@@ -30,10 +30,10 @@ class Consumer(Protocol):
     """How long (s) the queue waits for a settlement or an extension before it gives a message out again. It may change
     when a consumer is made anew."""
 
-    def want(self, more: int, flow: str) -> None:
+    def add_credit(self, count: int, flow: str) -> None:
         """There is room for *more* deliveries of a flow than were wanted so far."""
 
-    def recall(self, flow: str) -> None:
+    def recall_credit(self, flow: str) -> None:
         """Room is needed elsewhere: give back what is wanted of a flow and not on its way.
 
         It comes as :class:`~worker.model.CreditReturned`, soon, once, and perhaps with a count of zero.
@@ -69,7 +69,7 @@ class Queue(Protocol):
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """Ask for another ack wait from now on, not after *before*. *confirmed* is called once the queue has heard."""
 
-    async def settled(self) -> None:
+    async def wait_settled(self) -> None:
         """Return when every settlement so far is confirmed."""
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
@@ -95,19 +95,19 @@ class Quotas(Protocol):
     a message is, for as long as an invocation runs; a rate's needs none.
     """
 
-    def of(self, function: str) -> Quota | None:
+    def agreed(self, function: str) -> Quota | None:
         """What is agreed on for a function; None where nothing ever was.
 
         Changes are told as :class:`~worker.model.QuotaChanged`, which the consumer's flows bring.
         """
 
-    def said(self, function: str, quota: Quota, stored: int) -> None:
+    def propose(self, function: str, quota: Quota, stored: int) -> None:
         """What a message says of its function that was stored then (ns since the epoch).
 
         The newest one's word counts, for all workers, once they have agreed.
         """
 
-    def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
+    def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
         """Give a token back: others can have it *delay* seconds from now. Not said after *before*, as of a NAK."""
 
 

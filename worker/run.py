@@ -23,7 +23,7 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
     """
     async with trio.open_nursery() as beside:
         beside.start_soon(services.drain.watch, stops)
-        beside.start_soon(services.leases.keep)
+        beside.start_soon(services.leases.run)
         beside.start_soon(services.timers.run)
         async with trio.open_nursery() as slots:
             intake = Intake(services, slots)
@@ -32,6 +32,8 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
             await intake.stop()
             # Leaving this block waits for every job to settle.
         with trio.move_on_after(services.config.settle_within) as patience:
-            await services.queue.settled()
-        services.emit(DrainEnded(trio.current_time() - services.drain.began, unconfirmed=patience.cancelled_caught))
+            await services.queue.wait_settled()
+        services.emit(
+            DrainEnded(trio.current_time() - services.drain.started_at, unconfirmed=patience.cancelled_caught)
+        )
         beside.cancel_scope.cancel()

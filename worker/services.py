@@ -32,7 +32,7 @@ class CoreConfig:
     namespace: str
     """Of a function named without one."""
     user_agent: str
-    flow: Callable[[str], Flow] = Flow
+    make_flow: Callable[[str], Flow] = Flow
     """Makes the books of a flow, by its name."""
 
 

@@ -10,15 +10,15 @@ from .model import Abandon, Ack, Verdict
 from .services import Services
 
 
-def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
     """End a lease, by the verdict on attempt number *attempt*; *attempted*: whether that counts as one."""
     now = trio.current_time()
     before = services.leases.lost_at(lease)
     if (lease.lost or now >= before) and not isinstance(verdict, Ack):
         # Someone else may have the message, and anything we said would disturb them. An ack says what stays true.
         verdict = Abandon()
-    services.leases.release(lease)
-    services.ledger.ended(lease.delivery, attempt, verdict, attempted=attempted, now=now)
+    services.leases.remove(lease)
+    services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
     if not isinstance(verdict, Abandon):
         services.queue.settle(lease.delivery, verdict, before=before)
     services.emit(Settled(verdict))

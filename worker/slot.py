@@ -26,7 +26,7 @@ class Slot:
 
     def started(self, now: float) -> None:
         """An invocation was sent."""
-        if limit := self.flow.learned:
+        if limit := self.flow.limiter:
             self._running = True
             due = limit.due
             limit.started(now)
@@ -35,9 +35,9 @@ class Slot:
 
     def ended(self, began: float, now: float, status: int | None) -> float | None:
         """It came to that; what is to be learned of it. See :meth:`worker.policy.limiter.Limiter.ended`."""
-        if not (self._running and self.flow.learned):
+        if not (self._running and self.flow.limiter):
             return None
         self._running = False
-        wait = self.flow.learned.ended(began, now, status)
+        wait = self.flow.limiter.ended(began, now, status)
         self._learned(self.flow)
         return wait

@@ -14,8 +14,8 @@ import trio
 
 from .heartbeat import Lease, Leases
 from .model import Delivery, MessageId, Quota
-from .policy.function_tokens import FunctionTokens, Given
-from .policy.quota import CAP, RATE, flow_of, limited, number_of, split_flow, uses
+from .policy.function_tokens import FunctionTokens, TokenReturn
+from .policy.quota import CAP, RATE, needs_tokens, split_token_flow, token_flow, token_number, uses_of_token
 from .ports import Consumer, Queue, Quotas
 
 
@@ -35,16 +35,16 @@ class TokenStore:
         self._here: dict[MessageId, Lease] = {}
         """Tokens that are here, counted or not."""
 
-    def limited(self, function: str, quota: Quota) -> None:
+    def set_quota(self, function: str, quota: Quota) -> None:
         """All workers have agreed on what a function may have."""
         if purse := self._purses.get(function):
             purse.quota = quota
-        elif limited(quota):
+        elif needs_tokens(quota):
             self._purses[function] = FunctionTokens(quota)
         if purse:
             for lease in [lease for lease in purse.free if not self._worth(lease)]:
-                purse.lost(lease, held=False)
-                self._give(Given(lease))
+                purse.remove(lease, held=False)
+                self._give(TokenReturn(lease))
         self._changed(function)
 
     def room(self, function: str) -> float:
@@ -53,7 +53,7 @@ class TokenStore:
             return float("inf")
         for lease in [lease for lease in purse.free if lease.lost]:
             self._forget(lease)
-            purse.lost(lease, held=False)
+            purse.remove(lease, held=False)
         return purse.room(trio.current_time())
 
     def balance(self, function: str, desired: int, consumer: Consumer) -> None:
@@ -65,30 +65,30 @@ class TokenStore:
         if not (purse := self._purses.get(function)):
             return
         now = trio.current_time()
-        for given in purse.spare(desired, now):
+        for given in purse.take_spare(desired, now):
             self._give(given)
-        for kind, count in purse.lacks(desired, now).items():
-            consumer.want(count, flow_of(kind, function))
+        for kind, count in purse.request(desired, now).items():
+            consumer.add_credit(count, token_flow(kind, function))
 
-    def take(self, token: Delivery) -> None:
+    def receive(self, token: Delivery) -> None:
         """One came."""
         if (here := self._here.get(token.id)) and not here.lost:  # once more: we have it already
-            self._leases.adopt(token)
+            self._leases.replace_delivery(token)
             here.delivery = token
-            self.returned(token.flow, 1)
+            self.take_back(token.flow, 1)
             return
-        lease, now = self._leases.take(token), trio.current_time()
+        lease, now = self._leases.add(token), trio.current_time()
         self._here[token.id] = lease
         self._queue.extend(token, partial(self._kept, lease, now), before=self._leases.lost_at(lease))
 
-    def returned(self, flow: str, count: int) -> None:
+    def take_back(self, flow: str, count: int) -> None:
         """So many that were wanted will not come."""
-        kind, function = split_flow(flow)
+        kind, function = split_token_flow(flow)
         if purse := self._purses.get(function):
-            purse.returned(kind, count)
+            purse.take_back(kind, count)
 
     def start(self, function: str) -> Lease | None:
-        """An invocation starts, for which there must be room. What it holds until :meth:`ended`; nothing without a cap.
+        """Start an invocation, for which there must be room; return the token that it holds, if it needs one.
 
         The invocation must not outlive that lease: guard its scope by it.
         """
@@ -99,56 +99,56 @@ class TokenStore:
             self._give(spent)
         return held
 
-    def ended(self, function: str, held: Lease | None) -> None:
+    def finish(self, function: str, held: Lease | None) -> None:
         """It is over."""
         if held:
             purse = self._purses[function]
             if held.lost:
                 self._forget(held)
-                purse.lost(held, held=True)
+                purse.remove(held, held=True)
             elif self._worth(held):
-                purse.ended(held)
+                purse.release(held)
             else:  # the cap was lowered, or lifted
-                purse.lost(held, held=True)
-                self._give(Given(held))
+                purse.remove(held, held=True)
+                self._give(TokenReturn(held))
 
-    def give_all(self) -> None:
+    def give_back_unused(self) -> None:
         """Give back all that no invocation holds: the worker starts nothing more."""
         for purse in self._purses.values():
-            for given in purse.spare(0, trio.current_time()):
+            for given in purse.take_spare(0, trio.current_time()):
                 self._give(given)
 
     def _kept(self, lease: Lease, asked: float) -> None:
         """The queue has confirmed that we keep a token, from when we asked for that at least."""
         lease.confirm(asked)
-        kind, function = split_flow(lease.delivery.flow)
+        kind, function = split_token_flow(lease.delivery.flow)
         purse, worth = self._purses.get(function), self._worth(lease)
         if lease.lost:
             self._forget(lease)
-            self.returned(lease.delivery.flow, 1)
+            self.take_back(lease.delivery.flow, 1)
             return
         if not purse or not worth:
-            self.returned(lease.delivery.flow, 1)
-            self._give(Given(lease))
+            self.take_back(lease.delivery.flow, 1)
+            self._give(TokenReturn(lease))
             return
         if kind == RATE:
-            self._leases.release(lease)
-        purse.received(kind, lease, worth, asked)
+            self._leases.remove(lease)
+        purse.add(kind, lease, worth, asked)
         self._changed(function)
 
     def _worth(self, lease: Lease) -> int:
         """Uses of a token by what is agreed now; none where it is too many."""
-        kind, function = split_flow(lease.delivery.flow)
+        kind, function = split_token_flow(lease.delivery.flow)
         purse = self._purses.get(function)
-        return uses(purse.quota, kind, number_of(lease.delivery.subject)) if purse else 0
+        return uses_of_token(purse.quota, kind, token_number(lease.delivery.subject)) if purse else 0
 
-    def _give(self, given: Given[Lease]) -> None:
+    def _give(self, given: TokenReturn[Lease]) -> None:
         lease = given.token
-        before = self._leases.lost_at(lease) if split_flow(lease.delivery.flow)[0] == CAP else given.before
-        self._leases.release(lease)
+        before = self._leases.lost_at(lease) if split_token_flow(lease.delivery.flow)[0] == CAP else given.before
+        self._leases.remove(lease)
         self._forget(lease)
         if not lease.lost:
-            self._quotas.give(lease.delivery, delay=given.delay, before=before)
+            self._quotas.give_back(lease.delivery, delay=given.delay, before=before)
 
     def _forget(self, lease: Lease) -> None:
         if self._here.get(lease.delivery.id) is lease:

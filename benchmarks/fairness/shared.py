@@ -88,7 +88,7 @@ def newcomer(*, free: bool) -> Figure:
 def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> Hired:
     worker = world.worker(slots=slots)
     if limits:
-        config = replace(worker.services.config, flow=lambda name: Flow(name, name, limits(name)))
+        config = replace(worker.services.config, make_flow=lambda name: Flow(name, name, limits(name)))
         worker.services = replace(worker.services, config=config)
     return world.start(worker)
 

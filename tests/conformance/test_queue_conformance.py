@@ -60,7 +60,7 @@ async def nothing(consumer: Consumer, seconds: float) -> None:
 async def settled(queue: Queue) -> None:
     """Wait until all settlements are confirmed."""
     with trio.fail_after(SOON):
-        await queue.settled()
+        await queue.wait_settled()
 
 
 def payloads(deliveries: list[Delivery]) -> list[bytes]:
@@ -75,7 +75,7 @@ async def test_delivers(rig: Rig) -> None:
         consumer = await queue.consume()
         assert consumer.ack_wait == rig.ack_wait
         before = trio.current_time()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         one, two = await receive(consumer, 2)
         assert (one.payload, two.payload) == (b"one", b"\x00\xff")
         assert (one.num_delivered, two.num_delivered) == (1, 1)
@@ -93,7 +93,7 @@ async def test_in_order(rig: Rig) -> None:
         consumer = await queue.consume()
         came = list[bytes]()
         for want in (1, 2, 7, 30, 10):
-            consumer.want(want, rig.flow)
+            consumer.add_credit(want, rig.flow)
             came += payloads(await receive(consumer, want))
         assert came == [b"%d" % number for number in range(50)]
 
@@ -104,11 +104,11 @@ async def test_no_more_than_wanted(rig: Rig) -> None:
     await rig.publish(*[b""] * 10)
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3, rig.flow)
+        consumer.add_credit(3, rig.flow)
         await receive(consumer, 3)
         await nothing(consumer, rig.ack_wait / 3)
-        consumer.want(1, rig.flow)
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         await receive(consumer, 2)
 
 
@@ -117,7 +117,7 @@ async def test_what_is_wanted_stays_wanted(rig: Rig) -> None:
     """What nothing came for yet stays wanted."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.publish(b"one")
         assert payloads(await receive(consumer, 1)) == [b"one"]
@@ -131,7 +131,7 @@ async def test_ack_removes(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Ack(), before=inf)
         await settled(queue)
@@ -145,7 +145,7 @@ async def test_term_removes(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Term("line\r\none\nand é " + 1000 * "x"), before=inf)
         await settled(queue)
@@ -159,11 +159,11 @@ async def test_nak_gives_out_again(rig: Rig) -> None:
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=inf)
         await settled(queue)
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.payload, again.num_delivered) == (one.id, b"one", 2)
         assert again.received_at < one.received_at + rig.ack_wait
@@ -175,7 +175,7 @@ async def test_nak_with_a_delay(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3, rig.flow)
+        consumer.add_credit(3, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.settle(one, Nak(rig.ack_wait / 2), before=inf)
@@ -192,7 +192,7 @@ async def test_nak_with_a_long_delay(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.settle(one, Nak(rig.ack_wait * 1.5), before=inf)
@@ -206,7 +206,7 @@ async def test_a_late_nak_is_not_said(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=one.received_at)
         await settled(queue)
@@ -221,7 +221,7 @@ async def test_a_late_ack_is_said(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         await receive(consumer, 1)
         queue.settle(one, Ack(), before=one.received_at)
@@ -235,7 +235,7 @@ async def test_without_extension_it_comes_again(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (one.id, 2)
@@ -248,7 +248,7 @@ async def test_extensions_keep_it(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         confirmed = list[int]()
         for number in range(9):
@@ -266,7 +266,7 @@ async def test_said_in_order(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         said = trio.current_time()
         queue.extend(one, lambda: None, before=inf)
@@ -280,7 +280,7 @@ async def test_a_cancelled_receive_loses_nothing(rig: Rig) -> None:
     """Whenever waiting for deliveries is cancelled, none is lost and none comes twice."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(200, rig.flow)
+        consumer.add_credit(200, rig.flow)
         came = list[bytes]()
         for number in range(100):
             await rig.publish(b"%d" % number)
@@ -297,21 +297,21 @@ async def test_stop_returns_what_was_not_started(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         await trio.sleep(rig.ack_wait / 3)  # so that it has come
         with trio.fail_after(SOON):
             unstarted = await consumer.stop()
         assert payloads([*unstarted]) == [b"two"]
-        consumer.want(5, rig.flow)
+        consumer.add_credit(5, rig.flow)
         for delivery in (one, *unstarted):
             queue.settle(delivery, Nak(), before=inf)
         await settled(queue)
         await nothing(consumer, rig.ack_wait / 3)
         async with rig.connect() as other:
             successor = await other.consume()
-            successor.want(3, rig.flow)
+            successor.add_credit(3, rig.flow)
             came = await receive(successor, 3)
             assert sorted((each.payload, each.num_delivered) for each in came) == [
                 (b"one", 2),
@@ -325,7 +325,7 @@ async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
     """Stopping with nothing there returns nothing, at once; what is published later stays for others."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(5, rig.flow)
+        consumer.add_credit(5, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         with trio.fail_after(rig.ack_wait):
             assert list(await consumer.stop()) == []
@@ -333,7 +333,7 @@ async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
         await nothing(consumer, rig.ack_wait / 3)
         async with rig.connect() as other:
             successor = await other.consume()
-            successor.want(1, rig.flow)
+            successor.add_credit(1, rig.flow)
             (one,) = await receive(successor, 1)
             assert one.num_delivered == 1
 
@@ -344,7 +344,7 @@ async def test_burying(rig: Rig) -> None:
     await rig.publish(b"\x00 no JSON \xff")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
         letter = DeadLetter(one, "not a QueueRequest\r\nX-Forged: yes", 0, None, None, None)
         with trio.fail_after(SOON):
@@ -364,7 +364,7 @@ async def test_burying_twice(rig: Rig) -> None:
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         for delivery in await receive(consumer, 2):
             letter = DeadLetter(delivery, "gave up", 3, "a-call-id", "echo.openfaas-fn", 500)
             with trio.fail_after(SOON):
@@ -382,7 +382,7 @@ async def test_backlog(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(2, rig.flow)
+        consumer.add_credit(2, rig.flow)
         one, _ = await receive(consumer, 2)
         queue.settle(one, Ack(), before=inf)
         await settled(queue)
@@ -404,7 +404,7 @@ async def test_a_broker_that_is_not_there_yet(rig: Rig) -> None:
 
         async def work() -> None:
             consumer = await queue.consume()
-            consumer.want(1, rig.flow)
+            consumer.add_credit(1, rig.flow)
             assert payloads(await receive(consumer, 1)) == [b"one"]
 
         nursery.start_soon(work)
@@ -417,7 +417,7 @@ async def test_credit_outlives_the_connection(rig: Rig) -> None:
     """What was wanted before the broker went away is wanted when it is back, and no more than that."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3, rig.flow)
+        consumer.add_credit(3, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.stop()
         await nothing(consumer, rig.ack_wait / 3)
@@ -437,14 +437,14 @@ async def test_settlements_outlive_the_connection(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3, rig.flow)
+        consumer.add_credit(3, rig.flow)
         one, two, three = await receive(consumer, 3)
         queue.extend(three, lambda: None, before=inf)
         await rig.stop()
         queue.settle(one, Ack(), before=inf)
         queue.settle(two, Term("given up"), before=inf)
         with trio.move_on_after(rig.ack_wait / 3) as waiting:
-            await queue.settled()
+            await queue.wait_settled()
         assert waiting.cancelled_caught
         await rig.start()
         await settled(queue)
@@ -457,14 +457,14 @@ async def test_a_crash_keeps_what_was_confirmed(rig: Rig) -> None:
     await rig.publish(*(b"%d" % number for number in range(100)))
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(80, rig.flow)
+        consumer.add_credit(80, rig.flow)
         came = await receive(consumer, 80)
         for delivery in came[:60]:
             queue.settle(delivery, Ack() if delivery.id[0] % 2 else Term("given up"), before=inf)
         await settled(queue)
         await rig.crash()
         assert await rig.left() == 40
-        consumer.want(40, rig.flow)
+        consumer.add_credit(40, rig.flow)
         later = await receive(consumer, 40)
         assert sorted(delivery.id[0] for delivery in later) == [*range(61, 101)]
         for delivery in later:
@@ -478,7 +478,7 @@ async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
     """What was wanted before the broker was killed is wanted when it is back, and no more than that."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(3, rig.flow)
+        consumer.add_credit(3, rig.flow)
         await nothing(consumer, rig.ack_wait / 3)
         await rig.crash()
         await rig.publish(*[b""] * 6)
@@ -496,7 +496,7 @@ async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
         await rig.stop()
         with trio.fail_after(SOON), pytest.raises(BrokerUnavailableError):
@@ -514,7 +514,7 @@ async def test_a_consumer_made_anew(rig: Rig) -> None:
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        consumer.want(4, rig.flow)
+        consumer.add_credit(4, rig.flow)
         one, two, three = await receive(consumer, 3)
         queue.settle(one, Ack(), before=inf)
         queue.settle(two, Nak(1000), before=inf)
@@ -522,10 +522,10 @@ async def test_a_consumer_made_anew(rig: Rig) -> None:
         await rig.make_anew()
         if rig.flow:
             await found_anew(consumer, rig.flow)
-            consumer.want(1, rig.flow)
+            consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (two.id, 1)
-        consumer.want(1, rig.flow)
+        consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (three.id, 1)
         await nothing(consumer, rig.ack_wait / 3)

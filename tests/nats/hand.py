@@ -76,7 +76,7 @@ class Hand:
     def _want(self, flow: str) -> None:
         if not self.stopped and (more := self._each - self.asked[flow]) > 0:
             self.asked[flow] += more
-            self.consumer.want(more, flow)
+            self.consumer.add_credit(more, flow)
 
 
 def acknowledge(hand: Hand, delivery: Delivery) -> None:

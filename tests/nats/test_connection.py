@@ -62,7 +62,7 @@ async def test_a_reader_that_died(tmp_path: Path) -> None:
         # What is sent to a reader that has died comes again after the ack wait.
         async with open_queue(load({"nats_port": str(server.port), "ack_wait": "2s"}).settings, events.append) as queue:
             consumer = await queue.consume()
-            consumer.want(1, "")
+            consumer.add_credit(1, "")
             reading = queue._connection.client._reading_task
             assert reading
             reading.cancel()
@@ -70,7 +70,7 @@ async def test_a_reader_that_died(tmp_path: Path) -> None:
             with trio.fail_after(SOON):
                 delivery = await next_of(consumer)
             assert delivery.payload == b"one"
-    assert Connected(f"127.0.0.1:{server.port}", again=True) in events
+    assert Connected(f"127.0.0.1:{server.port}", reconnected=True) in events
 
 
 async def test_closed_for_good(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class Mute:
             if not self.pings and b"PING" in data:
                 await stream.send_all(b"PONG\r\n")
             self.pings += data.count(b"PING")
-            if b"SUB" in data:
+            if b"SUB any" in data:
                 nursery.start_soon(self._send, stream)
 
     async def _send(self, stream: trio.SocketStream) -> None:
@@ -174,14 +174,14 @@ async def test_unsent_bytes_for_a_dead_peer(tmp_path: Path) -> None:
             settings = load({"nats_url": urls, "ack_wait": "12s"}).settings
             async with open_queue(settings, events.append) as queue:
                 consumer = await queue.consume()
-                consumer.want(1, "")
+                consumer.add_credit(1, "")
                 dead.stand_still()
                 alive.closed = False
                 for number in range(20):
                     letter = DeadLetter(big(number), "gave up", 1, None, None, None)
                     nursery.start_soon(bury, queue, letter)
                 await until(
-                    lambda: Connected(f"127.0.0.1:{alive.port}", again=True) in events, "another connection", 60
+                    lambda: Connected(f"127.0.0.1:{alive.port}", reconnected=True) in events, "another connection", 60
                 )
                 server.publish("faas-request", b"one")
                 with trio.fail_after(SOON):

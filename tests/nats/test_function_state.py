@@ -18,16 +18,16 @@ from tests.servers import NatsServer, until
 from worker.config import Settings, load
 from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
-from worker.nats.connection import _API_TIMEOUT, Connection
+from worker.nats.connection import _ANSWER_WITHIN, Connection
 from worker.nats.function_state import (
     READ_AGAIN,
     AgreedQuota,
     FunctionStates,
     PauseState,
-    read,
+    decode,
+    encode,
     stream_config,
     subject_for,
-    write,
 )
 from worker.nats.options import connect_options
 
@@ -45,7 +45,11 @@ async def following(
     """A worker's view of what is paused, and all that it was told of it."""
     told: list[set[str]] = []
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
-        connection = Connection(connect_options(settings(server), name=""), events.append)
+
+        def changed(up: bool) -> None:
+            controls.connection_changed(up)
+
+        connection = Connection(connect_options(settings(server), name=""), events.append, changed)
         controls = FunctionStates(connection, settings(server), lambda paused: told.append(set(paused)))
         await aio_as_trio(connection.open)()
         await aio_as_trio(controls.open)()
@@ -63,7 +67,7 @@ def make(server: NatsServer, **changes: Any) -> None:
 
 
 def say(server: NatsServer, label: str, *, paused: bool) -> None:
-    server.publish(subject_for("faas-request", label), write(PauseState(paused)))
+    server.publish(subject_for("faas-request", label), encode(PauseState(paused)))
 
 
 async def test_all_workers_hear(tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ async def test_the_first_word_is_stored_at_once(tmp_path: Path) -> None:
     """With workers that listen, a missing stream is no request that nobody answers: it is looked for, and made."""
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (controls, told):
-            with trio.fail_after(_API_TIMEOUT - 1.0):
+            with trio.fail_after(_ANSWER_WITHIN - 1.0):
                 await aio_as_trio(controls.agree)("echo.fn", Quota(max_inflight=5), 7)
             assert controls.quotas["echo.fn"] == AgreedQuota(Quota(max_inflight=5), 7)
             assert told == []
@@ -96,7 +100,7 @@ async def test_what_is_paused_is_known_before_anything_is_asked_for(tmp_path: Pa
             say(server, f"f{number}.fn", paused=number % 3 == 0)
         async with following(server, []) as (controls, told):
             assert told == [{f"f{number}.fn" for number in range(0, 300, 3)}]
-            assert len(controls.known) == 300
+            assert len(controls.pauses) == 300
 
 
 async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
             say(server, "echo.fn", paused=True)
             await until(lambda: told == [{"echo.fn"}], "the pause")
             server.api(f"STREAM.DELETE.{STREAM}")
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told == [{"echo.fn"}, set()]
 
 
@@ -122,7 +126,7 @@ async def test_a_stream_made_anew(tmp_path: Path) -> None:
             server.api(f"STREAM.DELETE.{STREAM}")
             make(server)
             say(server, "other.fn", paused=True)
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == {"other.fn"}
 
 
@@ -134,10 +138,10 @@ async def test_what_an_operator_takes_out_by_hand_is_not_remembered(tmp_path: Pa
         say(server, "other.fn", paused=True)
         async with following(server, []) as (controls, told):
             server.api(f"STREAM.PURGE.{STREAM}", filter=subject_for("faas-request", "echo.fn"))
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == {"other.fn"}
             server.api(f"STREAM.PURGE.{STREAM}")
-            await aio_as_trio(controls.look)()
+            await aio_as_trio(controls.read_changes)()
             assert told[-1] == set()
 
 
@@ -184,7 +188,7 @@ async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) ->
         say(server, "other.fn", paused=True)
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
-    assert [event.doing for event in events if isinstance(event, BrokerFailure)] == [
+    assert [event.action for event in events if isinstance(event, BrokerFailure)] == [
         "reading what was said about functions"
     ]
 
@@ -197,12 +201,12 @@ async def test_looking_costs_one_request_where_nothing_is_new(tmp_path: Path) ->
             say(server, f"f{number}.fn", paused=True)
         async with following(server, []) as (controls, _):
             before = server.api("STREAM.INFO.faas-request-functions")
-            assert not await aio_as_trio(controls.look)()
+            assert not await aio_as_trio(controls.read_changes)()
             say(server, "f3.fn", paused=False)
             assert before["state"]["last_seq"] == 10
-            assert await aio_as_trio(controls.look)()
+            assert await aio_as_trio(controls.read_changes)()
             assert controls._sequence == 11
-            assert not controls.known["f3.fn"].paused
+            assert not controls.pauses["f3.fn"].paused
 
 
 names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
@@ -212,7 +216,7 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
 def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
     """By its subject and its payload."""
     label, control = f"{name}.{namespace}", PauseState(paused, since)
-    assert read(queue, subject_for(queue, label), write(control)) == (label, control)
+    assert decode(queue, subject_for(queue, label), encode(control)) == (label, control)
 
 
 @given(st.text(max_size=20), st.binary(max_size=40))
@@ -222,12 +226,12 @@ def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: 
 @example("a.b.c", b'{"paused": true}')
 def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
     """Whatever is published there, reading it raises nothing."""
-    assert read("q", f"FUNCTIONS.q.{below}", data) is None
+    assert decode("q", f"FUNCTIONS.q.{below}", data) is None
 
 
 def test_later_versions_may_write_more() -> None:
     """What we do not know of is not looked at."""
-    assert read("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
+    assert decode("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
         "echo.fn",
         PauseState(paused=True),
     )
@@ -240,10 +244,10 @@ def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
     """Beside what operators said, on a subject of its own."""
     agreed = AgreedQuota(Quota(max_inflight=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
     subject = subject_for(queue, f"{name}.{namespace}.quota")
-    assert read(queue, subject, write(agreed)) == (f"{name}.{namespace}", agreed)
+    assert decode(queue, subject, encode(agreed)) == (f"{name}.{namespace}", agreed)
 
 
 @pytest.mark.parametrize("said", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
 def test_what_cannot_have_been_agreed_is_nothing(said: str) -> None:
     """A cap of nothing would stop a function for good."""
-    assert read("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None
+    assert decode("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None

@@ -206,7 +206,7 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
                 monkeypatch.setattr(old.queue._serving.sweep, "_delete", die)
                 release(old)
                 with trio.move_on_after(1) as unsettled:
-                    await old.queue.settled()
+                    await old.queue.wait_settled()
                 assert unsettled.cancelled_caught, "it says that all is settled, and has taken nothing off"
                 await until(lambda: server.state()["messages"] == 0, "all to be over")
                 await until(lambda: "retired" not in str(consumers(server)), "what is retired to be gone")

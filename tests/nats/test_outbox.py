@@ -26,7 +26,6 @@ class Line:
     """A connection: what was published, and the way to answer it."""
 
     up: bool = True
-    changed: list[Callable[[bool], None]] = field(default_factory=list)
     said: list[tuple[str, bytes, str]] = field(default_factory=list)
     hear: Callable[[Any], None] | None = None
 
@@ -44,7 +43,7 @@ class Line:
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         self.said.append((subject, payload, reply))
 
-    def complain(self, doing: str, error: object) -> None:
+    def report_failure(self, doing: str, error: object) -> None:
         raise AssertionError(f"{doing}: {error}")
 
     def verbs(self) -> list[tuple[str, bytes]]:
@@ -90,8 +89,7 @@ class Desk:
 
     async def change(self, *, up: bool) -> None:
         self.line.up = up
-        for changed in self.line.changed:
-            changed(up)
+        self.outbox.connection_changed(up)
 
 
 @asynccontextmanager
@@ -167,7 +165,7 @@ async def test_a_final_settlement_is_given_up_after_a_minute_of_silence() -> Non
             said += len(await at.later(2.1))
         assert said == 30
         assert at.events == [SettlementUnconfirmed(1)]
-        await at.outbox.settled()
+        await at.outbox.wait_settled()
 
 
 @virtual
@@ -259,12 +257,12 @@ async def test_a_stream_made_anew_is_told_nothing_of_the_old_one() -> None:
         at.settle(old, Ack())
         await at.pumped()
         at.outbox.forget()
-        await at.outbox.settled()
+        await at.outbox.wait_settled()
         assert await at.later(2.1) == [], "not again"
         at.settle(running, Ack())
         at.outbox.extend(running, lambda: None, before=NEVER)
         assert await at.pumped() == [], "nor for what still ran then"
-        await at.outbox.settled()
+        await at.outbox.wait_settled()
         at.settle(at.delivery(1), Ack())
         assert await at.pumped() == [("$JS.ACK.1", b"+ACK")], "but for the new stream's"
 
@@ -276,10 +274,10 @@ async def test_settled_waits_for_every_confirmation() -> None:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Ack())
         with trio.move_on_after(1) as waiting:
-            await at.outbox.settled()
+            await at.outbox.wait_settled()
         assert waiting.cancelled_caught
         await at.confirm()
-        await at.outbox.settled()
+        await at.outbox.wait_settled()
 
 
 @virtual

@@ -76,20 +76,20 @@ async def test_recalling(tmp_path: Path) -> None:
             consumer = await queue.consume()
             server.publish(ECHO, b"one")
             await told(consumer, StoredCount)
-            consumer.want(5, ECHO)
+            consumer.add_credit(5, ECHO)
             await told(consumer, Delivery)
-            consumer.recall(ECHO)
+            consumer.recall_credit(ECHO)
             assert (await told(consumer, CreditReturned))[-1] == CreditReturned(ECHO, 4)
             server.publish(ECHO, b"two")
             came = []
             with trio.move_on_after(1.0):
                 came = await told(consumer, Delivery)
             assert not came
-            consumer.want(1, ECHO)
+            consumer.add_credit(1, ECHO)
             (delivery,) = [each for each in await told(consumer, Delivery) if isinstance(each, Delivery)]
             assert delivery.payload == b"two"
             assert delivery.num_delivered == 1
-            consumer.recall(ECHO)
+            consumer.recall_credit(ECHO)
             assert await told(consumer, CreditReturned) == [CreditReturned(ECHO, 0)]
 
 
@@ -103,11 +103,11 @@ async def test_recalling_while_messages_come(tmp_path: Path) -> None:
             await told(consumer, StoredCount)
             came = wanted = returned = 0
             for _ in range(50):
-                consumer.want(10, ECHO)
+                consumer.add_credit(10, ECHO)
                 wanted += 10
                 server.publish_many((ECHO, b"", {}) for _ in range(6))
                 await trio.sleep(0.002)
-                consumer.recall(ECHO)
+                consumer.recall_credit(ECHO)
                 for each in await told(consumer, CreditReturned):
                     if isinstance(each, Delivery):
                         assert each.num_delivered == 1
@@ -117,7 +117,7 @@ async def test_recalling_while_messages_come(tmp_path: Path) -> None:
                         returned += each.count
             assert came + returned == wanted
             with trio.fail_after(SOON):
-                await queue.settled()
+                await queue.wait_settled()
             names = server.api("CONSUMER.NAMES.faas-request")["consumers"]
             assert server.api(f"CONSUMER.INFO.faas-request.{names[0]}")["num_ack_pending"] == 0
 
@@ -133,10 +133,10 @@ async def test_recalling_without_a_connection(tmp_path: Path) -> None:
                 consumer = await queue.consume()
                 server.publish(ECHO, b"one")
                 await told(consumer, StoredCount)
-                consumer.want(5, ECHO)
+                consumer.add_credit(5, ECHO)
                 await told(consumer, Delivery)
                 way.stand_still()
-                consumer.recall(ECHO)
+                consumer.recall_credit(ECHO)
                 await trio.sleep(0.5)
                 server.stop()
                 way.move()

@@ -36,7 +36,7 @@ async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> Non
             await nursery.start(way.serve)
             async with open_queue(load({"nats_port": str(way.port)}).settings, lambda _: None) as queue:
                 consumer = await queue.consume()
-                consumer.want(10_000, "")
+                consumer.add_credit(10_000, "")
                 state = partial(server.api, "CONSUMER.INFO.faas-request.faas-workers")
                 await until(lambda: state()["num_waiting"] == LANES, "as many requests as may be open")
                 way.stand_still()

@@ -12,14 +12,14 @@ from tests.nats.tokens import LABEL, Replica, Work, replicas
 from tests.servers import NatsServer, until
 from worker.heartbeat import Lease
 from worker.model import Quota, Rate
-from worker.policy.quota import CAP, RATE, flow_of, number_of
+from worker.policy.quota import CAP, RATE, token_flow, token_number
 
-CAPS, RATES = flow_of(CAP, LABEL), flow_of(RATE, LABEL)
+CAPS, RATES = token_flow(CAP, LABEL), token_flow(RATE, LABEL)
 
 
 async def agreed(workers: list[Replica], quota: Quota) -> None:
     """Wait until all know it."""
-    await until(lambda: all(each.quotas.of(LABEL) == quota for each in workers), "all to agree")
+    await until(lambda: all(each.quotas.agreed(LABEL) == quota for each in workers), "all to agree")
 
 
 async def test_a_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ async def test_a_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=5, hold=0.002)
             async with replicas(server, 3, None, changed=work.drive) as workers:
-                workers[0].quotas.said(LABEL, Quota(max_inflight=5), 1)
+                workers[0].quotas.propose(LABEL, Quota(max_inflight=5), 1)
                 await until(lambda: len(work.starts) >= 100, "a hundred by those that were first")
                 for each in workers:
                     work.wish = 2  # now none can have it all
@@ -45,7 +45,7 @@ async def test_a_token_is_kept_as_long_as_an_invocation_runs(tmp_path: Path) -> 
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=2, hold=3.5)
             async with replicas(server, 2, None, ack_wait="1s", changed=work.drive) as workers:
-                workers[0].quotas.said(LABEL, Quota(max_inflight=2), 1)
+                workers[0].quotas.propose(LABEL, Quota(max_inflight=2), 1)
                 await until(lambda: len(work.starts) == 4, "two invocations, and two after them")
                 nursery.cancel_scope.cancel()
         assert work.most == 2
@@ -57,7 +57,7 @@ async def test_what_a_dead_worker_held_comes_back(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=3, hold=60.0)  # what the first one runs does not end
             async with replicas(server, 3, None, ack_wait="2s") as workers:
-                workers[0].quotas.said(LABEL, Quota(max_inflight=5), 1)
+                workers[0].quotas.propose(LABEL, Quota(max_inflight=5), 1)
                 await agreed(workers, Quota(max_inflight=5))
                 await started(work, workers[0], 3)
                 work.wish, work.hold = 5, 0.01
@@ -96,12 +96,12 @@ async def test_a_cap_is_lowered_as_invocations_end(tmp_path: Path, lower: int | 
     with NatsServer(tmp_path) as server:
         held: list[tuple[Replica, Lease]] = []
         async with replicas(server, 2, lambda who, _, lease: held.append((who, lease))) as workers:
-            workers[0].quotas.said(LABEL, Quota(max_inflight=5), 1)
+            workers[0].quotas.propose(LABEL, Quota(max_inflight=5), 1)
             await agreed(workers, Quota(max_inflight=5))
             for each in workers:
-                each.flows.want(2, CAPS)
+                each.flows.add_credit(2, CAPS)
             await until(lambda: len(held) == 4, "four to be held")
-            workers[1].quotas.said(LABEL, Quota(max_inflight=lower), 2)
+            workers[1].quotas.propose(LABEL, Quota(max_inflight=lower), 2)
             await agreed(workers, Quota(max_inflight=lower))
             assert not any(lease.lost for _, lease in held)
             for who, lease in held:
@@ -126,14 +126,14 @@ async def test_a_cap_is_raised_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         held: list[Lease] = []
         async with replicas(server, 2, lambda _who, _token, lease: held.append(lease)) as workers:
-            workers[0].quotas.said(LABEL, Quota(max_inflight=1), 1)
+            workers[0].quotas.propose(LABEL, Quota(max_inflight=1), 1)
             await agreed(workers, Quota(max_inflight=1))
             for each in workers:
-                each.flows.want(3, CAPS)
+                each.flows.add_credit(3, CAPS)
             await until(lambda: len(held) == 1, "the only one")
-            workers[1].quotas.said(LABEL, Quota(max_inflight=6), 2)
+            workers[1].quotas.propose(LABEL, Quota(max_inflight=6), 2)
             await until(lambda: len(held) == 6, "six")
-            assert {number_of(lease.delivery.subject) for lease in held} == set(range(6))
+            assert {token_number(lease.delivery.subject) for lease in held} == set(range(6))
 
 
 async def test_the_newest_message_decides(tmp_path: Path) -> None:
@@ -141,12 +141,12 @@ async def test_the_newest_message_decides(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
         async with replicas(server, 3, lambda *_: None) as workers:
             for most, who in ((7, 2), (3, 0), (9, 1), (5, 0), (2, 1)):
-                workers[who].quotas.said(LABEL, Quota(max_inflight=most), most)
+                workers[who].quotas.propose(LABEL, Quota(max_inflight=most), most)
             await agreed(workers, Quota(max_inflight=9))
-            workers[2].quotas.said(LABEL, Quota(max_inflight=4), 8)
-            workers[2].quotas.said(LABEL, Quota(weight=3), 8)
-            workers[2].quotas.said("other.fn", Quota(max_inflight=1), 1)
-            await until(lambda: all(each.quotas.of("other.fn") for each in workers), "something later")
+            workers[2].quotas.propose(LABEL, Quota(max_inflight=4), 8)
+            workers[2].quotas.propose(LABEL, Quota(weight=3), 8)
+            workers[2].quotas.propose("other.fn", Quota(max_inflight=1), 1)
+            await until(lambda: all(each.quotas.agreed("other.fn") for each in workers), "something later")
             assert {each.told[LABEL].max_inflight for each in workers} == {9}
 
 
@@ -154,20 +154,20 @@ async def test_what_is_agreed_is_known_at_the_start(tmp_path: Path) -> None:
     """A worker that starts knows every function's limits before it asks for anything."""
     with NatsServer(tmp_path) as server:
         async with replicas(server, 1, lambda *_: None) as workers:
-            workers[0].quotas.said(LABEL, Quota(2, 5, Rate(10, 60.0)), 1)
+            workers[0].quotas.propose(LABEL, Quota(2, 5, Rate(10, 60.0)), 1)
             await agreed(workers, Quota(1, 5, Rate(10, 60.0)))
         async with replicas(server, 1, lambda *_: None) as workers:
-            assert workers[0].quotas.of(LABEL) == Quota(1, 5, Rate(10, 60.0))
+            assert workers[0].quotas.agreed(LABEL) == Quota(1, 5, Rate(10, 60.0))
 
 
 async def test_a_function_without_limits_costs_nothing(tmp_path: Path) -> None:
     """Nothing is remembered of it, and no stream is made."""
     with NatsServer(tmp_path) as server:
         async with replicas(server, 1, lambda *_: None) as workers:
-            workers[0].quotas.said(LABEL, Quota(weight=7), 1)
-            workers[0].quotas.said("other.fn", Quota(max_inflight=1), 1)
-            await until(lambda: workers[0].quotas.of("other.fn"), "the other to be agreed")
-            assert workers[0].quotas.of(LABEL) is None
+            workers[0].quotas.propose(LABEL, Quota(weight=7), 1)
+            workers[0].quotas.propose("other.fn", Quota(max_inflight=1), 1)
+            await until(lambda: workers[0].quotas.agreed("other.fn"), "the other to be agreed")
+            assert workers[0].quotas.agreed(LABEL) is None
             assert server.state("faas-request-functions")["messages"] == 1
 
 
@@ -182,7 +182,7 @@ async def test_a_rate_is_kept_over_all_workers(tmp_path: Path, starts: int, toke
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=starts, hold=0.0)
             async with replicas(server, 3, None) as workers:
-                workers[0].quotas.said(LABEL, quota, 1)
+                workers[0].quotas.propose(LABEL, quota, 1)
                 await agreed(workers, quota)
                 for each in workers:
                     nursery.start_soon(drive, work, each)
@@ -199,7 +199,7 @@ async def test_cap_and_rate_together(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=3, hold=0.01)
             async with replicas(server, 3, None) as workers:
-                workers[0].quotas.said(LABEL, quota, 1)
+                workers[0].quotas.propose(LABEL, quota, 1)
                 await agreed(workers, quota)
                 for each in workers:
                     nursery.start_soon(drive, work, each)
@@ -214,11 +214,11 @@ async def test_a_token_of_a_rate_that_was_not_used_is_another_s_at_once(tmp_path
     with NatsServer(tmp_path) as server:
         came: list[tuple[Replica, Lease]] = []
         async with replicas(server, 2, lambda who, _, lease: came.append((who, lease))) as workers:
-            workers[0].quotas.said(LABEL, quota, 1)
+            workers[0].quotas.propose(LABEL, quota, 1)
             await agreed(workers, quota)
-            workers[0].flows.want(1, RATES)
+            workers[0].flows.add_credit(1, RATES)
             await until(lambda: len(came) == 1, "the only one")
-            workers[1].flows.want(1, RATES)
+            workers[1].flows.add_credit(1, RATES)
             who, lease = came[0]
             who.give(lease)
             await until(lambda: len(came) == 2, "the other to have it")
@@ -244,7 +244,7 @@ async def test_the_server_restarts(tmp_path: Path, end: Callable[[NatsServer], o
         async with trio.open_nursery() as nursery:
             work = Work(nursery, wish=1, hold=0.01)
             async with replicas(server, 3, None, ack_wait="3s") as workers:
-                workers[0].quotas.said(LABEL, Quota(max_inflight=5), 1)
+                workers[0].quotas.propose(LABEL, Quota(max_inflight=5), 1)
                 await agreed(workers, Quota(max_inflight=5))
                 await started(work, workers[0], 1)
                 work.wish = 0
@@ -266,9 +266,9 @@ async def test_tokens_that_someone_deleted_are_made_again(tmp_path: Path) -> Non
     with NatsServer(tmp_path) as server:
         came: list[Lease] = []
         async with replicas(server, 1, lambda _who, _token, lease: came.append(lease)) as workers:
-            workers[0].quotas.said(LABEL, Quota(max_inflight=2), 1)
+            workers[0].quotas.propose(LABEL, Quota(max_inflight=2), 1)
             await agreed(workers, Quota(max_inflight=2))
-            workers[0].flows.want(3, CAPS)
+            workers[0].flows.add_credit(3, CAPS)
             await until(lambda: len(came) == 2, "both")
             server.api("STREAM.DELETE.faas-request-quotas")
             await until(lambda: len(came) == 3, "one of the new")
@@ -278,11 +278,11 @@ async def test_many_tokens(tmp_path: Path) -> None:
     """A cap of thousands is made in batches, by all that want some at once."""
     with NatsServer(tmp_path) as server:
         came: list[int] = []
-        async with replicas(server, 2, lambda _who, token, _lease: came.append(number_of(token.subject))) as workers:
-            workers[0].quotas.said(LABEL, Quota(max_inflight=3000), 1)
+        async with replicas(server, 2, lambda _who, token, _lease: came.append(token_number(token.subject))) as workers:
+            workers[0].quotas.propose(LABEL, Quota(max_inflight=3000), 1)
             await agreed(workers, Quota(max_inflight=3000))
             for each in workers:
-                each.flows.want(2000, CAPS)
+                each.flows.add_credit(2000, CAPS)
             await until(lambda: len(came) == 3000, "all")
             assert set(came) == set(range(3000))
 
@@ -303,9 +303,9 @@ async def test_what_is_refused_of_one_function_is_its_own_trouble(tmp_path: Path
             server.api("CONSUMER.CREATE.faas-request-quotas.x", stream_name="faas-request-quotas", config=taken)
             labels = ["a.fn", *(f"f{number}.fn" for number in range(20))]
             for label in labels:
-                worker.quotas.said(label, Quota(max_inflight=1), 1)
-            await until(lambda: all(map(worker.quotas.of, labels)), "all to be agreed")
+                worker.quotas.propose(label, Quota(max_inflight=1), 1)
+            await until(lambda: all(map(worker.quotas.agreed, labels)), "all to be agreed")
             for label in labels:
-                worker.flows.want(1, flow_of(CAP, label))
+                worker.flows.add_credit(1, token_flow(CAP, label))
             await until(lambda: len(came) == 20, "the others to have theirs")
-            assert flow_of(CAP, "a.fn") not in came
+            assert token_flow(CAP, "a.fn") not in came

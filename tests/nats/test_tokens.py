@@ -11,9 +11,9 @@ from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import CreditReturned, Delivery, Notice, Quota, QuotaChanged
 from worker.nats.queue import open_queue
-from worker.policy.quota import CAP, flow_of
+from worker.policy.quota import CAP, token_flow
 
-CAPS = flow_of(CAP, "echo.fn")
+CAPS = token_flow(CAP, "echo.fn")
 
 
 @pytest.mark.parametrize("mode", ["function", "static"])
@@ -31,16 +31,16 @@ async def test_tokens_are_deliveries_of_flows_of_their_own(tmp_path: Path, mode:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(receive)
-                queue.quotas.said("echo.fn", Quota(max_inflight=3), 1)
+                queue.quotas.propose("echo.fn", Quota(max_inflight=3), 1)
                 await until(lambda: QuotaChanged("echo.fn", Quota(max_inflight=3)) in came, "it to be agreed")
-                consumer.want(5, CAPS)
+                consumer.add_credit(5, CAPS)
                 await until(lambda: sum(isinstance(each, Delivery) for each in came) == 3, "all three")
-                consumer.recall(CAPS)
+                consumer.recall_credit(CAPS)
                 await until(lambda: CreditReturned(CAPS, 2) in came, "two to come back")
                 for each in came:
                     if isinstance(each, Delivery):
-                        queue.quotas.give(each, before=trio.current_time() + 30)
-                await queue.settled()
-                consumer.want(3, CAPS)
+                        queue.quotas.give_back(each, before=trio.current_time() + 30)
+                await queue.wait_settled()
+                consumer.add_credit(3, CAPS)
                 await until(lambda: sum(isinstance(each, Delivery) for each in came) == 6, "all three again")
                 nursery.cancel_scope.cancel()

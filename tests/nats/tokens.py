@@ -19,12 +19,13 @@ from worker.events import Event
 from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
-from worker.nats.connection import ApiError, Connection
+from worker.nats.connection import Connection
 from worker.nats.function_state import FunctionStates
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.quotas import Quotas
+from worker.nats.wire import ApiError
 from worker.policy.quota import USABLE
 from worker.ports import BrokerUnavailableError
 from worker.token_store import TokenStore
@@ -54,19 +55,23 @@ class Replica:
         self.told: dict[str, Quota] = {}
         self.dead = False
         self._came = came
-        self.connection = Connection(connect_options(settings, name=""), self.events.append)
+        self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
         self.outbox = Outbox(self.connection, self.events.append)
         self.flows = PullConsumer(self.connection, self.outbox, self._make, self._lost)
         self.flows.ack_wait = settings.ack_wait
         self.controls = FunctionStates(self.connection, settings)
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
-        self.leases.last(settings.ack_wait)
+        self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
         self._again = False
         """The connection has come again, so requests must be sent again: the queue does that."""
 
     def _on_change(self, up: bool) -> None:
+        self.outbox.connection_changed(up)
+        self.flows.connection_changed(up)
+        self.controls.connection_changed(up)
+        self.quotas.connection_changed(up)
         self._again = up
 
     def _make(self, flow: str) -> None:
@@ -77,7 +82,7 @@ class Replica:
 
     async def open(self) -> None:
         await self.connection.open()
-        self.connection.changed.append(self._on_change)
+        self._again = False
         await self.outbox.open()
         await self.controls.open()
         await self.flows.begin_anew()
@@ -108,18 +113,18 @@ class Replica:
             for each in await self.flows.receive():
                 if isinstance(each, QuotaChanged):
                     self.told[each.function] = each.quota
-                    self.wallet.limited(each.function, each.quota)
+                    self.wallet.set_quota(each.function, each.quota)
                 elif isinstance(each, Delivery) and self._came:
-                    self._came(self, each, self.leases.take(each))
+                    self._came(self, each, self.leases.add(each))
                 elif isinstance(each, Delivery):
-                    self.wallet.take(each)
+                    self.wallet.receive(each)
 
     def give(self, lease: Lease, delay: float = 0.0) -> None:
         """Give a token back."""
         token = lease.delivery
         before = token.received_at + USABLE + delay if delay else self.leases.lost_at(lease)
-        self.leases.release(lease)
-        self.quotas.give(token, delay=delay, before=before)
+        self.leases.remove(lease)
+        self.quotas.give_back(token, delay=delay, before=before)
 
     def die(self) -> None:
         """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
@@ -148,7 +153,7 @@ class Work:
 
     def drive(self, worker: Replica) -> None:
         """Start what may be started; want what is lacking."""
-        if worker.dead or not worker.quotas.of(LABEL):
+        if worker.dead or not worker.quotas.agreed(LABEL):
             return
         while self.running[worker] < self.wish and worker.wallet.room(LABEL) >= 1:
             self.running[worker] += 1
@@ -164,7 +169,7 @@ class Work:
             await trio.sleep(self.hold)
         if not worker.dead:
             self.running[worker] -= 1
-            worker.wallet.ended(LABEL, held)
+            worker.wallet.finish(LABEL, held)
             self.drive(worker)
 
     def died(self, worker: Replica) -> None:
@@ -202,7 +207,7 @@ async def replicas(
             await aio_as_trio(each.open)()
             nursery.start_soon(aio_as_trio(each.serve))
             nursery.start_soon(each.receive)
-            nursery.start_soon(each.leases.keep)
+            nursery.start_soon(each.leases.run)
         yield started
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):

@@ -35,7 +35,7 @@ EVENTS: list[e.Event] = [
     e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Nak(10.0), 0.25),
     e.InvocationEnded(INVOCATION, 1, 3, NoResponse("refused"), Term("gave up"), 0.25),
     e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Abandon(), 0.25),
-    e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Nak(0.5), 0.25, attempted=False),
+    e.InvocationEnded(INVOCATION, 1, 3, ANSWER, Nak(0.5), 0.25, counts=False),
     e.Settled(Ack()),
     e.Redelivered(DELIVERY, "running"),
     e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number"),

@@ -103,7 +103,7 @@ def test_one_process_is_shown_as_it_is() -> None:
     """What a real worker says is what its reader says: names, types, help, labels, order."""
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
-    metrics(e.Connected("s", again=True))
+    metrics(e.Connected("s", reconnected=True))
     text = metrics.exposition().decode()
     shown = Merge().text([text])
     same = [line for line in text.splitlines() if not line.startswith("process_")]

@@ -39,9 +39,9 @@ def test_the_wait_is_the_formula(initial: float, longest: float, attempt: int) -
 def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
     """Each wait is twice the one before until the longest is reached, and the longest from then on."""
     schedule = [backoff.ceiling(attempt) for attempt in range(1, 80)]
-    assert schedule[0] == min(backoff.initial, backoff.longest)
-    assert all(later == min(2 * earlier, backoff.longest) for earlier, later in pairwise(schedule))
-    assert schedule[-1] == backoff.longest
+    assert schedule[0] == min(backoff.first_wait, backoff.max_wait)
+    assert all(later == min(2 * earlier, backoff.max_wait) for earlier, later in pairwise(schedule))
+    assert schedule[-1] == backoff.max_wait
 
 
 @given(backoffs, attempts, dice)
@@ -49,13 +49,13 @@ def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
 def test_no_wait_is_shorter_than_the_one_before(backoff: Backoff, attempt: int, dice: float) -> None:
     """By the same die, a later attempt never waits for less, whatever the jitter and however many came before."""
     earlier, later = (backoff.delay(number, draw=dice) for number in (attempt, attempt + 1))
-    assert 0 <= earlier <= later <= backoff.longest
+    assert 0 <= earlier <= later <= backoff.max_wait
 
 
 @given(backoffs, dice)
 def test_attempts_without_end_do_not_overflow(backoff: Backoff, dice: float) -> None:
     """The millionth attempt waits as long as the hundredth, a float and no more than the longest."""
-    assert backoff.delay(10**6, draw=dice) == backoff.delay(100, draw=dice) <= backoff.longest
+    assert backoff.delay(10**6, draw=dice) == backoff.delay(100, draw=dice) <= backoff.max_wait
     assert isinstance(backoff.delay(10**6, draw=dice), float)
 
 

@@ -270,7 +270,7 @@ def test_every_outcome_has_a_verdict(outcome: Outcome, attempt: int, retry: Retr
     """Every outcome is settled, every wait is finite and within bounds, and only what failed for good is given up."""
     result = verdict(outcome, attempt, retry, dice)
     if isinstance(result, Nak):
-        assert 0 <= result.delay <= max(retry.backoff.initial, retry.backoff.longest, 3600) < inf
+        assert 0 <= result.delay <= max(retry.backoff.first_wait, retry.backoff.max_wait, 3600) < inf
         assert attempt < retry.attempts or outcome == Interrupted()
     if isinstance(result, Term):
         assert attempt >= retry.attempts or isinstance(outcome, Malformed)

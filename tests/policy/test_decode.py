@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from fuzz.messages import is_one_request
 from worker.model import Delivery, Invocation, Malformed
-from worker.policy.decode import decode, made_call_id
+from worker.policy.decode import decode, derive_call_id
 
 STORED = 1_700_000_000_000_000_000
 MADE = "1834cc91-459a-5eff-9d45-dc6a80d3cc5b"
@@ -391,13 +391,13 @@ def test_a_call_id_is_made_where_none_came(header: Any) -> None:
 def test_the_made_call_id_is_the_same_wherever_it_is_made() -> None:
     """It comes of the message alone: each delivery, in each worker and each version, makes the same one."""
     first, again = delivery(b""), Delivery((7, STORED), "other", 9, 5.0, "elsewhere", b"x")
-    assert made_call_id(first) == made_call_id(again) == MADE
+    assert derive_call_id(first) == derive_call_id(again) == MADE
 
 
 def test_made_call_ids_differ() -> None:
     """Another message makes another one: another sequence, another time of storing, or both digits shifted."""
     ids = [(7, STORED), (8, STORED), (7, STORED + 1), (1, 23), (12, 3)]
-    assert len({made_call_id(Delivery(each, "t", 1, 0.0, "s", b"")) for each in ids}) == 5
+    assert len({derive_call_id(Delivery(each, "t", 1, 0.0, "s", b"")) for each in ids}) == 5
 
 
 @pytest.mark.parametrize("header", [{}, {"X-Start-Time": []}, {"X-Start-Time": [""]}])

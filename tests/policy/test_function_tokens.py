@@ -9,17 +9,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.model import Quota, Rate
-from worker.policy.function_tokens import FunctionTokens, Given
-from worker.policy.quota import CAP, RATE, RATE_WAIT, USABLE, tokens, uses
+from worker.policy.function_tokens import FunctionTokens, TokenReturn
+from worker.policy.quota import CAP, RATE, RATE_WAIT, USABLE, token_count, uses_of_token
 
 
 def test_without_tokens_nothing_starts() -> None:
     """There is room for as many as there are tokens of each kind, and for any number where nothing is limited."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5, rate=Rate(10, 1.0)))
     assert purse.room(0.0) == 0
-    purse.received(CAP, "a", 1, 0.0)
+    purse.add(CAP, "a", 1, 0.0)
     assert purse.room(0.0) == 0
-    purse.received(RATE, "b", 1, 0.0)
+    purse.add(RATE, "b", 1, 0.0)
     assert purse.room(0.0) == 1
     assert FunctionTokens[str](Quota()).room(0.0) == float("inf")
 
@@ -27,72 +27,72 @@ def test_without_tokens_nothing_starts() -> None:
 def test_what_is_lacking_is_wanted_once() -> None:
     """As many as could start; a rate's tokens by what they are worth; never more than there are."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5, rate=Rate(250, 1.0)))
-    assert purse.lacks(3, 0.0) == {CAP: 3}
-    assert purse.lacks(3, 0.0) == {}
-    assert purse.lacks(1000, 0.0) == {CAP: 2}
-    purse.returned(CAP, 5)
-    assert purse.lacks(4, 0.0) == {CAP: 4}
+    assert purse.request(3, 0.0) == {CAP: 3}
+    assert purse.request(3, 0.0) == {}
+    assert purse.request(1000, 0.0) == {CAP: 2}
+    purse.take_back(CAP, 5)
+    assert purse.request(4, 0.0) == {CAP: 4}
     for number in range(4):
-        purse.received(CAP, str(number), 1, 0.0)
-    assert purse.lacks(4, 0.0) == {RATE: 2}
-    assert purse.lacks(4, 0.0) == {}
-    assert FunctionTokens[str](Quota(rate=Rate(250, 1.0))).lacks(1000, 0.0) == {RATE: 84}
+        purse.add(CAP, str(number), 1, 0.0)
+    assert purse.request(4, 0.0) == {RATE: 2}
+    assert purse.request(4, 0.0) == {}
+    assert FunctionTokens[str](Quota(rate=Rate(250, 1.0))).request(1000, 0.0) == {RATE: 84}
 
 
 def test_a_cap_s_token_is_with_an_invocation_until_that_has_ended() -> None:
     """Then it is free for the next, or given back where there is none."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=1))
-    purse.received(CAP, "a", 1, 0.0)
+    purse.add(CAP, "a", 1, 0.0)
     assert purse.start(0.0) == ("a", None)
-    assert (purse.room(0.0), purse.spare(5, 0.0)) == (0, [])
-    purse.ended("a")
-    assert (purse.room(9.0), purse.spare(1, 9.0)) == (1, [])
-    assert purse.spare(0, 9.0) == [Given("a")]
+    assert (purse.room(0.0), purse.take_spare(5, 0.0)) == (0, [])
+    purse.release("a")
+    assert (purse.room(9.0), purse.take_spare(1, 9.0)) == (1, [])
+    assert purse.take_spare(0, 9.0) == [TokenReturn("a")]
     assert purse.room(9.0) == 0
 
 
 def test_a_rate_s_token_is_given_back_with_its_last_use() -> None:
     """A window after that it comes again."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 1.0)))
-    purse.received(RATE, "a", 3, 10.0)
+    purse.add(RATE, "a", 3, 10.0)
     assert [purse.start(at) for at in (10.0, 10.5)] == [(None, None)] * 2
-    assert purse.start(11.0) == (None, Given("a", 1.0, 10.0 + USABLE + 1.0))
+    assert purse.start(11.0) == (None, TokenReturn("a", 1.0, 10.0 + USABLE + 1.0))
     assert purse.room(11.0) == 0
 
 
 def test_what_is_not_used_in_time_is_given_back() -> None:
     """Unused at once, else a window after its last use; and it is no room any more."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 60.0)))
-    purse.received(RATE, "a", 3, 0.0)
-    purse.received(RATE, "b", 3, 0.0)
+    purse.add(RATE, "a", 3, 0.0)
+    purse.add(RATE, "b", 3, 0.0)
     purse.start(1.0)
-    assert purse.spare(9, USABLE - 0.01) == []
+    assert purse.take_spare(9, USABLE - 0.01) == []
     assert purse.room(USABLE) == 0
     before = USABLE + 60.0
-    assert purse.spare(9, USABLE) == [Given("a", 61.0 - USABLE, before), Given("b", 0.0, before)]
+    assert purse.take_spare(9, USABLE) == [TokenReturn("a", 61.0 - USABLE, before), TokenReturn("b", 0.0, before)]
 
 
 def test_what_nobody_needs_is_given_back() -> None:
     """Of each kind all that is more than would start."""
     purse: FunctionTokens[int] = FunctionTokens(Quota(max_inflight=9, rate=Rate(9, 1.0)))
     for number in range(4):
-        purse.received(CAP, number, 1, 0.0)
-        purse.received(RATE, 10 + number, 1, 0.0)
-    assert {each.token for each in purse.spare(3, 0.0)} == {3, 13}
+        purse.add(CAP, number, 1, 0.0)
+        purse.add(RATE, 10 + number, 1, 0.0)
+    assert {each.token for each in purse.take_spare(3, 0.0)} == {3, 13}
     assert purse.room(0.0) == 3
-    assert {each.token for each in purse.spare(-1, 0.0)} == {0, 1, 2, 10, 11, 12}
-    assert purse.lacks(-1, 0.0) == {}
+    assert {each.token for each in purse.take_spare(-1, 0.0)} == {0, 1, 2, 10, 11, 12}
+    assert purse.request(-1, 0.0) == {}
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_token_that_is_lost_is_nobody_s(held: bool) -> None:
     """Its lease is over, so it is neither free nor with anyone here."""
     purse: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=1))
-    purse.received(CAP, "a", 1, 0.0)
+    purse.add(CAP, "a", 1, 0.0)
     if held:
         purse.start(0.0)
-    purse.lost("a", held=held)
-    assert (purse.busy, purse.room(0.0), purse.spare(0, 0.0)) == (0, 0, [])
+    purse.remove("a", held=held)
+    assert (purse.in_use, purse.room(0.0), purse.take_spare(0, 0.0)) == (0, 0, [])
 
 
 # The law: over all workers, whatever they do and whoever dies.
@@ -107,7 +107,7 @@ class Broker:
     """When each can be had."""
 
     def __post_init__(self) -> None:
-        self.at = {(kind, number): 0.0 for kind in (CAP, RATE) for number in range(tokens(self.quota, kind))}
+        self.at = {(kind, number): 0.0 for kind in (CAP, RATE) for number in range(token_count(self.quota, kind))}
 
     def take(self, kind: str, now: float) -> tuple[str, int] | None:
         found = next((token for token, at in self.at.items() if token[0] == kind and at <= now), None)
@@ -140,22 +140,22 @@ class World:
             case 5 if running:
                 token = running.pop(self.chance.randrange(len(running)))
                 if token:
-                    purse.ended(token)
+                    purse.release(token)
             case 6:
-                self.give(purse.spare(self.chance.randrange(4), self.now))
+                self.give(purse.take_spare(self.chance.randrange(4), self.now))
             case 7 if self.chance.random() < 0.1:
                 self._die(who)
 
     def want(self, purse: FunctionTokens[tuple[str, int]], wish: int) -> None:
-        while lacks := purse.lacks(wish, self.now):
+        while lacks := purse.request(wish, self.now):
             came = False
             for kind, count in lacks.items():
                 for _ in range(count):
                     if token := self.broker.take(kind, self.now):
-                        purse.received(kind, token, uses(self.quota, *token), self.now)
+                        purse.add(kind, token, uses_of_token(self.quota, *token), self.now)
                         came = True
                     else:
-                        purse.returned(kind, 1)
+                        purse.take_back(kind, 1)
             if not came:
                 return
 
@@ -172,7 +172,7 @@ class World:
             if spent and (eager == 1.0 or self.chance.random() < 0.9):  # or it is never heard
                 self.give([spent])
 
-    def give(self, given: list[Given[tuple[str, int]]]) -> None:
+    def give(self, given: list[TokenReturn[tuple[str, int]]]) -> None:
         for each in given:
             if self.now < each.before:
                 self.broker.at[each.token] = self.now + each.delay
@@ -180,7 +180,7 @@ class World:
     def _die(self, who: int) -> None:
         """It and what it runs is gone; its cap's tokens come back once their lease is over, which we make now."""
         mine = {token for token in self.running[who] if token}
-        mine |= {each.token for each in self.purses[who].spare(0, self.now) if each.token[0] == CAP}
+        mine |= {each.token for each in self.purses[who].take_spare(0, self.now) if each.token[0] == CAP}
         self.broker.at |= dict.fromkeys(mine, self.now)
         self.purses[who], self.running[who] = FunctionTokens(self.quota), []
 
@@ -216,9 +216,9 @@ def test_all_that_is_agreed_can_be_had() -> None:
         for who, purse in enumerate(world.purses):
             while world.running[who]:
                 if token := world.running[who].pop():
-                    purse.ended(token)
+                    purse.release(token)
             world.want(purse, 6)
             world.start(purse, world.running[who], 1.0)
-            world.give(purse.spare(6, world.now))
+            world.give(purse.take_spare(6, world.now))
     assert world.most == 6
     assert Counter(int(at) for at in world.starts) == dict.fromkeys(range(5), 20)

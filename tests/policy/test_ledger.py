@@ -20,8 +20,8 @@ def delivery(sequence: int = 1, count: int = 1, *, stored: int = EPOCH) -> Deliv
 def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
     """A ledger that had message 1 as delivery *count*, as attempt *attempt*, and gave it back at 100 s."""
     ledger = Ledger()
-    ledger.arrived(delivery(count=count), now=0.0)
-    ledger.ended(delivery(count=count), attempt, Nak(delay), attempted=attempted, now=100.0)
+    ledger.classify(delivery(count=count), now=0.0)
+    ledger.record(delivery(count=count), attempt, Nak(delay), counts=attempted, now=100.0)
     return ledger
 
 
@@ -31,17 +31,17 @@ def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True
 @pytest.mark.parametrize("count", [1, 2, 57])
 def test_a_message_it_never_had_is_the_attempt_that_the_queue_counts(count: int) -> None:
     """Without memory of a message the delivery count stands for the attempts, and nothing is waited for."""
-    assert Ledger().arrived(delivery(count=count), now=5.0) == Fresh(count, 0.0)
+    assert Ledger().classify(delivery(count=count), now=5.0) == Fresh(count, 0.0)
 
 
 def test_another_stream_has_other_messages() -> None:
     """The same sequence in a stream made anew is another message."""
     ledger = Ledger()
-    ledger.arrived(delivery(), now=0.0)
-    ledger.ended(delivery(), 1, Ack(), attempted=True, now=0.0)
-    assert ledger.arrived(delivery(stored=EPOCH + 1), now=0.0) == Fresh(1)
-    assert ledger.arrived(delivery(sequence=2), now=0.0) == Fresh(1)
-    assert ledger.arrived(delivery(), now=0.0) == Finished(Ack())
+    ledger.classify(delivery(), now=0.0)
+    ledger.record(delivery(), 1, Ack(), counts=True, now=0.0)
+    assert ledger.classify(delivery(stored=EPOCH + 1), now=0.0) == Fresh(1)
+    assert ledger.classify(delivery(sequence=2), now=0.0) == Fresh(1)
+    assert ledger.classify(delivery(), now=0.0) == Finished(Ack())
 
 
 # Its three laws.
@@ -51,9 +51,9 @@ def test_another_stream_has_other_messages() -> None:
 def test_a_running_message_is_not_run_again(count: int) -> None:
     """While it runs here, every other delivery of it is the same lease, whatever its count."""
     ledger = Ledger()
-    assert ledger.arrived(delivery(count=3), now=0.0) == Fresh(3)
+    assert ledger.classify(delivery(count=3), now=0.0) == Fresh(3)
     for now in (0.0, 1e9):
-        assert ledger.arrived(delivery(count=count), now=now) == Running()
+        assert ledger.classify(delivery(count=count), now=now) == Running()
 
 
 @pytest.mark.parametrize("verdict", [Ack(), Term("gave up")])
@@ -61,10 +61,10 @@ def test_a_running_message_is_not_run_again(count: int) -> None:
 def test_a_finished_message_is_settled_again(verdict: Final, count: int) -> None:
     """What ended here is told to the queue again, as often as it asks, and never run again."""
     ledger = Ledger()
-    ledger.arrived(delivery(count=2), now=0.0)
-    ledger.ended(delivery(count=2), 2, verdict, attempted=True, now=1.0)
+    ledger.classify(delivery(count=2), now=0.0)
+    ledger.record(delivery(count=2), 2, verdict, counts=True, now=1.0)
     for now in (1.0, 1.0, 1e9):
-        assert ledger.arrived(delivery(count=count), now=now) == Finished(verdict)
+        assert ledger.classify(delivery(count=count), now=now) == Finished(verdict)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_finished_message_is_settled_again(verdict: Final, count: int) -> None
 )
 def test_a_message_that_comes_early_waits(now: float, expected: Fresh | Early) -> None:
     """Before its back-off is over it goes back for the rest of it; the last second is waited out here."""
-    assert given_back(3, 3, 10.0).arrived(delivery(count=4), now=now) == expected
+    assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_a_message_that_comes_early_waits(now: float, expected: Fresh | Early) -
 def test_the_bounds_of_early(remaining: float, expected: Fresh | Early) -> None:
     """More than a second goes back, less is held, and a twentieth of one is what two clocks may differ by."""
     ledger = Ledger()
-    ledger.arrived(delivery(), now=0.0)
-    ledger.ended(delivery(), 1, Nak(remaining), attempted=True, now=0.0)
+    ledger.classify(delivery(), now=0.0)
+    ledger.record(delivery(), 1, Nak(remaining), counts=True, now=0.0)
     assert (EARLY, HOLD) == (0.05, 1.0)
-    assert ledger.arrived(delivery(count=2), now=0.0) == expected
+    assert ledger.classify(delivery(count=2), now=0.0) == expected
 
 
 def test_a_message_given_back_early_keeps_its_attempts_and_its_wait() -> None:
     """However often it comes early, the wait ends when it was to end, and no attempt is counted."""
     ledger = given_back(3, 3, 60.0)
-    assert ledger.arrived(delivery(count=4), now=110.0) == Early(50.0)
-    assert ledger.arrived(delivery(count=5), now=120.0) == Early(40.0)
-    assert ledger.arrived(delivery(count=6), now=160.0) == Fresh(4, 0.0)
+    assert ledger.classify(delivery(count=4), now=110.0) == Early(50.0)
+    assert ledger.classify(delivery(count=5), now=120.0) == Early(40.0)
+    assert ledger.classify(delivery(count=6), now=160.0) == Fresh(4, 0.0)
 
 
 # What it counts.
@@ -117,51 +117,51 @@ def test_a_message_given_back_early_keeps_its_attempts_and_its_wait() -> None:
 def test_what_was_not_attempted_does_not_count() -> None:
     """A message given back unstarted, or to shut down, comes again as the same attempt."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.arrived(delivery(count=8), now=100.0) == Fresh(3)
+    assert ledger.classify(delivery(count=8), now=100.0) == Fresh(3)
 
 
 @pytest.mark.parametrize(("count", "attempt"), [(4, 4), (5, 5), (8, 8)])
 def test_what_others_had_counts(count: int, attempt: int) -> None:
     """Each delivery that went elsewhere meanwhile counts as an attempt, and its wait is over."""
-    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).arrived(delivery(count=count), now=100.0) == Fresh(attempt)
+    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Fresh(attempt)
 
 
 def test_hand_backs_stay_uncounted_when_others_had_it() -> None:
     """What we know that the queue's count overstates stays taken off."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.arrived(delivery(count=10), now=100.0) == Fresh(5)
+    assert ledger.classify(delivery(count=10), now=100.0) == Fresh(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_consumer_made_anew_does_not_reset_the_attempts(count: int) -> None:
     """Its counts begin at one again: what we had before is added to what the new consumer has handed out."""
     ledger = given_back(3, 3, 0.0)
-    assert ledger.arrived(delivery(count=count), now=100.0) == Fresh(3 + count)
+    assert ledger.classify(delivery(count=count), now=100.0) == Fresh(3 + count)
 
 
 def test_a_consumer_made_anew_does_not_end_the_wait() -> None:
     """A back-off holds against a consumer that has forgotten it."""
     ledger = given_back(3, 3, 60.0)
-    assert ledger.arrived(delivery(count=1), now=110.0) == Early(50.0)
-    assert ledger.arrived(delivery(count=2), now=160.0) == Fresh(4)
+    assert ledger.classify(delivery(count=1), now=110.0) == Early(50.0)
+    assert ledger.classify(delivery(count=2), now=160.0) == Fresh(4)
 
 
 def test_the_newest_delivery_is_what_counts_go_on_from() -> None:
     """A redelivery while it ran is not taken for an attempt by someone else."""
     ledger = Ledger()
-    ledger.arrived(delivery(count=1), now=0.0)
-    ledger.arrived(delivery(count=2), now=30.0)
-    ledger.ended(delivery(count=2), 1, Nak(60.0), attempted=True, now=40.0)
-    assert ledger.arrived(delivery(count=3), now=50.0) == Early(50.0)
-    assert ledger.arrived(delivery(count=4), now=100.0) == Fresh(2)
+    ledger.classify(delivery(count=1), now=0.0)
+    ledger.classify(delivery(count=2), now=30.0)
+    ledger.record(delivery(count=2), 1, Nak(60.0), counts=True, now=40.0)
+    assert ledger.classify(delivery(count=3), now=50.0) == Early(50.0)
+    assert ledger.classify(delivery(count=4), now=100.0) == Fresh(2)
 
 
 def test_what_was_abandoned_is_forgotten() -> None:
     """Others have it, and what they do cannot be counted here: the queue's count stands again, hand-backs and all."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.arrived(delivery(count=8), now=100.0) == Fresh(3)
-    ledger.ended(delivery(count=8), 3, Abandon(), attempted=True, now=100.0)
-    assert ledger.arrived(delivery(count=9), now=100.0) == Fresh(9)
+    assert ledger.classify(delivery(count=8), now=100.0) == Fresh(3)
+    ledger.record(delivery(count=8), 3, Abandon(), counts=True, now=100.0)
+    assert ledger.classify(delivery(count=9), now=100.0) == Fresh(9)
 
 
 # What it remembers.
@@ -171,42 +171,42 @@ def test_the_oldest_is_forgotten_first() -> None:
     """Memory is bounded: past the bound, what was ended or given back longest ago is forgotten."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2, 3):
-        ledger.arrived(delivery(sequence), now=0.0)
-        ledger.ended(delivery(sequence), 1, Ack(), attempted=True, now=0.0)
-    assert ledger.arrived(delivery(1, 5), now=0.0) == Fresh(5)
-    assert ledger.arrived(delivery(2, 5), now=0.0) == Finished(Ack())
-    assert ledger.arrived(delivery(3, 5), now=0.0) == Finished(Ack())
+        ledger.classify(delivery(sequence), now=0.0)
+        ledger.record(delivery(sequence), 1, Ack(), counts=True, now=0.0)
+    assert ledger.classify(delivery(1, 5), now=0.0) == Fresh(5)
+    assert ledger.classify(delivery(2, 5), now=0.0) == Finished(Ack())
+    assert ledger.classify(delivery(3, 5), now=0.0) == Finished(Ack())
 
 
 def test_giving_back_is_remembered_anew() -> None:
     """A message that came early and went back is the newest again."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2):
-        ledger.arrived(delivery(sequence), now=0.0)
-        ledger.ended(delivery(sequence), 1, Nak(60.0), attempted=True, now=0.0)
-    assert ledger.arrived(delivery(1, 2), now=10.0) == Early(50.0)
-    ledger.arrived(delivery(3), now=10.0)
-    ledger.ended(delivery(3), 1, Ack(), attempted=True, now=10.0)
-    assert ledger.arrived(delivery(1, 3), now=20.0) == Early(40.0)
-    assert ledger.arrived(delivery(2, 9), now=20.0) == Fresh(9)
+        ledger.classify(delivery(sequence), now=0.0)
+        ledger.record(delivery(sequence), 1, Nak(60.0), counts=True, now=0.0)
+    assert ledger.classify(delivery(1, 2), now=10.0) == Early(50.0)
+    ledger.classify(delivery(3), now=10.0)
+    ledger.record(delivery(3), 1, Ack(), counts=True, now=10.0)
+    assert ledger.classify(delivery(1, 3), now=20.0) == Early(40.0)
+    assert ledger.classify(delivery(2, 9), now=20.0) == Fresh(9)
 
 
 def test_what_runs_is_never_forgotten() -> None:
     """The bound is on messages that no longer run: those that do are bounded by the worker's slots."""
     ledger = Ledger(remember=1)
     for sequence in range(1, 100):
-        ledger.arrived(delivery(sequence), now=0.0)
-    assert all(ledger.arrived(delivery(sequence, 2), now=0.0) == Running() for sequence in range(1, 100))
+        ledger.classify(delivery(sequence), now=0.0)
+    assert all(ledger.classify(delivery(sequence, 2), now=0.0) == Running() for sequence in range(1, 100))
 
 
 def test_memory_by_default() -> None:
     """Twenty thousand messages are remembered, and not one more."""
     ledger = Ledger()
     for sequence in range(20_001):
-        ledger.arrived(delivery(sequence), now=0.0)
-        ledger.ended(delivery(sequence), 1, Ack(), attempted=True, now=0.0)
-    assert ledger.arrived(delivery(0, 2), now=0.0) == Fresh(2)
-    assert ledger.arrived(delivery(1, 2), now=0.0) == Finished(Ack())
+        ledger.classify(delivery(sequence), now=0.0)
+        ledger.record(delivery(sequence), 1, Ack(), counts=True, now=0.0)
+    assert ledger.classify(delivery(0, 2), now=0.0) == Fresh(2)
+    assert ledger.classify(delivery(1, 2), now=0.0) == Finished(Ack())
 
 
 @dataclass
@@ -262,7 +262,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.now += later
         self.counts[sequence] += 1
         handed = delivery(sequence, self.counts[sequence])
-        arrival = self.ledger.arrived(handed, now=self.now)
+        arrival = self.ledger.classify(handed, now=self.now)
         known = self.known.get(sequence, Known(handed.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
@@ -289,7 +289,7 @@ class OnlyWorker(RuleBasedStateMachine):
         if sequence not in self.running:
             return
         newest, attempt = self.running.pop(sequence)
-        self.ledger.ended(newest, attempt, verdict, attempted=attempted, now=self.now)
+        self.ledger.record(newest, attempt, verdict, counts=attempted, now=self.now)
         match verdict:
             case Nak(delay):
                 self.keep(sequence, Known(attempt - (not attempted), self.now + delay))

@@ -19,7 +19,7 @@ from worker.model import (
     Responded,
     TimedOut,
 )
-from worker.policy.report import callback_of, dead_letter_headers
+from worker.policy.report import dead_letter_headers, make_callback
 
 INVOCATION = Invocation(
     call_id="call-1",
@@ -37,7 +37,7 @@ JSON: Headers = ((b"Content-Type", b"application/json"),)
 
 
 def told(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: float = 0.25) -> Callback:
-    callback = callback_of(
+    callback = make_callback(
         INVOCATION, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent="queue-worker/test"
     )
     assert callback is not None
@@ -59,7 +59,7 @@ def ours(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000")
 def test_who_asked_for_no_callback_gets_none() -> None:
     """Without a callback URL nobody is told."""
     silent = replace(INVOCATION, callback=None)
-    assert callback_of(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
+    assert make_callback(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
 
 
 def test_the_callback_of_a_success() -> None:

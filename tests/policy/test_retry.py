@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worker.model import Ack, Nak, NoResponse, Responded, Term, Verdict
 from worker.policy.backoff import Backoff, Jitter
 from worker.policy.decide import decide
-from worker.policy.retry import Ignored, Retry, annotated, parse_attempts, parse_codes
+from worker.policy.retry import IgnoredAnnotation, Retry, apply_annotations, parse_attempts, parse_codes
 
 ATTEMPTS, CODES, MIN_WAIT, MAX_WAIT = (
     f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait")
@@ -33,8 +33,8 @@ def test_the_defaults_are_the_contract_s() -> None:
 USED = {
     ATTEMPTS: ("30", replace(BASE, attempts=30)),
     CODES: ("429, 418", replace(BASE, codes=frozenset({418, 429}))),
-    MIN_WAIT: ("5s", replace(BASE, backoff=replace(BASE.backoff, initial=5.0))),
-    MAX_WAIT: ("1m30s", replace(BASE, backoff=replace(BASE.backoff, longest=90.0))),
+    MIN_WAIT: ("5s", replace(BASE, backoff=replace(BASE.backoff, first_wait=5.0))),
+    MAX_WAIT: ("1m30s", replace(BASE, backoff=replace(BASE.backoff, max_wait=90.0))),
 }
 
 
@@ -42,14 +42,14 @@ USED = {
 def test_each_annotation_is_used_on_its_own(annotation: str) -> None:
     """An annotation changes what it names, and leaves all else as the settings have it."""
     value, expected = USED[annotation]
-    assert annotated(BASE, {annotation: value, "topic": "x"}) == (expected, ())
-    assert annotated(BASE, {annotation: f" {value}\t"}) == (expected, ())
+    assert apply_annotations(BASE, {annotation: value, "topic": "x"}) == (expected, ())
+    assert apply_annotations(BASE, {annotation: f" {value}\t"}) == (expected, ())
 
 
 def test_all_annotations_together() -> None:
     """They add up."""
     expected = Retry(30, frozenset({418, 429}), Backoff(5.0, 90.0, Jitter.EQUAL))
-    assert annotated(BASE, {annotation: value for annotation, (value, _) in USED.items()}) == (expected, ())
+    assert apply_annotations(BASE, {annotation: value for annotation, (value, _) in USED.items()}) == (expected, ())
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_all_annotations_together() -> None:
 )
 def test_schedules_under_annotations(changes: dict[str, str], schedule: list[float]) -> None:
     """The first six waits under each annotation: min(initial * 2^(n-1), max) with what was given."""
-    retry, _ = annotated(Retry(), changes)
+    retry, _ = apply_annotations(Retry(), changes)
     assert [retry.backoff.delay(attempt, draw=0.9) for attempt in range(1, 7)] == schedule
 
 
@@ -89,7 +89,7 @@ def test_every_combination_of_annotations(attempts: str, codes: str, min_wait: s
     quarters.
     """
     chosen = dict(zip(CHOICES, (attempts, codes, min_wait, max_wait), strict=True))
-    retry, ignored = annotated(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
+    retry, ignored = apply_annotations(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
     assert {each.annotation for each in ignored} == {name for name, choice in chosen.items() if choice == "ignored"}
     most = 3 if attempts == "used" else 7
     listed = {418, 429} if codes == "used" else {500, 503}
@@ -113,7 +113,7 @@ nanoseconds = st.integers(0, 2**63 - 1) | st.integers(0, 10**12)
 def test_any_waits_that_can_be_annotated(initial: int, longest: int, attempt: int, jitter: Jitter, dice: float) -> None:
     """From 1 ns to 292 years and a million times, waits are what whole numbers say, to the last bit of a float."""
     annotations = {ATTEMPTS: "1000000", MIN_WAIT: f"{initial}ns", MAX_WAIT: f"{longest}ns"}
-    retry, ignored = annotated(Retry(backoff=Backoff(jitter=jitter)), annotations)
+    retry, ignored = apply_annotations(Retry(backoff=Backoff(jitter=jitter)), annotations)
     assert not ignored
     share = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: dice, Jitter.EQUAL: (1 + dice) / 2}[jitter]
     wait = min(initial << (attempt - 1), longest) / 10**9
@@ -126,7 +126,7 @@ def test_any_waits_that_can_be_annotated(initial: int, longest: int, attempt: in
 def test_retry_after_under_annotations(asked: bytes, wait: float) -> None:
     """What a function annotates as its first wait is the least that its answers can ask for."""
     changes = {MIN_WAIT: "2h" if wait == 7200 else "5s", MAX_WAIT: "10s"}
-    retry, _ = annotated(Retry(), changes)
+    retry, _ = apply_annotations(Retry(), changes)
     answer = Responded(429, ((b"Retry-After", asked),))
     assert decide(answer, attempt=1, retry=retry, draw=0.5, now=0.0) == Nak(wait)
 
@@ -150,16 +150,16 @@ IGNORED = [
 @pytest.mark.parametrize(("annotation", "value", "accepted"), IGNORED)
 def test_each_invalid_annotation_is_ignored_on_its_own(annotation: str, value: str, accepted: str) -> None:
     """An annotation that cannot be used changes nothing, spoils no other, and is told of once."""
-    ignored = (Ignored(annotation, value, accepted),)
-    assert annotated(BASE, {annotation: value}) == (BASE, ignored)
+    ignored = (IgnoredAnnotation(annotation, value, accepted),)
+    assert apply_annotations(BASE, {annotation: value}) == (BASE, ignored)
     others = {other: text for other, (text, _) in USED.items() if other != annotation}
-    assert annotated(BASE, others | {annotation: value}) == (annotated(BASE, others)[0], ignored)
+    assert apply_annotations(BASE, others | {annotation: value}) == (apply_annotations(BASE, others)[0], ignored)
 
 
 def test_all_annotations_invalid() -> None:
     """Each is told of; none is used."""
     values = {ATTEMPTS: "many", CODES: "429,abc", MAX_WAIT: "-1m", MIN_WAIT: "5"}
-    retry, ignored = annotated(BASE, values)
+    retry, ignored = apply_annotations(BASE, values)
     assert retry == BASE
     assert {each.annotation: each.value for each in ignored} == values
     assert len(ignored) == 4
@@ -169,13 +169,13 @@ def test_all_annotations_invalid() -> None:
 @pytest.mark.parametrize("value", ["", " ", "\t\n"])
 def test_an_empty_annotation_counts_as_not_set(annotation: str, value: str) -> None:
     """As with settings, who writes nothing asks for nothing."""
-    assert annotated(BASE, {annotation: value}) == (BASE, ())
+    assert apply_annotations(BASE, {annotation: value}) == (BASE, ())
 
 
 def test_other_annotations_do_not_matter() -> None:
     """Names are exact: another case, a prefix or a suffix is another annotation."""
     others = {"attempts": "1", "com.openfaas.retry": "1", f"{ATTEMPTS}.x": "1", ATTEMPTS.upper(): "1", "": "1"}
-    assert annotated(BASE, others) == (BASE, ())
+    assert apply_annotations(BASE, others) == (BASE, ())
 
 
 ALL_CODES = ",".join(map(str, range(100, 600)))
@@ -184,15 +184,15 @@ ALL_CODES = ",".join(map(str, range(100, 600)))
 def test_annotations_are_bounded() -> None:
     """All codes there are can be named; what is longer than that is ignored, and not told whole."""
     assert len(ALL_CODES) == 1999
-    assert annotated(BASE, {CODES: ALL_CODES})[0].codes == frozenset(range(100, 600))
+    assert apply_annotations(BASE, {CODES: ALL_CODES})[0].codes == frozenset(range(100, 600))
     fits, over = "500," * 511 + " 500", "500," * 512 + "5"
     assert (len(fits), len(over)) == (2048, 2049)
-    assert annotated(BASE, {CODES: fits})[1] == ()
+    assert apply_annotations(BASE, {CODES: fits})[1] == ()
     for annotation in USED:
         for value in (over, "9" * 10_000_000):
-            assert annotated(BASE, {annotation: value}) == (
+            assert apply_annotations(BASE, {annotation: value}) == (
                 BASE,
-                (Ignored(annotation, value[:80], "longer than 2048 characters"),),
+                (IgnoredAnnotation(annotation, value[:80], "longer than 2048 characters"),),
             )
 
 
@@ -202,12 +202,12 @@ texts = st.text() | st.sampled_from([value for value, _ in USED.values()] + [val
 @given(st.dictionaries(st.sampled_from(sorted(USED)) | st.text(), texts))
 def test_each_annotation_is_used_or_ignored(annotations: dict[str, str]) -> None:
     """Whatever they say, each one alone decides what becomes of it, and nothing raises."""
-    retry, ignored = annotated(BASE, annotations)
-    alone = {name: annotated(BASE, {name: annotations.get(name, "")}) for name in USED}
+    retry, ignored = apply_annotations(BASE, annotations)
+    alone = {name: apply_annotations(BASE, {name: annotations.get(name, "")}) for name in USED}
     assert retry.attempts == alone[ATTEMPTS][0].attempts
     assert retry.codes == alone[CODES][0].codes
-    assert retry.backoff.initial == alone[MIN_WAIT][0].backoff.initial
-    assert retry.backoff.longest == alone[MAX_WAIT][0].backoff.longest
+    assert retry.backoff.first_wait == alone[MIN_WAIT][0].backoff.first_wait
+    assert retry.backoff.max_wait == alone[MAX_WAIT][0].backoff.max_wait
     assert retry.backoff.jitter == Jitter.EQUAL
     assert set(ignored) == {each for _, told in alone.values() for each in told}
 

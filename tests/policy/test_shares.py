@@ -35,8 +35,8 @@ class Broker:
         self.used: dict[str, float] = defaultdict(float)
         self.now = 0.0
         for name, messages in waiting.items():
-            self.shares.counted(name, messages)
-            self.shares.of(name).weight = (weights or {}).get(name, 1)
+            self.shares.set_pending(name, messages)
+            self.shares.flow(name).weight = (weights or {}).get(name, 1)
 
     def work(self, seconds: Mapping[str, float], until: float) -> None:
         """Run invocations that take so long."""
@@ -44,7 +44,7 @@ class Broker:
         while self.running and self.running[0][0] <= until:
             self.now, _, flow, took = heappop(self.running)
             self.used[flow.name] += took
-            self.shares.ended(flow, took, final=True)
+            self.shares.finish(flow, took, final=True)
             self.decide(seconds)
         self.now = until
 
@@ -54,12 +54,12 @@ class Broker:
             decision = self.shares.decide(self.now)
             came = False
             for flow in decision.recalls:
-                self.shares.returned(flow.name, flow.asked, self.now)
+                self.shares.take_back(flow.name, flow.credit, self.now)
                 came = True
-            for flow, more in decision.wants.items():
+            for flow, more in decision.credits.items():
                 for _ in range(int(min(more, self.waiting[flow.name]))):
                     self.waiting[flow.name] -= 1
-                    self.shares.deliver(flow.name, self.waiting[flow.name], self.now)
+                    self.shares.start(flow.name, self.waiting[flow.name], self.now)
                     self.served[flow.name] += 1
                     took = seconds[flow.name]
                     heappush(self.running, (self.now + took, next(self.order), flow, took))
@@ -80,7 +80,7 @@ def test_two_with_a_backlog() -> None:
     broker.work(seconds, 10.5)
     assert broker.held == {"a": 50}
     broker.waiting["b"] = inf
-    broker.shares.counted("b", inf)
+    broker.shares.set_pending("b", inf)
     broker.work(seconds, 11.5)
     assert broker.held == {"a": 25, "b": 25}
     before = Counter(broker.served)
@@ -130,7 +130,7 @@ def test_a_weight_among_more_flows_than_slots() -> None:
 def test_a_minimum() -> None:
     """A flow has its minimum before others have more than theirs."""
     broker = Broker(10, {"a": inf, "b": inf, "c": inf, "vip": inf})
-    broker.shares.of("vip").min_slots = 6
+    broker.shares.flow("vip").min_slots = 6
     broker.work(dict.fromkeys(["a", "b", "c", "vip"], 1.0), 5.5)
     assert broker.held["vip"] == 6
     assert sum(broker.held.values()) == 10
@@ -139,7 +139,7 @@ def test_a_minimum() -> None:
 def test_a_cap() -> None:
     """A flow never holds more than its cap, and the others have the rest."""
     broker = Broker(10, {"a": inf, "b": inf})
-    broker.shares.of("a").cap = 2
+    broker.shares.flow("a").cap = 2
     broker.work({"a": 1.0, "b": 1.0}, 5.5)
     assert broker.held == {"a": 2, "b": 8}
 
@@ -147,28 +147,28 @@ def test_a_cap() -> None:
 def test_paused() -> None:
     """What is paused is asked for nothing, what was lent to it comes back, and it goes on where it was."""
     shares = Shares(8)
-    shares.stored("a", 1)
-    assert {flow.name: more for flow, more in shares.decide(0.0).wants.items()} == {"a": 8}
-    shares.of("a").paused = True
-    shares.changed(shares.of("a"))
+    shares.set_stored("a", 1)
+    assert {flow.name: more for flow, more in shares.decide(0.0).credits.items()} == {"a": 8}
+    shares.flow("a").paused = True
+    shares.mark_changed(shares.flow("a"))
     assert [flow.name for flow in shares.decide(1.0).recalls] == ["a"]
-    shares.returned("a", 8, 1.1)
-    assert shares.decide(2.0).wants == {}
-    shares.of("a").paused = False
-    shares.changed(shares.of("a"))
-    assert {flow.name: more for flow, more in shares.decide(3.0).wants.items()} == {"a": 8}
+    shares.take_back("a", 8, 1.1)
+    assert shares.decide(2.0).credits == {}
+    shares.flow("a").paused = False
+    shares.mark_changed(shares.flow("a"))
+    assert {flow.name: more for flow, more in shares.decide(3.0).credits.items()} == {"a": 8}
 
 
 def test_what_is_lent_comes_back() -> None:
     """A flow that becomes hungry gets what was lent to others; a reserve is there for it at once."""
     shares = Shares(16)
-    shares.stored("a", 1)
+    shares.set_stored("a", 1)
     shares.decide(0.0)
-    shares.stored("b", 1)
+    shares.set_stored("b", 1)
     decision = shares.decide(0.1)
     assert [flow.name for flow in decision.recalls] == ["a"]
-    shares.returned("a", 16, 0.2)
-    wants = {flow.name: more for flow, more in shares.decide(0.2).wants.items()}
+    shares.take_back("a", 16, 0.2)
+    wants = {flow.name: more for flow, more in shares.decide(0.2).credits.items()}
     assert wants == {"a": 7, "b": 7}
     assert shares.free == 16 // RESERVE
 
@@ -176,20 +176,20 @@ def test_what_is_lent_comes_back() -> None:
 def test_messages_that_run_elsewhere() -> None:
     """A flow whose stored messages do not come is asked again ever more rarely, and holds nobody up."""
     shares = Shares(1)
-    shares.counted("busy", inf)
-    shares.stored("elsewhere", 5)
+    shares.set_pending("busy", inf)
+    shares.set_stored("elsewhere", 5)
     asked, now = [], 0.0
     for _ in range(4_000):
         now += 0.01
         decision = shares.decide(now)
         for flow in decision.recalls:
-            shares.returned(flow.name, flow.asked, now)
-        for flow, more in decision.wants.items():
+            shares.take_back(flow.name, flow.credit, now)
+        for flow, more in decision.credits.items():
             if flow.name == "elsewhere":
                 asked.append(now)
             else:
                 for _ in range(more):
-                    shares.ended(shares.deliver("busy", inf, now), 0.01, final=True)
+                    shares.finish(shares.start("busy", inf, now), 0.01, final=True)
     gaps = [later - one for one, later in pairwise(asked)]
     assert len(gaps) > 10
     assert min(gaps[5:]) >= LONGEST_QUIET
@@ -213,31 +213,31 @@ class Books(RuleBasedStateMachine):
 
     @rule(name=names, messages=st.integers(0, 20))
     def stored(self, name: str, messages: int) -> None:
-        self.shares.stored(name, messages)
+        self.shares.set_stored(name, messages)
         if messages:
-            flow = self.shares.of(name)
+            flow = self.shares.flow(name)
             flow.weight = self.weights[name]
-            self.shares.changed(flow)
+            self.shares.mark_changed(flow)
         self.decide()
 
     @rule(name=names, messages=st.integers(0, 20))
     def counted(self, name: str, messages: int) -> None:
-        self.shares.counted(name, messages)
+        self.shares.set_pending(name, messages)
         self.decide()
 
     @rule(name=names)
     def published(self, name: str) -> None:
-        self.shares.published(name)
+        self.shares.add_published(name)
         self.decide()
 
     @rule(name=names, behind=st.integers(0, 5), run=st.booleans())
     def arrives(self, name: str, behind: int, run: bool) -> None:
         """Also when nothing of it was wanted."""
-        if run and self.shares.free_for(name):
-            self.running.append(self.shares.deliver(name, behind, self.now))
+        if run and self.shares.has_room(name):
+            self.running.append(self.shares.start(name, behind, self.now))
         else:
             self.shares.reject(name, behind, self.now)
-        if self.shares.of(name).open:
+        if self.shares.flow(name).exists:
             self.wanted[name] -= 1
         self.decide()
 
@@ -245,7 +245,7 @@ class Books(RuleBasedStateMachine):
     @rule(data=st.data(), final=st.booleans())
     def ends(self, data: st.DataObject, final: bool) -> None:
         flow = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        self.shares.ended(flow, 1.0, final=final)
+        self.shares.finish(flow, 1.0, final=final)
         self.decide()
 
     @precondition(lambda self: self.recalled)
@@ -253,21 +253,21 @@ class Books(RuleBasedStateMachine):
     def returns(self) -> None:
         name = min(self.recalled)
         self.recalled.discard(name)
-        self.shares.returned(name, max(0, self.wanted.pop(name, 0)), self.now)
+        self.shares.take_back(name, max(0, self.wanted.pop(name, 0)), self.now)
         self.decide()
 
     @rule(name=names)
     def goes(self, name: str) -> None:
-        self.shares.gone(name)
+        self.shares.remove(name)
         self.wanted.pop(name, None)
         self.recalled.discard(name)
         self.decide()
 
     @rule(name=names, cap=st.sampled_from([1, 3, inf]), least=st.integers(0, 2), paused=st.booleans())
     def bounded(self, name: str, cap: float, least: int, paused: bool) -> None:
-        flow = self.shares.of(name)
+        flow = self.shares.flow(name)
         flow.cap, flow.min_slots, flow.paused = cap, least, paused
-        self.shares.changed(flow)
+        self.shares.mark_changed(flow)
         self.decide()
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 2.0]))
@@ -278,7 +278,7 @@ class Books(RuleBasedStateMachine):
     def decide(self) -> None:
         before = {flow: flow.held for flow in self.shares._flows.values()}
         self.decision = self.shares.decide(self.now)
-        for flow, more in self.decision.wants.items():
+        for flow, more in self.decision.credits.items():
             assert more > 0
             assert flow.held <= max(before[flow], flow.limit)
             self.wanted[flow.name] += more
@@ -296,20 +296,22 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def the_queue_thinks_the_same(self) -> None:
         for flow in self.shares._flows.values():
-            if flow.open:
-                assert self.wanted[flow.name] == flow.asked
+            if flow.exists:
+                assert self.wanted[flow.name] == flow.credit
 
     @invariant()
     def nobody_hungry_waits_for_nothing(self) -> None:
         hungry = [flow for flow in self.shares._flows.values() if flow.demand(self.now) >= 1]
         if hungry:
             assert not self.shares.free
-            idle = [flow for flow in self.shares._flows.values() if flow.idle(self.now) > 0 and flow not in hungry]
+            idle = [
+                flow for flow in self.shares._flows.values() if flow.idle_credit(self.now) > 0 and flow not in hungry
+            ]
             assert not idle or self.recalled
 
     @invariant()
     def it_wakes_in_time(self) -> None:
-        assert self.decision.again > self.now
+        assert self.decision.decide_at > self.now
 
 
 Books.TestCase.settings = settings(stateful_step_count=40, max_examples=100)

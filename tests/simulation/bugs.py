@@ -18,7 +18,7 @@ from worker.policy.backoff import Backoff
 from worker.policy.decide import decide
 from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
-from worker.policy.report import callback_of
+from worker.policy.report import make_callback
 from worker.policy.shares import Shares
 from worker.settle import settle
 
@@ -52,20 +52,20 @@ def seldom(bug: Bug) -> Bug:
 @always
 def acknowledged_before_the_callback(patch: Patch) -> None:
     """What is done is acknowledged first, and then called back."""
-    conclude = Job.conclude
+    conclude = Job.finish
     early: list[Lease] = []
 
     async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
         if isinstance(verdict, Ack):
             early.append(self.lease)
-            settle(self.services, self.lease, self.attempt, verdict, attempted=True)
+            settle(self.services, self.lease, self.attempt, verdict, counts=True)
         return await conclude(self, outcome, verdict)
 
     def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
         if lease not in early:
-            settle(services, lease, attempt, verdict, attempted=attempted)
+            settle(services, lease, attempt, verdict, counts=attempted)
 
-    patch.setattr(Job, "conclude", hasty)
+    patch.setattr(Job, "finish", hasty)
     patch.setattr("worker.job.settle", late)
 
 
@@ -77,7 +77,7 @@ def called_back_before_the_end(patch: Patch) -> None:
     async def telling(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
-            await self._tell(self.invocation, outcome, lambda: None)
+            await self._post_callback(self.invocation, outcome, lambda: None)
         return outcome
 
     patch.setattr(Job, "_outcome", telling)
@@ -86,27 +86,27 @@ def called_back_before_the_end(patch: Patch) -> None:
 @always
 def what_is_given_up_is_not_called_back(patch: Patch) -> None:
     """Only what is done is called back."""
-    tell = Job._tell
+    tell = Job._post_callback
 
     async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
         if self.attempt < self.retry.attempts:
             await tell(self, invocation, outcome, failed_once)
 
-    patch.setattr(Job, "_tell", silent)
+    patch.setattr(Job, "_post_callback", silent)
 
 
 @always
 def retries_told_off_by_one(patch: Patch) -> None:
     """X-Retry tells the attempts, not the retries."""
     patch.setattr(
-        "worker.job.callback_of", lambda *given, attempt, **rest: callback_of(*given, attempt=attempt + 1, **rest)
+        "worker.job.make_callback", lambda *given, attempt, **rest: make_callback(*given, attempt=attempt + 1, **rest)
     )
 
 
 @always
 def extended_after_it_was_settled(patch: Patch) -> None:
     """A lease is kept after it was settled."""
-    patch.setattr(Leases, "release", lambda *_: None)
+    patch.setattr(Leases, "remove", lambda *_: None)
 
 
 @always
@@ -156,7 +156,7 @@ def one_slot_too_many(patch: Patch) -> None:
 
     def greedy(self: Intake, services: Any, jobs: Any) -> None:
         begin(self, services, jobs)
-        self._shares = Shares(services.rules.slots + 1)
+        self._shares = Shares(services.config.slots + 1)
 
     patch.setattr(Intake, "__init__", greedy)
 
@@ -185,7 +185,7 @@ def nothing_is_extended_in_a_drain(patch: Patch) -> None:
         if not draining:
             return renew(self, now)
         for lease in self._held.values():
-            lease.kept = lease.sent = now
+            lease.confirmed_at = lease.sent_at = now
         return None
 
     patch.setattr(Leases, "__init__", begin_anew)
@@ -204,7 +204,7 @@ def what_is_lost_runs_on(patch: Patch) -> None:
     """A lost lease does not end the invocation."""
 
     def lose(self: Leases, lease: Lease) -> None:
-        self.release(lease)
+        self.remove(lease)
         lease.lost = True
         self._emit(LeaseExpired(lease.delivery))
 
@@ -218,7 +218,7 @@ def unconfirmed_extensions_count(patch: Patch) -> None:
 
     def trusting(self: Leases, now: float) -> None:
         for lease in self._held.values():
-            lease.kept = lease.sent
+            lease.confirmed_at = lease.sent_at
         renew(self, now)
 
     patch.setattr(Leases, "_renew", trusting)
@@ -236,7 +236,7 @@ def given_back_after_the_lease(patch: Patch) -> None:
 
     def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
         lease.lost = False
-        settle(services, lease, attempt, verdict, attempted=attempted)
+        settle(services, lease, attempt, verdict, counts=attempted)
 
     patch.setattr("worker.job.settle", bold)
     patch.setattr(
@@ -249,11 +249,11 @@ def given_back_after_the_lease(patch: Patch) -> None:
 @in_trouble
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """The slot of a message whose lease was lost is not asked for again."""
-    stopped = Job.stopped
+    stopped = Job.settle_cancelled
 
     def costly(self: Job) -> None:
         if self.lease.lost:
-            consumers[-1].want(-1)
+            consumers[-1].add_credit(-1, "")
         stopped(self)
 
     consumers: list[Any] = []
@@ -263,7 +263,7 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
         consumers.append(consumer)
         await run(self, consumer)
 
-    patch.setattr(Job, "stopped", costly)
+    patch.setattr(Job, "settle_cancelled", costly)
     patch.setattr(Intake, "run", noted)
 
 
@@ -276,48 +276,48 @@ def given_up_to_learn(patch: Patch) -> None:
 @seldom
 def given_up_unburied(patch: Patch) -> None:
     """What cannot be buried is given up all the same."""
-    store = Job._store
+    store = Job._try_to_store
 
     async def careless(self: Job, letter: Any) -> bool:
         await store(self, letter)
         return True
 
-    patch.setattr(Job, "_store", careless)
+    patch.setattr(Job, "_try_to_store", careless)
 
 
 @in_trouble
 def what_runs_is_run_again(patch: Patch) -> None:
     """The ledger does not know what runs."""
-    arrived = Ledger.arrived
+    arrived = Ledger.classify
 
     def blind(self: Ledger, delivery: Any, *, now: float) -> Any:
         self._running.discard(delivery.id)
         return arrived(self, delivery, now=now)
 
-    patch.setattr(Ledger, "arrived", blind)
+    patch.setattr(Ledger, "classify", blind)
 
 
 @seldom
 def what_has_ended_is_run_again(patch: Patch) -> None:
     """The ledger forgets what it has ended."""
-    ended = Ledger.ended
+    ended = Ledger.record
 
     def forgetful(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
         ended(self, delivery, attempt, verdict, **rest)
         if isinstance(verdict, Final):
             del self._past[delivery.id]
 
-    patch.setattr(Ledger, "ended", forgetful)
+    patch.setattr(Ledger, "record", forgetful)
 
 
 @seldom
 def what_comes_early_is_run(patch: Patch) -> None:
     """A message that comes before its wait is over is run at once."""
-    arrived = Ledger.arrived
-    patch.setattr(Ledger, "arrived", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
+    arrived = Ledger.classify
+    patch.setattr(Ledger, "classify", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
 
 
 @in_trouble
 def the_newest_delivery_is_ignored(patch: Patch) -> None:
     """A message that comes again while it runs keeps the old token."""
-    patch.setattr(Leases, "adopt", lambda *_: None)
+    patch.setattr(Leases, "replace_delivery", lambda *_: None)

@@ -99,15 +99,15 @@ _EVENTS: dict[type, str] = {
 
 def _name(event: object) -> str | None:
     match event:
-        case InvocationEnded(attempted=False):
+        case InvocationEnded(counts=False):
             return "sent to learn what a function takes"
         case InvocationEnded(outcome=outcome, verdict=verdict):
             return _OUTCOMES.get(type(outcome)) or _VERDICTS.get(type(verdict))
-        case CallbackPosted(delivered=delivered, again_in=again_in):
+        case CallbackPosted(delivered=delivered, retry_in=again_in):
             return "a callback delivered" if delivered else "a callback tried again" if again_in is not None else None
         case DeadLettered(stored=stored):
             return "buried" if stored else None
-        case Redelivered(how=how):
+        case Redelivered(state=how):
             return f"{how} redelivery"
         case _:
             return _EVENTS.get(type(event))

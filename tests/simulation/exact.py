@@ -10,7 +10,7 @@ from tests.world import Hired, ms
 from tests.world.simulation import Life
 from worker.events import DrainEnded, DrainExpired, DrainStarted
 from worker.model import Nak
-from worker.policy.callbacks import worth_another
+from worker.policy.callbacks import is_retriable
 from worker.policy.flow import PATIENCE
 from worker.policy.shares import LONGEST_QUIET
 
@@ -47,7 +47,7 @@ def drains_at_once(life: Life, worker: Hired) -> None:
     """
     trip = 2 * life.plan.latency
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
-    running = min(life.plan.shutdown_timeout, expired - worker.services.drain.began)
+    running = min(life.plan.shutdown_timeout, expired - worker.services.drain.started_at)
     assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "something was left unsaid"
     assert ms(worker.took) <= ms(max(trip, running) + trip), "the drain took too long"
 
@@ -55,7 +55,7 @@ def drains_at_once(life: Life, worker: Hired) -> None:
 def counts_right(life: Life, story: Story) -> None:
     """Attempts are numbered one after the other, and callbacks are as many as their answers make them."""
     attempts = [hold.started.attempt for hold in story.started if hold.started]
-    counted = [hold.ended is None or hold.ended.attempted for hold in story.started]
+    counted = [hold.ended is None or hold.ended.counts for hold in story.started]
     if all(counted):
         assert attempts == sorted(set(attempts)), "an attempt was made twice"
     elif len(life.workers) > 1:
@@ -77,7 +77,7 @@ def _expected_posts(story: Story) -> int:
         return 0
     for number in range(1, story.plan.callback_attempts):
         result = story.planned.callback[min(number, len(story.planned.callback)) - 1].result
-        if isinstance(result, Exception) or not worth_another(result):
+        if isinstance(result, Exception) or not is_retriable(result):
             return number
     return story.plan.callback_attempts
 

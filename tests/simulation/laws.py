@@ -94,7 +94,7 @@ def books_agree(life: Life) -> None:
         assert told[InvocationEnded] == calls, "an invocation has no end"
         assert told[CallbackPosted] == posts - crooked, "a callback was not told, or twice"
         settled = [event.verdict for event in worker.told(Settled)]
-        again = [event.how for event in worker.told(Redelivered)]
+        again = [event.state for event in worker.told(Redelivered)]
         said = sum(not isinstance(verdict, Abandon) for verdict in settled) + len(again) - again.count("running")
         assert told[Said] == said, "something was said and not told, or the reverse"
         # Of a message that has come twice at once, only the newest delivery is settled.
@@ -176,7 +176,7 @@ def decided_rightly(life: Life, story: Story) -> None:
         if hold.ended is None:
             continue
         outcome, verdict = hold.ended.outcome, hold.ended.verdict
-        assert hold.ended.attempts == story.policy.attempts, "the policy is not the message's"
+        assert hold.ended.max_attempts == story.policy.attempts, "the policy is not the message's"
         match outcome:
             case Interrupted():
                 assert verdict == Nak(), "what was stopped is not given back at once"
@@ -184,7 +184,7 @@ def decided_rightly(life: Life, story: Story) -> None:
                 assert isinstance(verdict, Abandon), "something is said of what was lost"
             case _ if story.policy.final(outcome):
                 assert isinstance(verdict, Ack), "what is final is not acknowledged"
-            case _ if not hold.ended.attempted:
+            case _ if not hold.ended.counts:
                 assert story.plan.by_function, "it was no attempt, for no reason"
                 assert story.plan.learns, "it was no attempt, for no reason"
                 assert status_of(outcome) in OVERLOAD, "it was no attempt, for no reason"
@@ -279,7 +279,7 @@ def not_too_many_attempts(story: Story, troubles: list[Trouble]) -> None:
     together = sum(
         any(again.began < first.ended for first in story.runs[:number]) for number, again in enumerate(story.runs)
     )
-    counted = [hold for hold in story.started if hold.ended is None or hold.ended.attempted]
+    counted = [hold for hold in story.started if hold.ended is None or hold.ended.counts]
     tried = sum(hold.run().how == "retry" for hold in counted)
     assert tried <= (story.policy.attempts - 1) * (1 + forgets) + together, "it was tried too often"
 

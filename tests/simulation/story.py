@@ -113,7 +113,7 @@ def stories_of(life: Life) -> list[Story]:
 def _holds_of(life: Life, worker: Hired) -> list[Hold]:
     # The very objects: a server that has lost its memory gives a delivery the token of an earlier one.
     known = {id(told.delivery) for told in worker.told(Redelivered)}
-    settled_anew = {id(told.delivery) for told in worker.told(Redelivered) if told.how != "running"}
+    settled_anew = {id(told.delivery) for told in worker.told(Redelivered) if told.state != "running"}
     calls: defaultdict[int, list[Call]] = defaultdict(list)
     for call in reversed(life.world.outside.calls):
         if call.worker == worker.name:

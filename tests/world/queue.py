@@ -31,7 +31,7 @@ from worker.model import (
     Settlement,
     StoredCount,
 )
-from worker.policy.quota import is_flow
+from worker.policy.quota import is_token_flow
 from worker.ports import BrokerUnavailableError, Consumer, MisconfiguredError
 
 from .link import Link
@@ -84,17 +84,17 @@ class FakeConsumer:
         """What may still come, of all flows."""
         return sum(self.wants.values())
 
-    def want(self, more: int, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.want`."""
-        if more < 1:
-            self._violated(f"wanted {more} more")
-        if flow and flow not in self._told and not is_flow(flow):
-            self._violated(f"wanted {more} of {flow}, which is gone")
-        self.wants[flow] = self.wants.get(flow, 0) + more
-        self._pull(min(more, self.wants[flow]), flow)
+    def add_credit(self, count: int, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.add_credit`."""
+        if count < 1:
+            self._violated(f"wanted {count} more")
+        if flow and flow not in self._told and not is_token_flow(flow):
+            self._violated(f"wanted {count} of {flow}, which is gone")
+        self.wants[flow] = self.wants.get(flow, 0) + count
+        self._pull(min(count, self.wants[flow]), flow)
 
-    def recall(self, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.recall`."""
+    def recall_credit(self, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.recall_credit`."""
         if flow in self._recalled:
             self._violated(f"recalled {flow} twice")
         self._recalled.add(flow)
@@ -318,8 +318,8 @@ class FakeQueue:
 
         self._note(Said(delivery, None, before, heard, inf))
 
-    async def settled(self) -> None:
-        """See :meth:`worker.ports.Queue.settled`."""
+    async def wait_settled(self) -> None:
+        """See :meth:`worker.ports.Queue.wait_settled`."""
         await trio.lowlevel.checkpoint()
         while any(said.settlement for said in self._outbox.values()):
             await self._change()

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 from worker.model import Ack, Delivery, Nak, Quota, QuotaChanged
-from worker.policy.quota import CAP, RATE, RATE_WAIT, flow_of, limited, number_of, split_flow, tokens, uses
+from worker.policy.quota import (
+    CAP,
+    RATE,
+    RATE_WAIT,
+    needs_tokens,
+    split_token_flow,
+    token_count,
+    token_flow,
+    token_number,
+    uses_of_token,
+)
 
 from .queue import FakeQueue
 from .server import Server
@@ -43,9 +53,9 @@ class Agreed:
             return
         self.quotas[function] = quota, stored
         if quota.rate:
-            self._server.ack_waits[flow_of(RATE, function)] = quota.rate.window + RATE_WAIT
+            self._server.ack_waits[token_flow(RATE, function)] = quota.rate.window + RATE_WAIT
         for kind in (CAP, RATE):
-            for number in range(tokens(quota, kind)):
+            for number in range(token_count(quota, kind)):
                 self._server.store_token(kind, function, number)
         for tell in self._workers:
             tell(function, quota)
@@ -59,20 +69,20 @@ class FakeQuotas:
         self._known = {function: quota for function, (quota, _) in agreed.quotas.items()}
         queue.link.changed.append(self._on_change)
 
-    def of(self, function: str) -> Quota | None:
-        """See :meth:`worker.ports.Quotas.of`."""
+    def agreed(self, function: str) -> Quota | None:
+        """See :meth:`worker.ports.Quotas.agreed`."""
         return self._known.get(function)
 
-    def said(self, function: str, quota: Quota, stored: int) -> None:
-        """See :meth:`worker.ports.Quotas.said`."""
+    def propose(self, function: str, quota: Quota, stored: int) -> None:
+        """See :meth:`worker.ports.Quotas.propose`."""
         known = self._known.get(function)
         if (quota.max_inflight, quota.rate) != ((known.max_inflight, known.rate) if known else (None, None)):
             self._queue.link.there.send("agree", partial(self._agreed.agree, function, quota, stored))
 
-    def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        """See :meth:`worker.ports.Quotas.give`."""
-        kind, function = split_flow(token.flow)
-        good = uses(self.of(function) or Quota(), kind, number_of(token.subject))
+    def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
+        """See :meth:`worker.ports.Quotas.give_back`."""
+        kind, function = split_token_flow(token.flow)
+        good = uses_of_token(self.agreed(function) or Quota(), kind, token_number(token.subject))
         self._queue.settle(token, Nak(delay) if good else Ack(), before=before)
 
     def tell(self, function: str, quota: Quota) -> None:
@@ -81,7 +91,7 @@ class FakeQuotas:
             self._queue.link.down.send("agreed", partial(self._heard, function, quota))
 
     def _heard(self, function: str, quota: Quota) -> None:
-        if self._known.get(function) != quota and (limited(quota) or function in self._known):
+        if self._known.get(function) != quota and (needs_tokens(quota) or function in self._known):
             self._known[function] = quota
             if self._queue.consumer:
                 self._queue.consumer.tell(QuotaChanged(function, quota))

@@ -22,7 +22,7 @@ import trio
 
 from tests.wire import Stored
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
-from worker.policy.quota import flow_of
+from worker.policy.quota import token_flow
 from worker.policy.report import dead_letter_headers
 
 from .consumer import PullConsumer
@@ -154,7 +154,7 @@ class Server:
 
     def store_token(self, kind: str, function: str, number: int) -> None:
         """Make a token, if it is not there. It is no message of the queue: nobody is told, and no look shows it."""
-        flow, subject = flow_of(kind, function), f"{_TOKENS}{kind}.{function}.{number}"
+        flow, subject = token_flow(kind, function), f"{_TOKENS}{kind}.{function}.{number}"
         stored = self._by_flow.setdefault(flow, {})
         if any(message.subject == subject for message in stored.values()):
             return
@@ -173,7 +173,7 @@ class Server:
     def _flow(self, message: Message) -> str:
         if message.subject.startswith(_TOKENS):
             kind, _, rest = message.subject.removeprefix(_TOKENS).partition(".")
-            return flow_of(kind, rest.rpartition(".")[0])
+            return token_flow(kind, rest.rpartition(".")[0])
         return message.subject if self.by_function else ""
 
     def _groups(self, flow: str) -> list[Group]:

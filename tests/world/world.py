@@ -202,7 +202,7 @@ class Hired:
         try:
             with self._scope:
                 await run(self.services, self._signals)
-                self.took = trio.current_time() - self.services.drain.began
+                self.took = trio.current_time() - self.services.drain.started_at
         finally:
             self.link.cut(float("inf"))
             self.ended.set()
@@ -321,7 +321,7 @@ class World:
             settle_within=settle_within,
             namespace="openfaas-fn",
             user_agent="queue-worker/test",
-            flow=partial(_flow_of, slots=slots, learns=learns),
+            make_flow=partial(_flow_of, slots=slots, learns=learns),
         )
         hired = Hired(self, Link(self.latency, up=connected), config, shutdown_timeout=shutdown_timeout, dice=dice)
         self.workers.append(hired)

@@ -148,7 +148,7 @@ def build_services(
         settle_within=_SETTLE_WITHIN,
         namespace=settings.default_function_name,
         user_agent=f"queue-worker/{__version__}",
-        flow=partial(_new_flow, settings),
+        make_flow=partial(_new_flow, settings),
     )
     return Services(
         queue=queue,
@@ -172,7 +172,7 @@ def _new_flow(settings: Settings, name: str) -> Flow:
         return Flow(name)
     function = label_of(settings.queue_name, name)
     learned = Limiter(settings.max_inflight) if settings.limiter_enabled else None
-    return Flow(name, function, learned, least=settings.minimums.get(function, 0))
+    return Flow(name, function, learned, min_slots=settings.minimums.get(function, 0))
 
 
 class _Observed:

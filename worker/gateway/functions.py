@@ -10,7 +10,7 @@ import httpx
 from starlette.types import Receive, Scope, Send
 
 from ..config import Settings
-from ..policy.decode import HOP_BY_HOP, options
+from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import split_function
 from .http import RequestRejectedError, body_chunks
 from .message import check_path, split_target
@@ -162,5 +162,5 @@ def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
     """The fields less those about one connection, and less those that Connection names."""
     fields = list(fields)
-    named = {option for value in _values(fields, b"connection") for option in options(value)}
+    named = {option for value in _values(fields, b"connection") for option in connection_options(value)}
     return [(name, value) for name, value in fields if name.lower() not in dropped and name.lower() not in named]

@@ -17,10 +17,11 @@ from ..events import BrokerFailure, Event
 from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
-from .function_state import FunctionStates, PauseState, keep, subject_for, write
+from .connection import Connection
+from .function_state import FunctionStates, PauseState, encode, store, subject_for
 from .layout import MODE
 from .options import connect_options
+from .wire import ApiError
 
 T = TypeVar("T")
 
@@ -187,14 +188,14 @@ async def _stream(place: Session, payload: dict[str, Any] | None = None) -> dict
 
 
 async def _set(place: Session, label: str, control: PauseState) -> dict[str, PauseState]:
-    await keep(place.connection, place.settings, subject_for(place.settings.queue_name, label), write(control))
+    await store(place.connection, place.settings, subject_for(place.settings.queue_name, label), encode(control))
     return _paused(await _known(place))
 
 
 async def _known(place: Session) -> dict[str, PauseState]:
     controls = FunctionStates(place.connection, place.settings)
-    await controls.look()
-    return dict(controls.known)
+    await controls.read_changes()
+    return dict(controls.pauses)
 
 
 def _paused(known: dict[str, PauseState]) -> dict[str, PauseState]:

@@ -1,69 +1,67 @@
-"""nats-py's client, kept usable: it connects however long that takes, and is watched for the ways it gets stuck in.
+"""nats-py's client, kept usable: it connects however long that takes, and is watched for the states it gets stuck in.
 
-Everything here runs on the asyncio side of the bridge. What the client does wrong, and how that was found, is in
-docs/architecture.md; each remedy names its quirk.
+Runs on asyncio alone, so that the producer can use it, too. The defects of the client, and how they were found, are in
+docs/architecture.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from itertools import count
+from typing import Any
 
+import msgspec
 import nats.errors
-import trio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from ..config import without_password
 from ..events import BrokerFailure, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
-from .wire import is_stored, parse_answer
+from .wire import ApiError, is_stored, parse_answer, parse_status
 
-T = TypeVar("T")
-
-_API_TIMEOUT = 5.0
-"""Seconds for an answer of JetStream's API: an election after a lost leader takes about as long."""
+_ANSWER_WITHIN = 5.0
+"""Seconds for an answer of JetStream: an election after a lost leader takes about as long."""
 _STUCK = 3.0
 """Seconds that a reconnect may wait for its old socket to close."""
 _REMIND = 10.0
 """Seconds between two reports of the same trouble."""
 
 
-class ApiError(Exception):
-    """JetStream's API said no."""
-
-    def __init__(self, code: int, err_code: int, description: str) -> None:
-        super().__init__(f"{description} ({code}/{err_code})")
-        self.code, self.err_code = code, err_code
-
-
 class NoRespondersError(BrokerUnavailableError):
-    """There is no such stream, no JetStream, or a server that does not know the question."""
+    """Nothing subscribes to a request's subject: no such stream, no JetStream, or an unknown verb of its API."""
 
 
 class ConnectionClosedError(Exception):
-    """The client has given up for good, on an error from which it does not recover. Only a new process helps."""
+    """The client has closed itself on an error from which it does not recover."""
 
 
 class Connection:
-    """One client. *changed* is called after each time the connection came or went."""
+    """One client, from its connecting to its closing.
 
-    def __init__(self, options: dict[str, Any], emit: Emit) -> None:
+    Args:
+        options: nats-py's, as :func:`worker.nats.options.connect_options` makes them.
+        emit: called with :class:`~worker.events.Connected`, :class:`~worker.events.Disconnected` and
+            :class:`~worker.events.BrokerFailure`.
+        changed: called after each connecting, with True, and after each loss of the connection, with False.
+    """
+
+    def __init__(self, options: dict[str, Any], emit: Emit, changed: Callable[[bool], None] = lambda _: None) -> None:
         self.client = Client()
-        self.changed: list[Callable[[bool], None]] = []
-        self._options = options
-        self._emit = emit
+        self._options, self._emit, self._changed = options, emit, changed
         self._refused: asyncio.Future[None]
-        self._lost = asyncio.Event()
-        """Set when the connection breaks, anew for each one."""
         self._begun = False
         self._closing = self._closed = False
         self._reconnecting_since: float | None = None
-        self._read = 0
-        """Bytes of messages that had come at the last look."""
-        self._complaint = ("", float("-inf"))
+        self._bytes_read = 0
+        """Bytes of messages received until the last look."""
+        self._last_failure = ("", float("-inf"))
+        self._inbox = ""
+        self._numbers = count()
+        self._unanswered: dict[str, asyncio.Future[Msg | None]] = {}
+        """Requests by the last token of their reply subject."""
 
     @property
     def up(self) -> bool:
@@ -74,7 +72,7 @@ class Connection:
         """Connect, however long it takes.
 
         Raises:
-            MisconfiguredError: the server is there and refuses our credentials.
+            MisconfiguredError: the server answers, and refuses the credentials.
         """
         self._begun = True
         self._refused = asyncio.get_running_loop().create_future()
@@ -95,106 +93,97 @@ class Connection:
         finally:
             connecting.cancel()
             self._refused.cancel()
-        self._emit(Connected(self._server, again=False))
-        self._tell(up=True)
+        self._inbox = self.client.new_inbox()
+        await nats_internals.listen(self.client, f"{self._inbox}.*", self._on_answer)
+        self._emit(Connected(self._server, reconnected=False))
+        self._changed(True)
 
     async def close(self) -> None:
-        """Close, saying nothing more."""
+        """Close without an event, and send nothing more."""
         self._closing = True
-        if self._begun:  # the client cannot close what it never opened
+        if self._begun:  # the client cannot close before it has begun to connect
             nats_internals.forget_unsent(self.client)
             await self.client.close()
 
     async def watch(self) -> None:
-        """Mend what gets stuck; to be called a few times a second.
+        """Free the client from the states it gets stuck in; to be called a few times a second.
 
         Raises:
-            ConnectionClosedError: it cannot be mended.
+            ConnectionClosedError: the client has closed itself.
         """
-        client = self.client
+        client, now = self.client, asyncio.get_running_loop().time()
         if self._closed and not self._closing:
             raise ConnectionClosedError(
                 f"nats-py closed the connection for good: {client.last_error or 'no reason given'}"
             )
         if nats_internals.reader_died(client):
-            self.complain("reading from NATS", "the reader has died; connecting again")
+            self.report_failure("reading from NATS", "the reader has died; connecting again")
             await client.force_reconnect()
-        if client.stats["in_bytes"] != self._read:  # whoever sends is alive
-            self._read = client.stats["in_bytes"]
+        if client.stats["in_bytes"] != self._bytes_read:  # a server that sends is alive
+            self._bytes_read = client.stats["in_bytes"]
             nats_internals.excuse_pings(client)
         if not client.is_reconnecting:
             self._reconnecting_since = None
         elif self._reconnecting_since is None:
-            self._reconnecting_since = trio.current_time()
-        elif trio.current_time() - self._reconnecting_since > _STUCK:
+            self._reconnecting_since = now
+        elif now - self._reconnecting_since > _STUCK:
             nats_internals.abort(client)
             self._reconnecting_since = None
 
-    async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One request to JetStream's API: ``STREAM.INFO.x`` and the like.
+    async def request(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, within: float = _ANSWER_WITHIN
+    ) -> Msg:
+        """Publish a request, and return its answer, which can only come over the connection that the request took.
 
         Raises:
-            ApiError: it said no.
-            BrokerUnavailableError: it said nothing, or there is none.
-        """
-        return await self.request(f"$JS.API.{subject}", json.dumps(payload).encode() if payload else b"")
-
-    async def request(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """One request that JetStream answers with JSON.
-
-        Raises:
-            ApiError: it said no.
-            BrokerUnavailableError: it said nothing, or there is none.
+            NoRespondersError: nothing subscribes to the subject.
+            BrokerUnavailableError: there was no answer *within* so many seconds, or before the connection was lost.
         """
         if not self.up:
             raise BrokerUnavailableError(f"no answer on {subject}: not connected to NATS")
         try:
-            answer = await self.while_connected(
-                self.client.request(subject, payload, timeout=_API_TIMEOUT, headers=headers)
-            )
-            said = parse_answer(answer.data)
-        except nats.errors.NoRespondersError:
-            raise NoRespondersError(f"nobody answers on {subject}: no such stream, or no JetStream there") from None
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise BrokerUnavailableError(f"no answer on {subject}: {error or type(error).__name__}") from None
-        except ValueError as error:
-            raise BrokerUnavailableError(f"{error}, on {subject}") from None
-        if (no := said.get("error")) is not None:
-            raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
-        return said
+            async with asyncio.timeout(within):
+                answer = await self._exchange(subject, payload, headers)
+        except TimeoutError:
+            raise BrokerUnavailableError(f"no answer on {subject} within {within:g} s") from None
+        except (nats.errors.Error, OSError) as error:
+            raise BrokerUnavailableError(f"no answer on {subject}: {error}") from None
+        if (status := parse_status(answer.headers)) and status.code == 503:
+            raise NoRespondersError(f"nothing answers on {subject}: no such stream, or no JetStream there")
+        return answer
 
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish, and see it stored.
-
-        Raises:
-            ApiError: it is refused.
-            BrokerUnavailableError: nothing confirms it.
-        """
-        if not is_stored(await self.request(subject, payload, headers)):
-            raise BrokerUnavailableError(f"an answer that confirms nothing, on {subject}")
-
-    async def while_connected(self, asking: Coroutine[Any, Any, T]) -> T:
-        """An answer, which can only come over the connection of its question: no longer is waited than that lasts.
+    async def round_trip(self) -> None:
+        """Return when all that the server had sent before now has been read.
 
         Raises:
             ConnectionError: the connection was lost.
+            nats.errors.Error: nothing can be sent.
         """
-        answer, lost = asyncio.ensure_future(asking), asyncio.ensure_future(self._lost.wait())
-        try:
-            await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ConnectionError("the connection was lost")
-            return answer.result()
-        finally:
-            answer.cancel()
-            lost.cancel()
+        await self._exchange("", b"", None)
 
-    def complain(self, doing: str, error: object) -> None:
-        """Report trouble that is being tried again, the same no more than every few seconds."""
-        text = without_password(str(error) or type(error).__name__)
-        last, at = self._complaint
-        if text != last or trio.current_time() - at > _REMIND:
-            self._complaint = text, trio.current_time()
+    async def _exchange(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> Msg:
+        """Publish with a reply subject, and return what comes there; without a *subject*, publish right there."""
+        number = str(next(self._numbers))
+        inbox = f"{self._inbox}.{number}"
+        answer: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
+        self._unanswered[number] = answer
+        try:
+            if subject:
+                await self.client.publish(subject, payload, inbox, headers)
+            else:
+                await self.client.publish(inbox)
+            if (message := await answer) is None:
+                raise ConnectionError("the connection was lost")
+            return message
+        finally:
+            del self._unanswered[number]
+
+    def report_failure(self, doing: str, error: object) -> None:
+        """Emit an event about something that is being tried again, the same one every ten seconds at most."""
+        text, now = without_password(str(error) or type(error).__name__), asyncio.get_running_loop().time()
+        last, at = self._last_failure
+        if text != last or now - at > _REMIND:
+            self._last_failure = text, now
             self._emit(BrokerFailure(doing, text))
 
     @property
@@ -202,29 +191,52 @@ class Connection:
         url = self.client.connected_url
         return f"{url.hostname}:{url.port}" if url else ""
 
+    def _on_answer(self, message: Msg) -> None:
+        answer = self._unanswered.get(message.subject[len(self._inbox) + 1 :])
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
     async def _on_error(self, error: Exception) -> None:
         if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
             advice = "check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"
             self._refused.set_exception(MisconfiguredError(f"NATS refuses our credentials ({error}): {advice}"))
-        self.complain("talking to NATS" if self.up else "connecting to NATS", error)
+        self.report_failure("talking to NATS" if self.up else "connecting to NATS", error)
 
     async def _on_disconnected(self) -> None:
-        self._lost.set()
-        self._lost = asyncio.Event()
+        for answer in self._unanswered.values():
+            if not answer.done():
+                answer.set_result(None)
         nats_internals.forget_unsent(self.client)
         if not self._closing:
             self._emit(Disconnected())
-            self._tell(up=False)
+            self._changed(False)
 
     async def _on_reconnected(self) -> None:
-        self._emit(Connected(self._server, again=True))
-        self._tell(up=True)
+        self._emit(Connected(self._server, reconnected=True))
+        self._changed(True)
 
     async def _on_closed(self) -> None:
-        # Its word for the end. Its status says closed also while it waits to try a first connection once more.
+        # The client's is_closed is true also while it waits before another try at its first connection.
         self._closed = True
-        self._tell(up=False)
+        self._changed(False)
 
-    def _tell(self, *, up: bool) -> None:
-        for changed in self.changed:
-            changed(up)
+    # Until all callers use worker.nats.jetstream.
+
+    async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request to JetStream's API."""
+        return await self._answer(f"$JS.API.{subject}", msgspec.json.encode(payload) if payload else b"")
+
+    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish a message, and return when it is stored."""
+        if not is_stored(await self._answer(subject, payload, headers)):
+            raise BrokerUnavailableError(f"an answer that confirms nothing, on {subject}")
+
+    async def _answer(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        answer = await self.request(subject, payload, headers)
+        try:
+            said = parse_answer(answer.data)
+        except ValueError as error:
+            raise BrokerUnavailableError(f"{error}, on {subject}") from None
+        if (no := said.get("error")) is not None:
+            raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
+        return said

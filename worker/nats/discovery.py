@@ -25,9 +25,10 @@ from ..events import BrokerMisconfigured
 from ..model import PendingCount, Published, StoredCount
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals, topology
-from .connection import ApiError, Connection
-from .layout import FUNCTION, Layout
+from .connection import Connection
+from .layout import FUNCTION, ConsumerSet
 from .pull_consumer import PullConsumer
+from .wire import ApiError
 
 HEARD = 8
 """Messages after which an ear is used up."""
@@ -141,10 +142,10 @@ class SubjectDiscovery:
             self._ours = ours
             self.look_soon()
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """Which names are taken by retired consumers, and what those are called that others have made meanwhile."""
         self._taken = frozenset(each.name for each in layout.retired)
-        self._names = {each.covers[0]: each.name for each in layout.live if each.layout == FUNCTION}
+        self._names = {each.subjects[0]: each.name for each in layout.live if each.layout == FUNCTION}
 
     async def end(self) -> None:
         """Have no flows, and look for none."""
@@ -239,7 +240,7 @@ class SubjectDiscovery:
                 await ear.begin()
             await self._look()
         except (ApiError, BrokerUnavailableError, nats.errors.Error, OSError) as error:
-            self._connection.complain("looking at the stream", error)
+            self._connection.report_failure("looking at the stream", error)
         self._took = trio.current_time() - began
 
     # Making.
@@ -269,7 +270,7 @@ class SubjectDiscovery:
         except (ApiError, BrokerUnavailableError) as error:
             if isinstance(error, ApiError) and error.err_code == topology.TOO_MANY and await self._allow_more():
                 return _AT_ONCE
-            self._connection.complain(f"making a consumer for {flow}", error)
+            self._connection.report_failure(f"making a consumer for {flow}", error)
             return _LATER if self.crowded else _AGAIN
         self.crowded = False
         if puller := self._flows.find(flow):

@@ -22,10 +22,10 @@ from ..config import Settings
 from ..model import Delivery
 from ..ports import BrokerUnavailableError
 from . import nats_internals
-from .connection import ApiError, Connection
+from .connection import Connection
 from .migration import nanoseconds
 from .outbox import Outbox
-from .wire import consumer_of
+from .wire import ApiError, consumer_of
 
 _ANNOUNCED = 30.0
 """Seconds for which an announced name counts as retired, where we look at the consumers: retiring some dozens takes a

@@ -20,10 +20,11 @@ from nats.aio.msg import Msg
 from ..config import Settings
 from ..model import Quota
 from ..policy.names import is_name
-from ..policy.quota import limited, parse_most, parse_rate, write_rate
+from ..policy.quota import needs_tokens, parse_max_inflight, parse_rate, write_rate
 from ..ports import BrokerUnavailableError
 from . import nats_internals
-from .connection import ApiError, Connection
+from .connection import Connection
+from .wire import ApiError
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ def stream_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def write(what: PauseState | AgreedQuota) -> bytes:
+def encode(what: PauseState | AgreedQuota) -> bytes:
     """What was said, as the stream has it."""
     if isinstance(what, PauseState):
         return json.dumps({"paused": what.paused, "since": what.since}).encode()
@@ -95,7 +96,7 @@ def write(what: PauseState | AgreedQuota) -> bytes:
     return json.dumps({"max_inflight": what.quota.max_inflight, "rate": rate, "stored": what.stored}).encode()
 
 
-def read(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | AgreedQuota] | None:
+def decode(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | AgreedQuota] | None:
     """The function's label and what was said; None where it is nothing that we know. Later versions may write more."""
     below = subject.removeprefix(subject_for(queue, ""))
     label = below.removesuffix(_QUOTA)
@@ -105,24 +106,24 @@ def read(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | Agree
     try:
         said = json.loads(data)
         if label == below:
-            return label, PauseState(_of(bool, said["paused"]), str(said.get("since", ""))[:40])
+            return label, PauseState(typed(bool, said["paused"]), str(said.get("since", ""))[:40])
         most, rate = said["max_inflight"], said["rate"]
         quota = Quota(
-            max_inflight=None if most is None else parse_most(str(_of(int, most))),
-            rate=None if rate is None else parse_rate(_of(str, rate)),
+            max_inflight=None if most is None else parse_max_inflight(str(typed(int, most))),
+            rate=None if rate is None else parse_rate(typed(str, rate)),
         )
-        return label, AgreedQuota(quota, _of(int, said["stored"]))
+        return label, AgreedQuota(quota, typed(int, said["stored"]))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 
-def _of(kind: type[T], value: object) -> T:
+def typed(kind: type[T], value: object) -> T:
     if type(value) is not kind:
         raise TypeError(f"not a {kind.__name__}")
     return value
 
 
-async def keep(
+async def store(
     connection: Connection, settings: Settings, subject: str, data: bytes, headers: Mapping[str, str] | None = None
 ) -> None:
     """Store what was said; the stream is made where there is none.
@@ -168,7 +169,7 @@ class FunctionStates:
         paused: Callable[[frozenset[str]], None] = lambda _: None,
         agreed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.known: dict[str, PauseState] = {}
+        self.pauses: dict[str, PauseState] = {}
         """What operators said last, by the function's label."""
         self.quotas: dict[str, AgreedQuota] = {}
         """What functions may have."""
@@ -183,12 +184,16 @@ class FunctionStates:
         """Up to which we have read the stream that was made then."""
         self._told: tuple[frozenset[str], dict[str, AgreedQuota]] = frozenset(), {}
         self._due = self._heard = float("-inf")
-        connection.changed.append(self._on_change)
 
     async def open(self) -> None:
         """Begin to hear of changes, and learn what is so now. Without an answer we begin with nothing known."""
         await nats_internals.listen(self._connection.client, subject_for(self._queue, ">"), self._on_message)
         await self.refresh(trio.current_time())
+
+    def connection_changed(self, up: bool) -> None:
+        """Read the stream soon, once there is a connection: what was announced without one was not received."""
+        if up:
+            self._due = float("-inf")
 
     async def serve(self) -> None:
         """Keep up to date, for ever."""
@@ -202,10 +207,10 @@ class FunctionStates:
             return
         self._due = now + READ_AGAIN
         try:
-            if await self.look():
+            if await self.read_changes():
                 self._heard = float("-inf")
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("reading what was said about functions", error)
+            self._connection.report_failure("reading what was said about functions", error)
             self._due = now + _AGAIN
 
     async def agree(self, label: str, quota: Quota, stored: int) -> None:
@@ -218,17 +223,17 @@ class FunctionStates:
         subject, agreed = f"{subject_for(self._queue, label)}{_QUOTA}", AgreedQuota(quota, stored)
         for _ in range(_TRIES):
             known = self.quotas.get(label)
-            if (stored <= known.stored or quota == known.quota) if known else not limited(quota):
+            if (stored <= known.stored or quota == known.quota) if known else not needs_tokens(quota):
                 return
             last = {"Nats-Expected-Last-Subject-Sequence": str(self._subjects.get(subject, 0))}
             try:
-                await keep(self._connection, self._settings, subject, write(agreed), last)
+                await store(self._connection, self._settings, subject, encode(agreed), last)
             except ApiError as error:
                 if error.err_code not in _CHANGED:
                     raise
-            await self.look()
+            await self.read_changes()
 
-    async def look(self) -> bool:
+    async def read_changes(self) -> bool:
         """Read what is new; whether something was.
 
         Raises:
@@ -263,22 +268,24 @@ class FunctionStates:
                 self._sequence = last  # what was there has been taken out
                 return
             self._sequence = self._subjects[message["subject"]] = message["seq"]
-            match read(self._queue, message["subject"], base64.b64decode(message.get("data") or "")):
+            match decode(self._queue, message["subject"], base64.b64decode(message.get("data") or "")):
                 case label, PauseState() as control:
-                    self.known[label] = control
+                    self.pauses[label] = control
                 case label, AgreedQuota() as agreed:
                     self.quotas[label] = agreed
                 case None:
-                    self._connection.complain("reading what was said about functions", f"not ours: {message}"[:200])
+                    self._connection.report_failure(
+                        "reading what was said about functions", f"not ours: {message}"[:200]
+                    )
 
     def _forget(self, made: str) -> None:
         self._made, self._sequence = made, 0
-        self.known.clear()
+        self.pauses.clear()
         self.quotas.clear()
         self._subjects.clear()
 
     def _tell(self) -> None:
-        paused = frozenset(label for label, control in self.known.items() if control.paused)
+        paused = frozenset(label for label, control in self.pauses.items() if control.paused)
         before, self._told = self._told, (paused, dict(self.quotas))
         if paused != before[0]:
             self._paused(paused)
@@ -288,10 +295,6 @@ class FunctionStates:
 
     def _on_message(self, _: Msg) -> None:
         self._heard = trio.current_time()
-
-    def _on_change(self, up: bool) -> None:
-        if up:  # whatever was said meanwhile was not heard
-            self._due = float("-inf")
 
 
 def _quota(agreed: Mapping[str, AgreedQuota], label: str) -> Quota:

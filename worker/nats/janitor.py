@@ -11,10 +11,11 @@ import asyncio
 from ..config import Settings
 from ..ports import BrokerUnavailableError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .discovery import SubjectDiscovery
-from .layout import FUNCTION, Layout, read
+from .layout import FUNCTION, ConsumerSet, consumer_state
 from .migration import Migration
+from .wire import ApiError
 
 _AT_ONCE = 8
 """Consumers that are taken away at the same time."""
@@ -39,10 +40,10 @@ class Janitor:
         self._idle: dict[str, tuple[str, float | None]] = {}
         """Consumers of functions: the subject, and since when it has nothing stored, as far as we know."""
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """What consumers there are now."""
         self._idle = {
-            each.name: (each.covers[0], self._idle.get(each.name, ("", None))[1])
+            each.name: (each.subjects[0], self._idle.get(each.name, ("", None))[1])
             for each in layout.live
             if each.layout == FUNCTION
         }
@@ -74,9 +75,9 @@ class Janitor:
         except ApiError as error:
             gone = error.err_code == topology.NO_CONSUMER
             if not gone:
-                self._connection.complain(f"deleting the consumer {name}, which is idle", error)
+                self._connection.report_failure(f"deleting the consumer {name}, which is idle", error)
         except BrokerUnavailableError as error:
-            self._connection.complain(f"deleting the consumer {name}, which is idle", error)
+            self._connection.report_failure(f"deleting the consumer {name}, which is idle", error)
             return
         if gone:
             self._idle.pop(name, None)
@@ -99,5 +100,5 @@ class Janitor:
 
 
 def _has_nothing(info: dict[str, object]) -> bool:
-    found = read(info)
-    return found.layout == FUNCTION and not found.kept and not found.waiting
+    found = consumer_state(info)
+    return found.layout == FUNCTION and not found.num_ack_pending and not found.num_pending

@@ -44,31 +44,31 @@ class ConsumerState:
     name: str
     layout: str
     """To which it belongs: ``function``, ``static/<n>``, or ``retired``."""
-    covers: tuple[str, ...]
+    subjects: tuple[str, ...]
     """Subjects that it is for, or was; none where it is for all."""
-    handed_out: int
+    last_delivered: int
     """The last sequence that it has handed out for the first time."""
-    kept: int
+    num_ack_pending: int
     """Messages that it has handed out, and that are not over."""
-    waiting: int
+    num_pending: int
     """Messages that it has never handed out."""
     ack_wait: float
     mark: int = 0
     """Of a retired one: the last sequence that it had handed out when it was retired."""
-    wanted: str = ""
+    retired_for: str = ""
     """Of a retired one: the layout for which it was."""
     retired_at: int = 0
     """When it was (ns since the epoch, the server's clock)."""
-    recorded: bool = False
+    has_mode: bool = False
     """Whether its metadata tell of a mode, so that it is a worker's."""
 
-    def was_for(self, subject: str) -> bool:
+    def covers(self, subject: str) -> bool:
         """Whether it covers, or covered, a subject."""
-        return not self.covers or any(covers(each, subject) for each in self.covers)
+        return not self.subjects or any(covers(each, subject) for each in self.subjects)
 
-    def meets(self, other: ConsumerState) -> bool:
+    def overlaps(self, other: ConsumerState) -> bool:
         """Whether there may be a subject that both cover, or covered."""
-        return overlap(self.covers, other.covers)
+        return overlap(self.subjects, other.subjects)
 
 
 def filters_of(info: Mapping[str, Any]) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
     return not (some and others) or any(covers(one, other) or covers(other, one) for one in some for other in others)
 
 
-def read(info: Mapping[str, Any]) -> ConsumerState:
+def consumer_state(info: Mapping[str, Any]) -> ConsumerState:
     """From an answer of ``CONSUMER.INFO``, or an entry of ``CONSUMER.LIST``."""
     config = info["config"]
     metadata = config.get("metadata") or {}
@@ -92,12 +92,12 @@ def read(info: Mapping[str, Any]) -> ConsumerState:
     found = ConsumerState(
         name=info["name"],
         layout=static(_number(metadata.get(PARTITIONS), 1)) if mode == "static" else mode,
-        covers=filters,
-        handed_out=info["delivered"]["stream_seq"],
-        kept=info["num_ack_pending"],
-        waiting=info["num_pending"],
+        subjects=filters,
+        last_delivered=info["delivered"]["stream_seq"],
+        num_ack_pending=info["num_ack_pending"],
+        num_pending=info["num_pending"],
         ack_wait=config["ack_wait"] / 1e9,
-        recorded=MODE in metadata,
+        has_mode=MODE in metadata,
     )
     if mode != RETIRED:
         return found
@@ -106,9 +106,9 @@ def read(info: Mapping[str, Any]) -> ConsumerState:
         found.name,
         RETIRED,
         tuple(was),
-        found.handed_out,
-        found.kept,
-        found.waiting,
+        found.last_delivered,
+        found.num_ack_pending,
+        found.num_pending,
         found.ack_wait,
         _number(metadata.get(_MARK), 0),
         metadata.get(_FOR, ""),
@@ -116,7 +116,7 @@ def read(info: Mapping[str, Any]) -> ConsumerState:
     )
 
 
-def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> dict[str, Any]:
+def retired_config(queue: str, info: Mapping[str, Any], layout: str, now: int) -> dict[str, Any]:
     """The configuration that retires a consumer, which must stand still.
 
     Args:
@@ -125,7 +125,7 @@ def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> di
         layout: the one that is wanted instead.
         now: ns since the epoch.
     """
-    found = read(info)
+    found = consumer_state(info)
     config = {
         key: value
         for key, value in info["config"].items()
@@ -136,8 +136,8 @@ def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> di
         "metadata": (config.get("metadata") or {})
         | {
             MODE: RETIRED,
-            _MARK: str(found.handed_out),
-            _WAS: json.dumps(found.covers),
+            _MARK: str(found.last_delivered),
+            _WAS: json.dumps(found.subjects),
             _FOR: layout,
             _AT: str(now),
         },
@@ -145,7 +145,7 @@ def retirement(queue: str, info: Mapping[str, Any], layout: str, now: int) -> di
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ConsumerSet:
     """All consumers of a stream."""
 
     live: tuple[ConsumerState, ...] = ()
@@ -154,14 +154,14 @@ class Layout:
     """What others made for purposes of their own: it is left alone."""
 
     @classmethod
-    def of(cls, infos: Iterable[Mapping[str, Any]], durable: str) -> Layout:
+    def of(cls, infos: Iterable[Mapping[str, Any]], durable: str) -> ConsumerSet:
         """From the entries of ``CONSUMER.LIST``.
 
         Ours are those that say so, and what is named as the settings have it: OpenFaaS's own worker made that.
         """
         live, retired, foreign = list[ConsumerState](), list[ConsumerState](), list[ConsumerState]()
         for info in infos:
-            found = read(info)
+            found = consumer_state(info)
             ours = MODE in (info["config"].get("metadata") or {}) or found.name == durable
             (foreign if not ours else retired if found.layout == RETIRED else live).append(found)
         return cls(tuple(live), tuple(retired), tuple(foreign))
@@ -169,31 +169,30 @@ class Layout:
     @property
     def current(self) -> str | None:
         """The layout that the queue is in, or was last begun to be brought into; None where it is in none."""
-        if begun := [each for each in self.retired if each.wanted]:
-            return max(begun, key=lambda each: (each.retired_at, each.name)).wanted
+        if begun := [each for each in self.retired if each.retired_for]:
+            return max(begun, key=lambda each: (each.retired_at, each.name)).retired_for
         shared = {each.layout for each in self.live if each.layout != FUNCTION}
         return max(shared) if shared else FUNCTION if self.live else None
 
-    def held(self, subject: str, sequence: int, by: str) -> bool:
+    def is_held(self, subject: str, sequence: int, by: str) -> bool:
         """Whether a message, handed out *by* one consumer, is the business of another one, that was retired before."""
         before = next((each.retired_at for each in self.retired if each.name == by), inf)
-        return any(
-            sequence <= each.mark and each.retired_at < before and each.was_for(subject) for each in self.retired
-        )
+        return any(sequence <= each.mark and each.retired_at < before and each.covers(subject) for each in self.retired)
 
     @property
-    def over(self) -> list[ConsumerState]:
+    def finished(self) -> list[ConsumerState]:
         """The retired consumers that can be deleted: they keep nothing, and nothing theirs is an older one's."""
         return [
             each
             for each in self.retired
-            if not each.kept
+            if not each.num_ack_pending
             and not any(
-                other.kept and other.retired_at <= each.retired_at and each.meets(other) for other in self.retired
+                other.num_ack_pending and other.retired_at <= each.retired_at and each.overlaps(other)
+                for other in self.retired
             )
         ]
 
-    def stranger_to(self, layout: str, durable: str, queue: str) -> list[ConsumerState]:
+    def misplaced(self, layout: str, durable: str, queue: str) -> list[ConsumerState]:
         """The live consumers that have no place in a layout. Those that are no worker's are none of our business.
 
         Args:
@@ -202,7 +201,7 @@ class Layout:
             queue: the queue's name.
         """
         ours = [
-            each for each in self.live if each.recorded or each.name == durable or each.name.startswith(f"{durable}-")
+            each for each in self.live if each.has_mode or each.name == durable or each.name.startswith(f"{durable}-")
         ]
         if layout == FUNCTION:
             return [each for each in ours if each.layout != FUNCTION]
@@ -213,7 +212,7 @@ class Layout:
             each
             for each in ours
             if each.layout != layout
-            and not (each.layout == FUNCTION and not any(covers(one, each.covers[0]) for one in taken))
+            and not (each.layout == FUNCTION and not any(covers(one, each.subjects[0]) for one in taken))
         ]
 
 

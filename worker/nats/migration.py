@@ -20,8 +20,19 @@ from nats.aio.subscription import Subscription
 from ..config import Settings
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import nats_internals, topology
-from .connection import ApiError, Connection, NoRespondersError
-from .layout import FUNCTION, RETIRED, ConsumerState, Layout, filters_of, overlap, read, retirement, static
+from .connection import Connection, NoRespondersError
+from .layout import (
+    FUNCTION,
+    RETIRED,
+    ConsumerSet,
+    ConsumerState,
+    consumer_state,
+    filters_of,
+    overlap,
+    retired_config,
+    static,
+)
+from .wire import ApiError
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
@@ -92,7 +103,7 @@ class Migration:
             return True  # perhaps: it may stand still
         return True
 
-    async def aim(self, layout: Layout) -> str:
+    async def aim(self, layout: ConsumerSet) -> str:
         """Which layout is to be served now."""
         current = layout.current
         aim = self.wanted
@@ -105,7 +116,7 @@ class Migration:
 
     # What there is.
 
-    async def look(self) -> Layout:
+    async def look(self) -> ConsumerSet:
         """All consumers.
 
         Raises:
@@ -123,7 +134,7 @@ class Migration:
         await self._remove_refused(missing, infos)
         if missing:
             raise BrokerUnavailableError(f"{len(missing)} consumers have no leader now")
-        return Layout.of(infos, self.settings.nats_durable)
+        return ConsumerSet.of(infos, self.settings.nats_durable)
 
     async def _remove_refused(self, missing: list[str], infos: list[dict[str, Any]]) -> None:
         """Delete consumers that a cluster has on its list, and that no server of it took on.
@@ -169,8 +180,8 @@ class Migration:
             )
         await asyncio.sleep(_FLUSHED)
         info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
-        if read(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
-            config = retirement(self.settings.queue_name, info, aim, nanoseconds(info["ts"]))
+        if consumer_state(info).layout != RETIRED and info.get("paused") and trio.current_time() - since < _MEANT:
+            config = retired_config(self.settings.queue_name, info, aim, nanoseconds(info["ts"]))
             await self._connection.ask(
                 f"CONSUMER.CREATE.{self.settings.nats_stream}.{name}",
                 {"stream_name": self.settings.nats_stream, "config": config, "action": "update"},
@@ -196,21 +207,23 @@ class Migration:
         """
         await self.pause(name, _RESUMED)
 
-    async def clear(self, layout: Layout) -> bool:
+    async def clear(self, layout: ConsumerSet) -> bool:
         """Delete the retired consumers that keep nothing; whether there were any."""
-        if layout.over:
+        if layout.finished:
             await asyncio.sleep(_TAKEN_OFF)
-        for each in layout.over:
+        for each in layout.finished:
             try:
-                now = read(await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{each.name}"))
+                now = consumer_state(
+                    await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{each.name}")
+                )
             except ApiError as error:
                 if error.err_code != topology.NO_CONSUMER:
                     raise
                 continue
-            if (now.layout, now.retired_at, now.kept) != (each.layout, each.retired_at, 0):
+            if (now.layout, now.retired_at, now.num_ack_pending) != (each.layout, each.retired_at, 0):
                 continue  # another worker has deleted it, and it was made anew
             await self.delete(each.name)
-        return bool(layout.over)
+        return bool(layout.finished)
 
     async def delete(self, name: str) -> None:
         """Delete a consumer, if it is there."""
@@ -225,7 +238,7 @@ class Migration:
         info = await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{name}")
         left_out = ("filter_subject", "filter_subjects", "pause_until")
         config = {key: value for key, value in info["config"].items() if key not in left_out}
-        if read(info).layout != RETIRED:
+        if consumer_state(info).layout != RETIRED:
             await self._connection.ask(
                 f"CONSUMER.CREATE.{self.settings.nats_stream}.{name}",
                 {"stream_name": self.settings.nats_stream, "config": config, "action": "update"},

@@ -86,7 +86,6 @@ class Outbox:
         self._unsettled = 0
         self._all_settled = trio.Event()
         self._numbers = count()
-        self._echoes: dict[int, asyncio.Event] = {}
         self._wake = asyncio.Event()
         self._inbox = ""
         self._streams = count()
@@ -97,7 +96,6 @@ class Outbox:
         """What else is to be sent at each wake-up, after all settlements."""
         self.over: Callable[[Delivery], None] | None = None
         """Called with what has ended for good, once that is confirmed."""
-        connection.changed.append(self._on_change)
 
     @property
     def crowded(self) -> bool:
@@ -133,8 +131,8 @@ class Outbox:
         if not self._wake.is_set():
             self._wake.set()
 
-    async def settled(self) -> None:
-        """See :meth:`worker.ports.Queue.settled`."""
+    async def wait_settled(self) -> None:
+        """See :meth:`worker.ports.Queue.wait_settled`."""
         while self._unsettled:
             self._all_settled = trio.Event()
             await self._all_settled.wait()
@@ -159,16 +157,6 @@ class Outbox:
             if self._connection.up:
                 for send in self.after:
                     await send()
-
-    async def echo(self) -> None:
-        """Return when the server has answered all that it sent us before now: what was on its way has come."""
-        number = next(self._numbers)
-        self._echoes[number] = asyncio.Event()
-        try:
-            await self._connection.client.publish(f"{self._inbox}.{number}", b"")
-            await self._echoes[number].wait()
-        finally:
-            del self._echoes[number]
 
     def repeat(self, now: float) -> None:
         """Say again what was not confirmed in time; to be called a few times a second."""
@@ -201,16 +189,13 @@ class Outbox:
                 token[len(self._epoch) :], said.payload(now), f"{self._inbox}.{number}"
             )
         except (nats.errors.Error, OSError) as error:
-            self._connection.complain("settling", error)  # it stays unconfirmed, and is said again
+            self._connection.report_failure("settling", error)  # it stays unconfirmed, and is said again
 
     def _on_confirmation(self, message: Msg) -> None:
         last = message.subject[len(self._inbox) + 1 :]
         if not (last.isascii() and last.isdigit()):
             return  # anyone who may publish there can; it answers nothing of ours
         number = int(last)
-        if echo := self._echoes.get(number):
-            echo.set()
-            return
         if message.headers and message.headers.get("Status"):
             return  # 503: nobody heard it, for want of a consumer or a leader; it is said again
         if said := self._unconfirmed.pop(number, None):
@@ -235,7 +220,8 @@ class Outbox:
         if not self._unsettled:
             self._all_settled.set()
 
-    def _on_change(self, up: bool) -> None:
+    def connection_changed(self, up: bool) -> None:
+        """Send again all that is not confirmed, once there is a connection."""
         if up:
             self.repeat(float("inf"))
             self.wake()

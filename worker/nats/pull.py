@@ -19,11 +19,11 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..model import CreditReturned, Delivery, Notice
-from ..policy.quota import is_flow
+from ..policy.quota import is_token_flow
 from . import nats_internals
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, Credit, PullInbox
-from .layout import Layout
+from .layout import ConsumerSet
 from .outbox import Outbox
 from .wire import consumer_of, parse_ack_subject, parse_status
 
@@ -45,7 +45,7 @@ class DeliveryBuffer:
         self._here: list[Delivery | Notice] = []
         self._receivers = trio.lowlevel.ParkingLot()
         self._left: list[tuple[float, Subscription]] = []
-        self.retiring: Layout | None = None
+        self.retiring: ConsumerSet | None = None
         """Where there are retired consumers: whose messages are not ours, whoever hands them out."""
 
     def put(self, what: Delivery | Notice) -> None:
@@ -146,8 +146,8 @@ class Pull:
         """Whether there is something to ask for."""
         return self._credit.unasked > 0
 
-    def want(self, more: int) -> None:
-        """See :meth:`worker.ports.Consumer.want`."""
+    def add_credit(self, more: int) -> None:
+        """See :meth:`worker.ports.Consumer.add_credit`."""
         self._credit.want(more)
 
     def bind(self, subject: str) -> None:
@@ -181,7 +181,7 @@ class Pull:
                 inbox, _ = self._inboxes[request.lane.number]
                 await self._connection.client.publish(self._subject, json.dumps(body).encode(), inbox)
             except (nats.errors.Error, OSError) as error:
-                self._connection.complain("pulling", error)
+                self._connection.report_failure("pulling", error)
                 self._credit.ended(request.lane)
                 return False
         return True
@@ -246,18 +246,18 @@ class Pull:
         try:
             identity, count, behind = parse_ack_subject(message.reply)
         except ValueError as error:
-            self._connection.complain("reading a delivery", error)
-            self.want(1)
+            self._connection.report_failure("reading a delivery", error)
+            self.add_credit(1)
             self._asks(self)
             return
         retiring = self._arrivals.retiring
         if (
             retiring is not None
-            and not is_flow(self.flow)
-            and retiring.held(message.subject, identity[0], consumer_of(message.reply))
+            and not is_token_flow(self.flow)
+            and retiring.is_held(message.subject, identity[0], consumer_of(message.reply))
         ):
             self._outbox.put_off(message.reply, _PUT_OFF)
-            self.want(1)
+            self.add_credit(1)
         else:
             token = self._outbox.token(message.reply)
             self._arrivals.put(Delivery(identity, token, count, now, message.subject, message.data, self.flow, behind))
@@ -275,5 +275,5 @@ class Pull:
         if status.consumer_gone:
             self._lost(self)
         elif status.trouble and status.code != 409:
-            self._connection.complain("pulling", f"{status.code} {status.description}")
+            self._connection.report_failure("pulling", f"{status.code} {status.description}")
         self._asks(self)

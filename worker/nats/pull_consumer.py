@@ -16,7 +16,7 @@ from trio_asyncio import aio_as_trio
 from ..model import Delivery, FlowEnded, Notice
 from .connection import Connection
 from .credit import FEW_LANES, HEARTBEAT, LANES, PORTION, Credit
-from .layout import Layout
+from .layout import ConsumerSet
 from .outbox import Outbox
 from .pull import DeliveryBuffer, Pull
 
@@ -64,24 +64,23 @@ class PullConsumer:
         """What else is to be done, on the asyncio side, when it stops."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listened = 0.0
-        connection.changed.append(self._on_change)
         outbox.after.append(self._send)
 
     # The Trio side.
 
-    def want(self, more: int, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.want`."""
+    def add_credit(self, count: int, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.add_credit`."""
         if flow in self._void or self.stopped:
             return
         puller = self.open(flow)
-        puller.want(more)
+        puller.add_credit(count)
         if puller.bound:
             self._may_ask(puller)
         elif not puller.making:
             self._make(flow)
 
-    def recall(self, flow: str) -> None:
-        """See :meth:`worker.ports.Consumer.recall`."""
+    def recall_credit(self, flow: str) -> None:
+        """See :meth:`worker.ports.Consumer.recall_credit`."""
         if flow in self._void or self.stopped:
             return
         puller = self.open(flow)
@@ -107,7 +106,7 @@ class PullConsumer:
 
     # The asyncio side.
 
-    def know(self, layout: Layout) -> None:
+    def know(self, layout: ConsumerSet) -> None:
         """How the queue is divided now: what retired consumers have is not for others to hand to us."""
         self._arrivals.retiring = layout if layout.retired else None
 
@@ -205,7 +204,7 @@ class PullConsumer:
             if self._connection.up:
                 for puller in pullers:
                     await puller.withdraw()
-                await self._connection.while_connected(self._outbox.echo())
+                await self._connection.round_trip()
         except (nats.errors.Error, OSError):
             pass  # nothing that was asked for comes over a connection that is lost
         for puller in pullers:
@@ -219,13 +218,14 @@ class PullConsumer:
             await self.leaving()
         for puller in [*self._open]:
             await puller.withdraw()
-        await self._outbox.echo()
+        await self._connection.round_trip()
 
     def _forget(self, puller: Pull) -> None:
         self._asks.pop(puller, None)
         self._open.pop(puller, None)
 
-    def _on_change(self, up: bool) -> None:
+    def connection_changed(self, up: bool) -> None:
+        """Expect nothing more of open requests, once the connection is lost."""
         if not up:
             self._begun = False
             for puller in self._pullers.values():

@@ -22,12 +22,13 @@ from ..model import Backlog, DeadLetter, PausedFunctions
 from ..policy.report import dead_letter_headers
 from ..ports import BrokerUnavailableError, Consumer, Emit, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .function_state import FunctionStates
 from .options import connect_options
 from .outbox import Outbox
 from .quotas import Quotas
 from .serving import Serving
+from .wire import ApiError
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -67,7 +68,8 @@ class NatsQueue:
         self._settings, self._emit = settings, emit
         self._found = settings
         """The settings with the stream's name as it is at the server."""
-        self._connection = Connection(connect_options(settings, name=f"queue-worker {settings.queue_name}"), emit)
+        options = connect_options(settings, name=f"queue-worker {settings.queue_name}")
+        self._connection = Connection(options, emit, self._on_connection)
         self._outbox = Outbox(self._connection, emit)
         self._serving = Serving(
             self._connection, self._outbox, settings, emit=emit, look=self._backlog, lost=self._rebind
@@ -80,7 +82,6 @@ class NatsQueue:
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
         """When, as the server writes it: tells a stream from one made anew under its name."""
-        self._connection.changed.append(lambda _: self._rebind())
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
 
@@ -93,9 +94,9 @@ class NatsQueue:
         """See :meth:`worker.ports.Queue.consume`."""
         return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
-    async def settled(self) -> None:
-        """See :meth:`worker.ports.Queue.settled`."""
-        await self._outbox.settled()
+    async def wait_settled(self) -> None:
+        """See :meth:`worker.ports.Queue.wait_settled`."""
+        await self._outbox.wait_settled()
         await aio_as_trio(self._serving.sweep.done)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
@@ -180,9 +181,16 @@ class NatsQueue:
             self._stream_made = made
             await self._serving.bind(again=again)
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("looking for the stream and its consumer", error)
+            self._connection.report_failure("looking for the stream and its consumer", error)
             return False
         return True
+
+    def _on_connection(self, up: bool) -> None:
+        self._outbox.connection_changed(up)
+        self._serving.flows.connection_changed(up)
+        self._controls.connection_changed(up)
+        self.quotas.connection_changed(up)
+        self._rebind()
 
     def _rebind(self) -> None:
         if not self._connection.up:

@@ -19,12 +19,13 @@ import trio
 
 from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
-from ..policy.quota import CAP, RATE, RATE_WAIT, number_of, split_flow, tokens, uses
+from ..policy.quota import CAP, RATE, RATE_WAIT, split_token_flow, token_count, token_number, uses_of_token
 from ..ports import BrokerUnavailableError, MisconfiguredError
-from .connection import ApiError, Connection
+from .connection import Connection
 from .function_state import FunctionStates
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
+from .wire import ApiError
 
 _AT_ONCE = 256
 """Tokens that are published at once."""
@@ -108,17 +109,16 @@ class Quotas:
         """Flows whose tokens we have seen to."""
         self._wake = asyncio.Event()
         controls.agreed = self._on_agreed
-        connection.changed.append(lambda up: self._wake.set() if up else None)
 
     # The Trio side.
 
-    def of(self, function: str) -> Quota | None:
-        """See :meth:`worker.ports.Quotas.of`."""
+    def agreed(self, function: str) -> Quota | None:
+        """See :meth:`worker.ports.Quotas.agreed`."""
         agreed = self._controls.quotas.get(function)
         return agreed.quota if agreed else None
 
-    def said(self, function: str, quota: Quota, stored: int) -> None:
-        """See :meth:`worker.ports.Quotas.said`."""
+    def propose(self, function: str, quota: Quota, stored: int) -> None:
+        """See :meth:`worker.ports.Quotas.propose`."""
         known = self._controls.quotas.get(function)
         if (quota.max_inflight, quota.rate) == (
             (known.quota.max_inflight, known.quota.rate) if known else (None, None)
@@ -131,8 +131,8 @@ class Quotas:
                 self._news[function] = msgspec.structs.replace(quota, weight=1), stored
             self._wake.set()
 
-    def give(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        """See :meth:`worker.ports.Quotas.give`."""
+    def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
+        """See :meth:`worker.ports.Quotas.give_back`."""
         if self._uses(token):
             self._outbox.settle(token, Nak(delay), before=before)
         else:
@@ -140,8 +140,8 @@ class Quotas:
             self._wake.set()
 
     def _uses(self, token: Delivery) -> int:
-        kind, label = split_flow(token.flow)
-        return uses(self.of(label) or Quota(), kind, number_of(token.subject))
+        kind, label = split_token_flow(token.flow)
+        return uses_of_token(self.agreed(label) or Quota(), kind, token_number(token.subject))
 
     # The asyncio side.
 
@@ -155,6 +155,11 @@ class Quotas:
         """A flow's consumer is gone."""
         if (puller := self._flows.find(flow)) and puller.wanted:
             self.make(flow)
+
+    def connection_changed(self, up: bool) -> None:
+        """Continue with what was not done, once there is a connection."""
+        if up:
+            self._wake.set()
 
     async def run(self) -> None:
         """Agree, make tokens, and take off those that are too many, until cancelled."""
@@ -182,8 +187,8 @@ class Quotas:
 
     def _on_agreed(self, label: str) -> None:
         self._newest.pop(label, None)
-        self._flows.tell(QuotaChanged(label, self.of(label) or Quota()))
-        self._unmade |= {flow: None for flow in self._made if split_flow(flow)[1] == label}
+        self._flows.tell(QuotaChanged(label, self.agreed(label) or Quota()))
+        self._unmade |= {flow: None for flow in self._made if split_token_flow(flow)[1] == label}
         self._wake.set()
 
     async def _agree_all(self) -> None:
@@ -191,7 +196,7 @@ class Quotas:
             try:
                 await self._controls.agree(label, quota, stored)
             except (ApiError, BrokerUnavailableError) as error:
-                self._connection.complain(f"agreeing on the limits of {label}", error)
+                self._connection.report_failure(f"agreeing on the limits of {label}", error)
                 self._again()
                 if isinstance(error, BrokerUnavailableError):  # nobody is there; else it is about this one
                     return
@@ -204,9 +209,9 @@ class Quotas:
         if not self._surplus:
             return
         try:
-            await self._controls.look()
+            await self._controls.read_changes()
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("reading what was said about functions", error)
+            self._connection.report_failure("reading what was said about functions", error)
             self._again()
             return
         surplus, self._surplus = self._surplus, []
@@ -230,7 +235,7 @@ class Quotas:
         try:
             subject = await self._make(flow)
         except (ApiError, BrokerUnavailableError, MisconfiguredError) as error:
-            self._connection.complain(f"making tokens for {flow}", error)
+            self._connection.report_failure(f"making tokens for {flow}", error)
             return False
         if puller := self._flows.find(flow):
             puller.making = False
@@ -240,8 +245,8 @@ class Quotas:
 
     async def _make(self, flow: str) -> str | None:
         """See that a flow's consumer and tokens are there; where to ask for them, or None where there is no limit."""
-        kind, label = split_flow(flow)
-        if not (quota := self.of(label)) or not (many := tokens(quota, kind)):
+        kind, label = split_token_flow(flow)
+        if not (quota := self.agreed(label)) or not (many := token_count(quota, kind)):
             return None
         leased = max(self._settings.ack_wait, self._flows.ack_wait)
         ack_wait = quota.rate.window + RATE_WAIT if quota.rate and kind == RATE else leased

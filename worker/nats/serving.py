@@ -12,19 +12,20 @@ from ..config import Settings
 from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
 from ..model import PendingCount, StoredCount
 from ..policy.names import covers, partition_of
-from ..policy.quota import is_flow
+from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
-from .connection import ApiError, Connection
+from .connection import Connection
 from .credit import PORTION
 from .discovery import SubjectDiscovery
 from .finished_deleter import FinishedDeleter
 from .janitor import Janitor
-from .layout import FUNCTION, ConsumerState, Layout, static
+from .layout import FUNCTION, ConsumerSet, ConsumerState, static
 from .migration import Migration
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
+from .wire import ApiError
 
 _CHECK = 3.0
 """Seconds between two looks at the consumers."""
@@ -129,7 +130,7 @@ class Serving:
         except MisconfiguredError as error:
             self._emit(BrokerMisconfigured(str(error)))
         except (ApiError, BrokerUnavailableError) as error:
-            self._connection.complain("looking at the consumers", error)
+            self._connection.report_failure("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
 
     async def look_again(self) -> None:
@@ -144,7 +145,7 @@ class Serving:
         layout = await self._switch.look()
         aim = await self._switch.aim(layout)
         durable, queue = self._settings.nats_durable, self._settings.queue_name
-        if strangers := layout.stranger_to(aim, durable, queue):
+        if strangers := layout.misplaced(aim, durable, queue):
             self._emit(
                 ConfigDrift(f"the queue goes over from {layout.current} to {aim}: {len(strangers)} consumers retire")
             )
@@ -163,7 +164,7 @@ class Serving:
             self.functions.begin(self._is_flow)
         self._janitor.know(layout)
 
-    def _know(self, layout: Layout) -> None:
+    def _know(self, layout: ConsumerSet) -> None:
         self.flows.know(layout)
         self.functions.know(layout)
         self.sweep.know({each.name for each in layout.retired})
@@ -171,9 +172,9 @@ class Serving:
             flow = retired_flow(each.name)
             if each.name not in self._kept:
                 self.flows.open(flow).bind(self._pull_from(each.name))
-            if self._kept.get(each.name) != each.kept or not self.flows.open(flow).outstanding:
-                self.flows.tell(StoredCount(flow, each.kept))
-            self._kept[each.name] = each.kept
+            if self._kept.get(each.name) != each.num_ack_pending or not self.flows.open(flow).outstanding:
+                self.flows.tell(StoredCount(flow, each.num_ack_pending))
+            self._kept[each.name] = each.num_ack_pending
         for name in self._kept.keys() - {each.name for each in layout.retired}:
             self._drop(name)
         waits = [each.ack_wait for each in (*layout.live, *layout.retired)]
@@ -190,7 +191,7 @@ class Serving:
             if self.flows.find(_SHARED):
                 self.flows.close(_SHARED)
 
-    async def _share(self, aim: str, layout: Layout, *, again: bool) -> None:
+    async def _share(self, aim: str, layout: ConsumerSet, *, again: bool) -> None:
         names = {each.name: each for each in (*layout.live, *layout.retired, *layout.foreign)}
         name = topology.consumer_config(self._settings, aim)["name"]
         alone = not names.keys() - {name}
@@ -208,7 +209,7 @@ class Serving:
         self._emit(ConsumerBound(self._settings.nats_stream, name, self.flows.ack_wait))
 
     def _is_filtered(self, found: ConsumerState) -> bool:
-        return set(found.covers) == set(topology.subjects(self._settings))
+        return set(found.subjects) == set(topology.subjects(self._settings))
 
     def _is_flow(self, subject: str) -> bool:
         """Whether a subject is a flow of its own, and ours."""
@@ -229,7 +230,7 @@ class Serving:
     # What the flows tell.
 
     def _make(self, flow: str) -> None:
-        if is_flow(flow):
+        if is_token_flow(flow):
             if self.quotas:
                 self.quotas.make(flow)
         elif flow != _SHARED and not flow.startswith(retired_flow("")):
@@ -241,7 +242,7 @@ class Serving:
             self._lost()
         elif flow.startswith(retired_flow("")):
             self._drop(flow.removeprefix(retired_flow("")))
-        elif is_flow(flow):
+        elif is_token_flow(flow):
             if self.quotas:
                 self.quotas.lost(flow)
         else:

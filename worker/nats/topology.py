@@ -19,8 +19,9 @@ from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
 from ..ports import Emit, MisconfiguredError
-from .connection import ApiError, Connection
+from .connection import Connection
 from .layout import FUNCTION, MODE, PARTITIONS, static
+from .wire import ApiError
 
 NO_STREAM, NO_CONSUMER = 10059, 10014
 """JetStream's error codes for what is not there."""
@@ -330,7 +331,7 @@ async def make_dead_letters(connection: Connection, settings: Settings, emit: Em
         "stream",
         name,
         dead_letter_config(settings),
-        lambda: emit(Created("stream", name, again=False)),
+        lambda: emit(Created("stream", name, recreated=False)),
     )
 
 

@@ -1,13 +1,18 @@
-"""What JetStream writes into subjects and headers. Foreign text in, values out; nothing here waits."""
+"""JetStream's formats: reply subjects, statuses, and the JSON of its API. Bytes in, values out; nothing here waits."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct, field
 
 from ..model import MessageId
+
+T = TypeVar("T")
 
 ACK_PREFIX = "$JS.ACK."
 _LONGEST = 20
@@ -72,21 +77,223 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
     return Status(int(code), headers.get("Description", ""))
 
 
-def parse_answer(data: bytes) -> dict[str, Any]:
-    """What JetStream answers to a request or a publish: an object, its ``error``, where there is one, another.
+class ErrorCode(IntEnum):
+    """JetStream's ``err_code``, by the names of nats-server's errors.json; those that are treated differently."""
+
+    UNKNOWN = 0
+    """Any other."""
+    CONSUMER_NOT_FOUND = 10014
+    MAXIMUM_CONSUMERS_LIMIT = 10026
+    NO_MESSAGE_FOUND = 10037
+    STREAM_MESSAGE_EXCEEDS_MAXIMUM = 10054
+    STREAM_NAME_EXIST = 10058
+    """A stream of that name has another configuration."""
+    STREAM_NOT_FOUND = 10059
+    STREAM_NOT_MATCH = 10060
+    """The subject belongs to another stream than the publisher expects."""
+    STREAM_SUBJECT_OVERLAP = 10065
+    STREAM_WRONG_LAST_SEQUENCE = 10071
+    STREAM_STORE_FAILED = 10077
+    """Among other reasons: the subject has as many messages as it may have."""
+    CONSUMER_WQ_MULTIPLE_UNFILTERED = 10099
+    CONSUMER_WQ_CONSUMER_NOT_UNIQUE = 10100
+    CONSUMER_ALREADY_EXISTS = 10148
+    """A consumer of that name has another configuration."""
+    STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:  # noqa: ARG003 -- the enum calls it so
+        return cls.UNKNOWN
+
+
+class ApiError(Exception):
+    """An error that JetStream answered to a request or a publish."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({code}/{err_code})")
+        self.err_code, self.description = ErrorCode(err_code), description
+
+
+class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A consumer's configuration: of what a worker creates, and the same fields of what a server sends."""
+
+    name: str = ""
+    durable_name: str = ""
+    deliver_policy: str = ""
+    ack_policy: str = ""
+    replay_policy: str = ""
+    deliver_subject: str = ""
+    filter_subject: str = ""
+    filter_subjects: tuple[str, ...] = ()
+    max_deliver: int | None = None
+    max_ack_pending: int | None = None
+    max_waiting: int | None = None
+    ack_wait: int = 0
+    """Nanoseconds."""
+    backoff: tuple[int, ...] = ()
+    inactive_threshold: int = 0
+    """Nanoseconds."""
+    metadata: dict[str, str] = {}
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The subjects that the consumer is filtered to; none where it has no filter."""
+        return self.filter_subjects or tuple(filter(None, [self.filter_subject]))
+
+
+class DeliveredSequence(Struct, frozen=True):
+    """How far a consumer has delivered."""
+
+    stream_seq: int = 0
+
+
+class ConsumerInfo(Struct, kw_only=True):
+    """A consumer as the server describes it."""
+
+    name: str
+    sent: msgspec.Raw = field(name="config")
+    """The whole configuration as the server sent it; an update has to send all of it back."""
+    config: ConsumerConfig = field(name="", default=ConsumerConfig())
+    """The fields of it that are used."""
+    delivered: DeliveredSequence
+    num_ack_pending: int
+    num_pending: int
+    paused: bool = False
+    ts: str = ""
+    """The server's time, as :func:`parse_time` reads it."""
+
+    def __post_init__(self) -> None:
+        self.config = msgspec.json.decode(self.sent, type=ConsumerConfig)
+
+    @property
+    def ack_wait(self) -> float:
+        """The ack wait (s)."""
+        return self.config.ack_wait / 1e9
+
+
+class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A stream's configuration: of what a worker creates, and the same fields of what a server sends."""
+
+    name: str = ""
+    subjects: tuple[str, ...] = ()
+    retention: str = ""
+    discard: str = ""
+    discard_new_per_subject: bool = False
+    storage: str | None = None
+    num_replicas: int | None = None
+    max_consumers: int | None = None
+    max_msgs: int | None = None
+    max_bytes: int | None = None
+    max_age: int = 0
+    """Nanoseconds."""
+    max_msg_size: int | None = None
+    max_msgs_per_subject: int | None = None
+    duplicate_window: int = 0
+    """Nanoseconds."""
+    allow_direct: bool = False
+    sealed: bool = False
+    no_ack: bool = False
+
+
+class StreamState(Struct):
+    """What a stream stores."""
+
+    messages: int
+    last_seq: int
+    subjects: dict[str, int] = {}
+    """Messages by subject, where the request asked for them."""
+
+
+class StreamInfo(Struct, kw_only=True):
+    """A stream as the server describes it."""
+
+    sent: msgspec.Raw = field(name="config")
+    """The whole configuration as the server sent it; an update has to send all of it back."""
+    config: StreamConfig = field(name="", default=StreamConfig())
+    """The fields of it that are used."""
+    state: StreamState
+    created: str
+    """When the stream was created: tells it from a later one of the same name."""
+    total: int = 0
+    """How many subjects there are, on all pages."""
+
+    def __post_init__(self) -> None:
+        self.config = msgspec.json.decode(self.sent, type=StreamConfig)
+
+
+class ConsumerPage(Struct, frozen=True):
+    """A part of the list of a stream's consumers."""
+
+    consumers: list[ConsumerInfo] | None = None
+    missing: list[str] = []
+    """Consumers that have no leader now."""
+    total: int = 0
+
+
+class StoredMessage(Struct, frozen=True):
+    """A message of a stream."""
+
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+
+
+class PubAck(Struct, frozen=True):
+    """The confirmation that a stream stored a message."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+    """The stream had it already, by its message id."""
+
+
+class _Error(Struct, frozen=True):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Failure(Struct, frozen=True):
+    error: _Error | None = None
+
+
+def decode_answer(data: bytes, kind: type[T]) -> T:
+    """Decode JetStream's answer to a request or a publish.
 
     Raises:
-        ValueError: it is not JetStream's: anyone may answer on a subject.
+        ApiError: the answer is an error.
+        ValueError: the answer is not JetStream's; anyone may answer on a subject.
     """
     try:
-        said = json.loads(data)
-    except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or not isinstance(said.get("error"), dict | None):
-        raise ValueError("an answer that is not JetStream's")  # noqa: TRY004 -- of what came, so a value to callers
-    return said
+        if (error := msgspec.json.decode(data, type=_Failure).error) is not None:
+            raise ApiError(error.code, error.err_code, error.description)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise ValueError("an answer that is not JetStream's") from None
+
+
+def decode_config(sent: msgspec.Raw) -> dict[str, Any]:
+    """Decode a whole configuration, with the fields that no struct here knows."""
+    return dict(msgspec.json.decode(sent))
+
+
+# Until all callers use decode_answer.
+
+
+def parse_answer(data: bytes) -> dict[str, Any]:
+    """Decode JetStream's answer as it is.
+
+    Raises:
+        ValueError: the answer is not JetStream's; anyone may answer on a subject.
+    """
+    try:
+        msgspec.json.decode(data, type=_Failure)
+        return dict(msgspec.json.decode(data))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise ValueError("an answer that is not JetStream's") from None
 
 
 def is_stored(said: Mapping[str, Any]) -> bool:
-    """Whether an answer confirms that a message is stored: it then names the stream, and the sequence there."""
+    """Return whether an answer confirms that a message is stored: it then names the stream, and the sequence there."""
     return isinstance(said.get("stream"), str) and type(said.get("seq")) is int

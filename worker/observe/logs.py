@@ -133,7 +133,7 @@ def _ended(event: e.InvocationEnded) -> Row:
         fields |= _next(event.verdict)
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
-    if not event.attempted:
+    if not event.counts:
         fields["counts"] = False
     return "info", "Invoked", fields
 
@@ -160,8 +160,8 @@ def _posted(event: e.CallbackPosted) -> Row:
     }
     if event.delivered:
         return "info", "Posted result", fields
-    if event.again_in is not None:
-        return "warning", "Callback failed", fields | {"again_in": round(event.again_in, 3)}
+    if event.retry_in is not None:
+        return "warning", "Callback failed", fields | {"again_in": round(event.retry_in, 3)}
     return "error", "Callback given up", fields
 
 
@@ -179,16 +179,16 @@ def _dead(event: e.DeadLettered) -> Row:
 
 def _connected(event: e.Connected) -> Row:
     return (
-        ("warning" if event.again else "info"),
-        ("Reconnected" if event.again else "Connected"),
+        ("warning" if event.reconnected else "info"),
+        ("Reconnected" if event.reconnected else "Connected"),
         {"nats": event.server},
     )
 
 
 def _made(event: e.Created) -> Row:
-    if event.again:
-        return "warning", f"The {event.what} was gone, and has been made again", {event.what: event.name}
-    return "info", f"Made the {event.what}", {event.what: event.name}
+    if event.recreated:
+        return "warning", f"The {event.kind} was gone, and has been made again", {event.kind: event.name}
+    return "info", f"Made the {event.kind}", {event.kind: event.name}
 
 
 def _drain_ended(event: e.DrainEnded) -> Row:
@@ -218,11 +218,11 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
     e.InvocationStarted: _started,
     e.InvocationEnded: _ended,
     e.Settled: lambda v: ("debug", "Settled", {"verdict": type(v.verdict).__name__.lower()}),
-    e.Redelivered: lambda v: ("info", "Redelivered", {"known_as": v.how} | _where(v.delivery)),
+    e.Redelivered: lambda v: ("info", "Redelivered", {"known_as": v.state} | _where(v.delivery)),
     e.AnnotationIgnored: lambda v: (
         "warning",
         "Annotation ignored",
-        {"function": v.function, "annotation": v.annotation, "value": v.value[:80], "reason": v.accepted},
+        {"function": v.function, "annotation": v.annotation, "value": v.value[:80], "reason": v.reason},
     ),
     e.CallbackIgnored: lambda v: (
         "warning",
@@ -250,7 +250,7 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
     ),
     e.Connected: _connected,
     e.Disconnected: lambda _: ("warning", "Disconnected from NATS; intake pauses until it is back", {}),
-    e.BrokerFailure: lambda v: ("warning", "Trouble with NATS; trying again", {"doing": v.doing, "error": v.error}),
+    e.BrokerFailure: lambda v: ("warning", "Trouble with NATS; trying again", {"doing": v.action, "error": v.error}),
     e.BrokerMisconfigured: lambda v: (
         "error",
         "Cannot work with what is on NATS now; trying again",
@@ -274,7 +274,7 @@ ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
     e.DrainExpired: lambda v: (
         "warning" if v.running else "info",
         "Giving running invocations back",
-        {"running": v.running, "why": v.why},
+        {"running": v.running, "why": v.reason},
     ),
     e.DrainEnded: _drain_ended,
 }

@@ -47,7 +47,7 @@ class Metrics:
             e.InvocationStarted: self._started,
             e.InvocationEnded: self._ended,
             e.Settled: self._settled,
-            e.Redelivered: lambda event: self._of(self.redeliveries, event.how).inc(),
+            e.Redelivered: lambda event: self._of(self.redeliveries, event.state).inc(),
             e.CallbackPosted: self._posted,
             e.DeadLettered: self._dead_lettered,
             e.LimitLearned: self._learned,
@@ -130,7 +130,7 @@ class Metrics:
             self.processed.inc()
 
     def _posted(self, event: e.CallbackPosted) -> None:
-        result = "delivered" if event.delivered else "failed" if event.again_in is None else "retried"
+        result = "delivered" if event.delivered else "failed" if event.retry_in is None else "retried"
         self._of(self.callbacks, result).inc()
 
     def _dead_lettered(self, event: e.DeadLettered) -> None:
@@ -138,7 +138,7 @@ class Metrics:
 
     def _connected(self, event: e.Connected) -> None:
         self.connected.set(1)
-        if event.again:
+        if event.reconnected:
             self.reconnects.inc()
 
     def _backlog(self, event: e.BacklogRead) -> None:

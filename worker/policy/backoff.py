@@ -21,14 +21,14 @@ class Jitter(StrEnum):
 class Backoff:
     """Doubling waits (s), the first *initial*, none over *longest*."""
 
-    initial: float = 10.0
-    longest: float = 120.0
+    first_wait: float = 10.0
+    max_wait: float = 120.0
     jitter: Jitter = Jitter.EXPONENTIAL
 
     def ceiling(self, attempt: int) -> float:
         """The wait after failed attempt number *attempt* (from 1), before jitter."""
         # 2.0**64 seconds is past any cap; the bound keeps the power finite at attempt 10**6.
-        return float(min(self.longest, self.initial * 2.0 ** min(attempt - 1, 64)))
+        return float(min(self.max_wait, self.first_wait * 2.0 ** min(attempt - 1, 64)))
 
     def delay(self, attempt: int, *, draw: float) -> float:
         """The same after jitter, *dice* being in [0, 1)."""

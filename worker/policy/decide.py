@@ -52,7 +52,7 @@ def decide(outcome: Outcome, *, attempt: int, retry: Retry, draw: float, now: fl
             asked = _asked_wait(outcome, now)
             if asked is None:
                 return Nak(retry.backoff.delay(attempt, draw=draw))
-            return Nak(max(retry.backoff.initial, min(asked, LONGEST_RETRY_AFTER)))
+            return Nak(max(retry.backoff.first_wait, min(asked, LONGEST_RETRY_AFTER)))
 
 
 def sooner(outcome: Outcome, wait: float, *, now: float) -> Nak | None:

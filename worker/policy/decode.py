@@ -80,12 +80,12 @@ def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invo
         return Malformed(str(error))
 
 
-def options(connection: bytes) -> Iterator[bytes]:
+def connection_options(connection: bytes) -> Iterator[bytes]:
     """The headers, in lower case, that the value of a Connection header says are about that connection only."""
     return (option.strip().lower() for option in connection.split(b","))
 
 
-def made_call_id(delivery: Delivery) -> str:
+def derive_call_id(delivery: Delivery) -> str:
     """The call id of a message that brings none: the same at each of its deliveries, in each worker."""
     return str(uuid5(_NAMESPACE, f"{delivery.id[0]}/{delivery.id[1]}"))
 
@@ -102,7 +102,7 @@ def _invocation(
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
     label, address = known
     fields = _Fields(request.Header or {})
-    call_id = fields.call_id or made_call_id(delivery)
+    call_id = fields.call_id or derive_call_id(delivery)
     if not fields.call_id:
         fields.sent.append((b"X-Call-Id", call_id.encode()))
     if not fields.agent:
@@ -162,7 +162,7 @@ class _Fields:
         return True
 
     def _found_connection(self, value: str) -> bool:
-        self.named.update(options(value.encode()))
+        self.named.update(connection_options(value.encode()))
         return False
 
     def _found_ours(self, _: str) -> bool:

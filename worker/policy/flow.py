@@ -32,97 +32,97 @@ class Flow:
     """
 
     __slots__ = (
-        "asked",
-        "asked_at",
         "cap",
+        "check_at",
+        "credit",
+        "credited_at",
         "demand_key",
-        "entry",
+        "exists",
         "function",
-        "granted",
-        "learned",
-        "limited",
+        "last_grant",
+        "limiter",
         "min_slots",
         "name",
-        "open",
+        "needs_tokens",
         "paused",
-        "quiet",
-        "quiet_until",
-        "recalled",
+        "pending",
+        "recalling",
         "running",
+        "silence",
+        "silent_until",
         "stored",
-        "used",
-        "waiting",
-        "wake",
+        "ticket",
+        "usage",
         "weight",
     )
 
-    def __init__(self, name: str, function: str = "", learned: Limit | None = None, least: int = 0) -> None:
+    def __init__(self, name: str, function: str = "", limiter: Limit | None = None, min_slots: int = 0) -> None:
         self.name = name
         self.function = function
-        self.learned = learned
-        self.min_slots = least
+        self.limiter = limiter
+        self.min_slots = min_slots
         self.weight = 1
         self.cap: float = inf
         """Most slots that it may hold, whatever is learned."""
         self.paused = False
-        self.limited = False
+        self.needs_tokens = False
         """Whether it starts by tokens, for as many as its cap says."""
-        self.open = False
+        self.exists = False
         """Whether the queue has it."""
         self.running = 0
-        self.asked = 0
-        self.waiting: float = 0
+        self.credit = 0
+        self.pending: float = 0
         """Messages known to wait, those asked for included."""
         self.stored: float = 0
         """Messages stored when that was last told: waiting, running anywhere, or between two attempts."""
-        self.recalled = False
+        self.recalling = False
         """What is asked is on its way back."""
-        self.asked_at = -inf
-        self.quiet = 0.0
-        self.quiet_until = -inf
-        self.used = 0.0
+        self.credited_at = -inf
+        self.silence = 0.0
+        self.silent_until = -inf
+        self.usage = 0.0
         """Slot seconds by weight, on the scale of :attr:`Shares.pace`."""
-        self.granted = 0
+        self.last_grant = 0
         """When a slot was last granted, in turns."""
         self.demand_key: tuple[int, int] | None = None
         """Its weight and what it held when it was last counted among the hungry; None: it is not."""
-        self.entry = 0
+        self.ticket = 0
         """The number of its valid place in line."""
-        self.wake = inf
+        self.check_at = inf
         """When it is to be looked at again, though nothing has happened to it."""
 
     @property
     def limit(self) -> float:
         """Most slots that it may hold."""
-        return min(self.cap, self.own_limit)
+        return min(self.cap, self.limit_without_tokens)
 
     @property
-    def own_limit(self) -> float:
+    def limit_without_tokens(self) -> float:
         """The same, but for tokens."""
         if self.paused:
             return 0
-        return inf if self.learned is None else self.learned.limit
+        return inf if self.limiter is None else self.limiter.limit
 
     @property
     def held(self) -> int:
         """Slots that nobody else can have."""
-        return self.running + self.asked
+        return self.running + self.credit
 
     def demand(self, now: float) -> float:
         """How many more slots it could use at once, as far as is known."""
-        return min(self.known_demand(now), self.limit - self.held) if self.open and not self.recalled else 0
+        return min(self.pending_demand(now), self.limit - self.held) if self.exists and not self.recalling else 0
 
-    def known_demand(self, now: float) -> float:
+    def pending_demand(self, now: float) -> float:
         """How many more there may be for it."""
-        more = self.waiting - self.asked
-        if more < 1 and not self.asked and self.stored > self.running and now >= self.quiet_until:
+        more = self.pending - self.credit
+        if more < 1 and not self.credit and self.stored > self.running and now >= self.silent_until:
             return 1
         return more
 
-    def idle(self, now: float) -> float:
+    def idle_credit(self, now: float) -> float:
         """How many of the asked nobody will miss."""
-        if self.recalled:
+        if self.recalling:
             return 0
-        if now - self.asked_at >= PATIENCE:
-            return self.asked
-        return max(0, self.asked - max(self.waiting, int(self.stored > self.running)))
+        if now - self.credited_at >= PATIENCE:
+            return self.credit
+        return max(0, self.credit - max(self.pending, int(self.stored > self.running)))

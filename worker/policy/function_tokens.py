@@ -19,13 +19,13 @@ from math import inf
 from typing import Generic, TypeVar
 
 from ..model import Quota
-from .quota import CAP, RATE, USABLE, tokens, worth
+from .quota import CAP, RATE, USABLE, token_count, uses_per_token
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Given(Generic[T]):
+class TokenReturn(Generic[T]):
     """A token to be given back, to come again after *delay* (s), and not after *before*."""
 
     token: T
@@ -54,9 +54,9 @@ class FunctionTokens(Generic[T]):
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self.busy = 0
+        self.in_use = 0
         """Tokens of the cap that invocations hold."""
-        self.asked = {CAP: 0, RATE: 0}
+        self.requested = {CAP: 0, RATE: 0}
         """Wanted, and not come yet."""
         self.free: deque[T] = deque()
         """Tokens of the cap that no invocation holds."""
@@ -68,55 +68,55 @@ class FunctionTokens(Generic[T]):
         starts = self._starts(now) if self.quota.rate else inf
         return min(caps, starts)
 
-    def lacks(self, desired: int, now: float) -> dict[str, int]:
+    def request(self, desired: int, now: float) -> dict[str, int]:
         """How many more tokens of each kind to want, so that *wish* invocations can start; they count as wanted."""
         more: dict[str, int] = {}
         if self.quota.max_inflight is not None:
-            more[CAP] = min(desired, self.quota.max_inflight - self.busy) - len(self.free) - self.asked[CAP]
+            more[CAP] = min(desired, self.quota.max_inflight - self.in_use) - len(self.free) - self.requested[CAP]
         if self.quota.rate:
-            needed = -(-max(0, self._able(desired) - self._starts(now)) // worth(self.quota.rate))
-            more[RATE] = min(needed, tokens(self.quota, RATE)) - self.asked[RATE]
+            needed = -(-max(0, self._able(desired) - self._starts(now)) // uses_per_token(self.quota.rate))
+            more[RATE] = min(needed, token_count(self.quota, RATE)) - self.requested[RATE]
         more = {kind: count for kind, count in more.items() if count > 0}
         for kind, count in more.items():
-            self.asked[kind] += count
+            self.requested[kind] += count
         return more
 
-    def received(self, kind: str, token: T, uses: int, now: float) -> None:
+    def add(self, kind: str, token: T, uses: int, now: float) -> None:
         """A token came that is worth so many uses."""
-        self.asked[kind] = max(0, self.asked[kind] - 1)
+        self.requested[kind] = max(0, self.requested[kind] - 1)
         if kind == CAP:
             self.free.append(token)
         else:
             self._credits.append(_Credit(token, uses, now))
 
-    def returned(self, kind: str, count: int) -> None:
+    def take_back(self, kind: str, count: int) -> None:
         """So many that were wanted will not come."""
-        self.asked[kind] = max(0, self.asked[kind] - count)
+        self.requested[kind] = max(0, self.requested[kind] - count)
 
-    def start(self, now: float) -> tuple[T | None, Given[T] | None]:
+    def start(self, now: float) -> tuple[T | None, TokenReturn[T] | None]:
         """An invocation starts, for which there must be room: the token that it holds, and one that it has used up."""
         spent = self._use(now) if self.quota.rate else None
         if self.quota.max_inflight is None:
             return None, spent
-        self.busy += 1
+        self.in_use += 1
         return self.free.popleft(), spent
 
-    def ended(self, token: T) -> None:
+    def release(self, token: T) -> None:
         """An invocation that held a token is over; the token is free."""
-        self.busy -= 1
+        self.in_use -= 1
         self.free.append(token)
 
-    def lost(self, token: T, *, held: bool) -> None:
+    def remove(self, token: T, *, held: bool) -> None:
         """A token's lease is lost: nobody has it here. *held*: an invocation did."""
         if held:
-            self.busy -= 1
+            self.in_use -= 1
         else:
             self.free.remove(token)
 
-    def spare(self, desired: int, now: float) -> list[Given[T]]:
+    def take_spare(self, desired: int, now: float) -> list[TokenReturn[T]]:
         """What is to be given back where *wish* invocations would start if they could: what is more, or too old."""
         keep = max(0, desired) if self.quota.max_inflight is not None else 0
-        given = [Given(self.free.pop()) for _ in range(len(self.free) - keep)]
+        given = [TokenReturn(self.free.pop()) for _ in range(len(self.free) - keep)]
         desired = self._able(desired)
         starts, kept = 0, deque[_Credit[T]]()
         for credit in self._credits:
@@ -135,7 +135,7 @@ class FunctionTokens(Generic[T]):
     def _starts(self, now: float) -> int:
         return sum(credit.uses for credit in self._credits if now < credit.came + USABLE)
 
-    def _use(self, now: float) -> Given[T] | None:
+    def _use(self, now: float) -> TokenReturn[T] | None:
         credit = next(credit for credit in self._credits if now < credit.came + USABLE and credit.uses)
         credit.uses, credit.used = credit.uses - 1, now
         if credit.uses:
@@ -143,7 +143,7 @@ class FunctionTokens(Generic[T]):
         self._credits.remove(credit)
         return self._given(credit, now)
 
-    def _given(self, credit: _Credit[T], now: float) -> Given[T]:
+    def _given(self, credit: _Credit[T], now: float) -> TokenReturn[T]:
         window = self.quota.rate.window if self.quota.rate else 0.0
         delay = 0.0 if credit.used is None else max(0.0, credit.used + window - now)
-        return Given(credit.token, delay, credit.came + USABLE + window)
+        return TokenReturn(credit.token, delay, credit.came + USABLE + window)

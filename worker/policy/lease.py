@@ -14,12 +14,12 @@ class LeaseTerms:
     covers what we cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a while to die.
     """
 
-    lasts: float
+    ack_wait: float
 
-    def renew_at(self, sent: float) -> float:
+    def renew_at(self, sent_at: float) -> float:
         """When the next extension is due, the last one having been sent at *sent*."""
-        return sent + self.lasts / 3
+        return sent_at + self.ack_wait / 3
 
-    def lost_at(self, kept: float) -> float:
+    def lost_at(self, confirmed_at: float) -> float:
         """When we must take it for lost, the last confirmed extension (or the arrival) being from *kept*."""
-        return kept + self.lasts * 2 / 3
+        return confirmed_at + self.ack_wait * 2 / 3

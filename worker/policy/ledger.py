@@ -66,8 +66,8 @@ class Ledger:
         self._running: set[MessageId] = set()
         self._past: OrderedDict[MessageId, _GivenBack | Final] = OrderedDict()
 
-    def arrived(self, delivery: Delivery, *, now: float) -> Arrival:
-        """What to do with a delivery. After :class:`Fresh` it counts as running until it :meth:`ended`."""
+    def classify(self, delivery: Delivery, *, now: float) -> Arrival:
+        """What to do with a delivery. After :class:`Fresh` it counts as running until it :meth:`record`."""
         if delivery.id in self._running:
             return Running()
         past = self._past.get(delivery.id)
@@ -89,22 +89,22 @@ class Ledger:
         self._running.add(delivery.id)
         return Fresh(attempts + 1, remaining)
 
-    def ended(self, delivery: Delivery, attempt: int, verdict: Verdict, *, attempted: bool, now: float) -> None:
+    def record(self, delivery: Delivery, attempt: int, verdict: Verdict, *, counts: bool, now: float) -> None:
         """The message no longer runs here.
 
         Args:
             delivery: its newest delivery.
-            attempt: the number that :meth:`arrived` gave it.
+            attempt: the number that :meth:`classify` gave it.
             verdict: what was decided.
-            attempted: whether it counts as an attempt; what we gave back to shut down, or before starting it, does not.
-            now: the time of the verdict, on the clock that :meth:`arrived` is told.
+            counts: whether it counts as an attempt; what we gave back to shut down, or before starting it, does not.
+            now: the time of the verdict, on the clock that :meth:`classify` is told.
         """
         self._running.discard(delivery.id)
         match verdict:
             case Ack() | Term():
                 self._keep(delivery.id, verdict)
             case Nak(delay):
-                attempts = attempt if attempted else attempt - 1
+                attempts = attempt if counts else attempt - 1
                 self._keep(delivery.id, _GivenBack(delivery.num_delivered, attempts, now + delay))
             case _:  # abandoned: others have it, and what they do we cannot count
                 self._past.pop(delivery.id, None)

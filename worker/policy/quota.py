@@ -21,7 +21,7 @@ import msgspec
 
 from ..model import Quota, Rate
 from .names import split_function
-from .retry import Ignored
+from .retry import IgnoredAnnotation
 
 CAP, RATE = "cap", "rate"
 """The kinds of tokens."""
@@ -43,49 +43,53 @@ _SHOWN = 80
 """Characters of an ignored annotation that are told on."""
 
 
-def flow_of(kind: str, label: str) -> str:
+def token_flow(kind: str, label: str) -> str:
     """The flow of a function's tokens: ``quota/cap/echo.fn``. No subject of a queue begins so, as it has no slash."""
     return f"{_FLOWS}{kind}/{label}"
 
 
-def is_flow(flow: str) -> bool:
+def is_token_flow(flow: str) -> bool:
     """Whether a flow is one of tokens."""
     return flow.startswith(_FLOWS)
 
 
-def split_flow(flow: str) -> tuple[str, str]:
+def split_token_flow(flow: str) -> tuple[str, str]:
     """Kind and label of a flow of tokens."""
     kind, _, label = flow.removeprefix(_FLOWS).partition("/")
     return kind, label
 
 
-def number_of(subject: str) -> int:
+def token_number(subject: str) -> int:
     """Which of its flow's tokens it is that has this subject."""
     return int(subject.rpartition(".")[2])
 
 
-def limited(quota: Quota) -> bool:
+def needs_tokens(quota: Quota) -> bool:
     """Whether it takes tokens to run one."""
     return quota.max_inflight is not None or quota.rate is not None
 
 
-def tokens(quota: Quota, kind: str) -> int:
+def token_count(quota: Quota, kind: str) -> int:
     """How many tokens of a kind there are; without a limit, none."""
     if kind == CAP:
         return quota.max_inflight or 0
-    return -(-quota.rate.starts // worth(quota.rate)) if quota.rate else 0
+    return -(-quota.rate.starts // uses_per_token(quota.rate)) if quota.rate else 0
 
 
-def worth(rate: Rate) -> int:
+def uses_per_token(rate: Rate) -> int:
     """Uses of a token; the last one may have fewer."""
     return -(-rate.starts // MOST_TOKENS)
 
 
-def uses(quota: Quota, kind: str, number: int) -> int:
+def uses_of_token(quota: Quota, kind: str, number: int) -> int:
     """Uses of the token of that number; none where it is of an earlier quota, and is to be taken off the queue."""
     if kind == CAP:
         return int(number < (quota.max_inflight or 0))
-    return max(0, min(worth(quota.rate), quota.rate.starts - number * worth(quota.rate))) if quota.rate else 0
+    return (
+        max(0, min(uses_per_token(quota.rate), quota.rate.starts - number * uses_per_token(quota.rate)))
+        if quota.rate
+        else 0
+    )
 
 
 def parse_rate(text: str) -> Rate:
@@ -135,7 +139,7 @@ def _whole(most: int) -> Callable[[str], int]:
     return parse
 
 
-parse_most = _whole(MOST_INFLIGHT)
+parse_max_inflight = _whole(MOST_INFLIGHT)
 """A cap.
 
 Raises:
@@ -143,14 +147,14 @@ Raises:
 """
 _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),
-    "com.openfaas.queue.max_inflight": ("max_inflight", parse_most),
+    "com.openfaas.queue.max_inflight": ("max_inflight", parse_max_inflight),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
 
 
-def quota_of(annotations: Mapping[str, str]) -> tuple[Quota, tuple[Ignored, ...]]:
+def parse_quota(annotations: Mapping[str, str]) -> tuple[Quota, tuple[IgnoredAnnotation, ...]]:
     """What a function's annotations say, each used or ignored on its own, and those that were ignored."""
-    quota, ignored = Quota(), ()  # type: tuple[Quota, tuple[Ignored, ...]]
+    quota, ignored = Quota(), ()  # type: tuple[Quota, tuple[IgnoredAnnotation, ...]]
     if not annotations:
         return quota, ignored
     for annotation, (name, parse) in _ANNOTATIONS.items():
@@ -159,5 +163,5 @@ def quota_of(annotations: Mapping[str, str]) -> tuple[Quota, tuple[Ignored, ...]
         try:
             quota = msgspec.structs.replace(quota, **{name: parse(value)})
         except ValueError as error:
-            ignored += (Ignored(annotation, value[:_SHOWN], str(error)),)
+            ignored += (IgnoredAnnotation(annotation, value[:_SHOWN], str(error)),)
     return quota, ignored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import Callback, DeadLetter, Headers, Invocation, Outcome, Responded
 from .decide import status_of
-from .decode import HOP_BY_HOP, options
+from .decode import HOP_BY_HOP, connection_options
 
 _OURS = HOP_BY_HOP | {
     b"host",
@@ -22,7 +22,7 @@ _OURS = HOP_BY_HOP | {
 """Response headers that do not go into the callback: those about the connection, and those we write ourselves."""
 
 
-def callback_of(
+def make_callback(
     invocation: Invocation, outcome: Outcome, *, attempt: int, attempts: int, duration: float, user_agent: str
 ) -> Callback | None:
     """The POST that tells the end of *invocation*, None where it asked for none (contract, section 6)."""
@@ -73,7 +73,9 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
 
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(option for name, value in headers if name.lower() == b"connection" for option in options(value))
+    return frozenset(
+        option for name, value in headers if name.lower() == b"connection" for option in connection_options(value)
+    )
 
 
 def _printable(text: str) -> str:

@@ -28,13 +28,13 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class Ignored:
+class IgnoredAnnotation:
     """An annotation that could not be used."""
 
     annotation: str
     value: str
     """Or its beginning, where it is long."""
-    accepted: str
+    reason: str
 
 
 def parse_codes(text: str) -> frozenset[int]:
@@ -73,8 +73,8 @@ def _backoff(**change: float) -> Callable[[Retry], Retry]:
 _ANNOTATIONS: Mapping[str, Callable[[str], Callable[[Retry], Retry]]] = {
     "com.openfaas.retry.attempts": lambda text: _with(attempts=parse_attempts(text)),
     "com.openfaas.retry.codes": lambda text: _with(codes=parse_codes(text)),
-    "com.openfaas.retry.min_wait": lambda text: _backoff(initial=parse_duration(text)),
-    "com.openfaas.retry.max_wait": lambda text: _backoff(longest=parse_duration(text)),
+    "com.openfaas.retry.min_wait": lambda text: _backoff(first_wait=parse_duration(text)),
+    "com.openfaas.retry.max_wait": lambda text: _backoff(max_wait=parse_duration(text)),
 }
 
 
@@ -82,9 +82,9 @@ def _with(**change: Any) -> Callable[[Retry], Retry]:
     return lambda retry: replace(retry, **change)
 
 
-def annotated(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[Ignored, ...]]:
+def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[IgnoredAnnotation, ...]]:
     """The policy under a function's annotations, each used or ignored on its own, and those that were ignored."""
-    ignored: tuple[Ignored, ...] = ()
+    ignored: tuple[IgnoredAnnotation, ...] = ()
     if not annotations:
         return retry, ignored
     for annotation, parse in _ANNOTATIONS.items():
@@ -94,5 +94,5 @@ def annotated(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tupl
         try:
             retry = parse(_bounded(value))(retry)
         except ValueError as error:
-            ignored += (Ignored(annotation, value[:_SHOWN], str(error)),)
+            ignored += (IgnoredAnnotation(annotation, value[:_SHOWN], str(error)),)
     return retry, ignored

@@ -1,0 +1,230 @@
+"""The one JetStream client: requests to its API, confirmed publishes, paging, find-or-create.
+
+Runs on asyncio alone, so that the producer can use it, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..ports import BrokerUnavailableError, MisconfiguredError
+from .connection import Connection
+from .wire import (
+    ApiError,
+    ConsumerConfig,
+    ConsumerInfo,
+    ConsumerPage,
+    ErrorCode,
+    PubAck,
+    StoredMessage,
+    StreamConfig,
+    StreamInfo,
+    decode_answer,
+    decode_config,
+)
+
+T = TypeVar("T")
+
+_CONFLICTS = {
+    ErrorCode.STREAM_SUBJECT_OVERLAP: "the subjects overlap with those of another stream",
+    ErrorCode.STREAM_NAME_EXIST: "a stream of that name was created at the same time with another configuration",
+    ErrorCode.CONSUMER_WQ_MULTIPLE_UNFILTERED: (
+        "other consumers, with filters, exist on the stream: the queue is in function mode"
+    ),
+    ErrorCode.CONSUMER_WQ_CONSUMER_NOT_UNIQUE: "another consumer on the stream takes some of the same subjects",
+    ErrorCode.CONSUMER_ALREADY_EXISTS: (
+        "a consumer of that name was created at the same time with another configuration"
+    ),
+}
+"""Errors of a creation that waiting does not resolve."""
+
+
+class _Got(msgspec.Struct):
+    message: StoredMessage
+
+
+class _Answer(msgspec.Struct):
+    """An answer of which nothing is used."""
+
+
+class _Paused(msgspec.Struct):
+    paused: bool = False
+
+
+class _Purged(msgspec.Struct):
+    purged: int
+
+
+class JetStream:
+    """JetStream over one connection.
+
+    All methods raise :class:`ApiError` where the server answers with an error, and
+    :class:`worker.ports.BrokerUnavailableError` where there is no answer, or one that is not JetStream's.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> PubAck:
+        """Publish a message, and return the confirmation that it is stored."""
+        return await self._request(subject, payload, PubAck, headers)
+
+    async def _ask(self, verb: str, kind: type[T], body: object = None) -> T:
+        payload = b"" if body is None else msgspec.json.encode(body)
+        return await self._request(f"$JS.API.{verb}", payload, kind)
+
+    async def _request(self, subject: str, payload: bytes, kind: type[T], headers: dict[str, str] | None = None) -> T:
+        answer = await self.connection.request(subject, payload, headers)
+        try:
+            return decode_answer(answer.data, kind)
+        except ValueError as error:
+            raise BrokerUnavailableError(f"{error}, on {subject}") from None
+
+    # Streams.
+
+    async def stream(self, name: str) -> StreamInfo:
+        """Return a stream's info, without its subjects."""
+        return await self._ask(f"STREAM.INFO.{name}", StreamInfo)
+
+    async def find_stream(self, name: str) -> StreamInfo | None:
+        """Return a stream's info, or None where there is no such stream."""
+        try:
+            return await self.stream(name)
+        except ApiError as error:
+            if error.err_code != ErrorCode.STREAM_NOT_FOUND:
+                raise
+            return None
+
+    async def stream_with_subjects(self, name: str, pattern: str = ">") -> StreamInfo:
+        """Return a stream's info with the number of messages on each of its subjects that match *pattern*."""
+        subjects: dict[str, int] = {}
+        while True:
+            body = {"subjects_filter": pattern, "offset": len(subjects)}
+            info = await self._ask(f"STREAM.INFO.{name}", StreamInfo, body)
+            page = info.state.subjects
+            subjects |= page
+            if not page or len(subjects) >= info.total:
+                info.state.subjects = subjects
+                return info
+
+    async def find_or_create_stream(self, config: StreamConfig) -> tuple[StreamInfo, bool]:
+        """Return the info of the stream of that name, and whether it was created for that.
+
+        Raises:
+            worker.ports.MisconfiguredError: it cannot be created beside what there is.
+        """
+        if found := await self.find_stream(config.name):
+            return found, False
+        try:
+            return await self._ask(f"STREAM.CREATE.{config.name}", StreamInfo, config), True
+        except ApiError as error:  # another worker may have created it at the same time
+            if error.err_code not in _CONFLICTS:
+                raise
+            if found := await self.find_stream(config.name):
+                return found, False
+            raise _conflict("stream", config.name, error) from None
+
+    async def update_stream(self, info: StreamInfo, **changes: Any) -> None:
+        """Change fields of a stream's configuration; the other fields are sent back as they came."""
+        await self._ask(f"STREAM.UPDATE.{info.config.name}", _Answer, decode_config(info.sent) | changes)
+
+    async def purge(self, stream: str, subject: str) -> int:
+        """Delete all messages on a subject, and return how many they were."""
+        return (await self._ask(f"STREAM.PURGE.{stream}", _Purged, {"filter": subject})).purged
+
+    # Messages.
+
+    async def message(self, stream: str, sequence: int) -> StoredMessage:
+        """Return the message with a sequence."""
+        return (await self._ask(f"STREAM.MSG.GET.{stream}", _Got, {"seq": sequence})).message
+
+    async def next_message(self, stream: str, sequence: int, pattern: str) -> StoredMessage | None:
+        """Return the first message from a sequence on whose subject matches *pattern*, or None."""
+        body = {"seq": sequence, "next_by_subj": pattern}
+        try:
+            return (await self._ask(f"STREAM.MSG.GET.{stream}", _Got, body)).message
+        except ApiError as error:
+            if error.err_code != ErrorCode.NO_MESSAGE_FOUND:
+                raise
+            return None
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        """Delete the message with a sequence, without overwriting it."""
+        await self._ask(f"STREAM.MSG.DELETE.{stream}", _Answer, {"seq": sequence, "no_erase": True})
+
+    # Consumers.
+
+    async def consumer(self, stream: str, name: str) -> ConsumerInfo:
+        """Return a consumer's info."""
+        return await self._ask(f"CONSUMER.INFO.{stream}.{name}", ConsumerInfo)
+
+    async def find_consumer(self, stream: str, name: str) -> ConsumerInfo | None:
+        """Return a consumer's info, or None where there is no such consumer."""
+        try:
+            return await self.consumer(stream, name)
+        except ApiError as error:
+            if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
+                raise
+            return None
+
+    async def consumers(self, stream: str) -> tuple[list[ConsumerInfo], list[str]]:
+        """Return all consumers of a stream, and the names of those without a leader; then the list is not complete."""
+        found: list[ConsumerInfo] = []
+        while True:
+            page = await self._ask(f"CONSUMER.LIST.{stream}", ConsumerPage, {"offset": len(found)})
+            found += page.consumers or []
+            if page.missing or not page.consumers or len(found) >= page.total:
+                return found, page.missing
+
+    async def find_or_create_consumer(self, stream: str, config: ConsumerConfig) -> tuple[ConsumerInfo, bool]:
+        """Return the info of the consumer of that name, and whether it was created for that.
+
+        Raises:
+            worker.ports.MisconfiguredError: it cannot be created beside what there is.
+        """
+        if found := await self.find_consumer(stream, config.name):
+            return found, False
+        try:
+            return await self._write_consumer(stream, config.name, config, "create"), True
+        except ApiError as error:  # another worker may have created it at the same time
+            if error.err_code not in _CONFLICTS:
+                raise
+            if found := await self.find_consumer(stream, config.name):
+                return found, False
+            raise _conflict("consumer", f"{stream}.{config.name}", error) from None
+
+    async def update_consumer(self, stream: str, info: ConsumerInfo, **changes: Any) -> None:
+        """Change fields of a consumer's configuration, or remove those that are changed to None.
+
+        The other fields are sent back as they came.
+        """
+        fields = decode_config(info.sent) | changes
+        config = {name: value for name, value in fields.items() if value is not None}
+        await self._write_consumer(stream, info.name, config, "update")
+
+    async def _write_consumer(self, stream: str, name: str, config: object, action: str) -> ConsumerInfo:
+        # Never without an action, which is create-or-update: an update to no filter breaks a work queue silently.
+        body = {"stream_name": stream, "config": config, "action": action}
+        return await self._ask(f"CONSUMER.CREATE.{stream}.{name}", ConsumerInfo, body)
+
+    async def pause_consumer(self, stream: str, name: str, until: str) -> bool:
+        """Let a consumer deliver nothing until a time (RFC 3339), and return whether it is paused now.
+
+        Raises:
+            NoRespondersError: the server, before 2.11, cannot do that.
+        """
+        return (await self._ask(f"CONSUMER.PAUSE.{stream}.{name}", _Paused, {"pause_until": until})).paused
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer, if there is one of that name."""
+        try:
+            await self._ask(f"CONSUMER.DELETE.{stream}.{name}", _Answer)
+        except ApiError as error:
+            if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
+                raise
+
+
+def _conflict(what: str, name: str, error: ApiError) -> MisconfiguredError:
+    return MisconfiguredError(f"cannot create the {what} {name}: {_CONFLICTS[error.err_code]} ({error})")
