@@ -25,7 +25,12 @@ from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
 from worker.dev.verdict import Observation, find_faults
 
-PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "worker.cli gateway", "worker": "-m worker"}
+PARTS = {
+    "nats": "nats-server",
+    "functions": "worker.dev.functions",
+    "gateway": "worker.cli gateway",
+    "worker": "-m worker",
+}
 """What tells each child's command line from the others'."""
 PATIENCE = 60.0
 """Seconds: the stack takes one or two to start, more on a machine that is busy."""

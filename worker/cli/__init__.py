@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -95,14 +95,13 @@ def settings_or_exit(environment: dict[str, str] | None = None) -> LoadedSetting
     try:
         return load(dict(os.environ) if environment is None else environment)
     except InvalidSettingsError as error:
-        click.echo(f"queue-worker: {error}", err=True)
-        raise SystemExit(2) from None
+        fail(error, code=2)
 
 
-def fail(error: Any) -> None:
-    """Print a fatal error as one line and exit with code 1."""
+def fail(error: object, *, code: int = 1) -> NoReturn:
+    """Print a fatal error as one line, and exit; code 1 is an error at run time, 2 a bad usage."""
     click.echo(f"queue-worker: {error}", err=True)
-    raise SystemExit(1)
+    raise SystemExit(code)
 
 
 def leaf_errors(error: BaseException) -> list[BaseException]:
