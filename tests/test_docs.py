@@ -151,7 +151,7 @@ def test_parent_metrics_table() -> None:
 
 def parent_metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of the parent's metrics."""
-    for metric in ParentCollector(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
+    for metric in ParentCollector(Processes([], {}, count=2, timeout=0.0, log=lambda *_: None)).collect():
         name = metric.name + {"counter": "_total"}.get(metric.type, "")
         yield code(name), metric.type, "", metric.documentation
 

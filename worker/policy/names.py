@@ -26,6 +26,20 @@ def split_function(text: str, namespace: str) -> tuple[str, str] | None:
     return name, given or namespace
 
 
+def parse_function(text: str, namespace: str) -> tuple[str, str]:
+    """Return name and namespace of ``name`` or ``name.namespace``, with *namespace* as the default.
+
+    Raises:
+        ValueError: *text* is neither. The message is for its author.
+    """
+    if (split := split_function(text, namespace)) is None:
+        raise ValueError(
+            f"not a function's name: {text[:80]!r}; write name or name.namespace,"
+            " of lower-case letters, digits, - and _"
+        )
+    return split
+
+
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
     """Where our producers publish an invocation."""
     return f"{queue}.{partition}.{name}.{namespace}"
