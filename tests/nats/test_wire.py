@@ -87,7 +87,7 @@ def test_statuses(code: str, description: str, gone: bool, trouble: bool) -> Non
     """Each status that nats-facts.md lists: whether the consumer must be looked for, and whether to wait a little."""
     status = parse_status({"Status": code, "Description": description})
     assert status is not None
-    assert (status.consumer_gone, status.trouble, status.heartbeat) == (gone, trouble, code == "100")
+    assert (status.consumer_gone, status.rejected, status.heartbeat) == (gone, trouble, code == "100")
 
 
 @pytest.mark.parametrize(

@@ -285,10 +285,10 @@ class Pull:
             self._credit.sign_of_life(inbox, now)
             return
         self._credit.end_request(inbox)
-        if status.trouble:
+        if status.rejected:
             self._no_requests_until = now + _AFTER_REJECTION
         if status.consumer_gone:
             self._lost(self)
-        elif status.trouble and status.code != 409:
+        elif status.rejected and status.code != 409:
             self._connection.report_failure("pulling", f"{status.code} {status.description}")
         self._may_request(self)
