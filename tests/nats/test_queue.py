@@ -1,4 +1,4 @@
-"""What the queue on NATS does beyond the laws of its port."""
+"""The queue on NATS, beyond the laws of its port."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeliveredSequence(Struct, frozen=True):
-    """How far a consumer has delivered."""
+    """The end of what a consumer has delivered."""
 
     stream_seq: int = 0
 
@@ -196,7 +196,7 @@ class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StreamState(Struct):
-    """What a stream stores."""
+    """The contents of a stream."""
 
     messages: int
     last_seq: int
@@ -213,9 +213,9 @@ class StreamInfo(Struct, kw_only=True):
     """The fields of it that are used."""
     state: StreamState
     created: str
-    """When the stream was created: tells it from a later one of the same name."""
+    """The time of its creation, which differs from that of a later stream of the same name."""
     total: int = 0
-    """How many subjects there are, on all pages."""
+    """The number of subjects on all pages."""
 
     def __post_init__(self) -> None:
         self.config = msgspec.json.decode(self.sent, type=StreamConfig)
