@@ -200,6 +200,7 @@ async def test_timeouts_of_the_client(script: Script, patience: httpx.Timeout, s
             assert await _seen(make, url, content=b"x" * size, timeout=patience) == (expected,)
 
 
+@pytest.mark.quiet
 async def test_each_move_has_its_own_time() -> None:
     """A body that drips for longer than the client's timeout, but never pauses so long, arrives."""
 

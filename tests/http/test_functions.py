@@ -44,7 +44,7 @@ async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) 
                     await trio.sleep(0.001)
                 await stream.send_all(OK)
 
-    async with serving(script) as server, _functions(server.port, upstream_timeout="200ms") as functions:
+    async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         outcomes: list[Attempted] = []
 
         async def invoke() -> None:
@@ -55,7 +55,7 @@ async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) 
                 for _ in range(exchanges):
                     nursery.start_soon(invoke)
         assert [type(outcome) for outcome in outcomes[:exchanges]] == [Responded] * exchanges
-        assert outcomes[exchanges:] == [TimedOut(0.2)] * exchanges
+        assert outcomes[exchanges:] == [TimedOut(3.0)] * exchanges
         assert server.connections == exchanges
         assert not _transport(functions)._busy
         assert not _transport(functions)._idle["127.0.0.1", server.port]
@@ -71,9 +71,9 @@ async def test_a_body_that_we_broke_off_is_not_whole() -> None:
             else:
                 await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
 
-    async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
+    async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         assert isinstance(await functions.invoke(invocation()), Responded)
-        assert await functions.invoke(invocation()) == TimedOut(0.1)
+        assert await functions.invoke(invocation()) == TimedOut(3.0)
         assert server.connections == 1
 
 

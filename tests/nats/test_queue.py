@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from tests.chaos.proxy import Way
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import Delivery
@@ -23,7 +24,7 @@ async def test_the_ack_wait_may_be_changed_by_others(tmp_path: Path) -> None:
             assert consumer.ack_wait == 60.0
             config = server.api("CONSUMER.INFO.faas-request.faas-workers")["config"] | {"ack_wait": 2_000_000_000}
             server.api("CONSUMER.CREATE.faas-request.faas-workers", stream_name="faas-request", config=config)
-            with trio.fail_after(15):
+            with trio.fail_after(LAST_RESORT):
                 await queue.backlog()
             assert consumer.ack_wait == 2.0
 
@@ -46,6 +47,6 @@ async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> Non
                 way.move()
                 came = 0
                 while came < 2 * LANES * PORTION:
-                    with trio.fail_after(15):
+                    with trio.fail_after(LAST_RESORT):
                         came += sum(isinstance(each, Delivery) for each in await consumer.receive())
             nursery.cancel_scope.cancel()
