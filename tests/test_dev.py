@@ -26,7 +26,12 @@ from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
 from worker.dev.verdict import Observation, find_faults
 
-PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
+PARTS = {
+    "nats": "nats-server",
+    "functions": "worker.dev.functions",
+    "gateway": "worker.cli gateway",
+    "worker": "-m worker",
+}
 """What tells each child's command line from the others'."""
 
 
@@ -142,7 +147,7 @@ def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
         children = dev.children()
         _kill(children[part])
         assert dev.wait() == 1
-        assert f"queue-worker: {part} ended by itself, killed by SIGKILL\n" in dev.stderr
+        assert f"queue-worker: {part} was killed by SIGKILL\n" in dev.stderr
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 
@@ -172,7 +177,7 @@ def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
 def test_another_nats_is_not_for_it(tmp_path: Path) -> None:
     """It brings its own, and a setting that says otherwise is a misunderstanding."""
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"nats_url": "nats://elsewhere"})
-    assert (code, "nats_url is set, and this brings a NATS server of its own" in errors) == (1, True)
+    assert (code, "nats_url is set, but queue-worker dev starts a NATS server" in errors) == (1, True)
 
 
 def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +314,7 @@ def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
         children = demo.children()
         _kill(children["worker"])
         assert demo.wait() == 1
-        assert "worker ended by itself, killed by SIGKILL" in demo.stderr
+        assert "worker was killed by SIGKILL" in demo.stderr
         assert "worker    |" in demo.stdout
         assert "as they must" not in demo.stdout
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
@@ -359,8 +364,8 @@ def _with_two_callbacks(seen: Observation) -> None:
     seen.callbacks.append(seen.callbacks[0])
 
 
-def _with_a_stranger_s_callback(seen: Observation) -> None:
-    seen.callbacks.append(callback("nobody", 200, 0))
+def _with_an_unknown_callback(seen: Observation) -> None:
+    seen.callbacks.append(callback("unknown", 200, 0))
 
 
 def _with_another_status(seen: Observation) -> None:
@@ -401,14 +406,14 @@ def test_what_is_as_it_must_be_has_no_fault() -> None:
     [
         (_without_a_callback, "fast fast-0: no callback"),
         (_with_two_callbacks, "fast fast-0: called back with [('200', '0'), ('200', '0')]"),
-        (_with_a_stranger_s_callback, "a callback for nobody, which nobody submitted"),
+        (_with_an_unknown_callback, "a callback for unknown, which was not submitted"),
         (_with_another_status, "fast fast-0: called back with [('500', '0')], not with status 200"),
         (_with_a_retry_too_many, "fast fast-0: called back with [('200', '1')], not with status 200 after 0 retries"),
         (_with_a_run_too_many, "slow slow-1: ran 2 times, not 1"),
         (_never_run, "slow slow-1: ran 0 times, not 1"),
         (_with_a_message_left, "the stream holds 1 messages, not 0"),
         (_with_a_stream_that_nobody_saw, "the stream holds -1 messages, not 0"),
-        (_without_a_dead_letter, "the stream of dead letters holds 1 messages, not 2"),
+        (_without_a_dead_letter, "the dead-letter stream holds 1 messages, not 2"),
     ],
 )
 def test_each_fault_is_named(spoil: Callable[[Observation], None], fault: str) -> None:

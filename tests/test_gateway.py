@@ -370,7 +370,7 @@ def test_it_authenticates(tmp_path: Path) -> None:
             assert gateway.queue("echo").status == 202
         with Gateway(tmp_path=tmp_path, nats_port=nats.port, nats_token="wr0ng") as refused:
             assert refused.wait() == 1
-            assert "NATS refuses our credentials: check nats_token" in refused.stderr
+            assert re.search(r"NATS refuses our credentials .*: check nats_token", refused.stderr)
             assert "wr0ng" not in refused.output
 
 

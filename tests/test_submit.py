@@ -187,7 +187,7 @@ def test_no_server_is_1(tmp_path: Path) -> None:
     code, out, errors = run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings=settings)
     assert (code, out, errors.count("\n")) == (1, "", 1)
     assert "no NATS at nats://********@127.0.0.1" in errors
-    assert "nats_host and nats_port, or nats_url" in errors
+    assert "check nats_host and nats_port, or nats_url" in errors
     assert "s3cret" not in errors
 
 

@@ -164,6 +164,6 @@ def test_what_the_dead_were_doing_is_no_more() -> None:
 
 def test_every_gauge_has_a_way() -> None:
     """Whoever adds a gauge says how it is merged; and there is no way for what is none."""
-    mine = Processes([], {}, many=1, timeout=0, tell=lambda *_: None)
+    mine = Processes([], {}, count=1, timeout=0, log=lambda *_: None)
     texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(parent_registry(mine)).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

@@ -32,14 +32,14 @@ READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.g
 class Crew:
     """Processes that run a piece of Python, and what was told of them."""
 
-    def __init__(self, code: str, directory: Path, many: int = 2, timeout: float = 0.0) -> None:
+    def __init__(self, code: str, directory: Path, count: int = 2, timeout: float = 0.0) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self._directory = directory
         environment = {**os.environ, "READY": f"{directory}/"}
         command = [sys.executable, "-c", READY + code]
-        self.processes = Processes(command, environment, many=many, timeout=timeout, tell=self._tell)
+        self.processes = Processes(command, environment, count=count, timeout=timeout, log=self._log)
 
-    def _tell(self, level: str, message: str, **fields: Any) -> None:
+    def _log(self, level: str, message: str, **fields: Any) -> None:
         assert level in ("info", "error")
         self.told.append((message, fields))
 
@@ -55,8 +55,7 @@ class Crew:
         """Have them live until they end, and do something meanwhile."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(then)
-            await self.processes.supervise()
-        return self.processes.exit_status
+            return await self.processes.supervise()
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +70,7 @@ async def nothing() -> None:
 async def test_a_crash_is_mended(tmp_path: Path) -> None:
     """One that ends by itself, however, is started again, and it is told how it ended."""
     once = "n = len(os.listdir(os.environ['READY'])); ready(); n or os.kill(os.getpid(), 9)\n"
-    crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, many=1)
+    crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, count=1)
 
     async def stop() -> None:
         await until(lambda: crew.ready == 2, "the second life")
@@ -119,7 +118,7 @@ async def test_bad_settings_end_all(tmp_path: Path) -> None:
 
 async def test_what_is_fatal_for_one_is_for_all(tmp_path: Path) -> None:
     """What a process says cannot be mended ends all with its code, and is said once."""
-    crew = Crew(SAYS + "part.send(FATAL, 'no rights'); exit(1)", tmp_path, many=3)
+    crew = Crew(SAYS + "part.send(FATAL, 'no rights'); exit(1)", tmp_path, count=3)
     assert await crew.lives(nothing) == ExitStatus(1, "no rights")
     assert crew.messages() == ["Draining all processes"]
 
@@ -142,7 +141,7 @@ async def test_when_they_are_killed(tmp_path: Path, autojump_clock: trio.testing
     """At `shutdown_timeout`, at least 2 s, + 4.5 s; 6.5 s after a second signal, if that is sooner; no third counts."""
     cases = ((25, None, None, 29.5), (0, None, None, 6.5), (25, 3, 5, 9.5), (25, 24, None, 29.5))
     for timeout, second, third, killed in cases:
-        crew = Crew("", tmp_path, many=0, timeout=timeout)
+        crew = Crew("", tmp_path, count=0, timeout=timeout)
         began = autojump_clock.current_time()
         crew.processes.stop()
         for at in filter(None, (second, third)):
@@ -177,7 +176,7 @@ async def test_told_before_anything_was_started(tmp_path: Path) -> None:
 
 async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes to be after the signal hears of it all the same."""
-    crew, start = Crew("import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    crew, start = Crew("import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
 
     async def begin(*command: Any, **options: Any) -> trio.Process:
         process = await start(*command, **options)
@@ -190,7 +189,7 @@ async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: py
 
 async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory, no more processes: as a crash, tried again."""
-    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
     starts = 0
 
     async def begin(*command: Any, **options: Any) -> trio.Process:
@@ -213,7 +212,7 @@ async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_their_last_words_count(tmp_path: Path) -> None:
     """What one says as it ends is in the metrics from then on."""
     text = "# HELP c C\\n# TYPE c counter\\nc 1.0\\n"
-    crew = Crew(SAYS + f"part.send(METRICS, '{text}')", tmp_path, many=1)
+    crew = Crew(SAYS + f"part.send(METRICS, '{text}')", tmp_path, count=1)
 
     async def stop() -> None:
         await until(lambda: crew.processes.restarts, "a second life")
@@ -254,7 +253,7 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
 async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has never answered counts as alive for half a minute, and no longer."""
     monkeypatch.setattr("worker.parent.run.ANSWER_TIMEOUT", 0.01)
-    crew = Crew("import time; time.sleep(600)", tmp_path, many=1)
+    crew = Crew("import time; time.sleep(600)", tmp_path, count=1)
     shown = MergedStatus(crew.processes)
 
     async def look() -> None:
@@ -273,7 +272,7 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
     subreaper = 36  # PR_SET_CHILD_SUBREAPER, of linux/prctl.h
     assert ctypes.CDLL(None).prctl(subreaper, 1, 0, 0, 0) == 0
     try:
-        crew = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1)
+        crew = Crew("ready(); import time; time.sleep(600)", tmp_path, count=1)
 
         async def look() -> None:
             await until(lambda: crew.ready, "it")

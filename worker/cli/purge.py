@@ -11,16 +11,16 @@ from .function import count_messages, function_label, run_command
 
 @click.command()
 @click.argument("function")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 def command(function: str, *, yes: bool) -> None:
-    """Delete all that the queue holds of FUNCTION.
+    """Delete all messages of FUNCTION from the queue.
 
-    FUNCTION is name or name.namespace. What is deleted is lost: it is not invoked, called back, or kept as a dead
-    letter. Invocations that run now run to their end, and are not tried again.
+    FUNCTION is name or name.namespace. Deleted messages are lost: they are not invoked, called back, or kept as dead
+    letters. Invocations that run now run to their end, and are not retried.
     """
     settings = settings_or_exit().settings
-    named = function_label(function, settings)
-    found = run_command(settings, find_messages, named)
+    label = function_label(function, settings)
+    found = run_command(settings, find_messages, label)
     if found.on_bare_subject:
         click.echo(
             f"queue-worker: {count_messages(found.on_bare_subject)} on the bare subject {settings.queue_name}"
@@ -28,8 +28,8 @@ def command(function: str, *, yes: bool) -> None:
             err=True,
         )
     if not found.total:
-        click.echo(f"the queue {settings.queue_name} holds nothing of {named}")
+        click.echo(f"the queue {settings.queue_name} holds nothing of {label}")
         return
     if not yes:
-        click.confirm(f"{count_messages(found.total)} of {named} will be lost. Delete?", abort=True)
-    click.echo(f"deleted: {count_messages(run_command(settings, purge, named))} of {named}")
+        click.confirm(f"{count_messages(found.total)} of {label} will be lost. Delete?", abort=True)
+    click.echo(f"deleted: {count_messages(run_command(settings, purge, label))} of {label}")

@@ -17,7 +17,7 @@ def command(function: str) -> None:
     FUNCTION is name or name.namespace.
     """
     settings = settings_or_exit().settings
-    named = function_label(function, settings)
-    paused = run_command(settings, resume, named)
-    click.echo(f"{named} is not paused")
+    label = function_label(function, settings)
+    paused = run_command(settings, resume, label)
+    click.echo(f"{label} is not paused")
     print_paused(paused, settings.queue_name)

@@ -1,4 +1,4 @@
-"""``queue-worker dev --demo``: a few hundred invocations, from the gateway to their callbacks, and a verdict."""
+"""``queue-worker dev --demo``: submit a few hundred invocations, follow them to their callbacks, and check each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .stack import NotStartedError, Stack, free_port, stack
 from .verdict import Observation, find_faults, summary_table
 
 FIRST_CALLS = {"fast": 150, "slow": 40, "flaky": 60, "broken": 30}
-"""What is submitted first, and worked off before the worker is told to stop."""
+"""Function to number of invocations that are submitted first, and must end before the drain."""
 LAST_CALLS = {"slow": 10}
-"""What runs when it is."""
+"""Function to number of invocations that run while the worker drains."""
 _SETTINGS = {
     "nats_host": "127.0.0.1",
     "listen_host": "127.0.0.1",
@@ -34,45 +34,49 @@ _SETTINGS = {
     "initial_retry_wait": "200ms",
     "max_retry_wait": "2s",
 }
-"""Waits short enough for someone who looks on, and few enough slots that there is something to see."""
+"""Settings of the demonstration: short waits, and so few slots that the progress is visible."""
 _FINISH_TIMEOUT = 60.0
-"""Seconds for everything to be worked off. It takes about six; what is missing after that is not coming."""
+"""Seconds for all invocations to end. They take about six."""
 _POLL_INTERVAL = 0.2
-"""Seconds between two looks at how far it is."""
+"""Seconds between two requests for the progress."""
 _LINE_INTERVAL = 1.0
-"""Seconds between two lines about it, where there is no terminal to draw on."""
+"""Seconds between two lines of progress where standard output is no terminal."""
 _MAX_REQUESTS = 20
-"""Requests to the gateway at once."""
+"""Concurrent requests to the gateway."""
 _MAX_LINES = 100
-"""Lines of the children's output that are shown where something goes wrong."""
+"""Last lines of the children's output that are printed after a failure."""
 _MAX_FAULTS = 10
-"""Faults that are named; the rest are counted."""
+"""Faults that are printed; the others are counted."""
 
 
 async def run_demo(environment: Mapping[str, str]) -> bool:
-    """Run the demonstration. True where every invocation ended as it must. It raises what ``stack`` does."""
+    """Run the demonstration, and return whether every invocation ended as expected.
+
+    Raises:
+        NotStartedError, ChildEndedError, InvalidSettingsError: as :func:`worker.dev.stack.stack`.
+    """
     log: deque[tuple[str, str]] = deque(maxlen=_MAX_LINES)
-    say = printer() if environment.get("debug") in ("true", "1") else lambda name, line: log.append((name, line))
+    output = printer() if environment.get("debug") in ("true", "1") else lambda name, line: log.append((name, line))
     started: list[Child] = []
 
     async def work() -> bool:
         click.echo("Starting NATS, demo functions, gateway and worker ...")
         with tempfile.TemporaryDirectory(prefix="queue-worker-demo-") as directory:
-            async with stack(_settings(environment), Path(directory), say, started) as running:
+            async with stack(_settings(environment), Path(directory), output, started) as running:
                 return await _Demo(running).run()
 
-    well: bool | None = False
+    succeeded: bool | None = False
     try:
-        well = await until_signalled(work, started)
+        succeeded = await until_signalled(work, started)
     finally:
-        if not well:
+        if not succeeded:
             for name, line in log:
                 printer()(name, line)
-    return well is True
+    return succeeded is True
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with our settings in place of all that it may have."""
+    """Return the environment with the demonstration's settings instead of its own."""
 
     def is_setting(variable: str) -> bool:
         name = variable.lower().removeprefix("queue_worker_")
@@ -92,7 +96,7 @@ class _Demo:
         self._observed = Observation()
 
     async def run(self) -> bool:
-        """Submit, watch, drain, judge."""
+        """Submit the invocations, wait for them, drain the worker, and return whether there was no fault."""
         async with self._client:
             await self._submit(FIRST_CALLS)
             async with self._progress() as progress:
@@ -126,7 +130,7 @@ class _Demo:
         self._console.print(f"Submitted {sum(plan.values())} in {trio.current_time() - began:.1f} s: {what}")
 
     async def _poll_until(self, done: Callable[[], bool], progress: Callable[[], None] = lambda: None) -> None:
-        """Look until *done*, but not for ever: what is missing then, the report will name."""
+        """Poll until *done*. After the timeout the report names the missing callbacks."""
         with trio.move_on_after(_FINISH_TIMEOUT):
             while True:
                 await self._poll()
@@ -136,17 +140,17 @@ class _Demo:
                 await trio.sleep(_POLL_INTERVAL)
 
     async def _poll(self) -> None:
-        seen, functions = self._observed, f"{self._running.functions}/function"
-        seen.callbacks += await self._get(f"{functions}/receive?after={len(seen.callbacks)}")
-        seen.runs = {call: runs for call, _, runs in await self._get(f"{functions}/runs")}
+        observed, functions = self._observed, f"{self._running.functions}/function"
+        observed.callbacks += await self._get(f"{functions}/receive?after={len(observed.callbacks)}")
+        observed.runs = {call: runs for call, _, runs in await self._get(f"{functions}/runs")}
         accounts = (await self._get(f"{self._running.monitor}/jsz?streams=true")).get("account_details", [])
-        held = {
+        stored = {
             stream["name"]: stream["state"]["messages"]
             for account in accounts
             for stream in account.get("stream_detail", [])
         }
-        seen.left = held.get(self._settings.nats_stream, -1)
-        seen.dead = held.get(f"{self._settings.nats_stream}-dead-letters", 0)
+        observed.left = stored.get(self._settings.nats_stream, -1)
+        observed.dead = stored.get(f"{self._settings.nats_stream}-dead-letters", 0)
 
     async def _get(self, url: str) -> Any:
         return (await self._client.get(url)).raise_for_status().json()
@@ -158,8 +162,8 @@ class _Demo:
         return len(self._observed.runs) == len(self._observed.functions)
 
     async def _drain(self) -> tuple[int, float]:
-        """Tell the worker to stop: its exit code, and how long it took."""
-        self._console.print(f"SIGTERM to the worker, while it runs {LAST_CALLS['slow']} slow ones ...")
+        """Stop the worker; return its exit code and the seconds that this took."""
+        self._console.print(f"SIGTERM to the worker, while it runs {LAST_CALLS['slow']} slow invocations ...")
         began = trio.current_time()
         code = await self._running.worker_process.stop(self._settings.shutdown_timeout + 10)
         return code, trio.current_time() - began
@@ -168,25 +172,25 @@ class _Demo:
         faults = find_faults(self._observed, self._settings.max_retry_attempts)
         if code != 0:
             faults.append(f"the worker ended with exit code {code}, not 0")
-        say = self._console.print
-        say(f"It drained in {seconds:.1f} s and ended with exit code {code}.")
-        say(summary_table(self._observed))
-        say(f"Left on the queue: {self._observed.left}. In the dead-letter stream: {self._observed.dead}.")
+        show = self._console.print
+        show(f"The worker drained in {seconds:.1f} s and ended with exit code {code}.")
+        show(summary_table(self._observed))
+        show(f"Left on the queue: {self._observed.left}. In the dead-letter stream: {self._observed.dead}.")
         if not faults:
-            say(f"All {len(self._observed.functions)} invocations ended as they must.", style="green")
+            show(f"All {len(self._observed.functions)} invocations ended as they must.", style="green")
             return True
-        say(f"{len(faults)} things are not as they must be:", style="red")
+        show(f"{len(faults)} results are wrong:", style="red")
         for fault in faults[:_MAX_FAULTS]:
-            say(f"  {fault}", markup=False)
+            show(f"  {fault}", markup=False)
         if len(faults) > _MAX_FAULTS:
-            say(f"  and {len(faults) - _MAX_FAULTS} more")
+            show(f"  and {len(faults) - _MAX_FAULTS} more")
         return False
 
     @asynccontextmanager
     async def _progress(self) -> AsyncIterator[Callable[[], None]]:
-        """A way to show how far it is: bars on a terminal, elsewhere a line a second."""
+        """Show the progress: as bars on a terminal, elsewhere as a line per second."""
         if not self._console.is_terminal:
-            yield self._progress_lines()
+            yield self._line_printer()
             return
         columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console) as bars:
@@ -199,7 +203,7 @@ class _Demo:
 
             yield update
 
-    def _progress_lines(self) -> Callable[[], None]:
+    def _line_printer(self) -> Callable[[], None]:
         began = last = trio.current_time()
 
         def update() -> None:

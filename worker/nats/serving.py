@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from math import inf
 
 import trio
 
 from ..config import Settings
 from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
-from ..model import PendingCount, StoredCount
+from ..model import SHARED, QueueShared, StoredCount
 from ..policy.names import covers, partition_of
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
@@ -31,8 +30,6 @@ _CHECK = 3.0
 """Seconds between two looks at the consumers."""
 _SHARE = 10
 """Each may take one in so many seconds, however many there are."""
-_SHARED = ""
-"""The flow of a consumer that is shared."""
 
 
 def retired_flow(consumer: str) -> str:
@@ -93,7 +90,7 @@ class Serving:
     def unbind(self) -> None:
         """What we consume may not be there."""
         self.bound = False
-        if shared := self.flows.find(_SHARED):
+        if shared := self.flows.find(SHARED):
             shared.unbind()
 
     def forget(self) -> None:
@@ -188,8 +185,8 @@ class Serving:
         """Have none of the flows of the layout before."""
         if self._served is not None:
             await self.functions.end()
-            if self.flows.find(_SHARED):
-                self.flows.close(_SHARED)
+            if self.flows.find(SHARED):
+                self.flows.close(SHARED)
 
     async def _share(self, aim: str, layout: ConsumerSet, *, again: bool) -> None:
         names = {each.name: each for each in (*layout.live, *layout.retired, *layout.foreign)}
@@ -197,15 +194,15 @@ class Serving:
         alone = not names.keys() - {name}
         if aim == static(1) and alone and name in names and self._is_filtered(names[name]):
             await self._switch.unfilter(name)
-        shared = self.flows.find(_SHARED)
+        shared = self.flows.find(SHARED)
         if shared and shared.bound and name in names:
             return
         config = topology.consumer_config(self._settings, aim, alone=alone)
         info = await topology.ensure_consumer(self._connection, self._settings, config, self._emit, again=again)
         self.flows.ack_wait = topology.ack_wait_of(info)
         if shared is None:
-            self.flows.tell(PendingCount(_SHARED, inf))
-        self.flows.open(_SHARED).bind(self._pull_from(name))
+            self.flows.tell(QueueShared())
+        self.flows.open(SHARED).bind(self._pull_from(name))
         self._emit(ConsumerBound(self._settings.nats_stream, name, self.flows.ack_wait))
 
     def _is_filtered(self, found: ConsumerState) -> bool:
@@ -233,11 +230,11 @@ class Serving:
         if is_token_flow(flow):
             if self.quotas:
                 self.quotas.make(flow)
-        elif flow != _SHARED and not flow.startswith(retired_flow("")):
+        elif flow != SHARED and not flow.startswith(retired_flow("")):
             self.functions.make(flow)
 
     def _on_lost(self, flow: str) -> None:
-        if flow == _SHARED:
+        if flow == SHARED:
             self.bound = False
             self._lost()
         elif flow.startswith(retired_flow("")):
