@@ -12,6 +12,7 @@ import trio_asyncio
 from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
+from tests.patience import LAST_RESORT
 from worker.config import load
 from worker.model import Delivery
 from worker.nats.connection import Connection
@@ -67,7 +68,7 @@ def end(consumers: RetiredConsumers, sequence: int, consumer: str) -> None:
 async def swept(sweep: FinishedDeleter) -> None:
     """Let it delete all that is to be deleted."""
     running = asyncio.ensure_future(sweep.run())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(LAST_RESORT):
         await sweep.done()
     running.cancel()
 
