@@ -459,7 +459,9 @@ def test_dependencies_have_reasons() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
     imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
-    assert {{"nats-py": "nats"}.get(name, name.replace("-", "_")) for name in listed} == imported
+    assert {
+        {"nats-py": "nats", "python-dotenv": "dotenv"}.get(name, name.replace("-", "_")) for name in listed
+    } == imported
 
 
 def test_constraints() -> None:

@@ -1,4 +1,4 @@
-"""The gateway's log: the worker's, with what the libraries say in it."""
+"""The gateway's log: the worker's format, also for the libraries' messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..config import Settings
 from ..observe import logs
 from .publisher import Log
 
-_lines = logging.Formatter()
+_formatter = logging.Formatter()
 
 
 def configure(settings: Settings) -> Log:
-    """Set up logging for this process, and give the logger."""
+    """Set up logging for this process, and return the logger."""
     logs.configure(settings)
     log: Log = structlog.get_logger()
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward(log)], force=True)
@@ -22,12 +22,12 @@ def configure(settings: Settings) -> Log:
 
 
 class _Forward(logging.Handler):
-    """From the standard library's logging, where uvicorn writes, to our log."""
+    """Handler that passes messages of the standard library's logging, which uvicorn uses, to the gateway's log."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        trace = {"traceback": _lines.formatException(record.exc_info)} if record.exc_info else {}
+        trace = {"traceback": _formatter.formatException(record.exc_info)} if record.exc_info else {}
         self._log.warning(record.getMessage().strip(), source=record.name, **trace)

@@ -86,7 +86,7 @@ class Publisher:
 
     @property
     def connected(self) -> bool:
-        """Whether a message can be published now."""
+        """True while a message can be published."""
         return self._connection.up
 
     def max_body_bytes(self) -> int:

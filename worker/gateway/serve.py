@@ -22,40 +22,40 @@ from .logs import configure
 from .publisher import Log, Publisher
 
 _BACKLOG = 2048
-"""Connections that the kernel holds until we take them."""
+"""Connections that the kernel holds until the server accepts them."""
 _KEEP_ALIVE = 75
 """Seconds to keep an idle connection: as nginx, and more than the 60 for which load balancers commonly reuse one."""
-_HEADER = 64 * 1024
-"""Bytes of request line and header: twice what nginx takes. uvicorn's parser has no limit of its own."""
+_MAX_HEADER = 64 * 1024
+"""Bytes of request line and header: twice nginx's limit. uvicorn's parser has none."""
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on what stands before the body."""
+    """uvicorn's protocol with a limit for request line and header."""
 
     def on_message_begin(self) -> None:
-        self._room = _HEADER
+        self._header_left = _MAX_HEADER
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._take(len(url))
+        self._count_header(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._take(len(name) + len(value))
+        self._count_header(len(name) + len(value))
         super().on_header(name, value)
 
-    def _take(self, size: int) -> None:
-        self._room -= size
-        if self._room < 0:
-            raise ValueError(f"request line and header of more than {_HEADER} bytes")
+    def _count_header(self, size: int) -> None:
+        self._header_left -= size
+        if self._header_left < 0:
+            raise ValueError(f"request line and header of more than {_MAX_HEADER} bytes")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then let the requests that are under way end.
+    """Serve until SIGTERM or SIGINT, then finish the running requests.
 
     Raises:
-        OSError: the port cannot be listened on.
-        worker.ports.MisconfiguredError: NATS refuses our credentials.
+        OSError: the port is taken.
+        worker.ports.MisconfiguredError: NATS refuses the credentials.
     """
     log = configure(settings)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -83,10 +83,10 @@ async def _serve(settings: Settings, log: Log) -> None:
         )
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn takes these over, and when it is done raises again what it got, for these to hear.
+        # uvicorn replaces these handlers, and raises the signal again when it has stopped.
         signal.signal(number, lambda *_: None)
     connection = asyncio.ensure_future(publisher.run())
-    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends by itself only to complain
+    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
         log.info("Listening", url=_url(sockets[0]), queue=settings.queue_name, gateway_url=settings.gateway_url)
         await server.serve(sockets)
@@ -99,7 +99,7 @@ async def _serve(settings: Settings, log: Log) -> None:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for *host*, taken before anything else is started, so that a taken port is one clear error."""
+    """Bind *host* and *port* before anything else starts, so that a taken port is one clear error."""
     family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
         0
     ]
@@ -115,7 +115,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed; it is faster, but not needed."""
+    """Return uvloop's factory where uvloop is installed: it is faster, but optional."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
