@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
 from worker.cli.dev import read_dotenv
@@ -32,8 +33,6 @@ PARTS = {
     "worker": "-m worker",
 }
 """What tells each child's command line from the others'."""
-PATIENCE = 60.0
-"""Seconds: the stack takes one or two to start, more on a machine that is busy."""
 
 
 class Dev(Program):
@@ -50,7 +49,7 @@ class Dev(Program):
     def ask(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
         """A request to the gateway: status, headers and body of the answer."""
         request = urllib.request.Request(f"{self.gateway}{path}", body, dict(headers or {}))
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=LAST_RESORT) as answer:
             return answer.status, answer.headers, answer.read()
 
     def submit(self, function: str) -> str:
@@ -80,11 +79,11 @@ def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
     """``dev``, ready. It is asked to end, where the test has not: killed, it would leave its children behind."""
     with Dev(tmp_path, **settings) as dev:
         try:
-            dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
+            dev.wait_for(r"Ready\. Ctrl-C stops it")
             yield dev
         finally:
             dev.terminate()
-            dev.wait(PATIENCE)
+            dev.wait()
 
 
 def _parent(process: Path) -> int | None:
@@ -109,7 +108,7 @@ def test_everything_runs_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         wait_until(lambda: json.loads(dev.ask("/function/runs")[2])[-1][0] == began, "it to run")
         children = dev.children()
         dev.interrupt()
-        assert dev.wait(PATIENCE) == 0
+        assert dev.wait() == 0
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
         lines = [line for line in dev.stdout.splitlines() if "Posted result" in line and began in line]
         assert len(lines) == 1, "the running invocation ended, and its callback was taken"
@@ -119,9 +118,9 @@ def test_what_is_queued_survives(tmp_path: Path) -> None:
     """A stack that is stopped and started again in the same directory goes on with what waited."""
     with running(tmp_path) as dev:
         call_id = dev.submit("flaky")  # it fails at first, and then waits for ten seconds
-        dev.wait_for(rf"{call_id}.*retry_in", PATIENCE)
+        dev.wait_for(rf"{call_id}.*retry_in")
         dev.terminate()
-        assert dev.wait(PATIENCE) == 0
+        assert dev.wait() == 0
     with running(tmp_path, initial_retry_wait="100ms") as dev:
         wire = Wire(dev.ports["nats_port"], {})
         (answer,) = wire.request_many([("$JS.API.STREAM.INFO.faas-request", b"", {})])
@@ -147,7 +146,7 @@ def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
     with running(tmp_path, shutdown_timeout="1s") as dev:
         children = dev.children()
         _kill(children[part])
-        assert dev.wait(PATIENCE) == 1
+        assert dev.wait() == 1
         assert f"queue-worker: {part} was killed by SIGKILL\n" in dev.stderr
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
@@ -162,7 +161,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with Dev(tmp_path, **{port: number}) as dev:
-            assert dev.wait(PATIENCE) == 1
+            assert dev.wait() == 1
     assert dev.output == (
         f"queue-worker: cannot listen on 127.0.0.1:{number}: Address already in use. Set {port} to another\n"
     )
@@ -171,7 +170,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> No
 def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
     """On other ports it would start, and spoil the first one's files."""
     with running(tmp_path), Dev(tmp_path) as second:
-        assert second.wait(PATIENCE) == 1
+        assert second.wait() == 1
         assert second.output == f"queue-worker: another queue-worker dev is running in {tmp_path}\n"
 
 
@@ -280,19 +279,16 @@ def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
 
 
 def test_the_demonstration_ends_well(tmp_path: Path) -> None:
-    """Nothing lost, every kind of end seen, exit code 0, in well under a minute, whatever settings are lying about."""
+    """The demonstration loses nothing, shows every kind of end, exits with 0 and ignores all settings it finds."""
     (tmp_path / ".env").write_text("rubbish\n")
-    began = time.monotonic()
     code, out, errors = run_program(
         "worker.cli",
         "dev",
         "--demo",
         tmp_path=tmp_path,
         settings={"nats_port": "nonsense", "max_retry_attempts": "1", "NATS_PORT": "tcp://10.0.0.7:4222"},
-        timeout=120,
     )
     assert (code, errors) == (0, ""), out
-    assert time.monotonic() - began < 60
     assert "All 290 invocations ended as they must." in out
     assert "Left on the queue: 0. In the dead-letter stream: 30." in out
     rows = {cells[0]: cells[1:] for line in out.splitlines() if len(cells := line.replace("│", " ").split()) == 7}
@@ -303,13 +299,21 @@ def test_the_demonstration_ends_well(tmp_path: Path) -> None:
     assert not (tmp_path / ".queue-worker").exists()
 
 
+@pytest.mark.quiet
+def test_demonstration_on_a_quiet_machine_takes_less_than_a_minute(tmp_path: Path) -> None:
+    """A newcomer sees the result of `make demo` within a minute."""
+    began = time.monotonic()
+    assert run_program("worker.cli", "dev", "--demo", tmp_path=tmp_path)[0] == 0
+    assert time.monotonic() - began < 60
+
+
 def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
     """The worker is killed half-way: exit code 1, the worker named, its last lines shown, nothing left running."""
     with Dev(tmp_path, "--demo") as demo:
-        demo.wait_for("Submitted 280", PATIENCE)
+        demo.wait_for("Submitted 280")
         children = demo.children()
         _kill(children["worker"])
-        assert demo.wait(PATIENCE) == 1
+        assert demo.wait() == 1
         assert "worker was killed by SIGKILL" in demo.stderr
         assert "worker    |" in demo.stdout
         assert "as they must" not in demo.stdout
@@ -319,10 +323,10 @@ def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
 def test_an_interrupted_demonstration_is_no_success(tmp_path: Path) -> None:
     """Exit code 1, and nothing left running."""
     with Dev(tmp_path, "--demo") as demo:
-        demo.wait_for("Submitted 280", PATIENCE)
+        demo.wait_for("Submitted 280")
         children = demo.children()
         demo.interrupt()
-        assert demo.wait(PATIENCE) == 1
+        assert demo.wait() == 1
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 

@@ -104,7 +104,7 @@ def test_one_process_is_shown_as_it_is() -> None:
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
     metrics(e.Connected("s", reconnected=True))
-    text = metrics.exposition().decode()
+    text = metrics.render_text().decode()
     shown = Merge().text([text])
     same = [line for line in text.splitlines() if not line.startswith("process_")]
     assert [line for line in shown.splitlines() if not line.startswith("process_")] == same
@@ -165,5 +165,5 @@ def test_what_the_dead_were_doing_is_no_more() -> None:
 def test_every_gauge_has_a_way() -> None:
     """Whoever adds a gauge says how it is merged; and there is no way for what is none."""
     mine = Processes([], {}, count=1, timeout=0, log=lambda *_: None)
-    texts = [Metrics(load({}).settings, "pod").exposition().decode(), generate_latest(parent_registry(mine)).decode()]
+    texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(parent_registry(mine)).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

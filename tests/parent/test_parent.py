@@ -15,7 +15,7 @@ import trio
 from tests.servers import ROOT, until
 from worker.parent import processes as module
 from worker.parent.processes import ExitStatus, Processes, own_command
-from worker.parent.run import MergedObserved
+from worker.parent.run import MergedStatus
 from worker.policy.backoff import Backoff
 from worker.policy.processes import MAX_CRASHES
 
@@ -220,7 +220,7 @@ async def test_their_last_words_count(tmp_path: Path) -> None:
 
     assert await crew.lives(stop) == ExitStatus(0)
     spoke = sum("again_in" in fields for _, fields in crew.told)
-    shown = await MergedObserved(crew.processes).metrics()
+    shown = await MergedStatus(crew.processes).metrics()
     assert any(f"c {count:.1f}\n" in shown for count in (spoke, spoke + 1))  # the last may have been stopped before
 
 
@@ -234,7 +234,7 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
         "trio.run(part.serve, Observed())\n"
     )
     crew = Crew(code, tmp_path)
-    shown = MergedObserved(crew.processes)
+    shown = MergedStatus(crew.processes)
 
     async def look() -> None:
         assert await shown.not_ready() == "process 1 does not run, process 2 does not run"
@@ -254,7 +254,7 @@ async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest
     """One that has never answered counts as alive for half a minute, and no longer."""
     monkeypatch.setattr("worker.parent.run.ANSWER_TIMEOUT", 0.01)
     crew = Crew("import time; time.sleep(600)", tmp_path, count=1)
-    shown = MergedObserved(crew.processes)
+    shown = MergedStatus(crew.processes)
 
     async def look() -> None:
         await until(lambda: crew.processes.running, "it")

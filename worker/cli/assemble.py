@@ -74,7 +74,7 @@ def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -
     try:
         trio.run(_main, own_settings, metrics, rank, instruments=[writer])
     finally:
-        rank.send(METRICS, metrics.exposition().decode())
+        rank.send(METRICS, metrics.render_text().decode())
 
 
 def _raise_file_limit() -> None:
@@ -176,13 +176,13 @@ def _new_flow(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.observed.Observed`."""
+    """See :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
         self._metrics, self._queue, self._services = metrics, queue, services
 
     async def metrics(self) -> str:
-        return self._metrics.exposition().decode()
+        return self._metrics.render_text().decode()
 
     async def not_alive(self) -> str | None:
         return None  # an answer is itself the proof that the loop runs

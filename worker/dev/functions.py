@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ..policy.syntax import whole_number
+
 _SLOW = 1.0
 """Seconds before ``slow`` answers."""
 _MAX_RECORDS = 20_000
@@ -75,8 +77,8 @@ class DemoFunctions:
         return Response(status_code=202)
 
     def _list_callbacks(self, request: Request) -> Response:
-        after = request.query_params.get("after", "0")
-        return JSONResponse(self._received[int(after) if after.isdigit() else 0 :])
+        after = whole_number(request.query_params.get("after", ""))
+        return JSONResponse(self._received[after:])
 
 
 async def _fast(request: Request, run: int) -> Response:  # noqa: ARG001 -- all handlers have one signature

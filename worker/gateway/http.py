@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope
 
+from ..policy.syntax import whole_number
+
 _BODY_TIMEOUT = 60.0
 """Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""
 _MAX_BODY_MEMORY = 128 * 2**20
@@ -48,7 +50,7 @@ class BodyReader:
             CallerDisconnectedError: the caller closed its connection before the end of the body.
         """
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if length.isdigit() and int(length) > max_bytes:
+        if (whole_number(length.decode("latin-1"), high=2**64 - 1, digits=20) or 0) > max_bytes:
             raise _body_too_large(max_bytes, expects_continue=any(name == b"expect" for name, _ in scope["headers"]))
         size = 0
         chunks: list[bytes] = []

@@ -24,11 +24,11 @@ import msgspec
 
 from ..policy.callback_url import callback_url
 from ..policy.names import parse_function, partition_for, subject_of
+from ..policy.syntax import TOKEN
 
 _LONGEST_CALL_ID = 256
 """Characters: several times what UUIDs and tracing systems need, and harmless in a header and a log line."""
 _CALL_ID = re.compile(r"[ -~]+")
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9$&+,/:;=@\-_.~]*")
@@ -104,7 +104,7 @@ def canonical(name: bytes) -> str:
         ValueError: *name* is not a header's name.
     """
     text = name.decode("latin-1")
-    if not _TOKEN.fullmatch(text):
+    if not TOKEN.fullmatch(text):
         raise ValueError(f"not a header's name: {text[:80]!r}")
     return "-".join(part.capitalize() for part in text.split("-"))
 
@@ -144,7 +144,7 @@ def compose(
         ValueError: a part of the request is invalid. The text is for the caller.
     """
     name = parse_function(function, namespace)
-    if not _TOKEN.fullmatch(method):
+    if not TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     check_path(path)
     call_id = _call_id(headers.get("X-Call-Id", ())) or new_call_id

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.observed import Observed
+from ..observe.status import WorkerStatus
 
 METRICS, READY = b"m", b"r"
 """Questions. The answer to :data:`READY` is why the process is not ready, and empty where it is."""
@@ -88,7 +88,7 @@ class WorkerRank:
         with suppress(OSError):  # the parent has ended
             self.end.sendall(_frame(kind, text))
 
-    async def serve(self, observed: Observed) -> None:
+    async def serve(self, observed: WorkerStatus) -> None:
         """Answer questions until the parent ends."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.end))
         try:

@@ -51,7 +51,7 @@ async def run(
         async with trio.open_nursery() as beside:
             beside.start_soon(_on_each, stops, processes.stop)
             beside.start_soon(_on_each, child_ends, processes.reap)
-            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedObserved(processes))
+            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedStatus(processes))
             log("info", "Serving metrics and health", address=await beside.start(serve))
             status = await processes.supervise()
             log("info", "All processes have ended")
@@ -64,8 +64,8 @@ async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> N
         action()
 
 
-class MergedObserved:
-    """All processes as one worker; see :class:`worker.observe.observed.Observed`."""
+class MergedStatus:
+    """All processes as one worker; see :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes

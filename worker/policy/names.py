@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .syntax import whole_number
+
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
 _DIGITS = 9
 """Most digits of a partition's number: any longer one is a name."""
@@ -60,8 +62,8 @@ def partition_of(queue: str, subject: str, partitions: int) -> int:
     if partitions == 1 or subject == queue:
         return 0
     number, dot, _ = subject.removeprefix(f"{queue}.").partition(".")
-    if dot and number.isascii() and number.isdigit() and len(number) <= _DIGITS:
-        return int(number) % partitions
+    if dot and (parsed := whole_number(number, digits=_DIGITS)) is not None:
+        return parsed % partitions
     return fnv1a(subject.encode()) % partitions
 
 
