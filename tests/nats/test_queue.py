@@ -11,7 +11,7 @@ from tests.chaos.proxy import Way
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import Delivery
-from worker.nats.credit import LANES, PORTION
+from worker.nats.credit import DEFAULT_BATCH, MAX_REQUESTS
 from worker.nats.queue import open_queue
 
 
@@ -38,14 +38,14 @@ async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> Non
                 consumer = await queue.consume()
                 consumer.add_credit(10_000, "")
                 state = partial(server.api, "CONSUMER.INFO.faas-request.faas-workers")
-                await until(lambda: state()["num_waiting"] == LANES, "as many requests as may be open")
+                await until(lambda: state()["num_waiting"] == MAX_REQUESTS, "as many requests as may be open")
                 way.stand_still()
-                server.publish_many(("faas-request", b"one", {}) for _ in range(2 * LANES * PORTION))
+                server.publish_many(("faas-request", b"one", {}) for _ in range(2 * MAX_REQUESTS * DEFAULT_BATCH))
                 await until(lambda: not state()["num_waiting"], "them to be answered")
-                assert state()["num_ack_pending"] == LANES * PORTION
+                assert state()["num_ack_pending"] == MAX_REQUESTS * DEFAULT_BATCH
                 way.move()
                 came = 0
-                while came < 2 * LANES * PORTION:
+                while came < 2 * MAX_REQUESTS * DEFAULT_BATCH:
                     with trio.fail_after(15):
                         came += sum(isinstance(each, Delivery) for each in await consumer.receive())
             nursery.cancel_scope.cancel()
