@@ -27,9 +27,9 @@ from .policy.parse import (
     limit,
     nats_urls,
     one_of,
-    only,
     port,
     queue,
+    retry_strategy,
     text,
     whole,
 )
@@ -168,11 +168,7 @@ class Settings:
         lambda value: Jitter(one_of(*Jitter)(value)),
         "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
     )
-    retry_strategy: str = setting(
-        "nak",
-        only("nak", until="retries as scheduled messages are to come"),
-        "`nak`: the message is given back with a delay",
-    )
+    retry_strategy: str = setting("nak", retry_strategy, "`nak`: the message is given back with a delay")
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
 

@@ -77,15 +77,11 @@ def one_of(*accepted: str) -> Callable[[str], Any]:
     return parse
 
 
-def only(value: str, *, until: str) -> Callable[[str], str]:
-    """Return a parser of the one word that this version supports, where the contract has others."""
-
-    def parse(given: str) -> str:
-        if given != value:
-            raise ValueError(f"this version can only do {value!r}; {until}")
-        return given
-
-    return parse
+def retry_strategy(value: str) -> str:
+    """Parse the one strategy that this version supports; the contract has others."""
+    if value != "nak":
+        raise ValueError("this version supports only nak")
+    return value
 
 
 def host(value: str) -> str:
