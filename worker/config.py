@@ -234,17 +234,10 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
     problems: list[str] = []
     for name, field in SETTING_FIELDS.items():
         try:
-            given, origins[name] = _raw_value(name, field, environment)
+            text, origins[name] = _raw_value(name, field, environment)
+            values[name] = None if text is None else _parse(name, text, field, origins[name])
         except ValueError as error:
             problems.append(str(error))
-            continue
-        if given is None:
-            values[name] = None
-            continue
-        try:
-            values[name] = field.metadata["parse"](given)
-        except ValueError as error:
-            problems.append(f"{name} = {_display(given, field)!r} ({origins[name]}): {error}")
     problems += _set_ordinal(values, origins, environment)
     problems += _combination_problems(values, origins)
     if problems:
@@ -285,6 +278,13 @@ def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[st
             raise ValueError(f"{found[0]} = {path!r} is empty")
         return content, f"file {path}"
     return environment[found[0]], f"environment {found[0]}"
+
+
+def _parse(name: str, text: str, field: dataclasses.Field[Any], origin: str) -> Any:
+    try:
+        return field.metadata["parse"](text)
+    except ValueError as error:
+        raise ValueError(f"{name} = {_display(text, field)!r} ({origin}): {error}") from None
 
 
 def _is_text(value: str) -> bool:

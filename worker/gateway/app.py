@@ -11,12 +11,13 @@ from uuid import uuid4
 
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..ports import BrokerUnavailableError
 from .http import BodyReader, CallerDisconnectedError, RequestRejectedError
 from .message import canonical_headers, compose, split_target
-from .publisher import Log, MessageTooLargeError, Publisher
+from .publisher import MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
@@ -25,16 +26,9 @@ _RETRY_AFTER = {"Retry-After": "1"}
 
 
 class Gateway:
-    """The application.
+    """The application. *functions* is the application for ``/function/``."""
 
-    Args:
-        settings: all settings.
-        publisher: stores the invocations; :meth:`Publisher.run` runs elsewhere.
-        functions: the application that passes requests on to the functions.
-        log: logger of the rejected requests.
-    """
-
-    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: Log) -> None:
+    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: FilteringBoundLogger) -> None:
         self._settings = settings
         self._publisher = publisher
         self._functions = functions

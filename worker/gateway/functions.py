@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterable
 
 import httpx
 from starlette.types import Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
 from .http import RequestRejectedError, body_chunks
 from .message import check_path, split_target
-from .publisher import Log
 
 _MAX_CONNECTIONS = 500
 """Concurrent requests. Further ones wait for upstream_timeout, then get 503."""
@@ -35,7 +35,7 @@ class FunctionProxy:
     It calls httpx's transport directly, because httpx's client would store every caller's cookies.
     """
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
         self._settings = settings
         self._log = log
         self._url = httpx.URL(settings.gateway_url)

@@ -126,19 +126,8 @@ def compose(
 ) -> Draft:
     """Compose the invocation that a caller requests.
 
-    Args:
-        function: ``name`` or ``name.namespace``.
-        headers: the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``.
-        queue: the queue's name.
-        namespace: the default namespace of a function.
-        new_call_id: the call id where the caller sends none.
-        now: the time (ns since the epoch).
-        method: the method of the function's request.
-        host: the host of the caller's request.
-        path: the path below the function's name, as in the request line.
-        query: the query as in the request line, without its question mark.
-        annotations: the function's annotations.
-        partitions: the number of the queue's partitions.
+    *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* stands in for
+    a missing call id. *path* and *query* are as in the request line, and *now* is in nanoseconds since the epoch.
 
     Raises:
         ValueError: a part of the request is invalid. The text is for the caller.

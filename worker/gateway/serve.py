@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
 from collections.abc import Callable
 
+import structlog
 import uvicorn
+from structlog.typing import FilteringBoundLogger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .. import __version__
 from ..config import Settings
+from ..observe import logs
 from .app import Gateway
 from .functions import FunctionProxy
-from .logs import configure
-from .publisher import Log, Publisher
+from .publisher import Publisher
 
 _BACKLOG = 2048
 """Connections that the kernel holds until the server accepts them."""
@@ -50,6 +53,18 @@ class _Protocol(HttpToolsProtocol):
             raise ValueError(f"request line and header of more than {_MAX_HEADER} bytes")
 
 
+class _LibraryHandler(logging.Handler):
+    """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
+        self._log.warning(record.getMessage().strip(), source=record.name, **trace)
+
+
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish the running requests.
 
@@ -57,15 +72,17 @@ def run(settings: Settings) -> None:
         OSError: the port is taken.
         worker.ports.MisconfiguredError: NATS refuses the credentials.
     """
-    log = configure(settings)
+    logs.configure(settings)
+    log: FilteringBoundLogger = structlog.get_logger()
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(log)], force=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, log))
 
 
-async def _serve(settings: Settings, log: Log) -> None:
+async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, name=f"queue-worker-gateway {__version__}", log=log)
     functions = FunctionProxy(settings, log)
-    sockets = _listen(settings.listen_host, settings.listen_port)
+    listener = listen(settings.listen_host, settings.listen_port)
     server = uvicorn.Server(
         uvicorn.Config(
             Gateway(settings, publisher, functions, log),
@@ -88,8 +105,8 @@ async def _serve(settings: Settings, log: Log) -> None:
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
-        log.info("Listening", url=_url(sockets[0]), queue=settings.queue_name, gateway_url=settings.gateway_url)
-        await server.serve(sockets)
+        log.info("Listening", url=_url(listener), queue=settings.queue_name, gateway_url=settings.gateway_url)
+        await server.serve([listener])
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -98,15 +115,19 @@ async def _serve(settings: Settings, log: Log) -> None:
     log.info("Stopped")
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Bind *host* and *port* before anything else starts, so that a taken port is one clear error."""
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and listen on *host* and *port*, before anything else starts, so that a taken port is one clear error.
+
+    Raises:
+        OSError: the port is taken, or the host has no address.
+    """
     try:
-        return [socket.create_server(address[:2], family=family, backlog=_BACKLOG)]
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def _url(listener: socket.socket) -> str:
