@@ -126,7 +126,7 @@ def compose(
 ) -> Draft:
     """Compose the invocation that a caller requests.
 
-    *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* stands in for
+    *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* replaces
     a missing call id. *path* and *query* are as in the request line, and *now* is in nanoseconds since the epoch.
 
     Raises:
