@@ -43,11 +43,11 @@ class Binding:
         retired: RetiredConsumers,
         emit: Emit,
     ) -> None:
-        self.serving = Serving(jetstream, flows, settings, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
+        self.serving = Serving(jetstream, settings, flows, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
         self._jetstream, self._settings, self._outbox, self._emit = jetstream, settings, outbox, emit
         self._unbound = asyncio.Event()
         self._created: str | None = None
-        """When the stream was created: tells it from a later one of the same name."""
+        """The time of the stream's creation, which differs from that of a later one of the same name."""
 
     async def run(self) -> None:
         """Bind again when the connection is back or the consumer is lost, and look at other workers' changes."""
@@ -102,7 +102,7 @@ class Binding:
         if bound and info.created != self._created:
             self._on_stream_lost()  # it was replaced while no request was open, which a status would have ended
         if self.serving.bound:
-            self.serving.functions.seen(info.state.subjects)
+            self.serving.set_stored(info.state.subjects)
         return Backlog(info.state.last_seq, info.state.subjects)
 
     def _on_stream_lost(self) -> None:

@@ -104,7 +104,7 @@ class NatsQueue:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
         if self._binding:
-            await aio_as_trio(self._binding.serving.sweep.done)()
+            await aio_as_trio(self._binding.serving.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
@@ -116,10 +116,7 @@ class NatsQueue:
         """See :meth:`worker.ports.Queue.backlog`."""
         if self._binding is None:
             raise BrokerUnavailableError("not connected to NATS yet")
-        backlog: Backlog = await aio_as_trio(self._binding.read_backlog)()
-        if self._binding.serving.bound:
-            await aio_as_trio(self._binding.serving.look_again)()
-        return backlog
+        return await aio_as_trio(self._binding.read_backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
     # The asyncio side.
 
@@ -160,8 +157,7 @@ class NatsQueue:
     async def _run_binding(self) -> None:
         await self._named.wait()
         if self._binding:
-            serving = self._binding.serving
-            await asyncio.gather(self._binding.run(), serving.functions.run(), serving.sweep.run())
+            await asyncio.gather(self._binding.run(), self._binding.serving.run())
 
     async def _tick(self) -> None:
         while True:
@@ -197,7 +193,7 @@ class NatsQueue:
 
     async def _on_stopping(self) -> None:
         if self._binding:
-            await self._binding.serving.stop()
+            await self._binding.serving.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))

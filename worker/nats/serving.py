@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 
 import trio
@@ -52,8 +52,8 @@ class Serving:
     def __init__(
         self,
         jetstream: JetStream,
-        flows: PullConsumer,
         settings: Settings,
+        flows: PullConsumer,
         retired: RetiredConsumers,
         *,
         emit: Emit,
@@ -92,7 +92,7 @@ class Serving:
         for name in [*self._kept]:
             self._drop(name)
 
-    async def stop(self) -> None:
+    async def leave(self) -> None:
         """Answer no more questions of other workers about the layout, because this worker ends."""
         await self._switch.hide()
 
@@ -126,12 +126,17 @@ class Serving:
             self._connection.report_failure("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
 
-    async def look_again(self) -> None:
-        """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
-        if self._served == static(1):
-            with suppress(ApiError):  # it is gone, which is told elsewhere
-                info = await self._jetstream.consumer(self._settings.nats_stream, self._settings.nats_durable)
-                self.flows.ack_wait = info.ack_wait
+    async def run(self) -> None:
+        """Find subjects, create their consumers, and delete finished messages, until cancelled."""
+        await asyncio.gather(self.functions.run(), self.sweep.run())
+
+    def set_stored(self, messages: Mapping[str, int]) -> None:
+        """Set how many messages each subject has."""
+        self.functions.seen(messages)
+
+    async def wait_deleted(self) -> None:
+        """Return when no message is left to be deleted."""
+        await self.sweep.done()
 
     # Layouts.
 
