@@ -16,8 +16,7 @@ from tests.patience import LAST_RESORT
 from worker.config import load
 from worker.model import Delivery
 from worker.nats.connection import Connection
-from worker.nats.finished_deleter import FinishedDeleter
-from worker.nats.outbox import Outbox
+from worker.nats.finished_deleter import FinishedDeleter, RetiredConsumers
 from worker.ports import BrokerUnavailableError
 
 STORED = 1_795_608_000_123_456_789
@@ -56,9 +55,14 @@ def delivery(sequence: int, consumer: str) -> Delivery:
     return Delivery((sequence, STORED), token, 1, 0.0, "faas-request", b"")
 
 
-def sweep_on(server: Server) -> tuple[FinishedDeleter, Any]:
-    outbox = SimpleNamespace(over=None)
-    return FinishedDeleter(cast(Connection, server), load({}).settings, cast(Outbox, outbox)), outbox
+def sweep_on(server: Server) -> tuple[FinishedDeleter, RetiredConsumers]:
+    consumers = RetiredConsumers()
+    return FinishedDeleter(cast(Connection, server), load({}).settings, consumers), consumers
+
+
+def end(consumers: RetiredConsumers, sequence: int, consumer: str) -> None:
+    ended = delivery(sequence, consumer)
+    consumers.settled(ended, ended.token.partition(" ")[2])
 
 
 async def swept(sweep: FinishedDeleter) -> None:
@@ -74,11 +78,11 @@ def test_only_what_a_retired_consumer_had() -> None:
 
     async def play() -> list[int]:
         server = Server()
-        sweep, outbox = sweep_on(server)
-        assert not vars(outbox)["over"], "without a retired consumer it costs nothing"
+        sweep, consumers = sweep_on(server)
+        assert not consumers.names, "without a retired consumer it costs nothing"
         sweep.know({"old"})
-        outbox.over(delivery(7, "old"))
-        outbox.over(delivery(8, "new"))
+        end(consumers, 7, "old")
+        end(consumers, 8, "new")
         await swept(sweep)
         sweep.know(set())
         return server.deleted
@@ -91,9 +95,9 @@ def test_until_the_server_answers() -> None:
 
     async def play() -> list[int]:
         server = Server(deaf=2)
-        sweep, outbox = sweep_on(server)
+        sweep, consumers = sweep_on(server)
         sweep.know({"old"})
-        outbox.over(delivery(7, "old"))
+        end(consumers, 7, "old")
         await swept(sweep)
         return server.deleted
 
@@ -106,9 +110,9 @@ def test_another_message_of_that_number_stays() -> None:
     async def play() -> list[int]:
         server = Server(deaf=1)
         server.stored = "2026-11-25T12:00:00.123556Z"
-        sweep, outbox = sweep_on(server)
+        sweep, consumers = sweep_on(server)
         sweep.know({"old"})
-        outbox.over(delivery(7, "old"))
+        end(consumers, 7, "old")
         await swept(sweep)
         return server.deleted
 
@@ -124,12 +128,12 @@ def test_what_ended_before_we_saw_that_its_consumer_is_retired() -> None:
 
     async def play() -> list[int]:
         server = Server()
-        sweep, outbox = sweep_on(server)
+        sweep, consumers = sweep_on(server)
         sweep._on_announced(announced("old", "older"))
-        outbox.over(delivery(7, "old"))
+        end(consumers, 7, "old")
         sweep.know(set())
-        outbox.over(delivery(8, "new"))
-        outbox.over(delivery(9, "older"))
+        end(consumers, 8, "new")
+        end(consumers, 9, "older")
         await swept(sweep)
         return server.deleted
 
@@ -141,12 +145,12 @@ def test_one_made_anew_is_not_retired() -> None:
 
     async def play() -> list[int]:
         server = Server()
-        sweep, outbox = sweep_on(server)
+        sweep, consumers = sweep_on(server)
         sweep._on_announced(announced("old"))
         sweep.know({"old"})
-        outbox.over(delivery(7, "old"))
+        end(consumers, 7, "old")
         sweep.know(set())
-        assert not vars(outbox)["over"]
+        assert not consumers.names
         await swept(sweep)
         return server.deleted
 
@@ -158,11 +162,11 @@ def test_a_thousand_names_are_announced() -> None:
 
     async def play() -> tuple[list[int], list[int]]:
         server, other = Server(), Server()
-        (ours, _), (theirs, outbox) = sweep_on(server), sweep_on(other)
+        (ours, _), (theirs, consumers) = sweep_on(server), sweep_on(other)
         await ours.announce(f"faas-workers-{number}" for number in range(2_500))
         for told in server.said:
             theirs._on_announced(Msg(cast(Any, None), data=told))
-        outbox.over(delivery(1, "faas-workers-2499"))
+        end(consumers, 1, "faas-workers-2499")
         await swept(theirs)
         return other.deleted, [*map(len, server.said)]
 

@@ -192,7 +192,7 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
     async def die(*_: object) -> bool:
         return bool(await asyncio.Event().wait())
 
-    monkeypatch.setattr(pull, "_PUT_OFF", 2.0)
+    monkeypatch.setattr(pull, "_POSTPONED", 2.0)
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, STATIC, hold) as old:
@@ -203,7 +203,8 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
                 await until(lambda: "retired" in str(consumers(server)), "the other mode")
                 publish(server, 1)
                 await until(lambda: len(new.came) == 4, "each function to have its own consumer")
-                monkeypatch.setattr(old.queue._serving.sweep, "_delete", die)
+                assert old.queue._binding
+                monkeypatch.setattr(old.queue._binding.serving.sweep, "_delete", die)
                 release(old)
                 with trio.move_on_after(1) as unsettled:
                     await old.queue.wait_settled()

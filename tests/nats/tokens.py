@@ -20,6 +20,7 @@ from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
 from worker.nats.connection import Connection
+from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.function_state import FunctionStates
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
@@ -56,10 +57,10 @@ class Replica:
         self.dead = False
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
-        self.outbox = Outbox(self.connection, self.events.append)
-        self.flows = PullConsumer(self.connection, self.outbox, self._make, self._lost)
+        self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
+        self.flows = PullConsumer(self.connection, self.outbox, create=self._make, lost=self._lost)
         self.flows.ack_wait = settings.ack_wait
-        self.controls = FunctionStates(self.connection, settings)
+        self.controls = FunctionStates(self.connection, settings, agreed=self._agreed)
         self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
@@ -74,6 +75,9 @@ class Replica:
         self.quotas.connection_changed(up)
         self._again = up
 
+    def _agreed(self, function: str) -> None:
+        self.quotas.quota_changed(function)
+
     def _make(self, flow: str) -> None:
         self.quotas.make(flow)
 
@@ -85,10 +89,10 @@ class Replica:
         self._again = False
         await self.outbox.open()
         await self.controls.open()
-        await self.flows.begin_anew()
+        await self.flows.request_again()
 
     async def serve(self) -> None:
-        await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.serve(), self.quotas.run())
+        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.serve(), self.quotas.run())
 
     async def _tick(self) -> None:
         while True:
@@ -98,14 +102,14 @@ class Replica:
             if self._again:
                 await self._begin_anew()
             await self.flows.check(now)
-            self.outbox.repeat(now)
+            self.outbox.repeat_late(now)
             self.outbox.wake()
 
     async def _begin_anew(self) -> None:
         with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
             await self.connection.ask("STREAM.INFO.faas-request-quotas")
             self._again = False
-            await self.flows.begin_anew()
+            await self.flows.request_again()
 
     async def receive(self) -> None:
         """Take what comes, for ever."""

@@ -57,9 +57,10 @@ async def session(settings: Settings) -> AsyncIterator[Session]:
         worker.ports.MisconfiguredError: the server refuses the credentials, or there is no such queue.
     """
     async with connected(settings, f"queue-worker-command {__version__}") as connection:
+        jetstream = JetStream(connection)
         try:
-            found = await topology.as_named(connection, settings, lambda _: None)
-            yield Session(JetStream(connection), settings, found.nats_stream)
+            found = await topology.as_named(jetstream, settings, lambda _: None)
+            yield Session(jetstream, settings, found.nats_stream)
         except ApiError as error:
             if error.err_code == ErrorCode.STREAM_NOT_FOUND:
                 raise MisconfiguredError(

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import count
 
+import msgspec
 import nats.errors
 import trio
 from nats.aio.msg import Msg
@@ -26,9 +27,10 @@ from ..model import PendingCount, Published, StoredCount
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals, topology
 from .connection import Connection
+from .jetstream import JetStream
 from .layout import FUNCTION, ConsumerSet
 from .pull_consumer import PullConsumer
-from .wire import ApiError
+from .wire import ApiError, ErrorCode
 
 HEARD = 8
 """Messages after which an ear is used up."""
@@ -106,7 +108,7 @@ class SubjectDiscovery:
 
     def __init__(
         self,
-        connection: Connection,
+        jetstream: JetStream,
         settings: Settings,
         flows: PullConsumer,
         *,
@@ -121,7 +123,9 @@ class SubjectDiscovery:
         """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
         self._taken: frozenset[str] = frozenset()
         self._names: dict[str, str] = {}
+        connection = jetstream.connection
         self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
+        self._jetstream = jetstream
         self._ears = [
             OneShotSubscription(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)
         ]
@@ -160,7 +164,7 @@ class SubjectDiscovery:
 
     def make(self, flow: str) -> None:
         """Something is wanted of a flow: it needs its consumer."""
-        self._flows.open(flow).making = True
+        self._flows.open(flow).creating = True
         self._unmade.put_nowait(flow)
 
     def lost(self, flow: str) -> None:
@@ -209,14 +213,14 @@ class SubjectDiscovery:
         if subject in self._told:
             self._told[subject] += 1
             self._empty.pop(subject, None)
-            self._flows.tell(Published(subject))
+            self._flows.notify(Published(subject))
         elif self._ours and self._ours(subject):
             self._tell_stored(subject, 1)
 
     def _tell_stored(self, subject: str, messages: int) -> None:
         self._told[subject] = messages
         self._empty.pop(subject, None)
-        self._flows.tell(StoredCount(subject, messages))
+        self._flows.notify(StoredCount(subject, messages))
 
     def _outstanding(self, flow: str) -> int:
         puller = self._flows.find(flow)
@@ -254,34 +258,38 @@ class SubjectDiscovery:
                 if puller and again and puller.wanted:
                     asyncio.get_running_loop().call_later(again, partial(self._unmade.put_nowait, flow))
                 elif puller:
-                    puller.making = False
+                    puller.creating = False
 
     async def _make_one(self, flow: str) -> float:
         """In how many seconds that must be tried again; zero: it is made."""
         numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
-        config = next(each for each in numbers if each["name"] not in self._taken)
+        config = next(each for each in numbers if each.name not in self._taken)
         if (name := self._names.get(flow)) and name not in self._taken:
-            config |= {"name": name, "durable_name": name}
+            config = msgspec.structs.replace(config, name=name, durable_name=name)
         try:
-            info = await topology.ensure_consumer(self._connection, self.settings, config, lambda _: None, again=False)
+            info = await topology.ensure_consumer(self._jetstream, self.settings, config, lambda _: None, again=False)
         except MisconfiguredError as error:
             self._emit(BrokerMisconfigured(str(error)))
             return _LATER
         except (ApiError, BrokerUnavailableError) as error:
-            if isinstance(error, ApiError) and error.err_code == topology.TOO_MANY and await self._allow_more():
+            if (
+                isinstance(error, ApiError)
+                and error.err_code == ErrorCode.MAXIMUM_CONSUMERS_LIMIT
+                and await self._allow_more()
+            ):
                 return _AT_ONCE
             self._connection.report_failure(f"making a consumer for {flow}", error)
             return _LATER if self.crowded else _AGAIN
         self.crowded = False
         if puller := self._flows.find(flow):
-            self._flows.ack_wait = min(self._flows.ack_wait, topology.ack_wait_of(info))
-            self._flows.tell(PendingCount(flow, info["num_pending"]))
-            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config['name']}")
+            self._flows.ack_wait = min(self._flows.ack_wait, info.ack_wait)
+            self._flows.notify(PendingCount(flow, info.num_pending))
+            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config.name}")
         return 0.0
 
     async def _allow_more(self) -> bool:
         try:
-            self.crowded = not await topology.allow_more_consumers(self._connection, self.settings, self._emit)
+            self.crowded = not await topology.allow_more_consumers(self._jetstream, self.settings, self._emit)
         except (ApiError, BrokerUnavailableError):  # no permission
             self.crowded = True
         return not self.crowded

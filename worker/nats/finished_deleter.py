@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 
 import nats.errors
 import trio
@@ -24,7 +25,6 @@ from ..ports import BrokerUnavailableError
 from . import nats_internals
 from .connection import Connection
 from .migration import nanoseconds
-from .outbox import Outbox
 from .wire import ApiError, consumer_of
 
 _ANNOUNCED = 30.0
@@ -41,31 +41,45 @@ _EXACT = 10_000
 """Nanoseconds by which two readings of one time may differ."""
 
 
+class RetiredConsumers:
+    """The names of retired consumers, and the messages that ended through one and have to be deleted."""
+
+    def __init__(self) -> None:
+        self.names: AbstractSet[str] = frozenset()
+        self.ended: dict[int, int] = {}
+        """The sequences of these messages, and when each was stored (ns)."""
+        self.wake = asyncio.Event()
+
+    def settled(self, delivery: Delivery, reply: str) -> None:
+        """Note that a message ended for good, through the consumer that its reply subject names."""
+        if consumer_of(reply) in self.names:
+            sequence, stored = delivery.id
+            self.ended[sequence] = stored
+            self.wake.set()
+
+
 class FinishedDeleter:
     """Of one stream.
 
     Args:
         connection: to whom to talk.
         settings: with the stream's name as it is at the server.
-        outbox: tells what has ended.
+        consumers: has the messages that ended.
     """
 
-    def __init__(self, connection: Connection, settings: Settings, outbox: Outbox) -> None:
-        self.settings = settings
-        self._connection, self._outbox = connection, outbox
+    def __init__(self, connection: Connection, settings: Settings, consumers: RetiredConsumers) -> None:
+        self._settings = settings
+        self._connection, self._consumers = connection, consumers
         self._retired: Collection[str] = ()
         self._announced: dict[str, float] = {}
         """The names of consumers that are being retired, and until when they count as retired."""
-        self._over: dict[int, int] = {}
-        """Sequences of what is to be taken off, and when it was stored (ns)."""
         self._unanswered: set[int] = set()
         """Of these, those that we have asked for in vain."""
-        self._wake = asyncio.Event()
         self._heard = False
 
     async def done(self) -> None:
         """Return when nothing is left to be taken off."""
-        while self._over:  # noqa: ASYNC110 -- what changes is at the server
+        while self._consumers.ended:  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_LOOK)
 
     async def listen(self) -> None:
@@ -100,28 +114,29 @@ class FinishedDeleter:
     def forget(self) -> None:
         """The stream is another one."""
         self._announced.clear()
-        self._over.clear()
+        self._watch()
+        self._consumers.ended.clear()
         self._unanswered.clear()
 
     async def run(self) -> None:
         """Delete, for ever."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while some := [*self._over][:_AT_ONCE]:
+            await self._consumers.wake.wait()
+            self._consumers.wake.clear()
+            while some := [*self._consumers.ended][:_AT_ONCE]:
                 deleted = await asyncio.gather(*map(self._delete, some))
                 for sequence, gone in zip(some, deleted, strict=True):
                     if gone:
-                        self._over.pop(sequence, None)
+                        self._consumers.ended.pop(sequence, None)
                 if not all(deleted):
                     await asyncio.sleep(_AGAIN)
 
     async def _delete(self, sequence: int) -> bool:
-        stream = self.settings.nats_stream
+        stream = self._settings.nats_stream
         try:
             if sequence in self._unanswered:  # meanwhile the stream may have been made anew, with its numbers
                 found = await self._connection.ask(f"STREAM.MSG.GET.{stream}", {"seq": sequence})
-                mine = abs(nanoseconds(found["message"]["time"]) - self._over.get(sequence, 0)) < _EXACT
+                mine = abs(nanoseconds(found["message"]["time"]) - self._consumers.ended.get(sequence, 0)) < _EXACT
             else:
                 mine = True
             if mine:
@@ -136,7 +151,7 @@ class FinishedDeleter:
 
     @property
     def _subject(self) -> str:
-        return f"queue-worker.{self.settings.nats_stream}.retiring"
+        return f"queue-worker.{self._settings.nats_stream}.retiring"
 
     def _on_announced(self, message: Msg) -> None:
         self._expect(message.data.decode(errors="replace").split("\n"))
@@ -146,11 +161,4 @@ class FinishedDeleter:
         self._watch()
 
     def _watch(self) -> None:
-        self._outbox.over = self._on_over if self._announced or self._retired else None
-
-    def _on_over(self, delivery: Delivery) -> None:
-        consumer = consumer_of(delivery.token.partition(" ")[2])
-        if consumer in self._retired or consumer in self._announced:
-            sequence, stored = delivery.id
-            self._over[sequence] = stored
-            self._wake.set()
+        self._consumers.names = {*self._announced, *self._retired}

@@ -173,7 +173,7 @@ class FunctionStates:
         """What operators said last, by the function's label."""
         self.quotas: dict[str, AgreedQuota] = {}
         """What functions may have."""
-        self.agreed = agreed
+        self._agreed = agreed
         self._connection, self._settings = connection, settings
         self._queue, self._stream = settings.queue_name, stream_name(settings)
         self._paused = paused
@@ -291,7 +291,7 @@ class FunctionStates:
             self._paused(paused)
         for label in {*before[1], *self.quotas}:
             if _quota(before[1], label) != _quota(self.quotas, label):
-                self.agreed(label)
+                self._agreed(label)
 
     def _on_message(self, _: Msg) -> None:
         self._heard = trio.current_time()

@@ -10,12 +10,11 @@ import asyncio
 
 from ..config import Settings
 from ..ports import BrokerUnavailableError
-from . import topology
 from .connection import Connection
 from .discovery import SubjectDiscovery
 from .layout import FUNCTION, ConsumerSet, consumer_state
 from .migration import Migration
-from .wire import ApiError
+from .wire import ApiError, ErrorCode
 
 _AT_ONCE = 8
 """Consumers that are taken away at the same time."""
@@ -73,7 +72,7 @@ class Janitor:
         try:
             gone = await self._take_away(name)
         except ApiError as error:
-            gone = error.err_code == topology.NO_CONSUMER
+            gone = error.err_code == ErrorCode.CONSUMER_NOT_FOUND
             if not gone:
                 self._connection.report_failure(f"deleting the consumer {name}, which is idle", error)
         except BrokerUnavailableError as error:

@@ -37,6 +37,11 @@ def static(partitions: int) -> str:
     return f"static/{partitions}"
 
 
+def partitions_of(layout: str) -> int:
+    """Return the number of partitions of a static layout."""
+    return _number(layout.partition("/")[2], 1)
+
+
 @dataclass(frozen=True, slots=True)
 class ConsumerState:
     """A consumer, as the server tells of it."""

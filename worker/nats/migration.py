@@ -32,7 +32,7 @@ from .layout import (
     retired_config,
     static,
 )
-from .wire import ApiError
+from .wire import ApiError, ErrorCode
 
 PAUSE = 10.0
 """Seconds that a consumer stands still at most, while it is being retired or deleted."""
@@ -217,7 +217,7 @@ class Migration:
                     await self._connection.ask(f"CONSUMER.INFO.{self.settings.nats_stream}.{each.name}")
                 )
             except ApiError as error:
-                if error.err_code != topology.NO_CONSUMER:
+                if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
                     raise
                 continue
             if (now.layout, now.retired_at, now.num_ack_pending) != (each.layout, each.retired_at, 0):
@@ -230,7 +230,7 @@ class Migration:
         try:
             await self._connection.ask(f"CONSUMER.DELETE.{self.settings.nats_stream}.{name}")
         except ApiError as error:
-            if error.err_code != topology.NO_CONSUMER:
+            if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
                 raise
 
     async def unfilter(self, name: str) -> None:

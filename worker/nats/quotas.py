@@ -108,7 +108,6 @@ class Quotas:
         self._made: dict[str, None] = {}
         """Flows whose tokens we have seen to."""
         self._wake = asyncio.Event()
-        controls.agreed = self._on_agreed
 
     # The Trio side.
 
@@ -147,7 +146,7 @@ class Quotas:
 
     def make(self, flow: str) -> None:
         """Something is wanted of a flow: it needs its consumer, and its tokens."""
-        self._flows.open(flow).making = True
+        self._flows.open(flow).creating = True
         self._unmade[flow] = None
         self._wake.set()
 
@@ -185,9 +184,10 @@ class Quotas:
     def _again(self) -> None:
         asyncio.get_running_loop().call_later(_AGAIN, self._wake.set)
 
-    def _on_agreed(self, label: str) -> None:
+    def quota_changed(self, label: str) -> None:
+        """Create the tokens of a function's new quota, and notify the core of it."""
         self._newest.pop(label, None)
-        self._flows.tell(QuotaChanged(label, self.agreed(label) or Quota()))
+        self._flows.notify(QuotaChanged(label, self.agreed(label) or Quota()))
         self._unmade |= {flow: None for flow in self._made if split_token_flow(flow)[1] == label}
         self._wake.set()
 
@@ -238,7 +238,7 @@ class Quotas:
             self._connection.report_failure(f"making tokens for {flow}", error)
             return False
         if puller := self._flows.find(flow):
-            puller.making = False
+            puller.creating = False
             if subject and not puller.bound:
                 puller.bind(subject)
         return True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -11,19 +11,15 @@ from ..config import Settings
 from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
 from ..model import SHARED, QueueShared, StoredCount
 from ..policy.names import covers, partition_of
-from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
-from .connection import Connection
-from .credit import PORTION
 from .discovery import SubjectDiscovery
-from .finished_deleter import FinishedDeleter
+from .finished_deleter import FinishedDeleter, RetiredConsumers
 from .janitor import Janitor
+from .jetstream import JetStream
 from .layout import FUNCTION, ConsumerSet, ConsumerState, static
 from .migration import Migration
-from .outbox import Outbox
 from .pull_consumer import PullConsumer
-from .quotas import Quotas
 from .wire import ApiError
 
 _CHECK = 3.0
@@ -41,9 +37,10 @@ class Serving:
     """The flows of one worker.
 
     Args:
-        connection: to whom to talk.
-        outbox: sends for the flows.
-        settings: all settings.
+        jetstream: the client.
+        flows: the flows of this worker.
+        settings: all settings, with the stream's name at the server.
+        retired: has the names of retired consumers.
         emit: told what is made and found.
         look: looks at the stream; what it finds is to be given to :attr:`functions`.
         lost: told when what was bound is not there any more.
@@ -51,9 +48,10 @@ class Serving:
 
     def __init__(
         self,
-        connection: Connection,
-        outbox: Outbox,
+        jetstream: JetStream,
         settings: Settings,
+        flows: PullConsumer,
+        retired: RetiredConsumers,
         *,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
@@ -61,26 +59,17 @@ class Serving:
     ) -> None:
         self.bound = False
         """Whether what we consume is there, as far as we know."""
-        self.flows = PullConsumer(
-            connection, outbox, self._make, self._on_lost, settings.consumer_pull_max_messages or PORTION
-        )
+        connection = jetstream.connection
+        self._jetstream, self.flows = jetstream, flows
         self._connection, self._settings, self._emit, self._lost = connection, settings, emit, lost
-        self.functions = SubjectDiscovery(connection, settings, self.flows, emit=emit, look=look)
+        self.functions = SubjectDiscovery(jetstream, settings, self.flows, emit=emit, look=look)
         self._switch = Migration(connection, settings)
-        self.sweep = FinishedDeleter(connection, settings, outbox)
-        self.flows.leaving = self._switch.hide
+        self.sweep = FinishedDeleter(connection, settings, retired)
         self._janitor = Janitor(connection, settings, self.functions, self._switch)
-        self.quotas: Quotas | None = None
-        """Makes tokens; set by whoever has one."""
         self._served: str | None = None
         """The layout."""
         self._kept: dict[str, int] = {}
         """What was last told of retired consumers, by name."""
-
-    def use(self, settings: Settings) -> None:
-        """The stream has another name than was thought."""
-        self._settings = self.functions.settings = self._switch.settings = self._janitor.settings = settings
-        self.sweep.settings = settings
 
     @property
     def ready(self) -> bool:
@@ -100,6 +89,10 @@ class Serving:
         for name in [*self._kept]:
             self._drop(name)
 
+    async def leave(self) -> None:
+        """Answer no more questions of other workers about the layout, because this worker ends."""
+        await self._switch.hide()
+
     async def bind(self, *, again: bool) -> None:
         """Bring the queue into the layout that is wanted, or serve the one that it is in.
 
@@ -110,7 +103,7 @@ class Serving:
         """
         await self._switch.show()
         await self.sweep.listen()
-        await self.flows.begin_anew()
+        await self.flows.request_again()
         if not self.flows.stopped:
             await self._bring_about(again=again)
         self.functions.look_soon()
@@ -130,11 +123,17 @@ class Serving:
             self._connection.report_failure("looking at the consumers", error)
         return max(_CHECK, _SHARE * took)
 
-    async def look_again(self) -> None:
-        """Someone may have changed the shared consumer. Leases that go by the old one would be extended too late."""
-        if self._served == static(1):
-            with suppress(ApiError):  # it is gone, which is told elsewhere
-                self.flows.ack_wait = await topology.ack_wait(self._connection, self._settings)
+    async def run(self) -> None:
+        """Find subjects, create their consumers, and delete finished messages, until cancelled."""
+        await asyncio.gather(self.functions.run(), self.sweep.run())
+
+    def set_stored(self, messages: Mapping[str, int]) -> None:
+        """Set how many messages each subject has."""
+        self.functions.seen(messages)
+
+    async def wait_deleted(self) -> None:
+        """Return when no message is left to be deleted."""
+        await self.sweep.done()
 
     # Layouts.
 
@@ -162,7 +161,7 @@ class Serving:
         self._janitor.know(layout)
 
     def _know(self, layout: ConsumerSet) -> None:
-        self.flows.know(layout)
+        self.flows.set_consumers(layout)
         self.functions.know(layout)
         self.sweep.know({each.name for each in layout.retired})
         for each in layout.retired:
@@ -170,7 +169,7 @@ class Serving:
             if each.name not in self._kept:
                 self.flows.open(flow).bind(self._pull_from(each.name))
             if self._kept.get(each.name) != each.num_ack_pending or not self.flows.open(flow).outstanding:
-                self.flows.tell(StoredCount(flow, each.num_ack_pending))
+                self.flows.notify(StoredCount(flow, each.num_ack_pending))
             self._kept[each.name] = each.num_ack_pending
         for name in self._kept.keys() - {each.name for each in layout.retired}:
             self._drop(name)
@@ -190,7 +189,7 @@ class Serving:
 
     async def _share(self, aim: str, layout: ConsumerSet, *, again: bool) -> None:
         names = {each.name: each for each in (*layout.live, *layout.retired, *layout.foreign)}
-        name = topology.consumer_config(self._settings, aim)["name"]
+        name = topology.consumer_config(self._settings, aim).name
         alone = not names.keys() - {name}
         if aim == static(1) and alone and name in names and self._is_filtered(names[name]):
             await self._switch.unfilter(name)
@@ -198,10 +197,10 @@ class Serving:
         if shared and shared.bound and name in names:
             return
         config = topology.consumer_config(self._settings, aim, alone=alone)
-        info = await topology.ensure_consumer(self._connection, self._settings, config, self._emit, again=again)
-        self.flows.ack_wait = topology.ack_wait_of(info)
+        info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit, again=again)
+        self.flows.ack_wait = info.ack_wait
         if shared is None:
-            self.flows.tell(QueueShared())
+            self.flows.notify(QueueShared())
         self.flows.open(SHARED).bind(self._pull_from(name))
         self._emit(ConsumerBound(self._settings.nats_stream, name, self.flows.ack_wait))
 
@@ -226,21 +225,17 @@ class Serving:
 
     # What the flows tell.
 
-    def _make(self, flow: str) -> None:
-        if is_token_flow(flow):
-            if self.quotas:
-                self.quotas.make(flow)
-        elif flow != SHARED and not flow.startswith(retired_flow("")):
+    def create_consumer(self, flow: str) -> None:
+        """Have the consumer of a flow created that has credit."""
+        if flow != SHARED and not flow.startswith(retired_flow("")):
             self.functions.make(flow)
 
-    def _on_lost(self, flow: str) -> None:
+    def consumer_lost(self, flow: str) -> None:
+        """Look for the consumer of a flow again, because the server reports that it does not exist."""
         if flow == SHARED:
             self.bound = False
             self._lost()
         elif flow.startswith(retired_flow("")):
             self._drop(flow.removeprefix(retired_flow("")))
-        elif is_token_flow(flow):
-            if self.quotas:
-                self.quotas.lost(flow)
         else:
             self.functions.lost(flow)
