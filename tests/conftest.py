@@ -39,6 +39,7 @@ LONG = (
     "nats/test_janitor.py",
     "nats/test_migration.py",
     "nats/test_quotas.py",
+    "simulation/test_simulation.py",
     "test_dev.py",
 )
 """Tests that `make test` leaves to `make test-rest`, by their paths."""
