@@ -35,6 +35,7 @@ from fuzz._nats import Line
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
 from worker.nats.credit import HEARTBEAT, LANES, SILENCE
+from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 
@@ -133,8 +134,14 @@ class World:
         self.line = Line()
         self.client = self.line.client
         connection: Any = self.line
-        self.outbox = Outbox(connection, lambda _: None)
-        self.consumer = PullConsumer(connection, self.outbox, lambda _: None, self._on_gone)
+        self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
+        self.consumer = PullConsumer(
+            connection,
+            self.outbox,
+            make=lambda _: None,
+            lost=self._on_gone,
+            stopping=trio.lowlevel.checkpoint,
+        )
         self.puller = self.consumer.open("")
         self.credit = self.puller._credit  # noqa: SLF001 -- the books
         self.wanted = self.gone = 0

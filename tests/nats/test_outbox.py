@@ -16,6 +16,7 @@ from trio_asyncio import aio_as_trio
 
 from worker.events import Event, SettlementUnconfirmed
 from worker.model import Ack, Delivery, Nak, Settlement, Term
+from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.outbox import Outbox
 
 NEVER = float("inf")
@@ -97,7 +98,7 @@ async def desk() -> AsyncIterator[Desk]:
     """An outbox with its pump, on an asyncio island."""
     line, events = Line(), list[Event]()
     async with trio_asyncio.open_loop():
-        outbox = Outbox(line, events.append)  # type: ignore[arg-type]  # it stands in for a Connection
+        outbox = Outbox(line, events.append, RetiredConsumers())  # type: ignore[arg-type]  # it stands in for a Connection
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(outbox.pump))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from worker.config import Settings, load
 from worker.nats import topology
 from worker.nats.layout import static
+from worker.nats.wire import ConsumerConfig
 
 
 def _settings(**environment: str) -> Settings:
@@ -18,9 +21,9 @@ def _settings(**environment: str) -> Settings:
 
 def test_the_stream_is_made_exactly_as_the_contract_has_it() -> None:
     """Contract section 3: subjects, work-queue, discard old, no limits, duplicate window of two minutes."""
-    assert topology.stream_config(_settings()) == {
+    assert msgspec.to_builtins(topology.stream_config(_settings())) == {
         "name": "faas-request",
-        "subjects": ["faas-request", "faas-request.>"],
+        "subjects": ("faas-request", "faas-request.>"),
         "retention": "workqueue",
         "discard": "old",
         "storage": "file",
@@ -28,7 +31,6 @@ def test_the_stream_is_made_exactly_as_the_contract_has_it() -> None:
         "max_consumers": -1,
         "max_msgs": -1,
         "max_bytes": -1,
-        "max_age": 0,
         "max_msg_size": -1,
         "max_msgs_per_subject": -1,
         "duplicate_window": 120_000_000_000,
@@ -37,7 +39,7 @@ def test_the_stream_is_made_exactly_as_the_contract_has_it() -> None:
 
 def test_the_consumer_is_made_exactly_as_the_contract_has_it() -> None:
     """Contract section 3: durable, pull, deliver all, ack explicit, no filter, the mode in its metadata."""
-    assert topology.consumer_config(_settings(ack_wait="90s", max_waiting="7")) == {
+    assert msgspec.to_builtins(topology.consumer_config(_settings(ack_wait="90s", max_waiting="7"))) == {
         "durable_name": "faas-workers",
         "name": "faas-workers",
         "deliver_policy": "all",
@@ -53,7 +55,7 @@ def test_the_consumer_is_made_exactly_as_the_contract_has_it() -> None:
 
 def test_a_stream_named_after_openfaas_has_the_queue_without_its_prefix() -> None:
     """OF_slow-queue serves the queue slow-queue."""
-    assert topology.stream_config(_settings(nats_stream="OF_slow-queue"))["subjects"] == ["slow-queue", "slow-queue.>"]
+    assert topology.stream_config(_settings(nats_stream="OF_slow-queue")).subjects == ("slow-queue", "slow-queue.>")
 
 
 def test_what_we_make_has_no_faults_and_no_surprises() -> None:
@@ -75,7 +77,7 @@ def test_what_we_make_has_no_faults_and_no_surprises() -> None:
 def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> None:
     """Each property of a found stream that cannot work is named."""
     settings = _settings()
-    faults, _ = topology.stream_faults(topology.stream_config(settings) | change, settings)
+    faults, _ = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
     assert len(faults) == 1
     assert named in faults[0]
 
@@ -87,14 +89,14 @@ def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> Non
         ({"ack_policy": "all"}, "ack_policy"),
         ({"deliver_subject": "x"}, "push consumer"),
         ({"max_deliver": 5}, "max_deliver"),
-        ({"backoff": [1, 2]}, "backoff"),
+        ({"backoff": (1, 2)}, "backoff"),
     ],
 )
 def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> None:
     """Each property of a found consumer that cannot work is named."""
     settings = _settings()
     faults, _ = topology.consumer_faults(
-        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+        replace(topology.consumer_config(settings), **change), topology.consumer_config(settings)
     )
     assert len(faults) == 1
     assert named in faults[0]
@@ -103,7 +105,7 @@ def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> N
 def test_all_faults_are_named_together() -> None:
     """An operator mends all of them at once, not one a restart."""
     settings = _settings()
-    found = {"ack_policy": "none", "deliver_subject": "x", "max_deliver": 3}
+    found = ConsumerConfig(ack_policy="none", deliver_subject="x", max_deliver=3)
     assert len(topology.consumer_faults(found, topology.consumer_config(settings))[0]) == 3
 
 
@@ -114,14 +116,14 @@ def test_all_faults_are_named_together() -> None:
         ({"storage": "memory"}, "storage is memory, not file"),
         ({"max_msgs": 100}, "max_msgs is 100"),
         ({"max_age": 60}, "max_age is 60"),
-        ({"subjects": ["faas-request"]}, "leave out 'faas-request.>'"),
-        ({"subjects": ["faas-request.*"]}, "leave out 'faas-request'"),
+        ({"subjects": ("faas-request",)}, "leave out 'faas-request.>'"),
+        ({"subjects": ("faas-request.*",)}, "leave out 'faas-request'"),
     ],
 )
 def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> None:
     """What merely surprises is told, and not a fault."""
     settings = _settings()
-    faults, surprises = topology.stream_faults(topology.stream_config(settings) | change, settings)
+    faults, surprises = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
     assert faults == []
     assert any(named in surprise for surprise in surprises)
 
@@ -132,14 +134,14 @@ def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> N
         ({"ack_wait": 30_000_000_000}, "ack_wait is 30s, not 1m"),
         ({"max_ack_pending": 1000}, "max_ack_pending is 1000, not -1"),
         ({"filter_subject": "faas-request.x"}, "faas-request.x"),
-        ({"filter_subjects": ["faas-request.x"]}, "faas-request.x"),
+        ({"filter_subjects": ("faas-request.x",)}, "faas-request.x"),
     ],
 )
 def test_surprises_of_a_consumer_are_told(change: dict[str, Any], named: str) -> None:
     """The same for consumers."""
     settings = _settings()
     faults, surprises = topology.consumer_faults(
-        topology.consumer_config(settings) | change, topology.consumer_config(settings)
+        replace(topology.consumer_config(settings), **change), topology.consumer_config(settings)
     )
     assert faults == []
     assert any(named in surprise for surprise in surprises)
@@ -149,24 +151,22 @@ def test_dead_letters_collide_with_no_queue() -> None:
     """Their subjects begin in capitals, and names of queues have none."""
     settings = _settings(nats_stream="OF_q")
     config = topology.dead_letter_config(settings)
-    assert config["name"] == "OF_q-dead-letters"
-    assert config["subjects"] == ["DEAD-LETTERS.q.>"]
-    assert config["max_age"] == 168 * 3600 * 10**9
+    assert config.name == "OF_q-dead-letters"
+    assert config.subjects == ("DEAD-LETTERS.q.>",)
+    assert config.max_age == 168 * 3600 * 10**9
 
 
 def test_a_function_s_consumer_is_made_as_the_shared_one_is() -> None:
     """But for its name, its filter and its mode."""
     settings = _settings(ack_wait="90s")
     config = topology.flow_config(settings, "faas-request.0.echo.openfaas-fn")
-    assert config["name"] == config["durable_name"]
-    assert re.fullmatch("faas-workers-0-echo-openfaas-fn-[0-9a-f]{12}", config["name"])
-    different = ("name", "durable_name", "filter_subject", "metadata")
+    assert config.name == config.durable_name
+    assert re.fullmatch("faas-workers-0-echo-openfaas-fn-[0-9a-f]{12}", config.name)
     shared = topology.consumer_config(settings)
-    assert {key: config[key] for key in config if key not in different} == {
-        key: shared[key] for key in shared if key not in different
-    }
-    assert config["filter_subject"] == "faas-request.0.echo.openfaas-fn"
-    assert config["metadata"] == {"queue-worker.mode": "function"}
+    different = {each: getattr(config, each) for each in ("name", "durable_name", "filter_subject", "metadata")}
+    assert config == replace(shared, **different)
+    assert config.filter_subject == "faas-request.0.echo.openfaas-fn"
+    assert config.metadata == {"queue-worker.mode": "function"}
     assert topology.consumer_faults(config, config) == ([], [])
 
 
@@ -174,7 +174,7 @@ def test_a_function_s_consumer_with_another_filter_is_a_fault() -> None:
     """It would hand out what others have, or leave out what is ours."""
     config = topology.flow_config(_settings(), "faas-request.0.echo.ns")
     for change in ({"filter_subject": "faas-request.0.other.ns"}, {"filter_subject": ""}):
-        faults, _ = topology.consumer_faults(config | change, config)
+        faults, _ = topology.consumer_faults(replace(config, **change), config)
         assert len(faults) == 1
         assert "filter" in faults[0]
 
@@ -203,17 +203,16 @@ def test_partitions_have_a_shared_consumer_each() -> None:
     """Of what our producers publish there; the first has what is on the bare subject as well."""
     settings = _settings(queue_partitions="3", filter_partition="1")
     config = topology.consumer_config(settings, static(3))
-    assert config["name"] == "faas-workers-p1"
-    assert config["filter_subjects"] == ["faas-request.1.>"]
-    assert config["metadata"] == {"queue-worker.mode": "static", "queue-worker.partitions": "3"}
+    assert config.name == "faas-workers-p1"
+    assert config.filter_subjects == ("faas-request.1.>",)
+    assert config.metadata == {"queue-worker.mode": "static", "queue-worker.partitions": "3"}
     first = topology.consumer_config(_settings(queue_partitions="3"), static(3))
-    assert first["filter_subjects"] == ["faas-request", "faas-request.0.>"]
-    assert topology.shared_consumers(settings, static(3)) == ["faas-workers-p0", "faas-workers-p1", "faas-workers-p2"]
+    assert first.filter_subjects == ("faas-request", "faas-request.0.>")
 
 
 def test_beside_others_the_shared_consumer_has_filters() -> None:
     """The server takes none without; they cover the whole queue, and surprise nobody."""
     beside = topology.consumer_config(_settings(), alone=False)
-    assert beside["filter_subjects"] == ["faas-request", "faas-request.>"]
+    assert beside.filter_subjects == ("faas-request", "faas-request.>")
     assert topology.consumer_faults(beside, beside) == ([], [])
     assert topology.consumer_faults(topology.consumer_config(_settings()), beside) == ([], [])

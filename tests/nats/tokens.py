@@ -20,7 +20,9 @@ from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
 from worker.nats.connection import Connection
+from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.function_state import FunctionStates
+from worker.nats.jetstream import JetStream
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
@@ -56,11 +58,14 @@ class Replica:
         self.dead = False
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
-        self.outbox = Outbox(self.connection, self.events.append)
-        self.flows = PullConsumer(self.connection, self.outbox, self._make, self._lost)
+        self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
+        self.flows = PullConsumer(
+            self.connection, self.outbox, make=self._make, lost=self._lost, stopping=trio.lowlevel.checkpoint
+        )
         self.flows.ack_wait = settings.ack_wait
-        self.controls = FunctionStates(self.connection, settings)
-        self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
+        jetstream = JetStream(self.connection)
+        self.controls = FunctionStates(jetstream, settings, agreed=lambda label: self.quotas.changed(label))  # noqa: PLW0108 -- made below
+        self.quotas = Quotas(jetstream, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
@@ -75,10 +80,10 @@ class Replica:
         self._again = up
 
     def _make(self, flow: str) -> None:
-        self.quotas.make(flow)
+        self.quotas.create_consumer(flow)
 
     def _lost(self, flow: str) -> None:
-        self.quotas.lost(flow)
+        self.quotas.consumer_lost(flow)
 
     async def open(self) -> None:
         await self.connection.open()
@@ -88,7 +93,7 @@ class Replica:
         await self.flows.begin_anew()
 
     async def serve(self) -> None:
-        await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.serve(), self.quotas.run())
+        await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.run(), self.quotas.run())
 
     async def _tick(self) -> None:
         while True:

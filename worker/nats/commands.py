@@ -19,9 +19,10 @@ from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
 from .connection import Connection
 from .function_state import FunctionStates, PauseState, encode, store, subject_for
+from .jetstream import JetStream
 from .layout import MODE
 from .options import connect_options
-from .wire import ApiError
+from .wire import ApiError, ErrorCode
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ async def _connected(settings: Settings, do: Callable[[Session], Awaitable[T]]) 
     try:
         async with asyncio.timeout(_CONNECT_WITHIN):
             await connection.open()
-        found = await topology.as_named(connection, settings, hear)
+        found = await topology.as_named(JetStream(connection), settings, hear)
         return await do(Session(connection, settings, found.nats_stream))
     except TimeoutError:
         servers = without_password(",".join(settings.nats_servers))
@@ -180,7 +181,7 @@ async def _stream(place: Session, payload: dict[str, Any] | None = None) -> dict
     try:
         return await place.connection.ask(f"STREAM.INFO.{place.stream}", payload)
     except ApiError as error:
-        if error.err_code != topology.NO_STREAM:
+        if error.err_code != ErrorCode.STREAM_NOT_FOUND:
             raise
         raise MisconfiguredError(
             f"there is no stream {place.stream}: start a worker, which makes it, or check nats_stream"
@@ -188,12 +189,14 @@ async def _stream(place: Session, payload: dict[str, Any] | None = None) -> dict
 
 
 async def _set(place: Session, label: str, control: PauseState) -> dict[str, PauseState]:
-    await store(place.connection, place.settings, subject_for(place.settings.queue_name, label), encode(control))
+    await store(
+        JetStream(place.connection), place.settings, subject_for(place.settings.queue_name, label), encode(control)
+    )
     return _paused(await _known(place))
 
 
 async def _known(place: Session) -> dict[str, PauseState]:
-    controls = FunctionStates(place.connection, place.settings)
+    controls = FunctionStates(JetStream(place.connection), place.settings)
     await controls.read_changes()
     return dict(controls.pauses)
 

@@ -25,6 +25,7 @@ from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
 from . import nats_internals
 from .connection import Connection
+from .finished_deleter import RetiredConsumers
 
 _PATIENCE = 2.0
 """Seconds without an answer after which something is said again."""
@@ -76,8 +77,8 @@ class PendingAck(Struct, eq=False):
 class Outbox:
     """All that is to be said, and all that was said and not confirmed yet."""
 
-    def __init__(self, connection: Connection, emit: Emit) -> None:
-        self._connection, self._emit = connection, emit
+    def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
+        self._connection, self._emit, self._retired = connection, emit, retired
         self._queue: deque[PendingAck] = deque()
         self._unconfirmed: dict[int, PendingAck] = {}
         self._extending: dict[MessageId, int] = {}
@@ -94,8 +95,6 @@ class Outbox:
         with it."""
         self.after: list[Callable[[], Awaitable[None]]] = []
         """What else is to be sent at each wake-up, after all settlements."""
-        self.over: Callable[[Delivery], None] | None = None
-        """Called with what has ended for good, once that is confirmed."""
 
     @property
     def crowded(self) -> bool:
@@ -200,8 +199,8 @@ class Outbox:
             return  # 503: nobody heard it, for want of a consumer or a leader; it is said again
         if said := self._unconfirmed.pop(number, None):
             if said.settlement is not None:
-                if self.over and not isinstance(said.settlement, Nak):
-                    self.over(said.delivery)
+                if self._retired.names and not isinstance(said.settlement, Nak):
+                    self._retired.settled(said.delivery)
                 self._count_settled(1)
             elif said.confirmed:
                 self._extending.pop(said.delivery.id, None)

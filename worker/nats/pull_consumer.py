@@ -35,14 +35,17 @@ class PullConsumer:
         most: most messages asked for in one request.
         make: called with a flow of which something is wanted, and that is not bound.
         lost: called with a flow whose consumer, the server says, is gone.
+        stopping: called on the asyncio side when it stops, before the last pulls end.
     """
 
     def __init__(
         self,
         connection: Connection,
         outbox: Outbox,
+        *,
         make: Callable[[str], None],
         lost: Callable[[str], None],
+        stopping: Callable[[], Awaitable[None]],
         most: int = PORTION,
     ) -> None:
         self.ack_wait = 0.0
@@ -50,7 +53,7 @@ class PullConsumer:
         self._begun = False
         """Whether requests of the connection before can be answered no more."""
         self._connection, self._outbox, self._make, self._most = connection, outbox, make, most
-        self._lost = lost
+        self._lost, self._stopping = lost, stopping
         self._arrivals = DeliveryBuffer()
         self._pullers: dict[str, Pull] = {}
         self._asks: dict[Pull, None] = {}
@@ -60,8 +63,6 @@ class PullConsumer:
         self._recalls: list[Pull] = []
         self._void: set[str] = set()
         """Flows that are gone, which is not received yet: what is wanted of them until then never comes."""
-        self.leaving: Callable[[], Awaitable[None]] | None = None
-        """What else is to be done, on the asyncio side, when it stops."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._listened = 0.0
         outbox.after.append(self._send)
@@ -214,8 +215,7 @@ class PullConsumer:
     async def _end_interest(self) -> None:
         if not self._connection.up:
             return
-        if self.leaving:
-            await self.leaving()
+        await self._stopping()
         for puller in [*self._open]:
             await puller.withdraw()
         await self._connection.round_trip()

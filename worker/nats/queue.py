@@ -19,16 +19,21 @@ from trio_asyncio import aio_as_trio
 from ..config import Settings
 from ..events import BrokerFailure, BrokerMisconfigured
 from ..model import Backlog, DeadLetter, PausedFunctions
+from ..policy.quota import is_token_flow
 from ..policy.report import dead_letter_headers
 from ..ports import BrokerUnavailableError, Consumer, Emit, MisconfiguredError
 from . import topology
 from .connection import Connection
+from .credit import PORTION
+from .finished_deleter import RetiredConsumers
 from .function_state import FunctionStates
+from .jetstream import JetStream
 from .options import connect_options
 from .outbox import Outbox
+from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .serving import Serving
-from .wire import ApiError
+from .wire import ApiError, ErrorCode
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -70,15 +75,28 @@ class NatsQueue:
         """The settings with the stream's name as it is at the server."""
         options = connect_options(settings, name=f"queue-worker {settings.queue_name}")
         self._connection = Connection(options, emit, self._on_connection)
-        self._outbox = Outbox(self._connection, emit)
-        self._serving = Serving(
-            self._connection, self._outbox, settings, emit=emit, look=self._backlog, lost=self._rebind
+        self._jetstream = JetStream(self._connection)
+        self._retired = RetiredConsumers()
+        self._outbox = Outbox(self._connection, emit, self._retired)
+        most = settings.consumer_pull_max_messages or PORTION
+        self._flows = PullConsumer(
+            self._connection,
+            self._outbox,
+            make=self._create_consumer,
+            lost=self._on_consumer_lost,
+            stopping=self._leave,
+            most=most,
         )
-        self._controls = FunctionStates(
-            self._connection, settings, lambda paused: self._serving.flows.tell(PausedFunctions(paused))
+        self._states = FunctionStates(
+            self._jetstream,
+            settings,
+            paused=lambda paused: self._flows.tell(PausedFunctions(paused)),
+            agreed=self._on_agreed,
         )
-        self.quotas = Quotas(self._connection, settings, self._controls, self._serving.flows, self._outbox)
-        self._serving.quotas = self.quotas
+        self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox)
+        self._serving: Serving | None = None
+        """None until the stream's name at the server is known."""
+        self._opened = asyncio.Event()
         self._unbound = asyncio.Event()
         self._stream_made: str | None = None
         """When, as the server writes it: tells a stream from one made anew under its name."""
@@ -88,7 +106,7 @@ class NatsQueue:
     @property
     def ready(self) -> bool:
         """Connected, and with a consumer to pull from; in function mode, knowing which there should be."""
-        return self._connection.up and self._serving.ready
+        return self._connection.up and self._serving is not None and self._serving.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
@@ -97,7 +115,8 @@ class NatsQueue:
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
-        await aio_as_trio(self._serving.sweep.done)()
+        if self._serving:
+            await aio_as_trio(self._serving.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
@@ -105,7 +124,7 @@ class NatsQueue:
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
-        return await aio_as_trio(self._look)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        return await aio_as_trio(self._backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
 
     # The asyncio side.
 
@@ -114,42 +133,46 @@ class NatsQueue:
         await asyncio.gather(
             self._outbox.pump(),
             self._tick(),
-            self._keep_bound(),
-            self._serving.functions.run(),
-            self._controls.serve(),
+            self._serve_stream(),
+            self._states.run(),
             self.quotas.run(),
-            self._serving.sweep.run(),
         )
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._serving.flows.end()
+        await self._flows.end()
         await self._connection.close()
 
     async def _open(self) -> Consumer:
         await self._connection.open()
         await self._outbox.open()
-        await self._controls.open()
+        await self._states.open()
         while not await self._bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(_AGAIN)
-        return self._serving.flows
+        self._opened.set()
+        return self._flows
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
             now = trio.current_time()
             await self._connection.watch()
-            await self._serving.flows.check(now)
+            await self._flows.check(now)
             if self._connection.up:
                 self._outbox.repeat(now)
             self._outbox.wake()
 
-    async def _keep_bound(self) -> None:
+    async def _serve_stream(self) -> None:
+        await self._opened.wait()
+        if self._serving:
+            await asyncio.gather(self._keep_bound(self._serving), self._serving.run())
+
+    async def _keep_bound(self, serving: Serving) -> None:
         """Bind again when the connection came back, or the consumer went: operators reset a queue by deleting it.
 
         And see now and then what others made of it.
         """
-        serving, pause = self._serving, _AGAIN
+        pause = _AGAIN
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._unbound.wait(), pause)
@@ -171,15 +194,15 @@ class NatsQueue:
             MisconfiguredError: waiting will not help.
         """
         try:
-            if not again:
-                self._found = await topology.as_named(self._connection, self._settings, self._emit)
-                self._serving.use(self._found)
-            made = await topology.ensure_stream(self._connection, self._found, self._emit, again=again)
+            if not self._serving:
+                self._found = await topology.as_named(self._jetstream, self._settings, self._emit)
+            made = await topology.ensure_stream(self._jetstream, self._found, self._emit, again=again)
+            serving = self._serve(self._found)
             if self._stream_made not in (None, made):
                 self._outbox.forget()
-                self._serving.forget()
+                serving.forget()
             self._stream_made = made
-            await self._serving.bind(again=again)
+            await serving.bind(again=again)
         except (ApiError, BrokerUnavailableError) as error:
             self._connection.report_failure("looking for the stream and its consumer", error)
             return False
@@ -187,20 +210,49 @@ class NatsQueue:
 
     def _on_connection(self, up: bool) -> None:
         self._outbox.connection_changed(up)
-        self._serving.flows.connection_changed(up)
-        self._controls.connection_changed(up)
+        self._flows.connection_changed(up)
+        self._states.connection_changed(up)
         self.quotas.connection_changed(up)
-        self._rebind()
-
-    def _rebind(self) -> None:
-        if not self._connection.up:
+        if not up and self._serving:
             self._serving.unbind()
         self._unbound.set()
 
-    def _gone(self) -> None:
-        """The stream is not there, or another one."""
-        self._serving.unbind()
-        self._rebind()
+    def _serve(self, found: Settings) -> Serving:
+        if not self._serving:
+            self._serving = Serving(
+                self._jetstream,
+                found,
+                self._flows,
+                self._retired,
+                emit=self._emit,
+                look=self._backlog,
+                lost=self._unbound.set,
+            )
+        return self._serving
+
+    def _create_consumer(self, flow: str) -> None:
+        if is_token_flow(flow):
+            self.quotas.create_consumer(flow)
+        elif self._serving:
+            self._serving.create_consumer(flow)
+
+    def _on_consumer_lost(self, flow: str) -> None:
+        if is_token_flow(flow):
+            self.quotas.consumer_lost(flow)
+        elif self._serving:
+            self._serving.consumer_lost(flow)
+
+    def _on_agreed(self, label: str) -> None:
+        self.quotas.changed(label)
+
+    async def _leave(self) -> None:
+        if self._serving:
+            await self._serving.leave()
+
+    def _unbind(self) -> None:
+        if self._serving:
+            self._serving.unbind()
+        self._unbound.set()
 
     async def _bury(self, letter: DeadLetter) -> None:
         stream = topology.dead_letter_stream(self._settings)
@@ -208,11 +260,11 @@ class NatsQueue:
         for part in self._parts(letter):
             try:
                 try:
-                    await self._connection.store(subject, part.body, part.headers)
+                    await self._jetstream.publish(subject, part.body, part.headers)
                 except (BrokerUnavailableError, ApiError):
                     # Most likely the first one ever: make the stream. The message id keeps a second copy out.
-                    await topology.make_dead_letters(self._connection, self._settings, self._emit)
-                    await self._connection.store(subject, part.body, part.headers)
+                    await topology.create_dead_letters(self._jetstream, self._settings, self._emit)
+                    await self._jetstream.publish(subject, part.body, part.headers)
             except (ApiError, MisconfiguredError) as error:
                 raise BrokerUnavailableError(f"the stream {stream} did not take it: {error}") from None
 
@@ -233,32 +285,20 @@ class NatsQueue:
             for number, body in enumerate(bodies, 1)
         ]
 
-    async def _look(self) -> Backlog:
-        backlog = await self._backlog()
-        if self._serving.bound:
-            await self._serving.look_again()
-        return backlog
-
     async def _backlog(self) -> Backlog:
-        by_subject: dict[str, int] = {}
-        bound = self._serving.bound
-        while True:
-            try:
-                info = await self._connection.ask(
-                    f"STREAM.INFO.{self._found.nats_stream}", {"subjects_filter": ">", "offset": len(by_subject)}
-                )
-            except ApiError as error:
-                if error.err_code == topology.NO_STREAM and bound:
-                    self._gone()
-                raise BrokerUnavailableError(str(error)) from None
-            if bound and info["created"] != self._stream_made:
-                self._gone()  # made anew while no request of ours was open, which would have told
-            page = info["state"].get("subjects") or {}
-            by_subject |= page
-            if not page or len(by_subject) >= info.get("total", 0):
-                if self._serving.bound:
-                    self._serving.functions.seen(by_subject)
-                return Backlog(info["state"]["last_seq"], by_subject)
+        serving = self._serving
+        bound = serving is not None and serving.bound
+        try:
+            info = await self._jetstream.stream_with_subjects(self._found.nats_stream)
+        except ApiError as error:
+            if error.err_code == ErrorCode.STREAM_NOT_FOUND and bound:
+                self._unbind()
+            raise BrokerUnavailableError(str(error)) from None
+        if bound and info.created != self._stream_made:
+            self._unbind()  # it was deleted and created again while no pull request was open to end with that
+        if serving and serving.bound:
+            serving.set_stored(info.state.subjects)
+        return Backlog(info.state.last_seq, info.state.subjects)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""The stream and its consumer: made exactly as the contract has them, or found, checked, and used as they are.
+"""The queue's stream, its consumers and the stream of dead letters: created as the contract has them, or used as found.
 
-A consumer is created with the server's ``create`` action, never create-or-update: an update to no filter silently
-breaks a work queue. What cannot work is told in one message that names all of it; what merely surprises is told and
-used.
+What is found is checked. All that makes it unusable is named in one message; what merely differs from the settings is
+reported, and used.
 """
 
 from __future__ import annotations
@@ -11,377 +10,304 @@ import asyncio
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+
+from msgspec import Struct
 
 from ..config import Settings
 from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
 from ..ports import Emit, MisconfiguredError
-from .connection import Connection
-from .layout import FUNCTION, MODE, PARTITIONS, static
-from .wire import ApiError
+from .jetstream import JetStream
+from .layout import FUNCTION, MODE, PARTITIONS, partitions_of, static
+from .wire import ConsumerConfig, ConsumerInfo, StreamConfig
 
-NO_STREAM, NO_CONSUMER = 10059, 10014
-"""JetStream's error codes for what is not there."""
-TOO_MANY = 10026
-"""The same, where a stream may have no more consumers."""
-_MOST_CONSUMERS = 1_000_000
-"""What nobody reaches."""
-_NOT_FOUND = {"stream": NO_STREAM, "consumer": NO_CONSUMER}
-_OVERLAPS = {
-    10065: "the subjects overlap with those of another stream",
-    10058: "a stream of that name was made meanwhile with another configuration",
-    10099: "other consumers, with filters, exist on the stream: the queue is in function mode",
-    10100: "another consumer on the stream takes some of the same subjects",
-    10148: "a consumer of that name was made meanwhile with another configuration",
-}
-"""JetStream's error codes for what waiting does not mend, and what each means here."""
+_MAX_CONSUMERS = 1_000_000
+"""More consumers than any stream has."""
 _UNREADABLE = re.compile(r"[^A-Za-z0-9_-]+")
 _READABLE = 60
-"""Characters of a consumer's name that tell people which function it is of; what identifies it is a hash."""
-_GONE = 1.0
-"""Seconds that a stream which is gone is left alone before it is made again. Nats-server tells of the end of a stream
-before its files are removed: one made meanwhile had the old one's sequence, and stored nothing of what was published,
-for ever (2.15.1; on a busy machine once in 30 tries)."""
-DUPLICATES = 120.0
-"""Seconds in which the stream knows a message id again."""
-_REMEMBERED = 3600.0
-"""The same for dead letters: longer than any ack wait, after which a half-finished burial is done again."""
+"""Characters of a consumer's name that show people which function it is for; a hash identifies the subject."""
+_DELETED = 1.0
+"""Seconds that a deleted stream is left alone before it is created again. Nats-server reports the end of a stream
+before it removes the files: one created in between had the old one's sequence, and stored nothing of what was
+published, forever (2.15.1; on a busy machine once in 30 tries)."""
+DUPLICATE_WINDOW = 120.0
+"""Seconds in which the stream recognizes a message id."""
+_DEAD_LETTER_WINDOW = 3600.0
+"""The same for dead letters: longer than any ack wait, after which a half-stored dead letter is stored again."""
 
 
-def stream_config(settings: Settings) -> dict[str, Any]:
-    """The stream (contract, section 3)."""
-    return {
-        "name": settings.nats_stream,
-        "subjects": subjects(settings),
-        "retention": "workqueue",
-        "discard": "old",
-        "storage": settings.nats_stream_storage,
-        "num_replicas": settings.nats_stream_replicas,
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "max_msg_size": -1,
-        "max_msgs_per_subject": -1,
-        "duplicate_window": _ns(DUPLICATES),
-    }
+def stream_config(settings: Settings) -> StreamConfig:
+    """Return the configuration of the queue's stream (contract, section 3)."""
+    return StreamConfig(
+        name=settings.nats_stream,
+        subjects=subjects(settings),
+        retention="workqueue",
+        discard="old",
+        storage=settings.nats_stream_storage,
+        num_replicas=settings.nats_stream_replicas,
+        max_consumers=-1,
+        max_msgs=-1,
+        max_bytes=-1,
+        max_msg_size=-1,
+        max_msgs_per_subject=-1,
+        duplicate_window=_ns(DUPLICATE_WINDOW),
+    )
 
 
-def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool = True) -> dict[str, Any]:
-    """The shared consumer of static mode (contract, section 3).
+def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool = True) -> ConsumerConfig:
+    """Return the configuration of this worker's shared consumer in static mode (contract, section 3).
 
     Args:
-        settings: what is meant.
+        settings: all settings.
         layout: with or without partitions.
-        alone: it is the only consumer. Where there are others the server takes none without filters.
+        alone: it is the stream's only consumer. Beside others, the server accepts none without filters.
     """
     if layout == static(1):
-        config = _consumer(settings, settings.nats_durable, "static")
-        return config if alone else config | {"filter_subjects": subjects(settings)}
-    partitions = int(layout.partition("/")[2])
-    part = settings.filter_partition % partitions
-    config = _consumer(settings, f"{settings.nats_durable}-p{part}", "static")
-    bare = [settings.queue_name] if part == 0 else []
-    return config | {
-        "filter_subjects": [*bare, f"{settings.queue_name}.{part}.>"],
-        "metadata": {MODE: "static", PARTITIONS: str(partitions)},
-    }
+        filters = () if alone else subjects(settings)
+        return _consumer(settings, settings.nats_durable, filter_subjects=filters, metadata={MODE: "static"})
+    partitions = partitions_of(layout)
+    partition = settings.filter_partition % partitions
+    bare = (settings.queue_name,) if partition == 0 else ()
+    return _consumer(
+        settings,
+        f"{settings.nats_durable}-p{partition}",
+        filter_subjects=(*bare, f"{settings.queue_name}.{partition}.>"),
+        metadata={MODE: "static", PARTITIONS: str(partitions)},
+    )
 
 
-def shared_consumers(settings: Settings, layout: str) -> list[str]:
-    """The names of a static layout's consumers, that of all partitions."""
-    if layout == static(1):
-        return [settings.nats_durable]
-    return [f"{settings.nats_durable}-p{part}" for part in range(int(layout.partition("/")[2]))]
+def flow_config(settings: Settings, subject: str, name: str = "") -> ConsumerConfig:
+    """Return the configuration of one subject's consumer, under its usual name or another one."""
+    return _consumer(
+        settings, name or flow_consumer(settings, subject), filter_subject=subject, metadata={MODE: FUNCTION}
+    )
 
 
-def flow_config(settings: Settings, subject: str, number: int = 1) -> dict[str, Any]:
-    """The consumer of one subject. *number*: above one where consumers of that name are retired."""
-    name = flow_consumer(settings, subject) + (f"-{number}" if number > 1 else "")
-    return _consumer(settings, name, FUNCTION) | {"filter_subject": subject}
-
-
-def _consumer(settings: Settings, name: str, mode: str) -> dict[str, Any]:
-    return {
-        "durable_name": name,
-        "name": name,
-        "deliver_policy": "all",
-        "ack_policy": "explicit",
-        "replay_policy": "instant",
-        "max_deliver": -1,
-        "max_ack_pending": settings.max_ack_pending,
-        "max_waiting": settings.max_waiting,
-        "ack_wait": _ns(settings.ack_wait),
-        "metadata": {MODE: mode},
-    }
+def _consumer(
+    settings: Settings,
+    name: str,
+    *,
+    filter_subject: str = "",
+    filter_subjects: tuple[str, ...] = (),
+    metadata: dict[str, str],
+) -> ConsumerConfig:
+    return ConsumerConfig(
+        name=name,
+        durable_name=name,
+        deliver_policy="all",
+        ack_policy="explicit",
+        replay_policy="instant",
+        filter_subject=filter_subject,
+        filter_subjects=filter_subjects,
+        max_deliver=-1,
+        max_ack_pending=settings.max_ack_pending,
+        max_waiting=settings.max_waiting,
+        ack_wait=_ns(settings.ack_wait),
+        metadata=metadata,
+    )
 
 
 def flow_consumer(settings: Settings, subject: str) -> str:
-    """The name of a subject's consumer: ``faas-workers-0-echo-openfaas-fn-3f786850e387``.
+    """Return the name of a subject's consumer: ``faas-workers-0-echo-openfaas-fn-3f786850e387``.
 
-    At most 255 bytes long, as JetStream has it: the durable's name is cut where it must be.
+    It has at most 255 bytes, JetStream's limit: the durable's name is cut where it must be.
     """
     readable = _UNREADABLE.sub("-", subject.removeprefix(f"{settings.queue_name}."))[:_READABLE].strip("-")
     digest = hashlib.sha256(subject.encode()).hexdigest()[:12]
     return f"{settings.nats_durable[:150]}-{readable or 'any'}-{digest}"
 
 
-def dead_letter_config(settings: Settings) -> dict[str, Any]:
-    """The stream of what was given up. Its subjects begin in capitals, as no queue does, so they collide with none."""
-    return {
-        "name": dead_letter_stream(settings),
-        "subjects": [f"DEAD-LETTERS.{settings.queue_name}.>"],
-        "retention": "limits",
-        "discard": "old",
-        "storage": settings.nats_stream_storage,
-        "num_replicas": settings.nats_stream_replicas,
-        "max_age": _ns(settings.dead_letter_max_age),
-        "duplicate_window": _ns(min(_REMEMBERED, settings.dead_letter_max_age)),
-        "allow_direct": True,
-    }
+def dead_letter_config(settings: Settings) -> StreamConfig:
+    """Return the configuration of the stream of dead letters.
+
+    Its subjects begin in capitals, as no queue's name does, so they overlap with no queue's.
+    """
+    return StreamConfig(
+        name=dead_letter_stream(settings),
+        subjects=(f"DEAD-LETTERS.{settings.queue_name}.>",),
+        retention="limits",
+        discard="old",
+        storage=settings.nats_stream_storage,
+        num_replicas=settings.nats_stream_replicas,
+        max_age=_ns(settings.dead_letter_max_age),
+        duplicate_window=_ns(min(_DEAD_LETTER_WINDOW, settings.dead_letter_max_age)),
+        allow_direct=True,
+    )
 
 
 def dead_letter_stream(settings: Settings) -> str:
-    """Its name."""
+    """Return the name of the stream of dead letters."""
     return f"{settings.nats_stream}-dead-letters"
 
 
-def subjects(settings: Settings) -> list[str]:
-    """All subjects of the queue."""
-    return [settings.queue_name, f"{settings.queue_name}.>"]
+def subjects(settings: Settings) -> tuple[str, str]:
+    """Return the patterns that cover all subjects of the queue."""
+    return settings.queue_name, f"{settings.queue_name}.>"
 
 
-def stream_faults(found: dict[str, Any], settings: Settings) -> tuple[list[str], list[str]]:
-    """What cannot work about a stream's configuration, and what merely surprises."""
+def stream_faults(found: StreamConfig, settings: Settings) -> tuple[list[str], list[str]]:
+    """Return what makes a stream unusable, and what merely differs from the settings."""
     faults = []
-    if found.get("retention") != "workqueue":
-        faults.append(f"its retention is {found.get('retention')!r}, not 'workqueue': messages would not leave it")
-    if found.get("sealed"):
+    if found.retention != "workqueue":
+        faults.append(f"its retention is {found.retention!r}, not 'workqueue': messages would not leave it")
+    if found.sealed:
         faults.append("it is sealed")
-    if found.get("no_ack"):
+    if found.no_ack:
         faults.append("it has no_ack set: a publisher would never know that its message is stored")
-    surprises = [
-        f"its subjects {found.get('subjects', [])} leave out {subject!r}"
+    drifts = [
+        f"its subjects {[*found.subjects]} leave out {subject!r}"
         for subject in subjects(settings)
-        if not _taken(found, subject)
+        if not _takes(found, subject)
     ]
-    for key, meant in (
-        ("num_replicas", settings.nats_stream_replicas),
-        ("storage", settings.nats_stream_storage),
-        ("max_msgs", -1),
-        ("max_bytes", -1),
-        ("max_msgs_per_subject", -1),
-        ("max_age", 0),
-    ):
-        if (value := found.get(key, meant)) != meant:
-            surprises.append(f"its {key} is {value}, not {meant}")
-    return faults, surprises
+    limits = ("num_replicas", "storage", "max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
+    return faults, drifts + _differences(found, stream_config(settings), limits)
 
 
-def consumer_faults(found: dict[str, Any], meant: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What cannot work about a consumer's configuration, and what merely surprises."""
-    faults = []
-    if found.get("ack_policy") != "explicit":
-        faults.append(f"its ack_policy is {found.get('ack_policy')!r}, not 'explicit'")
-    if found.get("deliver_subject"):
+def consumer_faults(found: ConsumerConfig, wanted: ConsumerConfig) -> tuple[list[str], list[str]]:
+    """Return what makes a consumer unusable, and what merely differs from the settings."""
+    faults, drifts = [], []
+    if found.ack_policy != "explicit":
+        faults.append(f"its ack_policy is {found.ack_policy!r}, not 'explicit'")
+    if found.deliver_subject:
         faults.append("it is a push consumer (deliver_subject is set), and we pull")
-    if found.get("max_deliver", -1) != -1:
-        faults.append(
-            f"its max_deliver is {found['max_deliver']}, not -1: the server would drop what is still to be retried"
-        )
-    if found.get("backoff"):
-        faults.append("it has a backoff, which bends every wait between attempts")
-    surprises = []
-    theirs, ours = filters(found), filters(meant)
-    if "filter_subject" in meant:
-        if theirs != ours:
-            faults.append(f"its filter is {theirs}, not {ours}")
-    elif theirs and not (ours and {*theirs} >= {*ours}):
-        surprises.append(f"its filter {theirs} may leave out messages of the queue")
-    for key in ("ack_wait", "max_ack_pending", "max_waiting"):
-        if (value := found.get(key, meant[key])) != meant[key]:
-            shown = (format_duration(each / 1e9) if key == "ack_wait" else each for each in (value, meant[key]))
-            surprises.append("its {} is {}, not {}".format(key, *shown))
-    return faults, surprises
+    if found.max_deliver not in (None, -1):
+        faults.append(f"its max_deliver is {found.max_deliver}, not -1: the server would drop messages to be retried")
+    if found.backoff:
+        faults.append("it has a backoff, which changes every wait between attempts")
+    if wanted.filter_subject:
+        if found.filters != wanted.filters:
+            faults.append(f"its filter is {[*found.filters]}, not {[*wanted.filters]}")
+    elif found.filters and not (wanted.filters and {*found.filters} >= {*wanted.filters}):
+        drifts.append(f"its filter {[*found.filters]} may leave out messages of the queue")
+    if found.ack_wait != wanted.ack_wait:
+        actual, expected = format_duration(found.ack_wait / 1e9), format_duration(wanted.ack_wait / 1e9)
+        drifts.append(f"its ack_wait is {actual}, not {expected}")
+    return faults, drifts + _differences(found, wanted, ("max_ack_pending", "max_waiting"))
 
 
-def filters(consumer: dict[str, Any]) -> list[str]:
-    """The subjects that a consumer is for; none where it is for all."""
-    return consumer.get("filter_subjects") or ([one] if (one := consumer.get("filter_subject")) else [])
+def _differences(found: Struct, wanted: Struct, names: Iterable[str]) -> list[str]:
+    values = ((name, getattr(found, name), getattr(wanted, name)) for name in names)
+    return [f"its {name} is {value}, not {other}" for name, value, other in values if value not in (None, other)]
 
 
-async def as_named(connection: Connection, settings: Settings, emit: Emit) -> Settings:
-    """The settings, with the stream's name as it is at the server.
+async def as_named(jetstream: JetStream, settings: Settings, emit: Emit) -> Settings:
+    """Return the settings with the stream's name at the server.
 
-    OpenFaaS's own worker names a queue's stream ``OF_<queue>`` while its charts set ``nats_stream`` to the bare name.
-    Where it has worked, that stream holds the queue's subjects, and is used, so that changing the image is all there
-    is to do.
+    OpenFaaS's own worker names a queue's stream ``OF_<queue>``, while its charts set ``nats_stream`` to the bare name.
+    Such a stream is used where it has the queue's subjects, so that an operator has to change nothing but the image.
 
     Raises:
-        ApiError: the server said no.
-        worker.ports.BrokerUnavailableError: it did not answer.
+        ApiError: the server answers with an error.
+        worker.ports.BrokerUnavailableError: the server does not answer.
     """
-    theirs = f"OF_{settings.nats_stream}"
-    if await _find(connection, "stream", settings.nats_stream):
+    openfaas = f"OF_{settings.nats_stream}"
+    if await jetstream.find_stream(settings.nats_stream):
         return settings
-    found = await _find(connection, "stream", theirs)
-    if found is None or not all(_taken(found["config"], subject) for subject in subjects(settings)):
+    found = await jetstream.find_stream(openfaas)
+    if found is None or not all(_takes(found.config, subject) for subject in subjects(settings)):
         return settings
-    emit(ConfigDrift(f"there is no stream {settings.nats_stream}, but {theirs} has its subjects; it is used"))
-    return dataclasses.replace(settings, nats_stream=theirs)
+    emit(ConfigDrift(f"there is no stream {settings.nats_stream}, but {openfaas} has its subjects; it is used"))
+    return dataclasses.replace(settings, nats_stream=openfaas)
 
 
-async def ensure_stream(connection: Connection, settings: Settings, emit: Emit, *, again: bool) -> str:
-    """Find the stream, or make it; when it was made, as the server writes it.
+async def ensure_stream(jetstream: JetStream, settings: Settings, emit: Emit, *, again: bool) -> str:
+    """Find or create the queue's stream, check it, and return when it was created, as the server writes it.
 
     Args:
-        connection: to whom to talk.
-        settings: what is meant.
-        emit: told what was made, and what surprises.
-        again: it was there before, so to miss it is worth a warning.
+        jetstream: the client.
+        settings: all settings.
+        emit: called with what was created, and with what differs from the settings.
+        again: the stream existed before, so that its absence is worth a warning.
 
     Raises:
-        MisconfiguredError: what was found cannot work.
-        ApiError: the server said no for a passing reason.
-        worker.ports.BrokerUnavailableError: it did not answer.
+        MisconfiguredError: the stream cannot be used.
+        ApiError: the server answers with an error that passes.
+        worker.ports.BrokerUnavailableError: the server does not answer.
     """
-    stream, consumer = settings.nats_stream, settings.nats_durable
-    if again and not await _find(connection, "stream", stream):
-        await asyncio.sleep(_GONE)
-    info = await _find_or_make(
-        connection,
-        "stream",
-        stream,
-        stream_config(settings),
-        lambda: emit(Created("stream", stream, again)),
-    )
-    if unusable := _judge(f"stream {stream}", *stream_faults(info["config"], settings), emit):
-        # Nothing is made on such a stream, but what else is wrong there is told at once.
-        if theirs := await _find(connection, "consumer", f"{stream}.{consumer}"):
-            what = f"consumer {consumer} of stream {stream}"
-            unusable += _judge(what, *consumer_faults(theirs["config"], consumer_config(settings)), emit)
-        raise MisconfiguredError(_told(unusable))
-    return str(info["created"])
+    name, durable = settings.nats_stream, settings.nats_durable
+    if again and not await jetstream.find_stream(name):
+        await asyncio.sleep(_DELETED)
+    info, created = await jetstream.find_or_create_stream(stream_config(settings))
+    if created:
+        emit(Created("stream", name, again))
+    if faults := _check(f"stream {name}", *stream_faults(info.config, settings), emit):
+        # No consumer is created on such a stream, but the faults of one that exists are reported in the same message.
+        if consumer := await jetstream.find_consumer(name, durable):
+            wanted = consumer_config(settings)
+            faults += _check(f"consumer {durable} of stream {name}", *consumer_faults(consumer.config, wanted), emit)
+        raise _unusable(faults)
+    return info.created
 
 
 async def ensure_consumer(
-    connection: Connection, settings: Settings, config: dict[str, Any], emit: Emit, *, again: bool
-) -> dict[str, Any]:
-    """Find a consumer, or make it; what the server says of it.
+    jetstream: JetStream, settings: Settings, config: ConsumerConfig, emit: Emit, *, again: bool
+) -> ConsumerInfo:
+    """Find or create a consumer, check it, and return its info.
 
     Raises: as :func:`ensure_stream` does.
     """
-    stream, name = settings.nats_stream, config["name"]
-    info = await _find_or_make(
-        connection,
-        "consumer",
-        f"{stream}.{name}",
-        {"stream_name": stream, "config": config, "action": "create"},
-        lambda: emit(Created("consumer", name, again)),
-    )
-    what = f"consumer {name} of stream {stream}"
-    if unusable := _judge(what, *consumer_faults(info["config"], config), emit):
-        raise MisconfiguredError(_told(unusable))
+    info, created = await jetstream.find_or_create_consumer(settings.nats_stream, config)
+    if created:
+        emit(Created("consumer", config.name, again))
+    what = f"consumer {config.name} of stream {settings.nats_stream}"
+    if faults := _check(what, *consumer_faults(info.config, config), emit):
+        raise _unusable(faults)
     return info
 
 
-async def allow_more_consumers(connection: Connection, settings: Settings, emit: Emit) -> bool:
-    """Let a stream have as many consumers as its configuration says, where that sets no limit.
+async def allow_more_consumers(jetstream: JetStream, settings: Settings, emit: Emit) -> bool:
+    """Let the stream have as many consumers as its configuration says, where that sets no limit.
 
-    From 2.15 on nats-server takes "no limit" for 1,000. False: somebody has set a limit, which stays.
+    Nats-server 2.15 and later takes "no limit" for 1,000. A limit that an operator has set stays: then return False.
 
     Raises:
-        ApiError: the server said no.
-        worker.ports.BrokerUnavailableError: it did not answer.
+        ApiError: the server answers with an error.
+        worker.ports.BrokerUnavailableError: the server does not answer.
     """
-    stream = settings.nats_stream
-    config = (await connection.ask(f"STREAM.INFO.{stream}"))["config"]
-    if config.get("max_consumers", -1) > 0:
-        return bool(config["max_consumers"] >= _MOST_CONSUMERS)
-    await connection.ask(f"STREAM.UPDATE.{stream}", config | {"max_consumers": _MOST_CONSUMERS})
+    info = await jetstream.stream(settings.nats_stream)
+    limit = info.config.max_consumers
+    if limit is not None and limit > 0:
+        return limit >= _MAX_CONSUMERS
+    await jetstream.update_stream(info, max_consumers=_MAX_CONSUMERS)
     emit(
-        ConfigDrift(f"the stream {stream} may have no more consumers by the server's default; its max_consumers is set")
+        ConfigDrift(
+            f"the stream {settings.nats_stream} may have no more consumers by the server's default;"
+            " its max_consumers is set"
+        )
     )
     return True
 
 
-async def ack_wait(connection: Connection, settings: Settings) -> float:
-    """The consumer's ack wait as it is now (s).
+async def create_dead_letters(jetstream: JetStream, settings: Settings, emit: Emit) -> None:
+    """Create the stream of dead letters; one that is found is used as it is.
 
     Raises:
-        ApiError: there is no such consumer.
-        worker.ports.BrokerUnavailableError: the server did not answer.
+        MisconfiguredError: it cannot be created.
+        ApiError: the server answers with an error that passes.
+        worker.ports.BrokerUnavailableError: the server does not answer.
     """
-    return ack_wait_of(await connection.ask(f"CONSUMER.INFO.{settings.nats_stream}.{settings.nats_durable}"))
+    _, created = await jetstream.find_or_create_stream(dead_letter_config(settings))
+    if created:
+        emit(Created("stream", dead_letter_stream(settings), recreated=False))
 
 
-async def make_dead_letters(connection: Connection, settings: Settings, emit: Emit) -> None:
-    """Make the stream of dead letters; found, it is used as it is.
-
-    Raises:
-        ApiError: the server said no.
-        worker.ports.BrokerUnavailableError: it did not answer.
-    """
-    name = dead_letter_stream(settings)
-    await _find_or_make(
-        connection,
-        "stream",
-        name,
-        dead_letter_config(settings),
-        lambda: emit(Created("stream", name, recreated=False)),
-    )
-
-
-async def _find_or_make(
-    connection: Connection, what: str, name: str, config: dict[str, Any], made: Callable[[], None]
-) -> dict[str, Any]:
-    if found := await _find(connection, what, name):
-        return found
-    try:
-        answer = await connection.ask(f"{what.upper()}.CREATE.{name}", config)
-    except ApiError as error:
-        if not (meaning := _OVERLAPS.get(error.err_code)):
-            raise
-        try:  # another worker may have been quicker, with what serves us as well
-            return await connection.ask(f"{what.upper()}.INFO.{name}")
-        except ApiError:
-            raise MisconfiguredError(f"cannot make the {what} {name}: {meaning} ({error})") from None
-    made()
-    return answer
-
-
-async def _find(connection: Connection, what: str, name: str) -> dict[str, Any] | None:
-    try:
-        return await connection.ask(f"{what.upper()}.INFO.{name}")
-    except ApiError as error:
-        if error.err_code != _NOT_FOUND[what]:
-            raise
-        return None
-
-
-def _judge(what: str, faults: list[str], surprises: list[str], emit: Emit) -> list[str]:
-    """Why it cannot be used, in one text; nothing where it can, and then what surprises is told."""
+def _check(what: str, faults: list[str], drifts: list[str], emit: Emit) -> list[str]:
+    """Return the faults as one sentence, if there are any; else report what differs from the settings."""
     if faults:
         return [f"the {what} cannot be used: {'; '.join(faults)}"]
-    for surprise in surprises:
-        emit(ConfigDrift(f"the {what} is not as set: {surprise}; it is used as it is"))
+    for drift in drifts:
+        emit(ConfigDrift(f"the {what} is not as set: {drift}; it is used as it is"))
     return []
 
 
-def ack_wait_of(consumer: dict[str, Any]) -> float:
-    """A consumer's ack wait (s)."""
-    return float(consumer["config"]["ack_wait"] / 1e9)
+def _unusable(faults: list[str]) -> MisconfiguredError:
+    return MisconfiguredError(f"{'. '.join(faults)}. Fix it, or delete it, and the worker creates it again")
 
 
-def _told(unusable: list[str]) -> str:
-    return f"{'. '.join(unusable)}. Mend it, or delete it to have it made anew"
-
-
-def _taken(stream: dict[str, Any], subject: str) -> bool:
-    return any(covers(pattern, subject) for pattern in stream.get("subjects") or [])
+def _takes(stream: StreamConfig, subject: str) -> bool:
+    return any(covers(pattern, subject) for pattern in stream.subjects)
 
 
 def _ns(seconds: float) -> int:
