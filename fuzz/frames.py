@@ -34,7 +34,7 @@ from fuzz._choices import cut, numbers
 from fuzz._nats import Line
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
-from worker.nats.credit import HEARTBEAT, LANES, SILENCE
+from worker.nats.credit import HEARTBEAT, MAX_REQUESTS, SILENCE
 from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
@@ -87,8 +87,8 @@ class Model:
     """What the server has open, written down without looking at ours. *plain* ends with what only nats-py can read."""
 
     plain: bool = True
-    open: list[int] = field(default_factory=lambda: [0] * LANES)
-    heard: list[float] = field(default_factory=lambda: [0.0] * LANES)
+    open: list[int] = field(default_factory=lambda: [0] * MAX_REQUESTS)
+    heard: list[float] = field(default_factory=lambda: [0.0] * MAX_REQUESTS)
     gone: int = 0
     bound: bool = True
     unconfirmed: set[int] = field(default_factory=lambda: set(range(_SETTLED)))
@@ -111,20 +111,20 @@ class Model:
         else:
             self.open[lane] = 0
             if self.bound and (found[1] == b"503" or (found[1] == b"409" and b"deleted" in found[2].lower())):
-                self.gone, self.bound, self.open = self.gone + 1, False, [0] * LANES
+                self.gone, self.bound, self.open = self.gone + 1, False, [0] * MAX_REQUESTS
 
     def silent(self, now: float) -> set[int]:
         """Lanes whose request must be given up now, if we are looking as often as we should."""
         away, self.looked = now - self.looked > 2 * HEARTBEAT, now
         if away:
-            self.heard = [now] * LANES
-        waiting = [lane for lane in range(LANES) if self.bound and self.open[lane]]
+            self.heard = [now] * MAX_REQUESTS
+        waiting = [lane for lane in range(MAX_REQUESTS) if self.bound and self.open[lane]]
         silent = {lane for lane in waiting if now - self.heard[lane] > SILENCE}
         self.open = [0 if lane in silent else batch for lane, batch in enumerate(self.open)]
         return silent
 
     def lost(self) -> None:
-        self.open, self.bound, self.first = [0] * LANES, True, False
+        self.open, self.bound, self.first = [0] * MAX_REQUESTS, True, False
 
 
 class World:
@@ -135,13 +135,7 @@ class World:
         self.client = self.line.client
         connection: Any = self.line
         self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
-        self.consumer = PullConsumer(
-            connection,
-            self.outbox,
-            make=lambda _: None,
-            lost=self._on_gone,
-            stopping=trio.lowlevel.checkpoint,
-        )
+        self.consumer = PullConsumer(connection, self.outbox, create=lambda _: None, lost=self._on_gone)
         self.puller = self.consumer.open("")
         self.credit = self.puller._credit  # noqa: SLF001 -- the books
         self.wanted = self.gone = 0
@@ -160,11 +154,11 @@ class World:
         for number in range(_SETTLED):
             delivery = Delivery((number, number), self.outbox.token(f"{_ACK}1.1.1.1.0"), 1, 0.0, "q", b"")
             self.outbox.settle(delivery, Ack(), before=0.0)
-            await self.outbox._say(self.outbox._queue.popleft())  # noqa: SLF001 -- as its task does
+            await self.outbox._send_one(self.outbox._queue.popleft())  # noqa: SLF001 -- as its task does
         await self._bind()
 
     async def _bind(self) -> None:
-        await self.consumer.begin_anew()
+        await self.consumer.request_again()
         self.puller.bind(_NEXT)
 
     # The server.
@@ -172,12 +166,12 @@ class World:
     def write(self, line: bytes) -> None:
         """Put a frame on the wire."""
         lane, rest = (numbers(line[1:2]) or [0])[0], line.partition(b" ")[2]
-        if line[:1] in (b"d", b"s", b"h") and lane % LANES not in self._inboxes():
+        if line[:1] in (b"d", b"s", b"h") and lane % MAX_REQUESTS not in self._inboxes():
             return  # nothing was asked for there
         match line[:1]:
             case b"d":
                 self._deliver(self._inbox(lane), rest)
-                self.model.delivered(lane % LANES, trio.current_time())
+                self.model.delivered(lane % MAX_REQUESTS, trio.current_time())
             case b"o":
                 self._deliver(self._old_inbox(lane), rest)
             case b"S":
@@ -185,7 +179,7 @@ class World:
                 self.model.plain &= _PLAIN_STATUS.fullmatch(rest) is not None
             case b"s":
                 self._message(self._inbox(lane), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
-                self.model.status(lane % LANES, rest, trio.current_time())
+                self.model.status(lane % MAX_REQUESTS, rest, trio.current_time())
             case b"h":
                 self._message(self._inbox(lane), header=b"NATS/1.0\r\n" + rest.replace(b"|", b"\r\n") + b"\r\n\r\n")
                 self.model.plain = False
@@ -201,11 +195,11 @@ class World:
                 self.well_formed = self.model.plain = False
 
     def _inbox(self, lane: int) -> int:
-        _, subscription = self.puller._inboxes[lane % LANES]  # noqa: SLF001 -- what the server knows it by
+        _, subscription = self.puller._inboxes[lane % MAX_REQUESTS]  # noqa: SLF001 -- what the server knows it by
         return int(subscription._id)  # noqa: SLF001 -- the same
 
     def _old_inbox(self, lane: int) -> int:
-        left = [int(subscription._id) for _, subscription in self.consumer._arrivals._left]  # noqa: SLF001 -- what is still heard
+        left = [int(subscription._id) for _, subscription in self.consumer._buffer._old_inboxes]  # noqa: SLF001 -- what is still heard
         return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
@@ -237,7 +231,7 @@ class World:
     def _take(self) -> None:
         self.came += [
             (each.id, each.num_delivered, each.num_pending, each.payload)
-            for each in self.consumer._arrivals.taken()  # noqa: SLF001 -- what came
+            for each in self.consumer._buffer.take_all()  # noqa: SLF001 -- what came
             if isinstance(each, Delivery)
         ]
 
@@ -268,15 +262,14 @@ class World:
         await self._pump()
 
     async def _pump(self) -> None:
-        """As the outbox's task; what is asked is answered in a lane that has room for it."""
+        """As the consumer's task; what is asked is answered in a lane that has room for it."""
         before = len(self.client.said)
-        for send in self.outbox.after:
-            await send()
+        await self.consumer._send()  # noqa: SLF001 -- as its task does
         lanes = {inbox: lane for lane, inbox in self._inboxes().items()}
         for subject, payload, reply in self.client.said[before:]:
             assert subject == _NEXT
             lane, batch = lanes[reply], json.loads(payload)["batch"]
-            assert batch == self.credit.lanes[lane].outstanding > 0
+            assert batch == self.credit.inboxes[lane].outstanding > 0
             assert not (self.model.plain and self.model.open[lane])
             self.model.asked(lane, batch, trio.current_time())
 
@@ -290,18 +283,18 @@ class World:
         if not self.well_formed:
             return None
         assert sorted(self.came) == sorted(self.must_come)
-        lanes = [(lane.outstanding, lane.heard) for lane in self.credit.lanes]
+        lanes = [(lane.outstanding, lane.last_sign) for lane in self.credit.inboxes]
         state = self.puller.bound, self.gone, self.outbox._unsettled  # noqa: SLF001 -- what is left to confirm
         if self.model.plain:
             assert [outstanding for outstanding, _ in lanes] == self.model.open
             assert state == (self.model.bound, self.model.gone, len(self.model.unconfirmed))
         notes = sorted(self.line.complaints), sorted(self.client.noted)
-        return sorted(self.came), self.credit.unasked, lanes, state, notes, list(self.client.said)
+        return sorted(self.came), self.credit.unrequested, lanes, state, notes, list(self.client.said)
 
     def keeps_its_books(self) -> None:
         """What was wanted is unasked, or outstanding, or has come."""
-        assert self.credit.unasked + self.credit.outstanding + len(self.came) == self.wanted
-        assert all(lane.outstanding >= 0 for lane in self.credit.lanes)
+        assert self.credit.unrequested + self.credit.outstanding + len(self.came) == self.wanted
+        assert all(lane.outstanding >= 0 for lane in self.credit.inboxes)
         assert 0 <= self.outbox._unsettled <= _SETTLED  # noqa: SLF001 -- what is left to confirm
 
     async def asks_for_all_that_is_wanted(self) -> None:
@@ -309,4 +302,4 @@ class World:
         await self.lose()
         await self.wait(1)
         room = self.wanted - len(self.came)
-        assert (self.credit.unasked, self.credit.outstanding) == ((0, room) if room > 0 else (room, 0))
+        assert (self.credit.unrequested, self.credit.outstanding) == ((0, room) if room > 0 else (room, 0))

@@ -193,7 +193,7 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
     async def die(*_: object) -> bool:
         return bool(await asyncio.Event().wait())
 
-    monkeypatch.setattr(pull, "_PUT_OFF", 2.0)
+    monkeypatch.setattr(pull, "_POSTPONED", 2.0)
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, STATIC, hold) as old:

@@ -58,14 +58,12 @@ class Replica:
         self.dead = False
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
+        self.jetstream = JetStream(self.connection)
         self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
-        self.flows = PullConsumer(
-            self.connection, self.outbox, make=self._make, lost=self._lost, stopping=trio.lowlevel.checkpoint
-        )
+        self.flows = PullConsumer(self.connection, self.outbox, create=self._make, lost=self._lost)
         self.flows.ack_wait = settings.ack_wait
-        jetstream = JetStream(self.connection)
-        self.controls = FunctionStates(jetstream, settings, agreed=lambda label: self.quotas.changed(label))  # noqa: PLW0108 -- made below
-        self.quotas = Quotas(jetstream, settings, self.controls, self.flows, self.outbox)
+        self.controls = FunctionStates(self.jetstream, settings, agreed=self._agreed)
+        self.quotas = Quotas(self.jetstream, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
@@ -79,6 +77,9 @@ class Replica:
         self.quotas.connection_changed(up)
         self._again = up
 
+    def _agreed(self, function: str) -> None:
+        self.quotas.quota_changed(function)
+
     def _make(self, flow: str) -> None:
         self.quotas.create_consumer(flow)
 
@@ -90,10 +91,10 @@ class Replica:
         self._again = False
         await self.outbox.open()
         await self.controls.open()
-        await self.flows.begin_anew()
+        await self.flows.request_again()
 
     async def serve(self) -> None:
-        await asyncio.gather(self.outbox.pump(), self._tick(), self.controls.run(), self.quotas.run())
+        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.run(), self.quotas.run())
 
     async def _tick(self) -> None:
         while True:
@@ -103,14 +104,14 @@ class Replica:
             if self._again:
                 await self._begin_anew()
             await self.flows.check(now)
-            self.outbox.repeat(now)
+            self.outbox.repeat_late(now)
             self.outbox.wake()
 
     async def _begin_anew(self) -> None:
         with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
-            await self.connection.ask("STREAM.INFO.faas-request-quotas")
+            await self.jetstream.stream("faas-request-quotas")
             self._again = False
-            await self.flows.begin_anew()
+            await self.flows.request_again()
 
     async def receive(self) -> None:
         """Take what comes, for ever."""

@@ -1,132 +1,129 @@
-"""Pull requests by credit: which to send, and what their answers mean. No I/O, no clock.
+"""The credit of one flow, and the pull requests to send for it. No I/O, no clock.
 
-The law is conservation. What was wanted is at every moment exactly what is *unasked*, plus what is *outstanding* in
-requests that the server may still answer, plus what has come, plus what was given back; so no more can come than was
-wanted, and nothing wanted is forgotten.
+The law is conservation. The credit that was given is at every moment the sum of what is *unrequested*, what is
+*outstanding* in open requests, what has arrived, and what was taken back. So no more messages arrive than there was
+credit for, and no credit is forgotten.
 
-A request lives in a *lane*: an inbox of its own, since a delivery shows only where it arrived, not which request it
-answers. Several lanes let a request be sent while another is still being answered; a lane has at most one. A request
-ends when its last message came, by a status, or when nothing was heard of it for too long: then the lane needs a new
-inbox, because the server may still answer the old one.
+Each open request has an inbox of its own, because a delivery shows only where it arrives, not which request it answers.
+With several inboxes a request can be sent while another is still being answered. A request ends when its last message
+has arrived, by a status, or after a silence. After a silence its inbox is replaced, because the server may still
+answer there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LANES = 4
-"""With a request sent for no less than a quarter of the credit while another is open, more could not be in use."""
-FEW_LANES = 2
-"""Of one flow among many, each with a fraction of the credit."""
+MAX_REQUESTS = 4
+"""Open requests of one flow. Each but the first is for a quarter of the credit at least, so no more could be open."""
+MAX_REQUESTS_OF_MANY = 2
+"""The same where there are many flows, each with a fraction of the credit."""
 EXPIRES = 30.0
-"""Seconds a request stays open at the server."""
+"""Seconds that a request stays open at the server."""
 HEARTBEAT = 5.0
-"""Seconds between signs of life of an open request. At most half of EXPIRES, or the server refuses it."""
+"""Seconds between the server's heartbeats for an open request. At most half of EXPIRES, or the server refuses it."""
 SILENCE = 2 * HEARTBEAT + 1.0
-"""Seconds without any after which a request is taken for lost: two heartbeats missed."""
-
-
-PORTION = 250
-"""Messages asked for in one request, unless a setting says otherwise: with four lanes, a worker starts in half a second
-what is on its way to it. More would wait in sockets, its leases running out unseen, and be lost to the ack wait when
-the connection breaks; while a request of 250 costs nothing that could be measured beside its messages."""
+"""Seconds after which a request without any sign of life has ended: two heartbeats are missing."""
+DEFAULT_BATCH = 250
+"""Messages in one request at most, unless a setting changes that. With four requests, a worker starts in half a second
+what is on its way to it. More would wait in sockets while their leases run out, and would be lost until the ack wait is
+over when the connection breaks. The cost of a request could not be measured beside that of 250 messages."""
 
 
 @dataclass(slots=True)
 class PullInbox:
-    """One inbox, and the request that is answered there."""
+    """An inbox, and the request that is answered there."""
 
     number: int
     outstanding: int = 0
-    heard: float = 0.0
-    """When something last came, or the request was sent."""
+    last_sign: float = 0.0
+    """When something last arrived, or the request was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """To be sent: up to *batch* messages, into this lane."""
+    """A pull request to send: for up to *batch* messages, into *inbox*."""
 
-    lane: PullInbox
+    inbox: PullInbox
     batch: int
 
 
 class Credit:
-    """The books of one consumer.
+    """The credit of one flow.
 
     Args:
-        most: most messages asked for in one request.
-        lanes: how many requests may be open.
+        max_batch: most messages in one request.
+        max_requests: most open requests.
     """
 
-    def __init__(self, most: int = PORTION, lanes: int = LANES) -> None:
-        self.lanes = tuple(PullInbox(number) for number in range(lanes))
-        self.unasked = 0
-        """Wanted, and not asked for yet. Below zero when more came than was wanted."""
+    def __init__(self, max_batch: int = DEFAULT_BATCH, max_requests: int = MAX_REQUESTS) -> None:
+        self.inboxes = tuple(PullInbox(number) for number in range(max_requests))
+        self.unrequested = 0
+        """Credit that no request was sent for. Below zero where more arrived than there was credit for."""
         self.outstanding = 0
-        """What requests may still bring: the sum over the lanes."""
-        self._most = most
+        """What open requests may still bring: the sum over the inboxes."""
+        self._max_batch = max_batch
         self._total = 0
 
-    def want(self, more: int) -> None:
-        """There is room for *more*."""
-        self.unasked += more
-        self._total = max(self._total, self.unasked + self.outstanding)
+    def add(self, more: int) -> None:
+        """Give credit for more messages."""
+        self.unrequested += more
+        self._total = max(self._total, self.unrequested + self.outstanding)
 
-    def received(self, lane: PullInbox | None, now: float) -> None:
-        """A message came, into *lane*, or None where its request had been taken for lost."""
-        if lane is None:
-            self.unasked -= 1
+    def received(self, inbox: PullInbox | None, now: float) -> None:
+        """Count a message that arrived in an inbox, or None where that inbox has been replaced."""
+        if inbox is None:
+            self.unrequested -= 1
             return
-        lane.heard = now
-        if lane.outstanding > 0:
-            lane.outstanding -= 1
+        inbox.last_sign = now
+        if inbox.outstanding > 0:
+            inbox.outstanding -= 1
             self.outstanding -= 1
         else:
-            self.unasked -= 1
+            self.unrequested -= 1
 
-    def heard(self, lane: PullInbox, now: float) -> None:
-        """A sign of life."""
-        lane.heard = now
+    def sign_of_life(self, inbox: PullInbox, now: float) -> None:
+        """Note that the server still has the request of an inbox."""
+        inbox.last_sign = now
 
-    def ended(self, lane: PullInbox) -> None:
-        """A lane's request brings nothing more."""
-        self.unasked += lane.outstanding
-        self.outstanding -= lane.outstanding
-        lane.outstanding = 0
+    def end_request(self, inbox: PullInbox) -> None:
+        """Expect nothing more from the request of an inbox."""
+        self.unrequested += inbox.outstanding
+        self.outstanding -= inbox.outstanding
+        inbox.outstanding = 0
 
-    def give_back(self) -> int:
-        """How much is wanted and will not come, now that no request is open; it is not wanted any more."""
-        for lane in self.lanes:
-            self.ended(lane)
-        back = max(0, self.unasked)
-        self.unasked -= back
+    def take_back(self) -> int:
+        """Take back all credit that brought no message, now that no request is open; return how much it was."""
+        for inbox in self.inboxes:
+            self.end_request(inbox)
+        taken = max(0, self.unrequested)
+        self.unrequested -= taken
         self._total = 0
-        return back
+        return taken
 
     def silent(self, now: float) -> list[PullInbox]:
-        """The lanes whose request must be taken for lost."""
-        return [lane for lane in self.lanes if lane.outstanding and now - lane.heard > SILENCE]
+        """Return the inboxes whose request has ended by its silence."""
+        return [inbox for inbox in self.inboxes if inbox.outstanding and now - inbox.last_sign > SILENCE]
 
-    def excuse(self, now: float) -> None:
-        """We were not listening until now: no silence before counts."""
-        for lane in self.lanes:
-            lane.heard = max(lane.heard, now)
+    def excuse_silence(self, now: float) -> None:
+        """Count no silence until now, because nothing was read."""
+        for inbox in self.inboxes:
+            inbox.last_sign = max(inbox.last_sign, now)
 
-    def request(self, now: float) -> Request | None:
-        """The next request to be sent; it counts as sent.
+    def next_request(self, now: float) -> Request | None:
+        """Return the next request to send, if there is one; it counts as sent.
 
-        Small ones are worth their cost only when nothing else is open: then a message can come at once, and else the
-        next request will be larger, up to the most that one may be.
+        A small one is worth its cost only while no other is open, because then a message can arrive at once. Else the
+        credit is kept for a larger one.
         """
-        idle = next((lane for lane in self.lanes if not lane.outstanding), None)
-        if idle is None or self.unasked <= 0 or (self.outstanding and self.unasked < self._worth()):
+        free = next((inbox for inbox in self.inboxes if not inbox.outstanding), None)
+        if free is None or self.unrequested <= 0 or (self.outstanding and self.unrequested < self._min_batch()):
             return None
-        batch = min(self.unasked, self._most)
-        self.unasked -= batch
+        batch = min(self.unrequested, self._max_batch)
+        self.unrequested -= batch
         self.outstanding += batch
-        idle.outstanding, idle.heard = batch, now
-        return Request(idle, batch)
+        free.outstanding, free.last_sign = batch, now
+        return Request(free, batch)
 
-    def _worth(self) -> float:
-        """How many a request must be for to be worth its cost while others are open."""
-        return min(self._total / len(self.lanes), self._most)
+    def _min_batch(self) -> float:
+        return min(self._total / len(self.inboxes), self._max_batch)

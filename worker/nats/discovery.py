@@ -200,14 +200,14 @@ class SubjectDiscovery:
         if subject in self._stored:
             self._stored[subject] += 1
             self._empty_since.pop(subject, None)
-            self._flows.tell(Published(subject))
+            self._flows.notify(Published(subject))
         elif self._is_flow and self._is_flow(subject):
             self._set(subject, 1)
 
     def _set(self, subject: str, messages: int) -> None:
         self._stored[subject] = messages
         self._empty_since.pop(subject, None)
-        self._flows.tell(StoredCount(subject, messages))
+        self._flows.notify(StoredCount(subject, messages))
 
     def _outstanding(self, flow: str) -> int:
         pull = self._flows.find(flow)

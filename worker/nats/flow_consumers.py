@@ -26,7 +26,7 @@ class FlowConsumers:
 
     def request(self, flow: str) -> None:
         """Have a flow's consumer created."""
-        self._flows.open(flow).making = True
+        self._flows.open(flow).creating = True
         self._put(flow)
 
     async def run(self) -> None:
@@ -47,4 +47,4 @@ class FlowConsumers:
             if retry_in := await self._create(flow):
                 asyncio.get_running_loop().call_later(retry_in, self._put, flow)
             elif pull := self._flows.find(flow):
-                pull.making = False
+                pull.creating = False

@@ -1,17 +1,17 @@
-"""What we have to say about deliveries: settlements and lease extensions, said in order and confirmed.
+"""Settlements and lease extensions that wait to be sent, or to be confirmed.
 
-The Trio side only notes down; one asyncio task sends, many per wake-up, so nothing crosses per message. Each thing
-said carries a reply subject, and counts only when the server answered there: of 1,000 plain acks flushed just before
-a server died, 452 were lost, of confirmed ones none. What is not confirmed is said again, within two limits: an
-extension never after the settlement of its delivery (it would cancel a NAK's delay), and a NAK only while nobody else
-can have the message (a stale one would give out again what they are running).
+The Trio side only notes them; one asyncio task sends many at each wake-up, so nothing crosses over per message. Each
+carries a reply subject, and counts only when the server has answered there: of 1,000 plain acks flushed just before
+a server died, 452 were lost, of confirmed ones none. What is not confirmed is sent again, within two limits. An
+extension is never sent after the settlement of its delivery, because it would cancel a nak's delay. A nak is only sent
+while no other worker can have the message, because a late one would redeliver what that worker runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
@@ -27,30 +27,30 @@ from . import nats_internals
 from .connection import Connection
 from .finished_deleter import RetiredConsumers
 
-_PATIENCE = 2.0
-"""Seconds without an answer after which something is said again."""
-_TRIES = 30
-"""How often a final settlement is said before we stop: a minute of being connected to a server that does not answer."""
-_BACKPRESSURE = 4_096
-"""Settlements in the air above which no more work is asked for: the broker cannot follow."""
+_CONFIRMED_WITHIN = 2.0
+"""Seconds without a confirmation after which a settlement or an extension is sent again."""
+_MAX_TRIES = 30
+"""How often an ack or a term is sent: for a minute, while connected to a server that does not answer."""
+_CROWDED = 4_096
+"""Unconfirmed settlements above which no more messages are requested: the server cannot keep up."""
 
 
 class PendingAck(Struct, eq=False):
-    """One thing to say about one delivery."""
+    """A settlement or an extension that is not confirmed."""
 
     delivery: Delivery
     settlement: Settlement | None
-    """None: an extension."""
+    """None for an extension."""
     before: float
-    """A NAK or an extension is not said after this."""
+    """A nak or an extension is not sent after this time."""
     due: float = 0.0
-    """When a NAK's delay is over."""
+    """When a nak's delay ends."""
     confirmed: Callable[[], None] | None = None
-    sent: float = float("-inf")
+    sent_at: float = float("-inf")
     tries: int = 0
 
     def payload(self, now: float) -> bytes:
-        """The verb, as JetStream reads it."""
+        """Return the message that JetStream reads."""
         match self.settlement:
             case Ack():
                 return b"+ACK"
@@ -63,46 +63,50 @@ class PendingAck(Struct, eq=False):
             case _:
                 return b"+WPI"
 
-    def sayable(self, now: float) -> bool:
-        """Whether it may still be said: for the first time, or once more."""
+    def may_be_sent(self, now: float) -> bool:
+        """Return whether it may be sent now, for the first time or again."""
         match self.settlement:
             case None:
                 return now < self.before
-            case Nak():
+            case Nak():  # after its delay, the server has redelivered, if it received the first one
                 return now < self.before and (self.tries == 0 or now < self.due)
             case _:
-                return self.tries < _TRIES
+                return self.tries < _MAX_TRIES
 
 
 class Outbox:
-    """All that is to be said, and all that was said and not confirmed yet."""
+    """The pending acks of all deliveries.
+
+    Args:
+        connection: the connection that they are sent over.
+        emit: called with settlements that were never confirmed.
+        retired: gets the messages that have ended, while there are retired consumers.
+    """
 
     def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
         self._connection, self._emit, self._retired = connection, emit, retired
         self._queue: deque[PendingAck] = deque()
         self._unconfirmed: dict[int, PendingAck] = {}
         self._extending: dict[MessageId, int] = {}
-        """Which entry of the above is a delivery's extension."""
-        self._put_off: deque[tuple[str, bytes]] = deque()
+        """The number of a delivery's extension in the above."""
+        self._postponed: deque[tuple[str, bytes]] = deque()
         self._unsettled = 0
         self._all_settled = trio.Event()
         self._numbers = count()
         self._wake = asyncio.Event()
         self._inbox = ""
-        self._streams = count()
-        self._epoch = f"{next(self._streams)} "
-        """Which stream we talk about: deleted and made anew, it has the same name and sequence numbers. A token begins
-        with it."""
-        self.after: list[Callable[[], Awaitable[None]]] = []
-        """What else is to be sent at each wake-up, after all settlements."""
+        self._epochs = count()
+        self._epoch = f"{next(self._epochs)} "
+        """Identifies the stream, which may be deleted and created again with the same name and sequences. A token
+        begins with it."""
 
     @property
     def crowded(self) -> bool:
-        """Whether the broker confirms so slowly that we had better not take more work."""
-        return self._unsettled > _BACKPRESSURE
+        """Whether the server confirms so slowly that no more messages should be requested."""
+        return self._unsettled > _CROWDED
 
     def token(self, reply: str) -> str:
-        """The token of a delivery that comes now, with this reply subject."""
+        """Return the token of a delivery that arrives now, with this reply subject."""
         return self._epoch + reply
 
     # Called on the Trio side; none of these waits.
@@ -120,13 +124,13 @@ class Outbox:
         self._queue.append(PendingAck(delivery, None, before, confirmed=confirmed))
         self.wake()
 
-    def put_off(self, reply: str, delay: float) -> None:
-        """Give back a delivery that is none of ours, with a wait (s). It is said once: its ack wait does the same."""
-        self._put_off.append((reply, b'-NAK {"delay": %d}' % round(delay * 1e9)))
+    def postpone(self, reply: str, delay: float) -> None:
+        """Send a nak with a delay (s) for a delivery that does not run. Only once: its ack wait has the same effect."""
+        self._postponed.append((reply, b'-NAK {"delay": %d}' % round(delay * 1e9)))
         self.wake()
 
     def wake(self) -> None:
-        """There is something to send."""
+        """Wake the task that sends."""
         if not self._wake.is_set():
             self._wake.set()
 
@@ -139,79 +143,77 @@ class Outbox:
     # Called on the asyncio side.
 
     async def open(self) -> None:
-        """Listen for confirmations."""
+        """Subscribe to confirmations."""
         self._inbox = self._connection.client.new_inbox()
         await nats_internals.listen(self._connection.client, f"{self._inbox}.*", self._on_confirmation)
 
-    async def pump(self) -> None:
-        """Send, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue and self._connection.up:
-                await self._say(self._queue.popleft())
-            while self._put_off and self._connection.up:
-                with suppress(nats.errors.Error, OSError):
-                    await self._connection.client.publish(*self._put_off.popleft())
-            if self._connection.up:
-                for send in self.after:
-                    await send()
+    async def wait_woken(self) -> None:
+        """Return when there may be something to send."""
+        await self._wake.wait()
+        self._wake.clear()
 
-    def repeat(self, now: float) -> None:
-        """Say again what was not confirmed in time; to be called a few times a second."""
-        late = [number for number, said in self._unconfirmed.items() if now - said.sent > _PATIENCE]
+    async def send(self) -> None:
+        """Send all that is noted."""
+        while self._queue and self._connection.up:
+            await self._send_one(self._queue.popleft())
+        while self._postponed and self._connection.up:
+            with suppress(nats.errors.Error, OSError):
+                await self._connection.client.publish(*self._postponed.popleft())
+
+    def repeat_late(self, now: float) -> None:
+        """Note what was not confirmed in time to be sent again; to be called a few times a second."""
+        late = [number for number, pending in self._unconfirmed.items() if now - pending.sent_at > _CONFIRMED_WITHIN]
         self._queue.extend(self._unconfirmed.pop(number) for number in late)
         if late:
             self.wake()
 
     def forget(self) -> None:
-        """Say no more of what came until now: its stream is gone, and its sequence numbers may name new messages."""
-        self._epoch = f"{next(self._streams)} "
+        """Drop all that is noted, because its stream was deleted: its sequences may identify other messages now."""
+        self._epoch = f"{next(self._epochs)} "
         self._queue.clear()
         self._unconfirmed.clear()
         self._extending.clear()
         self._count_settled(self._unsettled)
 
-    async def _say(self, said: PendingAck) -> None:
+    async def _send_one(self, pending: PendingAck) -> None:
         now = trio.current_time()
-        token = said.delivery.token
-        if not (token.startswith(self._epoch) and said.sayable(now)):
-            self._drop(said)
+        token = pending.delivery.token
+        if not (token.startswith(self._epoch) and pending.may_be_sent(now)):
+            self._drop(pending)
             return
         number = next(self._numbers)
-        said.sent, said.tries = now, said.tries + 1
-        self._unconfirmed[number] = said
-        if said.settlement is None:
-            self._extending[said.delivery.id] = number
+        pending.sent_at, pending.tries = now, pending.tries + 1
+        self._unconfirmed[number] = pending
+        if pending.settlement is None:
+            self._extending[pending.delivery.id] = number
         try:
             await self._connection.client.publish(
-                token[len(self._epoch) :], said.payload(now), f"{self._inbox}.{number}"
+                token[len(self._epoch) :], pending.payload(now), f"{self._inbox}.{number}"
             )
         except (nats.errors.Error, OSError) as error:
-            self._connection.report_failure("settling", error)  # it stays unconfirmed, and is said again
+            self._connection.report_failure("settling", error)  # it stays unconfirmed, and is sent again
 
     def _on_confirmation(self, message: Msg) -> None:
-        last = message.subject[len(self._inbox) + 1 :]
-        if not (last.isascii() and last.isdigit()):
-            return  # anyone who may publish there can; it answers nothing of ours
-        number = int(last)
+        number = message.subject[len(self._inbox) + 1 :]
+        if not (number.isascii() and number.isdigit()):
+            return  # another client published to the inbox
         if message.headers and message.headers.get("Status"):
-            return  # 503: nobody heard it, for want of a consumer or a leader; it is said again
-        if said := self._unconfirmed.pop(number, None):
-            if said.settlement is not None:
-                if self._retired.names and not isinstance(said.settlement, Nak):
-                    self._retired.settled(said.delivery)
+            return  # 503: there was no consumer, or no leader, to receive it; it is sent again
+        if pending := self._unconfirmed.pop(int(number), None):
+            if pending.settlement is not None:
+                if self._retired.names and not isinstance(pending.settlement, Nak):
+                    self._retired.settled(pending.delivery)
                 self._count_settled(1)
-            elif said.confirmed:
-                self._extending.pop(said.delivery.id, None)
-                said.confirmed()
+            elif pending.confirmed:
+                self._extending.pop(pending.delivery.id, None)
+                pending.confirmed()
 
-    def _drop(self, said: PendingAck) -> None:
-        if said.settlement is None:
-            self._extending.pop(said.delivery.id, None)
+    def _drop(self, pending: PendingAck) -> None:
+        if pending.settlement is None:
+            self._extending.pop(pending.delivery.id, None)
         else:
             self._count_settled(1)
-            if said.tries:
+            if pending.tries:
                 self._emit(SettlementUnconfirmed(1))
 
     def _count_settled(self, settled: int) -> None:
@@ -222,5 +224,5 @@ class Outbox:
     def connection_changed(self, up: bool) -> None:
         """Send again all that is not confirmed, once there is a connection."""
         if up:
-            self.repeat(float("inf"))
+            self.repeat_late(float("inf"))
             self.wake()

@@ -1,8 +1,8 @@
 """The pulls of one flow, on plain subscriptions.
 
-nats-py's ``fetch`` asks for too much, strands what comes late, loses what it holds when cancelled, and costs several
-times as much (docs/architecture.md). Here a callback stamps each delivery and lays it down for Trio; what to ask for is
-:mod:`worker.nats.credit`'s to say.
+nats-py's ``fetch`` requests too much, strands what arrives late, loses what it holds when it is cancelled, and costs
+several times as much (docs/architecture.md). Here a callback stamps each delivery and puts it into a buffer for Trio.
+Which requests to send is decided by :mod:`worker.nats.credit`.
 """
 
 from __future__ import annotations
@@ -27,82 +27,101 @@ from .layout import ConsumerSet
 from .outbox import Outbox
 from .wire import consumer_of, parse_ack_subject, parse_status
 
-_CALM = 0.25
-"""Seconds without a new request after one that the server turned down."""
-_PUT_OFF = 30.0
-"""Seconds after which a message that a retired consumer has is seen again, to find that it is over."""
+_AFTER_REJECTION = 0.25
+"""Seconds without a new request after one that the server rejected."""
+_POSTPONED = 30.0
+"""Seconds after which a message that a retired consumer holds is delivered again, so that its end is seen."""
 _LATE = 5.0
-"""Seconds that an inbox is heard after its interest ended: what comes by way of another server of a cluster may be
-later than the answer of ours."""
+"""Seconds that an inbox is read after its interest ended: what comes through another server of a cluster may arrive
+after the answer of the connected one."""
 _VERY_LATE = 60.0
-"""The same after silence: a server that stood still goes on where it was."""
+"""The same after a silence: a server that was suspended continues where it was."""
 
 
 class DeliveryBuffer:
-    """What came for Trio and was not received yet; bounded by credit. And old inboxes, for what comes late."""
+    """Deliveries and notices for Trio, bounded by credit; and old inboxes, for deliveries that arrive late."""
 
-    def __init__(self) -> None:
-        self._here: list[Delivery | Notice] = []
+    def __init__(self, outbox: Outbox) -> None:
+        self.deliver: Callable[[Pull, str, Delivery], None] = self._deliver
+        """Accepts a delivery that arrived with a reply subject."""
+        self._outbox = outbox
+        self._consumers = ConsumerSet()
+        self._buffer: list[Delivery | Notice] = []
         self._receivers = trio.lowlevel.ParkingLot()
-        self._left: list[tuple[float, Subscription]] = []
-        self.retiring: ConsumerSet | None = None
-        """Where there are retired consumers: whose messages are not ours, whoever hands them out."""
+        self._old_inboxes: list[tuple[float, Subscription]] = []
 
-    def put(self, what: Delivery | Notice) -> None:
-        """Something came."""
-        self._here.append(what)
+    def put(self, each: Delivery | Notice) -> None:
+        """Add a delivery or a notice."""
+        self._buffer.append(each)
         self._receivers.unpark()
 
     async def wait(self) -> None:
-        """Return when there is something."""
-        while not self._here:
+        """Return when the buffer has something."""
+        while not self._buffer:
             await self._receivers.park()
 
-    def taken(self) -> list[Delivery | Notice]:
-        """All of it."""
-        here, self._here = self._here, []
-        return here
+    def take_all(self) -> list[Delivery | Notice]:
+        """Empty the buffer."""
+        taken, self._buffer = self._buffer, []
+        return taken
 
-    def leave(self, subscription: Subscription, until: float) -> None:
-        """Hear an old inbox until then."""
-        self._left.append((until, subscription))
+    def set_consumers(self, consumers: ConsumerSet) -> None:
+        """Give back what a retired consumer holds, while there is one: another consumer may deliver it, too."""
+        self._consumers = consumers
+        self.deliver = self._deliver_unless_held if consumers.retired else self._deliver
 
-    async def close_left(self, now: float) -> None:
-        """Close the old inboxes whose time is over."""
-        if any(until <= now for until, _ in self._left):
-            over = [subscription for until, subscription in self._left if until <= now]
-            self._left = [(until, subscription) for until, subscription in self._left if until > now]
-            for subscription in over:
-                with suppress(nats.errors.Error):  # closed, or about to be
+    def _deliver(self, _: Pull, __: str, delivery: Delivery) -> None:
+        self._buffer.append(delivery)
+        self._receivers.unpark()
+
+    def _deliver_unless_held(self, pull: Pull, reply: str, delivery: Delivery) -> None:
+        held = self._consumers.is_held(delivery.subject, delivery.id[0], consumer_of(reply))
+        if held and not is_token_flow(pull.flow):
+            self._outbox.postpone(reply, _POSTPONED)
+            pull.add_credit(1)
+        else:
+            self.put(delivery)
+
+    def keep_old_inbox(self, subscription: Subscription, until: float) -> None:
+        """Read an old inbox until then."""
+        self._old_inboxes.append((until, subscription))
+
+    async def close_old_inboxes(self, now: float) -> None:
+        """Unsubscribe from the old inboxes whose time is over."""
+        closed = [subscription for until, subscription in self._old_inboxes if until <= now]
+        if closed:
+            self._old_inboxes = [(until, subscription) for until, subscription in self._old_inboxes if until > now]
+            for subscription in closed:
+                with suppress(nats.errors.Error):  # the connection is closed, or will be
                     await subscription.unsubscribe()
 
 
 class Pull:
-    """One flow.
+    """The pulls of one flow.
 
     Args:
         flow: its name.
-        connection: its client.
-        outbox: sends our requests after all settlements.
-        credit: the books.
-        arrivals: where deliveries go.
-        lost: called when the server says that the consumer is gone.
-        asks: called when there may be something to ask for.
+        connection: the connection.
+        outbox: makes the tokens of deliveries.
+        credit: decides which requests to send.
+        buffer: takes the deliveries.
+        lost: called when the server reports that the consumer does not exist.
+        may_request: called when there may be a request to send.
     """
 
     __slots__ = (
-        "_arrivals",
-        "_asks",
-        "_calm_until",
+        "_buffer",
         "_connection",
         "_credit",
+        "_ending",
         "_inboxes",
         "_lost",
+        "_may_request",
+        "_no_requests_until",
         "_outbox",
         "_subject",
-        "_withdrawn",
+        "creating",
         "flow",
-        "making",
         "recalled",
     )
 
@@ -113,167 +132,163 @@ class Pull:
         outbox: Outbox,
         *,
         credit: Credit,
-        arrivals: DeliveryBuffer,
+        buffer: DeliveryBuffer,
         lost: Callable[[Pull], None],
-        asks: Callable[[Pull], None],
+        may_request: Callable[[Pull], None],
     ) -> None:
         self.flow = flow
-        self._connection, self._outbox, self._credit, self._arrivals = connection, outbox, credit, arrivals
-        self._lost, self._asks = lost, asks
+        self._connection, self._outbox, self._credit, self._buffer = connection, outbox, credit, buffer
+        self._lost, self._may_request = lost, may_request
         self._subject = ""
-        """Where to ask for the next messages; nothing where there is no consumer, as far as we know."""
+        """Where requests are published. Empty where no consumer is known."""
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
-        """By lane; made when they are needed."""
-        self._withdrawn: list[PullInbox] = []
-        self._calm_until = 0.0
-        self.making = False
-        """Somebody sees to its consumer."""
+        """By the number of the inbox; subscribed to when it is first used."""
+        self._ending: list[PullInbox] = []
+        """Inboxes whose interest has ended, and that are read until a round trip is complete."""
+        self._no_requests_until = 0.0
+        self.creating = False
+        """Its consumer is being created."""
         self.recalled = False
-        """What is wanted is on its way back, so nothing is asked for."""
+        """Its credit is being taken back, so nothing is requested."""
 
     @property
     def bound(self) -> bool:
-        """Whether there is something to pull from, as far as we know."""
+        """Whether there is a consumer to pull from, as far as is known."""
         return bool(self._subject)
 
     @property
     def outstanding(self) -> int:
-        """What requests may still bring."""
+        """What open requests may still bring."""
         return self._credit.outstanding
 
     @property
     def wanted(self) -> bool:
-        """Whether there is something to ask for."""
-        return self._credit.unasked > 0
+        """Whether there is credit to request messages for."""
+        return self._credit.unrequested > 0
 
     def add_credit(self, more: int) -> None:
         """See :meth:`worker.ports.Consumer.add_credit`."""
-        self._credit.want(more)
+        self._credit.add(more)
 
     def bind(self, subject: str) -> None:
-        """There is a consumer: ask there."""
+        """Pull from a consumer, by requests that are published on *subject*."""
         self._subject = subject
-        self._asks(self)
+        self._may_request(self)
 
     def unbind(self) -> None:
-        """There is none: nothing that was asked for comes."""
+        """Expect nothing more of open requests, because the consumer does not exist."""
         self._subject = ""
-        for lane in self._credit.lanes:
-            self._credit.ended(lane)
+        for inbox in self._credit.inboxes:
+            self._credit.end_request(inbox)
 
     def disconnected(self) -> None:
-        """Whatever was asked for comes no more, and if it does, into inboxes that are closed soon."""
-        for lane in self._credit.lanes:
-            self._credit.ended(lane)
-        self._leave(-inf)
+        """Expect nothing more of open requests; what they bring nevertheless goes to inboxes that are closed soon."""
+        for inbox in self._credit.inboxes:
+            self._credit.end_request(inbox)
+        self._leave_inboxes(-inf)
 
-    async def ask(self, now: float) -> bool:
-        """Send what requests there are to send. False: not now, but there are some."""
+    async def send_requests(self, now: float) -> bool:
+        """Send the requests that there are. Return False where some have to wait."""
         if self.recalled or not self._subject:
             return True
-        if now < self._calm_until:
+        if now < self._no_requests_until:
             return False
-        while request := self._credit.request(now):
+        while request := self._credit.next_request(now):
             body = {"batch": request.batch, "expires": round(EXPIRES * 1e9), "idle_heartbeat": round(HEARTBEAT * 1e9)}
             try:
-                if request.lane.number not in self._inboxes:
-                    await self._listen(request.lane)
-                inbox, _ = self._inboxes[request.lane.number]
-                await self._connection.client.publish(self._subject, json.dumps(body).encode(), inbox)
+                if request.inbox.number not in self._inboxes:
+                    await self._subscribe(request.inbox)
+                reply, _ = self._inboxes[request.inbox.number]
+                await self._connection.client.publish(self._subject, json.dumps(body).encode(), reply)
             except (nats.errors.Error, OSError) as error:
                 self._connection.report_failure("pulling", error)
-                self._credit.ended(request.lane)
+                self._credit.end_request(request.inbox)
                 return False
         return True
 
-    def excuse(self, now: float) -> None:
-        """We were not listening until now: no silence before counts."""
-        self._credit.excuse(now)
+    def excuse_silence(self, now: float) -> None:
+        """Count no silence until now, because nothing was read."""
+        self._credit.excuse_silence(now)
 
-    async def give_up_silent(self, now: float) -> None:
-        """Give up requests of which nothing was heard for too long."""
-        for lane in self._credit.silent(now):
-            self._credit.ended(lane)
-            await self._end_interest(lane, now + _VERY_LATE)
-            self._asks(self)
+    async def end_silent_requests(self, now: float) -> None:
+        """End the requests without a sign of life, and replace their inboxes."""
+        for inbox in self._credit.silent(now):
+            self._credit.end_request(inbox)
+            if old := self._inboxes.pop(inbox.number, None):
+                self._buffer.keep_old_inbox(old[1], now + _VERY_LATE)
+                await nats_internals.end_interest(self._connection.client, old[1])
+            self._may_request(self)
 
-    async def withdraw(self) -> None:
-        """Have the server answer no request any more; what is on its way is still heard."""
-        for lane in self._credit.lanes:
-            if lane.outstanding and lane.number in self._inboxes:
-                self._withdrawn.append(lane)
-                _, subscription = self._inboxes[lane.number]
+    async def end_interest(self) -> None:
+        """Let the server answer no open request any more; what is on its way is still read."""
+        for inbox in self._credit.inboxes:
+            if inbox.outstanding and inbox.number in self._inboxes:
+                self._ending.append(inbox)
+                _, subscription = self._inboxes[inbox.number]
                 await nats_internals.end_interest(self._connection.client, subscription)
 
-    def withdrawn(self, now: float) -> None:
-        """What was on its way has come: tell what did not. Lanes get new inboxes."""
-        for lane in self._withdrawn:
-            if inbox := self._inboxes.pop(lane.number, None):
-                self._arrivals.leave(inbox[1], now + _LATE)
-        self._withdrawn.clear()
+    def return_credit(self, now: float) -> None:
+        """Return the credit that brought no message, after what was on its way has arrived; replace the inboxes."""
+        for inbox in self._ending:
+            if old := self._inboxes.pop(inbox.number, None):
+                self._buffer.keep_old_inbox(old[1], now + _LATE)
+        self._ending.clear()
         self.recalled = False
-        self._arrivals.put(CreditReturned(self.flow, self._credit.give_back()))
+        self._buffer.put(CreditReturned(self.flow, self._credit.take_back()))
 
     def close(self, until: float) -> None:
-        """Ask for nothing more; what comes late is heard until then."""
+        """Request nothing more; what arrives late is read until then."""
         self.unbind()
-        self._leave(until)
+        self._leave_inboxes(until)
 
-    def _leave(self, until: float) -> None:
+    def _leave_inboxes(self, until: float) -> None:
         for _, subscription in self._inboxes.values():
-            self._arrivals.leave(subscription, until)
+            self._buffer.keep_old_inbox(subscription, until)
         self._inboxes.clear()
 
-    async def _end_interest(self, lane: PullInbox, until: float) -> None:
-        if inbox := self._inboxes.pop(lane.number, None):
-            self._arrivals.leave(inbox[1], until)
-            await nats_internals.end_interest(self._connection.client, inbox[1])
+    async def _subscribe(self, inbox: PullInbox) -> None:
+        subject = self._connection.client.new_inbox()
+        on_message = partial(self._on_message, inbox, subject)
+        self._inboxes[inbox.number] = (
+            subject,
+            await nats_internals.listen(self._connection.client, subject, on_message),
+        )
 
-    async def _listen(self, lane: PullInbox) -> None:
-        inbox = self._connection.client.new_inbox()
-        hear = partial(self._on_message, lane, inbox)
-        subscription = await nats_internals.listen(self._connection.client, inbox, hear)
-        self._inboxes[lane.number] = inbox, subscription
-
-    def _on_message(self, lane: PullInbox, inbox: str, message: Msg) -> None:
+    def _on_message(self, inbox: PullInbox, subject: str, message: Msg) -> None:
         now = trio.current_time()
-        current = (here := self._inboxes.get(lane.number)) is not None and here[0] == inbox
-        if not message.reply:
+        current = (here := self._inboxes.get(inbox.number)) is not None and here[0] == subject
+        reply = message.reply
+        if not reply:
             if current:
-                self._on_status(lane, message, now)
+                self._on_status(inbox, message, now)
             return
-        self._credit.received(lane if current else None, now)
+        self._credit.received(inbox if current else None, now)
         try:
-            identity, count, behind = parse_ack_subject(message.reply)
+            identity, num_delivered, num_pending = parse_ack_subject(reply)
         except ValueError as error:
             self._connection.report_failure("reading a delivery", error)
             self.add_credit(1)
-            self._asks(self)
+            self._may_request(self)
             return
-        retiring = self._arrivals.retiring
-        if (
-            retiring is not None
-            and not is_token_flow(self.flow)
-            and retiring.is_held(message.subject, identity[0], consumer_of(message.reply))
-        ):
-            self._outbox.put_off(message.reply, _PUT_OFF)
-            self.add_credit(1)
-        else:
-            token = self._outbox.token(message.reply)
-            self._arrivals.put(Delivery(identity, token, count, now, message.subject, message.data, self.flow, behind))
-        if not lane.outstanding:
-            self._asks(self)
+        token = self._outbox.token(reply)
+        self._buffer.deliver(
+            self,
+            reply,
+            Delivery(identity, token, num_delivered, now, message.subject, message.data, self.flow, num_pending),
+        )
+        if not inbox.outstanding:
+            self._may_request(self)
 
-    def _on_status(self, lane: PullInbox, message: Msg, now: float) -> None:
+    def _on_status(self, inbox: PullInbox, message: Msg, now: float) -> None:
         status = parse_status(message.headers)
         if status is None or status.heartbeat:
-            self._credit.heard(lane, now)
+            self._credit.sign_of_life(inbox, now)
             return
-        self._credit.ended(lane)
+        self._credit.end_request(inbox)
         if status.trouble:
-            self._calm_until = now + _CALM
+            self._no_requests_until = now + _AFTER_REJECTION
         if status.consumer_gone:
             self._lost(self)
         elif status.trouble and status.code != 409:
             self._connection.report_failure("pulling", f"{status.code} {status.description}")
-        self._asks(self)
+        self._may_request(self)

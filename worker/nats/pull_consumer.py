@@ -1,12 +1,13 @@
-"""All flows of one worker: who may ask for what, and one place where everything arrives.
+"""All flows of one worker, and the task that sends for them.
 
-What it costs grows with the flows that ask, not with those there are.
+Its cost grows with the flows that have credit, not with the flows that exist.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from math import inf
 
 import nats.errors
@@ -15,7 +16,7 @@ from trio_asyncio import aio_as_trio
 
 from ..model import Delivery, FlowEnded, Notice
 from .connection import Connection
-from .credit import FEW_LANES, HEARTBEAT, LANES, PORTION, Credit
+from .credit import DEFAULT_BATCH, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY, Credit
 from .layout import ConsumerSet
 from .outbox import Outbox
 from .pull import DeliveryBuffer, Pull
@@ -23,19 +24,23 @@ from .pull import DeliveryBuffer, Pull
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
 _LATE = 5.0
-"""Seconds that the inboxes of a flow that is gone are heard."""
+"""Seconds that the inboxes of a flow that has ended are read."""
+
+
+async def _nothing() -> None:
+    pass
 
 
 class PullConsumer:
     """See :class:`worker.ports.Consumer`.
 
     Args:
-        connection: its client.
-        outbox: sends our requests after all settlements.
-        most: most messages asked for in one request.
-        make: called with a flow of which something is wanted, and that is not bound.
-        lost: called with a flow whose consumer, the server says, is gone.
-        stopping: called on the asyncio side when it stops, before the last pulls end.
+        connection: the connection.
+        outbox: sends settlements before the requests.
+        create: called with a flow that has credit and no consumer.
+        lost: called with a flow whose consumer, as the server reports, does not exist.
+        stopping: called when it stops, on the asyncio side.
+        max_batch: most messages in one request.
     """
 
     def __init__(
@@ -43,191 +48,195 @@ class PullConsumer:
         connection: Connection,
         outbox: Outbox,
         *,
-        make: Callable[[str], None],
+        create: Callable[[str], None],
         lost: Callable[[str], None],
-        stopping: Callable[[], Awaitable[None]],
-        most: int = PORTION,
+        stopping: Callable[[], Awaitable[None]] = _nothing,
+        max_batch: int = DEFAULT_BATCH,
     ) -> None:
         self.ack_wait = 0.0
         self.stopped = False
-        self._begun = False
-        """Whether requests of the connection before can be answered no more."""
-        self._connection, self._outbox, self._make, self._most = connection, outbox, make, most
-        self._lost, self._stopping = lost, stopping
-        self._arrivals = DeliveryBuffer()
-        self._pullers: dict[str, Pull] = {}
-        self._asks: dict[Pull, None] = {}
-        """Those that may have something to ask for."""
+        self._requesting = False
+        """Whether no request of an earlier connection can be answered any more, so that new ones are sent."""
+        self._connection, self._outbox, self._max_batch = connection, outbox, max_batch
+        self._create, self._lost, self._stopping = create, lost, stopping
+        self._buffer = DeliveryBuffer(outbox)
+        self._pulls: dict[str, Pull] = {}
+        self._to_request: dict[Pull, None] = {}
+        """Those that may have a request to send."""
         self._open: dict[Pull, None] = {}
         """Those that may have an open request."""
         self._recalls: list[Pull] = []
-        self._void: set[str] = set()
-        """Flows that are gone, which is not received yet: what is wanted of them until then never comes."""
+        self._ended: set[str] = set()
+        """Flows whose end is in the buffer: until it is received, credit for them is ignored."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listened = 0.0
-        outbox.after.append(self._send)
+        self._checked_at = 0.0
 
     # The Trio side.
 
     def add_credit(self, count: int, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.add_credit`."""
-        if flow in self._void or self.stopped:
+        if flow in self._ended or self.stopped:
             return
-        puller = self.open(flow)
-        puller.add_credit(count)
-        if puller.bound:
-            self._may_ask(puller)
-        elif not puller.making:
-            self._make(flow)
+        pull = self.open(flow)
+        pull.add_credit(count)
+        if pull.bound:
+            self._may_request(pull)
+        elif not pull.creating:
+            self._create(flow)
 
     def recall_credit(self, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.recall_credit`."""
-        if flow in self._void or self.stopped:
+        if flow in self._ended or self.stopped:
             return
-        puller = self.open(flow)
-        if puller.outstanding and self._connection.up:
-            puller.recalled = True
-            self._recalls.append(puller)
+        pull = self.open(flow)
+        if pull.outstanding and self._connection.up:
+            pull.recalled = True
+            self._recalls.append(pull)
             self._outbox.wake()
         else:
-            puller.withdrawn(trio.current_time())
+            pull.return_credit(trio.current_time())
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
-        await self._arrivals.wait()
-        self._void.clear()
-        return self._arrivals.taken()
+        await self._buffer.wait()
+        self._ended.clear()
+        return self._buffer.take_all()
 
     async def stop(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.stop`."""
         self.stopped = True
         with trio.move_on_after(_STOP):
             await aio_as_trio(self._end_interest)()
-        return [each for each in self._arrivals.taken() if isinstance(each, Delivery)]
+        return [each for each in self._buffer.take_all() if isinstance(each, Delivery)]
 
     # The asyncio side.
 
-    def know(self, layout: ConsumerSet) -> None:
-        """How the queue is divided now: what retired consumers have is not for others to hand to us."""
-        self._arrivals.retiring = layout if layout.retired else None
+    async def pump(self) -> None:
+        """Send what there is to send at each wake-up, until cancelled: all settlements, then requests.
 
-    def tell(self, notice: Notice) -> None:
-        """Have a notice received."""
+        One task does both, because each more would cost another pass of the event loop per message.
+        """
+        while True:
+            await self._outbox.wait_woken()
+            await self._outbox.send()
+            if self._connection.up and not self.stopped:
+                await self._send()
+
+    def set_consumers(self, consumers: ConsumerSet) -> None:
+        """Set the consumers of the stream, of which retired ones hold messages."""
+        self._buffer.set_consumers(consumers)
+
+    def notify(self, notice: Notice) -> None:
+        """Put a notice behind what was delivered before."""
         if not self.stopped:
-            self._arrivals.put(notice)
+            self._buffer.put(notice)
 
-    async def end(self) -> None:
-        """Nothing more is to be done."""
+    async def cancel(self) -> None:
+        """Cancel what still runs."""
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def find(self, flow: str) -> Pull | None:
-        """A flow, if there is one of that name."""
-        return self._pullers.get(flow)
+        """Return the pulls of a flow, if there are some."""
+        return self._pulls.get(flow)
 
     def open(self, flow: str) -> Pull:
-        """A flow; there is one from now on."""
-        if (puller := self._pullers.get(flow)) is None:
-            puller = self._pullers[flow] = Pull(
+        """Return the pulls of a flow, which exist from now on."""
+        if (pull := self._pulls.get(flow)) is None:
+            pull = self._pulls[flow] = Pull(
                 flow,
                 self._connection,
                 self._outbox,
-                credit=Credit(self._most, FEW_LANES if flow else LANES),
-                arrivals=self._arrivals,
+                credit=Credit(self._max_batch, MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS),
+                buffer=self._buffer,
                 lost=self._on_lost,
-                asks=self._may_ask,
+                may_request=self._may_request,
             )
-        return puller
+        return pull
 
     def close(self, flow: str) -> None:
-        """A flow is gone."""
-        if puller := self._pullers.pop(flow, None):
-            self._forget(puller)
-            puller.close(trio.current_time() + _LATE)
-        self._void.add(flow)
-        self.tell(FlowEnded(flow))
+        """End a flow."""
+        if pull := self._pulls.pop(flow, None):
+            self._to_request.pop(pull, None)
+            self._open.pop(pull, None)
+            pull.close(trio.current_time() + _LATE)
+        self._ended.add(flow)
+        self.notify(FlowEnded(flow))
 
     async def check(self, now: float) -> None:
-        """Give up requests of which nothing was heard; to be called a few times a second."""
-        stood_still = now - self._listened > 2 * HEARTBEAT  # a stopped process, a starved loop
-        self._listened = now
+        """End silent requests and close old inboxes; to be called a few times a second."""
+        suspended = now - self._checked_at > 2 * HEARTBEAT  # this process was, or its loop was starved
+        self._checked_at = now
         if not self._connection.up:
             return
-        for puller in [*self._open]:
-            if stood_still:
-                puller.excuse(now)
-            await puller.give_up_silent(now)
-            if not puller.outstanding:
-                self._open.pop(puller, None)
-        await self._arrivals.close_left(now)
+        for pull in [*self._open]:
+            if suspended:
+                pull.excuse_silence(now)
+            await pull.end_silent_requests(now)
+            if not pull.outstanding:
+                self._open.pop(pull, None)
+        await self._buffer.close_old_inboxes(now)
 
-    async def begin_anew(self) -> None:
-        """Ask, over a new connection: into new inboxes, so that nothing asked for before is answered now."""
-        if not self._begun:
-            await self._arrivals.close_left(inf)
-        self._begun = True
-        for puller in self._pullers.values():
-            if puller.wanted and puller.bound:
-                self._may_ask(puller)
-            elif puller.wanted and not puller.making:
-                self._make(puller.flow)
+    async def request_again(self) -> None:
+        """Send requests over a new connection, into new inboxes: no request of an earlier one may be answered there."""
+        if not self._requesting:
+            await self._buffer.close_old_inboxes(inf)
+        self._requesting = True
+        for pull in self._pulls.values():
+            if pull.wanted and pull.bound:
+                self._may_request(pull)
+            elif pull.wanted and not pull.creating:
+                self._create(pull.flow)
 
-    def _may_ask(self, puller: Pull) -> None:
-        self._asks[puller] = None
+    def connection_changed(self, up: bool) -> None:
+        """Expect nothing more of open requests, once the connection is lost."""
+        if not up:
+            self._requesting = False
+            for pull in self._pulls.values():
+                pull.disconnected()
+            self._open.clear()
+
+    def _may_request(self, pull: Pull) -> None:
+        self._to_request[pull] = None
         self._outbox.wake()
 
-    def _on_lost(self, puller: Pull) -> None:
-        if self._pullers.get(puller.flow) is puller and puller.bound:
-            puller.unbind()
-            self._lost(puller.flow)
+    def _on_lost(self, pull: Pull) -> None:
+        if self._pulls.get(pull.flow) is pull and pull.bound:
+            pull.unbind()
+            self._lost(pull.flow)
 
     async def _send(self) -> None:
-        if self.stopped:
-            return
         if self._recalls:
             recalled, self._recalls = self._recalls, []
             task = asyncio.ensure_future(self._take_back(recalled))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if self._outbox.crowded or not self._begun:
+        if self._outbox.crowded or not self._requesting:
             return
-        asks, self._asks = self._asks, {}
+        pulls, self._to_request = self._to_request, {}
         now = trio.current_time()
-        for puller in asks:
-            if not await puller.ask(now):
-                self._asks[puller] = None
-            if puller.outstanding:
-                self._open[puller] = None
+        for pull in pulls:
+            if not await pull.send_requests(now):
+                self._to_request[pull] = None
+            if pull.outstanding:
+                self._open[pull] = None
 
-    async def _take_back(self, pullers: list[Pull]) -> None:
-        try:
+    async def _take_back(self, pulls: list[Pull]) -> None:
+        with suppress(nats.errors.Error, OSError):  # nothing arrives any more over a connection that is lost
             if self._connection.up:
-                for puller in pullers:
-                    await puller.withdraw()
+                for pull in pulls:
+                    await pull.end_interest()
                 await self._connection.round_trip()
-        except (nats.errors.Error, OSError):
-            pass  # nothing that was asked for comes over a connection that is lost
-        for puller in pullers:
-            if self._pullers.get(puller.flow) is puller:
-                puller.withdrawn(trio.current_time())
+        for pull in pulls:
+            if self._pulls.get(pull.flow) is pull:
+                pull.return_credit(trio.current_time())
 
     async def _end_interest(self) -> None:
         if not self._connection.up:
             return
         await self._stopping()
-        for puller in [*self._open]:
-            await puller.withdraw()
-        await self._connection.round_trip()
-
-    def _forget(self, puller: Pull) -> None:
-        self._asks.pop(puller, None)
-        self._open.pop(puller, None)
-
-    def connection_changed(self, up: bool) -> None:
-        """Expect nothing more of open requests, once the connection is lost."""
-        if not up:
-            self._begun = False
-            for puller in self._pullers.values():
-                puller.disconnected()
-            self._open.clear()
+        with suppress(nats.errors.Error, OSError):  # nothing arrives any more over a connection that is lost
+            for pull in [*self._open]:
+                await pull.end_interest()
+            await self._connection.round_trip()

@@ -142,10 +142,10 @@ class Quotas:
         if (pull := self._flows.find(flow)) and pull.wanted:
             self.create_consumer(flow)
 
-    def changed(self, label: str) -> None:
+    def quota_changed(self, label: str) -> None:
         """Notify of a function's new quota, and create the tokens that it adds."""
         self._newest.pop(label, None)
-        self._flows.tell(QuotaChanged(label, self.agreed(label) or Quota()))
+        self._flows.notify(QuotaChanged(label, self.agreed(label) or Quota()))
         for flow in self._created:
             if split_token_flow(flow)[1] == label:
                 self.create_consumer(flow)

@@ -63,8 +63,8 @@ class Serving:
 
     Args:
         jetstream: the client.
-        settings: with the stream's name at the server.
         flows: the flows of this worker.
+        settings: with the stream's name at the server.
         retired: where the outbox notes what ended through retired consumers.
         emit: called with what is created and found.
         look: looks at the stream, and calls :meth:`set_stored`.
@@ -74,8 +74,8 @@ class Serving:
     def __init__(
         self,
         jetstream: JetStream,
-        settings: Settings,
         flows: PullConsumer,
+        settings: Settings,
         retired: RetiredConsumers,
         *,
         emit: Emit,
@@ -102,7 +102,7 @@ class Serving:
         self._discovery = SubjectDiscovery(
             jetstream.connection, topology.subjects(settings), settings.consumer_inactive_threshold, flows, look
         )
-        self.leave = self._migration.leave
+        self.stop = self._migration.leave
         self.set_stored = self._discovery.set_stored
         self.wait_deleted = self._deleter.wait_done
 
@@ -141,7 +141,7 @@ class Serving:
             worker.ports.BrokerUnavailableError: the server does not answer, or the consumers keep changing.
         """
         await self._migration.begin()
-        await self._flows.begin_anew()
+        await self._flows.request_again()
         if not self._flows.stopped:
             await self._reconcile(again=again)
         self._discovery.look_soon()
@@ -213,7 +213,7 @@ class Serving:
 
     async def _serve(self, layout: str) -> None:
         consumers = self._consumers
-        self._flows.know(consumers)
+        self._flows.set_consumers(consumers)
         self._migration.set_consumers(consumers)
         for each in consumers.retired:
             self._serve_retired(each.name, each.num_ack_pending)
@@ -234,7 +234,7 @@ class Serving:
         info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit, again=again)
         self._flows.ack_wait = min([info.ack_wait, *(each.ack_wait for each in self._consumers.retired)])
         if self._flows.find(_SHARED) is None:
-            self._flows.tell(PendingCount(_SHARED, inf))
+            self._flows.notify(PendingCount(_SHARED, inf))
         self._flows.open(_SHARED).bind(self._pull_subject(action.name))
         self._emit(ConsumerBound(self._settings.nats_stream, action.name, info.ack_wait))
 
@@ -243,7 +243,7 @@ class Serving:
         if name not in self._retired:
             flow.bind(self._pull_subject(name))
         if self._retired.get(name) != ack_pending or not flow.outstanding:
-            self._flows.tell(StoredCount(flow.flow, ack_pending))
+            self._flows.notify(StoredCount(flow.flow, ack_pending))
         self._retired[name] = ack_pending
 
     def _end_retired(self, name: str) -> None:

@@ -66,7 +66,7 @@ class SubjectConsumers:
         self.crowded = False
         if pull := self._flows.find(subject):
             self._flows.ack_wait = min(self._flows.ack_wait, info.ack_wait)
-            self._flows.tell(PendingCount(subject, info.num_pending))
+            self._flows.notify(PendingCount(subject, info.num_pending))
             pull.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self._settings.nats_stream}.{name}")
         return 0.0
 
