@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
-# Half of what the tests take is waiting.
+# Tests that run at once: half of their time is waiting.
 AT_ONCE ?= 2
 FUZZ_SECONDS ?= 60
 MUTANTS_AT_ONCE ?= 2
 
-.PHONY: help demo dev test lint test-slow nightly fuzz mutants chaos bench bench-fairness image lock clean
+.PHONY: help demo dev test test-rest test-all lint test-slow test-busy nightly fuzz mutants chaos bench bench-fairness image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,19 +29,33 @@ demo: $(VENV)/embedded.installed ## the whole stack, a few hundred invocations, 
 dev: $(VENV)/embedded.installed ## the whole stack, left running until Ctrl-C
 	@$(BIN)/queue-worker dev
 
-test: lint ## all but the slow suites
+# Which tests are long stands in tests/conftest.py; those for `make test-slow` are marked where they are.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(AT_ONCE) --dist worksteal --durations 30
+COVERED := $(subst -m pytest,-m coverage run -m pytest,$(PYTEST))
+ORDINARY := not slow and not quiet
+
+test: lint ## linters, and the tests that take less than four minutes together
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow" --numprocesses $(AT_ONCE) --dist worksteal
+	$(COVERED) -m "$(ORDINARY) and not long"
+
+test-rest: $(VENV)/dev.installed ## after `make test`: the longer tests, and the coverage of both
+	$(COVERED) -m "$(ORDINARY) and long"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+	$(BIN)/coverage json --quiet -o - | $(BIN)/python .ci/coverage-floors
 
-lint: $(VENV)/dev.installed
+test-all: test test-rest ## both: what CI runs
+
+lint: $(VENV)/dev.installed ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(VENV)/dev.installed ## the tests that take a minute or more
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/dev.installed ## tests that take very long, and those that need a quiet machine: one at a time
+	$(BIN)/python -m pytest -m "slow or quiet" --durations 30
+
+test-busy: $(VENV)/dev.installed ## all tests of `make test-all` TIMES (5) times, beside as many busy loops as there are cores
+	.ci/busy $(or $(TIMES),5) $(PYTEST) -m "$(ORDINARY)"
 
 nightly: $(VENV)/dev.installed ## properties and simulations, a hundred times as many cases, others each time; SEED repeats one
 	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \

@@ -1,11 +1,12 @@
-"""The function server: answers every invocation with ``ok``, at once or after a delay. It must never be the bottleneck.
+"""The benchmarks' function server: gives each invocation the answer ``ok``, at once or after a delay.
 
 ``python -m benchmarks.functions PORT_FILE [--delay SECONDS]``
 
-It reads just enough of HTTP/1.1 to know where a request ends, and costs about a tenth of the fastest worker's CPU.
-``GET /stats`` tells what it has seen, as JSON. What it cannot read it answers with 400, counts, and hangs up.
+The server must never be the bottleneck. It reads just enough of HTTP/1.1 to find where a request ends
+(:class:`tests.functions.Connection`), and costs about a tenth of the fastest worker's CPU. ``GET /stats`` returns its
+counts as JSON. It answers a request that it cannot read with 400, counts it, and closes the connection.
 
-All delays are the same length, so those who wait stand in a queue in the order of their ends: one timer serves ten
+All delays have the same length, so waiting requests form a queue in the order of their ends: one timer serves ten
 thousand of them.
 """
 
@@ -14,22 +15,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import signal
 import time
 from collections import deque
 from pathlib import Path
-from typing import cast
+
+from tests.functions import Connection, listen, port_of
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 _TICK = 0.005
-"""Seconds between two looks at who has waited long enough."""
+"""Seconds between two checks of the waiting requests."""
 
 
-class Functions:
-    """What all connections share: the counts, and who waits."""
+class FixedAnswer:
+    """A :class:`tests.functions.Server`: the counts of all connections, and the waiting requests.
+
+    Args:
+        delay: seconds from a request to its answer.
+    """
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
@@ -38,8 +42,32 @@ class Functions:
         """When the last answer was given, by the machine's monotonic clock (s)."""
         self._waiting: deque[tuple[float, asyncio.Transport]] = deque()
 
+    def opened(self, connection: Connection) -> None:  # noqa: ARG002 -- the protocol's signature
+        """Count a connection."""
+        self.connections += 1
+
+    def closed(self, connection: Connection) -> None:  # noqa: ARG002 -- the protocol's signature
+        """Count a connection less."""
+        self.connections -= 1
+
+    def disturbed(self, connection: Connection) -> None:
+        """Ignore pipelining: no connection is ever busy here."""
+
+    def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
+        """Answer an invocation, or the question for the counts."""
+        if body is not None and head.startswith(b"POST /function/"):
+            self.invoke(connection.transport)
+        elif body is None and head.startswith(b"GET /stats"):
+            stats = self.stats()
+            connection.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(stats), stats))
+        else:
+            self.refused += 1
+            connection.busy = True  # nothing more of it is read
+            connection.transport.write(_REFUSAL)
+            connection.transport.close()
+
     def invoke(self, connection: asyncio.Transport) -> None:
-        """One whole request has come."""
+        """Answer one invocation, after the delay."""
         self.running += 1
         if not self.delay:
             self._answer(connection)
@@ -49,7 +77,7 @@ class Functions:
         self._waiting.append((time.monotonic() + self.delay, connection))
 
     def stats(self) -> bytes:
-        """Counts of invocations answered, running, refused; of connections open; when the last answer was given."""
+        """Return the counts as JSON: invocations answered, running, refused; connections open; time of last answer."""
         names = ("served", "running", "refused", "connections", "last")
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
@@ -67,63 +95,19 @@ class Functions:
         connection.write(_ANSWER)
 
 
-class Connection(asyncio.Protocol):
-    """One connection: finds where each request ends."""
-
-    def __init__(self, functions: Functions) -> None:
-        self._functions = functions
-        self._unread = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._functions.connections += 1
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- the protocol's signature
-        self._functions.connections -= 1
-
-    def data_received(self, data: bytes) -> None:
-        unread = self._unread + data if self._unread else data
-        while (end := unread.find(b"\r\n\r\n") + 4) > 3:
-            if unread.startswith(b"GET /stats"):
-                self._tell()
-                unread = unread[end:]
-                continue
-            length = _LENGTH.search(unread, 0, end)
-            if not length or not unread.startswith(b"POST /function/"):
-                self._refuse()
-                return
-            end += int(length[1])
-            if len(unread) < end:
-                break
-            self._functions.invoke(self._transport)
-            unread = unread[end:]
-        self._unread = unread
-
-    def _tell(self) -> None:
-        stats = self._functions.stats()
-        self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(stats), stats))
-
-    def _refuse(self) -> None:
-        self._functions.refused += 1
-        self._transport.write(_REFUSAL)
-        self._transport.close()
-
-
 async def serve(port_file: Path, delay: float) -> None:
     """Serve until SIGTERM, having written the port to *port_file*."""
-    loop = asyncio.get_running_loop()
-    functions = Functions(delay)
-    server = await loop.create_server(lambda: Connection(functions), "127.0.0.1", 0, backlog=16384)
+    server = await listen(FixedAnswer(delay))
     stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    told_port(port_file, server)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    write_port(port_file, server)
     await stop.wait()
 
 
-def told_port(port_file: Path, server: asyncio.Server) -> None:
+def write_port(port_file: Path, server: asyncio.Server) -> None:
     """Write the port that *server* listens on, whole or not at all."""
     written = port_file.with_suffix(".part")
-    written.write_text(str(server.sockets[0].getsockname()[1]))
+    written.write_text(str(port_of(server)))
     written.rename(port_file)
 
 

@@ -16,18 +16,20 @@ from pathlib import Path
 
 import uvloop
 
-from .functions import Connection, Functions, told_port
+from tests.functions import listen
+
+from .functions import FixedAnswer, write_port
 
 
-class DeliveryBuffer(Functions):
-    """A function server that tells when an invocation has come."""
+class Arrivals(FixedAnswer):
+    """A function server that notes when an invocation arrives."""
 
     def __init__(self) -> None:
         super().__init__(delay=0.0)
         self.arrived: asyncio.Future[int] | None = None
 
     def invoke(self, connection: asyncio.Transport) -> None:
-        """One whole request has come."""
+        """Note the time of the awaited invocation, and answer it."""
         now = time.monotonic_ns()
         if self.arrived and not self.arrived.done():
             self.arrived.set_result(now)
@@ -37,9 +39,8 @@ class DeliveryBuffer(Functions):
 async def probe(port_file: Path, nats_port: int, subject: str, count: int, pace: float) -> None:
     """Print the times from publication to invocation."""
     loop = asyncio.get_running_loop()
-    arrivals = DeliveryBuffer()
-    server = await loop.create_server(lambda: Connection(arrivals), "127.0.0.1", 0)
-    told_port(port_file, server)
+    arrivals = Arrivals()
+    write_port(port_file, await listen(arrivals))
     payload = sys.stdin.buffer.read()
     block = b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(payload), payload)
     reader, writer = await asyncio.open_connection("127.0.0.1", nats_port)

@@ -56,7 +56,7 @@ class OurClient(Client):
         self, subject: str, *, future: Any
     ) -> Subscription:
         self._sid += 1
-        self._kept[self._sid] = kept = _Kept(future._hear)  # noqa: SLF001 -- what it fails on must be seen here
+        self._kept[self._sid] = kept = _Kept(future._on_message)  # noqa: SLF001 -- what it fails on must be seen here
         self._subs[self._sid] = Subscription(self, self._sid, subject, future=kept)  # type: ignore[arg-type]  # as ours
         return self._subs[self._sid]
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from fuzz.messages import NOT_SENT_ON, is_one_request
-from worker.gateway.message import Message, canonical, compose, fields, split_target
+from worker.gateway.message import Message, canonical, canonical_headers, compose, split_target
 from worker.model import Delivery, Invocation
 from worker.policy.decode import decode
 
@@ -35,7 +35,7 @@ def check(data: bytes) -> None:
     function, path = split_target(below)
     pairs = [(name, _marked(value.strip())) for name, _, value in (line.partition(b":") for line in lines)]
     try:
-        headers = fields(pairs)
+        headers = canonical_headers(pairs)
         message = _composed(function, headers, method.decode("latin-1"), path, query).message(body)
     except ValueError as refused:
         _is_a_reason(str(refused))

@@ -1,9 +1,9 @@
-"""However a server's bytes are cut, they are the same answer or the same refusal, whole and within its bounds.
+"""The same bytes are the same response or the same error, however they are cut, complete and within the limits.
 
-The first line of the input is ours: ``HEAD`` or anything else, the bound of the body, the sizes of the pieces. The rest
-is what the server sends, ASCII as it is, each byte from 128 up standing for a piece of HTTP (:data:`PIECES`), since
-the parser is C, which a fuzzer cannot see into. h11, which it can, reads the same bytes: where both have an answer, it
-is the same one. The header's bound is made small, so that small inputs come to it.
+The first line of the input holds options: ``HEAD`` or anything else, the limit of the body, the sizes of the pieces.
+The rest is what the server sends. ASCII bytes stand for themselves, and each byte from 128 up for a piece of HTTP
+(:data:`PIECES`), because the parser is C, which a fuzzer cannot look into. h11, which is Python, reads the same bytes:
+where both find a response, it must be the same one. The limit of the header is small, so that small inputs reach it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import h11
 
 from fuzz._choices import cut, numbers
 from worker.http import http11
-from worker.http.http11 import Answer, ProtocolError
+from worker.http.http11 import ProtocolError, ResponseParser
 
 MOST_HEADER = 256
 PIECES = (
@@ -31,20 +31,20 @@ PIECES = (
     b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\x00", b"\xff", b"1\r\nx\r\n", b"2;a=b\r\nok\r\n", b"0\r\n\r\n",
     b"0\r\nX: y\r\n\r\n", b"0\r\nX: ", b"ffffffffffffffff1\r\n", b"18446744073709551616\r\n", b"x" * 40,
 )  # fmt: skip
-"""What a byte from 128 up stands for; those past the end are that byte less 128."""
+"""The pieces for bytes from 128 up; a byte past the end of the list stands for itself less 128."""
 TAILS = (b"\r\n", b"\n", b"x", b"\x00\xff", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", PIECES[7])
-"""What may follow a whole answer."""
+"""Bytes that may follow a complete response."""
 STRICTER = ("no response line received", "illegal status line")
-"""For what h11 refuses an answer that we take: a line end before it, and control characters in its reason."""
+"""Errors of h11 for accepted responses: a line end before one, and control characters in its reason."""
 STRICTER_IN_TRAILERS = ("Only Transfer-Encoding", "multiple Transfer-Encoding", "bad Content-Length", "conflicting Con")
-"""And for what in trailers, which we drop: fields that would frame a body."""
+"""Errors of h11 for trailers, which the worker drops: fields that would frame a body."""
 _TRAILER = re.compile(rb"Transfer-Encoding: chunked\r\n\r\n0\r\n([^\r\n]*)\Z")
-"""An answer in chunks, cut in the first line of its trailer."""
+"""A response in chunks, cut in the first line of its trailer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What became of some bytes, and of how many."""
+    """The response, or the error, that some bytes are."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -58,12 +58,12 @@ REFUSED = Read(0, (), b"", 0, False)
 
 
 def check(data: bytes) -> None:
-    """Read *data* as a server's bytes in several ways and see that the law above holds."""
+    """Read *data* as a server's bytes in several ways and check the rule above."""
     options, _, rest = data.partition(b"\n")
     most, *sizes = [*numbers(options), 20][:20]
     method = "HEAD" if options.startswith(b"HEAD") else "POST"
     sent = b"".join(_piece(byte) for byte in rest)
-    with patch.object(http11, "MOST_HEADER_BYTES", MOST_HEADER):
+    with patch.object(http11, "MAX_HEADER_BYTES", MOST_HEADER):
         slow, answer, used = read(method, most, cut(sent, [1]))
         for pieces in ([sent] if sent else [], list(cut(sent, sizes)), list(cut(sent, [sizes[0] if sizes else 7]))):
             quick, other, taken = read(method, most, pieces)
@@ -79,9 +79,9 @@ def check(data: bytes) -> None:
             )
 
 
-def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, Answer, int]:
-    """What the transport would make of it, the connection's end after the last piece; and the bytes that it took."""
-    answer, used = Answer(method, most, keep=keep), 0
+def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) -> tuple[Read, ResponseParser, int]:
+    """Read *pieces* and the end of the connection as the transport does; return also how many bytes were used."""
+    answer, used = ResponseParser(method, most, keep_body=keep), 0
     try:
         for piece in pieces:
             assert not answer.reusable
@@ -89,7 +89,7 @@ def read(method: str, most: int, pieces: Iterable[bytes], *, keep: bool = True) 
             used += len(piece)
             if answer.complete:
                 break
-        answer.end()
+        answer.feed_eof()
     except ProtocolError as refused:
         assert not answer.complete
         assert not answer.reusable
@@ -104,14 +104,14 @@ def _piece(byte: int) -> bytes:
 
 
 def _same(one: Read, other: Read) -> bool:
-    """The text of a refusal for length may come first or last, as the pieces fall; that there is one may not."""
+    """Compare two results. Only the text of an error about length may depend on how the bytes were cut."""
     long = "bytes of header"
     if long in (one.refusal or "") or long in (other.refusal or ""):
         return (one.refusal is None) == (other.refusal is None)
     return one == other
 
 
-def _is_within_bounds(found: Read, answer: Answer, most: int, sent: bytes, used: int) -> None:
+def _is_within_bounds(found: Read, answer: ResponseParser, most: int, sent: bytes, used: int) -> None:
     assert len(answer.body) <= most
     assert answer.size <= most
     assert sum(len(name) + len(value) for name, value in answer.headers) <= MOST_HEADER
@@ -139,7 +139,7 @@ def _stays_the_same_before_a_tail(method: str, most: int, whole: bytes, found: R
 
 
 def _ends_by_itself(method: str, most: int, sent: bytes) -> bool:
-    answer = Answer(method, most)
+    answer = ResponseParser(method, most)
     for piece in cut(sent, [1]):
         answer.feed(piece)
         if answer.complete:
@@ -153,7 +153,7 @@ def _is_not_kept(method: str, most: int, sent: bytes, found: Read) -> None:
 
 
 def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read, kept: bool) -> None:
-    """What h11 reads in the same bytes, where it reads an answer: the two were written by different people."""
+    """Compare with h11, which other people wrote, where it accepts the same bytes."""
     client = h11.Connection(h11.CLIENT, max_incomplete_event_size=10**6)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "h")]))
     client.send(h11.EndOfMessage())
@@ -183,6 +183,6 @@ def _is_h11_s(method: str, sent: bytes, *, ended: bool, ours: Read, kept: bool) 
 
 
 def _fields(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Without those that frame the body, which h11 writes anew: what they say has been compared."""
+    """Return the fields without those that frame the body, which h11 rewrites; the bodies have been compared."""
     fields = [(name.lower(), value.strip(b" \t")) for name, value in headers]
     return [(name, value) for name, value in fields if name not in (b"transfer-encoding", b"content-length")]

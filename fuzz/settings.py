@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from worker.config import FIELDS, InvalidSettingsError, Loaded, describe, load
+from worker.config import SETTING_FIELDS, InvalidSettingsError, LoadedSettings, describe, load
 
 SECRET = "hunter2"  # noqa: S105 -- made up
 URLS = ("gateway_url", "nats_url", "nats_host", "http_host", "listen_host")
-PLACES = [*FIELDS, *(f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"])]
+PLACES = [*SETTING_FIELDS, *(f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"])]
 WORDS = (
     *PLACES, *(f"QUEUE_WORKER_{name.upper()}" for name in PLACES), "=true", "=1h30m", "=http://u:p@h:80", "=nats://u@h",
     "=-1", "=[::1%a]", ",tls://", "_SERVICE_HOST", "tcp://10.0.0.7:4222", "%25", "{files}/secret", "{files}/none",
@@ -56,7 +56,7 @@ def read(data: bytes) -> dict[str, str]:
         setting = name.removeprefix("QUEUE_WORKER_").lower()
         if setting.endswith("_file") and not value.startswith(str(_FILES)):
             value = value and f"{_FILES}/{value.replace('..', '')}"  # any other file may be a device
-        field = FIELDS.get(setting)
+        field = SETTING_FIELDS.get(setting)
         if field and field.metadata["secret"] and value:
             value += SECRET
         elif setting in URLS and "@" in value:
@@ -66,7 +66,7 @@ def read(data: bytes) -> dict[str, str]:
     return environment
 
 
-def _load(environment: dict[str, str]) -> Loaded | str:
+def _load(environment: dict[str, str]) -> LoadedSettings | str:
     try:
         return load(environment)
     except InvalidSettingsError as refused:
@@ -89,13 +89,13 @@ def named(complaint: str) -> set[str]:
         assert first or together, line
         if first:
             name = first[2].lower() + (first[3] or "").lower()
-            found.add(name if name in FIELDS else first[2].lower())
+            found.add(name if name in SETTING_FIELDS else first[2].lower())
     return found
 
 
 def _named_alone(environment: dict[str, str]) -> set[str]:
     found = set()
-    for name, field in FIELDS.items():
+    for name, field in SETTING_FIELDS.items():
         places = [name, f"QUEUE_WORKER_{name.upper()}"]
         if field.metadata["secret"]:
             places += [f"{name}_file", f"QUEUE_WORKER_{name.upper()}_FILE"]
@@ -110,7 +110,7 @@ def _tells_no_secret(text: str) -> None:
     assert text.encode()  # it can be printed
 
 
-def _can_be_used(loaded: Loaded) -> None:
+def _can_be_used(loaded: LoadedSettings) -> None:
     settings = loaded.settings
     assert httpx.URL(settings.gateway_url).host
     for host in (settings.nats_host, settings.http_host, settings.listen_host):
@@ -134,8 +134,8 @@ def _can_be_used(loaded: Loaded) -> None:
     )
 
 
-def _is_read_again(loaded: Loaded) -> None:
-    values = {name: getattr(loaded.settings, name) for name in FIELDS}
+def _is_read_again(loaded: LoadedSettings) -> None:
+    values = {name: getattr(loaded.settings, name) for name in SETTING_FIELDS}
     printed = {name: value for name, value, _ in describe(loaded) if "********" not in value and name != "nats_user"}
     for name, value in values.items():
         if isinstance(value, float) and value > 292 * 365 * 86400:  # a float near Go's longest may round above it

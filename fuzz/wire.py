@@ -59,5 +59,5 @@ def _is_a_status_or_not(headers: dict[str, str]) -> None:
     assert status == Status(code, description)
     assert status.heartbeat == (code == 100)
     assert status.consumer_gone == (code == 503 or (code == 409 and _GONE.search(description) is not None))
-    assert status.trouble == (code not in (100, 404, 408))
-    assert not (status.heartbeat and (status.trouble or status.consumer_gone))
+    assert status.rejected == (code not in (100, 404, 408))
+    assert not (status.heartbeat and (status.rejected or status.consumer_gone))

@@ -22,8 +22,6 @@ from worker.dev.stack import free_port
 
 T = TypeVar("T")
 
-_ELECTION = 60.0
-"""Longest wait for leaders (s): an election takes some seconds, and two may follow each other."""
 _ANSWER = 5.0
 """Longest wait for one node's answer (s): one that stands still has others beside it."""
 
@@ -90,7 +88,7 @@ class NatsCluster:
                 return False
             return True
 
-        wait_until(made, "the cluster to make a stream", _ELECTION)
+        wait_until(made, "the cluster to make a stream")
 
     def leader(self, stream: str = "faas-request", consumer: str = "") -> str:
         """The name of the node that leads a stream, or one of its consumers; nothing while there is none."""
@@ -102,4 +100,4 @@ class NatsCluster:
 
     def wait_for_leader(self, stream: str = "faas-request", consumer: str = "") -> str:
         """The same, once there is one."""
-        return wait_until(lambda: self.leader(stream, consumer), f"a leader of {stream} {consumer}", _ELECTION)
+        return wait_until(lambda: self.leader(stream, consumer), f"a leader of {stream} {consumer}")

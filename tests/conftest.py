@@ -7,6 +7,7 @@ not be small, and nothing is remembered.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,6 +21,31 @@ settings.register_profile(
     "mutants", _patient, max_examples=50, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+LONG = (
+    "chaos/test_chaos.py",
+    "conformance/test_same_as_nats.py",
+    "e2e/",
+    "http/test_in_flight.py",
+    "nats/test_janitor.py",
+    "nats/test_migration.py",
+    "nats/test_quotas.py",
+    "simulation/test_teeth.py",
+    "test_dev.py",
+)
+"""Tests that `make test` leaves to `make test-rest`, by their paths."""
+SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")
+"""Tests among these that `make test` runs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long tests."""
+    root = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(root).as_posix()
+        if path.startswith(LONG) and path not in SHORT:
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

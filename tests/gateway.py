@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
 from worker.dev.stack import free_port
 
@@ -39,7 +40,7 @@ class Gateway(Program):
         return f"http://127.0.0.1:{self.port}"
 
     def connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LAST_RESORT)
 
     def ask(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
         """One request on a connection of its own; *target* goes into the request line as it is."""
@@ -77,7 +78,7 @@ class Gateway(Program):
 
     def raw(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=LAST_RESORT)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from typing import Any, Self, TypeVar
 
 import trio
 
+from tests.patience import LAST_RESORT
 from tests.wire import ApiError, NoAnswer, Stored, Wire
 
 T = TypeVar("T")
@@ -46,11 +47,9 @@ _POLL = 0.01
 """Between two looks at a condition (s)."""
 LAME_DUCK = 30.0
 """Seconds that lame duck mode lasts: the least that nats-server takes for it."""
-_PATIENCE = 15.0
-"""How long to look at most (s): far above what anything here takes, so that only a defect reaches it."""
 
 
-def wait_until(condition: Callable[[], T | None], what: str, timeout: float = _PATIENCE) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:
     """Look until *condition* holds, and return what it gave.
 
     Raises:
@@ -63,7 +62,7 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = _P
     return result
 
 
-async def until(condition: Callable[[], T | None], what: str, timeout: float = _PATIENCE) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
+async def until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
     """:func:`wait_until`, with Trio's tasks running meanwhile."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -90,7 +89,7 @@ class NatsServer:
         config: str = "",
         connect: Mapping[str, str] | None = None,
         jetstream: bool = True,
-        patience: float = _PATIENCE,
+        patience: float = LAST_RESORT,
     ) -> None:
         self._directory = directory / "nats"
         self._connect = connect or {}
@@ -166,7 +165,7 @@ class NatsServer:
 
     def leave(self) -> None:
         """End it in lame duck mode (SIGUSR2), which takes as long as its configuration says."""
-        self._end(signal.SIGUSR2, 2 * LAME_DUCK)
+        self._end(signal.SIGUSR2, LAME_DUCK + LAST_RESORT)
 
     def restart(self) -> None:
         """End it in order and start it again, on the same port with the same files."""
@@ -185,7 +184,7 @@ class NatsServer:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def _end(self, number: signal.Signals, patience: float = _PATIENCE) -> None:
+    def _end(self, number: signal.Signals, patience: float = LAST_RESORT) -> None:
         self._hang_up()
         if self._process is not None:
             self._process.send_signal(number)
@@ -318,7 +317,7 @@ class Program:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(_PATIENCE)
+        self.process.wait(LAST_RESORT)
 
     @property
     def _stdout(self) -> Path:
@@ -341,7 +340,7 @@ class Program:
         """Both, standard output first."""
         return self.stdout + self.stderr
 
-    def wait_for(self, pattern: str, timeout: float = _PATIENCE) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = LAST_RESORT) -> re.Match[str]:
         """Wait until the output has *pattern*."""
 
         def look() -> re.Match[str] | None:
@@ -362,7 +361,7 @@ class Program:
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = _PATIENCE) -> int:
+    def wait(self, timeout: float = LAST_RESORT) -> int:
         """Its exit code, once it has ended by itself."""
         try:
             return self.process.wait(timeout)
@@ -375,7 +374,7 @@ def run_program(
     tmp_path: Path,
     settings: Mapping[str, object] | None = None,
     stdin: bytes = b"",
-    timeout: float = 60.0,
+    timeout: float = LAST_RESORT,
 ) -> tuple[int, str, str]:
     """Run a program to its end: exit code, standard output, standard error."""
     with Program(*arguments, tmp_path=tmp_path, settings=settings, stdin=stdin) as program:

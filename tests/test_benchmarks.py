@@ -19,13 +19,14 @@ import pytest
 from benchmarks import plot, report
 from benchmarks.contenders import OURS, PYTHON, Contender
 from benchmarks.figures import FIGURES, cpu, growth, latency
-from benchmarks.functions import Connection, Functions
+from benchmarks.functions import FixedAnswer
 from benchmarks.machine import ALL, MEASURED, REST, memory
 from benchmarks.machine import cpu as cpu_of
 from benchmarks.model import Samples
 from benchmarks.queue import message
 from benchmarks.stage import Sample, between, work_off
 from benchmarks.statistics import Spread, percentile, ratios
+from tests.functions import Connection
 from tests.servers import NatsServer
 from worker.model import Delivery, Malformed
 from worker.policy.decode import decode
@@ -175,8 +176,8 @@ class Wire:
 REQUEST = b"POST /function/echo HTTP/1.1\r\nHost: x\r\ncontent-length: 3\r\n\r\nabc"
 
 
-def connected() -> tuple[Functions, Wire, Connection]:
-    shared, wire = Functions(delay=0.0), Wire()
+def connected() -> tuple[FixedAnswer, Wire, Connection]:
+    shared, wire = FixedAnswer(delay=0.0), Wire()
     connection = Connection(shared)
     connection.connection_made(cast(asyncio.Transport, wire))
     return shared, wire, connection

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from worker.config import FIELDS, InvalidSettingsError, Loaded, Settings, describe, load, without_password
+from worker.config import (
+    SETTING_FIELDS,
+    InvalidSettingsError,
+    LoadedSettings,
+    Settings,
+    describe,
+    load,
+    without_password,
+)
 
 # The contract's table (section 2), less the settings that have no default of their own.
 TABLE = """
@@ -140,8 +148,10 @@ def test_every_setting_is_in_the_contract_or_is_known_to_be_ours() -> None:
     """No setting exists that nobody was told of."""
     ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
     ours |= {"processes"}
-    assert set(FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
-    assert set(OTHER) == set(FIELDS) - {name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))}
+    assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
+    assert set(OTHER) == set(SETTING_FIELDS) - {
+        name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
+    }
 
 
 def test_the_defaults_as_values() -> None:
@@ -168,7 +178,7 @@ def test_each_setting_is_read_by_either_name(name: str) -> None:
         assert type(getattr(loaded.settings, name)) is type(value) or name == "backoff"
         assert loaded.origins[name] == f"environment {variable}"
         assert loaded.warnings == ()
-        others = [each for each in FIELDS if each not in (name, "queue_name")]
+        others = [each for each in SETTING_FIELDS if each not in (name, "queue_name")]
         assert [getattr(loaded.settings, each) for each in others] == [
             getattr(load({}).settings, each) for each in others
         ]
@@ -182,7 +192,7 @@ def test_no_other_case_is_a_setting(name: str) -> None:
     assert load(dict.fromkeys(variables, text)).settings == load({}).settings
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
+@pytest.mark.parametrize("name", sorted(SETTING_FIELDS))
 def test_an_empty_value_counts_as_not_set(name: str) -> None:
     """The charts set some so: it is the default, whatever the type."""
     for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
@@ -684,7 +694,7 @@ def test_the_description_says_what_an_operator_would_write() -> None:
     given_ = {name: text for name, (text, _) in OTHER.items() if name not in ("nats_token", "nats_nkey_seed")}
     loaded = load(given_)
     rows = describe(loaded)
-    assert [name for name, _, _ in rows] == list(FIELDS)
+    assert [name for name, _, _ in rows] == list(SETTING_FIELDS)
     assert {origin for name, _, origin in rows if name in given_} == {f"environment {name}" for name in given_}
     assert load({name: value for name, value, _ in rows}).settings == loaded.settings
     secret = {name: value for name, value, _ in describe(load({"nats_token": "t", "queue_name": "q"}))}
@@ -697,7 +707,7 @@ def test_settings_cannot_be_changed() -> None:
         load({}).settings.debug = True  # type: ignore[misc]  # that is the test
 
 
-VARIABLES = sorted({each for name in FIELDS for each in (name, f"QUEUE_WORKER_{name.upper()}", f"{name}_file")})
+VARIABLES = sorted({each for name in SETTING_FIELDS for each in (name, f"QUEUE_WORKER_{name.upper()}", f"{name}_file")})
 VALUES = st.text() | st.sampled_from(sorted({text for text, _ in OTHER.values()} | set(CONTRACT.values()) | {""}))
 
 
@@ -714,6 +724,6 @@ def test_any_text_is_settings_or_refused(environment: dict[str, str]) -> None:
         told = str(error)
         assert told
         return
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, LoadedSettings)
     assert isinstance(loaded.settings, Settings)
-    assert len(describe(loaded)) == len(FIELDS)
+    assert len(describe(loaded)) == len(SETTING_FIELDS)

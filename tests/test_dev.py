@@ -18,17 +18,21 @@ from typing import Any
 
 import pytest
 
+from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
-from worker.dev.dotenv import read_dotenv
+from worker.cli.dev import read_dotenv
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
-from worker.dev.verdict import Seen, judge
+from worker.dev.verdict import Observation, find_faults
 
-PARTS = {"nats": "nats-server", "functions": "worker.dev.functions", "gateway": "gateway", "worker": "-m worker"}
+PARTS = {
+    "nats": "nats-server",
+    "functions": "worker.dev.functions",
+    "gateway": "worker.cli gateway",
+    "worker": "-m worker",
+}
 """What tells each child's command line from the others'."""
-PATIENCE = 60.0
-"""Seconds: the stack takes one or two to start, more on a machine that is busy."""
 
 
 class Dev(Program):
@@ -45,7 +49,7 @@ class Dev(Program):
     def ask(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
         """A request to the gateway: status, headers and body of the answer."""
         request = urllib.request.Request(f"{self.gateway}{path}", body, dict(headers or {}))
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=LAST_RESORT) as answer:
             return answer.status, answer.headers, answer.read()
 
     def submit(self, function: str) -> str:
@@ -75,11 +79,11 @@ def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
     """``dev``, ready. It is asked to end, where the test has not: killed, it would leave its children behind."""
     with Dev(tmp_path, **settings) as dev:
         try:
-            dev.wait_for(r"Ready\. Ctrl-C stops it", PATIENCE)
+            dev.wait_for(r"Ready\. Ctrl-C stops it")
             yield dev
         finally:
             dev.terminate()
-            dev.wait(PATIENCE)
+            dev.wait()
 
 
 def _parent(process: Path) -> int | None:
@@ -104,7 +108,7 @@ def test_everything_runs_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         wait_until(lambda: json.loads(dev.ask("/function/runs")[2])[-1][0] == began, "it to run")
         children = dev.children()
         dev.interrupt()
-        assert dev.wait(PATIENCE) == 0
+        assert dev.wait() == 0
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
         lines = [line for line in dev.stdout.splitlines() if "Posted result" in line and began in line]
         assert len(lines) == 1, "the running invocation ended, and its callback was taken"
@@ -114,9 +118,9 @@ def test_what_is_queued_survives(tmp_path: Path) -> None:
     """A stack that is stopped and started again in the same directory goes on with what waited."""
     with running(tmp_path) as dev:
         call_id = dev.submit("flaky")  # it fails at first, and then waits for ten seconds
-        dev.wait_for(rf"{call_id}.*retry_in", PATIENCE)
+        dev.wait_for(rf"{call_id}.*retry_in")
         dev.terminate()
-        assert dev.wait(PATIENCE) == 0
+        assert dev.wait() == 0
     with running(tmp_path, initial_retry_wait="100ms") as dev:
         wire = Wire(dev.ports["nats_port"], {})
         (answer,) = wire.request_many([("$JS.API.STREAM.INFO.faas-request", b"", {})])
@@ -142,8 +146,8 @@ def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
     with running(tmp_path, shutdown_timeout="1s") as dev:
         children = dev.children()
         _kill(children[part])
-        assert dev.wait(PATIENCE) == 1
-        assert f"queue-worker: {part} ended by itself, killed by SIGKILL\n" in dev.stderr
+        assert dev.wait() == 1
+        assert f"queue-worker: {part} was killed by SIGKILL\n" in dev.stderr
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 
@@ -157,7 +161,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with Dev(tmp_path, **{port: number}) as dev:
-            assert dev.wait(PATIENCE) == 1
+            assert dev.wait() == 1
     assert dev.output == (
         f"queue-worker: cannot listen on 127.0.0.1:{number}: Address already in use. Set {port} to another\n"
     )
@@ -166,14 +170,14 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> No
 def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
     """On other ports it would start, and spoil the first one's files."""
     with running(tmp_path), Dev(tmp_path) as second:
-        assert second.wait(PATIENCE) == 1
+        assert second.wait() == 1
         assert second.output == f"queue-worker: another queue-worker dev is running in {tmp_path}\n"
 
 
 def test_another_nats_is_not_for_it(tmp_path: Path) -> None:
     """It brings its own, and a setting that says otherwise is a misunderstanding."""
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"nats_url": "nats://elsewhere"})
-    assert (code, "nats_url is set, and this brings a NATS server of its own" in errors) == (1, True)
+    assert (code, "nats_url is set, but queue-worker dev starts a NATS server" in errors) == (1, True)
 
 
 def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,25 +218,48 @@ def test_a_nats_server_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("a=x#y", {"a": "x#y"}),
         ("a='x # y'  # comment", {"a": "x # y"}),
         ('a="it\'s"', {"a": "it's"}),
+        ("a='two\nlines'", {"a": "two\nlines"}),
+        ("\ufeffa=1", {"a": "1"}),
         ("a=b=c", {"a": "b=c"}),
         ("a=$HOME ${x}", {"a": "$HOME ${x}"}),
         ("a=1\na=2", {"a": "2"}),
         ("a=1\r\nb=2\r\n", {"a": "1", "b": "2"}),
     ],
 )
-def test_dotenv(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
-    """The format is the one that the module describes."""
+def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
+    """The format is python-dotenv's, and nothing is expanded."""
     path = tmp_path / ".env"
     path.write_bytes(content.encode())
     assert read_dotenv(path) == variables
 
 
-@pytest.mark.parametrize("content", ["novalue", "=x", "a b=1", "ok=1\n'a'=1", "a='x", 'a="x" y', "1a=x"])
-def test_a_dotenv_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
-    """With the line's number: a setting that is silently not read is worse."""
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("novalue", 1),
+        ("=x", 1),
+        ("a b=1", 1),
+        ("ok=1\n\n'a", 3),
+        ("a='x", 1),
+        ('a="x" y', 1),
+        ("1a=x", 1),
+        ("ok=1\n'a=b'=x", 2),
+        ("a=\0", 1),
+    ],
+)
+def test_read_dotenv_bad_line_raises_with_its_number(tmp_path: Path, content: str, line: int) -> None:
+    """A line that python-dotenv would skip is an error, because a setting that is silently not read is worse."""
     path = tmp_path / ".env"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"line {len(content.splitlines())}: not NAME=VALUE"):
+    with pytest.raises(ValueError, match=rf"line {line}: not NAME=VALUE"):
+        read_dotenv(path)
+
+
+def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
+    """A file that is not text in UTF-8 is refused with its name."""
+    path = tmp_path / ".env"
+    path.write_bytes(b"a=\xff")
+    with pytest.raises(ValueError, match=r"\.env is not text in UTF-8"):
         read_dotenv(path)
 
 
@@ -252,19 +279,16 @@ def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
 
 
 def test_the_demonstration_ends_well(tmp_path: Path) -> None:
-    """Nothing lost, every kind of end seen, exit code 0, in well under a minute, whatever settings are lying about."""
+    """The demonstration loses nothing, shows every kind of end, exits with 0 and ignores all settings it finds."""
     (tmp_path / ".env").write_text("rubbish\n")
-    began = time.monotonic()
     code, out, errors = run_program(
         "worker.cli",
         "dev",
         "--demo",
         tmp_path=tmp_path,
         settings={"nats_port": "nonsense", "max_retry_attempts": "1", "NATS_PORT": "tcp://10.0.0.7:4222"},
-        timeout=120,
     )
     assert (code, errors) == (0, ""), out
-    assert time.monotonic() - began < 60
     assert "All 290 invocations ended as they must." in out
     assert "Left on the queue: 0. In the dead-letter stream: 30." in out
     rows = {cells[0]: cells[1:] for line in out.splitlines() if len(cells := line.replace("│", " ").split()) == 7}
@@ -275,14 +299,22 @@ def test_the_demonstration_ends_well(tmp_path: Path) -> None:
     assert not (tmp_path / ".queue-worker").exists()
 
 
+@pytest.mark.quiet
+def test_demonstration_on_a_quiet_machine_takes_less_than_a_minute(tmp_path: Path) -> None:
+    """A newcomer sees the result of `make demo` within a minute."""
+    began = time.monotonic()
+    assert run_program("worker.cli", "dev", "--demo", tmp_path=tmp_path)[0] == 0
+    assert time.monotonic() - began < 60
+
+
 def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
     """The worker is killed half-way: exit code 1, the worker named, its last lines shown, nothing left running."""
     with Dev(tmp_path, "--demo") as demo:
-        demo.wait_for("Submitted 280", PATIENCE)
+        demo.wait_for("Submitted 280")
         children = demo.children()
         _kill(children["worker"])
-        assert demo.wait(PATIENCE) == 1
-        assert "worker ended by itself, killed by SIGKILL" in demo.stderr
+        assert demo.wait() == 1
+        assert "worker was killed by SIGKILL" in demo.stderr
         assert "worker    |" in demo.stdout
         assert "as they must" not in demo.stdout
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
@@ -291,10 +323,10 @@ def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
 def test_an_interrupted_demonstration_is_no_success(tmp_path: Path) -> None:
     """Exit code 1, and nothing left running."""
     with Dev(tmp_path, "--demo") as demo:
-        demo.wait_for("Submitted 280", PATIENCE)
+        demo.wait_for("Submitted 280")
         children = demo.children()
         demo.interrupt()
-        assert demo.wait(PATIENCE) == 1
+        assert demo.wait() == 1
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 
@@ -308,14 +340,14 @@ def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
     return told | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
 
 
-def as_it_must() -> Seen:
+def as_it_must() -> Observation:
     """Two calls of each kind, and their ends."""
     functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
 
     def retries(call: str) -> int:
         return {"flaky": failures_of_flaky(call), "broken": ATTEMPTS - 1}.get(functions[call], 0)
 
-    return Seen(
+    return Observation(
         functions=functions,
         callbacks=[callback(call, 500 if name == "broken" else 200, retries(call)) for call, name in functions.items()],
         runs={call: retries(call) + 1 for call in functions},
@@ -324,49 +356,49 @@ def as_it_must() -> Seen:
     )
 
 
-def _without_a_callback(seen: Seen) -> None:
+def _without_a_callback(seen: Observation) -> None:
     del seen.callbacks[0]
 
 
-def _with_two_callbacks(seen: Seen) -> None:
+def _with_two_callbacks(seen: Observation) -> None:
     seen.callbacks.append(seen.callbacks[0])
 
 
-def _with_a_stranger_s_callback(seen: Seen) -> None:
-    seen.callbacks.append(callback("nobody", 200, 0))
+def _with_an_unknown_callback(seen: Observation) -> None:
+    seen.callbacks.append(callback("unknown", 200, 0))
 
 
-def _with_another_status(seen: Seen) -> None:
+def _with_another_status(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 500, 0)
 
 
-def _with_a_retry_too_many(seen: Seen) -> None:
+def _with_a_retry_too_many(seen: Observation) -> None:
     seen.callbacks[0] = callback("fast-0", 200, 1)
 
 
-def _with_a_run_too_many(seen: Seen) -> None:
+def _with_a_run_too_many(seen: Observation) -> None:
     seen.runs = {**seen.runs, "slow-1": 2}
 
 
-def _never_run(seen: Seen) -> None:
+def _never_run(seen: Observation) -> None:
     seen.runs = {call: runs for call, runs in seen.runs.items() if call != "slow-1"}
 
 
-def _with_a_message_left(seen: Seen) -> None:
+def _with_a_message_left(seen: Observation) -> None:
     seen.left = 1
 
 
-def _with_a_stream_that_nobody_saw(seen: Seen) -> None:
+def _with_a_stream_that_nobody_saw(seen: Observation) -> None:
     seen.left = -1
 
 
-def _without_a_dead_letter(seen: Seen) -> None:
+def _without_a_dead_letter(seen: Observation) -> None:
     seen.dead = 1
 
 
 def test_what_is_as_it_must_be_has_no_fault() -> None:
     """The verdict is not merely a count: every call is held against its own end."""
-    assert judge(as_it_must(), ATTEMPTS) == []
+    assert find_faults(as_it_must(), ATTEMPTS) == []
 
 
 @pytest.mark.parametrize(
@@ -374,19 +406,19 @@ def test_what_is_as_it_must_be_has_no_fault() -> None:
     [
         (_without_a_callback, "fast fast-0: no callback"),
         (_with_two_callbacks, "fast fast-0: called back with [('200', '0'), ('200', '0')]"),
-        (_with_a_stranger_s_callback, "a callback for nobody, which nobody submitted"),
+        (_with_an_unknown_callback, "a callback for unknown, which was not submitted"),
         (_with_another_status, "fast fast-0: called back with [('500', '0')], not with status 200"),
         (_with_a_retry_too_many, "fast fast-0: called back with [('200', '1')], not with status 200 after 0 retries"),
         (_with_a_run_too_many, "slow slow-1: ran 2 times, not 1"),
         (_never_run, "slow slow-1: ran 0 times, not 1"),
         (_with_a_message_left, "the stream holds 1 messages, not 0"),
         (_with_a_stream_that_nobody_saw, "the stream holds -1 messages, not 0"),
-        (_without_a_dead_letter, "the stream of dead letters holds 1 messages, not 2"),
+        (_without_a_dead_letter, "the dead-letter stream holds 1 messages, not 2"),
     ],
 )
-def test_each_fault_is_named(spoil: Callable[[Seen], None], fault: str) -> None:
+def test_each_fault_is_named(spoil: Callable[[Observation], None], fault: str) -> None:
     """One thing wrong, one sentence, with the function and the call id."""
     seen = as_it_must()
     spoil(seen)
-    (found,) = judge(seen, ATTEMPTS)
+    (found,) = find_faults(seen, ATTEMPTS)
     assert found.startswith(fault)

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does. Where a table is wrong, the test shows the right one, to be pasted."""
+"""The documents against the code. A test that finds a wrong table prints the right one, to be pasted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.test_layers import LAYERS, MODULES, foreign, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
-from worker.config import FIELDS, load
+from worker.config import SETTING_FIELDS, load
 from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.model import (
     Abandon,
@@ -44,10 +44,10 @@ from worker.model import (
 from worker.nats import function_state, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
 from worker.observe.function_metrics import FunctionMetrics
-from worker.observe.logs import ROWS
+from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
 from worker.parent.processes import Processes
-from worker.parent.run import Own
+from worker.parent.run import ParentCollector
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
@@ -71,7 +71,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: 
 
 
 def section(document: Path, heading: str) -> str:
-    """What stands below a heading, up to the next of the same depth or less."""
+    """Return the text below a heading, up to the next one of the same or a higher level."""
     text = re.sub(r"(?s)```.*?```", lambda block: re.sub(r"(?m)^#", " ", block[0]), document.read_text())
     depth = len(heading.partition(" ")[0])
     found = re.search(rf"(?ms)^{re.escape(heading)}\n(.*?)(?=^#{{1,{depth}}} |\Z)", text)
@@ -80,36 +80,36 @@ def section(document: Path, heading: str) -> str:
 
 
 def table(document: Path, heading: str) -> list[tuple[str, ...]]:
-    """The rows of the first table below a heading."""
+    """Return the rows of the first table below a heading."""
     found = re.search(r"(?m)^\|.*\n\| ---.*\n((?:\|.*\n)+)", section(document, heading))
     assert found, f"no table below {heading!r} in {document.name}"
     return [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in found[1].splitlines()]
 
 
-def must_be(document: Path, heading: str, rows: list[tuple[str, ...]]) -> None:
-    """Assert that the table below a heading has just these rows."""
+def assert_table(document: Path, heading: str, rows: list[tuple[str, ...]]) -> None:
+    """Assert that the table below a heading has exactly these rows."""
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     assert table(document, heading) == rows, f"{document.name}, {heading!r}, should have:\n{lines}\n"
 
 
 def prose(document: Path) -> str:
-    """A document less its code blocks."""
+    """Return a document without its code blocks."""
     return re.sub(r"(?s)```.*?```", "", document.read_text())
 
 
 def ticked(document: Path) -> list[str]:
-    """What stands between backticks in its prose."""
+    """Return the texts in backticks in a document's prose."""
     return re.findall(r"`([^`\n]+)`", prose(document))
 
 
 def code(*names: str) -> str:
-    """Names as the tables write them."""
+    """Format names as the tables write them."""
     return ", ".join(f"`{name}`" for name in names)
 
 
 @cache
 def texts() -> tuple[str, ...]:
-    """Every string in the worker's source."""
+    """Return every string in the worker's source."""
     return tuple(
         node.value
         for path in sorted((ROOT / "worker").rglob("*.py"))
@@ -123,7 +123,7 @@ def texts() -> tuple[str, ...]:
 
 def test_settings_table() -> None:
     """Every setting is listed, in the order of worker/config.py, with its default and meaning."""
-    must_be(
+    assert_table(
         OPERATIONS,
         "## Settings",
         [
@@ -132,32 +132,32 @@ def test_settings_table() -> None:
                 "" if field.metadata["default"] is None else code(field.metadata["default"]),
                 field.metadata["meaning"] + (" (secret)" if field.metadata["secret"] else ""),
             )
-            for name, field in FIELDS.items()
+            for name, field in SETTING_FIELDS.items()
         ],
     )
 
 
 def test_metrics_table() -> None:
-    """Every metric of our own is listed, by the name that Prometheus shows, with type, labels and meaning."""
-    must_be(OPERATIONS, "## Metrics", list(metrics()))
+    """Every metric of the worker is listed, by the name that Prometheus shows, with type, labels and meaning."""
+    assert_table(OPERATIONS, "## Metrics", list(metrics()))
 
 
 def test_parent_metrics_table() -> None:
-    """So are those that the parent of several processes has besides."""
+    """Every metric of the parent of several processes is listed."""
     (_, shown) = re.findall(r"(?m)^\| metric .*\n\| ---.*\n((?:\|.*\n)+)", section(OPERATIONS, "## Metrics"))
     rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in shown.splitlines()]
     assert rows == list(parent_metrics())
 
 
 def parent_metrics() -> Iterator[tuple[str, ...]]:
-    """The rows of that table."""
-    for metric in Own(Processes([], {}, many=2, timeout=0.0, tell=lambda *_: None)).collect():
+    """Yield the rows of the table of the parent's metrics."""
+    for metric in ParentCollector(Processes([], {}, count=2, timeout=0.0, log=lambda *_: None)).collect():
         name = metric.name + {"counter": "_total"}.get(metric.type, "")
         yield code(name), metric.type, "", metric.documentation
 
 
 def metrics() -> Iterator[tuple[str, ...]]:
-    """The rows of that table."""
+    """Yield the rows of the table of metrics."""
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
         for family in metric.describe() if isinstance(metric, MetricWrapperBase | FunctionMetrics) else ():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
@@ -175,32 +175,32 @@ def _labels(metric: Any) -> tuple[str, ...]:
 
 @each_document
 def test_names_exist(document: Path) -> None:
-    """A name in backticks that looks like a setting is one, or stands in the worker's source, or is NATS's own."""
-    theirs = {"sync_interval", "max_payload"}
+    """A name in backticks that looks like a setting is one, or is in the worker's source, or is NATS's own."""
+    of_nats = {"sync_interval", "max_payload"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    known = set(re.findall(r"\w+", source)) | theirs | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
-    known |= {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+    known = set(re.findall(r"\w+", source)) | of_nats | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
+    known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.name))
 def test_manifest(file: Path) -> None:
-    """The settings in a worker's Kubernetes manifest can be used, and its grace period is the one to be computed."""
+    """The settings in a worker's Kubernetes manifest are valid, and its grace period follows from them."""
     manifest = file.read_text()
     given = dict(re.findall(r'- name: (\w+)\n\s+value: "(.*)"', manifest))
     assert bool(given) == ("image: jetstream-queue-worker" in manifest)
     if not given:
         return
-    assert set(given) <= set(FIELDS)
+    assert set(given) <= set(SETTING_FIELDS)
     settings = load(given | {"HOSTNAME": "queue-worker-0"}).settings
     assert "`shutdown_timeout` + 5 s" in OPERATIONS.read_text()
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
 
 
 def test_queue_annotations_table() -> None:
-    """Every annotation that says what a function may have is listed, with what is accepted."""
+    """Every annotation of a function's quota is listed, with its accepted values."""
     rows = section(OPERATIONS, "## Settings").rpartition("| annotation | accepted | meaning |")[2]
     listed = dict(re.findall(r"(?m)^\| `(com[\w.]+)` \| (.*?) \|", rows))
     assert listed.keys() == QUEUE_ANNOTATIONS.keys()
@@ -215,7 +215,7 @@ METRICS = {row[0].strip("`"): set(re.findall("`(.*?)`", row[2])) for row in metr
 
 @pytest.mark.parametrize("file", [*MANIFESTS, SCALING], ids=lambda file: str(file.name))
 def test_queries(file: Path) -> None:
-    """A query for Prometheus names a metric of ours, and groups and selects by labels that it has."""
+    """A query for Prometheus names a metric of the worker, and groups and selects by labels that it has."""
     queries = re.findall(r"(?m)^.*avg by \(.*$", file.read_text())
     assert bool(queries) == (file.name in ("keda.yaml", "hpa.yaml", "scaling.md"))
     for query in queries:
@@ -239,49 +239,49 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "a bug of the worker's, met by this message": (Crashed(ValueError()),),
+    "a bug in the worker": (Crashed(ValueError()),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
-    "stopped by the drain: `shutdown_timeout` passed, or a second signal came": (Interrupted(),),
+    "cancelled by the drain: `shutdown_timeout` passed, or a second signal was received": (Interrupted(),),
     "the lease was lost": (LeaseLost(),),
 }
-"""The rows of the table of decisions, and what each stands for."""
+"""First column of the table of decisions -> the outcomes that it describes."""
 
 
 def test_decisions_table() -> None:
-    """Every outcome is listed, with the status it counts as, and the verdict before and from the last attempt on."""
-    must_be(GUARANTEES, "## What happens to an invocation", [decisions(cause) for cause in CAUSES])
+    """Every outcome is listed, with the status it counts as, and the verdicts before and at the last attempt."""
+    assert_table(GUARANTEES, "## What happens to an invocation", [decisions(cause) for cause in CAUSES])
     assert {type(outcome) for outcomes in CAUSES.values() for outcome in outcomes} == set(get_args(Outcome))
 
 
 def decisions(cause: str) -> tuple[str, ...]:
-    """A row of that table, worked out by the code."""
+    """Compute a row of the table of decisions."""
     outcomes, retry = CAUSES[cause], Retry(attempts=3)
 
     def verdict(*attempts: int) -> str:
-        (said,) = {
+        (only,) = {
             word(decide(outcome, attempt=attempt, retry=retry, draw=0.0, now=0.0))
             for outcome in outcomes
             for attempt in attempts
         }
-        return said
+        return only
 
     answered = isinstance(outcomes[0], Responded)
     return cause, "that status" if answered else str(status_of(outcomes[0]) or ""), verdict(1, 2), verdict(3, 4)
 
 
 def word(verdict: Verdict) -> str:
-    """A verdict, as the table has it."""
+    """Describe a verdict as the table does."""
     match verdict:
         case Ack():
             return "done: ack"
         case Nak(0.0):
-            return "given back: nak, at once"
+            return "returned: nak, at once"
         case Nak():
             return "retry: nak, with the wait"
         case Term():
             return "given up: dead letter, then term"
         case Abandon():
-            return "nothing is said"
+            return "abandoned: nothing is sent"
 
 
 DELIVERY = Delivery((7, 1_795_300_309_091_784_293), "$JS.ACK", 2, 0.0, "faas-request", b"{")
@@ -300,7 +300,7 @@ INVOCATION = Invocation(
 
 
 def test_dead_letter_headers_table() -> None:
-    """Every header of a dead letter is listed, those last that the adapter adds."""
+    """Every header of a dead letter is listed; the last ones are those that the adapter adds."""
     headers = dead_letter_headers(DeadLetter(DELIVERY, "", 1, "", "", 500), stream="")
     assert [row[0] for row in table(GUARANTEES, "### Headers of a dead letter")] == [
         *map(code, headers),
@@ -314,9 +314,9 @@ def test_dead_letter_headers_table() -> None:
 
 
 def test_reliability_names_tests() -> None:
-    """Each promise, fault and finding is given the tests that are there, by file and name, or the fault's own name."""
-    told = section(RELIABILITY, "## Which test holds what") + section(RELIABILITY, "## What was found")
-    rows = re.findall(r"(?m)^\| .* \|$", told)
+    """Each promise, fault and finding names tests that exist, by file and name, or the fault's own name."""
+    tables = section(RELIABILITY, "## Which test holds what") + section(RELIABILITY, "## What was found")
+    rows = re.findall(r"(?m)^\| .* \|$", tables)
     paths = [path for folder in ("tests", "fuzz") for path in (ROOT / folder).rglob("*.py")]
     faults = {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL}
     assert len(rows) > 30
@@ -328,17 +328,17 @@ def test_reliability_names_tests() -> None:
                 assert re.search(rf"(def|class) {what}\b", path.read_text()), name
 
 
-def test_every_fault_is_told_of() -> None:
-    """No fault that the runs bring about is missing from the table."""
-    told = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
-    assert {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL} <= told
+def test_every_fault_is_listed() -> None:
+    """Every fault that the runs cause is in the table."""
+    named = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
+    assert {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
 
 
 # Logs.
 
 
 def lines() -> dict[str, tuple[str, set[str]]]:
-    """The lines about a message that are shown in docs/operations.md: message -> level, all its fields."""
+    """Return the log lines about a message: event -> level and all fields."""
     gone = NoResponse("refused")
     events: list[Event] = [
         InvocationStarted(INVOCATION, 1, 0.0),
@@ -351,13 +351,13 @@ def lines() -> dict[str, tuple[str, set[str]]]:
     ]
     shown: dict[str, tuple[str, set[str]]] = {}
     for event in events:
-        level, message, fields = ROWS[type(event)](event)
+        level, message, fields = LOG_LINES[type(event)](event)
         shown[message] = level, shown.get(message, (level, set()))[1] | set(fields)
     return shown
 
 
 def test_log_lines_table() -> None:
-    """The lines about a message are listed with their level and fields."""
+    """The log lines about a message are listed with their level and fields."""
     listed = {
         message.strip("`"): (level, set(re.findall(r"`(\w+)`", fields)))
         for message, level, fields in table(OPERATIONS, "## Logs")
@@ -376,11 +376,11 @@ def test_log_examples() -> None:
 
 
 def test_troubleshooting_messages() -> None:
-    """What the troubleshooting table quotes is said by the worker; an ellipsis stands for what varies."""
+    """Each message in the troubleshooting table is in the worker's source; an ellipsis stands for a variable part."""
     quoted = [row[0].strip("`") for row in table(OPERATIONS, "## Troubleshooting")]
     for message in quoted:
         for part in filter(None, (part.strip() for part in message.split("…"))):
-            assert any(part in text for text in texts()), f"the worker never says {part!r}"
+            assert any(part in text for text in texts()), f"the worker has no text {part!r}"
 
 
 # JSON.
@@ -390,7 +390,7 @@ def test_troubleshooting_messages() -> None:
     "config", [stream_config, consumer_config, dead_letter_config, function_state.stream_config, quotas.stream_config]
 )
 def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
-    """The JSON to make stream, consumer and dead letters by hand is what the worker itself would send."""
+    """The JSON for streams and consumers by hand is what the worker sends."""
     expected = config(DEFAULTS)
     shown = [json.loads(block) for block in re.findall(r"(?ms)^```json\n(\{\n.*?)^```$", OPERATIONS.read_text())]
     assert expected in shown, f"docs/operations.md should have:\n{json.dumps(expected, indent=2)}\n"
@@ -401,7 +401,7 @@ def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
 
 @each_document
 def test_commands_exist(document: Path) -> None:
-    """Every command that a document names exists, and so does every make target."""
+    """Every command and every make target that a document names exists."""
     text = document.read_text()
     assert set(re.findall(r"(?<![\w/-])queue-worker +([a-z][a-z-]*)", " ".join(re.findall(r"`+[^`]+`+", text)))) <= set(
         COMMANDS
@@ -412,7 +412,7 @@ def test_commands_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_runs(command: str) -> None:
-    """Every command tells what it does."""
+    """Every command prints its help."""
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage:" in result.output
@@ -432,13 +432,13 @@ def test_links_resolve(document: Path) -> None:
 
 @each_document
 def test_files_exist(document: Path) -> None:
-    """Every file of ours that a document names exists."""
+    """Every file of this project that a document names exists."""
     for name in re.findall(r"(?<![\w/.<])((?:worker|tests|docs|deploy)/[\w/.]+\w)", prose(document)):
         assert (ROOT / name).exists(), f"{document.name}: {name}"
 
 
 def test_version() -> None:
-    """The changelog begins with the version that this is."""
+    """The changelog begins with the current version."""
     (newest, *_) = re.findall(r"(?m)^## (\S+)", CHANGELOG.read_text())
     assert newest == __version__
 
@@ -447,27 +447,29 @@ def test_version() -> None:
 
 
 def test_layers_table() -> None:
-    """docs/architecture.md has the layers that tests/test_layers.py checks."""
+    """docs/architecture.md lists the layers that tests/test_layers.py checks."""
     listed = [tuple(re.findall(r"`(\w+)`", row[0])) for row in table(ARCHITECTURE, "## Layers")]
     checked = [tuple(name for name in names if any(top(module) == name for module in MODULES)) for names in LAYERS]
     assert listed == [names for names in checked if any(names) and names != ("__main__",)]
 
 
 def test_dependencies_have_reasons() -> None:
-    """docs/architecture.md lists every package that the worker imports, and no other; pyproject.toml asks for them."""
+    """docs/architecture.md lists exactly the packages that the worker imports; pyproject.toml requires them."""
     listed = {row[0].strip("`") for row in table(ARCHITECTURE, "## Dependencies")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
     imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
-    assert {{"nats-py": "nats"}.get(name, name.replace("-", "_")) for name in listed} == imported
+    assert {
+        {"nats-py": "nats", "python-dotenv": "dotenv"}.get(name, name.replace("-", "_")) for name in listed
+    } == imported
 
 
 def test_constraints() -> None:
-    """constraints.txt pins every package that pyproject.toml names, each once, and says nothing of where from."""
+    """constraints.txt pins every package that pyproject.toml names, each once, without an index or address."""
     text = (ROOT / "constraints.txt").read_text()
     pins = re.findall(r"(?m)^([\w.-]+)==[\w.]+$", text)
     assert len(pins) == len([line for line in text.splitlines() if line and not line.startswith("#")])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
-    ours = {re.split(r"[\[<>=]", each)[0].lower() for each in named} - {project["name"]}
-    assert ours <= {re.sub(r"[-_.]+", "-", pin).lower() for pin in pins}
+    required = {re.split(r"[\[<>=]", each)[0].lower() for each in named} - {project["name"]}
+    assert required <= {re.sub(r"[-_.]+", "-", pin).lower() for pin in pins}

@@ -21,7 +21,7 @@ from tests.gateway import Answer, Gateway, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import Stored
 from worker.dev.stack import free_port
-from worker.gateway.http import Bodies, CallerDisconnectedError, RequestRejectedError
+from worker.gateway.http import BodyReader, CallerDisconnectedError, RequestRejectedError
 
 _numbers = count(1)
 MAX_PAYLOAD = 1_048_576
@@ -232,13 +232,13 @@ def test_a_slow_body_is_408() -> None:
         raise AssertionError
 
     with pytest.raises(RequestRejectedError) as caught:
-        asyncio.run(_read(Bodies(within=0.01), never))
+        asyncio.run(_read(BodyReader(within=0.01), never))
     assert caught.value.status == 408
 
 
 def test_all_bodies_together_have_a_bound() -> None:
     """Past it, 503: memory is not the callers' to fill. What is done with makes room."""
-    bodies = Bodies(most_at_once=25)
+    bodies = BodyReader(most_at_once=25)
 
     async def three() -> list[int]:
         held, results = asyncio.Event(), []
@@ -268,7 +268,7 @@ def test_a_caller_that_goes_away_queues_nothing() -> None:
         return {"type": "http.disconnect"}
 
     with pytest.raises(CallerDisconnectedError):
-        asyncio.run(_read(Bodies(), gone))
+        asyncio.run(_read(BodyReader(), gone))
 
 
 # When the queue cannot take it.
@@ -370,7 +370,7 @@ def test_it_authenticates(tmp_path: Path) -> None:
             assert gateway.queue("echo").status == 202
         with Gateway(tmp_path=tmp_path, nats_port=nats.port, nats_token="wr0ng") as refused:
             assert refused.wait() == 1
-            assert "NATS refuses our credentials: check nats_token" in refused.stderr
+            assert re.search(r"NATS refuses our credentials .*: check nats_token", refused.stderr)
             assert "wr0ng" not in refused.output
 
 
@@ -424,7 +424,7 @@ def test_logs_hold_nothing_that_is_the_callers(nats: NatsServer, tmp_path: Path)
         assert {json.loads(line)["event"] for line in gateway.stdout.splitlines()} >= {"Listening", "Queued", "Stopped"}
 
 
-async def _read(bodies: Bodies, receive: Any) -> bytes:
+async def _read(bodies: BodyReader, receive: Any) -> bytes:
     async with bodies.read({"headers": []}, receive, 100) as body:
         return body
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
+from tests.functions import Functions, Reply
 from tests.gateway import Gateway
 from tests.servers import wait_until
 from worker.dev.stack import free_port

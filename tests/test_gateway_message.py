@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.gateway.message import Message, canonical, compose, fields, split_target
+from worker.gateway.message import Message, canonical, canonical_headers, compose, split_target
 from worker.model import Delivery, Invocation
 from worker.policy.callback_url import callback_url
 from worker.policy.decode import HOP_BY_HOP, decode
@@ -24,7 +24,13 @@ def composed(
     function: str = "echo", headers: tuple[tuple[bytes, bytes], ...] = (), body: bytes = b"", **more: Any
 ) -> Message:
     draft = compose(
-        function, fields(headers), queue="faas-request", namespace="openfaas-fn", new_call_id="made", now=NOW, **more
+        function,
+        canonical_headers(headers),
+        queue="faas-request",
+        namespace="openfaas-fn",
+        new_call_id="made",
+        now=NOW,
+        **more,
     )
     return draft.message(body)
 

@@ -45,12 +45,12 @@ ONLY_BY = {
     "cli": {"__main__"},
     "dev": {"cli"},
     "gateway": {"cli", "dev"},
-    "parent": {"cli"},
+    "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
     "nats.options": {"cli", "dev", "gateway"},
     "nats.nats_internals": {"cli", "dev", "gateway"},
-    "nats.wire": {"gateway"},
+    **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
@@ -58,8 +58,8 @@ ONLY_BY = {
 
 LOOPS = {
     "trio_asyncio": {"nats"},
-    "nats": {"nats", "gateway"},
-    "asyncio": {"nats", "gateway", "cli.submit", "dev.functions"},
+    "nats": {"nats"},
+    "asyncio": {"nats", "gateway", "cli.submit", "cli.function", "dev.functions"},
     "uvicorn": {"gateway", "dev.functions"},
     "httptools": {"http"},
 }

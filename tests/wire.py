@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Self
 
-_PATIENCE = 15.0
-"""Longest wait for the server (s)."""
+from tests.patience import LAST_RESORT
 
 
 class NoAnswer(Exception):  # noqa: N818 -- it says what happened
@@ -56,7 +55,7 @@ class Wire:
         NoAnswer: from everything here, where nothing comes or the connection breaks. It is of no use after that.
     """
 
-    def __init__(self, port: int, connect: Mapping[str, str], patience: float = _PATIENCE) -> None:
+    def __init__(self, port: int, connect: Mapping[str, str], patience: float = LAST_RESORT) -> None:
         self._numbers = count()
         with _translated():
             self._open(port, connect, patience)

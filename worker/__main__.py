@@ -2,8 +2,8 @@
 
 import sys
 
-from .cli import main, stop_before_it_works
+from .cli import exit_on_stop_signals, main
 
 if __name__ == "__main__":
-    stop_before_it_works()
+    exit_on_stop_signals()
     main(["run", *sys.argv[1:]], prog_name="python -m worker")

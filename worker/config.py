@@ -39,13 +39,13 @@ from .policy.retry import parse_attempts, parse_codes
 T = TypeVar("T")
 
 _UPPER = "QUEUE_WORKER_"
-_NOT_OURS = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
+_FOREIGN_VARIABLES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
 """Lower-case variables of other programs that look like ours."""
-MOST_PARTITIONS = 1024
+MAX_PARTITIONS = 1024
 """Each is a consumer that somebody must serve: more is a mistake."""
 ORDINAL = -1
 """What ``filter_partition=ordinal`` is until the pod's name was looked at."""
-_ALIKE = 0.8
+_TYPO_RATIO = 0.8
 """How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: two letters in ten."""
 _KUBERNETES = re.compile(
     r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*|PORT=(tcp|udp|sctp)://.*)",
@@ -72,7 +72,7 @@ def readable_file(value: str) -> str:
 def partition(value: str) -> int:
     """The number of a partition, or :data:`ORDINAL`."""
     try:
-        return ORDINAL if value == "ordinal" else whole(0, MOST_PARTITIONS - 1)(value)
+        return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1)(value)
     except ValueError as error:
         raise ValueError(f"{error}, or ordinal") from None
 
@@ -130,7 +130,7 @@ class Settings:
     )
     queue_partitions: int = setting(
         "1",
-        whole(1, MOST_PARTITIONS),
+        whole(1, MAX_PARTITIONS),
         "how many parts producers divide the queue into; a worker serves one of them",
     )
     filter_partition: int = setting(
@@ -214,11 +214,11 @@ class Settings:
         return (f"nats://{host}:{self.nats_port}",)
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+SETTING_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSettings:
     """The settings, where each came from, and what to warn of."""
 
     settings: Settings
@@ -226,7 +226,7 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-def load(environment: Mapping[str, str]) -> Loaded:
+def load(environment: Mapping[str, str]) -> LoadedSettings:
     """Read all settings from *environment*, and from the files that it names.
 
     Raises:
@@ -236,9 +236,9 @@ def load(environment: Mapping[str, str]) -> Loaded:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
-    for name, field in FIELDS.items():
+    for name, field in SETTING_FIELDS.items():
         try:
-            given, origins[name] = _given(name, field, environment)
+            given, origins[name] = _raw_value(name, field, environment)
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -248,23 +248,24 @@ def load(environment: Mapping[str, str]) -> Loaded:
         try:
             values[name] = field.metadata["parse"](given)
         except ValueError as error:
-            problems.append(f"{name} = {_shown(given, field)!r} ({origins[name]}): {error}")
-    problems += _ordinal(values, origins, environment)
-    problems += _together(values, origins)
+            problems.append(f"{name} = {_display(given, field)!r} ({origins[name]}): {error}")
+    problems += _set_ordinal(values, origins, environment)
+    problems += _combination_problems(values, origins)
     if problems:
         count = "1 setting" if len(problems) == 1 else f"{len(problems)} settings"
         raise InvalidSettingsError(f"{count} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return Loaded(Settings(**values), origins, tuple(_typos(environment)))
+    return LoadedSettings(Settings(**values), origins, tuple(_typo_warnings(environment)))
 
 
-def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+def describe(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     """Name, value as an operator would write it, and origin of each setting; secrets masked."""
     return [
-        (name, _shown(getattr(loaded.settings, name), field), loaded.origins[name]) for name, field in FIELDS.items()
+        (name, _display(getattr(loaded.settings, name), field), loaded.origins[name])
+        for name, field in SETTING_FIELDS.items()
     ]
 
 
-def _given(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
+def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
     """A setting's text and where it stands. An empty value counts as not set: the charts set some so."""
     sources = [name, _UPPER + name.upper()]
     if field.metadata["secret"]:
@@ -295,7 +296,7 @@ def _is_text(value: str) -> bool:
     return value.encode(errors="ignore").decode() == value
 
 
-def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
+def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
     """What is wrong between settings; works out the one that follows from another."""
     problems = []
     if values.get("queue_name", "") is None and (stream := values.get("nats_stream")):
@@ -327,7 +328,7 @@ def _together(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
     return problems
 
 
-def _ordinal(values: dict[str, Any], origins: dict[str, str], environment: Mapping[str, str]) -> list[str]:
+def _set_ordinal(values: dict[str, Any], origins: dict[str, str], environment: Mapping[str, str]) -> list[str]:
     """Put the number of a StatefulSet's pod in its place; what is wrong with it."""
     if values.get("filter_partition") != ORDINAL:
         return []
@@ -342,19 +343,19 @@ def _ordinal(values: dict[str, Any], origins: dict[str, str], environment: Mappi
     return [f"filter_partition = 'ordinal' ({origin}): {named}, {advice}"]
 
 
-def _typos(environment: Mapping[str, str]) -> list[str]:
-    known = set(FIELDS) | {f"{name}_file" for name, field in FIELDS.items() if field.metadata["secret"]}
+def _typo_warnings(environment: Mapping[str, str]) -> list[str]:
+    known = set(SETTING_FIELDS) | {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     warnings = []
     for variable in filter(_is_text, sorted(environment)):
         if variable.startswith(_UPPER):
             name = variable.removeprefix(_UPPER).lower()
-        elif variable.islower() and variable not in _NOT_OURS:
+        elif variable.islower() and variable not in _FOREIGN_VARIABLES:
             name = variable
         else:
             continue
         if name in known:
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO)
         if close:
             warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")
         elif variable.startswith(_UPPER):
@@ -362,17 +363,17 @@ def _typos(environment: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _shown(value: Any, field: dataclasses.Field[Any]) -> str:
+def _display(value: Any, field: dataclasses.Field[Any]) -> str:
     if value is None:
         return ""
     if field.metadata["secret"]:
         return "********"
     if field.metadata["parse"] in (host, http_url, nats_urls):
         return without_password(value)
-    return _WRITTEN.get(type(value), str)(value)
+    return _FORMATTERS.get(type(value), str)(value)
 
 
-_WRITTEN: Mapping[type, Callable[[Any], str]] = {
+_FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))),
@@ -385,10 +386,10 @@ def without_password(url: str) -> str:
 
     A password that should have been escaped, and was not, does not show either, whatever characters it has.
     """
-    return ",".join(map(_less_user, re.split(r",(?=\s*\w+://)", url)))
+    return ",".join(map(_mask_user, re.split(r",(?=\s*\w+://)", url)))
 
 
-def _less_user(url: str) -> str:
+def _mask_user(url: str) -> str:
     user, at, where = url.rpartition("@")
     scheme = re.match(r"\s*\w+://", user)
     return f"{scheme[0] if scheme else ''}********@{where}" if at else url

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer
 
 CAPACITY = 20
@@ -45,7 +45,7 @@ def real() -> Real:
         settings = {"scaling_mode": "function", "max_inflight": 100}
         worker = stack.enter_context(Worker(queue, functions, tmp_path=directory, **settings))
         worker.wait_ready()
-        queue.wait_empty(300)
+        queue.wait_empty()
         began = min(request.began for request in functions.requests)
         ended = max(request.ended or request.began for request in functions.requests)
         refused = sum(request.reply is not None and request.reply.status == 429 for request in functions.requests)

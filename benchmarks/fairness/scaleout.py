@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import NatsCluster
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions, Reply
 
 MESSAGES = 2_000
 FUNCTIONS = 4
@@ -86,7 +86,7 @@ def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES)
             )
             for number in range(messages)
         )
-        queue.wait_empty(120)
+        queue.wait_empty()
         calls = functions.calls()
         began = min(request.began for request in functions.requests)
         ended = max(request.ended or request.began for request in functions.requests)

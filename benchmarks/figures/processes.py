@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from worker.config import FIELDS
+from worker.config import SETTING_FIELDS
 
 from ..contenders import OURS
 from ..machine import ALL
@@ -21,7 +21,7 @@ ONE, TWO = "1 process", "2 processes"
 def measure(session: Session) -> Samples:
     """Messages a second, and CPU (µs) a message of all processes together. Nothing where there is no such setting."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    if "processes" not in FIELDS:
+    if "processes" not in SETTING_FIELDS:
         session.say("left out: this worker has no setting `processes`")
         return samples
     for pair in range(session.pairs):

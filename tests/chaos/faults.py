@@ -13,7 +13,7 @@ import trio
 
 from tests.chaos.stage import RULES, Seat, Stage, in_thread
 from tests.chaos.supply import STREAM
-from tests.e2e.functions import Functions, Reply
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer
 from tests.wire import ApiError, NoAnswer
 

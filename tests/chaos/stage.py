@@ -17,8 +17,9 @@ from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run
 from tests.chaos.proxy import Way
 from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
-from tests.e2e.functions import Functions, Request
 from tests.e2e.stack import Worker
+from tests.functions import Functions, Request
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program
 from tests.wire import ApiError
 from worker.dev.stack import free_port
@@ -40,8 +41,6 @@ SETTINGS: Mapping[str, object] = {
     "callback_max_wait": "400ms",
     "shutdown_timeout": "2s",
 }
-PATIENCE = 60.0
-"""Longest wait for what must come (s): far above what anything here takes, so that only a defect reaches it."""
 CODES = (408, 429, 500, 502, 503, 504)
 
 
@@ -151,7 +150,7 @@ class Stage:
         seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(seat.worker)
         # Told to stop before it can hear that, any process dies of it.
-        await in_thread(partial(seat.worker.wait_for, "Serving metrics", PATIENCE))
+        await in_thread(partial(seat.worker.wait_for, "Serving metrics"))
 
     @property
     def consumer(self) -> str:
@@ -171,7 +170,7 @@ class Stage:
     async def leave(self, seat: Seat) -> None:
         """Wait until a worker that was told to, or was killed, has ended."""
         process = seat.worker.process
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LAST_RESORT):
             while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
                 await trio.sleep(0.005)
         code = process.poll()
@@ -204,7 +203,7 @@ class Stage:
 
     async def run_empty(self) -> int:
         """Let the queue run empty; how many messages are left when that takes for ever."""
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(LAST_RESORT):
             while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
                 await trio.sleep(0.1)
         return self.supply.waiting

@@ -19,8 +19,8 @@ from functools import partial
 import trio
 
 from tests.chaos.history import Published
-from tests.e2e.functions import Reply, Request
 from tests.e2e.stack import go_url
+from tests.functions import Reply, Request
 from tests.servers import NatsServer
 from tests.wire import NoAnswer, Wire
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.servers import NatsServer
+from tests.servers import NatsServer, until
 from tests.wire import Stored
 from tests.world.link import Link
 from tests.world.queue import FakeQueue
@@ -30,6 +31,10 @@ class Rig(Protocol):
 
     ack_wait: float
     """Of its consumer (s)."""
+    moment: float
+    """Seconds: longer than what happens at once takes, as a rule; a law may wait so long to see that nothing does."""
+    late: float
+    """Seconds by which what happens may be late: infinite in real time."""
     flow: str
     """By which all messages come."""
 
@@ -41,6 +46,9 @@ class Rig(Protocol):
 
     async def left(self) -> int:
         """How many messages are stored."""
+
+    async def handed_out(self, count: int) -> None:
+        """Wait until the broker has sent so many deliveries."""
 
     async def letters(self) -> list[Stored]:
         """All dead letters."""
@@ -64,10 +72,12 @@ Law = Callable[[Rig], Awaitable[None]]
 class FakeRig:
     """The in-memory broker."""
 
-    ack_wait = 30.0
+    moment = 10.0
+    late = 0.0
     flow = ""
 
-    def __init__(self, _: Path) -> None:
+    def __init__(self, _: Path, ack_wait: float) -> None:
+        self.ack_wait = max(30.0, ack_wait)
         self._server = Server(self.ack_wait)
         self._links: list[Link] = []
         self._away = False
@@ -101,6 +111,9 @@ class FakeRig:
     async def left(self) -> int:
         return len(self._server.messages)
 
+    async def handed_out(self, count: int) -> None:  # noqa: ARG002 -- the link takes a millisecond
+        await trio.sleep(self.moment)
+
     async def letters(self) -> list[Stored]:
         return [*self._server.letters.values()]
 
@@ -124,11 +137,13 @@ class FakeRig:
 class NatsRig:
     """A nats-server, and :mod:`worker.nats`."""
 
-    ack_wait = 1.0
+    moment = 0.3
+    late = inf
     flow = ""
     mode = "static"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ack_wait: float) -> None:
+        self.ack_wait = ack_wait
         self._server = NatsServer(directory)
         self._started = False
 
@@ -147,6 +162,11 @@ class NatsRig:
 
     async def publish(self, *payloads: bytes) -> None:
         self._server.publish_many((STREAM, payload, {}) for payload in payloads)
+
+    async def handed_out(self, count: int) -> None:
+        (name,) = self._server.api(f"CONSUMER.NAMES.{STREAM}")["consumers"]
+        info = partial(self._server.api, f"CONSUMER.INFO.{STREAM}.{name}")
+        await until(lambda: info()["delivered"]["consumer_seq"] == count, f"{count} to be handed out")
 
     async def left(self) -> int:
         messages: int = self._server.state()["messages"]
@@ -180,12 +200,25 @@ class FunctionRig(NatsRig):
             self._server.api(f"CONSUMER.DELETE.{STREAM}.{name}")
 
 
-def on_each_broker(law: Law) -> Callable[[type[FakeRig | NatsRig], Path], None]:
-    """A test of *law* for each rig, named and documented as the law is."""
+Test = Callable[[type[FakeRig | NatsRig], Path], None]
+LONG, SHORT = 60.0, 3.0
+"""Ack waits of real consumers (s). A law can see the end of a short lease; no long one ends on a slow machine."""
 
+
+def on_each_broker(law: Law) -> Test:
+    """Make a test of *law* for each rig, with its name and docstring; leases are so long that none ends."""
+    return _test(law, LONG)
+
+
+def on_each_broker_with_short_leases(law: Law) -> Test:
+    """Do the same for a law about the end of leases, or their extension."""
+    return _test(law, SHORT)
+
+
+def _test(law: Law, ack_wait: float) -> Test:
     @pytest.mark.parametrize("rig", [FakeRig, NatsRig, FunctionRig], ids=["fake", "nats", "functions"])
     def test(rig: type[FakeRig | NatsRig], tmp_path: Path) -> None:
-        rig(tmp_path).run(law)
+        rig(tmp_path, ack_wait).run(law)
 
     test.__name__, test.__doc__ = law.__name__, law.__doc__
     return test

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from tests.e2e.functions import Functions, Reply, Request
 from tests.e2e.stack import Queue, Worker, go_url, message
+from tests.functions import Functions, Reply, Request
 from tests.wire import Stored
 
 ATTEMPTS = 4
@@ -15,11 +15,18 @@ WAITS = [0.05, 0.1, 0.2]
 """Seconds between the shared worker's attempts."""
 SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
-    "upstream_timeout": "500ms",
-    "callback_timeout": "500ms",
     "debug": "true",
 }
-"""The shared worker's, beside those of all tests."""
+"""The shared worker's settings, beside those of all tests. Its timeouts are long, for busy machines."""
+TIMEOUT = 0.5
+"""Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
+IMPATIENT: dict[str, object] = {
+    "max_retry_attempts": 100,
+    "callback_attempts": 100,
+    "upstream_timeout": f"{TIMEOUT:g}s",
+    "callback_timeout": f"{TIMEOUT:g}s",
+}
+"""That worker's settings. On a busy machine a good answer may be late too, so it has many attempts."""
 STARTED = "1646739420463153513"
 _numbers = count(1)
 

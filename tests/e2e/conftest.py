@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.case import SETTINGS, Case, Shared
-from tests.e2e.functions import Functions
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker
+from tests.e2e.case import IMPATIENT, SETTINGS, Case, Shared
+from tests.e2e.stack import Queue, StartWorker, Worker
+from tests.functions import Functions
 from tests.servers import NatsServer
 
 _numbers = count(1)
@@ -69,16 +69,28 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
 @pytest.fixture(scope="session")
 def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """One worker for all tests that need nothing special of it."""
-    queue, directory = Queue(nats, "shared"), tmp_path_factory.mktemp("shared")
+    with _shared_worker(Queue(nats, "shared"), tmp_path_factory.mktemp("shared"), SETTINGS) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def impatient(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """One worker with short timeouts, for all tests about timeouts."""
+    with _shared_worker(Queue(nats, "impatient"), tmp_path_factory.mktemp("impatient"), IMPATIENT) as shared:
+        yield shared
+
+
+@contextmanager
+def _shared_worker(queue: Queue, directory: Path, settings: Mapping[str, object]) -> Iterator[Shared]:
     with (
         Functions() as functions,
         Functions() as receiver,
-        Worker(queue, functions, tmp_path=directory, **SETTINGS) as worker,
+        Worker(queue, functions, tmp_path=directory, **settings) as worker,
     ):
         worker.wait_ready()
         yield Shared(queue, functions, receiver, worker)
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
         assert worker.logged("bug") == []
         assert functions.faults + receiver.faults == []
 
@@ -86,6 +98,19 @@ def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def case(shared: Shared) -> Iterator[Case]:
     """One message and its function; what is left of it afterwards is swept away, so that no other test meets it."""
+    with _case(shared) as case:
+        yield case
+
+
+@pytest.fixture
+def timeout_case(impatient: Shared) -> Iterator[Case]:
+    """The same, on the worker with short timeouts."""
+    with _case(impatient) as case:
+        yield case
+
+
+@contextmanager
+def _case(shared: Shared) -> Iterator[Case]:
     assert shared.worker.process.poll() is None, shared.worker.output[-2_000:]
     yield Case(shared)
     if not shared.queue.empty():

@@ -8,21 +8,25 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.functions import Functions
+from tests.functions import Functions
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
 from tests.wire import ApiError, Stored
 
-PATIENCE = 40.0
-"""Seconds to wait at most for what has no time of its own: a defect reaches it, a busy machine does not."""
+LEASE = 8
+"""An `ack_wait` (s) for tests that wait until a lease is over. A worker that the machine keeps from running for two
+thirds of it loses its leases, as it must: so it is no shorter."""
 QUIET = 0.6
-"""Seconds to look on where nothing may happen. It is the one bare wait: several times what the thing would take."""
+"""Seconds to wait where nothing may happen: several times what the event would take."""
 
 
 def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
@@ -86,7 +90,8 @@ class Queue:
         """Whether the stream is there and holds nothing."""
         return self.nats.state(self.name).get("messages") == 0
 
-    def wait_empty(self, timeout: float = PATIENCE) -> None:
+    def wait_empty(self, timeout: float = LAST_RESORT) -> None:
+        """Wait until all messages are settled."""
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
     def letters(self) -> list[Stored]:
@@ -149,9 +154,9 @@ class Worker(Program):
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of a page of its own."""
         if not self._port:
-            found = self.wait_for(r'"address":"(?:http://)?127\.0\.0\.1:(\d+)"', PATIENCE)
+            found = self.wait_for(r'"address":"(?:http://)?127\.0\.0\.1:(\d+)"')
             self._port = int(found[1])
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=LAST_RESORT)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -160,7 +165,7 @@ class Worker(Program):
             connection.close()
 
     def wait_ready(self) -> None:
-        wait_until(lambda: self.get("/readyz")[0] == 200, "the worker to be ready", PATIENCE)
+        wait_until(lambda: self.get("/readyz")[0] == 200, "the worker to be ready")
 
     def samples(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
         """The values of one series, by its labels, in the order of their names."""
@@ -178,9 +183,15 @@ class Worker(Program):
     def lines(self) -> list[dict[str, Any]]:
         """All log lines that are complete.
 
+        A worker writes its log just before it waits for the network, so after a message was settled its line may be
+        missing for a moment. A worker that answers a request has written all lines from before that request.
+
         Raises:
             json.JSONDecodeError: one is not JSON.
         """
+        if self._port and self.process.poll() is None:
+            with suppress(OSError, HTTPException):
+                self.get("/healthz")
         return [json.loads(line) for line in self.stdout.split("\n")[:-1]]
 
     def lines_of(self, call_id: str) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
+from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, until, wait_until
 from worker.config import load
 from worker.nats.queue import open_queue
@@ -20,7 +20,7 @@ from worker.ports import BrokerUnavailableError
 def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
     """The message with which a worker ends at once: exit 1, no traceback."""
     with Worker(queue, tmp_path=tmp_path, **settings) as worker:
-        assert worker.wait(PATIENCE) == 1
+        assert worker.wait() == 1
         assert "Traceback" not in worker.output
         (line,) = worker.stderr.splitlines()
         return line
@@ -34,7 +34,7 @@ def test_nats_comes_later(own_nats: NatsServer, functions: Functions, tmp_path: 
     queue = Queue(own_nats)
     own_nats.stop()
     with Worker(queue, functions, tmp_path=tmp_path) as worker:
-        worker.wait_for("Trouble with NATS", PATIENCE)
+        worker.wait_for("Trouble with NATS")
         assert worker.get("/healthz")[0] == 200
         assert worker.get("/readyz")[0] == 503
         assert worker.get("/metrics")[0] == 200
@@ -49,7 +49,7 @@ def test_nats_comes_later(own_nats: NatsServer, functions: Functions, tmp_path: 
 def test_jetstream_comes_later(tmp_path: Path, functions: Functions) -> None:
     """A server whose JetStream is not there yet is waited for in the same way."""
     with NatsServer(tmp_path, jetstream=False) as nats, Worker(Queue(nats), functions, tmp_path=tmp_path) as worker:
-        worker.wait_for("looking for the stream", PATIENCE)
+        worker.wait_for("looking for the stream")
         assert (worker.get("/healthz")[0], worker.get("/readyz")[0]) == (200, 503)
         nats.stop()
         mended = NatsServer(tmp_path)
@@ -103,14 +103,14 @@ def test_what_is_deleted_is_made_again(queue: Queue, functions: Functions, start
             queue.nats.api(f"STREAM.DELETE.{queue.name}")
         else:
             queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
-        wait_until(queue.has_consumer, "it to be made again", PATIENCE)
+        wait_until(queue.has_consumer, "it to be made again")
         queue.put_calls("echo", [f"after-{time}"])
         queue.wait_empty()
     assert functions.calls() == {"before": 1, "after-0": 1, "after-1": 1}
     assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == config
     warnings = [line for line in worker.logged("made again") if line["level"] == "warning" and what in line]
     assert len(warnings) == 2
-    wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again", PATIENCE)
+    wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again")
 
 
 @pytest.mark.parametrize("slots", [3, 5], ids=["a full worker", "slots to spare"])
@@ -121,11 +121,11 @@ def test_a_consumer_deleted_under_running_invocations(
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=slots)
     calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
-    wait_until(lambda: functions.running == 3, "three to run", PATIENCE)
+    wait_until(lambda: functions.running == 3, "three to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
     if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
-        wait_until(lambda: worker.logged("made again"), "the new consumer", PATIENCE)
-        wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again", PATIENCE)
+        wait_until(lambda: worker.logged("made again"), "the new consumer")
+        wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
     functions.release("held")
     queue.wait_empty()
@@ -139,15 +139,15 @@ def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Fun
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=4)
     queue.put_calls("held", ["old-1", "old-2"])
-    wait_until(lambda: functions.running == 2, "both to run", PATIENCE)
+    wait_until(lambda: functions.running == 2, "both to run")
     queue.nats.api(f"STREAM.DELETE.{queue.name}")
-    wait_until(lambda: worker.logged("made again"), "the new stream", PATIENCE)
-    wait_until(queue.has_consumer, "the new consumer", PATIENCE)
+    wait_until(lambda: worker.logged("made again"), "the new stream")
+    wait_until(queue.has_consumer, "the new consumer")
     functions.answer("later", Reply(held=True))
     assert queue.put(message("later", "new-1"), message("later", "new-2")) == [1, 2]
-    wait_until(lambda: functions.running == 4, "the new ones to run as well", PATIENCE)
+    wait_until(lambda: functions.running == 4, "the new ones to run as well")
     functions.release("held")
-    wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old ones to end", PATIENCE)
+    wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old ones to end")
     assert queue.nats.state(queue.name)["messages"] == 2
     functions.release("later")
     queue.wait_empty()
@@ -159,13 +159,13 @@ def test_a_purged_stream(queue: Queue, functions: Functions, start: StartWorker)
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=2)
     queue.put_calls("held", [f"call-{number}" for number in range(5)])
-    wait_until(lambda: functions.running == 2, "two to run", PATIENCE)
+    wait_until(lambda: functions.running == 2, "two to run")
     queue.nats.api(f"STREAM.PURGE.{queue.name}")
     functions.release("held")
     queue.put_calls("echo", ["after"])
     queue.wait_empty()
-    wait_until(lambda: functions.calls() == {"call-0": 1, "call-1": 1, "after": 1}, "the later one", PATIENCE)
-    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending", PATIENCE)
+    wait_until(lambda: functions.calls() == {"call-0": 1, "call-1": 1, "after": 1}, "the later one")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending")
 
 
 # What cannot work is said at once, all of it.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.case import ATTEMPTS, STARTED, Case
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, go_url, look_on, message
+from tests.e2e.stack import Queue, StartWorker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker import __version__
 from worker.dev.stack import free_port
@@ -33,7 +33,9 @@ def test_the_result_is_posted(case: Case) -> None:
     )
     body = bytes(range(256))
     function = f"{case.name}.dev"
+    began = time.monotonic()
     case.run(Reply(200, body, theirs, after=0.1), Function=function, callback=f"{case.callback}/a%2Fb?c=d&e")
+    took = time.monotonic() - began
     request = case.called_back
     assert request.line == f"POST /{case.name}/a%2Fb?c=d&e HTTP/1.1".encode()
     assert request.body == body
@@ -48,7 +50,7 @@ def test_the_result_is_posted(case: Case) -> None:
     assert request.header("User-Agent") == f"queue-worker/{__version__}"
     assert request.header("Host") == f"127.0.0.1:{case.shared.receiver.port}"
     assert request.header("Content-Length") == "256"
-    assert 0.1 <= float(request.header("X-Duration-Seconds") or 0) < PATIENCE
+    assert 0.1 <= float(request.header("X-Duration-Seconds") or 0) < took
 
 
 def test_start_time_is_told_where_the_message_has_none(case: Case) -> None:
@@ -94,11 +96,12 @@ def test_giving_up_is_told(case: Case) -> None:
 
 
 @pytest.mark.parametrize("status", ["502", "504"])
-def test_no_response_is_told(case: Case, status: str) -> None:
+def test_no_response_is_told(timeout_case: Case, status: str) -> None:
     """With no response from the function the body is empty and the status 502 or 504."""
+    case = timeout_case
     cut_off = Reply(raw=b"HTTP/1.1 200 OK\r\nX-A: b\r\n", reset=status == "502", stall=status == "504")
     case.run(cut_off, callback=case.callback, annotations={"com.openfaas.retry.attempts": "2"})
-    request = case.called_back
+    request = case.callbacks[0]  # on a busy machine it may be sent again
     assert (request.header("X-Function-Status"), request.body) == (status, b"")
     assert (request.header("X-Retry"), request.header("X-Retry-Max")) == ("1", "1")
     assert request.header("Content-Length") == "0"
@@ -167,11 +170,13 @@ def test_a_dead_host(case: Case, host: str) -> None:
     assert [line for line in case.lines if "allback" in line["event"] and line["call_id"] == case.call_id]
 
 
-def test_a_callback_that_never_answers(case: Case) -> None:
-    """Each attempt has its `callback_timeout`."""
+def test_a_callback_that_never_answers(timeout_case: Case) -> None:
+    """Each attempt has its `callback_timeout`; the message leaves the queue after the one that is answered."""
+    case = timeout_case
     case.answer_callbacks(Reply(raw=b"", stall=True), Reply(raw=b"HTTP/1.1 200 OK\r\n", stall=True), Reply(200))
-    assert case.run(callback=case.callback) == 1
-    assert len(case.callbacks) == 3
+    case.run(callback=case.callback)
+    assert len(case.callbacks) >= 3
+    assert [request.gone for request in case.callbacks[:2]] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_settled_only_after_the_callback(
     receiver.answer("callback", Reply(held=True))
     start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback", PATIENCE)
+    wait_until(lambda: receiver.running == 1, "the callback")
     look_on()
     assert queue.nats.state(queue.name)["messages"] == 1
     receiver.release("callback")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions
-from tests.e2e.stack import PATIENCE, Queue, Worker
+from tests.e2e.stack import Queue, Worker
+from tests.functions import Functions
 from tests.servers import NatsServer, run_program
 
 
@@ -34,7 +34,7 @@ def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Pa
             queue.put_calls("echo", ["one"])
             queue.wait_empty()
             worker.terminate()
-            assert worker.wait(PATIENCE) == 0
+            assert worker.wait() == 0
             assert "t0ken" not in worker.output
         assert functions.calls() == {"one": 1}
 
@@ -49,7 +49,7 @@ def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
             "wrong in the URL": {"nats_url": f"nats://t0ken-wrong@127.0.0.1:{guarded.port}"},
         }
         with Worker(Queue(guarded), tmp_path=tmp_path, debug="true", **given[way]) as worker:
-            assert worker.wait(PATIENCE) == 1
+            assert worker.wait() == 1
             assert "uthorization" in worker.stderr
             assert "nats_token" in worker.stderr
             assert len(worker.stderr.splitlines()) == 1
@@ -69,7 +69,7 @@ def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
             queue.wait_empty()
             assert "p4ss" not in worker.output
         with Worker(queue, tmp_path=tmp_path, nats_user="worker", nats_password="p4ss-wrong", debug="1") as worker:
-            assert worker.wait(PATIENCE) == 1
+            assert worker.wait() == 1
             assert "nats_password" in worker.stderr
             assert "p4ss" not in worker.output
 
@@ -101,7 +101,7 @@ def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions)
             strict = NatsServer(tmp_path, config="authorization { token: x }", connect={"auth_token": "x"})
             strict.port = nats.port
             with strict:
-                worker.wait_for("uthorization", PATIENCE)
+                worker.wait_for("uthorization")
                 assert worker.get("/readyz")[0] == 503
                 assert worker.get("/healthz")[0] == 200
             nats.start()

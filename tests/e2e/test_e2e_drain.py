@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
 
@@ -22,14 +22,14 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids
 
 def draining(worker: Worker) -> None:
     """Wait until the worker has said that it is."""
-    worker.wait_for('"event":"Draining"', PATIENCE)
+    worker.wait_for('"event":"Draining"')
 
 
 def hold(queue: Queue, functions: Functions, *calls: str) -> None:
     """Have invocations run until they are released."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == len(calls), "all to run", PATIENCE)
+    wait_until(lambda: functions.running == len(calls), "all to run")
 
 
 @SIGNALS
@@ -40,7 +40,7 @@ def test_running_invocations_end(
     worker = start(max_inflight=5)
     hold(queue, functions, "one", "two", "three")
     worker.process.send_signal(number)
-    wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready", PATIENCE)
+    wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready")
     draining(worker)
     assert worker.get("/healthz")[0] == 200
     assert worker.metric("queue_worker_draining") == 1
@@ -49,7 +49,7 @@ def test_running_invocations_end(
     assert worker.process.poll() is None
     assert functions.calls() == {"one": 1, "two": 1, "three": 1}
     functions.release("held")
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     assert not [request for request in functions.requests if request.gone]
     info = queue.consumer()
     assert (info["num_ack_pending"], info["num_pending"], info["num_redelivered"]) == (0, 3, 0)
@@ -68,9 +68,9 @@ def test_past_the_timeout_work_is_given_back(
     hold(queue, functions, "one", "two", "three")
     start(max_inflight=3)
     leaving.process.send_signal(number)
-    assert leaving.wait(PATIENCE) == 0
-    assert [request.gone for request in functions.requests[:3]] == [True] * 3
-    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them", PATIENCE)
+    assert leaving.wait() == 0
+    wait_until(lambda: all(request.gone for request in functions.requests[:3]), "the requests to be left")
+    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them")
     functions.release("held")
     queue.wait_empty()
     assert functions.calls() == {"one": 2, "two": 2, "three": 2}
@@ -89,8 +89,8 @@ def test_a_second_signal_hurries(
     look_on()
     assert len(functions.requests) == 3
     leaving.process.send_signal(number)
-    assert leaving.wait(PATIENCE) == 0
-    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them", PATIENCE)
+    assert leaving.wait() == 0
+    wait_until(lambda: len(functions.requests) == 6, "the other worker to run them")
     functions.release("held")
     queue.wait_empty()
     assert functions.calls() == {"one": 2, "two": 2, "three": 2}
@@ -103,11 +103,11 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
     for _ in range(20):
         worker.terminate()
         worker.interrupt()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     info = queue.consumer()
     assert (info["num_ack_pending"], queue.nats.state(queue.name)["messages"]) in ((0, 1), (1, 1))
     start()
-    wait_until(lambda: len(functions.requests) == 2, "it to run again", PATIENCE)
+    wait_until(lambda: len(functions.requests) == 2, "it to run again")
 
 
 def test_signals_to_the_very_end(start: StartWorker) -> None:
@@ -123,7 +123,7 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
     """An idle worker ends at once, whatever `shutdown_timeout` is."""
     worker = start(shutdown_timeout="10m")
     worker.terminate()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     assert worker.stderr == ""
     assert queue.consumer()["num_waiting"] == 0
 
@@ -131,13 +131,13 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
 @pytest.mark.slow
 def test_leases_are_extended_meanwhile(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A drain longer than `ack_wait` keeps what it waits for: another worker does not get it."""
-    functions.answer("slow", Reply(after=6))
-    leaving = start(ack_wait="2s")
+    functions.answer("slow", Reply(after=3.0 * LEASE))
+    leaving = start(ack_wait=f"{LEASE}s")
     queue.put_calls("slow", ["one", "two"])
-    wait_until(lambda: functions.running == 2, "both to run", PATIENCE)
-    start(ack_wait="2s")
+    wait_until(lambda: functions.running == 2, "both to run")
+    start(ack_wait=f"{LEASE}s")
     leaving.terminate()
-    assert leaving.wait(PATIENCE) == 0
+    assert leaving.wait() == 0
     assert queue.nats.state(queue.name)["messages"] == 0
     assert functions.calls() == {"one": 1, "two": 1}
 
@@ -152,12 +152,12 @@ def test_what_fails_while_draining(queue: Queue, functions: Functions, start: St
         message("flaky", "flaky"),
         message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}),
     )
-    wait_until(lambda: functions.running == 3, "all to run", PATIENCE)
+    wait_until(lambda: functions.running == 3, "all to run")
     leaving.terminate()
     draining(leaving)
     for name in ("fine", "flaky", "broken"):
         functions.release(name)
-    assert leaving.wait(PATIENCE) == 0
+    assert leaving.wait() == 0
     assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
     assert queue.nats.state(queue.name)["messages"] == 1
     start()
@@ -173,13 +173,13 @@ def test_a_callback_is_part_of_the_work(
     receiver.answer("callback", Reply(held=True))
     worker = start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback", PATIENCE)
+    wait_until(lambda: receiver.running == 1, "the callback")
     worker.terminate()
     draining(worker)
     look_on()
     assert worker.process.poll() is None
     receiver.release("callback")
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     assert queue.nats.state(queue.name)["messages"] == 0
     assert (len(functions.requests), len(receiver.requests)) == (1, 1)
 
@@ -191,9 +191,9 @@ def test_a_failing_callback_ends_with_the_drain(
     receiver.answer("callback", Reply(500))
     leaving = start(shutdown_timeout="300ms", callback_initial_wait="10m", callback_max_wait="10m")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
-    wait_until(lambda: leaving.logged("Callback failed"), "the callback to fail", PATIENCE)
+    wait_until(lambda: leaving.logged("Callback failed"), "the callback to fail")
     leaving.terminate()
-    assert leaving.wait(PATIENCE) == 0
+    assert leaving.wait() == 0
     start()
     queue.put_calls("echo", ["two"])
     queue.wait_empty()
@@ -208,9 +208,9 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
     queue.put_calls("echo", calls)
     for reached in (80, 160, 240):
         worker = start(max_inflight=10)
-        wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations", PATIENCE)  # noqa: B023 -- called here
+        wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations")  # noqa: B023 -- called here
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     start(max_inflight=10)
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
@@ -220,9 +220,9 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
 def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
     """A worker that is still waiting for NATS ends as well: exit 0, no traceback."""
     with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
-        worker.wait_for("Trouble with NATS", PATIENCE)
+        worker.wait_for("Trouble with NATS")
         worker.process.send_signal(number)
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
         assert "Traceback" not in worker.output
 
 
@@ -233,7 +233,7 @@ def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> Non
     with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
         assert worker.get("/readyz")[0] == 503
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
         assert "Traceback" not in worker.output
 
 
@@ -250,14 +250,14 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
         hold(queue, functions, "one")
         {"stopped": own_nats.stop, "killed": own_nats.kill, "frozen": own_nats.pause}[how]()
         if how != "frozen":
-            busy.wait_for("Disconnected", PATIENCE)
+            busy.wait_for("Disconnected")
         idle.terminate()
         busy.terminate()
         draining(busy)
-        assert idle.wait(PATIENCE) == 0
+        assert idle.wait() == 0
         assert busy.process.poll() is None
         functions.release("held")
-        assert busy.wait(PATIENCE) == 0
+        assert busy.wait() == 0
         assert "Traceback" not in busy.output + idle.output
 
 
@@ -269,13 +269,13 @@ def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functio
         worker.wait_ready()
         hold(queue, functions, "one", "two")
         own_nats.stop()
-        worker.wait_for("Disconnected", PATIENCE)
+        worker.wait_for("Disconnected")
         worker.terminate()
         draining(worker)
         own_nats.start()
         if ended == "after":
-            worker.wait_for("Reconnected", PATIENCE)
+            worker.wait_for("Reconnected")
         functions.release("held")
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     assert functions.calls() == {"one": 1, "two": 1}
     assert own_nats.state()["messages"] == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.functions import Functions
-from tests.e2e.stack import PATIENCE, Queue, Worker, message
+from tests.e2e.stack import Queue, Worker, message
+from tests.functions import Functions
 from tests.servers import NatsServer
 from worker.dev.stack import free_port
 
@@ -24,7 +24,7 @@ def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: 
         assert len(worker.logged("OF_faas-request has its subjects; it is used")) == 1
         assert [letter.data for letter in Queue(own_nats).letters()] == [b"not a request"]
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
 
 
 def test_nats_over_websockets(functions: Functions, tmp_path: Path) -> None:
@@ -38,4 +38,4 @@ def test_nats_over_websockets(functions: Functions, tmp_path: Path) -> None:
             queue.wait_empty()
             assert sorted(request.call_id for request in functions.requests) == sorted(calls)
             worker.terminate()
-            assert worker.wait(PATIENCE) == 0
+            assert worker.wait() == 0

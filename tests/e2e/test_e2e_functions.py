@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, message
+from tests.e2e.stack import Queue, StartWorker, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
@@ -38,7 +38,7 @@ def test_each_function_has_a_consumer(queue: Queue, functions: Functions, start:
     }
     assert all(name.startswith("faas-workers-") for name in consumers(queue).values())
     worker.terminate()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
 
 
 def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -53,25 +53,21 @@ def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: Star
 
 
 def test_slots_are_shared(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Two functions with a backlog run evenly many at once; a third is served although both wait."""
-    worker = start(scaling_mode="function", max_inflight=10, limiter_enabled="false")
+    """Slots that one function frees go to another with a backlog, until both run evenly many at once."""
+    start(scaling_mode="function", max_inflight=10, limiter_enabled="false")
     functions.answer("one", Reply(held=True))
     functions.answer("two", Reply(held=True))
     put(queue, "one", 20)
-    wait_until(lambda: worker.metric("queue_worker_function_invocation_inflight") == 10, "one to have all slots")
+    wait_until(lambda: functions.running_of("one") == 10, "one to have all slots")
     put(queue, "two", 20)
+    while functions.running_of("two") < 5:  # the first slots may go to more of one: the worker does not know of two yet
+        before = len(functions.requests)
+        functions.release("one", 1)
+        wait_until(lambda: len(functions.requests) > before, "the slot to be used")  # noqa: B023 -- called here
+    assert functions.running_of("one") == 5
     functions.release("one")
-
-    def shares() -> bool:
-        return (
-            worker.metric("queue_worker_function_invocation_inflight", function_name="two.openfaas-fn") == 5
-            or queue.empty()
-        )
-
-    wait_until(lambda: functions.calls().keys() >= {f"two-{number}" for number in range(5)}, "the other to be served")
     functions.release("two")
     queue.wait_empty()
-    assert shares()
     assert Counter(functions.calls().values()) == {1: 40}
 
 
@@ -85,7 +81,7 @@ def test_static_becomes_function_and_back(queue: Queue, functions: Functions, st
             calls += put(queue, name, 150, f"{turn}-{name}")
         wait_until(lambda: len(functions.calls()) > len(calls) - 200, "some of them to be done")  # noqa: B023 -- used in the turn
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     start(scaling_mode="function")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
@@ -103,7 +99,7 @@ def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker
     calls += put(queue, "other", 300, "c")
     old[1].terminate()
     for worker in old:
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
     calls += put(queue, "slow", 300, "d")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)

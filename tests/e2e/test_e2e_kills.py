@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 
 
@@ -37,12 +37,12 @@ def test_workers_killed_at_random_moments(
     queue.nats.make_stream(queue.name)
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(6 * each)])
     for _ in range(kills):
-        victim = start(max_inflight=running, ack_wait="3s")
+        victim = start(max_inflight=running, ack_wait=f"{LEASE}s")
         target = len(functions.requests) + dice.randrange(1, each)
-        wait_until(lambda: len(functions.requests) >= target, "some invocations", PATIENCE)  # noqa: B023 -- called here
+        wait_until(lambda: len(functions.requests) >= target, "some invocations")  # noqa: B023 -- called here
         victim.kill()
         victim.process.wait()
-    start(max_inflight=running, ack_wait="3s")
+    start(max_inflight=running, ack_wait=f"{LEASE}s")
     queue.wait_empty()
     assert set(functions.calls()) == set(calls)
     assert repeats(functions) <= kills * running
@@ -67,25 +67,25 @@ def test_a_worker_killed_in_each_state(
     functions.answer("held", Reply(held=True), Reply(200))
     functions.answer("flaky", Reply(500), Reply(200))
     receiver.answer("callback", Reply(held=state in ("calling back", "burying")), Reply(200))
-    settings = {"ack_wait": "2s", "initial_retry_wait": "2s", "max_retry_wait": "2s"}
+    settings = {"ack_wait": f"{LEASE}s", "initial_retry_wait": "2s", "max_retry_wait": "2s"}
     worker = start(**settings)
     once = {"com.openfaas.retry.attempts": "1"}
     match state:
         case "running":
             queue.put(message("held", "one"))
-            wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+            wait_until(lambda: functions.running == 1, "it to run")
         case "answered":
             queue.put(message("echo", "one"))
-            wait_until(lambda: functions.requests, "the invocation", PATIENCE)
+            wait_until(lambda: functions.requests, "the invocation")
         case "calling back":
             queue.put(message("echo", "one", CallbackUrl=url))
-            wait_until(lambda: receiver.running == 1, "the callback", PATIENCE)
+            wait_until(lambda: receiver.running == 1, "the callback")
         case "waiting for a retry":
             queue.put(message("flaky", "one"))
-            wait_until(lambda: worker.lines_of("one"), "the first attempt to end", PATIENCE)
+            wait_until(lambda: worker.lines_of("one"), "the first attempt to end")
         case "burying":  # it is stored, and the message not yet taken off
             queue.put(message("fails", "one", CallbackUrl=url, Annotations=once))
-            wait_until(lambda: receiver.running == 1 and queue.letters(), "the dead letter", PATIENCE)
+            wait_until(lambda: receiver.running == 1 and queue.letters(), "the dead letter")
     worker.kill()
     worker.process.wait()
     start(**settings)
@@ -103,16 +103,16 @@ def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tm
     """The worker survives SIGTERM and SIGKILL of the server, connects again, and runs every message exactly once."""
     queue = Queue(own_nats)
     functions.answer("echo", Reply(after=0.02))
-    with Worker(queue, functions, tmp_path=tmp_path, max_inflight=10, ack_wait="10s") as worker:
+    with Worker(queue, functions, tmp_path=tmp_path, max_inflight=10, ack_wait="30s") as worker:
         worker.wait_ready()
         calls = queue.put_calls("echo", [f"call-{number}" for number in range(500)])
         for restart, reached in enumerate((100, 250), 1):
-            wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations", PATIENCE)  # noqa: B023 -- called here
+            wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations")  # noqa: B023 -- called here
             own_nats.stop() if how == "in order" else own_nats.kill()
-            wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready", PATIENCE)
+            wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready")
             assert worker.get("/healthz")[0] == 200
             own_nats.start()
-            wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again", PATIENCE)
+            wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again")
             assert worker.metric("queue_worker_nats_reconnect_total") == restart
         calls += queue.put_calls("echo", ["after"])
         queue.wait_empty()
@@ -136,15 +136,15 @@ def test_what_runs_goes_on_while_nats_is_away(
         url = go_url(f"{receiver.url}/callback")
         queue.put(message("held", "held"), message("short", "short", CallbackUrl=url))
         queue.put(message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}))
-        wait_until(lambda: functions.running == 3, "all to run", PATIENCE)
+        wait_until(lambda: functions.running == 3, "all to run")
         own_nats.stop() if how == "in order" else own_nats.kill()
-        wait_until(lambda: worker.logged("Disconnected"), "the worker to notice", PATIENCE)
+        wait_until(lambda: worker.logged("Disconnected"), "the worker to notice")
         functions.release("short")
         functions.release("broken")
-        wait_until(lambda: receiver.requests, "the callback, which needs no NATS", PATIENCE)
+        wait_until(lambda: receiver.requests, "the callback, which needs no NATS")
         own_nats.start()
-        wait_until(lambda: worker.logged("Reconnected"), "the worker to connect again", PATIENCE)
-        wait_until(lambda: queue.nats.state()["messages"] == 1, "the ended ones to be settled", PATIENCE)
+        wait_until(lambda: worker.logged("Reconnected"), "the worker to connect again")
+        wait_until(lambda: queue.nats.state()["messages"] == 1, "the ended ones to be settled")
         assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
         functions.release("held")
         queue.wait_empty()
@@ -164,17 +164,17 @@ def test_both_killed_again_and_again(
     own_nats.make_stream()
     calls = queue.put_calls("echo", [f"echo-{number}" for number in range(300)])
     calls += queue.put_calls("flaky", [f"flaky-{number}" for number in range(60)])
-    settings = {"max_inflight": running, "ack_wait": "4s"}
+    settings = {"max_inflight": running, "ack_wait": f"{LEASE}s"}
     workers = [Worker(queue, functions, tmp_path=tmp_path, **settings) for _ in range(6)]
     for worker in workers[:-1]:
         with worker:
             target = len(functions.requests) + dice.randrange(20, 70)
-            wait_until(lambda: len(functions.requests) >= target, "some invocations", PATIENCE)  # noqa: B023 -- called here
+            wait_until(lambda: len(functions.requests) >= target, "some invocations")  # noqa: B023 -- called here
             if dice.random() < 0.5:
                 own_nats.kill()
                 own_nats.start()
                 target += dice.randrange(20)
-                wait_until(lambda: len(functions.requests) >= target, "a few more", PATIENCE)  # noqa: B023 -- called here
+                wait_until(lambda: len(functions.requests) >= target, "a few more")  # noqa: B023 -- called here
             worker.process.send_signal(signal.SIGKILL)
             worker.process.wait()
             kills += 1
@@ -191,16 +191,16 @@ def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, s
     """A worker that stood still past its lease disturbs nobody: what it would have given back runs elsewhere by now."""
     functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
     # With a slot to spare it would have a request open, and find the message in it once more when it wakes.
-    frozen = start(ack_wait="2s", max_inflight=1)
+    frozen = start(ack_wait=f"{LEASE}s", max_inflight=1)
     queue.put_calls("slow", ["one"])
-    wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
-    start(ack_wait="2s")
+    wait_until(lambda: functions.running == 1, "it to run")
+    start(ack_wait=f"{LEASE}s")
     frozen.process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: len(functions.requests) == 2, "it to run elsewhere", PATIENCE)
+    wait_until(lambda: len(functions.requests) == 2, "it to run elsewhere")
     frozen.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: frozen.logged("Lease lost"), "the frozen one to notice", PATIENCE)
-    wait_until(lambda: functions.requests[0].gone, "it to leave its request", PATIENCE)
-    look_on(2.5)  # in which a lease disturbed would have run out
+    wait_until(lambda: frozen.logged("Lease lost"), "the frozen one to notice")
+    wait_until(lambda: functions.requests[0].gone, "it to leave its request")
+    look_on(1.2 * LEASE)  # in which a lease disturbed would have run out
     assert functions.calls() == {"one": 2}
     functions.release("slow")
     queue.wait_empty()
@@ -213,12 +213,12 @@ def test_nats_stands_still_past_a_lease(own_nats: NatsServer, functions: Functio
     """Where no extension is confirmed in time, the invocation is cancelled, and run again when NATS is back."""
     queue = Queue(own_nats)
     functions.answer("slow", Reply(held=True), Reply(200))
-    with Worker(queue, functions, tmp_path=tmp_path, ack_wait="2s") as worker:
+    with Worker(queue, functions, tmp_path=tmp_path, ack_wait=f"{LEASE}s") as worker:
         worker.wait_ready()
         queue.put_calls("slow", ["one"])
-        wait_until(lambda: functions.running == 1, "it to run", PATIENCE)
+        wait_until(lambda: functions.running == 1, "it to run")
         own_nats.pause()
-        wait_until(lambda: functions.requests[0].gone, "it to be cancelled", PATIENCE)
+        wait_until(lambda: functions.requests[0].gone, "it to be cancelled")
         own_nats.resume()
         queue.wait_empty()
         assert functions.calls() == {"one": 2}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.case import ATTEMPTS, Case
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker
+from tests.e2e.case import ATTEMPTS, TIMEOUT, Case
+from tests.e2e.stack import Queue, StartWorker
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker.dev.stack import free_port
 
@@ -83,18 +83,19 @@ TOO_LATE = {
 
 
 @pytest.mark.parametrize("reply", TOO_LATE.values(), ids=list(TOO_LATE))
-def test_past_upstream_timeout_counts_as_504(case: Case, reply: Reply) -> None:
+def test_past_upstream_timeout_counts_as_504(timeout_case: Case, reply: Reply) -> None:
     """No whole answer within `upstream_timeout`: the request is left, retried as 504, and given up as 504."""
-    again = Case(case.shared)
+    case, again = timeout_case, Case(timeout_case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "1"}) == 1
     assert case.letter.headers["X-Function-Status"] == "504"
-    wait_until(lambda: case.requests[0].gone, "the worker to leave the request", PATIENCE)
-    assert again.run(reply, Reply(200)) == 2
+    wait_until(lambda: case.requests[0].gone, "the worker to leave the request")
+    assert again.run(reply, Reply(200)) >= 2
+    assert again.letters == []
 
 
 def test_a_timeout_is_the_longest_invocation(case: Case) -> None:
-    """An answer that comes before `upstream_timeout` counts."""
-    assert case.run(Reply(after=0.1)) == 1
+    """An answer that comes before `upstream_timeout` counts, also one longer than other tests' timeout."""
+    assert case.run(Reply(after=1.5 * TIMEOUT)) == 1
 
 
 def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> None:
@@ -102,7 +103,7 @@ def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> No
     port = free_port()
     worker = start(gateway_url=f"http://127.0.0.1:{port}")
     queue.put_calls("echo", ["one", "two"])
-    wait_until(lambda: worker.metric("queue_worker_retries_total") >= 4, "retries", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_retries_total") >= 4, "retries")
     with Functions(port) as functions:
         queue.wait_empty()
         assert functions.calls() == {"one": 1, "two": 1}

@@ -6,13 +6,12 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker
+from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 
 COUNTS = re.compile(r"(?m)^(\w+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$")
@@ -41,7 +40,7 @@ def hold(queue: Queue, functions: Functions, *calls: str, running: int) -> None:
     """Put invocations that run until they are released; wait until so many do."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == running, f"{running} to run", PATIENCE)
+    wait_until(lambda: functions.running == running, f"{running} to run")
 
 
 @pytest.fixture
@@ -66,19 +65,19 @@ def test_they_are_one_worker(queue: Queue, functions: Functions, start: StartWor
     hold(queue, functions, *seven, running=5)
     assert {line["process"] for line in worker.lines() if line["event"] == "Consuming"} == {1, 2}
     running = "queue_worker_function_invocation_inflight"
-    wait_until(lambda: worker.metric(running) == 5, "five to be told of", PATIENCE)
+    wait_until(lambda: worker.metric(running) == 5, "five to be told of")
     assert worker.metric("queue_worker_processes") == 2
     assert worker.metric("queue_worker_nats_connected") == 1
     assert worker.metric("queue_worker_build_info") == 1
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
-    assert worker.get("/readyz") == (503, "not ready: draining\n")
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer", PATIENCE)
-    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of", PATIENCE)
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
+    wait_until(lambda: worker.get("/readyz") == (503, "not ready: draining\n"), "all to answer that they drain")
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
+    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of")
     assert functions.most == 5
     functions.release("held")
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     assert worker.stderr == ""
     assert len(functions.requests) == 5
     info = queue.consumer()
@@ -94,11 +93,11 @@ def test_a_second_signal_hurries_all(queue: Queue, functions: Functions, start: 
     worker = start(processes=2, max_inflight=6, shutdown_timeout="10m")
     hold(queue, functions, *seven, running=6)
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
     worker.interrupt()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
     assert worker.stderr == ""
-    assert [request.gone for request in functions.requests] == [True] * 6
+    wait_until(lambda: [request.gone for request in functions.requests] == [True] * 6, "the requests to be left")
     functions.release("held")
     start()
     queue.wait_empty()
@@ -107,20 +106,20 @@ def test_a_second_signal_hurries_all(queue: Queue, functions: Functions, start: 
 
 def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """What it ran runs again, nothing is lost, the others go on; and no counter falls."""
-    worker = start(processes=2, max_inflight=4, ack_wait="2s")
+    worker = start(processes=2, max_inflight=4, ack_wait=f"{LEASE}s")
     queue.put_calls("echo", [f"before-{number}" for number in range(50)])
     queue.wait_empty()
     hold(queue, functions, "one", "two", "three", "four", running=4)
     before = dict(COUNTS.findall(worker.get("/metrics")[1]))
     victim, _ = children(worker.pid)
     os.kill(victim, signal.SIGKILL)
-    told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}', PATIENCE)[0]
+    told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}')[0]
     assert '"how":"was killed by SIGKILL"' in told
     after = dict(COUNTS.findall(worker.get("/metrics")[1]))
     assert before.keys() <= after.keys()
     assert not {name for name in before if float(after[name]) < float(before[name])}
     functions.release("held")
-    wait_until(lambda: worker.metric("queue_worker_process_restarts_total") == 1, "a restart to be counted", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_process_restarts_total") == 1, "a restart to be counted")
     worker.wait_ready()
     queue.wait_empty()
     assert set(functions.calls()) == {*(f"before-{number}" for number in range(50)), "one", "two", "three", "four"}
@@ -129,7 +128,7 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     queue.put_calls("held", ["more-1", "more-2"])
     queue.wait_empty()
     worker.terminate()
-    assert worker.wait(PATIENCE) == 0
+    assert worker.wait() == 0
 
 
 def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
@@ -137,19 +136,17 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
-    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted", PATIENCE)
+    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted")
     stopped += children(worker.pid)[:1]
     os.kill(stopped[0], signal.SIGSTOP)
-    with ThreadPoolExecutor() as pool:  # all at once, since each takes the time that is given to the one that hangs
-        health, readiness = pool.submit(worker.get, "/healthz"), pool.submit(worker.get, "/readyz")
-        assert worker.metric("queue_worker_messages_processed_total") == 20
-        (alive, why), (ready, why_not) = health.result(), readiness.result()
-    assert (alive, ready) == (503, 503)
-    assert re.fullmatch(r"not alive: process [12] does not answer\n", why)
-    assert why_not == why.replace("alive", "ready")
+    assert worker.metric("queue_worker_messages_processed_total") == 20
+    for page, missing in (("/healthz", "alive"), ("/readyz", "ready")):  # on a busy machine the other may be late too
+        pattern = rf"not {missing}: process [12] does not answer\n"
+        wait_until(lambda: re.fullmatch(pattern, worker.get(page)[1]), pattern)  # noqa: B023 -- called here
+        assert worker.get(page)[0] == 503
     os.kill(stopped[0], signal.SIGCONT)
     worker.wait_ready()
-    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive", PATIENCE)
+    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive")
 
 
 def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -158,12 +155,12 @@ def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start
     hold(queue, functions, "one", "two", "three", "four", running=4)
     orphans = children(worker.pid)
     worker.kill()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain", PATIENCE)
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
     queue.put_calls("held", ["late"])
     assert not gone(orphans[:1])
     assert not gone(orphans[1:])
     functions.release("held")
-    wait_until(lambda: gone(orphans), "both to end", PATIENCE)
+    wait_until(lambda: gone(orphans), "both to end")
     assert functions.calls() == dict.fromkeys(("one", "two", "three", "four"), 1)
     assert queue.nats.state(queue.name)["messages"] == 1
 
@@ -171,9 +168,9 @@ def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start
 def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """SIGTERM before the processes have so much as a handler: all end, exit 0, nothing on standard error."""
     with Worker(queue, functions, tmp_path=tmp_path, processes=3) as worker:
-        wait_until(lambda: children(worker.pid), "a process to be started", PATIENCE)
+        wait_until(lambda: children(worker.pid), "a process to be started")
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
         assert worker.stderr == ""
         assert "starting it again" not in worker.stdout
 
@@ -186,7 +183,7 @@ def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
             for processes in (1, 3)
         )
         with one, three:
-            assert (one.wait(PATIENCE), three.wait(PATIENCE)) == (1, 1)
+            assert (one.wait(), three.wait()) == (1, 1)
             assert len(one.stderr.splitlines()) == 1
             assert three.stderr == one.stderr
 
@@ -200,7 +197,7 @@ def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: Star
     token.unlink()
     for victim in children(worker.pid)[:1]:
         os.kill(victim, signal.SIGKILL)
-    worker.wait_for("nats_token_file", PATIENCE)
+    worker.wait_for("nats_token_file")
     functions.release("held")
-    assert worker.wait(PATIENCE) == 2
+    assert worker.wait() == 2
     assert "Traceback" not in worker.output

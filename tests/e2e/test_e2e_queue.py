@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, Worker, message
+from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 # Copied from section 3, not from the code. What the server adds without being asked, for want of a value, is left out.
@@ -140,7 +140,7 @@ def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, s
     worker = start(max_inflight=1)
     subject = f"{queue.name}.0.slow.dev"
     queue.nats.publish_many((subject, message("slow.dev", f"call-{number}"), {}) for number in range(4))
-    wait_until(lambda: functions.running == 1, "one to run", PATIENCE)
+    wait_until(lambda: functions.running == 1, "one to run")
     labels = {"queue_name": queue.name, "function_name": "slow.dev"}
     wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four to be pending")
     assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 1
@@ -198,5 +198,5 @@ def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path
         assert functions.calls() == dict.fromkeys(calls, 1)
         for worker in workers:
             worker.terminate()
-        assert [worker.wait(PATIENCE) for worker in workers] == [0] * 4
+        assert [worker.wait() for worker in workers] == [0] * 4
         assert [worker.stderr for worker in workers] == [""] * 4

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from math import inf
+import time
 
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, look_on, message
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 CAP, RATE = "com.openfaas.queue.max_inflight", "com.openfaas.queue.rate"
@@ -20,21 +20,25 @@ def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) ->
 
 
 def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
-    """One message, so that all workers know what the function may have."""
+    """Run one message, and wait until its annotations are stored, from where all workers read them."""
     put(queue, function, 1, annotations)
-    wait_until(
-        lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the workers to agree on what is said"
-    )
+    wait_until(lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the quota to be stored")
     queue.wait_empty()
-    look_on(1.5)  # the others hear of it a moment later (a quarter of a second, measured)
+
+
+def start_agreed(
+    start: StartWorker, queue: Queue, function: str, annotations: dict[str, str], **more: object
+) -> list[Worker]:
+    """Start three workers that know a function's quota: a worker reads all quotas before it is ready."""
+    first = start(scaling_mode="function", max_inflight=10, **more)
+    agree(queue, function, annotations)
+    return [first, *(start(scaling_mode="function", max_inflight=10, **more) for _ in range(2))]
 
 
 def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Of a function with a cap of 5, three workers never run more than 5 at once, and nothing is lost."""
-    for _ in range(3):
-        start(scaling_mode="function", max_inflight=10, ack_wait="5s")
     annotations = {CAP: "5"}
-    agree(queue, "capped", annotations)
+    start_agreed(start, queue, "capped", annotations)
     functions.answer("capped", Reply(after=0.05))
     calls = put(queue, "capped", 200, annotations)
     queue.wait_empty()
@@ -43,24 +47,24 @@ def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: Start
 
 
 def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Of a function with a rate of 20/s, no second has more than 20 starts, over three workers."""
-    for _ in range(3):
-        start(scaling_mode="function", max_inflight=10)
+    """Of a function with a rate of 20/s, three workers start 80 in no less than three seconds.
+
+    Between the start of one and the start of the 20th after it there is a second. When a request arrives says less: a
+    busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
+    """
     annotations = {RATE: "20/s"}
-    agree(queue, "paced", annotations)
-    put(queue, "paced", 80, annotations)
+    start_agreed(start, queue, "paced", annotations)
+    began = time.monotonic()
+    calls = put(queue, "paced", 80, annotations)
     queue.wait_empty()
-    began = sorted(request.began for request in functions.to("paced"))[1:]
-    # What counts is when it was sent, and a request is read a little later, not always as much.
-    assert all(later - one > 0.9 for one, later in zip(began, began[20:], strict=False))
-    assert began[-1] - began[0] < PATIENCE
+    assert functions.calls() == dict.fromkeys(calls, 1) | {"paced-0": 2}
+    assert functions.requests[-1].began - began >= 3
 
 
 def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A killed worker's share of a cap is missing for an ack wait, and never given twice."""
-    workers = [start(scaling_mode="function", max_inflight=10, ack_wait="3s") for _ in range(2)]
     annotations = {CAP: "4"}
-    agree(queue, "capped", annotations)
+    workers = start_agreed(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
     functions.answer("capped", Reply(after=0.1))
     put(queue, "capped", 150, annotations)
     wait_until(lambda: len(functions.requests) > 30, "some to be done")
@@ -70,40 +74,48 @@ def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: St
 
 
 def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Messages that say 2 where others said 10 have all workers run two at once, and what runs is not cancelled."""
-    for _ in range(2):
-        start(scaling_mode="function", max_inflight=10)
-    agree(queue, "capped", {CAP: "10"})
-    functions.answer("capped", Reply(after=0.2))
+    """Messages with a cap of 2, where earlier ones had 10, have all workers run two at once; none is cancelled."""
+    start_agreed(start, queue, "capped", {CAP: "10"})
+    functions.answer("capped", Reply(held=True))
     many = put(queue, "capped", 60, {CAP: "10"})
+    wait_until(lambda: functions.running_of("capped") == 10, "ten to run")
     few = [f"few-{number}" for number in range(60)]
     queue.nats.publish_many(
         (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
     )
+
+    def only_two_run() -> bool:
+        """Whether two run, and no worker starts a third: all workers know the cap, or else one would."""
+        if functions.running_of("capped") > 2:
+            functions.release("capped", 1)
+            return False
+        if functions.running_of("capped") < 2:
+            return False
+        look_on()
+        return functions.running_of("capped") == 2
+
+    # The first of the few is started, and read, when most of the others have ended.
+    wait_until(lambda: only_two_run() and any(call in functions.calls() for call in few), "all to know the cap")
+    functions.peaks.clear()
+    functions.release("capped")
     queue.wait_empty()
-    assert functions.peaks["capped"] == 10
+    assert functions.peaks["capped"] == 2
     assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
-    heard = min(request.began for request in functions.requests if request.call_id in few) + 1.5
-    late = [request for request in functions.to("capped") if request.began > heard]
-    assert late, "some were started when all knew of it"
-    assert max(sum(one.began <= each.began < (one.ended or inf) for one in late) for each in late) == 2
 
 
 def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A cap holds all the time; a rate does but for once, where its tokens come back up to a second early.
+    """A cap holds all the time; a rate does but once, where its tokens come back up to a second early.
 
-    Tokens that had been given back, and nobody had taken yet, come after the ack wait.
+    Tokens that had been given back, and that no worker had taken yet, come after the ack wait.
     """
-    for _ in range(2):
-        start(scaling_mode="function", max_inflight=10, ack_wait="3s")
-    agree(queue, "limited", {CAP: "4", RATE: "20/s"})
+    annotations = {CAP: "4", RATE: "20/s"}
+    start_agreed(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
     functions.answer("limited", Reply(after=0.1))
-    calls = put(queue, "limited", 120, {CAP: "4", RATE: "20/s"})
+    began = time.monotonic()
+    calls = put(queue, "limited", 120, annotations)
     wait_until(lambda: len(functions.requests) > 40, "some to be done")
     queue.nats.restart()
     queue.wait_empty()
     assert set(functions.calls()) == {*calls}
     assert functions.peaks["limited"] <= 4
-    began = sorted(request.began for request in functions.to("limited"))[1:]
-    early = sum(later - one <= 0.9 for one, later in zip(began, began[20:], strict=False))
-    assert early <= 20
+    assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one of them early

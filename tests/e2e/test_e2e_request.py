@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.case import Case
-from tests.e2e.functions import Functions, Reply, Request
 from tests.e2e.stack import Queue, StartWorker, Worker, message
+from tests.functions import Functions, Reply, Request
 from tests.servers import wait_until
 from worker import __version__
 
@@ -229,7 +229,7 @@ def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start:
 def test_every_method(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Any method is sent on; of the answer to HEAD no body is awaited, and the next invocation is not disturbed."""
     functions.answer("head", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"))
-    start(max_inflight=1, upstream_timeout="5s")
+    start(max_inflight=1)
     methods = ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"]
     queue.put(*(message("head" if method == "HEAD" else "echo", method, Method=method) for method in methods))
     queue.wait_empty()

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.functions import Functions
-from tests.e2e.stack import PATIENCE, Queue, Worker
+from tests.e2e.stack import Queue, Worker
+from tests.functions import Functions
+from tests.patience import LAST_RESORT
 from tests.servers import ROOT, run_program, wait_until
 from worker import __version__
 from worker.dev.stack import free_port
@@ -51,7 +52,7 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
         queue.put_calls("echo", ["one"])
         queue.wait_empty()
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
         ignored = worker.logged("(?i)ignored")
         assert len(ignored) == (program in (Charts, ChartsApart))
         for line in ignored:
@@ -229,7 +230,7 @@ def taken() -> Iterator[int]:
 def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken: int) -> None:
     """Exit 1 with one line that names the port and its setting."""
     with Worker(queue, functions, tmp_path=tmp_path, http_port=taken) as worker:
-        assert worker.wait(PATIENCE) == 1
+        assert worker.wait() == 1
         (line,) = worker.stderr.splitlines()
         assert str(taken) in line
         assert "http_port" in line
@@ -241,11 +242,11 @@ def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path
     port = free_port()
     with Worker(queue, functions, tmp_path=tmp_path, http_port=port) as worker:
         worker.wait_ready()
-        with socket.create_connection(("127.0.0.1", port), 5):
+        with socket.create_connection(("127.0.0.1", port), LAST_RESORT):
             worker.terminate()  # an idle connection to it does not hold up the end
-            assert worker.wait(PATIENCE) == 0
+            assert worker.wait() == 0
     with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", port), 5).close()
+        socket.create_connection(("127.0.0.1", port), LAST_RESORT).close()
 
 
 def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: Path) -> None:
@@ -254,9 +255,9 @@ def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: 
         worker.wait_ready()
         port = int(worker.logged("Serving")[0]["address"].rpartition(":")[2])
         for sent in (b"", b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00" * 100_000):
-            with socket.create_connection(("127.0.0.1", port), 5) as odd:
+            with socket.create_connection(("127.0.0.1", port), LAST_RESORT) as odd:
                 odd.sendall(sent)
         assert worker.get("/healthz")[0] == 200
         queue.put_calls("echo", ["one"])
         queue.wait_empty()
-        wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready", PATIENCE)
+        wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready")

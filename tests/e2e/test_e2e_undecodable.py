@@ -7,8 +7,8 @@ import json
 import random
 from typing import Any
 
-from tests.e2e.functions import Functions, Reply
 from tests.e2e.stack import Queue, StartWorker, message
+from tests.functions import Functions, Reply
 from tests.wire import Stored
 
 MOST = 1_048_576

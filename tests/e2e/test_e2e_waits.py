@@ -8,8 +8,8 @@ from email.utils import formatdate
 import pytest
 
 from tests.e2e.case import ATTEMPTS, WAITS, Case
-from tests.e2e.functions import Functions, Reply
-from tests.e2e.stack import PATIENCE, Queue, StartWorker, look_on
+from tests.e2e.stack import Queue, StartWorker, look_on
+from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
@@ -69,7 +69,7 @@ def test_retry_after_is_honoured_up_to_an_hour(case: Case, asked: str, waits: in
     """One above `max_retry_wait` is honoured, but no answer parks a message for more than an hour."""
     case.answer(Reply(429, headers=(("Retry-After", asked),)))
     case.put()
-    wait_until(lambda: case.waits, "the attempt", PATIENCE)
+    wait_until(lambda: case.waits, "the attempt")
     assert case.waits == [waits]
     look_on()
     assert len(case.requests) == 1
@@ -88,7 +88,7 @@ def test_jitter(queue: Queue, functions: Functions, start: StartWorker) -> None:
         assert all(least <= wait <= 0.2 for wait in waits)
         assert len(set(waits)) > 10
         worker.terminate()
-        assert worker.wait(PATIENCE) == 0
+        assert worker.wait() == 0
 
 
 # Annotations.

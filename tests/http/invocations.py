@@ -1,4 +1,4 @@
-"""An invocation with all that a message can bring."""
+"""An invocation with everything that a message can contain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from worker.model import Invocation
 
 
 def invocation(**change: object) -> Invocation:
-    """It, with another value for some of its fields."""
+    """Return it with *change* to its fields."""
     fields: dict[str, object] = {
         "call_id": "c",
         "function": "f",

@@ -1,4 +1,4 @@
-"""A server by script: one call for each connection."""
+"""A server that runs a script for each connection."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @dataclass
 class Server:
-    """A server by script: one call for each connection; *requests* are the bytes as they came."""
+    """A server that runs a script for each connection; *requests* are the bytes that arrived."""
 
     port: int = 0
     connections: int = 0
     requests: list[bytes] = field(default_factory=list)
 
     async def read(self, stream: Stream) -> bytes:
-        """One request, by its Content-Length; b"" at the end."""
+        """Read one request, by its Content-Length; return its header, b"" at the end of the connection."""
         data = b""
         while b"\r\n\r\n" not in data:
             if not (more := await stream.receive_some(65536)):
@@ -43,7 +43,7 @@ Script = Callable[[Server, Stream], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(script: Script) -> AsyncIterator[Server]:
-    """Run *script* for each connection."""
+    """Run *script* for each connection, on a free port."""
     server = Server()
 
     async def handle(stream: Stream) -> None:
@@ -63,13 +63,13 @@ async def serving(script: Script) -> AsyncIterator[Server]:
 
 
 async def answer_all(server: Server, stream: Stream) -> None:
-    """200 to each request, the connection kept."""
+    """Answer 200 to each request and keep the connection."""
     while await server.read(stream):
         await stream.send_all(OK)
 
 
 def one_answer(data: bytes) -> Script:
-    """The same bytes to the first request, then the end."""
+    """Return a script that answers the first request with *data* and closes the connection."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)

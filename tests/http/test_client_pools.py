@@ -1,4 +1,4 @@
-"""Lanes: one connection each, stacked while idle, so many to an origin, and closed when in doubt or old."""
+"""Client pools: which client is used, how many an origin may have, and when one is closed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from worker.http.client_pools import CLOSING, ClientPools
-from worker.http.transport import IDLE
+from worker.http.client_pools import CLOSE_TIMEOUT, ClientPools, open_client_pools
+from worker.http.transport import MAX_IDLE
 
 
-class Lane:
-    """One that takes so long to close."""
+class Client:
+    """A client that takes *closing* seconds to close."""
 
     def __init__(self, closing: float = 0.0) -> None:
         self._closing = closing
@@ -22,46 +22,46 @@ class Lane:
         await trio.sleep(self._closing)
 
 
-class Works(list[Lane]):
-    """All lanes that were made."""
+class Factory(list[Client]):
+    """Creates clients and lists them."""
 
-    def make(self) -> Lane:
-        self.append(Lane())
+    def make(self) -> Client:
+        self.append(Client())
         return self[-1]
 
 
-async def test_the_lane_used_last_is_used_first() -> None:
-    """Each origin has its own."""
-    made = Works()
-    lanes = ClientPools(made.make, at_once=9)
-    async with lanes.taken("a") as first, lanes.taken("b") as second:
+async def test_client_used_last_is_reused_first() -> None:
+    """Each origin has clients of its own."""
+    made = Factory()
+    pools = ClientPools(made.make, max_per_origin=9)
+    async with pools.client("a") as first, pools.client("b") as second:
         pass
-    async with lanes.taken("a") as again, lanes.taken("b") as other, trio.open_nursery() as nursery:
+    async with pools.client("a") as again, pools.client("b") as other, trio.open_nursery() as nursery:
         assert (again, other) == (first, second)
 
         async def one_more() -> None:
-            async with lanes.taken("a") as third:
+            async with pools.client("a") as third:
                 assert third not in (first, second)
 
         nursery.start_soon(one_more)
-    async with lanes.taken("a") as last:
+    async with pools.client("a") as last:
         assert last is first
     assert len(made) == 3
 
 
-async def test_who_finds_all_taken_waits_in_turn() -> None:
-    """So many lanes to an origin, and no more; whoever came first goes first."""
-    made, turns = Works(), list[int]()
-    lanes = ClientPools(made.make, at_once=2)
+async def test_tasks_beyond_the_limit_wait_in_turn() -> None:
+    """An origin has at most max_per_origin clients; the task that waits longest gets the next one."""
+    made, turns = Factory(), list[int]()
+    pools = ClientPools(made.make, max_per_origin=2)
 
     async def use(number: int) -> None:
-        async with lanes.taken("a"):
+        async with pools.client("a"):
             turns.append(number)
             await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
-        async with lanes.taken("a"):
-            nursery.start_soon(_hold, lanes)
+        async with pools.client("a"):
+            nursery.start_soon(_hold, pools)
             await wait_all_tasks_blocked()
             for number in range(5):
                 nursery.start_soon(use, number)
@@ -72,65 +72,64 @@ async def test_who_finds_all_taken_waits_in_turn() -> None:
     assert (turns, len(made)) == ([0, 1, 2, 3, 4], 2)
 
 
-async def _hold(lanes: ClientPools[Lane]) -> None:
-    async with lanes.taken("a"):
+async def _hold(pools: ClientPools[Client]) -> None:
+    async with pools.client("a"):
         await trio.sleep_forever()
 
 
-async def test_a_lane_in_doubt_is_closed() -> None:
-    """What failed on it, or was cancelled, may have left it half used."""
-    made = Works()
-    lanes = ClientPools(made.make, at_once=9)
+async def test_client_after_an_error_or_cancellation_is_closed() -> None:
+    """Its connection may be half used."""
+    made = Factory()
+    pools = ClientPools(made.make, max_per_origin=9)
     with pytest.raises(ValueError, match="broken"):
-        async with lanes.taken("a"):
+        async with pools.client("a"):
             raise ValueError("broken")
     with trio.CancelScope() as scope:
-        async with lanes.taken("a"):
+        async with pools.client("a"):
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    async with lanes.taken("a"):
-        assert [lane.closed for lane in made] == [True, True, False]
+    async with pools.client("a"):
+        assert [client.closed for client in made] == [True, True, False]
 
 
-async def test_one_that_waits_can_go() -> None:
-    """Cancelled while it waits for a lane, it has taken none."""
-    made = Works()
-    lanes = ClientPools(made.make, at_once=1)
-    async with lanes.taken("a"):
+async def test_task_cancelled_while_it_waits_takes_no_client() -> None:
+    """The next task gets the client."""
+    made = Factory()
+    pools = ClientPools(made.make, max_per_origin=1)
+    async with pools.client("a"):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_hold, lanes)
+                nursery.start_soon(_hold, pools)
                 await wait_all_tasks_blocked()
                 scope.cancel()
-    async with lanes.taken("a"):
+    async with pools.client("a"):
         assert len(made) == 1
 
 
-async def test_idle_lanes_are_closed_in_time(autojump_clock: MockClock) -> None:
-    """Also where nothing else happens, and then nothing is left of the origin."""
+async def test_idle_clients_without_traffic_are_closed(autojump_clock: MockClock) -> None:
+    """They are closed after MAX_IDLE, and the pool of their origin is dropped."""
     assert autojump_clock
-    made = Works()
-    lanes = ClientPools(made.make, at_once=9)
+    made = Factory()
+    pools = ClientPools(made.make, max_per_origin=9)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lanes.keep)
+        nursery.start_soon(pools.close_idle)
         await trio.sleep(1)
-        async with lanes.taken("a"):
+        async with pools.client("a"):
             pass
-        await trio.sleep(IDLE)
+        await trio.sleep(MAX_IDLE)
         assert not made[0].closed
-        await trio.sleep(IDLE)
+        await trio.sleep(MAX_IDLE)
         assert made[0].closed
-        assert not lanes._roads
+        assert not pools._pools
         nursery.cancel_scope.cancel()
 
 
-async def test_all_idle_lanes_are_closed_at_the_end(autojump_clock: MockClock) -> None:
-    """One that takes too long is left to itself."""
+async def test_idle_clients_are_closed_at_the_end(autojump_clock: MockClock) -> None:
+    """A client that takes longer than CLOSE_TIMEOUT is abandoned."""
     assert autojump_clock
-    lane = Lane(closing=60)
-    lanes = ClientPools(lambda: lane, at_once=9)
-    async with lanes.taken("a"):
-        pass
-    began = trio.current_time()
-    await lanes.aclose()
-    assert (lane.closed, round(trio.current_time() - began, 6)) == (True, CLOSING)
+    slow = Client(closing=60)
+    async with open_client_pools(lambda: slow, max_per_origin=9) as pools:
+        async with pools.client("a"):
+            pass
+        began = trio.current_time()
+    assert (slow.closed, round(trio.current_time() - began, 6)) == (True, CLOSE_TIMEOUT)

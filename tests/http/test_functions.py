@@ -1,8 +1,8 @@
-"""Invocations on real sockets: what is sent, what comes of it, and when it is over."""
+"""Invocations on real sockets: requests, outcomes and timeouts."""
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
@@ -11,16 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.http.invocations import invocation
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from worker.config import load
-from worker.http.functions import HttpFunctions, open_functions
-from worker.http.transport import IDLE, PlainTransport
+from worker.http.functions import HttpFunctions, PlainGateway, open_functions
+from worker.http.transport import MAX_IDLE, PlainTransport
 from worker.model import Attempted, NoResponse, Responded, TimedOut
-
-
-@pytest.fixture(autouse=True, params=[True, False], ids=["watch", "trio"])
-def _heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With epoll, and as where there is none."""
-    if not request.param:
-        monkeypatch.setattr("worker.http.transport.watching", nullcontext)
 
 
 def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:
@@ -28,19 +21,18 @@ def _functions(server_port: int, **environment: str) -> AbstractAsyncContextMana
 
 
 def _transport(functions: HttpFunctions) -> PlainTransport:
-    transport = functions._gateway._transport  # type: ignore[union-attr]  # of http://
-    assert isinstance(transport, PlainTransport)
-    return transport
+    assert isinstance(functions._gateway, PlainGateway)
+    return functions._gateway._transport
 
 
 @pytest.mark.parametrize("exchanges", [1, 20])
-async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) -> None:
-    """It is kept there by one task for all, and ends each exchange whose time is over; the connection is gone."""
+async def test_invoke_on_a_reused_connection_times_out(exchanges: int) -> None:
+    """One task enforces all these timeouts. It aborts each overdue exchange, and its connection is closed."""
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
             if len(server.requests) <= exchanges:
-                while len(server.requests) < exchanges:  # noqa: ASYNC110 -- until all have come, each on its own connection
+                while len(server.requests) < exchanges:  # noqa: ASYNC110 -- until all have arrived, each on its own connection
                     await trio.sleep(0.001)
                 await stream.send_all(OK)
 
@@ -57,12 +49,12 @@ async def test_the_deadline_holds_on_a_connection_that_was_idle(exchanges: int) 
         assert [type(outcome) for outcome in outcomes[:exchanges]] == [Responded] * exchanges
         assert outcomes[exchanges:] == [TimedOut(0.2)] * exchanges
         assert server.connections == exchanges
-        assert not _transport(functions)._busy
-        assert not _transport(functions)._idle["127.0.0.1", server.port]
+        assert not _transport(functions)._deadlines
+        assert not _transport(functions)._idle
 
 
-async def test_a_body_that_we_broke_off_is_not_whole() -> None:
-    """A body that ends with its connection does not end with our deadline."""
+async def test_invoke_that_times_out_in_a_body_has_no_response() -> None:
+    """A body that ends with its connection is not completed by the worker's own abort."""
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
@@ -77,19 +69,19 @@ async def test_a_body_that_we_broke_off_is_not_whole() -> None:
         assert server.connections == 1
 
 
-def test_idle_connections_are_closed_when_nothing_else_happens() -> None:
-    """A burst does not leave its connections open for ever."""
+def test_idle_connections_without_traffic_are_closed() -> None:
+    """A burst does not leave its connections open forever."""
 
     async def main() -> None:
         async with serving(answer_all) as server, _functions(server.port) as functions:
             async with trio.open_nursery() as nursery:
                 for _ in range(5):
                     nursery.start_soon(functions.invoke, invocation())
-            idle = _transport(functions)._idle["127.0.0.1", server.port]
+            idle = _transport(functions)._idle
             assert len(idle) == server.connections
             for _ in range(2):
                 await wait_all_tasks_blocked()
-                clock.jump(IDLE)
+                clock.jump(MAX_IDLE)
             await wait_all_tasks_blocked()
             assert not idle
 
@@ -98,8 +90,8 @@ def test_idle_connections_are_closed_when_nothing_else_happens() -> None:
 
 
 @pytest.mark.parametrize("size", [65_536, 65_537, 5_000_000])
-async def test_a_large_body_arrives_whole(size: int) -> None:
-    """However much of it the connection takes at a time."""
+async def test_invoke_with_a_large_body_sends_all_of_it(size: int) -> None:
+    """The connection may accept only a part of it at a time."""
     async with serving(answer_all) as server, _functions(server.port) as functions:
         body = bytes(range(256)) * (size // 256 + 1)
         for _ in range(2):
@@ -108,8 +100,8 @@ async def test_a_large_body_arrives_whole(size: int) -> None:
         assert server.connections == 1
 
 
-async def test_a_request_reaches_the_function_byte_for_byte() -> None:
-    """Target, header fields and body as the message has them; only Host and Content-Length are ours."""
+async def test_invoke_sends_the_message_byte_for_byte() -> None:
+    """Target, header fields and body are the message's; the worker adds only Host and Content-Length."""
     async with serving(answer_all) as server, _functions(server.port) as functions:
         outcome = await functions.invoke(invocation())
         assert outcome == Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)
@@ -120,8 +112,8 @@ async def test_a_request_reaches_the_function_byte_for_byte() -> None:
         ]
 
 
-async def test_a_body_is_kept_where_a_callback_wants_it() -> None:
-    """And only there, cut at its bound."""
+async def test_invoke_with_a_callback_keeps_the_body_up_to_its_limit() -> None:
+    """Without a callback only its size is counted (see the test above)."""
     async with (
         serving(one_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789")) as server,
         _functions(server.port, max_response_bytes="4") as functions,
@@ -141,34 +133,35 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-async def test_a_server_that_misbehaves_is_no_response(case: str) -> None:
-    """Whatever a server does, invoking returns an outcome with a reason."""
+async def test_invoke_of_a_broken_server_has_no_response(case: str) -> None:
+    """Whatever a server sends, the outcome has a reason and no error is raised."""
     async with serving(one_answer(HOSTILE[case])) as server, _functions(server.port) as functions:
         outcome = await functions.invoke(invocation())
         assert isinstance(outcome, NoResponse)
         assert outcome.reason
 
 
-async def test_a_refused_connection_is_no_response() -> None:
-    """Nobody listens: the reason names where."""
+async def test_invoke_that_is_refused_has_no_response() -> None:
+    """The reason names the gateway and the error."""
     async with serving(answer_all) as server:
         port = server.port
     async with _functions(port) as functions:
         outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
     assert f"cannot connect to 127.0.0.1:{port}" in outcome.reason
+    assert "Connection refused" in outcome.reason
 
 
-async def test_a_name_that_does_not_resolve_is_no_response() -> None:
-    """DNS failures are outcomes too."""
+async def test_invoke_of_an_unknown_name_has_no_response() -> None:
+    """The reason names the host whose look-up failed."""
     async with open_functions(load({"gateway_url": "http://nowhere.invalid"}).settings) as functions:
         outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
     assert "nowhere.invalid" in outcome.reason
 
 
-async def test_the_deadline_is_for_the_whole_exchange() -> None:
-    """A server that drips its body, each byte in time, runs into upstream_timeout all the same."""
+async def test_invoke_of_a_dripping_server_times_out() -> None:
+    """upstream_timeout limits the whole exchange, however often a byte arrives."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)

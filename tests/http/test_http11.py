@@ -1,4 +1,4 @@
-"""An answer is whole, or it is none: each case is fed whole, byte by byte, and followed by something else."""
+"""A response is complete or an error: each case is fed in one piece, byte by byte, and with more bytes after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.http.http11 import MOST_HEADER_BYTES, Answer, ProtocolError, write_request
+from worker.http.http11 import MAX_HEADER_BYTES, ProtocolError, ResponseParser, write_request
 
 WHOLE = {
     "by length": (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
@@ -80,16 +80,16 @@ BROKEN = {
         "the server sends interim responses without end$",
     ),
     "header without end": (
-        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MOST_HEADER_BYTES,
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * MAX_HEADER_BYTES,
         "more than 65536 bytes of header$",
     ),
     "one line without end": (
-        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MOST_HEADER_BYTES,
+        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 3 * MAX_HEADER_BYTES,
         "more than 65536 bytes of header$",
     ),
     "a status below 100": (b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", "099 is not a status$"),
     "blanks without end": (
-        b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MOST_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA:" + b" " * 3 * MAX_HEADER_BYTES + b"b\r\nContent-Length: 0\r\n\r\n",
         "more than 65536 bytes of header$",
     ),
     "an interim response with a length": (
@@ -118,7 +118,7 @@ BROKEN = {
         "a transfer coding other than chunked, or that twice$",
     ),
 }
-"""Bytes, and the words that it is told in."""
+"""Bytes, and the text of the error."""
 
 CUT = {
     "in the status line": b"HTTP/1.1 20",
@@ -136,15 +136,15 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])
 @pytest.mark.parametrize("case", WHOLE)
-def test_a_whole_answer(case: str, size: int) -> None:
-    """Status, body, and whether the connection can be used again, however the bytes are cut."""
+def test_feed_of_a_complete_response_parses_it(case: str, size: int) -> None:
+    """Status, body and whether the connection is reusable do not depend on how the bytes are cut."""
     data, status, body, reusable = WHOLE[case]
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     for piece in _pieces(data, size):
         assert not answer.complete
         answer.feed(piece)
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
-    answer.end()  # that its connection ends then, changes nothing
+    answer.feed_eof()  # the end of the connection changes nothing
     assert (answer.complete, answer.status, bytes(answer.body), answer.reusable) == (True, status, body, reusable)
 
 
@@ -159,10 +159,10 @@ def test_a_whole_answer(case: str, size: int) -> None:
     ],
 )
 @pytest.mark.parametrize("case", WHOLE)
-def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail: bytes) -> None:
-    """Trailing bytes mean close: they could be taken for the next answer."""
+def test_feed_of_bytes_after_a_response_makes_the_connection_unusable(case: str, tail: bytes) -> None:
+    """They do not change the response, but they could be mistaken for the next one."""
     data, status, body, _ = WHOLE[case]
-    alone, answer = Answer("POST", 1000), Answer("POST", 1000)
+    alone, answer = ResponseParser("POST", 1000), ResponseParser("POST", 1000)
     alone.feed(data)
     answer.feed(data + tail)
     assert (answer.headers, answer.size) == (alone.headers, len(body))
@@ -171,41 +171,41 @@ def test_what_follows_a_whole_answer_spoils_the_connection_only(case: str, tail:
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_no_answer_is_an_error(case: str, size: int) -> None:
-    """Garbage, ambiguity and excess are never taken for an answer, and are told in words."""
-    answer = Answer("POST", 1000)
+def test_feed_of_an_invalid_response_raises(case: str, size: int) -> None:
+    """Garbage, ambiguity and excess are never accepted as a response, and the error has a readable text."""
+    answer = ResponseParser("POST", 1000)
     data, words = BROKEN[case]
-    with pytest.raises(ProtocolError, match=f"^{words}"):  # noqa: PT012 -- where it is noticed is not the point
+    with pytest.raises(ProtocolError, match=f"^{words}"):  # noqa: PT012 -- any of the pieces may raise
         for piece in _pieces(data, size):
             answer.feed(piece)
     assert not answer.reusable
 
 
 @pytest.mark.parametrize("size", [1, 65_536])
-def test_a_trailer_without_end_is_an_error(size: int) -> None:
-    """What follows the last chunk is held to the header's bound, a line that never ends too."""
-    answer = Answer("POST", 1000)
+def test_feed_of_an_endless_trailer_raises(size: int) -> None:
+    """The limit of a header holds for what follows the last chunk, also within one line."""
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: ")
-    with pytest.raises(ProtocolError, match="bytes of header"):  # noqa: PT012 -- where it is noticed is not the point
-        for piece in _pieces(b"b" * 4 * MOST_HEADER_BYTES, size):
+    with pytest.raises(ProtocolError, match="bytes of header"):  # noqa: PT012 -- any of the pieces may raise
+        for piece in _pieces(b"b" * 4 * MAX_HEADER_BYTES, size):
             answer.feed(piece)
     assert not answer.complete
 
 
-def test_a_trailer_is_read_to_its_bound() -> None:
+def test_feed_of_a_long_trailer_is_accepted_up_to_the_limit() -> None:
     """A line of a trailer may be as long as one of a header, counted from the last chunk's size."""
-    answer = Answer("POST", 1000)
+    answer = ResponseParser("POST", 1000)
     for piece in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", b"0\r\n"):
         answer.feed(piece)
-    answer.feed(b"A: ".ljust(2 * MOST_HEADER_BYTES, b"b"))
+    answer.feed(b"A: ".ljust(2 * MAX_HEADER_BYTES, b"b"))
     with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
         answer.feed(b"b")
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
-def test_nothing_in_a_trailer_decides(size: int) -> None:
-    """Fields of a trailer are no header's: neither kept, nor taken for how the body is written."""
-    answer = Answer("POST", 1000)
+def test_feed_of_a_trailer_adds_no_header(size: int) -> None:
+    """Fields of a trailer are dropped, and they do not frame the body."""
+    answer = ResponseParser("POST", 1000)
     data = b"HTTP/1.1 200 OK\r\nA: b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nRetry-After: 9\r\n\r\n"
     for piece in _pieces(data, size):
         answer.feed(piece)
@@ -213,54 +213,54 @@ def test_nothing_in_a_trailer_decides(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 7_000, 1 << 20])
-def test_what_counts_of_a_header_is_its_own_length(size: int) -> None:
-    """Many short fields and a long body: not a byte of the body counts as header, however the bytes are cut."""
+def test_feed_of_a_long_body_does_not_count_as_header(size: int) -> None:
+    """With many short fields and a long body, the limit of the header ignores the body, however the bytes are cut."""
     fields = b"A: b\r\n" * 20_000
     data = b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000
-    answer = Answer("POST", 100_000)
+    answer = ResponseParser("POST", 100_000)
     for piece in _pieces(data, size):
         answer.feed(piece)
     assert (answer.complete, answer.reusable, answer.size) == (True, True, 100_000)
 
 
 @pytest.mark.parametrize("case", CUT)
-def test_an_answer_that_was_cut_is_none(case: str) -> None:
-    """A connection that ends too early leaves no answer."""
-    answer = Answer("POST", 1000)
+def test_feed_eof_within_a_response_raises(case: str) -> None:
+    """A connection that ends too early leaves no response."""
+    answer = ResponseParser("POST", 1000)
     answer.feed(CUT[case])
     assert not answer.complete
     with pytest.raises(ProtocolError, match=r"^the server closed the connection in the middle of its answer$"):
-        answer.end()
+        answer.feed_eof()
 
 
-def test_no_answer_at_all_is_an_error() -> None:
-    """A connection that ends at once leaves no answer either."""
+def test_feed_eof_without_a_byte_raises() -> None:
+    """The error of a connection that ends at once has a text of its own."""
     with pytest.raises(ProtocolError, match=r"^the server closed the connection without an answer$"):
-        Answer("POST", 1000).end()
+        ResponseParser("POST", 1000).feed_eof()
 
 
-def test_a_body_may_end_with_the_connection() -> None:
-    """Without length or chunks, the end of the connection is the body's, and the connection is gone."""
-    answer = Answer("POST", 1000)
+def test_feed_eof_completes_a_body_without_length() -> None:
+    """Without length or chunks the body ends with the connection, which is not reusable."""
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nto the ")
     answer.feed(b"end")
     assert not answer.complete
-    answer.end()
+    answer.feed_eof()
     assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"to the end", False)
 
 
-def test_a_body_that_ends_with_the_connection_may_be_empty() -> None:
-    """An answer whose header is whole, and that says nothing of a body, is whole with nothing more."""
-    answer = Answer("POST", 1000)
+def test_feed_eof_after_a_header_completes_an_empty_body() -> None:
+    """A response without length or chunks may have an empty body."""
+    answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n")
     assert not answer.complete
-    answer.end()
+    answer.feed_eof()
     assert (answer.complete, bytes(answer.body), answer.reusable) == (True, b"", False)
 
 
-def test_head_has_no_body() -> None:
-    """A response to HEAD ends with its header, whatever length it tells; the parser cannot know, so we close."""
-    answer = Answer("HEAD", 1000)
+def test_feed_of_a_response_to_head_ends_with_its_header() -> None:
+    """Its length is ignored. httptools has no option for that, so the connection is not reusable."""
+    answer = ResponseParser("HEAD", 1000)
     answer.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert not answer.complete
     answer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
@@ -268,10 +268,10 @@ def test_head_has_no_body() -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 1 << 16])
-def test_a_header_is_read_to_its_bound(size: int) -> None:
-    """65,536 bytes of names and values, over all fields, are read, and not one more."""
+def test_feed_of_a_long_header_is_accepted_up_to_the_limit(size: int) -> None:
+    """All fields together may have 65,536 bytes of names and values."""
     fields = b"HTTP/1.1 204 No Content\r\nA: b\r\nCde: %s\r\nf: %s" % (b"x" * 30_000, b"y" * 35_530)
-    answer, over = Answer("POST", 10), Answer("POST", 10)
+    answer, over = ResponseParser("POST", 10), ResponseParser("POST", 10)
     for piece in _pieces(fields + b"\r\n\r\n", size):
         answer.feed(piece)
     assert (answer.complete, answer.status) == (True, 204)
@@ -280,17 +280,17 @@ def test_a_header_is_read_to_its_bound(size: int) -> None:
             over.feed(piece)
 
 
-def test_a_line_without_end_is_read_to_its_bound() -> None:
-    """Twice as much, since of a line that has not ended nobody knows how much of it is header."""
-    answer = Answer("POST", 10)
-    answer.feed(b"HTTP/1.1 200 OK\r\nA: ".ljust(2 * MOST_HEADER_BYTES, b"b"))
+def test_feed_of_a_long_line_is_accepted_up_to_the_limit() -> None:
+    """An unfinished line may have twice as many bytes, because the parser does not report it."""
+    answer = ResponseParser("POST", 10)
+    answer.feed(b"HTTP/1.1 200 OK\r\nA: ".ljust(2 * MAX_HEADER_BYTES, b"b"))
     with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
         answer.feed(b"b")
 
 
-def test_interim_responses_are_read_to_their_bound() -> None:
-    """Sixteen may come before the one that counts, and nothing of them is kept."""
-    answer = Answer("POST", 10)
+def test_feed_of_interim_responses_skips_them_up_to_the_limit() -> None:
+    """Sixteen may precede the final response, and their fields are dropped."""
+    answer = ResponseParser("POST", 10)
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 16
     answer.feed(hints + b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
     assert (answer.complete, answer.status, answer.headers) == (True, 204, [(b"A", b"b")])
@@ -298,26 +298,26 @@ def test_interim_responses_are_read_to_their_bound() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 @pytest.mark.parametrize(("length", "truncated"), [(9, False), (10, False), (11, True), (5000, True)])
-def test_a_body_is_read_to_its_bound(length: int, truncated: bool, size: int) -> None:
-    """Past the bound the answer counts as complete and truncated, and the rest is not waited for."""
-    answer = Answer("POST", 10)
+def test_feed_of_a_long_body_truncates_it_at_the_limit(length: int, truncated: bool, size: int) -> None:
+    """Beyond the limit the response is complete and truncated, without waiting for the rest."""
+    answer = ResponseParser("POST", 10)
     for piece in _pieces(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * min(length, 11), size):
         answer.feed(piece)
     assert (answer.complete, answer.truncated, answer.reusable) == (True, truncated, not truncated)
     assert answer.size == len(answer.body) == min(length, 10)
 
 
-def test_a_body_may_be_longer_than_any_header() -> None:
-    """What bounds an unfinished header does not bound what follows it."""
-    answer, body = Answer("POST", 1 << 20), b"x" * 3 * MOST_HEADER_BYTES
+def test_feed_of_a_body_longer_than_any_header_is_accepted() -> None:
+    """The limit of an unfinished header does not apply to a body."""
+    answer, body = ResponseParser("POST", 1 << 20), b"x" * 3 * MAX_HEADER_BYTES
     for piece in _pieces(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body, 1 << 16):
         answer.feed(piece)
     assert (answer.complete, answer.size, answer.truncated) == (True, len(body), False)
 
 
-def test_a_body_that_nobody_wants_is_counted_only() -> None:
-    """Without a callback only the size is kept."""
-    answer = Answer("POST", 1000, keep=False)
+def test_feed_without_keep_body_counts_the_body_only() -> None:
+    """An invocation without a callback needs only the size."""
+    answer = ResponseParser("POST", 1000, keep_body=False)
     answer.feed(WHOLE["by length"][0])
     assert (answer.complete, answer.size, bytes(answer.body)) == (True, 2, b"")
 
@@ -333,16 +333,16 @@ def test_a_body_that_nobody_wants_is_counted_only() -> None:
         (b"Set-Cookie: timeout=5\r\n", math.inf),
     ],
 )
-def test_how_long_the_server_keeps_an_idle_connection(fields: bytes, seconds: float) -> None:
-    """It may say so (RFC 2068, section 19.7.1.1); where it does not, nothing is known."""
-    answer = Answer("POST", 10)
+def test_feed_of_a_keep_alive_field_sets_the_timeout(fields: bytes, seconds: float) -> None:
+    """A server may announce how long it keeps an idle connection (RFC 2068, section 19.7.1.1)."""
+    answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 0\r\n\r\n")
-    assert (answer.complete, answer.keeps_idle) == (True, seconds)
+    assert (answer.complete, answer.keep_alive_timeout) == (True, seconds)
 
 
-def test_header_fields_keep_their_order_case_and_bytes() -> None:
-    """Repeated names and bytes outside ASCII come through."""
-    answer = Answer("POST", 10)
+def test_feed_keeps_order_case_and_bytes_of_fields() -> None:
+    """Repeated names and bytes outside ASCII are kept."""
+    answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nx-y: \xc3\xa9\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n")
     assert answer.headers == [
         (b"Set-Cookie", b"a"),
@@ -357,15 +357,15 @@ def test_header_fields_keep_their_order_case_and_bytes() -> None:
     cut=st.integers(0, 300),
     prefix=st.sampled_from([b"", *(v[0] for v in WHOLE.values())]),
 )
-def test_no_bytes_do_anything_else(data: bytes, cut: int, prefix: bytes) -> None:
-    """Whatever comes, and however it is cut: an answer, or ProtocolError; and never more body than the bound."""
+def test_feed_of_any_bytes_completes_or_raises(data: bytes, cut: int, prefix: bytes) -> None:
+    """Any bytes in any pieces are a response or a ProtocolError, and never more body than the limit."""
     whole = prefix[:cut] + data
-    answer = Answer("POST", 20)
+    answer = ResponseParser("POST", 20)
     try:
         for piece in (whole[:cut], whole[cut:]):
             if piece:
                 answer.feed(piece)
-        answer.end()
+        answer.feed_eof()
     except ProtocolError:
         return
     assert answer.complete
@@ -373,7 +373,7 @@ def test_no_bytes_do_anything_else(data: bytes, cut: int, prefix: bytes) -> None
     assert len(answer.body) <= 20
 
 
-def test_a_request_as_it_goes_out() -> None:
-    """Request line, header fields in order, body."""
+def test_write_request_joins_its_parts() -> None:
+    """The request line is followed by the fields in order and the body."""
     data = write_request("PUT", b"/function/f?x=1", [(b"Host", b"gw"), (b"A", b"1"), (b"A", b"2")], b"body")
     assert data == b"PUT /function/f?x=1 HTTP/1.1\r\nHost: gw\r\nA: 1\r\nA: 2\r\n\r\nbody"

@@ -1,4 +1,4 @@
-"""Callbacks on real sockets: posted as they are, and held to their time."""
+"""Callbacks on real sockets: requests, results and timeouts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.http.server import OK, Server, Stream, answer_all, one_answer, servin
 from tests.servers import until
 from worker.config import load
 from worker.http import callbacks as module
-from worker.http.callbacks import AT_ONCE, open_callbacks
+from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
 from worker.model import Callback
 
 
-async def test_a_callback_is_posted_as_it_is() -> None:
-    """Method, target, headers and body; nothing of httpx's own is added."""
+async def test_post_sends_the_callback_byte_for_byte() -> None:
+    """Method, target, header and body are the callback's; httpx adds nothing of its own."""
     async with serving(answer_all) as server, open_callbacks(load({}).settings) as callbacks:
         url = f"http://127.0.0.1:{server.port}/cb/a%2Fb?t=%26"
         assert await callbacks.post(Callback(url, ((b"X-Call-Id", b"c"), (b"User-Agent", b"me")), b"\x00")) == 200
@@ -25,15 +25,15 @@ async def test_a_callback_is_posted_as_it_is() -> None:
         ]
 
 
-async def test_a_redirect_is_an_answer() -> None:
-    """Results go only where the caller said."""
+async def test_post_does_not_follow_a_redirect() -> None:
+    """Results are sent only to the URL that the caller named."""
     redirect = one_answer(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
     async with serving(redirect) as server, open_callbacks(load({}).settings) as callbacks:
         assert await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) == 302
 
 
-async def test_a_callback_without_answer_tells_why() -> None:
-    """Refused, and silent past its time: text, not an exception."""
+async def test_post_without_response_returns_the_reason() -> None:
+    """A refusal and a timeout are texts and not exceptions."""
     async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
         async with serving(_silent) as server:
             url = f"http://127.0.0.1:{server.port}/"
@@ -43,8 +43,8 @@ async def test_a_callback_without_answer_tells_why() -> None:
         assert refused
 
 
-async def test_a_connection_is_used_again() -> None:
-    """Callbacks to one receiver, one after the other, share a connection; after one that failed it is closed."""
+async def test_post_reuses_the_connection_of_its_receiver() -> None:
+    """Sequential callbacks share a connection, which is closed after one that failed."""
     async with serving(_answers_the_third_never) as server:
         async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
             results = [await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) for _ in range(4)]
@@ -52,8 +52,8 @@ async def test_a_connection_is_used_again() -> None:
         assert server.connections == 2
 
 
-async def test_a_slow_receiver_holds_up_no_other() -> None:
-    """It may have AT_ONCE connections, which count for nobody else; the next of its own waits for one of them."""
+async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
+    """The slow one may have MAX_PER_RECEIVER connections, and its next callback waits for one of them."""
     let = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
@@ -72,20 +72,20 @@ async def test_a_slow_receiver_holds_up_no_other() -> None:
         async def post(port: int) -> None:
             results.append(await callbacks.post(Callback(f"http://127.0.0.1:{port}/", (), b"")))
 
-        for _ in range(AT_ONCE + 1):
+        for _ in range(MAX_PER_RECEIVER + 1):
             nursery.start_soon(post, slow.port)
-        await until(lambda: len(slow.requests) == AT_ONCE, "all that the slow one may have")
+        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "all that the slow one may have")
         await post(quick.port)
-        assert (results, slow.connections) == ([200], AT_ONCE)
+        assert (results, slow.connections) == ([200], MAX_PER_RECEIVER)
         let.set()
-        await until(lambda: len(results) == AT_ONCE + 2, "the rest")
+        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the rest")
         assert set(results) == {200}
-        assert slow.connections == AT_ONCE
+        assert slow.connections == MAX_PER_RECEIVER
 
 
-async def test_the_wait_for_other_callbacks_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A callback is given its time when it is its turn: each reaches the receiver."""
-    monkeypatch.setattr(module, "AT_ONCE", 1)
+async def test_post_that_waits_for_others_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeout of a callback begins when it is sent, so each reaches the receiver."""
+    monkeypatch.setattr(module, "MAX_PER_RECEIVER", 1)
     async with serving(_silent) as server, open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
         results: list[int | str] = []
 
@@ -99,8 +99,8 @@ async def test_the_wait_for_other_callbacks_is_not_timed(monkeypatch: pytest.Mon
         assert len(server.requests) == 4
 
 
-async def test_the_environment_s_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY and NO_PROXY count for callbacks, as everywhere; a gateway is reached without."""
+async def test_post_uses_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP_PROXY and NO_PROXY apply to callbacks, and not to the gateway."""
     async with serving(answer_all) as proxy, serving(answer_all) as receiver:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")

@@ -17,7 +17,7 @@ from tests.http.invocations import invocation
 from tests.http.server import OK, Script, Server, Stream, serving
 from tests.servers import ROOT
 from worker.config import Settings, load
-from worker.http.callbacks import AT_ONCE, open_callbacks
+from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
 from worker.http.functions import open_functions
 from worker.model import Callback, Responded
 
@@ -26,7 +26,7 @@ MANY = 2000
 
 @pytest.fixture(autouse=True)
 def _enough_files() -> Iterator[None]:
-    """Each connection has two ends here."""
+    """Allow for both ends of each connection, which this process has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 3 * MANY)), hard))
     yield
@@ -34,7 +34,7 @@ def _enough_files() -> Iterator[None]:
 
 
 def all_together(number: int) -> Script:
-    """Answers no request before *number* have come, then each."""
+    """Return a script that answers no request before *number* have arrived, then each."""
     all_here = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
@@ -63,8 +63,8 @@ def _settings(gateway: str) -> Settings:
     return load({"gateway_url": gateway, "max_inflight": str(MANY)}).settings
 
 
-async def test_plain() -> None:
-    """All are in flight before one is answered; the next two thousand find their connections idle."""
+async def test_invoke_two_thousand_times_at_once() -> None:
+    """All requests arrive before the first response; the next two thousand reuse the connections."""
     async with (
         serving(all_together(MANY)) as server,
         open_functions(_settings(f"http://127.0.0.1:{server.port}")) as functions,
@@ -77,7 +77,7 @@ async def test_plain() -> None:
 
 @pytest.fixture
 def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Its URL. Nothing is answered before MANY requests have come; its certificate is trusted."""
+    """Yield the URL of a TLS server that answers after MANY requests; its certificate is trusted."""
     authority = trustme.CA()
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "cert.pem"))
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -92,16 +92,16 @@ def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     server.wait()
 
 
-async def test_over_tls(tls_gateway: str) -> None:
-    """The same through httpx's transport, whose own pool fails at a few hundred."""
+async def test_invoke_two_thousand_times_at_once_over_tls(tls_gateway: str) -> None:
+    """One pool of httpx's fails at a few hundred, so each connection has a client of its own."""
     async with open_functions(_settings(tls_gateway)) as functions:
         results = await _at_once(MANY, lambda: functions.invoke(invocation()))
         assert results == [Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)] * MANY
 
 
-async def test_callbacks() -> None:
-    """To one receiver they go over AT_ONCE connections, each of which is used again and again."""
-    async with serving(all_together(AT_ONCE)) as server, open_callbacks(load({}).settings) as callbacks:
+async def test_post_two_thousand_callbacks_at_once() -> None:
+    """Those to one receiver share MAX_PER_RECEIVER connections."""
+    async with serving(all_together(MAX_PER_RECEIVER)) as server, open_callbacks(load({}).settings) as callbacks:
         url = f"http://127.0.0.1:{server.port}/"
         assert await _at_once(MANY, lambda: callbacks.post(Callback(url, (), b"x"))) == [200] * MANY
-        assert (server.connections, len(server.requests)) == (AT_ONCE, MANY)
+        assert (server.connections, len(server.requests)) == (MAX_PER_RECEIVER, MANY)

@@ -1,64 +1,59 @@
-"""The transport on real sockets: which connections are used again, and what ends an exchange."""
+"""The transport on real sockets: which connections are reused, and what ends an exchange."""
 
 from __future__ import annotations
 
+import math
+import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from socket import AF_INET
+from typing import Any
 
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
-from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
+from tests.http.server import OK, Script, Server, Stream, answer_all, one_answer, serving
 from tests.servers import until
-from worker.http.connection import Connection
-from worker.http.names import NameCache
-from worker.http.transport import IDLE, PlainTransport
+from worker.http.http11 import ResponseParser, write_request
+from worker.http.transport import CONNECT_TIMEOUT, MAX_IDLE, PlainTransport, open_transport
 
 
-def _request(server: Server, **extensions: object) -> httpx.Request:
-    return httpx.Request("POST", f"http://127.0.0.1:{server.port}/p?q", content=b"body", extensions=dict(extensions))
+@asynccontextmanager
+async def _serving(script: Script, *, max_idle: int = 10) -> AsyncIterator[tuple[Server, PlainTransport]]:
+    async with (
+        serving(script) as server,
+        open_transport("127.0.0.1", server.port, max_idle=max_idle, exchange_timeout=math.inf) as transport,
+    ):
+        yield server, transport
 
 
-def _transport() -> PlainTransport:
-    return PlainTransport(most_body=100, most_idle=10)
+async def _post(transport: PlainTransport, body: bytes = b"body", target: bytes = b"/p?q") -> ResponseParser:
+    response = ResponseParser("POST", 100)
+    fields = [(b"Host", b"gateway"), (b"Content-Length", b"%d" % len(body))]
+    await transport.exchange(write_request("POST", target, fields, body), response)
+    return response
 
 
-def _silent(connection: Connection) -> bool:
-    return connection.silent(trio.current_time())
-
-
-@pytest.fixture(params=[True, False], ids=["watch", "trio"])
-async def transport(request: pytest.FixtureRequest, nursery: trio.Nursery) -> AsyncIterator[PlainTransport]:
-    """One whose connections are heard of by its watch, and one where nothing runs that."""
-    transport = _transport()
-    if request.param:
-        nursery.start_soon(transport.keep)
-        await wait_all_tasks_blocked()
-    yield transport
-    await transport.aclose()
-
-
-async def test_an_idle_connection_is_used_again(transport: PlainTransport) -> None:
-    """Requests one after the other share a connection."""
-    async with serving(answer_all) as server:
+async def test_exchange_after_another_reuses_its_connection() -> None:
+    """Sequential requests share one connection."""
+    async with _serving(answer_all) as (server, transport):
         for _ in range(3):
-            response = await transport.handle_async_request(_request(server))
-            assert (response.status_code, await response.aread()) == (200, b"ok")
+            response = await _post(transport)
+            assert (response.status, bytes(response.body)) == (200, b"ok")
         assert (server.connections, len(server.requests)) == (1, 3)
 
 
-async def test_the_connection_used_last_is_used_first(transport: PlainTransport) -> None:
-    """A burst's connections grow old while quiet traffic stays on one."""
-    async with serving(answer_all) as server:
+async def test_exchange_after_a_burst_reuses_the_last_connection() -> None:
+    """Quiet traffic stays on one connection, so that the other connections of a burst grow old."""
+    async with _serving(answer_all) as (server, transport):
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(transport.handle_async_request, _request(server))
+                nursery.start_soon(_post, transport)
         burst = server.connections
         for _ in range(5):
-            await transport.handle_async_request(_request(server))
+            await _post(transport)
         assert server.connections == burst
 
 
@@ -70,65 +65,103 @@ async def test_the_connection_used_last_is_used_first(transport: PlainTransport)
         OK + b"trailing",
     ],
 )
-async def test_a_connection_that_cannot_be_trusted_is_not_used_again(data: bytes, transport: PlainTransport) -> None:
-    """Close, HTTP/1.0, and trailing bytes each mean a new connection for the next request."""
+async def test_connection_in_doubt_is_not_reused(data: bytes) -> None:
+    """After Connection: close, HTTP/1.0 or trailing bytes the next request opens a new connection."""
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
             await stream.send_all(data)
 
-    async with serving(script) as server:
+    async with _serving(script) as (server, transport):
         for _ in range(2):
-            assert (await transport.handle_async_request(_request(server))).status_code == 200
+            assert (await _post(transport)).status == 200
         assert server.connections == 2
 
 
-async def test_a_connection_that_died_idle_is_replaced_without_counting(transport: PlainTransport) -> None:
-    """The server closed it after its answer: the next request goes out on a new one, once."""
-    async with serving(one_answer(OK)) as server:
+async def test_connection_closed_by_the_server_while_idle_is_replaced() -> None:
+    """The next request is sent once, on a new connection."""
+    async with _serving(one_answer(OK)) as (server, transport):
         for expected in (1, 2, 3):
-            assert (await transport.handle_async_request(_request(server))).status_code == 200
-            idle = transport._idle.get(("127.0.0.1", server.port), ())
-            await until(lambda idle=idle: not any(_silent(each) for each in idle), "its end to be seen")  # type: ignore[misc]
+            assert (await _post(transport)).status == 200
+            await until(lambda: not any(each._idle for each in transport._idle), "the poller to report the end")
             assert (server.connections, len(server.requests)) == (expected, expected)
 
 
-def test_an_old_idle_connection_is_not_used() -> None:
-    """After IDLE seconds a connection is closed rather than risked."""
+def test_connection_idle_for_too_long_is_closed() -> None:
+    """After MAX_IDLE seconds it is not used for another request."""
 
     async def main() -> None:
-        async with serving(answer_all) as server:
-            transport = _transport()
-            await transport.handle_async_request(_request(server))
-            clock.jump(IDLE + 0.001)
-            await transport.handle_async_request(_request(server))
+        async with _serving(answer_all) as (server, transport):
+            await _post(transport)
+            clock.jump(MAX_IDLE + 0.001)
+            await _post(transport)
             assert server.connections == 2
-            await transport.aclose()
 
     clock = MockClock(rate=1.0)
     trio.run(main, clock=clock)
 
 
-async def test_a_cancelled_exchange_leaves_no_connection_half_used(transport: PlainTransport) -> None:
-    """Cancelled while the answer is awaited, the connection is closed, and the next request has one of its own."""
+def test_connection_is_closed_before_the_announced_idle_time_ends() -> None:
+    """If the server announces a shorter idle time than MAX_IDLE, the connection is closed a second before its end."""
+
+    async def script(server: Server, stream: Stream) -> None:
+        while await server.read(stream):
+            await stream.send_all(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=3, max=9\r\n\r\n"))
+
+    async def main() -> None:
+        async with _serving(script) as (server, transport):
+            await _post(transport)
+            clock.jump(1.9)
+            await _post(transport)
+            assert server.connections == 1
+            clock.jump(2.1)
+            await _post(transport)
+            assert server.connections == 2
+
+    clock = MockClock()
+    trio.run(main, clock=clock)
+
+
+async def test_idle_connections_beyond_the_limit_are_closed() -> None:
+    """The oldest are closed first."""
+    async with _serving(answer_all, max_idle=3) as (server, transport):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(_post, transport)
+        assert server.connections == 8
+        assert len(transport._idle) == 3
+
+
+async def test_cancelled_exchange_leaves_no_half_used_connection() -> None:
+    """If an exchange is cancelled while it waits for the response, the next request opens a new connection."""
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
             if len(server.requests) > 1:
                 await stream.send_all(OK)
 
-    async with serving(script) as server:
+    async with _serving(script) as (server, transport):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.handle_async_request, _request(server))
-            while not server.requests:  # noqa: ASYNC110 -- the server's record, not a task's
-                await trio.sleep(0.001)
+            nursery.start_soon(_post, transport)
+            await until(lambda: bool(server.requests), "the request to arrive")
             nursery.cancel_scope.cancel()
-        assert (await transport.handle_async_request(_request(server))).status_code == 200
+        assert (await _post(transport)).status == 200
         assert server.connections == 2
 
 
-async def test_an_early_answer_to_a_large_request_is_heard(transport: PlainTransport) -> None:
-    """A server may refuse a body without reading it: what it said counts, not that it closed."""
+async def test_exchange_in_a_cancelled_scope_sends_nothing() -> None:
+    """No function runs for it, and the idle connection stays usable."""
+    async with _serving(answer_all) as (server, transport):
+        await _post(transport)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await _post(transport)
+        await _post(transport)
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+async def test_early_response_to_a_large_request_is_received() -> None:
+    """A server may reject a body before reading it: its response counts, and not that it closed the connection."""
 
     async def script(_: Server, stream: Stream) -> None:
         await stream.receive_some(100)
@@ -138,59 +171,12 @@ async def test_an_early_answer_to_a_large_request_is_heard(transport: PlainTrans
         while await stream.receive_some(65536):
             pass
 
-    async with serving(script) as server:
-        request = httpx.Request("POST", f"http://127.0.0.1:{server.port}/", content=b"x" * 1_000_000)
-        assert (await transport.handle_async_request(request)).status_code == 413
+    async with _serving(script) as (_, transport):
+        assert (await _post(transport, b"x" * 1_000_000)).status == 413
 
 
-async def test_what_is_cancelled_before_it_begins_is_not_sent(transport: PlainTransport) -> None:
-    """No function runs for it, and the idle connection stays."""
-    async with serving(answer_all) as server:
-        await transport.handle_async_request(_request(server))
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await transport.handle_async_request(_request(server))
-        await transport.handle_async_request(_request(server))
-        assert (server.connections, len(server.requests)) == (1, 2)
-
-
-def test_a_server_s_own_idle_time_is_kept_to() -> None:
-    """Where it tells a shorter one than ours, the connection is closed a second before that."""
-
-    async def script(server: Server, stream: Stream) -> None:
-        while await server.read(stream):
-            await stream.send_all(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=3, max=9\r\n\r\n"))
-
-    async def main() -> None:
-        async with serving(script) as server:
-            transport = _transport()
-            await transport.handle_async_request(_request(server))
-            clock.jump(1.9)
-            await transport.handle_async_request(_request(server))
-            assert server.connections == 1
-            clock.jump(2.1)
-            await transport.handle_async_request(_request(server))
-            assert server.connections == 2
-            await transport.aclose()
-
-    clock = MockClock()
-    trio.run(main, clock=clock)
-
-
-async def test_idle_connections_are_bounded() -> None:
-    """Past the bound the oldest is closed."""
-    async with serving(answer_all) as server:
-        transport = PlainTransport(most_body=100, most_idle=3)
-        async with trio.open_nursery() as nursery:
-            for _ in range(8):
-                nursery.start_soon(transport.handle_async_request, _request(server))
-        assert server.connections == 8
-        assert len(transport._idle["127.0.0.1", server.port]) == 3
-        await transport.aclose()
-
-
-async def test_a_large_request_is_sent_once(transport: PlainTransport) -> None:
-    """A server that refuses a body half-way has been asked, also on a connection that was idle: it is sent once."""
+async def test_large_request_rejected_half_way_is_not_repeated() -> None:
+    """A part of the request was sent, so it was an attempt, also on a connection that was idle before."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)
@@ -203,35 +189,90 @@ async def test_a_large_request_is_sent_once(transport: PlainTransport) -> None:
         while await stream.receive_some(65536):
             pass
 
-    async with serving(script) as server:
-        await transport.handle_async_request(_request(server))
-        request = httpx.Request("POST", f"http://127.0.0.1:{server.port}/", content=b"x" * 20_000_000)
-        assert (await transport.handle_async_request(request)).status_code == 413
+    async with _serving(script) as (server, transport):
+        await _post(transport)
+        assert (await _post(transport, b"x" * 20_000_000)).status == 413
         assert server.requests[1:] == [b"half"]
 
 
-async def test_addresses_that_changed_are_found_in_the_same_attempt() -> None:
-    """Where a remembered address refuses, the name is asked for again before the attempt counts as failed."""
-    addresses = [(AF_INET, ("127.0.0.2", 0))]
-    async with serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server:
-        names = NameCache(lambda _, port: [(family, (host, port)) for family, (host, _) in addresses])
-        transport = PlainTransport(most_body=100, most_idle=10, names=names)
-        request = httpx.Request("GET", f"http://gateway:{server.port}/")
+class Hosts:
+    """A look-up whose answer a test changes."""
+
+    def __init__(self, *hosts: str) -> None:
+        self.hosts: list[str] = list(hosts)
+        self.asked = 0
+
+    def __call__(self, _: bytes, port: int, *__: int) -> list[Any]:
+        self.asked += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in self.hosts]
+
+
+async def test_host_that_moved_is_found_in_the_same_attempt() -> None:
+    """If no remembered address accepts a connection, the name is looked up again before the attempt fails."""
+    hosts = Hosts("127.0.0.2")
+    async with (
+        serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server,
+        open_transport("gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=hosts) as transport,
+    ):
         with pytest.raises(httpx.ConnectError, match=f"cannot connect to gateway:{server.port}: .*refused"):
-            await transport.handle_async_request(request)
-        addresses[:] = [(AF_INET, ("127.0.0.1", 0))]
-        assert (await transport.handle_async_request(request)).status_code == 200
-        names._asked["gateway", server.port].found = [(AF_INET, ("127.0.0.2", server.port))]
-        assert (await transport.handle_async_request(request)).status_code == 200
-        assert len(server.requests) == 2
+            await _post(transport)
+        assert hosts.asked == 1  # these addresses were new, so there is no second look-up
+        hosts.hosts = ["127.0.0.1"]
+        assert (await _post(transport)).status == 200
+        assert transport._names._current
+        transport._names._current.addresses = Hosts("127.0.0.2")(b"", server.port)
+        assert (await _post(transport)).status == 200
+        assert (len(server.requests), hosts.asked) == (2, 3)
+
+
+async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that does not respond delays one connect and not each. The socket does not block and has no delay."""
+    attempts: list[str] = []
+    connect = type(trio.socket.socket()).connect
+
+    async def note(self: Any, address: Any) -> None:
+        attempts.append(address[0])
+        await connect(self, address)
+
+    monkeypatch.setattr(type(trio.socket.socket()), "connect", note)
+    async with (
+        serving(answer_all) as server,
+        open_transport(
+            "gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=Hosts("127.0.0.2", "127.0.0.1")
+        ) as transport,
+    ):
+        for expected in (["127.0.0.2", "127.0.0.1"], ["127.0.0.1"]):
+            attempts.clear()
+            with await transport._connect() as sock:
+                assert sock.getpeername() == ("127.0.0.1", server.port)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert not sock.getblocking()
+            assert attempts == expected
+
+
+async def test_connect_without_answer_ends_after_its_timeout(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A server that does not respond is told apart from a function that takes long."""
+    assert autojump_clock
+
+    async def unanswered(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", unanswered)
+    began = trio.current_time()
+    async with open_transport("127.0.0.1", 9, max_idle=1, exchange_timeout=math.inf) as transport:
+        with pytest.raises(httpx.ConnectTimeout, match=r"^no connection to 127\.0\.0\.1:9 within 10 s$"):
+            await _post(transport)
+        assert trio.current_time() - began == pytest.approx(CONNECT_TIMEOUT)  # of the virtual clock
 
 
 def _open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_cancelled_anywhere_no_answer_is_another_s() -> None:
-    """However far an exchange has come: what is cancelled leaves nothing behind, neither bytes nor a socket."""
+async def test_exchange_cancelled_anywhere_mixes_up_no_responses() -> None:
+    """However far a cancelled exchange has come, it leaves neither bytes nor a socket behind."""
 
     async def script(server: Server, stream: Stream) -> None:
         while head := await server.read(stream):
@@ -241,58 +282,16 @@ async def test_cancelled_anywhere_no_answer_is_another_s() -> None:
                 await stream.send_all(piece)
                 await trio.sleep(0.0005)
 
-    async def get(number: int) -> bytes:
-        url = f"http://127.0.0.1:{server.port}/{number}"
-        return (await transport.handle_async_request(httpx.Request("PUT", url, content=b"x" * 300_000))).read()
-
     async with serving(script) as server:
         before = _open_files()
-        transport = PlainTransport(most_body=100, most_idle=1000)
-        cancelled = 0
-        for number in range(0, 400, 2):
-            with trio.move_on_after(number % 80 / 10_000) as scope:
-                assert await get(number) == b"%d" % number
-            cancelled += scope.cancelled_caught
-            assert await get(number + 1) == b"%d" % (number + 1)
-            assert not transport._busy
-        assert cancelled >= 5  # those with no time at all
-        await transport.aclose()
+        async with open_transport("127.0.0.1", server.port, max_idle=1000, exchange_timeout=math.inf) as transport:
+            cancelled = 0
+            for number in range(0, 400, 2):
+                for each, patience in ((number, number % 80 / 10_000), (number + 1, math.inf)):
+                    with trio.move_on_after(patience) as scope:
+                        response = await _post(transport, b"x" * 300_000, b"/%d" % each)
+                        assert bytes(response.body) == b"%d" % each
+                    cancelled += scope.cancelled_caught
+                assert not transport._deadlines
+            assert cancelled >= 5  # those with no time at all
         await until(lambda: _open_files() == before, "both ends of each connection to be closed")
-
-
-async def test_an_exchange_outlives_the_watch(nursery: trio.Nursery) -> None:
-    """What heard for it has ended: it goes on by itself, and so does the next one on its connection."""
-    go = trio.Event()
-
-    async def script(server: Server, stream: Stream) -> None:
-        while await server.read(stream):
-            await go.wait()
-            await stream.send_all(OK)
-
-    async with serving(script) as server:
-        transport, responses = _transport(), list[httpx.Response]()
-
-        async def exchange() -> None:
-            responses.append(await transport.handle_async_request(_request(server)))
-
-        async with trio.open_nursery() as exchanges:
-            await nursery.start(_until_set, transport, ended := trio.Event())
-            exchanges.start_soon(exchange)
-            await until(lambda: bool(server.requests), "the request to arrive")
-            ended.set()
-            await wait_all_tasks_blocked()
-            go.set()
-        await exchange()
-        assert ([response.status_code for response in responses], server.connections) == ([200, 200], 1)
-        await transport.aclose()
-
-
-async def _until_set(
-    transport: PlainTransport, ended: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.keep)
-        await wait_all_tasks_blocked()
-        task_status.started()
-        await ended.wait()
-        nursery.cancel_scope.cancel()

@@ -1,6 +1,6 @@
 """A TLS server of its own process, for its half of the work: ``python -m tests.http.together FD CERTIFICATE NUMBER``.
 
-On the listening socket that it inherits as FD it answers no request before NUMBER have come, then each.
+On the listening socket that it inherits as FD it answers no request before NUMBER have arrived, then each.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests.http.server import OK
 
 async def main(listener: socket.socket, context: ssl.SSLContext, number: int) -> None:
     """Serve until killed."""
-    all_here, come = asyncio.Event(), 0
+    all_here, arrived = asyncio.Event(), 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal come
+        nonlocal arrived
         while True:
             await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of what is invoked here
-            come += 1
-            if come == number:
+            arrived += 1
+            if arrived == number:
                 all_here.set()
             await all_here.wait()
             writer.write(OK)

@@ -1,4 +1,4 @@
-"""How the client is kept usable, on a real nats-server and a way to it that can be closed."""
+"""The connection is kept usable, on a real nats-server and a way to it that can be closed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SOON = 15.0
 """Seconds within which what must come comes, at the longest."""
 
 
-async def test_turned_away_at_first(tmp_path: Path) -> None:
-    """A broker is waited for also where what stands before it takes connections, and resets them."""
+async def test_open_connections_reset_waits(tmp_path: Path) -> None:
+    """The connection is waited for also where a proxy accepts it and resets it."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
@@ -55,8 +55,8 @@ async def start_after(seconds: float, server: NatsServer) -> None:
     await trio.to_thread.run_sync(server.start)
 
 
-async def test_a_reader_that_died(tmp_path: Path) -> None:
-    """Where nats-py's read loop has ended and its connection seems to be up, it is made anew, and work comes again."""
+async def test_watch_reader_died_reconnects(tmp_path: Path) -> None:
+    """Where nats-py's read loop has ended and the connection seems up, a new one is made, and messages arrive again."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         # What is sent to a reader that has died comes again after the ack wait.
@@ -73,8 +73,8 @@ async def test_a_reader_that_died(tmp_path: Path) -> None:
     assert Connected(f"127.0.0.1:{server.port}", reconnected=True) in events
 
 
-async def test_closed_for_good(tmp_path: Path) -> None:
-    """Where the server makes nats-py close for good, as on a message that is too large, the queue fails, loudly."""
+async def test_watch_client_closed_raises(tmp_path: Path) -> None:
+    """Where the server makes nats-py close itself, as on a message that is too large, the queue fails with an error."""
     with NatsServer(tmp_path) as server, pytest.RaisesGroup(ConnectionClosedError, flatten_subgroups=True):
         async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
             await queue.consume()
@@ -84,8 +84,8 @@ async def test_closed_for_good(tmp_path: Path) -> None:
                 await trio.sleep_forever()
 
 
-async def test_reading_slower_than_pings_are_answered() -> None:
-    """A server that still sends what it sent before our pings is alive; one that sends nothing is given up.
+async def test_watch_slow_reading_excuses_pings() -> None:
+    """A server that still sends is alive, also before it answers pings; one that sends nothing is disconnected.
 
     Ten thousand deliveries at once took so long to start that the PONG behind them came after the last ping: the
     connection was given up, and with it all that was not read yet, until the ack wait was over.
@@ -112,7 +112,7 @@ PING = 0.1
 
 
 class Mute:
-    """A broker that answers only the first ping, that of connecting, and sends one message for ever."""
+    """A broker that answers only the first ping, that of connecting, and sends one message forever."""
 
     def __init__(self) -> None:
         self.pings = 0
@@ -158,7 +158,7 @@ async def watch(connection: Connection) -> None:
 
 
 @pytest.mark.slow
-async def test_unsent_bytes_for_a_dead_peer(tmp_path: Path) -> None:
+async def test_watch_unsent_bytes_reconnects(tmp_path: Path) -> None:
     """A connection that takes nothing any more, with megabytes unsent, does not keep the worker from another one.
 
     nats-py waits for its old socket to close, which those bytes put off for as long as TCP tries: a quarter of an hour.

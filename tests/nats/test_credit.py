@@ -1,4 +1,4 @@
-"""The books of a pull consumer: what was wanted is asked for once, and never more."""
+"""The credit of a flow is requested once, and never more than that."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def _asked(credit: Credit, now: float = 0.0) -> list[Request]:
     return requests
 
 
-def test_all_that_is_wanted_is_asked_for_at_once() -> None:
-    """An idle consumer asks for everything in one request."""
+def test_next_request_nothing_open_takes_all_credit() -> None:
+    """The first request is for all the credit."""
     credit = Credit()
     credit.add(50)
     assert [request.batch for request in _asked(credit)] == [50]
     assert (credit.unrequested, credit.outstanding) == (0, 50)
 
 
-def test_a_request_asks_for_no_more_than_the_setting_allows() -> None:
-    """consumer_pull_max_messages bounds one request; as many lanes as there are share the rest."""
+def test_next_request_max_batch_limits_each() -> None:
+    """consumer_pull_max_messages limits one request; as many as may be open share the rest."""
     credit = Credit(max_batch=10)
     credit.add(100)
     assert [request.batch for request in _asked(credit)] == [10] * MAX_REQUESTS
 
 
-def test_what_is_on_its_way_can_be_started_in_a_moment() -> None:
-    """However much room there is, only so much is asked for at a time: what waits in a socket nobody else can have."""
+def test_next_request_large_credit_is_limited_by_default() -> None:
+    """Large credit is requested in limited parts, because no other worker can have what waits in a socket."""
     credit = Credit()
     credit.add(10_000)
     assert [request.batch for request in _asked(credit)] == [DEFAULT_BATCH] * MAX_REQUESTS
 
 
-def test_a_full_request_does_not_wait_for_a_larger_one() -> None:
-    """As large as it may be, it is worth its cost, even if a quarter of the credit were more."""
+def test_next_request_full_batch_is_sent_while_another_is_open() -> None:
+    """A request of the largest size is sent although a quarter of the credit is more."""
     credit = Credit(max_batch=10)
     credit.add(100)
     first, *_ = _asked(credit)
@@ -59,8 +59,8 @@ def test_a_full_request_does_not_wait_for_a_larger_one() -> None:
     assert [request.batch for request in _asked(credit)] == [10]
 
 
-def test_small_requests_wait_while_another_is_open() -> None:
-    """A quarter of the credit must be free before a second request is worth its cost."""
+def test_next_request_small_waits_while_another_is_open() -> None:
+    """A second request is sent once a quarter of the credit is unrequested."""
     credit = Credit()
     credit.add(40)
     (first,) = _asked(credit)
@@ -73,8 +73,8 @@ def test_small_requests_wait_while_another_is_open() -> None:
     assert [request.batch for request in _asked(credit)] == [10]
 
 
-def test_a_quarter_is_of_all_there_ever_was_room_for() -> None:
-    """Credit that grew counts whole, what is asked for already and what is not: a quarter of 40 is 10, not 5."""
+def test_next_request_minimum_counts_all_credit() -> None:
+    """The minimum of a second request is a quarter of all the credit, requested or not: of 40 it is 10, not 5."""
     credit = Credit()
     credit.add(10)
     (first,) = _asked(credit)
@@ -86,8 +86,8 @@ def test_a_quarter_is_of_all_there_ever_was_room_for() -> None:
         assert [request.batch for request in _asked(credit)] == ([10] if room == 10 else [])
 
 
-def test_more_than_was_asked_for_is_made_good() -> None:
-    """What comes into a lane that brings nothing more takes room that is then not asked for."""
+def test_received_more_than_requested_reduces_credit() -> None:
+    """A message beyond what was requested uses credit that is then not requested."""
     credit = Credit()
     credit.add(1)
     (first,) = _asked(credit)
@@ -100,13 +100,13 @@ def test_more_than_was_asked_for_is_made_good() -> None:
     assert [request.batch for request in _asked(credit)] == [1]
 
 
-def test_lanes_are_numbered() -> None:
-    """From zero: their numbers tell their inboxes apart."""
+def test_credit_inboxes_are_numbered_from_zero() -> None:
+    """Inboxes are numbered from zero."""
     assert [lane.number for lane in Credit().inboxes] == list(range(MAX_REQUESTS))
 
 
-def test_a_small_request_goes_out_when_nothing_is_open() -> None:
-    """With a single free slot and no open request, one message is asked for at once."""
+def test_next_request_single_message_is_requested_when_nothing_is_open() -> None:
+    """Credit for one message is requested at once while no request is open."""
     credit = Credit()
     credit.add(40)
     (first,) = _asked(credit)
@@ -116,8 +116,8 @@ def test_a_small_request_goes_out_when_nothing_is_open() -> None:
     assert [request.batch for request in _asked(credit)] == [1]
 
 
-def test_what_a_request_did_not_bring_is_asked_for_again() -> None:
-    """An expired request gives its rest back to be asked for."""
+def test_end_request_rest_is_requested_again() -> None:
+    """The rest of an expired request is requested again."""
     credit = Credit()
     credit.add(5)
     (first,) = _asked(credit)
@@ -126,8 +126,8 @@ def test_what_a_request_did_not_bring_is_asked_for_again() -> None:
     assert [request.batch for request in _asked(credit)] == [4]
 
 
-def test_silence_is_two_missed_heartbeats() -> None:
-    """A request of which nothing was heard is given up after two heartbeats and a second, not before."""
+def test_silent_two_missed_heartbeats_end_the_request() -> None:
+    """A request has ended after two heartbeats and a second without a sign of life, not before."""
     credit = Credit()
     credit.add(1)
     (first,) = _asked(credit, now=100.0)
@@ -136,8 +136,8 @@ def test_silence_is_two_missed_heartbeats() -> None:
     assert credit.silent(103.1 + SILENCE) == [first.inbox]
 
 
-def test_a_message_is_a_sign_of_life() -> None:
-    """What has just brought something is not silent."""
+def test_received_is_a_sign_of_life() -> None:
+    """A request that has just brought a message is not silent."""
     credit = Credit()
     credit.add(2)
     (first,) = _asked(credit, now=100.0)
@@ -146,13 +146,13 @@ def test_a_message_is_a_sign_of_life() -> None:
     assert credit.silent(105.1 + SILENCE) == [first.inbox]
 
 
-def test_a_lane_without_request_is_never_silent() -> None:
-    """Only open requests have heartbeats."""
+def test_silent_inbox_without_request_is_left_out() -> None:
+    """An inbox without an open request is never silent."""
     assert Credit().silent(1e9) == []
 
 
-def test_silence_while_we_did_not_listen_does_not_count() -> None:
-    """After the process itself stood still, each request has a full silence again."""
+def test_excuse_silence_begins_a_full_silence() -> None:
+    """After this process was suspended, each request has a full silence again."""
     credit = Credit()
     credit.add(1)
     _asked(credit, now=0.0)
@@ -160,14 +160,14 @@ def test_silence_while_we_did_not_listen_does_not_count() -> None:
     assert credit.silent(1000.0 + SILENCE) == []
 
 
-def test_how_long_a_request_is_open_and_may_be_silent() -> None:
-    """As docs/architecture.md tells; nats-server refuses a heartbeat of more than half the expiry."""
+def test_expires_and_silence_are_as_documented() -> None:
+    """A request expires and is silent as docs/architecture.md has it."""
     assert (EXPIRES, HEARTBEAT, SILENCE) == (30.0, 5.0, 11.0)
     assert HEARTBEAT * 2 <= EXPIRES
 
 
-def test_what_is_given_back_is_wanted_no_more() -> None:
-    """All that was asked for and did not come, and all that was not asked for yet."""
+def test_take_back_returns_all_credit_without_message() -> None:
+    """Taking back returns what was requested and did not arrive, and what was not requested."""
     credit = Credit(max_batch=4)
     credit.add(20)
     first, *_ = _asked(credit)
@@ -177,8 +177,8 @@ def test_what_is_given_back_is_wanted_no_more() -> None:
     assert _asked(credit) == []
 
 
-def test_nothing_is_given_back_where_too_much_came() -> None:
-    """What came beyond what was wanted is made good first."""
+def test_take_back_after_surplus_returns_nothing() -> None:
+    """Nothing is taken back where more messages arrived than there was credit for."""
     credit = Credit()
     credit.received(None, 0.0)
     assert credit.take_back() == 0
@@ -186,8 +186,8 @@ def test_nothing_is_given_back_where_too_much_came() -> None:
     assert [request.batch for request in _asked(credit)] == [2]
 
 
-def test_after_giving_back_a_quarter_is_of_what_is_wanted_since() -> None:
-    """What there was room for long ago does not make small requests wait."""
+def test_take_back_resets_the_minimum() -> None:
+    """After taking back, the minimum of a request follows the credit since then."""
     credit = Credit()
     credit.add(40)
     _asked(credit)
@@ -199,8 +199,8 @@ def test_after_giving_back_a_quarter_is_of_what_is_wanted_since() -> None:
     assert [request.batch for request in _asked(credit)] == [1]
 
 
-def test_a_flow_among_many_has_fewer_lanes() -> None:
-    """Each has a fraction of the credit: half of it is worth a second request."""
+def test_next_request_flow_of_many_has_two_requests() -> None:
+    """A flow among many has two open requests; half of its credit is the minimum of the second."""
     credit = Credit(max_requests=MAX_REQUESTS_OF_MANY)
     credit.add(4)
     (first,) = _asked(credit)
@@ -213,14 +213,14 @@ def test_a_flow_among_many_has_fewer_lanes() -> None:
 
 
 class Conservation(RuleBasedStateMachine):
-    """Whatever the server does, in whatever order, no more comes than was wanted, and nothing wanted is forgotten."""
+    """The law of conservation, under any answers in any order: no more arrives than there is credit for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.credit = Credit()
         self.wanted = self.came = self.returned = 0
         self.late = 0
-        """What the server may still send into inboxes that were given up."""
+        """Messages that the server may still send into replaced inboxes."""
 
     @rule(more=st.integers(1, 60))
     def want(self, more: int) -> None:
@@ -244,7 +244,7 @@ class Conservation(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, MAX_REQUESTS - 1))
     def deliver_too_much(self, number: int) -> None:
-        """A request may outlive a connection, so more can come into a lane than was asked for there."""
+        """A request may outlive a connection, so more can arrive in an inbox than was requested there."""
         if not self.credit.inboxes[number].outstanding:
             self.credit.received(self.credit.inboxes[number], 0.0)
             self.came += 1
@@ -267,7 +267,7 @@ class Conservation(RuleBasedStateMachine):
 
     @rule()
     def recall(self) -> None:
-        """Interest has ended, and what was on its way has come; but for what comes by way of other servers."""
+        """Interest has ended, and what was on its way has arrived, except through other servers."""
         self.late = min(self.late + self.credit.outstanding, 100)
         back = self.credit.take_back()
         assert back >= 0
@@ -282,7 +282,7 @@ class Conservation(RuleBasedStateMachine):
 
     @invariant()
     def something_is_open_when_something_is_wanted(self) -> None:
-        """Liveness: with room, and all lanes' requests answered or ended, the next call asks."""
+        """Liveness: with credit, and no open request, the next call returns a request."""
         if self.credit.unrequested > 0 and not self.credit.outstanding:
             request = self.credit.next_request(0.0)
             assert request

@@ -1,4 +1,4 @@
-"""The JetStream client: what it makes of answers, and that it does on a real server what its methods say."""
+"""The JetStream client: its reading of answers, and its methods on a real server."""
 
 from __future__ import annotations
 

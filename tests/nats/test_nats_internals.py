@@ -16,8 +16,8 @@ from tests.servers import NatsServer
 from worker.nats import nats_internals
 
 
-def test_the_private_names_are_still_there() -> None:
-    """A release of nats-py that moves one fails here, not at three in the morning."""
+def test_private_names_exist() -> None:
+    """A release of nats-py that moves a private name fails here, not at three in the morning."""
     client = Client()
     for name in ("_pending", "_pending_data_size", "_pings_outstanding", "_reading_task", "_transport"):
         assert hasattr(client, name), name
@@ -26,14 +26,14 @@ def test_the_private_names_are_still_there() -> None:
     assert "self._id" in inspect.getsource(Subscription.__init__)
 
 
-def test_pings_are_counted_until_they_are_answered() -> None:
-    """``excuse_pings`` sets the count to nothing."""
+def test_excuse_pings_resets_the_count() -> None:
+    """``excuse_pings`` resets the count of unanswered pings."""
     assert Client()._pings_outstanding == 0
     assert "self._pings_outstanding > self.options" in inspect.getsource(Client._ping_interval)
 
 
-async def test_messages_are_heard_where_they_are_read(tmp_path: Path) -> None:
-    """In their order, with nothing in between; one that we fail on is told, and the next ones are heard."""
+async def test_listen_calls_back_in_order(tmp_path: Path) -> None:
+    """Messages are passed on in order, as they are read; an error on one is reported, and the next follow."""
     heard: list[bytes] = []
     trouble: list[dict[str, Any]] = []
 
@@ -59,8 +59,8 @@ async def test_messages_are_heard_where_they_are_read(tmp_path: Path) -> None:
     assert isinstance(context["exception"], ValueError)
 
 
-def test_what_waits_to_be_sent_is_kept_in_a_list() -> None:
-    """``forget_unsent`` replaces it by an empty one."""
+def test_forget_unsent_empties_the_list() -> None:
+    """``forget_unsent`` replaces the list of unsent messages by an empty one."""
     client = Client()
     assert client._pending == []
     assert client._pending_data_size == 0

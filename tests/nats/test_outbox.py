@@ -1,4 +1,4 @@
-"""What is said about deliveries: in which order, how often, until when. The connection is a stand-in that records."""
+"""Settlements and extensions: their order, repetition and end. The connection is a stand-in that records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Line:
         raise AssertionError(f"{doing}: {error}")
 
     def verbs(self) -> list[tuple[str, bytes]]:
-        """What was said since the last look."""
+        """Return what was sent since the last call."""
         said, self.said = self.said, []
         return [(subject, payload) for subject, payload, _ in said]
 
@@ -65,12 +65,12 @@ class Desk:
     events: list[Event]
 
     async def pumped(self) -> list[tuple[str, bytes]]:
-        """What it says now."""
+        """Return what it sends now."""
         await trio.testing.wait_all_tasks_blocked()
         return self.line.verbs()
 
     async def confirm(self, *, status: str | None = None) -> None:
-        """Answer all that was said since the last look."""
+        """Confirm all that was sent since the last call."""
         await trio.testing.wait_all_tasks_blocked()
         said, self.line.said = self.line.said, []
         for _, _, reply in said:
@@ -86,7 +86,7 @@ class Desk:
         self.outbox.settle(delivery, settlement, before=before)
 
     async def later(self, seconds: float) -> list[tuple[str, bytes]]:
-        """What it says that much later, unconfirmed things being said again."""
+        """Return what it sends that much later, what is unconfirmed being sent again."""
         await trio.sleep(seconds)
         self.outbox.repeat_late(trio.current_time())
         return await self.pumped()
@@ -122,8 +122,8 @@ def virtual(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 
 
 @virtual
-async def test_verbs() -> None:
-    """Each settlement as JetStream reads it, in the order in which they were noted."""
+async def test_settle_sends_jetstream_verbs() -> None:
+    """Each settlement is sent as JetStream reads it, in the order in which they were noted."""
     async with desk() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Nak())
@@ -138,8 +138,8 @@ async def test_verbs() -> None:
 
 
 @virtual
-async def test_what_is_not_confirmed_is_said_again() -> None:
-    """An ack after two seconds, and again, until it is confirmed; then no more."""
+async def test_settle_unconfirmed_ack_is_repeated() -> None:
+    """An ack is sent again every two seconds until it is confirmed, and then no more."""
     async with desk() as at:
         at.settle(at.delivery(), Ack())
         assert await at.pumped() == [("$JS.ACK.1", b"+ACK")]
@@ -153,8 +153,8 @@ async def test_what_is_not_confirmed_is_said_again() -> None:
 
 
 @virtual
-async def test_no_responders_is_no_confirmation() -> None:
-    """A status in the inbox says that nobody heard."""
+async def test_settle_status_answer_is_no_confirmation() -> None:
+    """A status in the inbox means that no consumer received the ack, which is sent again."""
     async with desk() as at:
         at.settle(at.delivery(), Ack())
         await at.confirm(status="503")
@@ -162,8 +162,8 @@ async def test_no_responders_is_no_confirmation() -> None:
 
 
 @virtual
-async def test_a_final_settlement_is_given_up_after_a_minute_of_silence() -> None:
-    """Thirty times, two seconds apart; then it is told, and settled() does not wait for it for ever."""
+async def test_settle_unconfirmed_for_a_minute_is_dropped() -> None:
+    """An ack is sent thirty times, two seconds apart; then its loss is reported, and wait_settled() returns."""
     async with desk() as at:
         at.settle(at.delivery(), Ack())
         said = len(await at.pumped())
@@ -175,8 +175,8 @@ async def test_a_final_settlement_is_given_up_after_a_minute_of_silence() -> Non
 
 
 @virtual
-async def test_a_give_back_is_not_repeated_when_someone_may_have_it() -> None:
-    """A NAK without a wait may have been heard, and the message may run elsewhere: it is said once."""
+async def test_settle_nak_without_delay_is_sent_once() -> None:
+    """A nak without a delay may have arrived, and the message may run in another worker, so it is sent once."""
     async with desk() as at:
         at.settle(at.delivery(), Nak())
         assert await at.pumped() == [("$JS.ACK.1", b"-NAK")]
@@ -185,8 +185,8 @@ async def test_a_give_back_is_not_repeated_when_someone_may_have_it() -> None:
 
 
 @virtual
-async def test_a_delayed_nak_is_repeated_with_what_is_left_of_its_wait() -> None:
-    """While its own wait lasts nobody can have the message; said later, it says less."""
+async def test_settle_delayed_nak_is_repeated_with_rest_of_delay() -> None:
+    """While its delay lasts no worker can have the message, so a nak is sent again, with the rest of the delay."""
     async with desk() as at:
         at.settle(at.delivery(), Nak(5.0))
         await at.pumped()
@@ -198,8 +198,8 @@ async def test_a_delayed_nak_is_repeated_with_what_is_left_of_its_wait() -> None
 
 
 @virtual
-async def test_a_nak_is_never_said_after_its_lease() -> None:
-    """Not the first time either: what was noted while disconnected may be late."""
+async def test_settle_nak_after_lease_is_never_sent() -> None:
+    """A nak is not sent after its lease, also not for the first time, after a lost connection."""
     async with desk() as at:
         await at.change(up=False)
         at.settle(at.delivery(1), Nak(60.0), before=trio.current_time() + 1)
@@ -211,8 +211,8 @@ async def test_a_nak_is_never_said_after_its_lease() -> None:
 
 
 @virtual
-async def test_all_that_is_unconfirmed_is_said_again_after_a_reconnect() -> None:
-    """At once, not after two seconds."""
+async def test_connection_changed_up_repeats_unconfirmed() -> None:
+    """What is unconfirmed is sent again at once after a reconnect."""
     async with desk() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Term("x"))
@@ -223,8 +223,8 @@ async def test_all_that_is_unconfirmed_is_said_again_after_a_reconnect() -> None
 
 
 @virtual
-async def test_an_extension_is_confirmed_to_its_lease() -> None:
-    """Once, and it is not repeated after that."""
+async def test_extend_confirmed_calls_back_once() -> None:
+    """A confirmed extension calls back once, and is not sent again."""
     async with desk() as at:
         heard: list[float] = []
         at.outbox.extend(at.delivery(), lambda: heard.append(trio.current_time()), before=NEVER)
@@ -234,8 +234,8 @@ async def test_an_extension_is_confirmed_to_its_lease() -> None:
 
 
 @virtual
-async def test_no_extension_follows_a_settlement() -> None:
-    """It would cancel a NAK's delay: an unconfirmed one is forgotten with the settlement."""
+async def test_settle_drops_unconfirmed_extension() -> None:
+    """An unconfirmed extension is dropped with the settlement, because it would cancel a nak's delay."""
     async with desk() as at:
         delivery = at.delivery()
         at.outbox.extend(delivery, lambda: None, before=NEVER)
@@ -246,8 +246,8 @@ async def test_no_extension_follows_a_settlement() -> None:
 
 
 @virtual
-async def test_an_extension_is_not_repeated_past_its_lease() -> None:
-    """Then another worker may have the message, and it would extend theirs."""
+async def test_extend_after_lease_is_not_repeated() -> None:
+    """An extension is not sent after its lease, because it would extend another worker's."""
     async with desk() as at:
         at.outbox.extend(at.delivery(), lambda: None, before=trio.current_time() + 3)
         await at.pumped()
@@ -256,8 +256,8 @@ async def test_an_extension_is_not_repeated_past_its_lease() -> None:
 
 
 @virtual
-async def test_a_stream_made_anew_is_told_nothing_of_the_old_one() -> None:
-    """Its sequence numbers begin again: an old acknowledgement would take away a new message."""
+async def test_forget_drops_settlements_of_the_old_stream() -> None:
+    """A recreated stream receives no ack of the old one, whose sequences identify other messages there."""
     async with desk() as at:
         old, running = at.delivery(1), at.delivery(2)
         at.settle(old, Ack())
@@ -274,8 +274,8 @@ async def test_a_stream_made_anew_is_told_nothing_of_the_old_one() -> None:
 
 
 @virtual
-async def test_settled_waits_for_every_confirmation() -> None:
-    """The end of a drain hangs on it."""
+async def test_wait_settled_waits_for_every_confirmation() -> None:
+    """wait_settled() returns once every settlement is confirmed; a drain's end depends on it."""
     async with desk() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Ack())
@@ -287,8 +287,8 @@ async def test_settled_waits_for_every_confirmation() -> None:
 
 
 @virtual
-async def test_pull_requests_go_out_after_settlements() -> None:
-    """A slot is free to the server before we ask for what fills it."""
+async def test_pump_sends_requests_after_settlements() -> None:
+    """Settlements are sent before the pull requests of the same wake-up, so that the server counts them first."""
     async with desk() as at:
         await aio_as_trio(at.flows.request_again)()
         at.flows.open("").bind("pull")
@@ -319,8 +319,8 @@ def test_pull_consumer_outbox_crowded_requests_nothing(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("reason", ["é" * 300, "x" * 1000])
-def test_a_long_reason_is_cut(reason: str) -> None:
-    """JetStream repeats it in an advisory: 256 bytes are enough, and still one line."""
+def test_settle_term_long_reason_is_cut(reason: str) -> None:
+    """A reason is cut to 256 bytes in one line, because JetStream repeats it in an advisory."""
 
     async def main() -> None:
         async with desk() as at:

@@ -24,7 +24,7 @@ ECHO, SLOW = "faas-request.0.echo.ns", "faas-request.0.slow.ns"
 
 
 async def told(consumer: Consumer, *wanted: type[Notice | Delivery], flow: str = ECHO) -> list[Notice | Delivery]:
-    """All that is told of a flow until each of these was."""
+    """Return all that is received of a flow until each of these types was."""
     seen: list[Notice | Delivery] = []
     with trio.fail_after(SOON):
         while not {*wanted} <= {type(each) for each in seen}:
@@ -32,8 +32,8 @@ async def told(consumer: Consumer, *wanted: type[Notice | Delivery], flow: str =
     return seen
 
 
-async def test_what_is_stored_before_we_start_is_found(tmp_path: Path) -> None:
-    """Each subject is a flow, the bare one too, whatever its tokens; its count and what waits of it are told."""
+async def test_discovery_stored_before_start_is_found(tmp_path: Path) -> None:
+    """Each subject is a flow, the bare one too, whatever its tokens; its stored and pending messages are counted."""
     subjects = {ECHO: 3, "faas-request": 2, "faas-request.any.other.scheme.x": 1}
     with NatsServer(tmp_path) as server:
         server.make_stream()
@@ -46,8 +46,8 @@ async def test_what_is_stored_before_we_start_is_found(tmp_path: Path) -> None:
                 assert [each.num_pending for each in hand.came if each.flow == subject] == [*reversed(range(number))]
 
 
-async def test_a_new_function_is_heard(tmp_path: Path) -> None:
-    """The first message of a function is told when it is stored, not at the next look; so is each that follows soon."""
+async def test_discovery_new_subject_is_notified_at_once(tmp_path: Path) -> None:
+    """The first message of a subject is notified when it is stored, not at the next look; so is the next."""
     with NatsServer(tmp_path) as server:
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
@@ -58,8 +58,8 @@ async def test_a_new_function_is_heard(tmp_path: Path) -> None:
             assert await told(consumer, Published) == [Published(ECHO)]
 
 
-async def test_more_than_an_ear_hears_is_found(tmp_path: Path) -> None:
-    """What is stored after the ear is used up is found by the look that follows, however many functions it is of."""
+async def test_discovery_many_new_subjects_are_all_found(tmp_path: Path) -> None:
+    """Subjects beyond what one subscription receives are found by the look that follows."""
     with NatsServer(tmp_path) as server:
         async with at_work(server, SETTINGS) as hand:
             await until(lambda: hand.queue.ready, "the first look")
@@ -69,8 +69,8 @@ async def test_more_than_an_ear_hears_is_found(tmp_path: Path) -> None:
             assert sorted(each.flow for each in hand.came) == sorted(subjects)
 
 
-async def test_recalling(tmp_path: Path) -> None:
-    """What was wanted and did not come is returned, once; then nothing comes until more is wanted."""
+async def test_recall_credit_returns_unused_credit(tmp_path: Path) -> None:
+    """Credit that brought no message is returned once; then nothing arrives until there is credit again."""
     with NatsServer(tmp_path) as server:
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
@@ -93,8 +93,8 @@ async def test_recalling(tmp_path: Path) -> None:
             assert await told(consumer, CreditReturned) == [CreditReturned(ECHO, 0)]
 
 
-async def test_recalling_while_messages_come(tmp_path: Path) -> None:
-    """Each that was wanted comes or is returned, never both: nothing is stranded in an inbox that nobody reads."""
+async def test_recall_credit_while_messages_arrive_loses_none(tmp_path: Path) -> None:
+    """Each message that there was credit for arrives, or its credit is returned, never both."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
@@ -122,8 +122,8 @@ async def test_recalling_while_messages_come(tmp_path: Path) -> None:
             assert server.api(f"CONSUMER.INFO.faas-request.{names[0]}")["num_ack_pending"] == 0
 
 
-async def test_recalling_without_a_connection(tmp_path: Path) -> None:
-    """What is wanted is returned also when the connection is lost before the answer."""
+async def test_recall_credit_connection_lost_returns_credit(tmp_path: Path) -> None:
+    """Credit is also returned when the connection is lost before the round trip is complete."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
             way = Way(server.port)
@@ -144,8 +144,8 @@ async def test_recalling_without_a_connection(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_a_consumer_deleted_by_others(tmp_path: Path) -> None:
-    """A flow whose consumer someone deletes is gone; what is stored of it makes it anew, and comes."""
+async def test_pull_consumer_deleted_ends_and_recreates_flow(tmp_path: Path) -> None:
+    """A flow whose consumer is deleted ends; its stored messages make it a flow again, and arrive."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
 
@@ -163,7 +163,7 @@ async def test_a_consumer_deleted_by_others(tmp_path: Path) -> None:
             assert FlowEnded(ECHO) in hand.told
 
 
-async def test_the_stream_made_anew(tmp_path: Path) -> None:
+async def test_pull_stream_recreated_has_flows_again(tmp_path: Path) -> None:
     """A queue that was reset has its flows as soon as there is work again."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
@@ -176,8 +176,8 @@ async def test_the_stream_made_anew(tmp_path: Path) -> None:
             await until(lambda: server.state().get("messages") == 0 and len(hand.came) == 2, "the next to come")
 
 
-async def test_the_server_comes_back(tmp_path: Path) -> None:
-    """What was wanted of each flow before the server went away is wanted when it is back."""
+async def test_pull_server_restarted_requests_again(tmp_path: Path) -> None:
+    """The credit of each flow is requested again after the server restarts."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, SETTINGS) as hand:
@@ -189,8 +189,8 @@ async def test_the_server_comes_back(tmp_path: Path) -> None:
             assert len(hand.came) == 14
 
 
-async def test_partitions(tmp_path: Path) -> None:
-    """Workers of different partitions have the functions of theirs, and together all."""
+async def test_discovery_partitions_divide_functions(tmp_path: Path) -> None:
+    """Workers of different partitions have the functions of their own, and together all."""
     subjects = [f"faas-request.{part}.f{number}.ns" for part in range(3) for number in range(4)]
     subjects += ["faas-request", *(f"faas-request.odd{number}" for number in range(8))]
     for mode in ("function", "static"):
@@ -212,8 +212,8 @@ async def test_partitions(tmp_path: Path) -> None:
             assert "faas-request" in ours
 
 
-async def test_more_functions_than_the_server_s_default(tmp_path: Path) -> None:
-    """nats-server 2.15 takes "no limit" for 1,000 consumers: it is told that more are meant."""
+async def test_discovery_server_default_limit_is_raised(tmp_path: Path) -> None:
+    """nats-server 2.15 takes "no limit" for 1,000 consumers, so the limit is set."""
     with NatsServer(tmp_path, config="") as server:
         server.make_stream()
         subjects = [f"faas-request.0.f{number}.ns" for number in range(1010)]
@@ -223,8 +223,8 @@ async def test_more_functions_than_the_server_s_default(tmp_path: Path) -> None:
             assert len(hand.came) == len(subjects)
 
 
-async def test_more_functions_than_there_may_be_consumers(tmp_path: Path) -> None:
-    """Where somebody has set a limit, functions have their turn as others run out of work."""
+async def test_discovery_consumer_limit_gives_functions_turns(tmp_path: Path) -> None:
+    """Where an operator has set a limit of consumers, functions have their turn as others run out of work."""
     with NatsServer(tmp_path) as server:
         server.make_stream(max_consumers=3)
         server.publish_many((f"faas-request.0.f{number}.ns", b"", {}) for number in range(6))
@@ -242,8 +242,8 @@ PERMISSIONS = """authorization { users: [
 ] }"""
 
 
-async def test_without_permission_to_listen(tmp_path: Path) -> None:
-    """Where the queue's subjects may not be subscribed to, functions are found by looking every two seconds."""
+async def test_discovery_no_permission_looks_every_two_seconds(tmp_path: Path) -> None:
+    """Where the queue's subjects may not be subscribed to, functions are found by a look every two seconds."""
     with NatsServer(tmp_path, config=PERMISSIONS, connect={"user": "admin", "pass": "admin"}) as server:
         server.make_stream()
         user = {"nats_user": "worker", "nats_password": "worker"}

@@ -1,4 +1,4 @@
-"""What the queue on NATS does beyond the laws of its port."""
+"""The queue on NATS, beyond the laws of its port."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from worker.nats.queue import open_queue
 
 
 async def test_the_ack_wait_may_be_changed_by_others(tmp_path: Path) -> None:
-    """An ack wait that an operator changed counts as soon as the consumers are looked at again, every few seconds."""
+    """An ack wait that an operator changed counts as soon as the consumers have been read again."""
     with NatsServer(tmp_path) as server:
         async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
             assert consumer.ack_wait == 60.0
             config = server.api("CONSUMER.INFO.faas-request.faas-workers")["config"] | {"ack_wait": 2_000_000_000}
             server.api("CONSUMER.CREATE.faas-request.faas-workers", stream_name="faas-request", config=config)
-            await until(lambda: consumer.ack_wait == 2.0, "the change")
+            await until(lambda: consumer.ack_wait == 2.0, "the changed ack wait")
 
 
 async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is made at the broker, and what is thought of what is found there."""
+"""The configurations of streams and consumers, and the check of those that are found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _settings(**environment: str) -> Settings:
     return load(environment).settings
 
 
-def test_the_stream_is_made_exactly_as_the_contract_has_it() -> None:
+def test_stream_config_is_as_in_the_contract() -> None:
     """Contract section 3: subjects, work-queue, discard old, no limits, duplicate window of two minutes."""
     assert msgspec.to_builtins(topology.stream_config(_settings())) == {
         "name": "faas-request",
@@ -37,7 +37,7 @@ def test_the_stream_is_made_exactly_as_the_contract_has_it() -> None:
     }
 
 
-def test_the_consumer_is_made_exactly_as_the_contract_has_it() -> None:
+def test_consumer_config_is_as_in_the_contract() -> None:
     """Contract section 3: durable, pull, deliver all, ack explicit, no filter, the mode in its metadata."""
     assert msgspec.to_builtins(topology.consumer_config(_settings(ack_wait="90s", max_waiting="7"))) == {
         "durable_name": "faas-workers",
@@ -53,13 +53,13 @@ def test_the_consumer_is_made_exactly_as_the_contract_has_it() -> None:
     }
 
 
-def test_a_stream_named_after_openfaas_has_the_queue_without_its_prefix() -> None:
-    """OF_slow-queue serves the queue slow-queue."""
+def test_stream_config_openfaas_prefix_is_removed_from_the_queue() -> None:
+    """The stream OF_slow-queue serves the queue slow-queue."""
     assert topology.stream_config(_settings(nats_stream="OF_slow-queue")).subjects == ("slow-queue", "slow-queue.>")
 
 
-def test_what_we_make_has_no_faults_and_no_surprises() -> None:
-    """A second start finds what the first made, and says nothing."""
+def test_faults_of_created_stream_and_consumer_are_none() -> None:
+    """A second start finds what the first created, and reports nothing."""
     settings = _settings()
     assert topology.stream_faults(topology.stream_config(settings), settings) == ([], [])
     assert topology.consumer_faults(topology.consumer_config(settings), topology.consumer_config(settings)) == ([], [])
@@ -74,8 +74,8 @@ def test_what_we_make_has_no_faults_and_no_surprises() -> None:
         ({"no_ack": True}, "no_ack"),
     ],
 )
-def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> None:
-    """Each property of a found stream that cannot work is named."""
+def test_stream_faults_unusable_property_is_named(change: dict[str, Any], named: str) -> None:
+    """Each property that makes a stream unusable is named."""
     settings = _settings()
     faults, _ = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
     assert len(faults) == 1
@@ -92,8 +92,8 @@ def test_faults_of_a_stream_are_named(change: dict[str, Any], named: str) -> Non
         ({"backoff": (1, 2)}, "backoff"),
     ],
 )
-def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> None:
-    """Each property of a found consumer that cannot work is named."""
+def test_consumer_faults_unusable_property_is_named(change: dict[str, Any], named: str) -> None:
+    """Each property that makes a consumer unusable is named."""
     settings = _settings()
     faults, _ = topology.consumer_faults(
         replace(topology.consumer_config(settings), **change), topology.consumer_config(settings)
@@ -102,8 +102,8 @@ def test_faults_of_a_consumer_are_named(change: dict[str, Any], named: str) -> N
     assert named in faults[0]
 
 
-def test_all_faults_are_named_together() -> None:
-    """An operator mends all of them at once, not one a restart."""
+def test_consumer_faults_are_all_named_together() -> None:
+    """All faults are named in one message, so that an operator can fix them before one restart."""
     settings = _settings()
     found = ConsumerConfig(ack_policy="none", deliver_subject="x", max_deliver=3)
     assert len(topology.consumer_faults(found, topology.consumer_config(settings))[0]) == 3
@@ -120,8 +120,8 @@ def test_all_faults_are_named_together() -> None:
         ({"subjects": ("faas-request.*",)}, "leave out 'faas-request'"),
     ],
 )
-def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> None:
-    """What merely surprises is told, and not a fault."""
+def test_stream_faults_difference_is_reported(change: dict[str, Any], named: str) -> None:
+    """A difference from the settings is reported, and is no fault."""
     settings = _settings()
     faults, surprises = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
     assert faults == []
@@ -137,8 +137,8 @@ def test_surprises_of_a_stream_are_told(change: dict[str, Any], named: str) -> N
         ({"filter_subjects": ("faas-request.x",)}, "faas-request.x"),
     ],
 )
-def test_surprises_of_a_consumer_are_told(change: dict[str, Any], named: str) -> None:
-    """The same for consumers."""
+def test_consumer_faults_difference_is_reported(change: dict[str, Any], named: str) -> None:
+    """A consumer's difference from the settings is reported, and is no fault."""
     settings = _settings()
     faults, surprises = topology.consumer_faults(
         replace(topology.consumer_config(settings), **change), topology.consumer_config(settings)
@@ -147,8 +147,8 @@ def test_surprises_of_a_consumer_are_told(change: dict[str, Any], named: str) ->
     assert any(named in surprise for surprise in surprises)
 
 
-def test_dead_letters_collide_with_no_queue() -> None:
-    """Their subjects begin in capitals, and names of queues have none."""
+def test_dead_letter_config_overlaps_with_no_queue() -> None:
+    """The subjects of dead letters begin in capitals, which no queue's name has."""
     settings = _settings(nats_stream="OF_q")
     config = topology.dead_letter_config(settings)
     assert config.name == "OF_q-dead-letters"
@@ -156,8 +156,8 @@ def test_dead_letters_collide_with_no_queue() -> None:
     assert config.max_age == 168 * 3600 * 10**9
 
 
-def test_a_function_s_consumer_is_made_as_the_shared_one_is() -> None:
-    """But for its name, its filter and its mode."""
+def test_flow_config_differs_in_name_filter_and_mode() -> None:
+    """A function's consumer differs from the shared one in its name, its filter and its mode only."""
     settings = _settings(ack_wait="90s")
     config = topology.flow_config(settings, "faas-request.0.echo.openfaas-fn")
     assert config.name == config.durable_name
@@ -170,8 +170,8 @@ def test_a_function_s_consumer_is_made_as_the_shared_one_is() -> None:
     assert topology.consumer_faults(config, config) == ([], [])
 
 
-def test_a_function_s_consumer_with_another_filter_is_a_fault() -> None:
-    """It would hand out what others have, or leave out what is ours."""
+def test_consumer_faults_other_filter_is_a_fault() -> None:
+    """A function's consumer with another filter would deliver other messages, or leave out its own."""
     config = topology.flow_config(_settings(), "faas-request.0.echo.ns")
     for change in ({"filter_subject": "faas-request.0.other.ns"}, {"filter_subject": ""}):
         faults, _ = topology.consumer_faults(replace(config, **change), config)
@@ -191,16 +191,16 @@ def test_a_function_s_consumer_with_another_filter_is_a_fault() -> None:
     ],
     ids=lambda subject: subject[:20],
 )
-def test_names_of_consumers_are_what_jetstream_takes(subject: str) -> None:
-    """Letters, digits, dash and underscore, of a bounded length, and different for different subjects."""
+def test_flow_consumer_names_are_valid(subject: str) -> None:
+    """Names have letters, digits, dash and underscore, a limited length, and differ between subjects."""
     settings = _settings(nats_durable="w" * 200)
     name = topology.flow_consumer(settings, subject)
     assert re.fullmatch("[A-Za-z0-9_-]{1,255}", name)
     assert name != topology.flow_consumer(settings, subject + ".")
 
 
-def test_partitions_have_a_shared_consumer_each() -> None:
-    """Of what our producers publish there; the first has what is on the bare subject as well."""
+def test_consumer_config_partition_has_its_subjects() -> None:
+    """Each partition has a shared consumer for its subjects; the first also has the bare subject."""
     settings = _settings(queue_partitions="3", filter_partition="1")
     config = topology.consumer_config(settings, static(3))
     assert config.name == "faas-workers-p1"
@@ -210,8 +210,8 @@ def test_partitions_have_a_shared_consumer_each() -> None:
     assert first.filter_subjects == ("faas-request", "faas-request.0.>")
 
 
-def test_beside_others_the_shared_consumer_has_filters() -> None:
-    """The server takes none without; they cover the whole queue, and surprise nobody."""
+def test_consumer_config_beside_others_has_filters() -> None:
+    """The server accepts none without filters beside others; they cover the queue, and are no difference."""
     beside = topology.consumer_config(_settings(), alone=False)
     assert beside.filter_subjects == ("faas-request", "faas-request.>")
     assert topology.consumer_faults(beside, beside) == ([], [])

@@ -1,27 +1,35 @@
-"""What JetStream writes into subjects and headers."""
+"""JetStream's reply subjects, statuses and answers."""
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.nats.wire import Status, consumer_of, is_stored, parse_ack_subject, parse_answer, parse_status
+from worker.nats.wire import (
+    ApiError,
+    ErrorCode,
+    PubAck,
+    Status,
+    consumer_of,
+    decode_answer,
+    parse_ack_subject,
+    parse_status,
+)
 
 
-def test_a_delivery_of_nine_tokens() -> None:
-    """What nats-server 2.15 sends."""
+def test_parse_ack_subject_nine_tokens_returns_numbers() -> None:
+    """A reply subject of nine tokens, as nats-server 2.15 sends it, is parsed."""
     subject = "$JS.ACK.faas-request.faas-workers.3.17.21.1700000000000000001.5"
     assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
     assert consumer_of(subject) == "faas-workers"
 
 
 @pytest.mark.parametrize("more", ["", ".token", ".more.tokens"])
-def test_a_delivery_with_domain_and_account(more: str) -> None:
-    """Eleven tokens or more, as ADR-15 has it: domain and account come before the stream."""
+def test_parse_ack_subject_domain_and_account_returns_numbers(more: str) -> None:
+    """A reply subject of eleven tokens or more (ADR-15) has domain and account before the stream."""
     subject = f"$JS.ACK.hub.ACCOUNT.faas-request.faas-workers.3.17.21.1700000000000000001.5{more}"
     assert parse_ack_subject(subject) == ((17, 1700000000000000001), 3, 5)
     assert consumer_of(subject) == "faas-workers"
@@ -44,22 +52,22 @@ def test_a_delivery_with_domain_and_account(more: str) -> None:
     ],
     ids=lambda subject: subject[:40],
 )
-def test_what_is_no_delivery_is_told(subject: str) -> None:
-    """Eight tokens, ten, another prefix, or no number where one is due; the reason quotes what a log line can hold."""
+def test_parse_ack_subject_malformed_raises(subject: str) -> None:
+    """A subject with eight or ten tokens, another prefix or a missing number is rejected."""
     told = re.escape(f"not the reply subject of a delivery: {subject[:200]!r}")
     with pytest.raises(ValueError, match=f"^{told}$"):
         parse_ack_subject(subject)
 
 
-def test_a_number_has_as_many_digits_as_64_bits_can_hold() -> None:
-    """Twenty, the largest of JetStream's."""
+def test_parse_ack_subject_twenty_digits_are_accepted() -> None:
+    """A number may have twenty digits, as the largest of 64 bits has."""
     subject = "$JS.ACK.faas-request.faas-workers.3.18446744073709551615.21.1700000000000000001.5"
     assert parse_ack_subject(subject) == ((18446744073709551615, 1700000000000000001), 3, 5)
 
 
 @given(st.one_of(st.text(), st.lists(st.text(alphabet="0123456789ab"), max_size=14).map(".".join)))
-def test_anything_else_is_a_value_error(tail: str) -> None:
-    """No subject makes the reader fail in another way."""
+def test_parse_ack_subject_any_text_raises_only_value_error(tail: str) -> None:
+    """No subject makes the parser fail with another error than ValueError."""
     for subject in (tail, f"$JS.ACK.{tail}"):
         try:
             (sequence, stored), count, behind = parse_ack_subject(subject)
@@ -83,31 +91,46 @@ def test_anything_else_is_a_value_error(tail: str) -> None:
         ("503", "No Responders", True, True),
     ],
 )
-def test_statuses(code: str, description: str, gone: bool, trouble: bool) -> None:
-    """Each status that nats-facts.md lists: whether the consumer must be looked for, and whether to wait a little."""
+def test_parse_status_known_codes_are_classified(code: str, description: str, gone: bool, trouble: bool) -> None:
+    """Each known status is classified: whether the consumer is lost, and whether the request was rejected."""
     status = parse_status({"Status": code, "Description": description})
     assert status is not None
-    assert (status.consumer_gone, status.trouble, status.heartbeat) == (gone, trouble, code == "100")
+    assert (status.consumer_gone, status.rejected, status.heartbeat) == (gone, trouble, code == "100")
 
 
 @pytest.mark.parametrize(
     "headers", [None, {}, {"Status": ""}, {"Status": "4O4"}, {"Status": "²²²"}, {"Status": "40444"}]
 )
-def test_what_is_no_status_is_none(headers: dict[str, str] | None) -> None:
-    """A message that has no readable status tells nothing."""
+def test_parse_status_unreadable_returns_none(headers: dict[str, str] | None) -> None:
+    """A message without a readable status has none."""
     assert parse_status(headers) is None
 
 
-def test_a_status_without_description_is_one() -> None:
-    """503 comes without."""
+def test_parse_status_no_description_is_accepted() -> None:
+    """A status needs no description, as 503 has none."""
     assert parse_status({"Status": "503"}) == Status(503, "")
 
 
-@pytest.mark.parametrize("error", ["", ',"error":null', ',"error":{}', ',"error":{"code":503}'])
-def test_an_answer_is_an_object(error: str) -> None:
-    """Its error is another object, or there is none; it comes as it is, for the caller to decide."""
-    data = f'{{"stream":"s","seq":1{error}}}'.encode()
-    assert parse_answer(data) == json.loads(data)
+@pytest.mark.parametrize("error", ["", ',"error":null', ',"more":[{}]'])
+def test_decode_answer_without_error_returns_struct(error: str) -> None:
+    """An answer without an error is decoded; fields that the struct does not have are ignored."""
+    assert decode_answer(f'{{"stream":"s","seq":1{error}}}'.encode(), PubAck) == PubAck("s", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        ("{}", ErrorCode.UNKNOWN, " (0/0)"),
+        ('{"code":503}', ErrorCode.UNKNOWN, " (503/0)"),
+        ('{"code":404,"err_code":10014,"description":"gone"}', ErrorCode.CONSUMER_NOT_FOUND, "gone (404/10014)"),
+        ('{"code":500,"err_code":99999,"description":"new"}', ErrorCode.UNKNOWN, "new (500/99999)"),
+    ],
+)
+def test_decode_answer_with_error_raises_api_error(error: str, code: ErrorCode, text: str) -> None:
+    """An answer with an error is raised, whatever else it has."""
+    with pytest.raises(ApiError, match=f"^{re.escape(text)}$") as raised:
+        decode_answer(f'{{"stream":"s","seq":1,"error":{error}}}'.encode(), PubAck)
+    assert raised.value.err_code is code
 
 
 @pytest.mark.parametrize(
@@ -139,26 +162,26 @@ def test_an_answer_is_an_object(error: str) -> None:
         "too long a number",
     ],
 )
-def test_what_is_no_answer_of_jetstream_s_is_told(data: bytes) -> None:
-    """Anyone may answer on a subject, whatever they like: that is one error, with the same words."""
+def test_decode_answer_foreign_data_raises(data: bytes) -> None:
+    """Anyone may answer on a subject, with any bytes: all of that is one error."""
     with pytest.raises(ValueError, match=r"^an answer that is not JetStream's$"):
-        parse_answer(data)
+        decode_answer(data, PubAck)
 
 
 @pytest.mark.parametrize(
-    ("said", "stored"),
+    "data",
     [
-        ({"stream": "s", "seq": 1}, True),
-        ({"stream": "s", "seq": 1, "duplicate": True}, True),
-        ({"stream": "s"}, False),
-        ({"seq": 1}, False),
-        ({"stream": 1, "seq": 1}, False),
-        ({"stream": "s", "seq": "1"}, False),
-        ({"stream": "s", "seq": True}, False),
-        ({"stream": "s", "seq": 1.0}, False),
-        ({}, False),
+        b'{"stream":"s"}',
+        b'{"seq":1}',
+        b'{"stream":1,"seq":1}',
+        b'{"stream":"s","seq":"1"}',
+        b'{"stream":"s","seq":true}',
+        b'{"stream":"s","seq":1.0}',
+        b'{"stream":"s","seq":1,"duplicate":1}',
+        b"{}",
     ],
 )
-def test_stored_is_what_stream_and_sequence_confirm(said: dict[str, object], stored: bool) -> None:
-    """Both must be there, a text and a whole number; a message is not thrown away for less."""
-    assert is_stored(said) is stored
+def test_decode_answer_incomplete_pub_ack_raises(data: bytes) -> None:
+    """A message counts as stored only by an answer that names its stream and its sequence there."""
+    with pytest.raises(ValueError, match="not JetStream's"):
+        decode_answer(data, PubAck)

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.servers import ROOT
-from worker.observe.log_writer import MOST, LogWriter, cut, shortened
+from worker.observe.log_writer import MAX_WRITE, LogWriter, shorten_json, truncate_middle
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 values = st.one_of(texts, st.text('x\u2603\x00"', min_size=3_000, max_size=9_000), st.integers(-9, 9), st.lists(texts))
@@ -71,7 +71,7 @@ def test_a_pass_of_the_loop_is_one_write(pipe: Pipe) -> None:
     assert pipe.written[2:] == [b"four\n"]
 
 
-@given(st.lists(st.integers(0, 3 * MOST), max_size=9))
+@given(st.lists(st.integers(0, 3 * MAX_WRITE), max_size=9))
 def test_a_write_is_of_whole_lines(sizes: list[int]) -> None:
     """None has more than a pipe takes in one piece, but for a line that has more alone; all come, in order."""
     written: list[bytes] = []
@@ -88,7 +88,7 @@ def test_a_write_is_of_whole_lines(sizes: list[int]) -> None:
     lines.before_io_wait(0)
     assert b"".join(written) == b"".join(line + b"\n" for line in told)
     assert all(piece.endswith(b"\n") for piece in written if piece)
-    assert all(len(piece) <= MOST or piece.count(b"\n") == 1 for piece in written)
+    assert all(len(piece) <= MAX_WRITE or piece.count(b"\n") == 1 for piece in written)
 
 
 def test_a_disk_that_takes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +133,13 @@ def test_a_long_line_is_cut_where_it_is_longest(line: dict[str, object]) -> None
 
     Kept(1, shared=True, json=True).info(json.dumps(line).encode())
     told = json.loads(written)
-    assert len(written) <= MOST
+    assert len(written) <= MAX_WRITE
     assert told.keys() == line.keys()
     # Compared outside of the assertions, which would print what is very long.
     whole = {name for name in line if told[name] == line[name]}
     marked = {name for name in line if " ... ".startswith(str(told[name])[:5]) or " ... " in str(told[name])}
     assert whole | marked == line.keys()
-    fits = len(json.dumps(line)) < MOST
+    fits = len(json.dumps(line)) < MAX_WRITE
     assert whole == line.keys() or not fits
 
 
@@ -147,7 +147,7 @@ def test_a_long_line_is_cut_where_it_is_longest(line: dict[str, object]) -> None
 def test_texts_are_cut_between_characters(text: str, most: int) -> None:
     """What is left is text, no longer than may be, with the beginning and the end of the whole."""
     data = text.encode()
-    left = cut(data, most)
+    left = truncate_middle(data, most)
     assert len(left) <= max(0, most) or left == data
     left.decode()
     if left != data and most > 5:
@@ -158,7 +158,7 @@ def test_texts_are_cut_between_characters(text: str, most: int) -> None:
 
 def test_what_cannot_be_shortened_enough_has_no_values_left() -> None:
     """Then all is cut, and that is all that can be done."""
-    assert shortened(b'{"a":"b","c":"d"}', 100) == b'{"a":"","c":""}'
+    assert shorten_json(b'{"a":"b","c":"d"}', 100) == b'{"a":"","c":""}'
 
 
 WRITER = """

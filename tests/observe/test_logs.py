@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from worker import events as e
 from worker.config import load
 from worker.model import Abandon, Ack, Backlog, Delivery, Invocation, Malformed, Nak, NoResponse, Responded, Term
-from worker.observe.logs import ROWS, configure, log_sink
+from worker.observe.logs import LOG_LINES, configure, log_sink
 
 SECRET = "s3cr3t"
 DELIVERY = Delivery((7, 1), "token", 2, 0.0, "q", SECRET.encode())
@@ -87,7 +87,7 @@ def _lines(capfdbinary: pytest.CaptureFixture[bytes], events: list[e.Event], **e
 def test_each_event_has_a_line() -> None:
     """No event is forgotten in the table, nor here."""
     kinds = {kind for union in typing.get_args(e.Event) for kind in (typing.get_args(union) or (union,))}
-    assert set(ROWS) == kinds == {type(event) for event in EVENTS}
+    assert set(LOG_LINES) == kinds == {type(event) for event in EVENTS}
 
 
 @pytest.mark.parametrize("encoding", ["json", "console"])

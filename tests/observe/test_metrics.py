@@ -77,9 +77,9 @@ def test_reconnects_count_from_the_second_connection(metrics: Metrics) -> None:
 
 def test_the_number_of_functions_is_bounded(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names come from messages: past the bound they share one series."""
-    monkeypatch.setattr(module, "MOST_FUNCTIONS", 2)
+    monkeypatch.setattr(module, "MAX_FUNCTIONS", 2)
     metrics(e.BacklogRead(Backlog(9, {f"q.0.f{number}.fn": 1 for number in range(5)})))
-    text = metrics.exposition().decode()
+    text = metrics.render_text().decode()
     assert text.count("queue_worker_pending_messages{") == 3
     assert _value(metrics, "queue_worker_pending_messages", queue_name="q", function_name="other") == 3
 

@@ -20,7 +20,7 @@ class Worker:
     busy: str | None = None
 
     async def metrics(self) -> str:
-        return Metrics(load({}).settings, "pod").exposition().decode()
+        return Metrics(load({}).settings, "pod").render_text().decode()
 
     async def not_alive(self) -> str | None:
         return self.sick

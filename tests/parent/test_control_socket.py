@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from worker.parent.control_socket import FATAL, METRICS, READY, VARIABLE, ControlSocket, WorkerRank, part_of
+from worker.parent.control_socket import FATAL, METRICS, READY, VARIABLE, ControlSocket, WorkerRank, worker_rank
 
 
 class Worker:
@@ -37,8 +37,8 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[ControlSocket, Worker
     ours, theirs = socket.socketpair()
     line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(line.listen)
-        nursery.start_soon(part.answer, worker)
+        nursery.start_soon(line.receive)
+        nursery.start_soon(part.serve, worker)
         yield line, part
         nursery.cancel_scope.cancel()
     theirs.close()
@@ -49,12 +49,12 @@ async def test_questions_are_answered() -> None:
     worker = Worker()
     worker.text = "\u2028x" * 500_000
     async with connected(worker) as (line, _):
-        assert await line.ask(METRICS, 5.0)
-        assert await line.ask(READY, 5.0)
-        assert line.said == {METRICS: worker.text, READY: "no \u2603 yet"}
+        assert await line.query(METRICS, 5.0)
+        assert await line.query(READY, 5.0)
+        assert line.answers == {METRICS: worker.text, READY: "no \u2603 yet"}
         worker.text = ""
-        assert await line.ask(METRICS, 5.0)
-        assert line.said[METRICS] == ""
+        assert await line.query(METRICS, 5.0)
+        assert line.answers[METRICS] == ""
 
 
 async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
@@ -63,15 +63,15 @@ async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.Moc
     worker.free = trio.Event()
     async with connected(worker) as (line, _):
         for number in (1, 2, 3):
-            assert not await line.ask(METRICS, 2.0)
+            assert not await line.query(METRICS, 2.0)
             assert autojump_clock.current_time() == pytest.approx(2.0 * number)
-        assert line.said == {}
+        assert line.answers == {}
         worker.text = "late"
         worker.free.set()
-        while METRICS not in line.said:  # noqa: ASYNC110 -- the socket is the system's, so no event of ours tells
+        while METRICS not in line.answers:  # noqa: ASYNC110 -- the socket is the system's, so no event of ours tells
             await trio.sleep(0.1)
         assert worker.asked == 1
-        assert await line.ask(METRICS, 2.0)
+        assert await line.query(METRICS, 2.0)
         assert worker.asked == 2
 
 
@@ -79,16 +79,16 @@ async def test_who_is_gone_is_noticed() -> None:
     """Each end ends with the other, and a question to who is gone has no answer."""
     ours, theirs = socket.socketpair()
     line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
-    part.say(FATAL, "why")
+    part.send(FATAL, "why")
     theirs.close()
-    await line.listen()
-    assert line.said == {FATAL: "why"}
-    assert not await line.ask(METRICS, 5.0)
+    await line.receive()
+    assert line.answers == {FATAL: "why"}
+    assert not await line.query(METRICS, 5.0)
     ours, theirs = socket.socketpair()
     ours.send(METRICS)
     ours.close()
-    await WorkerRank(1, 2, theirs).answer(Worker())
-    WorkerRank(1, 2, theirs).say(FATAL, "nobody hears it")
+    await WorkerRank(1, 2, theirs).serve(Worker())
+    WorkerRank(1, 2, theirs).send(FATAL, "nobody hears it")
     theirs.close()
 
 
@@ -99,29 +99,29 @@ async def test_nothing_is_said_after_half_an_answer() -> None:
     ours, theirs = socket.socketpair()
     part = WorkerRank(1, 2, theirs)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(part.answer, worker)
+        nursery.start_soon(part.serve, worker)
         ours.send(METRICS)
         while not worker.asked:  # noqa: ASYNC110 -- the socket is the system's, so no event of ours tells
             await trio.sleep(0.001)
         await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
-    part.say(FATAL, "why")
+    part.send(FATAL, "why")
     line = ControlSocket(ours)
     with theirs:
-        await line.listen()
-    assert line.said == {}
+        await line.receive()
+    assert line.answers == {}
 
 
 def test_a_process_learns_what_it_is() -> None:
     """From the environment, which forgets it: what it starts is not part of the worker."""
     ours, theirs = socket.socketpair()
     environment = {VARIABLE: f"2/4/{theirs.detach()}", "PATH": "/bin"}
-    part = part_of(environment)
+    part = worker_rank(environment)
     assert part
-    assert (part.number, part.of, part.line.get_inheritable()) == (2, 4, False)
+    assert (part.number, part.count, part.end.get_inheritable()) == (2, 4, False)
     assert environment == {"PATH": "/bin"}
-    assert part_of(environment) is None
-    part.line.sendall(b"here")
+    assert worker_rank(environment) is None
+    part.end.sendall(b"here")
     assert ours.recv(10) == b"here"
-    part.line.close()
+    part.end.close()
     ours.close()

@@ -10,9 +10,9 @@ from worker import events as e
 from worker.config import load
 from worker.model import Backlog
 from worker.observe.metrics import Metrics
-from worker.parent.merge import COUNTS, WAYS, Merge, read
+from worker.parent.merge import COUNTER_TYPES, GAUGE_MERGES, Merge, parse
 from worker.parent.processes import Processes
-from worker.parent.run import own_registry
+from worker.parent.run import parent_registry
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:
@@ -26,7 +26,12 @@ def values(text: str) -> dict[tuple[str, ...], float]:
 
 def sums(texts: list[str]) -> dict[str, float]:
     """The counts in *texts*, added up."""
-    return {name: sum(each) for family in read(texts) if family.kind in COUNTS for name, each in family.series.items()}
+    return {
+        name: sum(each)
+        for family in parse(texts)
+        if family.kind in COUNTER_TYPES
+        for name, each in family.series.items()
+    }
 
 
 class Process:
@@ -72,10 +77,10 @@ def test_counts_never_fall_and_are_complete(story: list[tuple[int, tuple[str, ob
                 process.said = process.text
             case _:
                 last = process.text if deed == "report and die" else process.said
-                merge.gone(last)
+                merge.add_ended(last)
                 gone.append(last)
                 processes[number] = Process()
-        shown = sums([merge.shown([each.said for each in processes])])
+        shown = sums([merge.text([each.said for each in processes])])
         assert all(shown[name] >= value for name, value in before.items())
         before = shown
     told = sums([*gone, *(each.said for each in processes)])
@@ -87,11 +92,11 @@ def test_the_rounding_of_a_sum_takes_nothing_away() -> None:
     """0.1 + 0.2 + 0.3 is less in another order, by the last bit: what was shown stays."""
     merge = Merge()
     texts = [f"# HELP t T\n# TYPE t counter\nt {value}\n" for value in (0.1, 0.2, 0.3)]
-    shown = merge.shown(texts)
-    merge.gone(texts[2])
-    merge.gone(texts[1])
+    shown = merge.text(texts)
+    merge.add_ended(texts[2])
+    merge.add_ended(texts[1])
     assert 0.1 + (0.3 + 0.2) < 0.1 + 0.2 + 0.3
-    assert merge.shown(texts[:1]) == shown
+    assert merge.text(texts[:1]) == shown
 
 
 def test_one_process_is_shown_as_it_is() -> None:
@@ -99,8 +104,8 @@ def test_one_process_is_shown_as_it_is() -> None:
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
     metrics(e.Connected("s", reconnected=True))
-    text = metrics.exposition().decode()
-    shown = Merge().shown([text])
+    text = metrics.render_text().decode()
+    shown = Merge().text([text])
     same = [line for line in text.splitlines() if not line.startswith("process_")]
     assert [line for line in shown.splitlines() if not line.startswith("process_")] == same
 
@@ -123,7 +128,7 @@ def test_gauges_by_their_meaning() -> None:
         )
         for backlog, running, connected in ((7, 2, 1), (8, 3, 0))
     ]
-    assert values(Merge().shown(texts)) == {
+    assert values(Merge().text(texts)) == {
         ("queue_worker_pending_messages",): 8,
         ("queue_worker_messages_submitted_total",): 8,
         ("queue_worker_function_invocation_inflight",): 5,
@@ -139,8 +144,8 @@ def test_a_missing_process_is_not_connected() -> None:
     """As long as one is not there, the worker is not connected as a whole; other gauges are those of the others."""
     text = "# HELP queue_worker_{0} ?\n# TYPE queue_worker_{0} gauge\nqueue_worker_{0} 1.0\n"
     texts = text.format("nats_connected") + text.format("draining")
-    assert set(values(Merge().shown([texts])).values()) == {1.0}
-    assert values(Merge().shown([texts], missing=1)) == {
+    assert set(values(Merge().text([texts])).values()) == {1.0}
+    assert values(Merge().text([texts], missing=1)) == {
         ("queue_worker_nats_connected",): 0.0,
         ("queue_worker_draining",): 1.0,
     }
@@ -151,14 +156,14 @@ def test_what_the_dead_were_doing_is_no_more() -> None:
     process, merge = Process(), Merge()
     process.busy.inc()
     process.calls.labels("a").inc(3)
-    merge.gone(process.text)
-    shown = values(merge.shown([]))
+    merge.add_ended(process.text)
+    shown = values(merge.text([]))
     assert shown["calls_total", "function:a"] == 3
     assert not [name for name in shown if "inflight" in name[0]]
 
 
 def test_every_gauge_has_a_way() -> None:
     """Whoever adds a gauge says how it is merged; and there is no way for what is none."""
-    mine = Processes([], {}, many=1, timeout=0, tell=lambda *_: None)
-    texts = [Metrics(load({}).settings, "pod").exposition().decode(), generate_latest(own_registry(mine)).decode()]
-    assert {family.name for family in read(texts) if family.kind not in COUNTS} == WAYS.keys()
+    mine = Processes([], {}, count=1, timeout=0, log=lambda *_: None)
+    texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(parent_registry(mine)).decode()]
+    assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

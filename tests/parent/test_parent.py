@@ -14,17 +14,17 @@ import trio
 
 from tests.servers import ROOT, until
 from worker.parent import processes as module
-from worker.parent.processes import Ended, Processes, command_again
-from worker.parent.run import All
+from worker.parent.processes import ExitStatus, Processes, own_command
+from worker.parent.run import MergedStatus
 from worker.policy.backoff import Backoff
-from worker.policy.processes import HOPELESS
+from worker.policy.processes import MAX_CRASHES
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
 SAYS = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from worker.parent.control_socket import *
-part = part_of(os.environ)
+part = worker_rank(os.environ)
 """
 READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.getpid())).touch\n"
 
@@ -32,14 +32,14 @@ READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.g
 class Crew:
     """Processes that run a piece of Python, and what was told of them."""
 
-    def __init__(self, code: str, directory: Path, many: int = 2, timeout: float = 0.0) -> None:
+    def __init__(self, code: str, directory: Path, count: int = 2, timeout: float = 0.0) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self._directory = directory
         environment = {**os.environ, "READY": f"{directory}/"}
         command = [sys.executable, "-c", READY + code]
-        self.processes = Processes(command, environment, many=many, timeout=timeout, tell=self._tell)
+        self.processes = Processes(command, environment, count=count, timeout=timeout, log=self._log)
 
-    def _tell(self, level: str, message: str, **fields: Any) -> None:
+    def _log(self, level: str, message: str, **fields: Any) -> None:
         assert level in ("info", "error")
         self.told.append((message, fields))
 
@@ -51,17 +51,16 @@ class Crew:
         """How many have ever said that they are."""
         return len(list(self._directory.iterdir()))
 
-    async def lives(self, then: Callable[[], Awaitable[object]]) -> Ended:
+    async def lives(self, then: Callable[[], Awaitable[object]]) -> ExitStatus:
         """Have them live until they end, and do something meanwhile."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(then)
-            await self.processes.keep()
-        return self.processes.ended
+            return await self.processes.supervise()
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AGAIN", Backoff(0.001, 0.001))
+    monkeypatch.setattr(module, "RESTART_BACKOFF", Backoff(0.001, 0.001))
 
 
 async def nothing() -> None:
@@ -71,14 +70,14 @@ async def nothing() -> None:
 async def test_a_crash_is_mended(tmp_path: Path) -> None:
     """One that ends by itself, however, is started again, and it is told how it ended."""
     once = "n = len(os.listdir(os.environ['READY'])); ready(); n or os.kill(os.getpid(), 9)\n"
-    crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, many=1)
+    crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, count=1)
 
     async def stop() -> None:
         await until(lambda: crew.ready == 2, "the second life")
         assert crew.processes.restarts == 1
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(0)
+    assert await crew.lives(stop) == ExitStatus(0)
     message, fields = crew.told[0]
     assert message == "A process ended; starting it again"
     assert fields == {"process": 1, "how": "was killed by SIGKILL", "crashes": 1, "again_in": 0.001}
@@ -89,7 +88,7 @@ async def test_a_crash_is_mended(tmp_path: Path) -> None:
 async def test_when_all_crash_again_and_again(tmp_path: Path, code: str, how: str) -> None:
     """Each five times: the parent gives up with 1, so that whoever started it sees it."""
     crew = Crew(code, tmp_path)
-    assert await crew.lives(nothing) == Ended(
+    assert await crew.lives(nothing) == ExitStatus(
         1, f"every process crashes, again and again; the last ended with exit code {how}"
     )
     crashes = [fields["crashes"] for _, fields in crew.told if "crashes" in fields]
@@ -103,38 +102,38 @@ async def test_one_that_works_keeps_all(tmp_path: Path) -> None:
     crew = Crew(code, tmp_path)
 
     async def stop() -> None:
-        await until(lambda: crew.processes.restarts > 2 * HOPELESS, "many crashes")
+        await until(lambda: crew.processes.restarts > 2 * MAX_CRASHES, "many crashes")
         assert [place.number for place in crew.processes.running][-1:] == [2]
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(0)
+    assert await crew.lives(stop) == ExitStatus(0)
 
 
 async def test_bad_settings_end_all(tmp_path: Path) -> None:
     """Exit code 2 is passed on; the others drain; it was said by the process itself."""
     crew = Crew(SAYS + "import time\nif part.number == 1: exit(2)\ntime.sleep(600)", tmp_path)
-    assert await crew.lives(nothing) == Ended(2)
+    assert await crew.lives(nothing) == ExitStatus(2)
     assert crew.messages() == ["Draining all processes"]
 
 
 async def test_what_is_fatal_for_one_is_for_all(tmp_path: Path) -> None:
     """What a process says cannot be mended ends all with its code, and is said once."""
-    crew = Crew(SAYS + "part.say(FATAL, 'no rights'); exit(1)", tmp_path, many=3)
-    assert await crew.lives(nothing) == Ended(1, "no rights")
+    crew = Crew(SAYS + "part.send(FATAL, 'no rights'); exit(1)", tmp_path, count=3)
+    assert await crew.lives(nothing) == ExitStatus(1, "no rights")
     assert crew.messages() == ["Draining all processes"]
 
 
 async def test_what_overstays_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past timeout and grace they are killed, it is told, and the exit code is 1: they have given nothing back."""
-    monkeypatch.setattr(module, "GRACE", 0.1)
-    monkeypatch.setattr(module, "HURRY", 0.0)
+    monkeypatch.setattr(module, "KILL_AFTER_DRAIN", 0.1)
+    monkeypatch.setattr(module, "FAST_DRAIN", 0.0)
     crew = Crew(STUBBORN, tmp_path)
 
     async def stop() -> None:
         await until(lambda: crew.ready == 2, "both")
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(1)
+    assert await crew.lives(stop) == ExitStatus(1)
     assert crew.messages() == ["Draining all processes", *["A process did not end in time, and is killed"] * 2]
 
 
@@ -142,13 +141,13 @@ async def test_when_they_are_killed(tmp_path: Path, autojump_clock: trio.testing
     """At `shutdown_timeout`, at least 2 s, + 4.5 s; 6.5 s after a second signal, if that is sooner; no third counts."""
     cases = ((25, None, None, 29.5), (0, None, None, 6.5), (25, 3, 5, 9.5), (25, 24, None, 29.5))
     for timeout, second, third, killed in cases:
-        crew = Crew("", tmp_path, many=0, timeout=timeout)
+        crew = Crew("", tmp_path, count=0, timeout=timeout)
         began = autojump_clock.current_time()
         crew.processes.stop()
         for at in filter(None, (second, third)):
             await trio.sleep(began + at - trio.current_time())
             crew.processes.stop()
-        assert crew.processes._patience.deadline - began == pytest.approx(killed, abs=1e-6)
+        assert crew.processes._kill_scope.deadline - began == pytest.approx(killed, abs=1e-6)
 
 
 async def test_a_crash_in_a_drain(tmp_path: Path) -> None:
@@ -160,7 +159,7 @@ async def test_a_crash_in_a_drain(tmp_path: Path) -> None:
         await until(lambda: crew.ready == 2, "both")
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(1)
+    assert await crew.lives(stop) == ExitStatus(1)
     assert crew.told[1:] == [
         ("A process did not end in order", {"process": place, "how": "was killed by SIGKILL"})
         for place in (fields["process"] for _, fields in crew.told[1:])
@@ -171,13 +170,13 @@ async def test_told_before_anything_was_started(tmp_path: Path) -> None:
     """Then nothing is."""
     crew = Crew("ready()", tmp_path)
     crew.processes.stop()
-    assert await crew.lives(nothing) == Ended(0)
+    assert await crew.lives(nothing) == ExitStatus(0)
     assert crew.ready == 0
 
 
 async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes to be after the signal hears of it all the same."""
-    crew, start = Crew("import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    crew, start = Crew("import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
 
     async def begin(*command: Any, **options: Any) -> trio.Process:
         process = await start(*command, **options)
@@ -185,12 +184,12 @@ async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: py
         return process
 
     monkeypatch.setattr(trio.lowlevel, "open_process", begin)
-    assert await crew.lives(nothing) == Ended(0)
+    assert await crew.lives(nothing) == ExitStatus(0)
 
 
 async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory, no more processes: as a crash, tried again."""
-    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1), trio.lowlevel.open_process
+    crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
     starts = 0
 
     async def begin(*command: Any, **options: Any) -> trio.Process:
@@ -206,22 +205,22 @@ async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.Mo
         await until(lambda: crew.ready, "it to run")
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(0)
+    assert await crew.lives(stop) == ExitStatus(0)
     assert crew.messages()[:2] == ["A process cannot be started", "A process ended; starting it again"]
 
 
 async def test_their_last_words_count(tmp_path: Path) -> None:
     """What one says as it ends is in the metrics from then on."""
     text = "# HELP c C\\n# TYPE c counter\\nc 1.0\\n"
-    crew = Crew(SAYS + f"part.say(METRICS, '{text}')", tmp_path, many=1)
+    crew = Crew(SAYS + f"part.send(METRICS, '{text}')", tmp_path, count=1)
 
     async def stop() -> None:
         await until(lambda: crew.processes.restarts, "a second life")
         crew.processes.stop()
 
-    assert await crew.lives(stop) == Ended(0)
+    assert await crew.lives(stop) == ExitStatus(0)
     spoke = sum("again_in" in fields for _, fields in crew.told)
-    shown = await All(crew.processes).metrics()
+    shown = await MergedStatus(crew.processes).metrics()
     assert any(f"c {count:.1f}\n" in shown for count in (spoke, spoke + 1))  # the last may have been stopped before
 
 
@@ -232,10 +231,10 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
         "class Observed:\n"
         "    async def metrics(self): return ''\n"
         "    async def not_ready(self): return os.path.exists(os.environ['READY'] + 'busy') and 'busy' or None\n"
-        "trio.run(part.answer, Observed())\n"
+        "trio.run(part.serve, Observed())\n"
     )
     crew = Crew(code, tmp_path)
-    shown = All(crew.processes)
+    shown = MergedStatus(crew.processes)
 
     async def look() -> None:
         assert await shown.not_ready() == "process 1 does not run, process 2 does not run"
@@ -248,24 +247,24 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
         crew.processes.stop()
         assert await shown.not_ready() == "draining"
 
-    assert await crew.lives(look) == Ended(0)
+    assert await crew.lives(look) == ExitStatus(0)
 
 
 async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has never answered counts as alive for half a minute, and no longer."""
-    monkeypatch.setattr("worker.parent.run.ANSWERS_WITHIN", 0.01)
-    crew = Crew("import time; time.sleep(600)", tmp_path, many=1)
-    shown = All(crew.processes)
+    monkeypatch.setattr("worker.parent.run.ANSWER_TIMEOUT", 0.01)
+    crew = Crew("import time; time.sleep(600)", tmp_path, count=1)
+    shown = MergedStatus(crew.processes)
 
     async def look() -> None:
         await until(lambda: crew.processes.running, "it")
         assert await shown.not_ready() == "process 1 does not answer"
         assert await shown.not_alive() is None
-        crew.processes.places[0].began -= 30
+        crew.processes.slots[0].started_at -= 30
         assert await shown.not_alive() == "process 1 does not answer"
         crew.processes.stop()
 
-    assert await crew.lives(look) == Ended(0)
+    assert await crew.lives(look) == ExitStatus(0)
 
 
 async def test_strangers_are_reaped(tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
     subreaper = 36  # PR_SET_CHILD_SUBREAPER, of linux/prctl.h
     assert ctypes.CDLL(None).prctl(subreaper, 1, 0, 0, 0) == 0
     try:
-        crew = Crew("ready(); import time; time.sleep(600)", tmp_path, many=1)
+        crew = Crew("ready(); import time; time.sleep(600)", tmp_path, count=1)
 
         async def look() -> None:
             await until(lambda: crew.ready, "it")
@@ -285,7 +284,7 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
             assert not stat.exists()  # noqa: ASYNC240 -- what it blocks for is nothing
             crew.processes.stop()
 
-        assert await crew.lives(look) == Ended(0)
+        assert await crew.lives(look) == ExitStatus(0)
     finally:
         ctypes.CDLL(None).prctl(subreaper, 0, 0, 0, 0)
 
@@ -293,4 +292,4 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
 def test_the_same_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same interpreter with its options, and the same arguments, whichever way it was started."""
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "-m", "worker", "--flag"])
-    assert command_again() == [sys.executable, "-X", "dev", "-m", "worker", "--flag"]
+    assert own_command() == [sys.executable, "-X", "dev", "-m", "worker", "--flag"]

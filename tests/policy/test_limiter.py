@@ -144,6 +144,23 @@ def test_taking_nothing_is_left_alone() -> None:
     assert sum(wait < LONGEST_REST - 1 for wait in waits) == 19
 
 
+def test_rest_answered_late_never_lasts_forever() -> None:
+    """Invocations that waited in their slots start during a rest. Whatever they return, the limit rises again."""
+    limiter = Limiter(3)
+    limiter.started(0.0)
+    assert limiter.ended(0.0, 0.25, 429) is None
+    limiter.started(0.26)
+    limiter.started(0.27)
+    limiter.ended(0.26, 0.33, 200)
+    assert limiter.limit == 1
+    limiter.started(0.73)
+    limiter.started(1.03)
+    limiter.ended(0.27, 1.04, 429)
+    limiter.ended(1.03, 1.34, 429)
+    limiter.ended(0.73, 1.35, 200)
+    assert limiter.limit > 0 or limiter.due < inf
+
+
 def test_unused_limit_stays() -> None:
     """With fewer in flight than the limit, nothing is learnt: it does not rise, whatever is answered."""
     limiter = Limiter(50)

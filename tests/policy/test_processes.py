@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.policy.processes import AGAIN, HOPELESS, WELL, crashes, is_hopeless, share, share_minimums
+from worker.policy.processes import (
+    MAX_CRASHES,
+    RESTART_BACKOFF,
+    STABLE_AFTER,
+    crashes_in_a_row,
+    must_give_up,
+    share,
+    share_minimums,
+)
 
 
 @given(st.integers(1, 128), st.integers(0, 10**6))
@@ -38,23 +46,23 @@ def test_the_minimums_are_dealt(processes: int, each: list[int], more: int) -> N
     assert all(sum(part.values()) <= share(slots, processes, number) for number, part in enumerate(parts, 1))
 
 
-@given(st.lists(st.floats(0, WELL, exclude_max=True), max_size=20))
+@given(st.lists(st.floats(0, STABLE_AFTER, exclude_max=True), max_size=20))
 def test_crashes_in_a_row_are_counted(lives: list[float]) -> None:
     """One that never was well has crashed as often as it crashed."""
-    assert [*accumulate(lives, crashes, initial=0)] == list(range(len(lives) + 1))
+    assert [*accumulate(lives, crashes_in_a_row, initial=0)] == list(range(len(lives) + 1))
 
 
-@given(st.integers(0, 10**6), st.floats(WELL, 10**9))
+@given(st.integers(0, 10**6), st.floats(STABLE_AFTER, 10**9))
 def test_having_been_well_is_a_new_beginning(before: int, lived: float) -> None:
     """A crash after a minute is the first, however many came before."""
-    assert crashes(before, lived) == 1
+    assert crashes_in_a_row(before, lived) == 1
 
 
 def test_the_waits() -> None:
     """From half a second to half a minute, less up to a half by chance; some eight seconds before the fifth crash."""
-    assert [AGAIN.ceiling(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert AGAIN.delay(1, draw=0.0) == 0.25
-    assert sum(AGAIN.ceiling(number) for number in range(1, HOPELESS)) == 7.5
+    assert [RESTART_BACKOFF.ceiling(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert RESTART_BACKOFF.delay(1, draw=0.0) == 0.25
+    assert sum(RESTART_BACKOFF.ceiling(number) for number in range(1, MAX_CRASHES)) == 7.5
 
 
 @pytest.mark.parametrize(
@@ -69,4 +77,4 @@ def test_the_waits() -> None:
 )
 def test_when_all_hope_is_gone(in_a_row: tuple[int, ...], running: int, hopeless: bool) -> None:
     """Each crashed five times in a row, and none runs."""
-    assert is_hopeless(in_a_row, running) == hopeless
+    assert must_give_up(in_a_row, running) == hopeless

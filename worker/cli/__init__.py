@@ -1,4 +1,4 @@
-"""The command line: one thin file a command, imported when it is called."""
+"""The command line: one thin file for each command, imported when it is called."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 import re
 import signal
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
 from .. import __version__
-from ..config import InvalidSettingsError, Loaded, load
+from ..config import InvalidSettingsError, LoadedSettings, load
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
-"""What asks a server to stop."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask a server to stop."""
 COMMANDS = {
     "run": "Take invocations off the queue and run them.",
-    "dev": "Everything on one machine: NATS, gateway, demo functions and a worker.",
+    "dev": "Run everything on one machine: NATS, gateway, demo functions and a worker.",
     "gateway": "Put invocations on the queue, by HTTP.",
     "submit": "Put one or many invocations on the queue.",
     "pause": "Start no more invocations of one function, on any worker.",
-    "resume": "Start them again.",
-    "purge": "Delete all that the queue holds of one function.",
-    "config": "Print the effective settings, and where each came from.",
+    "resume": "Start invocations of a paused function again.",
+    "purge": "Delete all messages of one function from the queue.",
+    "config": "Print the effective settings and the origin of each.",
 }
 
 
@@ -48,22 +48,22 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="queue-worker")
 def main() -> None:
-    """A queue-worker for OpenFaaS on NATS JetStream.
+    """Run, feed and control a queue-worker for OpenFaaS on NATS JetStream.
 
     Settings come from the environment, in lower case (max_inflight=10) or as QUEUE_WORKER_MAX_INFLIGHT=10.
     """
 
 
 def program() -> None:
-    """``queue-worker``."""
+    """Start ``queue-worker``."""
     if sys.argv[1:2] in (["run"], ["gateway"]):
-        stop_before_it_works()
+        exit_on_stop_signals()
     main(prog_name="queue-worker")
 
 
 def charts() -> None:
-    """``jetstream-queue-worker``: `queue-worker run` under the name, and with the flags, that OpenFaaS's charts use."""
-    stop_before_it_works()
+    """Start `queue-worker run` under the name ``jetstream-queue-worker``, with the charts' flags."""
+    exit_on_stop_signals()
     ignored, rest, arguments = [], [], iter(sys.argv[1:])
     for argument in arguments:
         if not (flag := re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)):
@@ -75,31 +75,37 @@ def charts() -> None:
     main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
 
 
-def stop_before_it_works() -> None:
-    """Told to stop while it is still being imported, or once more when it has stopped, a server ends at once, with 0.
+def exit_on_stop_signals() -> None:
+    """End the process at once, with exit code 0, on a stop signal before or after the server's own handlers are set.
 
-    As process 1 of a container it would not even hear that: there the kernel drops a SIGTERM that has no handler.
+    Without this handler, process 1 of a container ignores SIGTERM: the kernel drops a signal that has no handler there.
     """
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: os._exit(0))
 
 
-def stop_no_more() -> None:
-    """From now on no signal is heard: the process is about to end, and Python's own end would die of one."""
-    for number in STOPS:
+def ignore_stop_signals() -> None:
+    """Ignore stop signals from now on: one that arrives while Python finalizes would change the exit code."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def settings_or_exit(environment: dict[str, str] | None = None) -> Loaded:
-    """The settings; where some cannot be used, the message that names them all, and exit code 2."""
+def settings_or_exit(environment: dict[str, str] | None = None) -> LoadedSettings:
+    """Load the settings; where some are invalid, print the message that names them all and exit with code 2."""
     try:
         return load(dict(os.environ) if environment is None else environment)
     except InvalidSettingsError as error:
-        click.echo(f"queue-worker: {error}", err=True)
-        raise SystemExit(2) from None
+        fail(error, code=2)
 
 
-def fail(error: Any) -> None:
-    """A fatal error at run time: one line, exit code 1."""
+def fail(error: object, *, code: int = 1) -> NoReturn:
+    """Print a fatal error as one line, and exit; code 1 is an error at run time, 2 a bad usage."""
     click.echo(f"queue-worker: {error}", err=True)
-    raise SystemExit(1)
+    raise SystemExit(code)
+
+
+def leaf_errors(error: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group and of the groups in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in leaf_errors(each)]
+    return [error]

@@ -1,4 +1,4 @@
-"""One worker process, wired to the world."""
+"""One worker process: the core connected to NATS, HTTP, logs and metrics."""
 
 from __future__ import annotations
 
@@ -40,101 +40,101 @@ from ..ports import Callbacks, Emit, Functions
 from ..run import run
 from ..services import CoreConfig, Services
 from ..timers import Timers
-from . import STOPS
+from . import STOP_SIGNALS
 
 _SETTLE_WITHIN = 3.0
-"""Seconds that a drain waits for the last confirmations: with the default shutdown_timeout, the whole stays below the
-30 s that Kubernetes grants."""
+"""Seconds that a drain waits for the last confirmations. With the default shutdown_timeout, the sum is below
+Kubernetes's 30 s."""
 
 
-def work(settings: Settings, part: WorkerRank | None, lines: LogWriter) -> None:
-    """Work until a drain has ended.
+def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -> None:
+    """Run the worker until a drain has ended.
 
     Args:
         settings: the worker's.
-        part: what this process is of it; None where it is all of it, and serves metrics and health itself.
-        lines: the log's, which Trio has written.
+        rank: which of several processes this is; None for a single process, which serves metrics and health itself.
+        writer: the log's buffer, which Trio flushes.
 
     Raises:
-        worker.ports.MisconfiguredError: what we found at the broker cannot work. (In a group, as nurseries raise.)
-        worker.nats.connection.ConnectionClosedError: the connection was lost for good. (The same.)
-        OSError: the port is taken. (The same.)
+        worker.ports.MisconfiguredError: the stream or a consumer cannot be used. (In a group, as nurseries raise.)
+        worker.nats.connection.ConnectionClosedError: the connection was lost for good. (In a group.)
+        OSError: the port is taken. (In a group.)
     """
-    _open_many_files()
-    _collect_less()
+    _raise_file_limit()
+    _tune_garbage_collector()
     metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
-    if part is None:
-        trio.run(_main, settings, metrics, None, instruments=[lines])
+    if rank is None:
+        trio.run(_main, settings, metrics, None, instruments=[writer])
         return
-    ours = dataclasses.replace(
+    own_settings = dataclasses.replace(
         settings,
-        max_inflight=share(settings.max_inflight, part.of, part.number),
-        function_minimums=share_minimums(settings.function_minimums or (), part.of, part.number),
+        max_inflight=share(settings.max_inflight, rank.count, rank.number),
+        function_minimums=share_minimums(settings.function_minimums or (), rank.count, rank.number),
     )
     try:
-        trio.run(_main, ours, metrics, part, instruments=[lines])
+        trio.run(_main, own_settings, metrics, rank, instruments=[writer])
     finally:
-        part.say(METRICS, metrics.exposition().decode())
+        rank.send(METRICS, metrics.render_text().decode())
 
 
-def _open_many_files() -> None:
-    """As many as we may: a connection is one, and the soft limit is for programs that use select. Go does the same."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS tells of a limit that it does not take
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _raise_file_limit() -> None:
+    """Raise the limit of open files to the hard one, as Go does: each connection is a file."""
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS reports a limit that it does not accept
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
-def _collect_less() -> None:
-    """Have the garbage collector look less often, and not at what will stay: 6 of 130 µs a message (measured).
+def _tune_garbage_collector() -> None:
+    """Run the garbage collector less often, and never over the modules: this saves 6 of 130 µs per message (measured).
 
-    Nothing that a message makes is part of a cycle, unless something fails: counting references frees it all.
+    No object of a message is part of a cycle, unless something fails, so counting references frees them.
     """
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
-async def _main(settings: Settings, metrics: Metrics, part: WorkerRank | None) -> None:
+async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -> None:
     log = log_sink(settings)
 
     def emit(event: Event) -> None:
         metrics(event)
         log(event)
 
-    with trio.open_signal_receiver(*STOPS) as stops:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
         async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
-            services = services_of(settings, queue, functions, callbacks, emit)
+            services = build_services(settings, queue, functions, callbacks, emit)
             observed = _Observed(metrics, queue, services)
             async with trio.open_nursery() as beside:
-                if part is None:
-                    from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does without
+                if rank is None:
+                    from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does not need it
 
                     serve = partial(serve_observers, settings.http_host, settings.http_port, observed)
                     emit(Listening(await beside.start(serve)))
                 else:
-                    beside.start_soon(_answer, part, observed, services.drain)
+                    beside.start_soon(_serve_parent, rank, observed, services.drain)
                 beside.start_soon(watch_backlog, queue, emit)
                 await run(services, stops)
                 beside.cancel_scope.cancel()
 
 
-async def _answer(part: WorkerRank, observed: _Observed, drain: Drain) -> None:
-    """Answer the parent. When it is gone, stop as it would have told us to: nobody else will."""
-    await part.answer(observed)
+async def _serve_parent(rank: WorkerRank, observed: _Observed, drain: Drain) -> None:
+    """Answer the parent's queries. When the parent has ended, drain, because no other process would end this one."""
+    await rank.serve(observed)
     if not drain.intake.cancelled:
         signal.raise_signal(signal.SIGTERM)
 
 
 @asynccontextmanager
 async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
-    """Where invocations and their results go."""
+    """Open the HTTP clients for invocations and callbacks."""
     async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
         yield functions, callbacks
 
 
-def services_of(
+def build_services(
     settings: Settings, queue: NatsQueue, functions: Functions, callbacks: Callbacks, emit: Emit
 ) -> Services:
-    """The slice of the settings that the core goes by, and its books, all new."""
+    """Build the core's services from the settings that it needs, with empty state."""
     config = CoreConfig(
         slots=settings.max_inflight,
         retry=Retry(
@@ -148,7 +148,7 @@ def services_of(
         settle_within=_SETTLE_WITHIN,
         namespace=settings.default_function_name,
         user_agent=f"queue-worker/{__version__}",
-        make_flow=partial(_flow_of, settings),
+        make_flow=partial(_new_flow, settings),
     )
     return Services(
         queue=queue,
@@ -166,8 +166,8 @@ def services_of(
     )
 
 
-def _flow_of(settings: Settings, name: str) -> Flow:
-    """The books of a flow. What comes by the bare subject, or by a consumer that is shared, is not one function's."""
+def _new_flow(settings: Settings, name: str) -> Flow:
+    """Make the state of a flow. The bare subject and a shared consumer belong to no single function."""
     if not name.startswith(f"{settings.queue_name}."):
         return Flow(name)
     function = label_of(settings.queue_name, name)
@@ -176,18 +176,18 @@ def _flow_of(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.observed.Observed`."""
+    """See :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
-        self._metrics, self._queue, self._bench = metrics, queue, services
+        self._metrics, self._queue, self._services = metrics, queue, services
 
     async def metrics(self) -> str:
-        return self._metrics.exposition().decode()
+        return self._metrics.render_text().decode()
 
     async def not_alive(self) -> str | None:
-        return None  # that it answers at all is the health of the loop
+        return None  # an answer is itself the proof that the loop runs
 
     async def not_ready(self) -> str | None:
-        if self._bench.drain.intake.cancelled:
+        if self._services.drain.intake.cancelled:
             return "draining"
         return None if self._queue.ready else "not connected to NATS, or no consumer there"

@@ -10,9 +10,9 @@ from . import settings_or_exit
 
 @click.command()
 def command() -> None:
-    """Print the effective settings, and where each came from.
+    """Print the effective settings and the origin of each.
 
-    Secrets are masked. Exits with 2 where a setting cannot be used.
+    Secrets are masked. The exit code is 2 where a setting is invalid.
     """
     loaded = settings_or_exit()
     rows = describe(loaded)

@@ -8,47 +8,70 @@ from pathlib import Path
 import click
 import httpx
 import trio
+from dotenv.parser import Binding, parse_stream
 
 from ..dev.children import ChildEndedError
-from ..dev.demo import demonstrate
-from ..dev.dotenv import read_dotenv
+from ..dev.demo import run_demo
 from ..dev.run import run
 from ..dev.stack import NotStartedError
-from . import fail, settings_or_exit
+from . import fail, leaf_errors, settings_or_exit
 
 
 @click.command()
-@click.option("--demo", is_flag=True, help="Submit a few hundred invocations, show what becomes of them, and end.")
+@click.option("--demo", is_flag=True, help="Submit a few hundred invocations, show their outcomes, and end.")
 def command(*, demo: bool) -> None:
-    """Everything on one machine: NATS, gateway, demo functions and a worker.
+    """Run everything on one machine: NATS, gateway, demo functions and a worker.
 
-    Listens on the loopback, unless the settings say otherwise, and reads more settings from the file .env, if there is
-    one. The demonstration takes free ports, a temporary directory and settings of its own.
+    Listens on the loopback, unless the settings name other addresses. Reads more settings from the file .env, if there
+    is one. The demonstration uses free ports, a temporary directory and settings of its own.
     """
     failed: BaseExceptionGroup[Exception] | None = None
     try:
         if demo:
-            raise SystemExit(0 if trio.run(demonstrate, dict(os.environ)) else 1)
+            raise SystemExit(0 if trio.run(run_demo, dict(os.environ)) else 1)
         environment = _environment()
         for warning in settings_or_exit(environment).warnings:
             click.echo(f"warning: {warning}", err=True)
         trio.run(run, environment)
     except* (NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as group:
-        failed = group  # Python 3.11.2 puts what is raised here into a group
+        failed = group  # Python 3.11.2 puts an exception that is raised here into a group
     if failed:
-        # What else failed follows from a child's end.
-        fail(min(_leaves(failed), key=lambda error: not isinstance(error, ChildEndedError)))
+        # When a child has ended, the other errors are consequences of that.
+        fail(min(leaf_errors(failed), key=lambda error: not isinstance(error, ChildEndedError)))
 
 
 def _environment() -> dict[str, str]:
-    """The variables of .env, and the environment's over them."""
+    """Return the variables of .env, overridden by those of the environment."""
     try:
         return read_dotenv(Path(".env")) | os.environ
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
+def read_dotenv(path: Path) -> dict[str, str]:
+    """Return the variables that the file *path* sets; none where there is no such file.
+
+    Raises:
+        ValueError: python-dotenv skips a line, or sets a name that no variable can have. The text names the line.
+        OSError: the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
+    for binding in bindings:
+        if not _is_usable(binding):
+            text = binding.original.string
+            blank_lines = text[: len(text) - len(text.lstrip())].count("\n")
+            raise ValueError(f"{path}, line {binding.original.line + blank_lines}: not NAME=VALUE")
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
+
+
+def _is_usable(binding: Binding) -> bool:
+    """Return whether *binding* is a comment, or sets a variable that a child process can inherit."""
+    if binding.error or "\0" in binding.original.string:
+        return False
+    return binding.key is None or (binding.key.isidentifier() and binding.value is not None)

@@ -1,50 +1,53 @@
-"""What `pause`, `resume` and `purge` have in common: a function's name, and a moment at the broker."""
+"""The common parts of `pause`, `resume` and `purge`: a function's name, and the errors of a command."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import click
-import trio
 
 from ..config import Settings
-from ..nats.commands import NotSupportedError, Session, connected
+from ..nats.commands import NotSupportedError, Session, session
 from ..nats.function_state import PauseState
-from ..policy.names import split_function
+from ..policy.names import parse_function
+from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail
 
 T = TypeVar("T")
 
 
-def label(function: str, settings: Settings) -> str:
-    """``name.namespace`` of *function*, or the message that it is no function's name, and exit code 2."""
-    if (split := split_function(function, settings.default_function_name)) is None:
-        raise click.UsageError(
-            f"not a function's name: {function[:80]!r}; write name or name.namespace,"
-            " of lower-case letters, digits, - and _"
-        )
-    return ".".join(split)
+def function_label(function: str, settings: Settings) -> str:
+    """Return ``name.namespace`` of *function*; exit with code 2 where that is no function's name."""
+    try:
+        return ".".join(parse_function(function, settings.default_function_name))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
-def do(settings: Settings, what: Callable[[Session, str], Awaitable[T]], label: str) -> T:
-    """Do it at the broker; where that fails, one line and exit code 1, or 2 where it cannot be done to this queue."""
-    said = trio.run(connected, settings, lambda place: what(place, label))
-    if isinstance(said, NotSupportedError):
-        click.echo(f"queue-worker: {said}", err=True)
-        raise SystemExit(2)
-    if isinstance(said, Exception):
-        fail(said)
-    return said  # type: ignore[return-value]  # what is left
+def run_command(settings: Settings, command: Callable[[Session, str], Awaitable[T]], label: str) -> T:
+    """Run *command* for the function *label*; exit with code 1 where it fails, or 2 where the mode rules it out."""
+
+    async def run() -> T:
+        async with session(settings) as opened:
+            return await command(opened, label)
+
+    try:
+        return asyncio.run(run())
+    except (BrokerUnavailableError, MisconfiguredError) as error:
+        fail(error)
+    except NotSupportedError as error:
+        fail(error, code=2)
 
 
-def in_force(paused: Mapping[str, PauseState], queue: str) -> None:
-    """Print what is paused."""
+def print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
+    """Print the functions that are paused."""
     click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
-    for each, control in paused.items():
-        click.echo(f"  {each}  since {control.since}" if control.since else f"  {each}")
+    for label, state in paused.items():
+        click.echo(f"  {label}  since {state.since}" if state.since else f"  {label}")
 
 
-def messages(count: int) -> str:
-    """So many messages, in words."""
+def count_messages(count: int) -> str:
+    """Return a number of messages in words."""
     return "1 message" if count == 1 else f"{count} messages"

@@ -13,8 +13,8 @@ from . import fail, settings_or_exit
 def command() -> None:
     """Put invocations on the queue, by HTTP.
 
-    POST /async-function/NAME answers 202 once the queue has stored the invocation; /function/NAME is passed on to the
-    functions at gateway_url. Listens on listen_host:listen_port.
+    POST /async-function/NAME answers 202 once the queue has stored the invocation. Requests to /function/NAME are
+    passed on to the functions at gateway_url. Listens on listen_host:listen_port.
     """
     loaded = settings_or_exit()
     for warning in loaded.warnings:

@@ -6,7 +6,7 @@ import click
 
 from ..nats.commands import pause
 from . import settings_or_exit
-from .function import do, in_force, label
+from .function import function_label, print_paused, run_command
 
 
 @click.command()
@@ -14,11 +14,11 @@ from .function import do, in_force, label
 def command(function: str) -> None:
     """Start no more invocations of FUNCTION, on any worker, until `queue-worker resume`.
 
-    FUNCTION is name or name.namespace. Its invocations go on being queued; those that run now run to their end. That
-    is remembered at the broker, so workers that start later obey it too. A queue in static mode cannot do this.
+    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
+    is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
     """
     settings = settings_or_exit().settings
-    named = label(function, settings)
-    paused = do(settings, pause, named)
-    click.echo(f"{named} is paused")
-    in_force(paused, settings.queue_name)
+    label = function_label(function, settings)
+    paused = run_command(settings, pause, label)
+    click.echo(f"{label} is paused")
+    print_paused(paused, settings.queue_name)

@@ -6,7 +6,7 @@ import click
 
 from ..nats.commands import resume
 from . import settings_or_exit
-from .function import do, in_force, label
+from .function import function_label, print_paused, run_command
 
 
 @click.command()
@@ -17,7 +17,7 @@ def command(function: str) -> None:
     FUNCTION is name or name.namespace.
     """
     settings = settings_or_exit().settings
-    named = label(function, settings)
-    paused = do(settings, resume, named)
-    click.echo(f"{named} is not paused")
-    in_force(paused, settings.queue_name)
+    label = function_label(function, settings)
+    paused = run_command(settings, resume, label)
+    click.echo(f"{label} is not paused")
+    print_paused(paused, settings.queue_name)

@@ -8,15 +8,15 @@ import click
 import structlog
 import trio
 
-from ..config import Loaded
+from ..config import LoadedSettings
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
-from ..parent.control_socket import FATAL, WorkerRank, part_of
+from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..ports import MisconfiguredError
-from . import STOPS, fail, settings_or_exit, stop_no_more
+from . import STOP_SIGNALS, fail, ignore_stop_signals, leaf_errors, settings_or_exit
 
-PARENT = 0
-"""Its number among the processes."""
+PARENT_NUMBER = 0
+"""Number of the parent in the log field ``process``."""
 
 
 @click.command()
@@ -24,26 +24,27 @@ PARENT = 0
 def command(ignored_flag: tuple[str, ...]) -> None:
     """Take invocations off the queue and run them.
 
-    Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: no new work is
-    taken, running invocations end, or are given back after shutdown_timeout. A second signal gives them back at once.
+    Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: the worker takes no
+    new work, lets running invocations end, and gives them back after shutdown_timeout. A second signal gives them back
+    at once.
     """
-    part = part_of(os.environ)
+    rank = worker_rank(os.environ)
     loaded = settings_or_exit()
-    several = loaded.settings.processes > 1
-    number = part.number if part else PARENT
-    lines = configure(loaded.settings, process=number if several else None)
-    if part is None:
-        _tell(loaded, ignored_flag)
+    has_processes = loaded.settings.processes > 1
+    number = rank.number if rank else PARENT_NUMBER
+    writer = configure(loaded.settings, process=number if has_processes else None)
+    if rank is None:
+        _log_start(loaded, ignored_flag)
     try:
-        if several and part is None:
-            _be_parent(loaded, lines)
+        if has_processes and rank is None:
+            _run_parent(loaded, writer)
         else:
-            _work(loaded, part, lines)
+            _run_worker(loaded, rank, writer)
     finally:
-        stop_no_more()
+        ignore_stop_signals()
 
 
-def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
+def _log_start(loaded: LoadedSettings, ignored_flag: tuple[str, ...]) -> None:
     log = structlog.get_logger()
     if ignored_flag:
         log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
@@ -51,43 +52,38 @@ def _tell(loaded: Loaded, ignored_flag: tuple[str, ...]) -> None:
         log.warning(warning)
 
 
-def _be_parent(loaded: Loaded, lines: LogWriter) -> None:
-    from ..parent.processes import Ended, command_again  # noqa: PLC0415 -- one process does without
+def _run_parent(loaded: LoadedSettings, writer: LogWriter) -> None:
+    from ..parent.processes import ExitStatus, own_command  # noqa: PLC0415 -- a single process does not need them
     from ..parent.run import run  # noqa: PLC0415 -- the same
 
-    ended, failed = Ended(0), None
+    status, failed = ExitStatus(0), None
     try:
-        ended = trio.run(run, loaded.settings, command_again(), os.environ, STOPS, instruments=[lines])
+        status = trio.run(run, loaded.settings, own_command(), os.environ, STOP_SIGNALS, instruments=[writer])
     except* OSError as group:
-        failed = group  # Python 3.11.2 puts what is raised here into a group
+        failed = group  # Python 3.11.2 puts an exception that is raised here into a group
     if failed:
-        fail(_told(failed))
-    if ended.why:
-        click.echo(f"queue-worker: {ended.why}", err=True)
-    raise SystemExit(ended.code)
+        fail(_text(failed))
+    if status.reason:
+        click.echo(f"queue-worker: {status.reason}", err=True)
+    raise SystemExit(status.code)
 
 
-def _work(loaded: Loaded, part: WorkerRank | None, lines: LogWriter) -> None:
-    from ..nats.connection import ConnectionClosedError  # noqa: PLC0415 -- the parent does without, and stays small
-    from .assemble import work  # noqa: PLC0415 -- the same
+def _run_worker(loaded: LoadedSettings, rank: WorkerRank | None, writer: LogWriter) -> None:
+    # Imported here, because the parent does not need them and stays smaller without.
+    from ..nats.connection import ConnectionClosedError  # noqa: PLC0415
+    from .assemble import run_worker  # noqa: PLC0415
 
-    ended: BaseExceptionGroup[Exception] | None = None
+    failed: BaseExceptionGroup[Exception] | None = None
     try:
-        work(loaded.settings, part, lines)
+        run_worker(loaded.settings, rank, writer)
     except* (MisconfiguredError, ConnectionClosedError, OSError) as group:
-        ended = group  # as above
-    if ended and part and ended.subgroup(MisconfiguredError):
-        part.say(FATAL, _told(ended))  # the parent says it, once for all
+        failed = group  # as above
+    if failed and rank and failed.subgroup(MisconfiguredError):
+        rank.send(FATAL, _text(failed))  # the parent prints it, once for all processes
         raise SystemExit(1)
-    if ended:
-        fail(_told(ended))
+    if failed:
+        fail(_text(failed))
 
 
-def _told(group: BaseExceptionGroup[Exception]) -> str:
-    return "; ".join(str(error) for error in _leaves(group))
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
+def _text(group: BaseExceptionGroup[Exception]) -> str:
+    return "; ".join(str(error) for error in leaf_errors(group))

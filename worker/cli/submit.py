@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..config import Settings
-from ..gateway.message import Draft, Message, compose, fields
+from ..gateway.message import Draft, Message, canonical_headers, compose
 from ..gateway.publisher import MessageTooLargeError
 from ..gateway.submit import submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail, settings_or_exit
 
-_LONGEST_BODY = 48 * 2**20
-"""Bytes: what a message of 64 MiB, the most that NATS can be set to, has room for."""
+_MAX_BODY = 48 * 2**20
+"""Bytes of a body that fits a message of 64 MiB, NATS's largest possible max_payload."""
 
 
 @click.command()
@@ -33,10 +33,10 @@ _LONGEST_BODY = 48 * 2**20
 @click.option("--method", default="POST", show_default=True, help="The method to invoke the function with.")
 @click.option("--path", default="", help="The path below the function, escaped as in a URL.")
 @click.option("--query", default="", help="The query, escaped as in a URL.")
-@click.option("--callback", metavar="URL", help="Where the result is to be posted.")
+@click.option("--callback", metavar="URL", help="The URL to post the result to.")
 @click.option("--annotation", "annotations", metavar="KEY=VALUE", multiple=True, help="An annotation; repeatable.")
-@click.option("--call-id", help="The call id; one is made where none is given.")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many to submit.")
+@click.option("--call-id", help="The call id; by default a new one.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="The number of invocations.")
 def command(
     *,
     function: str,
@@ -53,24 +53,24 @@ def command(
 ) -> None:
     """Put one or many invocations of FUNCTION on the queue.
 
-    Talks to NATS itself, with no gateway between, and prints the call id of each invocation once it is stored. Without
-    --data and --data-file the body is read from standard input, unless that is a terminal.
+    Connects to NATS, not to a gateway, and prints the call id of each invocation once it is stored. Without --data and
+    --data-file the body is read from standard input, unless that is a terminal.
     """
     if call_id and count > 1:
         raise click.UsageError("--call-id names one invocation: leave it out, or --count")
     if data is not None and data_file is not None:
         raise click.UsageError("--data and --data-file are two bodies: keep one")
     settings = settings_or_exit().settings
-    pairs = [_pair(header, ":", "--header") for header in headers]
+    pairs = [_split_option(header, ":", "--header") for header in headers]
     pairs += [("X-Callback-Url", callback)] if callback else []
     pairs += [("X-Call-Id", call_id)] if call_id else []
     encoded = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs]
-    notes = dict(_pair(annotation, "=", "--annotation") for annotation in annotations)
+    annotation_pairs = dict(_split_option(annotation, "=", "--annotation") for annotation in annotations)
 
     def draft() -> Draft:
         return compose(
             function,
-            fields(encoded),
+            canonical_headers(encoded),
             queue=settings.queue_name,
             namespace=settings.default_function_name,
             new_call_id=str(uuid4()),
@@ -78,7 +78,7 @@ def command(
             method=method,
             path=f"/{path}" if path and not path.startswith("/") else path,
             query=query.removeprefix("?"),
-            annotations=notes,
+            annotations=annotation_pairs,
             partitions=settings.queue_partitions,
         )
 
@@ -86,7 +86,7 @@ def command(
         draft()
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    body = _body(data, data_file)
+    body = _read_body(data, data_file)
     _submit(settings, (draft().message(body) for _ in range(count)), count)
 
 
@@ -94,17 +94,17 @@ def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None
     stored = 0
     with _progress(count) as advance:
 
-        def confirmed(message: Message, known: bool) -> None:
+        def on_stored(message: Message, is_duplicate: bool) -> None:
             nonlocal stored
             stored += 1
-            if known:
+            if is_duplicate:
                 click.echo(f"queue-worker: the queue had call id {message.call_id} already: not queued again", err=True)
             print(message.call_id)
             advance()
 
         problem: Exception | None = None
         try:
-            asyncio.run(submit(settings, messages, confirmed))
+            asyncio.run(submit(settings, messages, on_stored))
         except (BrokerUnavailableError, MessageTooLargeError, MisconfiguredError) as error:
             problem = error
         finally:
@@ -115,7 +115,7 @@ def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None
 
 @contextlib.contextmanager
 def _progress(count: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, where that is a terminal and there is something to watch."""
+    """Draw a progress bar on standard error, if that is a terminal and *count* is above one."""
     console = Console(stderr=True)
     if count == 1 or not console.is_terminal:
         yield lambda: None
@@ -125,26 +125,26 @@ def _progress(count: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _pair(text: str, separator: str, option: str) -> tuple[str, str]:
+def _split_option(text: str, separator: str, option: str) -> tuple[str, str]:
     name, found, value = text.partition(separator)
     if not found or not name.strip():
         raise click.UsageError(f"{option} {text[:80]!r} has no name and {separator!r} before its value")
     return name.strip(), value.strip()
 
 
-def _body(data: str | None, data_file: str | None) -> bytes:
+def _read_body(data: str | None, data_file: str | None) -> bytes:
     if data is not None:
         return data.encode("utf-8", "surrogateescape")
     if data_file not in (None, "-"):
         try:
             with Path(str(data_file)).open("rb") as file:
-                body = file.read(_LONGEST_BODY + 1)
+                body = file.read(_MAX_BODY + 1)
         except OSError as error:
             raise click.UsageError(f"--data-file {data_file}: {error.strerror}") from None
     elif data_file == "-" or not sys.stdin.isatty():
-        body = sys.stdin.buffer.read(_LONGEST_BODY + 1)
+        body = sys.stdin.buffer.read(_MAX_BODY + 1)
     else:
         body = b""
-    if len(body) > _LONGEST_BODY:
-        fail(f"the body is too large: no message to NATS has room for more than {_LONGEST_BODY} bytes")
+    if len(body) > _MAX_BODY:
+        fail(f"the body is too large: no message to NATS has room for more than {_MAX_BODY} bytes")
     return body

@@ -1,1 +1,1 @@
-"""Everything on one machine: NATS, gateway, demo functions and a worker, each a child process of one Trio program."""
+"""``queue-worker dev``: NATS, gateway, demo functions and a worker, each a child process of one Trio program."""

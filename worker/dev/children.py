@@ -6,7 +6,6 @@ their nesting, innermost first.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,15 +13,17 @@ from dataclasses import dataclass
 
 import trio
 
-_LONGEST_LINE = 64 * 1024
-"""Bytes after which a line is passed on in pieces."""
+from ..parent.processes import exit_text
 
-Say = Callable[[str, str], None]
-"""Told each line of output: the child's name, the line."""
+_MAX_LINE = 64 * 1024
+"""Bytes of output without a line end that are passed on as a line of their own."""
+
+Output = Callable[[str, str], None]
+"""Function that is called with a child's name and one line of its output."""
 
 
 class ChildEndedError(Exception):
-    """A child ended that nobody had stopped."""
+    """A child ended although :meth:`Child.stop` was not called."""
 
 
 @dataclass(eq=False)
@@ -34,38 +35,43 @@ class Child:
     stopping: bool = False
 
     async def stop(self, within: float) -> int:
-        """Ask it to end (SIGTERM), and kill it where it does not within so many seconds; its exit code."""
+        """Send SIGTERM, kill the process if it runs *within* seconds later, and return its exit code."""
         self.stopping = True
-        self.signal()
+        self.terminate()
         with trio.move_on_after(within):
             return await self.process.wait()
         self.process.kill()
         return await self.process.wait()
 
-    def signal(self) -> None:
-        """SIGTERM, once more."""
+    def terminate(self) -> None:
+        """Send SIGTERM, unless the process has ended."""
         if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.terminate()
 
 
 @asynccontextmanager
 async def child(
-    name: str, command: Sequence[str], environment: Mapping[str, str], say: Say, stop_within: float, *pass_fds: int
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    output: Output,
+    stop_within: float,
+    *pass_fds: int,
 ) -> AsyncIterator[Child]:
-    """Run *command* beside the block, and stop it when the block is left, however it is left.
+    """Run *command* beside the block, and stop it when the block is left.
 
-    It is in a process group of its own, so that Ctrl-C reaches only us, and we say who stops when.
+    The child has a process group of its own. So Ctrl-C reaches only this program, which stops the children in order.
 
     Args:
-        name: what to call it.
+        name: the child's name in the output.
         command: program and arguments.
-        environment: its variables, all of them.
-        say: told its output, both streams, line by line.
-        stop_within: seconds for it to end when asked, before it is killed.
-        pass_fds: files that it inherits.
+        environment: all of the child's variables.
+        output: called with each line of its standard output and standard error.
+        stop_within: seconds between SIGTERM and SIGKILL.
+        pass_fds: files that the child inherits.
 
     Raises:
-        ChildEndedError: it ended by itself. (In a group, as nurseries raise.)
+        ChildEndedError: the child ended before it was stopped. (In a group, as nurseries raise.)
     """
     process = await trio.lowlevel.open_process(
         list(command),
@@ -76,26 +82,25 @@ async def child(
         process_group=0,
         pass_fds=pass_fds,
     )
-    running = Child(name, process)
+    started = Child(name, process)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, running, say)
+        nursery.start_soon(_watch, started, output)
         try:
-            yield running
+            yield started
         finally:
             with trio.CancelScope(shield=True):
-                await running.stop(stop_within)
+                await started.stop(stop_within)
 
 
-async def _watch(running: Child, say: Say) -> None:
-    """Pass the output on, and complain where the process ends without having been asked to."""
-    with trio.CancelScope(shield=True):  # what it writes while it is being stopped counts, and it must not block on it
-        async for line in _lines(running.process):
-            say(running.name, line)
-        code = await running.process.wait()
-    if not running.stopping:
-        what = f"ended by itself, {_how(code)}"
-        say(running.name, what)
-        raise ChildEndedError(f"{running.name} {what}")
+async def _watch(watched: Child, output: Output) -> None:
+    """Pass the output on, and raise ChildEndedError where the process ends before it was stopped."""
+    with trio.CancelScope(shield=True):  # a child that is being stopped must not block on its output
+        async for line in _lines(watched.process):
+            output(watched.name, line)
+        code = await watched.process.wait()
+    if not watched.stopping:
+        output(watched.name, exit_text(code))
+        raise ChildEndedError(f"{watched.name} {exit_text(code)}")
 
 
 async def _lines(process: trio.Process) -> AsyncIterator[str]:
@@ -103,13 +108,9 @@ async def _lines(process: trio.Process) -> AsyncIterator[str]:
     rest = b""
     async for chunk in process.stdout:
         *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _LONGEST_LINE:
+        if len(rest) > _MAX_LINE:
             lines, rest = [*lines, rest], b""
         for line in lines:
             yield line.decode("utf-8", "replace").rstrip("\r")
     if rest:
         yield rest.decode("utf-8", "replace")
-
-
-def _how(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

@@ -1,4 +1,4 @@
-"""``queue-worker dev --demo``: a few hundred invocations, from the gateway to their callbacks, and a verdict."""
+"""``queue-worker dev --demo``: submit a few hundred invocations, follow them to their callbacks, and check each."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..config import FIELDS
+from ..config import SETTING_FIELDS
 from .children import Child
 from .run import printer, until_signalled
 from .stack import NotStartedError, Stack, free_port, stack
-from .verdict import Seen, judge, table
+from .verdict import Observation, find_faults, summary_table
 
-PLAN = {"fast": 150, "slow": 40, "flaky": 60, "broken": 30}
-"""What is submitted first, and worked off before the worker is told to stop."""
-LAST = {"slow": 10}
-"""What runs when it is."""
+FIRST_CALLS = {"fast": 150, "slow": 40, "flaky": 60, "broken": 30}
+"""Function to number of invocations that are submitted first, and must end before the drain."""
+LAST_CALLS = {"slow": 10}
+"""Function to number of invocations that run while the worker drains."""
 _SETTINGS = {
     "nats_host": "127.0.0.1",
     "listen_host": "127.0.0.1",
@@ -34,77 +34,81 @@ _SETTINGS = {
     "initial_retry_wait": "200ms",
     "max_retry_wait": "2s",
 }
-"""Waits short enough for someone who looks on, and few enough slots that there is something to see."""
-_WITHIN = 60.0
-"""Seconds for everything to be worked off. It takes about six; what is missing after that is not coming."""
-_LOOK = 0.2
-"""Seconds between two looks at how far it is."""
-_LINE = 1.0
-"""Seconds between two lines about it, where there is no terminal to draw on."""
-_AT_ONCE = 20
-"""Requests to the gateway at once."""
-_KEPT = 100
-"""Lines of the children's output that are shown where something goes wrong."""
-_SHOWN = 10
-"""Faults that are named; the rest are counted."""
+"""Settings of the demonstration: short waits, and so few slots that the progress is visible."""
+_FINISH_TIMEOUT = 60.0
+"""Seconds for all invocations to end. They take about six."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two requests for the progress."""
+_LINE_INTERVAL = 1.0
+"""Seconds between two lines of progress where standard output is no terminal."""
+_MAX_REQUESTS = 20
+"""Concurrent requests to the gateway."""
+_MAX_LINES = 100
+"""Last lines of the children's output that are printed after a failure."""
+_MAX_FAULTS = 10
+"""Faults that are printed; the others are counted."""
 
 
-async def demonstrate(environment: Mapping[str, str]) -> bool:
-    """Run the demonstration. True where every invocation ended as it must. It raises what ``stack`` does."""
-    log: deque[tuple[str, str]] = deque(maxlen=_KEPT)
-    say = printer() if environment.get("debug") in ("true", "1") else lambda name, line: log.append((name, line))
+async def run_demo(environment: Mapping[str, str]) -> bool:
+    """Run the demonstration, and return whether every invocation ended as expected.
+
+    Raises:
+        NotStartedError, ChildEndedError, InvalidSettingsError: as :func:`worker.dev.stack.stack`.
+    """
+    log: deque[tuple[str, str]] = deque(maxlen=_MAX_LINES)
+    output = printer() if environment.get("debug") in ("true", "1") else lambda name, line: log.append((name, line))
     started: list[Child] = []
 
     async def work() -> bool:
         click.echo("Starting NATS, demo functions, gateway and worker ...")
         with tempfile.TemporaryDirectory(prefix="queue-worker-demo-") as directory:
-            async with stack(_settings(environment), Path(directory), say, started) as running:
-                return await _Demonstration(running).run()
+            async with stack(_settings(environment), Path(directory), output, started) as running:
+                return await _Demo(running).run()
 
-    well: bool | None = False
+    succeeded: bool | None = False
     try:
-        well = await until_signalled(work, started)
+        succeeded = await until_signalled(work, started)
     finally:
-        if not well:
+        if not succeeded:
             for name, line in log:
                 printer()(name, line)
-    return well is True
+    return succeeded is True
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with our settings in place of all that it may have."""
+    """Return the environment with the demonstration's settings instead of its own."""
 
     def is_setting(variable: str) -> bool:
         name = variable.lower().removeprefix("queue_worker_")
-        return name in FIELDS or name.removesuffix("_file") in FIELDS
+        return name in SETTING_FIELDS or name.removesuffix("_file") in SETTING_FIELDS
 
     ports = {name: str(free_port()) for name in ("nats_port", "listen_port", "http_port")}
     kept = {name: value for name, value in environment.items() if not is_setting(name) or name == "debug"}
     return kept | _SETTINGS | ports
 
 
-class _Demonstration:
+class _Demo:
     def __init__(self, running: Stack) -> None:
         self._running = running
         self._settings = running.settings
         self._console = Console(highlight=False)
         self._client = httpx.AsyncClient(trust_env=False, timeout=10.0)
-        self._seen = Seen()
+        self._observed = Observation()
 
     async def run(self) -> bool:
-        """Submit, watch, drain, judge."""
+        """Submit the invocations, wait for them, drain the worker, and return whether there was no fault."""
         async with self._client:
-            await self._submit(PLAN)
-            async with self._shown() as progress:
-                await self._look_until(self._worked_off, progress)
-            await self._submit(LAST)
-            await self._look_until(self._last_are_running)
+            await self._submit(FIRST_CALLS)
+            async with self._progress() as progress:
+                await self._poll_until(self._all_called_back, progress)
+            await self._submit(LAST_CALLS)
+            await self._poll_until(self._all_invoked)
             code, seconds = await self._drain()
-            await self._look()
+            await self._poll()
         return self._report(code, seconds)
 
     async def _submit(self, plan: Mapping[str, int]) -> None:
-        limit = trio.CapacityLimiter(_AT_ONCE)
+        limit = trio.CapacityLimiter(_MAX_REQUESTS)
 
         async def submit(function: str) -> None:
             async with limit:
@@ -115,7 +119,7 @@ class _Demonstration:
                 )
             if answer.status_code != 202:
                 raise NotStartedError(f"the gateway answers {answer.status_code}: {answer.text.strip()[:200]}")
-            self._seen.functions[answer.headers["X-Call-Id"]] = function
+            self._observed.functions[answer.headers["X-Call-Id"]] = function
 
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -125,89 +129,89 @@ class _Demonstration:
         what = ", ".join(f"{count} {function}" for function, count in plan.items())
         self._console.print(f"Submitted {sum(plan.values())} in {trio.current_time() - began:.1f} s: {what}")
 
-    async def _look_until(self, done: Callable[[], bool], progress: Callable[[], None] = lambda: None) -> None:
-        """Look until *done*, but not for ever: what is missing then, the report will name."""
-        with trio.move_on_after(_WITHIN):
+    async def _poll_until(self, done: Callable[[], bool], progress: Callable[[], None] = lambda: None) -> None:
+        """Poll until *done*. After the timeout the report names the missing callbacks."""
+        with trio.move_on_after(_FINISH_TIMEOUT):
             while True:
-                await self._look()
+                await self._poll()
                 progress()
                 if done():
                     return
-                await trio.sleep(_LOOK)
+                await trio.sleep(_POLL_INTERVAL)
 
-    async def _look(self) -> None:
-        seen, functions = self._seen, f"{self._running.functions}/function"
-        seen.callbacks += await self._get(f"{functions}/receive?after={len(seen.callbacks)}")
-        seen.runs = {call: runs for call, _, runs in await self._get(f"{functions}/runs")}
+    async def _poll(self) -> None:
+        observed, functions = self._observed, f"{self._running.functions}/function"
+        observed.callbacks += await self._get(f"{functions}/receive?after={len(observed.callbacks)}")
+        observed.runs = {call: runs for call, _, runs in await self._get(f"{functions}/runs")}
         accounts = (await self._get(f"{self._running.monitor}/jsz?streams=true")).get("account_details", [])
-        held = {
+        stored = {
             stream["name"]: stream["state"]["messages"]
             for account in accounts
             for stream in account.get("stream_detail", [])
         }
-        seen.left = held.get(self._settings.nats_stream, -1)
-        seen.dead = held.get(f"{self._settings.nats_stream}-dead-letters", 0)
+        observed.left = stored.get(self._settings.nats_stream, -1)
+        observed.dead = stored.get(f"{self._settings.nats_stream}-dead-letters", 0)
 
     async def _get(self, url: str) -> Any:
         return (await self._client.get(url)).raise_for_status().json()
 
-    def _worked_off(self) -> bool:
-        return self._seen.left == 0 and self._seen.called_back().total() == len(self._seen.functions)
+    def _all_called_back(self) -> bool:
+        return self._observed.left == 0 and self._observed.called_back().total() == len(self._observed.functions)
 
-    def _last_are_running(self) -> bool:
-        return len(self._seen.runs) == len(self._seen.functions)
+    def _all_invoked(self) -> bool:
+        return len(self._observed.runs) == len(self._observed.functions)
 
     async def _drain(self) -> tuple[int, float]:
-        """Tell the worker to stop: its exit code, and how long it took."""
-        self._console.print(f"SIGTERM to the worker, while it runs {LAST['slow']} slow ones ...")
+        """Stop the worker; return its exit code and the seconds that this took."""
+        self._console.print(f"SIGTERM to the worker, while it runs {LAST_CALLS['slow']} slow invocations ...")
         began = trio.current_time()
-        code = await self._running.process.stop(self._settings.shutdown_timeout + 10)
+        code = await self._running.worker_process.stop(self._settings.shutdown_timeout + 10)
         return code, trio.current_time() - began
 
     def _report(self, code: int, seconds: float) -> bool:
-        faults = judge(self._seen, self._settings.max_retry_attempts)
+        faults = find_faults(self._observed, self._settings.max_retry_attempts)
         if code != 0:
             faults.append(f"the worker ended with exit code {code}, not 0")
-        say = self._console.print
-        say(f"It drained in {seconds:.1f} s and ended with exit code {code}.")
-        say(table(self._seen))
-        say(f"Left on the queue: {self._seen.left}. In the dead-letter stream: {self._seen.dead}.")
+        show = self._console.print
+        show(f"The worker drained in {seconds:.1f} s and ended with exit code {code}.")
+        show(summary_table(self._observed))
+        show(f"Left on the queue: {self._observed.left}. In the dead-letter stream: {self._observed.dead}.")
         if not faults:
-            say(f"All {len(self._seen.functions)} invocations ended as they must.", style="green")
+            show(f"All {len(self._observed.functions)} invocations ended as they must.", style="green")
             return True
-        say(f"{len(faults)} things are not as they must be:", style="red")
-        for fault in faults[:_SHOWN]:
-            say(f"  {fault}", markup=False)
-        if len(faults) > _SHOWN:
-            say(f"  and {len(faults) - _SHOWN} more")
+        show(f"{len(faults)} results are wrong:", style="red")
+        for fault in faults[:_MAX_FAULTS]:
+            show(f"  {fault}", markup=False)
+        if len(faults) > _MAX_FAULTS:
+            show(f"  and {len(faults) - _MAX_FAULTS} more")
         return False
 
     @asynccontextmanager
-    async def _shown(self) -> AsyncIterator[Callable[[], None]]:
-        """A way to show how far it is: bars on a terminal, elsewhere a line a second."""
+    async def _progress(self) -> AsyncIterator[Callable[[], None]]:
+        """Show the progress: as bars on a terminal, elsewhere as a line per second."""
         if not self._console.is_terminal:
-            yield self._line()
+            yield self._line_printer()
             return
         columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console) as bars:
-            tasks = {function: bars.add_task(function, total=count) for function, count in PLAN.items()}
+            tasks = {function: bars.add_task(function, total=count) for function, count in FIRST_CALLS.items()}
 
             def update() -> None:
-                called_back = self._seen.called_back()
+                called_back = self._observed.called_back()
                 for function, task in tasks.items():
                     bars.update(task, completed=called_back[function])
 
             yield update
 
-    def _line(self) -> Callable[[], None]:
+    def _line_printer(self) -> Callable[[], None]:
         began = last = trio.current_time()
 
         def update() -> None:
             nonlocal last
-            if trio.current_time() - last >= _LINE or self._worked_off():
+            if trio.current_time() - last >= _LINE_INTERVAL or self._all_called_back():
                 last = trio.current_time()
-                called_back = self._seen.called_back()
-                parts = (f"{function} {called_back[function]}/{count}" for function, count in PLAN.items())
+                called_back = self._observed.called_back()
+                parts = (f"{function} {called_back[function]}/{count}" for function, count in FIRST_CALLS.items())
                 self._console.print(f"{last - began:5.1f} s  " + "  ".join(parts))
 
         return update

@@ -1,14 +1,12 @@
-"""The demo functions: ``python -m worker.dev.functions FD`` serves them on the listening socket that it inherits as FD.
+"""The demo functions: ``python -m worker.dev.functions FD`` serves them on the inherited listening socket FD.
 
-============  ==========================================================================================
-``fast``      answers at once
-``slow``      answers after a second
-``flaky``     answers 503 the first one or two times it sees a call id, by the id, and 200 from then on
-``broken``    answers 500, always
-``echo``      answers with the request's body; its method and target are in X-Echo-Method and X-Echo-Target
-``receive``   takes callbacks; GET shows what came, ``?after=N`` only what came after the first N
-``runs``      GET tells how often each call id has reached each function
-============  ==========================================================================================
+- ``fast`` answers at once.
+- ``slow`` answers after a second.
+- ``flaky`` answers 503 to the first one or two requests with a call id, and 200 to later ones.
+- ``broken`` answers 500.
+- ``echo`` answers with the request's body, its method in X-Echo-Method and its target in X-Echo-Target.
+- ``receive`` stores callbacks. GET lists them; with ``?after=N`` without the first N.
+- ``runs`` lists how many requests with each call id have reached each function.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 _SLOW = 1.0
-"""Seconds that ``slow`` takes."""
-_REMEMBERED = 20_000
-"""Calls and callbacks that are remembered; past that, all are forgotten. A demonstration has a few hundred."""
-_LONGEST_BODY = 16 * 2**20
-"""Bytes that ``echo`` and the others read."""
+"""Seconds before ``slow`` answers."""
+_MAX_RECORDS = 20_000
+"""Calls, and callbacks, that are kept in memory before all are dropped. A demonstration has a few hundred."""
+_MAX_BODY = 16 * 2**20
+"""Bytes of a body that ``echo`` reads."""
 
 
 class DemoFunctions:
@@ -53,39 +51,39 @@ class DemoFunctions:
         request = Request(scope, receive)
         parts = request.url.path.split("/")
         function = parts[2].partition(".")[0] if parts[1] == "function" and len(parts) > 2 else ""
-        response = await self._answer(function, request)
+        response = await self._respond(function, request)
         await response(scope, receive, send)
 
-    async def _answer(self, function: str, request: Request) -> Response:
+    async def _respond(self, function: str, request: Request) -> Response:
         if function == "receive":
-            return self._show(request) if request.method == "GET" else self._take(request)
+            return self._list_callbacks(request) if request.method == "GET" else self._store_callback(request)
         if function == "runs":
             return JSONResponse([[call, name, runs] for (call, name), runs in self._runs.items()])
         if function not in self._handlers:
             return PlainTextResponse(f"no such function; there are {', '.join(self._handlers)}, receive, runs\n", 404)
-        if len(self._runs) > _REMEMBERED:
+        if len(self._runs) > _MAX_RECORDS:
             self._runs.clear()
         key = request.headers.get("x-call-id", ""), function
         self._runs[key] += 1
         return await self._handlers[function](request, self._runs[key])
 
-    def _take(self, request: Request) -> Response:
-        if len(self._received) >= _REMEMBERED:
+    def _store_callback(self, request: Request) -> Response:
+        if len(self._received) >= _MAX_RECORDS:
             self._received.clear()
         names = ("x-call-id", "x-function-name", "x-function-status", "x-duration-seconds", "x-retry", "x-retry-max")
         self._received.append({name: request.headers[name] for name in names if name in request.headers})
         return Response(status_code=202)
 
-    def _show(self, request: Request) -> Response:
+    def _list_callbacks(self, request: Request) -> Response:
         after = request.query_params.get("after", "0")
         return JSONResponse(self._received[int(after) if after.isdigit() else 0 :])
 
 
-async def _fast(request: Request, run: int) -> Response:  # noqa: ARG001 -- all have one form
+async def _fast(request: Request, run: int) -> Response:  # noqa: ARG001 -- all handlers have one signature
     return PlainTextResponse("done\n")
 
 
-async def _slow(request: Request, run: int) -> Response:  # noqa: ARG001 -- all have one form
+async def _slow(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
     await asyncio.sleep(_SLOW)
     return PlainTextResponse(f"done, after {_SLOW:g} s\n")
 
@@ -97,15 +95,15 @@ async def _flaky(request: Request, run: int) -> Response:
     return PlainTextResponse(f"done, the {run}. time\n")
 
 
-async def _broken(request: Request, run: int) -> Response:  # noqa: ARG001 -- all have one form
+async def _broken(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
     return PlainTextResponse("broken, as always\n", 500)
 
 
-async def _echo(request: Request, run: int) -> Response:  # noqa: ARG001 -- all have one form
+async def _echo(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _LONGEST_BODY:
+        if len(body) > _MAX_BODY:
             return PlainTextResponse("too much to echo\n", 413)
     query = request.scope["query_string"]
     target = request.scope["raw_path"] + (b"?" + query if query else b"")
@@ -114,7 +112,7 @@ async def _echo(request: Request, run: int) -> Response:  # noqa: ARG001 -- all 
 
 
 def failures_of_flaky(call_id: str) -> int:
-    """How often ``flaky`` fails for this call id: once or twice, the same in every process."""
+    """Return how often ``flaky`` fails for this call id: once or twice, the same in every process."""
     return 1 + zlib.crc32(call_id.encode()) % 2
 
 
@@ -131,7 +129,7 @@ def main() -> None:
         timeout_graceful_shutdown=1,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # for when uvicorn is done, and raises again what it got
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has stopped
     asyncio.run(uvicorn.Server(config).serve([listener]))
 
 

@@ -14,11 +14,11 @@ from typing import TypeVar
 import click
 import trio
 
-from .children import Child, Say
+from .children import Child, Output
 from .stack import NotStartedError, Stack, stack
 
 STORE = Path(".queue-worker")
-"""Where JetStream's files are kept, below the working directory."""
+"""Directory of JetStream's files, below the working directory."""
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))
 
@@ -26,60 +26,66 @@ T = TypeVar("T")
 
 
 async def run(environment: Mapping[str, str]) -> None:
-    """Run the stack until a signal says stop. What it raises is what :func:`worker.dev.stack.stack` does."""
+    """Run the stack until a stop signal.
+
+    Raises:
+        NotStartedError, ChildEndedError, InvalidSettingsError: as :func:`worker.dev.stack.stack`.
+    """
     started: list[Child] = []
 
     async def serve() -> None:
-        with _ours(STORE):
+        with _locked(STORE):
             async with stack(environment, STORE, printer(), started) as running:
-                click.echo(_invitation(running))
+                click.echo(_instructions(running))
                 await trio.sleep_forever()
 
     await until_signalled(serve, started)
 
 
 async def until_signalled(work: Callable[[], Awaitable[T]], started: list[Child]) -> T | None:
-    """What *work* returns, or None where a signal cancelled it, which lets it stop what it *started*.
+    """Return the result of *work*, or None where a stop signal cancelled it.
 
-    A second signal is passed on to the worker, which then gives back at once what it runs.
+    The worker among *started* gets a SIGTERM from each later signal, and then gives its invocations back at once.
     """
     result: T | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(_heed, signals, scope, started)
+                nursery.start_soon(_stop_on_signals, signals, scope, started)
                 result = await work()
             nursery.cancel_scope.cancel()
     return result
 
 
-async def _heed(signals: AsyncIterator[int], scope: trio.CancelScope, started: list[Child]) -> None:
+async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, started: list[Child]) -> None:
     async for _ in signals:
         if scope.cancel_called:
             for child in started:
                 if child.name == "worker":
-                    child.signal()
+                    child.terminate()
         else:
-            click.echo("stopping: the worker first, which lets running invocations end; once more to cut that short")
+            click.echo(
+                "stopping, the worker first, which lets running invocations end; press Ctrl-C again to cut that short"
+            )
             scope.cancel()
 
 
-def printer() -> Say:
-    """Prints a child's lines with its name before them; of NATS only warnings and worse, since it has much to say."""
+def printer() -> Output:
+    """Return a function that prints a child's lines after its name; of NATS only warnings and errors."""
     coloured = sys.stdout.isatty()
 
-    def say(name: str, line: str) -> None:
+    def output(name: str, line: str) -> None:
         if name == "nats" and "[INF]" in line:
             return
         label = f"{name:<{_WIDTH}} |"
         click.echo(f"{click.style(label, fg=_COLOURS[name]) if coloured else label} {line}")
 
-    return say
+    return output
 
 
 @contextmanager
-def _ours(store: Path) -> Iterator[None]:
-    """Keep *store* to ourselves: two servers on the same files would spoil them."""
+def _locked(store: Path) -> Iterator[None]:
+    """Lock *store* for the block, because two servers would corrupt its files."""
     store.mkdir(parents=True, exist_ok=True)
     with (store / "lock").open("w") as lock:
         try:
@@ -89,7 +95,7 @@ def _ours(store: Path) -> Iterator[None]:
         yield
 
 
-def _invitation(running: Stack) -> str:
+def _instructions(running: Stack) -> str:
     settings = running.settings
     nats = f"nats_port={settings.nats_port} " if settings.nats_port != 4222 else ""
     return f"""
@@ -106,7 +112,7 @@ Try, in another terminal:
 
 
 def _program() -> str:
-    """Our own program, as it can be called from here: it may be in a virtual environment that is not active."""
+    """Return a command that starts this program: its virtual environment may not be active."""
     if shutil.which("queue-worker"):
         return "queue-worker"
     beside = Path(sys.executable).with_name("queue-worker")

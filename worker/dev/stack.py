@@ -1,4 +1,4 @@
-"""The stack: NATS, the demo functions, the gateway and the worker, nested so that they stop in the reverse order."""
+"""The stack: NATS, the demo functions, the gateway and the worker, nested so that they stop in reverse order."""
 
 from __future__ import annotations
 
@@ -17,59 +17,60 @@ import httpx
 import trio
 
 from ..config import Settings, load
-from .children import Child, Say, child
+from .children import Child, Output, child
 
 _LOOPBACK = "127.0.0.1"
 _PORTS = 20_000, 32_000
-"""Among which a free one is looked for."""
-_READY_WITHIN = 30.0
-"""Seconds for a child to become ready: it takes one or two, more on a machine that is busy."""
-_LOOK = 0.05
-"""Seconds between two looks whether it is."""
-_STOP_WITHIN = 10.0
-"""Seconds for a child to end when asked; for the worker, besides what its drain may take."""
+"""The range of :func:`free_port`."""
+_READY_TIMEOUT = 30.0
+"""Seconds for a child to become ready. It takes one or two, more on a busy machine."""
+_POLL_INTERVAL = 0.05
+"""Seconds between two health checks."""
+_STOP_TIMEOUT = 10.0
+"""Seconds between SIGTERM and SIGKILL; for the worker, after the longest drain."""
 
 
 class NotStartedError(Exception):
-    """The stack cannot be started. The text says why and what to do."""
+    """The stack cannot be started. The text names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs, and where: URLs of the parts, and the worker's process."""
+    """The running parts: their URLs, and the worker's process."""
 
     settings: Settings
     gateway: str
     worker: str
-    """Of its metrics and health."""
+    """URL of the worker's metrics and health."""
     functions: str
     monitor: str
-    """Of the NATS server's own monitoring."""
-    process: Child
+    """URL of the NATS server's monitoring."""
+    worker_process: Child
 
 
 @asynccontextmanager
-async def stack(environment: Mapping[str, str], store: Path, say: Say, started: list[Child]) -> AsyncIterator[Stack]:
-    """Start everything, wait until it is ready, and stop it when the block is left, the worker first.
+async def stack(
+    environment: Mapping[str, str], store: Path, output: Output, started: list[Child]
+) -> AsyncIterator[Stack]:
+    """Start all parts, wait until they are ready, and stop them when the block is left, the worker first.
 
     Args:
-        environment: the variables that the children get. Settings among them are respected; what is not set there
-            listens on the loopback only.
+        environment: the children's variables, with settings. Addresses that are not set become the loopback's.
         store: the directory for JetStream's files.
-        say: told what the children write.
-        started: gets each child as it is started.
+        output: called with each line that a child writes.
+        started: receives each child when it is started.
 
     Raises:
-        NotStartedError: a port is taken, there is no nats-server, or something does not become ready.
-        worker.config.InvalidSettingsError: a setting cannot be used.
-        worker.dev.children.ChildEndedError: one ended by itself. (In a group, as nurseries raise.)
+        NotStartedError: a port is taken, there is no nats-server, or a part does not become ready.
+        worker.config.InvalidSettingsError: a setting is invalid.
+        worker.dev.children.ChildEndedError: a child ended before it was stopped. (In a group, as nurseries raise.)
     """
     executable = find_nats_server()
     with socket.create_server((_LOOPBACK, 0)) as listener:
         functions = url(_LOOPBACK, listener.getsockname()[1])
-        environment = on_loopback(environment, functions)
+        environment = with_loopback_defaults(environment, functions)
         settings = load(environment).settings
-        see_that_ports_are_free(settings)
+        check_ports(settings)
         server = [executable, "-a", settings.nats_host, "-p", str(settings.nats_port), "-js", "-sd", str(store)]
         server += ["-m", str(monitor_port := free_port())]
         monitor = url(settings.nats_host, monitor_port)
@@ -77,59 +78,63 @@ async def stack(environment: Mapping[str, str], store: Path, say: Say, started: 
         worker = url(settings.http_host, settings.http_port)
         python, fd = [sys.executable, "-m"], listener.fileno()
         async with (
-            child("nats", server, environment, say, _STOP_WITHIN) as nats,
-            child("functions", [*python, "worker.dev.functions", str(fd)], environment, say, _STOP_WITHIN, fd) as demo,
+            child("nats", server, environment, output, _STOP_TIMEOUT) as nats,
+            child(
+                "functions", [*python, "worker.dev.functions", str(fd)], environment, output, _STOP_TIMEOUT, fd
+            ) as demo,
         ):
             started += [nats, demo]
-            await _ready("nats", f"{monitor}/healthz")
-            async with child("gateway", [*python, "worker.cli", "gateway"], environment, say, _STOP_WITHIN) as front:
-                started.append(front)
-                patience = settings.shutdown_timeout + _STOP_WITHIN
-                async with child("worker", [*python, "worker"], environment, say, patience) as process:
+            await _wait_until_ready("nats", f"{monitor}/healthz")
+            async with child(
+                "gateway", [*python, "worker.cli", "gateway"], environment, output, _STOP_TIMEOUT
+            ) as producer:
+                started.append(producer)
+                drain_timeout = settings.shutdown_timeout + _STOP_TIMEOUT
+                async with child("worker", [*python, "worker"], environment, output, drain_timeout) as process:
                     started.append(process)
-                    await _ready("worker", f"{worker}/readyz")
-                    await _ready("gateway", f"{gateway}/readyz")
+                    await _wait_until_ready("worker", f"{worker}/readyz")
+                    await _wait_until_ready("gateway", f"{gateway}/readyz")
                     yield Stack(settings, gateway, worker, functions, monitor, process)
 
 
-def on_loopback(environment: Mapping[str, str], functions: str) -> dict[str, str]:
-    """*environment*, and the settings that make a stack on one machine where it does not set them itself."""
+def with_loopback_defaults(environment: Mapping[str, str], functions: str) -> dict[str, str]:
+    """Return *environment* with the loopback as the default of each address."""
     loaded = load(environment)
     if loaded.settings.nats_url:
-        raise NotStartedError("nats_url is set, and this brings a NATS server of its own: unset it, or set nats_port")
-    ours = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
+        raise NotStartedError("nats_url is set, but queue-worker dev starts a NATS server: unset it, or set nats_port")
+    defaults = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
     return {
         **environment,
         "PYTHONUNBUFFERED": "1",
-        **{name: value for name, value in ours.items() if loaded.origins[name] == "default"},
+        **{name: value for name, value in defaults.items() if loaded.origins[name] == "default"},
     }
 
 
-def see_that_ports_are_free(settings: Settings) -> None:
-    """Before anything is started.
+def check_ports(settings: Settings) -> None:
+    """Check that the settings' ports are free.
 
     Raises:
-        NotStartedError: one is taken.
+        NotStartedError: a port is taken, or its host has no address.
     """
-    wanted = {
+    addresses = {
         "nats_port": (settings.nats_host, settings.nats_port),
         "listen_port": (settings.listen_host, settings.listen_port),
         "http_port": (settings.http_host, settings.http_port),
     }
-    for setting, (host, port) in wanted.items():
+    for setting, (host, port) in addresses.items():
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             socket.create_server(address[:2], family=family).close()
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise NotStartedError(f"cannot listen on {host}:{port}: {why}. Set {setting} to another") from None
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            raise NotStartedError(f"cannot listen on {host}:{port}: {reason}. Set {setting} to another") from None
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now.
+    """Return a free port of the loopback.
 
-    It is below the range from which the kernel takes ports for outgoing connections (32768 on Linux, 49152 elsewhere):
-    else one of them may have it by the time that it is used.
+    It is below the kernel's range for outgoing connections (from 32768 on Linux, 49152 elsewhere), because a port of
+    that range can be taken before the caller binds it.
     """
     while True:
         port = random.randrange(*_PORTS)  # noqa: S311 -- which one is no secret
@@ -138,10 +143,10 @@ def free_port() -> int:
 
 
 def find_nats_server() -> str:
-    """The path of nats-server: beside this Python, where its wheel put it, or on the PATH.
+    """Return the path of nats-server: beside this Python, from its wheel, or on the PATH.
 
     Raises:
-        NotStartedError: there is none.
+        NotStartedError: no nats-server is installed.
     """
     if found := shutil.which("nats-server", path=str(Path(sys.executable).parent)):
         return found
@@ -157,15 +162,15 @@ def find_nats_server() -> str:
 
 
 def url(host: str, port: int) -> str:
-    """Where to reach what listens there from this machine."""
+    """Return the URL at which this machine reaches a server that listens on *host* and *port*."""
     host = {"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _ready(name: str, health: str) -> None:
+async def _wait_until_ready(name: str, health: str) -> None:
     last = "nothing"
     async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
-        with trio.move_on_after(_READY_WITHIN):
+        with trio.move_on_after(_READY_TIMEOUT):
             while True:
                 try:
                     answer = await client.get(health)
@@ -174,5 +179,5 @@ async def _ready(name: str, health: str) -> None:
                     last = f"{answer.status_code} {answer.text.strip()[:200]}"
                 except httpx.TransportError as error:
                     last = str(error) or type(error).__name__
-                await trio.sleep(_LOOK)
-    raise NotStartedError(f"{name} is not ready after {_READY_WITHIN:g} s: {health} says {last}")
+                await trio.sleep(_POLL_INTERVAL)
+    raise NotStartedError(f"{name} is not ready after {_READY_TIMEOUT:g} s: {health} answers {last}")

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..config import Settings
 from ..ports import BrokerUnavailableError
-from .http import Bodies, CallerDisconnectedError, RequestRejectedError
-from .message import compose, fields, split_target
+from .http import BodyReader, CallerDisconnectedError, RequestRejectedError
+from .message import canonical_headers, compose, split_target
 from .publisher import Log, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
@@ -39,7 +39,7 @@ class Gateway:
         self._publisher = publisher
         self._functions = functions
         self._log = log
-        self._bodies = Bodies()
+        self._bodies = BodyReader()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = scope["raw_path"].decode("ascii")
@@ -71,7 +71,7 @@ class Gateway:
             raise RequestRejectedError(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
         function, path = split_target(below)
         try:
-            headers = fields(scope["headers"])
+            headers = canonical_headers(scope["headers"])
             draft = compose(
                 function,
                 headers,
@@ -88,7 +88,7 @@ class Gateway:
             raise RequestRejectedError(400, str(error)) from None
         said = {"X-Call-Id": draft.call_id, "X-Start-Time": draft.started}
         try:
-            async with self._bodies.read(scope, receive, self._publisher.room()) as body:
+            async with self._bodies.read(scope, receive, self._publisher.max_body_bytes()) as body:
                 known = await self._publisher.publish(draft.message(body))
         except MessageTooLargeError as error:
             raise RequestRejectedError(413, f"too large for the queue: {error}") from None

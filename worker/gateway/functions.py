@@ -12,24 +12,24 @@ from starlette.types import Receive, Scope, Send
 from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import split_function
-from .http import RequestRejectedError, received
+from .http import RequestRejectedError, body_chunks
 from .message import check_path, split_target
 from .publisher import Log
 
-_CONNECTIONS = 500
+_MAX_CONNECTIONS = 500
 """Requests under way at once: the rest wait, as long as an invocation may take, then get 503."""
-_IDLE = 30.0
+_KEEP_ALIVE = 30.0
 """Seconds to keep an idle connection: less than servers commonly do, so that they seldom close one just being used."""
-_CONNECT_WITHIN = 5.0
+_CONNECT_TIMEOUT = 5.0
 """Seconds to connect: a machine in reach answers in milliseconds, so a lost packet can be sent twice more."""
-_NOT_SENT_ON = HOP_BY_HOP | {b"host", b"via", b"x-forwarded-for"}
-_NOT_SENT_BACK = HOP_BY_HOP | {b"date"}
+_REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"via", b"x-forwarded-for"}
+_RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
 """Our own server writes the date."""
 
 Fields = list[tuple[bytes, bytes]]
 
 
-class Functions:
+class FunctionProxy:
     """The application behind ``/function/``.
 
     It calls httpx's transport without its client, which would keep every caller's cookies.
@@ -42,10 +42,12 @@ class Functions:
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
         """What we write into Via (RFC 9110, section 7.6.3), to know a request that comes round again."""
-        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_IDLE)
+        limits = httpx.Limits(
+            max_connections=_MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
+        )
         self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
         longest = settings.upstream_timeout
-        self._timeout = httpx.Timeout(longest, connect=min(longest, _CONNECT_WITHIN)).as_dict()
+        self._timeout = httpx.Timeout(longest, connect=min(longest, _CONNECT_TIMEOUT)).as_dict()
 
     async def close(self) -> None:
         """Close what connections are left."""
@@ -53,13 +55,13 @@ class Functions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, until its answer has gone back or its caller has gone away."""
-        _check(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
+        _check_target(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
         if any(self._name in value for value in _values(scope["headers"], b"via")):
             text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
             raise RequestRejectedError(508, text)
         body = _Body(receive)
         work = asyncio.ensure_future(self._forward(scope, body, send))
-        gone = asyncio.ensure_future(body.gone(after_body=_has_body(scope)))
+        gone = asyncio.ensure_future(body.wait_disconnected(after_body=_has_body(scope)))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -83,7 +85,7 @@ class Functions:
         except httpx.TransportError as error:
             raise self._failed(502, f"cannot be reached: {error or type(error).__name__}") from None
         try:
-            headers = _kept(response.headers.raw, _NOT_SENT_BACK)
+            headers = _end_to_end(response.headers.raw, _RESPONSE_DROPPED)
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for chunk in response.aiter_raw():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -101,7 +103,7 @@ class Functions:
         return RequestRejectedError(status, f"the functions at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:
-        headers = _kept(scope["headers"], _NOT_SENT_ON)
+        headers = _end_to_end(scope["headers"], _REQUEST_DROPPED)
         host, client = _values(scope["headers"], b"host"), scope.get("client")
         chain = [*_values(scope["headers"], b"x-forwarded-for"), *([client[0].encode()] if client else ())]
         headers += [(b"Via", b", ".join([*_values(scope["headers"], b"via"), self._name]))]
@@ -127,11 +129,11 @@ class _Body:
         self._read = asyncio.Event()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in received(self._receive):
+        async for chunk in body_chunks(self._receive):
             yield chunk
         self._read.set()
 
-    async def gone(self, *, after_body: bool) -> None:
+    async def wait_disconnected(self, *, after_body: bool) -> None:
         """Wait until nobody waits for the answer; also until it is complete."""
         if after_body:
             await self._read.wait()
@@ -139,7 +141,7 @@ class _Body:
             pass
 
 
-def _check(target: str, namespace: str) -> None:
+def _check_target(target: str, namespace: str) -> None:
     function, path = split_target(target.removeprefix("/function/"))
     if split_function(function, namespace) is None:
         raise RequestRejectedError(400, f"not a function's name: {function[:80]!r}")
@@ -157,7 +159,7 @@ def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     return [value for field, value in fields if field.lower() == name]
 
 
-def _kept(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
+def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
     """The fields less those about one connection, and less those that Connection names."""
     fields = list(fields)
     named = {option for value in _values(fields, b"connection") for option in connection_options(value)}

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope
 
-_BODY_WITHIN = 60.0
+_BODY_TIMEOUT = 60.0
 """Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte. Nginx waits as long for a part."""
-_BODIES_AT_ONCE = 128 * 2**20
+_MAX_BODY_MEMORY = 128 * 2**20
 """Bytes of all bodies being read or stored. Each stands in memory about three times: raw, in base64, on the wire."""
 
 
@@ -30,10 +30,10 @@ class CallerDisconnectedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Bodies:
+class BodyReader:
     """Reads request bodies: each within a bound and a time, and all together within another bound."""
 
-    def __init__(self, most_at_once: int = _BODIES_AT_ONCE, within: float = _BODY_WITHIN) -> None:
+    def __init__(self, most_at_once: int = _MAX_BODY_MEMORY, within: float = _BODY_TIMEOUT) -> None:
         self._most_at_once = most_at_once
         self._within = within
         self._held = 0
@@ -48,17 +48,17 @@ class Bodies:
         """
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if length.isdigit() and int(length) > most:
-            raise _too_long(most, waits=any(name == b"expect" for name, _ in scope["headers"]))
+            raise _body_too_large(most, waits=any(name == b"expect" for name, _ in scope["headers"]))
         held = 0
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(self._within):
-                async for chunk in received(receive):
+                async for chunk in body_chunks(receive):
                     chunks.append(chunk)
                     held += len(chunk)
                     self._held += len(chunk)
                     if held > most:
-                        raise _too_long(most)
+                        raise _body_too_large(most)
                     if self._held > self._most_at_once:
                         raise RequestRejectedError(
                             503, "too many large requests at once: try again", {"Retry-After": "1"}
@@ -72,7 +72,7 @@ class Bodies:
             self._held -= held
 
 
-async def received(receive: Receive) -> AsyncIterator[bytes]:
+async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
     """The body in the pieces in which it comes.
 
     Raises:
@@ -87,7 +87,7 @@ async def received(receive: Receive) -> AsyncIterator[bytes]:
         more = event.get("more_body", False)
 
 
-def _too_long(most: int, *, waits: bool = False) -> RequestRejectedError:
+def _body_too_large(most: int, *, waits: bool = False) -> RequestRejectedError:
     """A caller that waits for leave to send its body may now send it or not, so its connection is of no more use."""
     headers = {"Connection": "close"} if waits else {}
     return RequestRejectedError(

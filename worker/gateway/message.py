@@ -79,7 +79,7 @@ class Draft:
 _encoder = msgspec.json.Encoder()
 
 
-def fields(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
+def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
     """Header fields by their canonical names; values as Go's encoder has them, what is not UTF-8 replaced.
 
     Raises:

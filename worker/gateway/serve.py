@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .. import __version__
 from ..config import Settings
 from .app import Gateway
-from .functions import Functions
+from .functions import FunctionProxy
 from .logs import configure
 from .publisher import Log, Publisher
 
@@ -64,7 +64,7 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, log: Log) -> None:
     publisher = Publisher(settings, name=f"queue-worker-gateway {__version__}", log=log)
-    functions = Functions(settings, log)
+    functions = FunctionProxy(settings, log)
     sockets = _listen(settings.listen_host, settings.listen_port)
     server = uvicorn.Server(
         uvicorn.Config(

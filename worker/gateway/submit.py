@@ -1,87 +1,50 @@
-"""Invocations put on the queue by a program that then ends: many at once, each confirmed."""
+"""The publishes of a program that ends with the last of them: many at once, each confirmed."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from collections.abc import Callable, Iterator
 
-import structlog
-
 from .. import __version__
-from ..config import Settings, without_password
-from ..ports import BrokerUnavailableError
+from ..config import Settings
+from ..nats.connection import Connection, connected
 from .message import Message
-from .publisher import Log, Publisher
+from .publisher import publish
 
-_CONNECT_WITHIN = 5.0
-"""Seconds for the first connection: a person waits for it."""
-_IN_THE_AIR = 256
-"""Messages sent and not yet confirmed: enough to hide the round trip; more was measured to be no faster."""
-_BYTES_IN_THE_AIR = 16 * 2**20
-"""The same for large ones."""
+_MAX_UNCONFIRMED = 256
+"""Messages sent and not yet confirmed: enough to hide the round trip. More was measured to be no faster."""
+_MAX_UNCONFIRMED_BYTES = 16 * 2**20
+"""Bytes of these messages."""
+
+OnStored = Callable[[Message, bool], None]
+"""Function that is called with each confirmed message, and with whether the stream had it already."""
 
 
-async def submit(settings: Settings, messages: Iterator[Message], stored: Callable[[Message, bool], None]) -> None:
-    """Publish all *messages*, and call *stored* with each as it is confirmed, and whether it was there already.
-
-    They are taken from the iterator as there is room. Where one fails, no more are sent.
+async def submit(settings: Settings, messages: Iterator[Message], on_stored: OnStored) -> None:
+    """Publish all *messages*, taken from the iterator as there is room, until one fails.
 
     Raises:
-        BrokerUnavailableError: there is no connection, or one was not confirmed.
-        MessageTooLargeError: one does not fit.
-        worker.ports.MisconfiguredError: NATS refuses our credentials.
+        worker.ports.BrokerUnavailableError: there is no connection, or a message was not confirmed.
+        MessageTooLargeError: a message cannot be stored.
+        worker.ports.MisconfiguredError: the server refuses the credentials.
     """
-    silent: Log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    publisher = Publisher(settings, name=f"queue-worker-submit {__version__}", log=silent)
-    connected = asyncio.Event()
-    connection = asyncio.ensure_future(publisher.run(connected.set))
-    try:
-        await _first(connection, asyncio.ensure_future(connected.wait()))
-        if not connected.is_set():
-            raise BrokerUnavailableError(_nobody(settings, publisher))
-        await _publish_all(publisher, messages, stored)
-    finally:
-        connection.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await connection
+    async with connected(settings, f"queue-worker-submit {__version__}") as connection:
+        await _publish_all(connection, settings.nats_stream, messages, on_stored)
 
 
-async def _first(connection: asyncio.Future[None], connected: asyncio.Future[bool]) -> None:
-    """Wait for the first connection, or the time that there is for it."""
-    try:
-        await asyncio.wait((connection, connected), timeout=_CONNECT_WITHIN, return_when=asyncio.FIRST_COMPLETED)
-        if connection.done():
-            connection.result()
-    finally:
-        connected.cancel()
-
-
-async def _publish_all(
-    publisher: Publisher, messages: Iterator[Message], stored: Callable[[Message, bool], None]
-) -> None:
-    async def send() -> None:
+async def _publish_all(connection: Connection, stream: str, messages: Iterator[Message], on_stored: OnStored) -> None:
+    async def publish_next() -> None:
         for message in messages:
-            stored(message, await publisher.publish(message))
+            on_stored(message, await publish(connection, stream, message))
 
     first = next(messages, None)
     if first is None:
         return
-    stored(first, await publisher.publish(first))  # what is wrong with one is mostly wrong with all
-    at_once = max(1, min(_IN_THE_AIR, _BYTES_IN_THE_AIR // len(first.payload)))
+    on_stored(first, await publish(connection, stream, first))  # an error of one message is mostly an error of all
+    at_once = max(1, min(_MAX_UNCONFIRMED, _MAX_UNCONFIRMED_BYTES // len(first.payload)))
     try:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(at_once):
-                tasks.create_task(send())
+                tasks.create_task(publish_next())
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
-
-
-def _nobody(settings: Settings, publisher: Publisher) -> str:
-    servers = without_password(",".join(settings.nats_servers))
-    why = f" ({publisher.trouble})" if publisher.trouble else ""
-    return (
-        f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{why}:"
-        " is it running, and do nats_host and nats_port, or nats_url, say where?"
-    )

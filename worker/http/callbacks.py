@@ -1,42 +1,39 @@
-"""Where results go: any http or https URL that a caller named."""
+"""Callbacks: results are posted to any http or https URL that a caller named."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 import httpx
 import trio
 
 from ..config import Settings
 from ..model import Callback
-from .client_pools import CLOSING, LIMITS, ClientPools
+from .client_pools import LIMITS, ClientPools, open_client_pools
 
-AT_ONCE = 256
-"""Callbacks to one receiver at once: what a web server with common settings takes (nginx: 512 connections a process).
+MAX_PER_RECEIVER = 256
+"""Concurrent callbacks to one receiver: common web servers accept this many (nginx: 512 connections a process).
 
-There is no bound on all: each callback holds its message's slot, of which there are ``max_inflight``. A slow receiver
-holds up those of its own callbacks that are beyond this number, for ``callback_timeout`` at a time, and no others.
+There is no limit over all receivers: each callback occupies its message's slot, of which there are ``max_inflight``. A
+slow receiver delays only its own callbacks beyond this number, each by up to ``callback_timeout``.
 """
-_READ = 65_536
-"""Bytes of an answer that are read so that its connection can be used again; of more, the connection is closed."""
+_MAX_DRAINED = 65_536
+"""Bytes of a response that are read so that its connection can be reused; with more the connection is closed."""
 
 
 class HttpCallbacks:
-    """See :class:`worker.ports.Callbacks`. httpx's own client, for TLS and proxies; no redirect is followed.
+    """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect.
 
     Args:
-        settings: the bounds, and whether certificates are verified.
-        nursery: runs what closes idle connections.
+        pools: the clients.
+        timeout: seconds that one callback may take.
     """
 
-    def __init__(self, settings: Settings, nursery: trio.Nursery) -> None:
-        self._verify = not settings.tls_insecure
-        self._timeout = settings.callback_timeout
-        self._context: ssl.SSLContext | None = None
-        self._lanes = ClientPools(self._client, at_once=AT_ONCE)
-        nursery.start_soon(self._lanes.keep)
+    def __init__(self, pools: ClientPools[httpx.AsyncClient], timeout: float) -> None:
+        self._pools, self._timeout = pools, timeout
 
     async def post(self, callback: Callback) -> int | str:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
@@ -45,7 +42,7 @@ class HttpCallbacks:
             request = httpx.Request(
                 "POST", url, headers=[(b"Host", url.netloc), *callback.headers], content=callback.body
             )
-            async with self._lanes.taken(f"{url.scheme}://{url.netloc.decode()}") as client:
+            async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
                     return await _send(client, request)
         except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -53,27 +50,20 @@ class HttpCallbacks:
         except trio.TooSlowError:
             return f"no answer within {self._timeout:g} s"
 
-    async def aclose(self) -> None:
-        """Close what is idle."""
-        await self._lanes.aclose()
-
-    def _client(self) -> httpx.AsyncClient:
-        if self._context is None:  # made when first needed: loading the certificates takes a while
-            self._context = httpx.create_ssl_context(verify=self._verify)
-        return httpx.AsyncClient(verify=self._context, timeout=None, limits=LIMITS)  # noqa: S113 -- post() bounds it all
-
 
 @asynccontextmanager
 async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
-    """Callbacks to post."""
-    async with trio.open_nursery() as nursery:
-        callbacks = HttpCallbacks(settings, nursery)
-        try:
-            yield callbacks
-        finally:
-            with trio.move_on_after(CLOSING, shield=True):
-                await callbacks.aclose()
-            nursery.cancel_scope.cancel()
+    """Open :class:`HttpCallbacks`, and close their connections at the end."""
+
+    @cache
+    def context() -> ssl.SSLContext:  # created when first needed: loading the certificates takes a while
+        return httpx.create_ssl_context(verify=not settings.tls_insecure)
+
+    def client() -> httpx.AsyncClient:
+        return httpx.AsyncClient(verify=context(), timeout=None, limits=LIMITS)  # noqa: S113 -- post() has a timeout
+
+    async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
+        yield HttpCallbacks(pools, settings.callback_timeout)
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:
@@ -82,10 +72,10 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:
         read = 0
         async for part in response.aiter_raw():
             read += len(part)
-            if read > _READ:
+            if read > _MAX_DRAINED:
                 break
     except httpx.TransportError:
-        pass  # it has answered; the rest of what it says does not matter
+        pass  # the status has arrived, and the body does not matter
     finally:
         await response.aclose()
     return response.status_code

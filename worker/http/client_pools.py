@@ -1,8 +1,8 @@
-"""httpx's own transport, for TLS and proxies, with any number of exchanges in flight.
+"""httpx clients for TLS and proxies, with any number of exchanges in flight.
 
-Its pool scans all its connections for each request, and with hundreds of them it fails ("this socket was already
-closed"). So here each pool has one connection, and is a lane: lanes to one origin are a road, and those that are idle
-are stacked. That costs a third of one large pool, at 20 exchanges in flight as at 2,000.
+httpx's pool scans all its connections for each request, and with hundreds of them it fails ("this socket was already
+closed"). So here each client has one connection, and the idle clients of an origin are a stack. That costs a third of
+one large pool, at 20 exchanges in flight as at 2,000.
 """
 
 from __future__ import annotations
@@ -16,84 +16,104 @@ from typing import Generic, Protocol, TypeVar
 import httpx
 import trio
 
-from .transport import IDLE
+from .transport import MAX_IDLE
 
-LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=IDLE)
-"""Of a lane. That it has one connection is our doing; a bound of httpx's could only make it wait for itself."""
-CLOSING = 1.0
-"""Seconds that TLS's goodbye may take, after which the connection is closed all the same."""
+LIMITS = httpx.Limits(max_connections=None, keepalive_expiry=MAX_IDLE)
+"""Limits of one client. It never has two requests at once, so a limit of httpx's own could only delay it."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that TLS's closing handshake may take before the connection is closed without it."""
 
 
 class PooledClient(Protocol):
-    """What has one connection: one of httpx's transports, or a client, which knows of proxies."""
+    """A client with one connection: one of httpx's transports, or an ``httpx.AsyncClient``, which handles proxies."""
 
     async def aclose(self) -> None:
-        """Close it."""
+        """Close the connection."""
 
 
-L = TypeVar("L", bound=PooledClient)
+C = TypeVar("C", bound=PooledClient)
 
 
-class OriginPool(Generic[L]):
-    """The lanes to one origin."""
+class OriginPool(Generic[C]):
+    """The clients of one origin."""
 
-    def __init__(self, at_once: float) -> None:
-        self.gate = trio.CapacityLimiter(at_once)
-        self.idle: OrderedDict[L, float] = OrderedDict()
-        """Since when. The first is the oldest."""
+    def __init__(self, max_clients: float) -> None:
+        self.limiter = trio.CapacityLimiter(max_clients)
+        self.idle: OrderedDict[C, float] = OrderedDict()
+        """Idle clients and when they became idle, the oldest first."""
         self.users = 0
+        """Tasks that use a client or wait for one."""
 
 
-class ClientPools(Generic[L]):
-    """Who finds all lanes to an origin taken waits for one, in the order of coming. Origins do not wait for each other.
+class ClientPools(Generic[C]):
+    """A pool of clients for each origin.
+
+    A task that finds all clients of an origin in use waits for one, first come, first served. Origins do not wait for
+    each other.
 
     Args:
-        make: makes a lane, without connecting it.
-        at_once: lanes to one origin, at most.
+        make: creates a client, which does not connect yet.
+        max_per_origin: clients of one origin.
     """
 
-    def __init__(self, make: Callable[[], L], *, at_once: float) -> None:
-        self._make, self._at_once = make, at_once
-        self._roads: dict[str, OriginPool[L]] = {}
+    def __init__(self, make: Callable[[], C], *, max_per_origin: float) -> None:
+        self._make, self._max_per_origin = make, max_per_origin
+        self._pools: dict[str, OriginPool[C]] = {}
 
     @asynccontextmanager
-    async def taken(self, origin: str) -> AsyncIterator[L]:
-        """A lane to *origin*, once there is one. When what is done with it fails, or is cancelled, it is closed."""
-        road = self._roads.setdefault(origin, OriginPool(self._at_once))
-        road.users += 1
+    async def client(self, origin: str) -> AsyncIterator[C]:
+        """Wait for a client of *origin*. It is closed if the body fails or is cancelled, and kept otherwise."""
+        pool = self._pools.setdefault(origin, OriginPool(self._max_per_origin))
+        pool.users += 1
         try:
-            async with road.gate:
-                lane = road.idle.popitem()[0] if road.idle else self._make()
+            async with pool.limiter:
+                client = pool.idle.popitem()[0] if pool.idle else self._make()
                 try:
-                    yield lane
+                    yield client
                 except BaseException:
-                    await _closed(lane)
+                    await _close(client)
                     raise
-                road.idle[lane] = trio.current_time()
+                pool.idle[client] = trio.current_time()
         finally:
-            road.users -= 1
-        await self._tidy(origin, road, trio.current_time() - IDLE)
+            pool.users -= 1
+        await self._close_older(origin, pool, trio.current_time() - MAX_IDLE)
 
-    async def keep(self) -> None:
-        """Close what is idle for too long, until cancelled."""
+    async def close_idle(self) -> None:
+        """Close clients that were idle for MAX_IDLE, until cancelled."""
         while True:
-            await trio.sleep(IDLE)
-            oldest = trio.current_time() - IDLE
-            for origin, road in list(self._roads.items()):
-                await self._tidy(origin, road, oldest)
+            await trio.sleep(MAX_IDLE)
+            await self._close_all_older(trio.current_time() - MAX_IDLE)
 
     async def aclose(self) -> None:
-        """Close what is idle."""
-        for origin, road in list(self._roads.items()):
-            await self._tidy(origin, road, math.inf)
+        """Close all idle clients."""
+        await self._close_all_older(math.inf)
 
-    async def _tidy(self, origin: str, road: OriginPool[L], oldest: float) -> None:
-        if not road.users and next(reversed(road.idle.values()), -math.inf) < oldest:
-            self._roads.pop(origin, None)  # and what is idle there goes below
-        while road.idle and next(iter(road.idle.values())) < oldest:
-            await _closed(road.idle.popitem(last=False)[0])
+    async def _close_all_older(self, time: float) -> None:
+        for origin, pool in list(self._pools.items()):
+            await self._close_older(origin, pool, time)
+
+    async def _close_older(self, origin: str, pool: OriginPool[C], time: float) -> None:
+        """Close the clients of *pool* that have been idle since before *time*, and drop a pool that has no others."""
+        if not pool.users and next(reversed(pool.idle.values()), -math.inf) < time:
+            self._pools.pop(origin, None)
+        while pool.idle and next(iter(pool.idle.values())) < time:
+            await _close(pool.idle.popitem(last=False)[0])
 
 
-async def _closed(lane: PooledClient) -> None:
-    with trio.move_on_after(CLOSING, shield=True):
-        await lane.aclose()
+async def _close(client: PooledClient) -> None:
+    with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+        await client.aclose()
+
+
+@asynccontextmanager
+async def open_client_pools(make: Callable[[], C], *, max_per_origin: float) -> AsyncIterator[ClientPools[C]]:
+    """Run :class:`ClientPools`, and close all clients at the end."""
+    async with trio.open_nursery() as nursery:
+        pools = ClientPools(make, max_per_origin=max_per_origin)
+        nursery.start_soon(pools.close_idle)
+        try:
+            yield pools
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+                await pools.aclose()
+            nursery.cancel_scope.cancel()

@@ -1,13 +1,11 @@
-"""One connection: a request goes out, an answer comes in.
+"""One connection to the gateway: a request goes out, a response comes in.
 
-On Python's own sockets, tried before they are waited for: Trio's streams cost as much as all else that is done here.
+It uses Python's own sockets and tries to send before it waits: Trio's streams cost as much as all the rest of an
+exchange.
 """
 
 from __future__ import annotations
 
-import math
-import select
-from collections.abc import Iterable
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
 
@@ -15,77 +13,85 @@ import httpx
 import outcome
 import trio
 
-from .http11 import Answer, ProtocolError
-from .watch import Watch
+from .http11 import ProtocolError, ResponseParser
+from .poller import ReadinessPoller
 
-_READ = 65_536
-"""Bytes asked for in one read."""
+_READ_SIZE = 65_536
+"""Bytes of one read."""
 
 
 class StaleConnectionError(Exception):
-    """The connection had been closed before any of our request was on it: no attempt was made."""
+    """The server had closed the idle connection before any byte of the request was sent: this was no attempt."""
 
 
 class Connection:
-    """Used for one exchange at a time.
+    """A connection that runs one exchange at a time and is idle between two.
 
     Args:
-        origin: the host and port that it leads to.
-        sock: it does not block.
-        watch: tells what can be read. Where there is none, or it has ended, Trio is asked.
+        sock: connected and non-blocking.
+        poller: reports when something can be read.
     """
 
     __slots__ = (
-        *("idle", "idle_since", "idle_until", "origin", "overdue", "spent"),
-        *("_answer", "_fd", "_sock", "_task", "_watch"),
+        *("idle_until", "overdue"),
+        *("_fd", "_idle", "_idle_since", "_poller", "_response", "_sock", "_spent", "_task"),
     )
 
-    def __init__(self, origin: tuple[str, int], sock: socket, watch: Watch | None = None) -> None:
-        self.origin = origin
-        self.idle = False
-        self.idle_since = 0.0
+    def __init__(self, sock: socket, poller: ReadinessPoller) -> None:
         self.idle_until = 0.0
-        """When it is to be closed if it is not used before."""
+        """When it is closed unless it was used before."""
         self.overdue = False
-        self.spent = False
-        """More has come than the answer, or the end: it is not to be used again."""
+        """Whether :meth:`abort` ended its exchange."""
+        self._idle = False
+        self._idle_since = 0.0
+        self._spent = False
         self._sock, self._fd = sock, sock.fileno()
-        self._watch = watch
         self._task: trio.lowlevel.Task | None = None
-        """It waits while the watch tells of its answer."""
-        self._answer: Answer | None = None
-        if watch:
-            watch.add(self._fd, self._told)
+        """The task that waits for the response."""
+        self._response: ResponseParser | None = None
+        self._poller = poller
+        poller.register(self._fd, self._on_readable)
 
-    def silent(self, now: float) -> bool:
-        """Nothing has come on an idle connection: what can be read is its end, or an answer to nothing."""
-        if self._watch and self._watch.running:
-            self._watch.look_if_stale(now, self.idle_since)
-            return self.idle
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return not poll.poll(0)
+    @property
+    def reusable(self) -> bool:
+        """Whether nothing but a response has arrived: neither more bytes nor the end."""
+        return not (self._spent or self.overdue)
 
-    def end(self) -> None:
-        """Break off the exchange that runs here, from another task."""
+    def park(self, now: float, until: float) -> None:
+        """Keep the connection idle, *until* it is too old to be used."""
+        self._idle, self._idle_since, self.idle_until = True, now, until
+
+    def claim(self, now: float) -> bool:
+        """End the idle time and return whether an exchange may begin; close the connection if not."""
+        if self._idle and self.idle_until >= now:
+            # Data on an idle connection is its end, or a response to no request: then the poll closes it.
+            self._poller.poll_if_stale(now, self._idle_since)
+            if self._idle:
+                self._idle = False
+                return True
+        self.close()
+        return False
+
+    def abort(self) -> None:
+        """End the exchange that another task runs on this connection."""
         self.overdue = True
-        with suppress(OSError):  # the other side was faster
+        with suppress(OSError):  # the server has closed it already
             self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
-        """No exchange may be running here. Closing it twice does no harm."""
-        self.idle = False
-        if self._watch:
-            self._watch.remove(self._fd)
-            self._watch = None
-        self._sock.close()
+        """Close the socket, on which no exchange may be running. It may be closed already."""
+        self._idle = False
+        if self._sock.fileno() != -1:
+            self._poller.unregister(self._fd)
+            self._sock.close()
 
-    async def send(self, request: bytes, more: bytes, timeout: float | None, *, reused: bool) -> None:  # noqa: ASYNC109 -- httpx's word
-        """Send what will go. Where the connection breaks meanwhile, what the server said before comes next.
+    async def send(self, request: bytes, more: bytes, *, reused: bool) -> None:
+        """Send *request* and *more*, or as much as the server takes.
+
+        If the connection breaks after the first byte, return: the response may have arrived before.
 
         Raises:
-            StaleConnectionError: it was a *reused* one, and took nothing.
-            httpx.WriteTimeout: for *timeout* seconds it has taken nothing more.
+            StaleConnectionError: the connection was *reused* and took no byte.
         """
         try:
             sent = self._sock.send(request)
@@ -96,96 +102,70 @@ class Connection:
                 raise StaleConnectionError from None
             return
         if more or sent < len(request):
-            await self._send_rest((memoryview(request)[sent:], memoryview(more)), timeout)
-            self._ask_again()  # an early answer was told while we did not listen
+            await self._send_rest(memoryview(request)[sent:])
+            await self._send_rest(memoryview(more))
+            # An early response was reported while no task waited for it. Only what can be read from here on counts.
+            self._spent = False
+            self._poller.rearm(self._fd)
 
-    async def _send_rest(self, parts: Iterable[memoryview], timeout: float | None) -> None:  # noqa: ASYNC109 -- as above
-        for part in parts:
-            rest = part
-            while rest:
-                with trio.move_on_after(math.inf if timeout is None else timeout) as patience:
-                    await trio.lowlevel.wait_writable(self._fd)
-                if patience.cancelled_caught:
-                    raise httpx.WriteTimeout(f"nothing taken for {timeout:g} s")
-                try:
-                    rest = rest[self._sock.send(rest) :]
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    return
+    async def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            await trio.lowlevel.wait_writable(self._fd)
+            try:
+                rest = rest[self._sock.send(rest) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
 
-    async def receive(self, answer: Answer, timeout: float | None) -> None:  # noqa: ASYNC109 -- httpx's word
-        """Read until *answer* is complete.
+    async def receive(self, response: ResponseParser) -> None:
+        """Wait until *response* is complete.
 
         Raises:
             httpx.ReadError: the connection broke.
-            httpx.RemoteProtocolError: what came is no answer, or not a whole one.
-            httpx.ReadTimeout: for *timeout* seconds nothing came.
+            httpx.RemoteProtocolError: the server sent something else than one whole response.
         """
+        self._task, self._response = trio.lowlevel.current_task(), response
         try:
-            if timeout is None and self._watch and self._watch.running:
-                self._task, self._answer = trio.lowlevel.current_task(), answer
-                await trio.lowlevel.wait_task_rescheduled(self._leave)
-            if answer.complete:
-                return
-            while not answer.complete:
-                if timeout is None:
-                    await trio.lowlevel.wait_readable(self._fd)
-                else:
-                    await self._readable_within(timeout)
-                self._read(answer)
-            self._ask_again()
+            await trio.lowlevel.wait_task_rescheduled(self._on_cancel)
         except OSError as error:
             raise httpx.ReadError(f"the connection broke: {error}") from None
         except ProtocolError as error:
             raise httpx.RemoteProtocolError(str(error)) from None
 
-    def _ask_again(self) -> None:
-        """What the watch told meanwhile was for others to hear: for us, only what is still there counts."""
-        if self._watch:
-            self.spent = False
-            self._watch.ask_again(self._fd)
-
-    def _leave(self, _: object) -> trio.lowlevel.Abort:
-        """The task that waits was cancelled."""
-        self._task = self._answer = None
+    def _on_cancel(self, _: object) -> trio.lowlevel.Abort:
+        self._task = self._response = None
         return trio.lowlevel.Abort.SUCCEEDED
 
-    def _told(self, ended: bool) -> None:
-        """Something can be read. What is told here once is not told again when the connection is idle."""
-        self.spent = self.spent or ended or not self._task
-        if self.idle:
+    def _on_readable(self, closed: bool) -> None:
+        # No later report repeats this one, so what it means for the next exchange is noted now.
+        self._spent = self._spent or closed or not self._task
+        if self._idle:
             self.close()
-        elif self._task and self._answer and self._watch:
+        elif self._task and self._response:
             result: outcome.Outcome[None] = outcome.Value(None)
             try:
-                # Once only, however much there is: others' answers come between.
-                self._read(self._answer)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it is the exchange's, and not the watch's
+                # One read only, however much has arrived: other connections get their turn.
+                self._read(self._response)
+            except Exception as error:  # noqa: BLE001 -- any error belongs to the exchange and not to the poller
                 result = outcome.Error(error)
             else:
-                if self._watch.running and not self._answer.complete:
-                    return self._watch.ask_again(self._fd)
-            task, self._task, self._answer = self._task, None, None
+                if not self._response.complete:
+                    return self._poller.rearm(self._fd)
+            task, self._task, self._response = self._task, None, None
             trio.lowlevel.reschedule(task, result)
         return None
 
-    async def _readable_within(self, timeout: float) -> None:  # noqa: ASYNC109 -- as above
-        with trio.move_on_after(timeout) as patience:
-            await trio.lowlevel.wait_readable(self._fd)
-        if patience.cancelled_caught:
-            raise httpx.ReadTimeout(f"nothing came for {timeout:g} s")
-
-    def _read(self, answer: Answer) -> None:
+    def _read(self, response: ResponseParser) -> None:
         try:
-            data = self._sock.recv(_READ)
-        except BlockingIOError:  # woken for nothing
+            data = self._sock.recv(_READ_SIZE)
+        except BlockingIOError:  # a spurious report
             return
         if data:
-            answer.feed(data)
-            if answer.complete and len(data) == _READ:
-                self.spent = True  # there may be more, of which nothing would be told
-        elif self.overdue:  # this end is ours
-            raise ProtocolError("broken off")
+            response.feed(data)
+            if response.complete and len(data) == _READ_SIZE:
+                self._spent = True  # more may follow the response, and that is not reported again
+        elif self.overdue:  # the end that abort() made is not the server's, so it completes no body
+            raise ProtocolError("aborted")
         else:
-            answer.end()
+            response.feed_eof()

@@ -1,118 +1,107 @@
-"""Which addresses a name has: looked up in a thread, once for all who ask meanwhile, and remembered for a while."""
+"""Addresses of one host: one look-up for all that wait, remembered for a few seconds."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
-FRESH = 5.0
-"""Seconds that an answer is used: as long as CoreDNS lets others remember a cluster's names."""
-LOOKUP = 10.0
-"""Seconds that an answer is waited for: two tries of a resolver, with glibc's 5 s each."""
+MAX_AGE = 5.0
+"""Seconds for which addresses are used: as long as CoreDNS lets clients cache the names of a cluster."""
+LOOKUP_TIMEOUT = 10.0
+"""Seconds that a look-up may take: two tries of a resolver, at glibc's 5 s each."""
 
-Address = tuple[int, Any]
-"""Family, and what ``socket.connect`` takes."""
-LookUp = Callable[[str, int], Sequence[Address]]
-"""It blocks.
-
-Raises:
-    OSError: there is no answer.
-"""
+AddressInfo = tuple[Any, ...]
+"""An item of the result of ``socket.getaddrinfo``; its last field is what ``socket.connect`` takes."""
+LookUp = Callable[..., list[Any]]
+"""Blocking function with the parameters, result and errors of ``socket.getaddrinfo``."""
 
 
-def getaddrinfo(host: str, port: int, flags: int = 0) -> Sequence[Address]:
-    """What the system knows, in the order in which it wants them tried."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-    except UnicodeError as error:  # no name at all, such as one with two dots in a row
-        raise OSError(f"{host!r} is not a host's name: {error}") from None
-    return [(family, address) for family, _, _, _, address in found]
-
-
-class NameCache:
-    """A memory of names. It is short, since in a cluster addresses change.
+class NameCache(trio.abc.HostnameResolver):
+    """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
 
     Args:
+        host: the name whose addresses are cached.
+        port: the port that they are looked up for.
+        nursery: runs the look-ups, so that cancelling one waiter does not cancel the look-up of all.
         look_up: asks the system.
     """
 
-    def __init__(self, look_up: LookUp = getaddrinfo) -> None:
+    def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:
+        self._query = host.encode(), port, 0, socket.SOCK_STREAM, 0, 0  # as trio.open_tcp_stream asks
+        self._nursery = nursery
         self._look_up = look_up
-        self._asked: dict[tuple[str, int], _Lookup] = {}
-        self._late: dict[tuple[str, int], set[Address]] = {}
+        self._current: _Result | None = None
+        self._preferred: Any = None
 
-    async def addresses(self, host: str, port: int) -> tuple[Sequence[Address], bool]:
-        """Where *host* is, best first, and whether that was remembered from earlier.
+    @property
+    def remembered(self) -> bool:
+        """Whether the next connect uses addresses of an earlier look-up."""
+        return self._current is not None and self._current.done.is_set() and not self._current.expired()
+
+    def forget(self) -> None:
+        """Look the name up again at the next connect, because no known address accepts one."""
+        if self.remembered:
+            self._current = None
+
+    def connected(self, address: Any) -> None:
+        """Try *address* first from now on if others were tried before it: they failed or were slow.
+
+        So an address that does not respond delays one connect and not each.
+        """
+        if self._current and self._current.addresses and self._sorted(self._current.addresses)[0][-1] != address:
+            self._preferred = address
+
+    async def getaddrinfo(  # type: ignore[override]  # Trio names each option, and passes them by position
+        self, host: bytes, port: int, *options: int
+    ) -> list[AddressInfo]:
+        """See :meth:`trio.abc.HostnameResolver.getaddrinfo`.
 
         Raises:
-            OSError: it has no address that we could learn of.
+            OSError: the look-up failed or took longer than LOOKUP_TIMEOUT.
         """
-        try:
-            return getaddrinfo(host, port, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV), False
-        except OSError:
-            pass  # it is no address, so it is a name
-        lookup = self._asked.get((host, port))
-        remembered = lookup is not None and lookup.done.is_set()
-        if lookup is None or lookup.stale():
-            lookup, remembered = self._ask(host, port), False
-        await lookup.done.wait()
-        if lookup.refusal:
-            raise OSError(lookup.refusal)
-        return self._sorted(host, port, lookup.found), remembered
+        query = (host, port, *options)
+        if query != self._query:
+            return await trio.to_thread.run_sync(self._look_up, *query, abandon_on_cancel=True)
+        result = self._current
+        if result is None or result.expired():
+            result = self._current = _Result()
+            self._nursery.start_soon(self._run, result)
+        await result.done.wait()
+        if result.error:
+            raise OSError(result.error)
+        return self._sorted(result.addresses)
 
-    def forget(self, host: str, port: int) -> None:
-        """What is remembered leads nowhere: the next who asks waits for an answer that is new."""
-        lookup = self._asked.get((host, port))
-        if lookup and lookup.done.is_set():
-            del self._asked[host, port]
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        """See :meth:`trio.abc.HostnameResolver.getnameinfo`; not cached."""
+        return await trio.to_thread.run_sync(socket.getnameinfo, sockaddr, flags, abandon_on_cancel=True)
 
-    def tried(self, host: str, port: int, addresses: Sequence[Address]) -> None:
-        """The last of *addresses* answered, those before it failed or were late: they are tried last from now on.
+    def _sorted(self, addresses: list[AddressInfo]) -> list[AddressInfo]:
+        return sorted(addresses, key=lambda info: info[-1] != self._preferred)
 
-        So one that is dead costs its delay once, not once for each connection.
-        """
-        if len(addresses) > 1:
-            late = self._late.setdefault((host, port), set())
-            late.update(addresses[:-1])
-            late.discard(addresses[-1])
-
-    def _ask(self, host: str, port: int) -> _Lookup:
-        lookup = self._asked[host, port] = _Lookup()
-        # No task of its own would outlive the one that asked first; and who waits can be cancelled alone.
-        trio.lowlevel.spawn_system_task(lookup.run, self._look_up, host, port, name=f"lookup of {host}")
-        return lookup
-
-    def _sorted(self, host: str, port: int, found: Sequence[Address]) -> Sequence[Address]:
-        if not (late := self._late.get((host, port))):
-            return found
-        late.intersection_update(found)
-        return sorted(found, key=late.__contains__)
+    async def _run(self, result: _Result) -> None:
+        result.error = f"no answer to the look-up of {self._query[0].decode()} within {LOOKUP_TIMEOUT:g} s"
+        with trio.move_on_after(LOOKUP_TIMEOUT):
+            try:
+                result.addresses = await trio.to_thread.run_sync(self._look_up, *self._query, abandon_on_cancel=True)
+                result.error = ""
+            except OSError as error:
+                result.error = str(error)
+        # An error is reported to all that wait and not remembered: the next connect looks the name up again.
+        result.expires_at = trio.current_time() + (0 if result.error else MAX_AGE)
+        result.done.set()
 
 
-class _Lookup:
-    """One question, under way or answered."""
+class _Result:
+    """Result of a look-up that runs or has ended."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.found: Sequence[Address] = ()
-        self.refusal = ""
-        self._until = float("inf")
+        self.addresses: list[AddressInfo] = []
+        self.error = ""
+        self.expires_at = float("inf")
 
-    def stale(self) -> bool:
-        """Whether it is of no more use. A refusal is told to those who waited for it, and not remembered."""
-        return trio.current_time() >= self._until
-
-    async def run(self, look_up: LookUp, host: str, port: int) -> None:
-        self.refusal = f"no answer about {host} within {LOOKUP:g} s"
-        with trio.move_on_after(LOOKUP):
-            try:
-                self.found = await trio.to_thread.run_sync(look_up, host, port, abandon_on_cancel=True)
-                self.refusal = "" if self.found else f"{host} has no address"
-            except OSError as error:
-                self.refusal = str(error)
-        now = trio.current_time()
-        self._until = now if self.refusal else now + FRESH
-        self.done.set()
+    def expired(self) -> bool:
+        return trio.current_time() >= self.expires_at

@@ -1,216 +1,196 @@
-"""Plain HTTP/1.1 to few origins, on sockets that Trio waits for.
+"""Plain HTTP/1.1 to one origin: request bytes out, a parsed response in.
 
-It has two faces. Functions use :meth:`PlainTransport.exchange`: bytes out, an answer in. Whatever speaks httpx uses
-:meth:`PlainTransport.handle_async_request`, which is the same exchange in httpx's words. httpx's own transport scans
-its pool for each request; here idle connections of an origin are a stack, and taking one is a pop.
+httpx's own transport scans its pool for each request. Here idle connections are a stack, and taking one is a pop.
 """
 
 from __future__ import annotations
 
-import math
+import socket
 from collections import OrderedDict, deque
-from collections.abc import Mapping
-from socket import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 import httpx
 import trio
 
-from .connect import connect
 from .connection import Connection, StaleConnectionError
-from .face import NamedAnswer, response_of, written
-from .http11 import Answer
-from .names import NameCache
-from .watch import Watch, watching
+from .http11 import ResponseParser
+from .names import LookUp, NameCache
+from .poller import ReadinessPoller
 
-CONNECT = 10.0
-"""Seconds to connect, names and all addresses included. Below any sensible ``upstream_timeout``, to be told apart."""
-IDLE = 4.0
-"""Seconds an idle connection is kept: less than the 5 s after which common servers (Node.js, uvicorn) close theirs."""
-BEFORE = 1.0
-"""Seconds before the end of the idle time that a server tells of: our request takes a while to reach it."""
-
-Origin = tuple[str, int]
-_NONE: Mapping[str, float | None] = {}
+CONNECT_TIMEOUT = 10.0
+"""Seconds to connect, name look-up and all addresses included: less than any sensible ``upstream_timeout``."""
+NEXT_ADDRESS_DELAY = 0.25
+"""Seconds before the next address of a host is tried beside the last one (Happy Eyeballs, RFC 8305, section 8)."""
+MAX_IDLE = 4.0
+"""Seconds that an idle connection is kept: less than the 5 s after which Node.js and uvicorn close theirs."""
+KEEP_ALIVE_MARGIN = 1.0
+"""Seconds before the end of the server's announced idle time: a request takes a while to reach it."""
 
 
-class PlainTransport(httpx.AsyncBaseTransport):
-    """Connections are made as needed and kept while idle; how many are in use is the caller's to bound.
+class PlainTransport:
+    """Client that connects as needed and keeps idle connections. Its caller limits how many exchanges run.
 
     Args:
-        most_body: bytes of a response's body that httpx's face reads; it cuts a longer one there, and tells so in the
-            response's extension ``truncated``. (The other face is given an answer to fill, which has its own bound.)
-        most_idle: idle connections kept for each origin.
-        timeout: seconds that an exchange may take. :meth:`keep` must be running for this to hold.
-        names: where origins are.
+        host: of the origin.
+        port: of the origin.
+        names: the resolver that Trio uses.
+        poller: reports readable connections.
+        max_idle: idle connections that are kept.
+        exchange_timeout: seconds that an exchange may take. :meth:`enforce_timeouts` must be running.
     """
 
     def __init__(
-        self, *, most_body: int, most_idle: int, timeout: float = math.inf, names: NameCache | None = None
+        self, host: str, port: int, names: NameCache, poller: ReadinessPoller, *, max_idle: int, exchange_timeout: float
     ) -> None:
-        self._most_body, self._most_idle, self._timeout = most_body, most_idle, timeout
-        self._names = names or NameCache()
-        self._watch: Watch | None = None
-        """While :meth:`keep` runs, of the connections made meanwhile."""
-        self._idle: dict[Origin, deque[Connection]] = {}
-        self._busy: OrderedDict[Connection, float] = OrderedDict()
-        """Exchanges on connections that were idle, by their deadlines: all have the same time, so the first is next."""
+        self._host, self._port, self._names, self._poller = host, port, names, poller
+        self._max_idle, self._timeout = max_idle, exchange_timeout
+        self._idle: deque[Connection] = deque()
+        self._deadlines: OrderedDict[Connection, float] = OrderedDict()
+        """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
 
-    async def exchange(
-        self,
-        origin: Origin,
-        request: bytes,
-        answer: Answer,
-        *,
-        more: bytes = b"",
-        timeouts: Mapping[str, float | None] = _NONE,
-    ) -> None:
-        """One exchange.
+    async def exchange(self, request: bytes, response: ResponseParser, *, more: bytes = b"") -> None:
+        """Send a request and receive its response.
 
         Args:
-            origin: host and port.
-            request: its bytes, from the request line on.
-            answer: is filled.
-            more: the rest of the request's bytes, so that a large body need not be copied behind its header.
-            timeouts: seconds to *connect*, and between two moves when we *read* or *write*; None is no bound.
+            request: the bytes from the request line on.
+            response: gets the response.
+            more: the rest of the request, so that a large body is not copied behind its header.
 
         Raises:
-            httpx.TransportError: there was no whole answer. The text says why. ``ReadTimeout`` means that the exchange
-                took longer than it may.
+            httpx.ReadTimeout: the exchange took longer than *exchange_timeout*.
+            httpx.TransportError: no whole response arrived; the text contains the reason.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()  # what is cancelled before it begins is not sent
+        await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled task sends nothing
         now = trio.current_time()
         deadline = now + self._timeout
-        while connection := self._take(origin, now):
-            self._busy[connection] = deadline
+        while connection := self._claim_idle(now):
+            # One task watches these deadlines: a cancel scope for each exchange costs 8 µs.
+            self._deadlines[connection] = deadline
             try:
-                return await self._converse(connection, request, more, answer, timeouts, reused=True)
+                return await self._exchange_on(connection, request, more, response, reused=True)
             except StaleConnectionError:
                 continue
             finally:
-                self._busy.pop(connection, None)
+                self._deadlines.pop(connection, None)
         with trio.move_on_at(deadline):
-            connection = await self._connect(origin, timeouts.get("connect"))
-            return await self._converse(connection, request, more, answer, timeouts, reused=False)
-        raise self._took_too_long()
+            connection = Connection(await self._connect(), self._poller)
+            return await self._exchange_on(connection, request, more, response, reused=False)
+        raise self._timeout_error()
 
-    async def keep(self) -> None:
-        """Hear for all exchanges, end those that are overdue, and close what is idle for too long, until cancelled."""
-        with watching() as watch:
-            self._watch = watch
-            try:
-                async with trio.open_nursery() as nursery:
-                    if watch:
-                        nursery.start_soon(watch.keep)
-                    await self._keep_time()
-            finally:
-                self._watch = None
-
-    async def _keep_time(self) -> None:
+    async def enforce_timeouts(self) -> None:
+        """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
         while True:
             now = trio.current_time()
-            self._end_overdue(now)
-            for stack in self._idle.values():
-                self._close_old(stack, now)
-            due = next(iter(self._busy.values()), now + self._timeout)
-            await trio.sleep_until(min(due, now + IDLE))
+            self._abort_overdue(now)
+            self._close_expired(now)
+            next_deadline = next(iter(self._deadlines.values()), now + self._timeout)
+            await trio.sleep_until(min(next_deadline, now + MAX_IDLE))
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The same, as httpx has it. The body of the response has been read.
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            self._idle.pop().close()
 
-        Raises:
-            httpx.TransportError: as above; or what is asked for cannot be sent.
-        """
-        data = await written(request)
-        answer = NamedAnswer(request.method, self._most_body)
-        origin = request.url.raw_host.decode("ascii"), request.url.port or 80
-        await self.exchange(origin, data, answer, timeouts=request.extensions.get("timeout", _NONE))
-        return response_of(answer)
-
-    async def aclose(self) -> None:
-        """Close what is idle."""
-        for stack in self._idle.values():
-            for connection in stack:
-                connection.close()
-        self._idle.clear()
-
-    async def _converse(
-        self,
-        connection: Connection,
-        request: bytes,
-        more: bytes,
-        answer: Answer,
-        timeouts: Mapping[str, float | None],
-        *,
-        reused: bool,
+    async def _exchange_on(
+        self, connection: Connection, request: bytes, more: bytes, response: ResponseParser, *, reused: bool
     ) -> None:
         try:
-            await connection.send(request, more, timeouts.get("write"), reused=reused)
-            await connection.receive(answer, timeouts.get("read"))
+            await connection.send(request, more, reused=reused)
+            await connection.receive(response)
         except httpx.TransportError:
             if connection.overdue:
-                raise self._took_too_long() from None
+                raise self._timeout_error() from None
             raise
         finally:
-            # Whatever ended this, a cancellation too: only a connection in a known state is used again.
-            if answer.reusable and not connection.overdue and not connection.spent:
-                self._give_back(connection, answer)
+            # After an error or a cancellation the connection may be half used, and the response is not reusable.
+            if response.reusable and connection.reusable:
+                now = trio.current_time()
+                connection.park(now, now + min(MAX_IDLE, response.keep_alive_timeout - KEEP_ALIVE_MARGIN))
+                self._idle.append(connection)
+                self._close_expired(now)
             else:
                 connection.close()
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:  # noqa: ASYNC109 -- httpx's word
-        within = CONNECT if timeout is None else min(timeout, CONNECT)
+    async def _connect(self) -> socket.socket:
+        origin = f"{self._host}:{self._port}"
+        remembered = self._names.remembered
         try:
-            with trio.fail_after(within):
-                return Connection(origin, await self._reach(origin), self._watch)
+            with trio.fail_after(CONNECT_TIMEOUT):
+                try:
+                    return await self._open_socket()
+                except OSError:
+                    self._names.forget()
+                    if not remembered:
+                        raise
+                # The host may have moved. No byte was sent, so this is the same attempt.
+                return await self._open_socket()
         except trio.TooSlowError:
-            raise httpx.ConnectTimeout(f"no connection to {origin[0]}:{origin[1]} within {within:g} s") from None
+            raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from None
         except OSError as error:
-            raise httpx.ConnectError(f"cannot connect to {origin[0]}:{origin[1]}: {error}") from None
+            raise httpx.ConnectError(f"cannot connect to {origin}: {_reason(error)}") from None
 
-    async def _reach(self, origin: Origin) -> socket:
-        addresses, remembered = await self._names.addresses(*origin)
-        try:
-            sock, tried = await connect(addresses)
-        except OSError:
-            self._names.forget(*origin)
-            if not remembered:
-                raise
-            # Nothing has been sent, so this is the same attempt.
-            addresses, _ = await self._names.addresses(*origin)
-            sock, tried = await connect(addresses)
-        self._names.tried(*origin, tried)
+    async def _open_socket(self) -> socket.socket:
+        stream = await trio.open_tcp_stream(self._host, self._port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
+        self._names.connected(stream.socket.getpeername())
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
         return sock
 
-    def _take(self, origin: Origin, now: float) -> Connection | None:
-        """The idle connection that was used last, less those that died or grew old."""
-        stack = self._idle.get(origin)
-        while stack:
-            connection = stack.pop()
-            if connection.idle_until >= now and connection.silent(now):
-                connection.idle = False
+    def _claim_idle(self, now: float) -> Connection | None:
+        """Return the usable connection that was used last, None if there is none."""
+        while self._idle:
+            if (connection := self._idle.pop()).claim(now):
                 return connection
-            connection.close()
         return None
 
-    def _give_back(self, connection: Connection, answer: Answer) -> None:
-        now = trio.current_time()
-        connection.idle, connection.idle_since = True, now
-        connection.idle_until = now + min(IDLE, answer.keeps_idle - BEFORE)
-        stack = self._idle.setdefault(connection.origin, deque())
-        stack.append(connection)
-        self._close_old(stack, now)
+    def _close_expired(self, now: float) -> None:
+        while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_until < now):
+            self._idle.popleft().close()
 
-    def _close_old(self, stack: deque[Connection], now: float) -> None:
-        while stack and (len(stack) > self._most_idle or stack[0].idle_until < now):
-            stack.popleft().close()
+    def _abort_overdue(self, now: float) -> None:
+        while self._deadlines and next(iter(self._deadlines.values())) <= now:
+            self._deadlines.popitem(last=False)[0].abort()
 
-    def _end_overdue(self, now: float) -> None:
-        while self._busy:
-            connection, deadline = next(iter(self._busy.items()))
-            if deadline > now:
-                break
-            del self._busy[connection]
-            connection.end()
-
-    def _took_too_long(self) -> httpx.ReadTimeout:
+    def _timeout_error(self) -> httpx.ReadTimeout:
         return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")
+
+
+def _reason(error: OSError) -> str:
+    """Return the reason of the last address, which Trio puts into the cause of its error."""
+    if isinstance(error.__cause__, ExceptionGroup):
+        return str(error.__cause__.exceptions[-1])
+    return str(error)
+
+
+@asynccontextmanager
+async def open_transport(
+    host: str,
+    port: int,
+    *,
+    max_idle: int,
+    exchange_timeout: float,
+    look_up: LookUp = socket.getaddrinfo,
+) -> AsyncIterator[PlainTransport]:
+    """Run a :class:`PlainTransport` and everything it needs. No exchange may be running at the end.
+
+    Args:
+        host: of the origin.
+        port: of the origin.
+        max_idle: idle connections that are kept.
+        exchange_timeout: seconds that an exchange may take.
+        look_up: asks the system for addresses.
+    """
+    with closing(ReadinessPoller()) as poller:
+        async with trio.open_nursery() as nursery:
+            names = NameCache(host, port, nursery, look_up)
+            transport = PlainTransport(host, port, names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
+            nursery.start_soon(poller.run)
+            nursery.start_soon(transport.enforce_timeouts)
+            previous = trio.socket.set_custom_hostname_resolver(names)
+            try:
+                yield transport
+            finally:
+                trio.socket.set_custom_hostname_resolver(previous)
+                transport.close()
+                nursery.cancel_scope.cancel()

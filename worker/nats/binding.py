@@ -43,11 +43,11 @@ class Binding:
         retired: RetiredConsumers,
         emit: Emit,
     ) -> None:
-        self.serving = Serving(jetstream, flows, settings, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
+        self.serving = Serving(jetstream, settings, flows, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
         self._jetstream, self._settings, self._outbox, self._emit = jetstream, settings, outbox, emit
         self._unbound = asyncio.Event()
         self._created: str | None = None
-        """When the stream was created: tells it from a later one of the same name."""
+        """The time of the stream's creation, which differs from that of a later one of the same name."""
 
     async def run(self) -> None:
         """Bind again when the connection is back or the consumer is lost, and look at other workers' changes."""

@@ -7,7 +7,8 @@ docs/architecture.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -16,14 +17,17 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from ..config import without_password
+from ..config import Settings, without_password
 from ..events import BrokerFailure, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
+from .options import connect_options
 from .wire import ApiError, is_stored, parse_answer, parse_status
 
 _ANSWER_WITHIN = 5.0
 """Seconds for an answer of JetStream: an election after a lost leader takes about as long."""
+_CONNECT_WITHIN = 5.0
+"""Seconds for the connection of a command, because a person waits for it."""
 _STUCK = 3.0
 """Seconds that a reconnect may wait for its old socket to close."""
 _REMIND = 10.0
@@ -32,6 +36,14 @@ _REMIND = 10.0
 
 class NoRespondersError(BrokerUnavailableError):
     """Nothing subscribes to a request's subject: no such stream, no JetStream, or an unknown verb of its API."""
+
+
+class AnswerTimeoutError(BrokerUnavailableError):
+    """No answer arrived within *seconds*."""
+
+    def __init__(self, subject: str, seconds: float) -> None:
+        super().__init__(f"no answer on {subject} within {seconds:g} s")
+        self.seconds = seconds
 
 
 class ConnectionClosedError(Exception):
@@ -57,7 +69,9 @@ class Connection:
         self._reconnecting_since: float | None = None
         self._bytes_read = 0
         """Bytes of messages received until the last look."""
-        self._last_failure = ("", float("-inf"))
+        self.failure = ""
+        """The last failure since the connection was made; empty where there was none."""
+        self._reported_at = float("-inf")
         self._inbox = ""
         self._numbers = count()
         self._unanswered: dict[str, asyncio.Future[Msg | None]] = {}
@@ -95,6 +109,7 @@ class Connection:
             self._refused.cancel()
         self._inbox = self.client.new_inbox()
         await nats_internals.listen(self.client, f"{self._inbox}.*", self._on_answer)
+        self.failure = ""
         self._emit(Connected(self._server, reconnected=False))
         self._changed(True)
 
@@ -145,7 +160,7 @@ class Connection:
             async with asyncio.timeout(within):
                 answer = await self._exchange(subject, payload, headers)
         except TimeoutError:
-            raise BrokerUnavailableError(f"no answer on {subject} within {within:g} s") from None
+            raise AnswerTimeoutError(subject, within) from None
         except (nats.errors.Error, OSError) as error:
             raise BrokerUnavailableError(f"no answer on {subject}: {error}") from None
         if (status := parse_status(answer.headers)) and status.code == 503:
@@ -181,9 +196,8 @@ class Connection:
     def report_failure(self, doing: str, error: object) -> None:
         """Emit an event about something that is being tried again, the same one every ten seconds at most."""
         text, now = without_password(str(error) or type(error).__name__), asyncio.get_running_loop().time()
-        last, at = self._last_failure
-        if text != last or now - at > _REMIND:
-            self._last_failure = text, now
+        if text != self.failure or now - self._reported_at > _REMIND:
+            self.failure, self._reported_at = text, now
             self._emit(BrokerFailure(doing, text))
 
     @property
@@ -212,6 +226,7 @@ class Connection:
             self._changed(False)
 
     async def _on_reconnected(self) -> None:
+        self.failure = ""
         self._emit(Connected(self._server, reconnected=True))
         self._changed(True)
 
@@ -240,3 +255,28 @@ class Connection:
         if (no := said.get("error")) is not None:
             raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
         return said
+
+
+@asynccontextmanager
+async def connected(settings: Settings, name: str) -> AsyncIterator[Connection]:
+    """Connect for the block, as a command does that a person waits for. *name* is for the server's list of connections.
+
+    Raises:
+        BrokerUnavailableError: there is no connection within 5 s.
+        MisconfiguredError: the server refuses the credentials.
+    """
+    connection = Connection(connect_options(settings, name=name), lambda _: None)
+    try:
+        try:
+            async with asyncio.timeout(_CONNECT_WITHIN):
+                await connection.open()
+        except TimeoutError:
+            servers = without_password(",".join(settings.nats_servers))
+            failure = f" ({connection.failure})" if connection.failure else ""
+            raise BrokerUnavailableError(
+                f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{failure}:"
+                " start it, or check nats_host and nats_port, or nats_url"
+            ) from None
+        yield connection
+    finally:
+        await connection.close()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 MAX_REQUESTS = 4
 """Open requests of one flow. Each but the first is for a quarter of the credit at least, so no more could be open."""
 MAX_REQUESTS_OF_MANY = 2
-"""The same where there are many flows, each with a fraction of the credit."""
+"""Open requests of one flow where there are many, each with a fraction of the credit."""
 EXPIRES = 30.0
 """Seconds that a request stays open at the server."""
 HEARTBEAT = 5.0
@@ -37,7 +37,7 @@ class PullInbox:
     number: int
     outstanding: int = 0
     last_sign: float = 0.0
-    """When something last arrived, or the request was sent."""
+    """The time when something last arrived, or the request was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Credit:
         self.unrequested = 0
         """Credit that no request was sent for. Below zero where more arrived than there was credit for."""
         self.outstanding = 0
-        """What open requests may still bring: the sum over the inboxes."""
+        """Messages that open requests may still bring: the sum over the inboxes."""
         self._max_batch = max_batch
         self._total = 0
 

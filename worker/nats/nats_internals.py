@@ -1,4 +1,4 @@
-"""The few private names of nats-py that we cannot do without, and why. A test says when a release moves one."""
+"""The private names of nats-py that the worker needs, and why. A test fails when a release moves one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nats.aio.subscription import Subscription
 
 
 def reader_died(client: Client) -> bool:
-    """A PONG that comes after its flush was given up ends the read loop, while ``is_connected`` stays true."""
+    """Return whether the read loop has ended, as a late PONG ends it, while ``is_connected`` stays true."""
     return bool(client.is_connected and client._reading_task is not None and client._reading_task.done())  # noqa: SLF001 -- no public name
 
 
@@ -29,37 +29,37 @@ def excuse_pings(client: Client) -> None:
 
 
 def forget_unsent(client: Client) -> None:
-    """Drop what waits to be sent. Said late, after a reconnect, a stale NAK disturbs another worker's run."""
+    """Drop what waits to be sent. After a reconnect, a late nak would disturb another worker's invocation."""
     client._pending = []  # noqa: SLF001 -- no public name
     client._pending_data_size = 0  # noqa: SLF001 -- no public name
 
 
-class _Heard:
-    """What ``subscribe`` takes as the future of one answer, for any number of messages."""
+class _Callback:
+    """A stand-in for the future that ``subscribe`` resolves with one message; it accepts any number."""
 
-    def __init__(self, hear: Callable[[Msg], None]) -> None:
-        self._hear = hear
+    def __init__(self, on_message: Callable[[Msg], None]) -> None:
+        self._on_message = on_message
 
     def cancelled(self) -> bool:
         return False
 
     def set_result(self, message: Msg) -> None:
         try:
-            self._hear(message)
+            self._on_message(message)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it would end the read loop
             context = {"message": f"on {message.subject}", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
 
 
-async def listen(client: Client, subject: str, hear: Callable[[Msg], None]) -> Subscription:
-    """Subscribe; *hear* is called where a message is read.
+async def listen(client: Client, subject: str, on_message: Callable[[Msg], None]) -> Subscription:
+    """Subscribe, and call *on_message* as soon as a message is read.
 
-    A callback of nats-py's has a queue and a task before it: two more passes of the event loop for each message that
-    comes alone.
+    nats-py puts a queue and a task before its own callbacks: two more passes of the event loop for each message that
+    arrives alone.
     """
-    return await client.subscribe(subject, future=cast("asyncio.Future[Msg]", _Heard(hear)))
+    return await client.subscribe(subject, future=cast("asyncio.Future[Msg]", _Callback(on_message)))
 
 
 async def end_interest(client: Client, subscription: Subscription) -> None:
-    """Tell the server to send no more, but go on reading what is on its way; ``unsubscribe`` would drop that."""
+    """Let the server send no more, but still read what is on its way; ``unsubscribe`` would drop that."""
     await client._send_unsubscribe(subscription._id)  # noqa: SLF001 -- no public name

@@ -11,16 +11,16 @@ from ..ports import MisconfiguredError
 
 
 def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Keyword arguments of ``nats.connect``, all but its callbacks.
+    """Return the keyword arguments of ``nats.connect``, without its callbacks.
 
     Args:
         settings: all settings.
-        name: what the server's connection list shows.
+        name: the name in the server's list of connections.
 
     Raises:
-        MisconfiguredError: they need a package that is not installed.
+        MisconfiguredError: the settings need a package that is not installed.
     """
-    # Noticing a dead connection takes three pings; it has to come well before leases are taken for lost.
+    # Three pings detect a dead connection. That has to happen well before leases expire.
     ping = min(10.0, max(1.0, settings.ack_wait / 12))
     if any(url.startswith("ws") for url in settings.nats_servers) and importlib.util.find_spec("aiohttp") is None:
         raise MisconfiguredError(
@@ -34,7 +34,7 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
         "connect_timeout": 5,
         "reconnect_time_wait": 0.25,
         "max_reconnect_attempts": -1,
-        "skip_subject_validation": True,  # they come from the server, or of names that were checked
+        "skip_subject_validation": True,  # subjects come from the server, or are made of checked names
     }
     if settings.nats_token:
         options["token"] = settings.nats_token

@@ -30,7 +30,7 @@ from .finished_deleter import RetiredConsumers
 _CONFIRMED_WITHIN = 2.0
 """Seconds without a confirmation after which a settlement or an extension is sent again."""
 _MAX_TRIES = 30
-"""How often an ack or a term is sent: for a minute, while connected to a server that does not answer."""
+"""Times that an ack or a term is sent: for a minute, while connected to a server that does not answer."""
 _CROWDED = 4_096
 """Unconfirmed settlements above which no more messages are requested: the server cannot keep up."""
 
@@ -44,7 +44,7 @@ class PendingAck(Struct, eq=False):
     before: float
     """A nak or an extension is not sent after this time."""
     due: float = 0.0
-    """When a nak's delay ends."""
+    """The end of a nak's delay."""
     confirmed: Callable[[], None] | None = None
     sent_at: float = float("-inf")
     tries: int = 0

@@ -35,7 +35,7 @@ _LATE = 5.0
 """Seconds that an inbox is read after its interest ended: what comes through another server of a cluster may arrive
 after the answer of the connected one."""
 _VERY_LATE = 60.0
-"""The same after a silence: a server that was suspended continues where it was."""
+"""Seconds after a silence: a server that was suspended continues where it was."""
 
 
 class DeliveryBuffer:
@@ -140,7 +140,7 @@ class Pull:
         self._connection, self._outbox, self._credit, self._buffer = connection, outbox, credit, buffer
         self._lost, self._may_request = lost, may_request
         self._subject = ""
-        """Where requests are published. Empty where no consumer is known."""
+        """The subject of requests. Empty where no consumer is known."""
         self._inboxes: dict[int, tuple[str, Subscription]] = {}
         """By the number of the inbox; subscribed to when it is first used."""
         self._ending: list[PullInbox] = []
@@ -158,7 +158,7 @@ class Pull:
 
     @property
     def outstanding(self) -> int:
-        """What open requests may still bring."""
+        """Messages that open requests may still bring."""
         return self._credit.outstanding
 
     @property
@@ -285,10 +285,10 @@ class Pull:
             self._credit.sign_of_life(inbox, now)
             return
         self._credit.end_request(inbox)
-        if status.trouble:
+        if status.rejected:
             self._no_requests_until = now + _AFTER_REJECTION
         if status.consumer_gone:
             self._lost(self)
-        elif status.trouble and status.code != 409:
+        elif status.rejected and status.code != 409:
             self._connection.report_failure("pulling", f"{status.code} {status.description}")
         self._may_request(self)

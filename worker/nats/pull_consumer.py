@@ -62,9 +62,9 @@ class PullConsumer:
         self._buffer = DeliveryBuffer(outbox)
         self._pulls: dict[str, Pull] = {}
         self._to_request: dict[Pull, None] = {}
-        """Those that may have a request to send."""
+        """Pulls that may have a request to send."""
         self._open: dict[Pull, None] = {}
-        """Those that may have an open request."""
+        """Pulls that may have an open request."""
         self._recalls: list[Pull] = []
         self._ended: set[str] = set()
         """Flows whose end is in the buffer: until it is received, credit for them is ignored."""

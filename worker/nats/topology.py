@@ -35,7 +35,7 @@ published, forever (2.15.1; on a busy machine once in 30 tries)."""
 DUPLICATE_WINDOW = 120.0
 """Seconds in which the stream recognizes a message id."""
 _DEAD_LETTER_WINDOW = 3600.0
-"""The same for dead letters: longer than any ack wait, after which a half-stored dead letter is stored again."""
+"""Seconds for dead letters: longer than any ack wait, after which a half-stored dead letter is stored again."""
 
 
 def stream_config(settings: Settings) -> StreamConfig:
@@ -258,7 +258,7 @@ async def ensure_consumer(
 
 
 async def allow_more_consumers(jetstream: JetStream, settings: Settings, emit: Emit) -> bool:
-    """Let the stream have as many consumers as its configuration says, where that sets no limit.
+    """Let the stream have as many consumers as its configuration allows, where that sets no limit.
 
     Nats-server 2.15 and later takes "no limit" for 1,000. A limit that an operator has set stays: then return False.
 

@@ -16,61 +16,61 @@ from ..model import MessageId
 T = TypeVar("T")
 
 ACK_PREFIX = "$JS.ACK."
-_LONGEST = 20
-"""Digits in a number: those of the largest that 64 bits hold."""
+_MAX_DIGITS = 20
+"""Digits of the largest number that 64 bits hold."""
 
 
 def parse_ack_subject(subject: str) -> tuple[MessageId, int, int]:
-    """The message, its delivery count, and how many its consumer had never handed out, from a delivery's reply subject.
+    """Return a delivery's message, its number of deliveries, and its consumer's number of pending messages.
 
-    Nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or at least eleven
-    with domain and account before the stream, and perhaps a random one at the end (ADR-15).
+    A reply subject has nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or
+    at least eleven, with domain and account before the stream, and perhaps a random one at the end (ADR-15).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: *subject* is not the reply subject of a delivery.
     """
     tokens = subject.split(".")
     if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
     numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
     digits = "".join(numbers)
-    if not (digits.isascii() and digits.isdigit() and all(numbers) and max(map(len, numbers)) <= _LONGEST):
+    if not (digits.isascii() and digits.isdigit() and all(numbers) and max(map(len, numbers)) <= _MAX_DIGITS):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    count, sequence, _, stored, behind = map(int, numbers)
-    return (sequence, stored), count, behind
+    num_delivered, sequence, _, stored_at, num_pending = map(int, numbers)
+    return (sequence, stored_at), num_delivered, num_pending
 
 
 def consumer_of(subject: str) -> str:
-    """The consumer that handed out a delivery, from its reply subject, which :func:`parse_ack_subject` can read."""
+    """Return the consumer that made a delivery, from its reply subject, which :func:`parse_ack_subject` can read."""
     tokens = subject.split(".")
     return tokens[3] if len(tokens) == 9 else tokens[5]
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A status message, which ends or accompanies a pull request."""
+    """A status message, which ends a pull request, or confirms that it is open."""
 
     code: int
     description: str
 
     @property
     def heartbeat(self) -> bool:
-        """It only says that the request is still there."""
+        """Whether the request is still open."""
         return self.code == 100
 
     @property
     def consumer_gone(self) -> bool:
-        """There is no consumer, or no JetStream, to pull from."""
+        """Whether there is no consumer, or no JetStream, to pull from."""
         return self.code == 503 or (self.code == 409 and "deleted" in self.description.lower())
 
     @property
-    def trouble(self) -> bool:
-        """Not one of the ways in which requests end every day: expired (408) or nothing there (404)."""
+    def rejected(self) -> bool:
+        """Whether the server rejected the request, which has not merely expired (408) or found no message (404)."""
         return self.code not in (100, 404, 408)
 
 
 def parse_status(headers: Mapping[str, str] | None) -> Status | None:
-    """The status of a message without a reply subject; None where it has none that can be read."""
+    """Return the status of a message without a reply subject, or None where it has none."""
     headers = headers or {}
     code = headers.get("Status", "")
     if not (len(code) == 3 and code.isascii() and code.isdigit()):
@@ -143,7 +143,7 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeliveredSequence(Struct, frozen=True):
-    """How far a consumer has delivered."""
+    """The end of what a consumer has delivered."""
 
     stream_seq: int = 0
 
@@ -197,7 +197,7 @@ class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StreamState(Struct):
-    """What a stream stores."""
+    """The contents of a stream."""
 
     messages: int
     last_seq: int
@@ -214,9 +214,9 @@ class StreamInfo(Struct, kw_only=True):
     """The fields of it that are used."""
     state: StreamState
     created: str
-    """When the stream was created: tells it from a later one of the same name."""
+    """The time of its creation, which differs from that of a later stream of the same name."""
     total: int = 0
-    """How many subjects there are, on all pages."""
+    """The number of subjects on all pages."""
 
     def __post_init__(self) -> None:
         self.config = msgspec.json.decode(self.sent, type=StreamConfig)

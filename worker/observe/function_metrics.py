@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-MOST_FUNCTIONS = 2_000
+MAX_FUNCTIONS = 2_000
 """Functions that have series of their own: each has about forty, so some ten megabytes at a scrape."""
 OTHER = "other"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
@@ -66,7 +66,7 @@ class FunctionCounts:
 
 
 class FunctionMetrics(Collector):
-    """Those of all functions. Names are foreign input, so past :data:`MOST_FUNCTIONS` a new one counts as ``other``."""
+    """Those of all functions. Names are foreign input, so past :data:`MAX_FUNCTIONS` a new one counts as ``other``."""
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
@@ -84,7 +84,7 @@ class FunctionMetrics(Collector):
     def name(self, function: str) -> str:
         """What the function counts as."""
         if function not in self._names:
-            if len(self._names) >= MOST_FUNCTIONS:
+            if len(self._names) >= MAX_FUNCTIONS:
                 return OTHER
             self._names.add(function)
         return function

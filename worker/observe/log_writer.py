@@ -18,7 +18,7 @@ from contextlib import suppress
 import orjson
 import trio
 
-MOST = select.PIPE_BUF
+MAX_WRITE = select.PIPE_BUF
 """Bytes of a write: 4,096 on Linux; POSIX asks for 512 at least."""
 _CUT = " ... "
 
@@ -55,7 +55,7 @@ class LogWriter(trio.abc.Instrument):
         size = 0
         for each in lines:
             line = self._whole(each)
-            if size + len(line) > MOST and piece:
+            if size + len(line) > MAX_WRITE and piece:
                 self._write(piece)
                 piece, size = [], 0
             piece.append(line)
@@ -63,9 +63,9 @@ class LogWriter(trio.abc.Instrument):
         self._write(piece)
 
     def _whole(self, line: bytes) -> bytes:
-        over = len(line) + 1 - MOST
+        over = len(line) + 1 - MAX_WRITE
         if self._shared and over > 0:
-            line = shortened(line, over) if self._json else cut(line, MOST - 1)
+            line = shorten_json(line, over) if self._json else truncate_middle(line, MAX_WRITE - 1)
         return line + b"\n"
 
     def _write(self, lines: list[bytes]) -> None:
@@ -88,7 +88,7 @@ class LogWriter(trio.abc.Instrument):
         self.flush()
 
 
-def cut(text: bytes, most: int) -> bytes:
+def truncate_middle(text: bytes, most: int) -> bytes:
     """*text* in UTF-8 in at most so many bytes, its middle left out."""
     if len(text) <= most:
         return text
@@ -97,7 +97,7 @@ def cut(text: bytes, most: int) -> bytes:
     return (head.decode(errors="ignore") + _CUT + tail.decode(errors="ignore")).encode()[: max(0, most)]
 
 
-def shortened(line: bytes, over: int) -> bytes:
+def shorten_json(line: bytes, over: int) -> bytes:
     """A JSON object less at least *over* bytes, taken from its longest values; with none left if that is too little."""
     fields = orjson.loads(line)
     for name in sorted(fields, key=lambda name: -len(orjson.dumps(fields[name]))):
@@ -106,7 +106,7 @@ def shortened(line: bytes, over: int) -> bytes:
             break
         text = fields[name] if isinstance(fields[name], str) else orjson.dumps(fields[name]).decode()
         # JSON takes a byte for each of the text, or more: as many off as there are too many is never too few.
-        fields[name] = cut(text.encode(), len(text.encode()) - over - len(_CUT)).decode()
+        fields[name] = truncate_middle(text.encode(), len(text.encode()) - over - len(_CUT)).decode()
         line = orjson.dumps(fields)
         over -= before - len(line)
     return line

@@ -19,7 +19,7 @@ from ..policy.decide import describe, status_of
 from ..ports import Emit
 from .log_writer import LogWriter
 
-Row = tuple[str, str, dict[str, Any]]
+LogLine = tuple[str, str, dict[str, Any]]
 """Level, message, fields."""
 
 
@@ -82,7 +82,7 @@ def log_sink(settings: Settings) -> Emit:
             return
         if isinstance(event, e.InvocationStarted | e.LimitLearned) and not settings.debug:
             return  # the lines a message that are usually not written: spare their making
-        level, message, fields = ROWS[type(event)](event)
+        level, message, fields = LOG_LINES[type(event)](event)
         if level != "debug" or settings.debug:
             write(render(None, level, stamp(None, level, fields | {"event": message})))
 
@@ -104,7 +104,7 @@ class _Once:
         return True
 
 
-def _started(event: e.InvocationStarted) -> Row:
+def _started(event: e.InvocationStarted) -> LogLine:
     call = event.invocation
     return (
         "debug",
@@ -120,7 +120,7 @@ def _started(event: e.InvocationStarted) -> Row:
     )
 
 
-def _ended(event: e.InvocationEnded) -> Row:
+def _ended(event: e.InvocationEnded) -> LogLine:
     fields: dict[str, Any] = {
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
@@ -150,7 +150,7 @@ def _next(verdict: Verdict) -> dict[str, Any]:
             return {"abandoned": True}
 
 
-def _posted(event: e.CallbackPosted) -> Row:
+def _posted(event: e.CallbackPosted) -> LogLine:
     fields: dict[str, Any] = {
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
@@ -165,7 +165,7 @@ def _posted(event: e.CallbackPosted) -> Row:
     return "error", "Callback given up", fields
 
 
-def _dead(event: e.DeadLettered) -> Row:
+def _dead(event: e.DeadLettered) -> LogLine:
     fields = {
         "call_id": event.call_id,
         "function": event.function,
@@ -177,7 +177,7 @@ def _dead(event: e.DeadLettered) -> Row:
     return "error", "Given up, and not kept since dead_letter is false", fields
 
 
-def _connected(event: e.Connected) -> Row:
+def _connected(event: e.Connected) -> LogLine:
     return (
         ("warning" if event.reconnected else "info"),
         ("Reconnected" if event.reconnected else "Connected"),
@@ -185,13 +185,13 @@ def _connected(event: e.Connected) -> Row:
     )
 
 
-def _made(event: e.Created) -> Row:
+def _made(event: e.Created) -> LogLine:
     if event.recreated:
         return "warning", f"The {event.kind} was gone, and has been made again", {event.kind: event.name}
     return "info", f"Made the {event.kind}", {event.kind: event.name}
 
 
-def _drain_ended(event: e.DrainEnded) -> Row:
+def _drain_ended(event: e.DrainEnded) -> LogLine:
     fields = {"seconds": round(event.seconds, 3)}
     if event.unconfirmed:
         return "warning", "Drained; the last settlements were not confirmed, and may be delivered again", fields
@@ -214,7 +214,7 @@ def _json(_: Any, __: str, event: dict[str, Any]) -> bytes:
     return orjson.dumps(event, default=str)
 
 
-ROWS: Mapping[type[e.Event], Callable[[Any], Row]] = {
+LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationStarted: _started,
     e.InvocationEnded: _ended,
     e.Settled: lambda v: ("debug", "Settled", {"verdict": type(v.verdict).__name__.lower()}),

@@ -65,7 +65,7 @@ class Metrics:
         if count := self._rows.get(type(event)):
             count(event)
 
-    def exposition(self) -> bytes:
+    def render_text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
 

@@ -1,4 +1,4 @@
-"""Metrics and health, over HTTP."""
+"""HTTP server for metrics, liveness and readiness."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from .observed import Observed
+from .status import WorkerStatus
 
 _GRACE = 0.5
-"""Seconds that open requests have left when the worker ends."""
+"""Seconds that open requests may take after the server is cancelled."""
 
 
 async def serve_observers(
     host: str,
     port: int,
-    observed: Observed,
+    worker: WorkerStatus,
     *,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; started, tells the address.
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` until cancelled.
 
     Args:
-        host: where to listen.
-        port: and the port, 0 for a free one.
-        observed: what is shown.
-        task_status: told the address.
+        host: the address to listen on.
+        port: the port to listen on, 0 for a free one.
+        worker: the worker whose status is served.
+        task_status: gets the bound ``host:port``.
 
     Raises:
-        OSError: it cannot listen there.
+        OSError: the address or port cannot be bound.
     """
 
     async def metrics(_: Request) -> Response:
-        return Response(await observed.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await worker.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def healthz(_: Request) -> Response:
-        return _answer("ok", "not alive", await observed.not_alive())
+        return _health("ok", "not alive", await worker.not_alive())
 
     async def readyz(_: Request) -> Response:
-        return _answer("ready", "not ready", await observed.not_ready())
+        return _health("ready", "not ready", await worker.not_ready())
 
     app = Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
     config = Config()
     listener = _listen(host, port)
     address = "{}:{}".format(*listener.getsockname()[:2])
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None  # its lines are not ours; what matters is raised
+    config.errorlog = None  # Hypercorn's lines are not in the worker's log format; its errors are raised
     config.graceful_timeout = _GRACE
     config.include_server_header = False
     async with trio.open_nursery() as nursery:
@@ -59,7 +59,7 @@ async def serve_observers(
         task_status.started(address)
 
 
-def _answer(good: str, bad: str, reason: str | None) -> Response:
+def _health(good: str, bad: str, reason: str | None) -> Response:
     return PlainTextResponse(f"{bad}: {reason}\n", status_code=503) if reason else PlainTextResponse(f"{good}\n")
 
 

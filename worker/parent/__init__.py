@@ -1,5 +1,5 @@
-"""Several processes as one worker: a parent that starts them, ends them, and shows them as one.
+"""Several processes as one worker: a parent that starts them, stops them, and shows their metrics as one worker's.
 
-It does no work itself, and imports nothing of what does. :mod:`worker.parent.run` is its tree of tasks,
-:mod:`worker.parent.processes` keeps the processes going, :mod:`worker.parent.control_socket` is how they talk.
+The parent does no work itself and imports none of the modules that do. :mod:`worker.parent.run` is its tree of tasks,
+:mod:`worker.parent.processes` supervises the processes, :mod:`worker.parent.control_socket` connects it with them.
 """

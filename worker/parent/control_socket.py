@@ -1,8 +1,8 @@
-"""The line between the parent and one of its processes: a socket pair, which also tells each that the other is gone.
+"""The control socket between the parent and one of its processes: a socket pair, which also shows that the peer ended.
 
-The parent writes a question, one byte. The process answers with that byte, the length of what follows (four bytes, the
-highest first) and a text in UTF-8. It may say something unasked, too, in the same form. A question is asked again only
-when it was answered, so a process that hangs is never owed more than one answer to each.
+The parent writes a question of one byte. The process answers with a frame: that byte, the length of the text (four
+bytes, big-endian) and the text in UTF-8. It may also send a frame without a question. The parent repeats a question
+only after its answer, so a process that hangs owes at most one answer to each.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.observed import Observed
+from ..observe.status import WorkerStatus
 
 METRICS, READY = b"m", b"r"
-"""Questions. The answer to :data:`READY` is why it is not, empty where it is."""
+"""Questions. The answer to :data:`READY` is why the process is not ready, and empty where it is."""
 FATAL = b"f"
-"""Said unasked, before ending: what is wrong, and that no new start would mend it."""
+"""Frame that a process sends before it ends: an error that a restart would not fix."""
 VARIABLE = "_QUEUE_WORKER_PROCESS"
-"""How a process learns that it is one of several: ``2/4/7`` is the second of four, its end of the line the file 7. It
-begins with an underscore, so that nobody takes it for a setting."""
-_HEAD = 5
+"""Environment variable that makes a process one of several: ``2/4/7`` is the second of four, with its end of the socket
+as file 7. It begins with an underscore, so that it is not taken for a setting."""
+_HEADER = 5
 _READ = 65_536
 
 
@@ -32,96 +32,96 @@ class ControlSocket:
     """The parent's end."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.said: dict[bytes, str] = {}
-        """The last text of each kind."""
+        self.answers: dict[bytes, str] = {}
+        """The last text of each kind of frame."""
         self._socket = trio.socket.from_stdlib_socket(end)
-        self._awaited: dict[bytes, trio.Event] = {}
+        self._pending: dict[bytes, trio.Event] = {}
 
-    async def listen(self) -> None:
-        """Hear what the process says, until it is gone; then close this end."""
-        heard = bytearray()
+    async def receive(self) -> None:
+        """Store each frame of the process until it has ended; then close this end."""
+        buffer = bytearray()
         with self._socket:
-            while data := await self._receive():
-                heard += data
-                while len(heard) >= _HEAD and len(heard) >= (end := _HEAD + int.from_bytes(heard[1:_HEAD], "big")):
-                    self._take(bytes(heard[:1]), heard[_HEAD:end].decode())
-                    del heard[:end]
+            while data := await self._read():
+                buffer += data
+                while len(buffer) >= _HEADER and len(buffer) >= (
+                    end := _HEADER + int.from_bytes(buffer[1:_HEADER], "big")
+                ):
+                    self._store(bytes(buffer[:1]), buffer[_HEADER:end].decode())
+                    del buffer[:end]
 
-    async def ask(self, question: bytes, within: float) -> bool:
-        """Ask; whether an answer came in so many seconds. It is then in *said*."""
-        answered = self._awaited.get(question)
+    async def query(self, question: bytes, within: float) -> bool:
+        """Send *question*, and return whether the answer arrived *within* so many seconds. It is then in *answers*."""
+        answered = self._pending.get(question)
         if answered is None:
-            answered = self._awaited[question] = trio.Event()
+            answered = self._pending[question] = trio.Event()
             try:
                 await self._socket.send(question)
-            except OSError:  # it is gone, or just going
+            except OSError:  # the process has ended, or is about to
                 return False
         with trio.move_on_after(within):
             await answered.wait()
         return answered.is_set()
 
-    async def _receive(self) -> bytes:
+    async def _read(self) -> bytes:
         try:
             return await self._socket.recv(_READ)
         except ConnectionError:
             return b""
 
-    def _take(self, kind: bytes, text: str) -> None:
-        self.said[kind] = text
-        if (answered := self._awaited.pop(kind, None)) is not None:
+    def _store(self, kind: bytes, text: str) -> None:
+        self.answers[kind] = text
+        if (answered := self._pending.pop(kind, None)) is not None:
             answered.set()
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRank:
-    """What a process is of a worker, and its end of the line."""
+    """The number of a process among *count*, and its end of the control socket."""
 
     number: int
-    of: int
-    line: socket.socket
+    count: int
+    end: socket.socket
 
-    def say(self, kind: bytes, text: str) -> None:
-        """Say something unasked, at the end: waits for the parent to take it, though not long."""
-        self.line.settimeout(1.0)
-        try:
-            self.line.sendall(_framed(kind, text))
-        except OSError:
-            return  # nobody listens any more
+    def send(self, kind: bytes, text: str) -> None:
+        """Send a frame before this process ends; wait at most a second for the parent to read it."""
+        self.end.settimeout(1.0)
+        with suppress(OSError):  # the parent has ended
+            self.end.sendall(_frame(kind, text))
 
-    async def answer(self, observed: Observed) -> None:
-        """Answer questions until the parent is gone."""
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.line))
+    async def serve(self, observed: WorkerStatus) -> None:
+        """Answer questions until the parent ends."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.end))
         try:
             while questions := await stream.receive_some(16):
                 for number in questions:
                     question = bytes([number])
                     text = await (observed.metrics() if question == METRICS else observed.not_ready())
-                    with self._whole():
-                        await stream.send_all(_framed(question, text or ""))
+                    with self._unbroken():
+                        await stream.send_all(_frame(question, text or ""))
         except trio.BrokenResourceError:
             return
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """What is said in the block is said whole, or nothing more is: the parent could not tell where it begins."""
+    def _unbroken(self) -> Iterator[None]:
+        """Close the socket for writing where a frame is cut short: the parent could not find the next one's start."""
         try:
             yield
         except BaseException:
             with suppress(OSError):
-                self.line.shutdown(socket.SHUT_WR)
+                self.end.shutdown(socket.SHUT_WR)
             raise
 
 
-def part_of(environment: MutableMapping[str, str]) -> WorkerRank | None:
-    """What this process is of a worker, by its environment, which then tells no more; None where it is all of one."""
-    told = environment.pop(VARIABLE, None)
-    if told is None:
+def worker_rank(environment: MutableMapping[str, str]) -> WorkerRank | None:
+    """Take this process's rank out of *environment*; None for a single process."""
+    value = environment.pop(VARIABLE, None)
+    if value is None:
         return None
-    number, of, file = map(int, told.split("/"))
+    number, count, file = map(int, value.split("/"))
     os.set_inheritable(file, False)
-    return WorkerRank(number, of, socket.socket(fileno=file))
+    return WorkerRank(number, count, socket.socket(fileno=file))
 
 
-def _framed(kind: bytes, text: str) -> bytes:
+def _frame(kind: bytes, text: str) -> bytes:
     body = text.encode()
-    return kind + len(body).to_bytes(_HEAD - 1, "big") + body
+    return kind + len(body).to_bytes(_HEADER - 1, "big") + body

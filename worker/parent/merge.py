@@ -1,12 +1,12 @@
 """The metrics of several processes as those of one worker: Prometheus texts in, one text out. No I/O, no clock.
 
-Counters and histograms are added up; a gauge is merged by what it means. Processes write their texts with the same
-library in the same version, so what stands before a line's last space is the series, to the letter, and nothing
-needs to be taken apart: half a microsecond a line.
+Counters and histograms are added up; a gauge is merged by its meaning. All processes write their texts with the same
+library in the same version. So the text before a line's last space identifies the series, and nothing else of it needs
+to be parsed: half a microsecond per line.
 
-The law is that nothing that counts ever falls. Prometheus takes a fall for a restart of the whole, and adds the whole
-sum once more; so what a process had counted stays when it is gone, also where all that is known of it is old, and the
-rounding of a sum cannot take away what was shown before.
+The law: no counter ever decreases. Prometheus takes a decrease for a restart of the whole, and adds the whole sum
+again. So the counts of an ended process stay, even where only an old text of it exists. Nor does the rounding of a sum
+lower a value that was shown before.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-COUNTS = frozenset({"counter", "histogram", "summary"})
-"""Types whose series only grow."""
-WAYS: dict[str, Callable[[Iterable[float]], float]] = {
-    "queue_worker_pending_messages": max,  # all read it from the stream, so they differ by its age only
+COUNTER_TYPES = frozenset({"counter", "histogram", "summary"})
+"""Types of metrics that only grow."""
+GAUGE_MERGES: dict[str, Callable[[Iterable[float]], float]] = {
+    "queue_worker_pending_messages": max,  # all processes read it from the stream, so they differ by its age only
     "queue_worker_messages_submitted_total": max,  # the same
     "queue_worker_function_invocation_inflight": sum,
-    "queue_worker_nats_connected": min,  # each has a connection; the worker is connected when all are
+    "queue_worker_nats_connected": min,  # each process has a connection; the worker is connected when all are
     "queue_worker_concurrency_limit": sum,
     "queue_worker_draining": max,
     "queue_worker_build_info": max,
@@ -28,11 +28,11 @@ WAYS: dict[str, Callable[[Iterable[float]], float]] = {
     "process_virtual_memory_bytes": sum,
     "process_resident_memory_bytes": sum,
     "process_open_fds": sum,
-    "process_max_fds": sum,  # a limit for each: so the share that is used stays what it means
+    "process_max_fds": sum,  # each process has a limit of its own, so the used share keeps its meaning
     "process_start_time_seconds": min,
 }
-"""How each gauge is merged."""
-ZERO_WITHOUT = frozenset({"queue_worker_nats_connected"})
+"""The merge function of each gauge."""
+ZERO_WHEN_MISSING = frozenset({"queue_worker_nats_connected"})
 """Gauges that are 0 where a process is missing."""
 
 
@@ -47,15 +47,15 @@ class Family:
 
 
 Value = Callable[[Family, str], float]
-"""What is shown of a series of a metric."""
+"""Function that returns the merged value of one series of a metric."""
 
 
-def read(texts: Iterable[str]) -> list[Family]:
-    """All values of each series of each metric, in the order in which they came."""
+def parse(texts: Iterable[str]) -> list[Family]:
+    """Return all values of each series of each metric, in the order of the texts."""
     families: dict[str, Family] = {}
     for text in texts:
         family = Family("", [])
-        for line in text.split("\n"):  # not splitlines(): a label may hold what Unicode takes for an end of line
+        for line in text.split("\n"):  # not splitlines(): a label may contain other line ends of Unicode
             if line.startswith("# HELP "):
                 name = line.split(" ", 3)[2]
                 family = families.setdefault(name, Family(name, [line]))
@@ -68,8 +68,8 @@ def read(texts: Iterable[str]) -> list[Family]:
     return list(families.values())
 
 
-def written(families: Iterable[Family], value: Value) -> str:
-    """The text of *families*."""
+def format_families(families: Iterable[Family], value: Value) -> str:
+    """Write *families* as one text."""
     lines: list[str] = []
     for family in families:
         lines += family.header
@@ -78,38 +78,38 @@ def written(families: Iterable[Family], value: Value) -> str:
 
 
 def total(family: Family, series: str) -> float:
-    """The sum of its values."""
+    """Add up the values of a series."""
     return sum(family.series[series])
 
 
 class Merge:
-    """What is shown of processes that come and go."""
+    """The merged metrics of running and ended processes."""
 
     def __init__(self) -> None:
-        self._gone: list[str] = []
+        self._ended: list[str] = []
         self._shown: dict[str, float] = {}
-        """The counts that were shown last."""
+        """The counts of the last text."""
 
-    def gone(self, text: str) -> None:
-        """A process is no more, and *text* was the last that it said: what it counted stays."""
-        families = read([*self._gone, text])
-        self._gone = [written((family for family in families if family.kind in COUNTS), total)]
+    def add_ended(self, text: str) -> None:
+        """Keep the counts of an ended process, from its last *text*."""
+        families = parse([*self._ended, text])
+        self._ended = [format_families((family for family in families if family.kind in COUNTER_TYPES), total)]
 
-    def shown(self, texts: Sequence[str], *, missing: int = 0) -> str:
-        """One text for all.
+    def text(self, texts: Sequence[str], *, missing: int = 0) -> str:
+        """Merge the processes into one text.
 
         Args:
-            texts: the last that each process said that runs.
-            missing: how many there should be besides.
+            texts: the last text of each running process.
+            missing: how many processes do not run or have no text.
         """
 
         def value(family: Family, series: str) -> float:
-            if family.kind in COUNTS:
+            if family.kind in COUNTER_TYPES:
                 self._shown[series] = max(total(family, series), self._shown.get(series, 0.0))
                 return self._shown[series]
-            if missing and family.name in ZERO_WITHOUT:
+            if missing and family.name in ZERO_WHEN_MISSING:
                 return 0.0
-            merged: float = WAYS.get(family.name, sum)(family.series[series])
+            merged: float = GAUGE_MERGES.get(family.name, sum)(family.series[series])
             return merged
 
-        return written(read([*texts, *self._gone]), value)
+        return format_families(parse([*texts, *self._ended]), value)

@@ -1,4 +1,4 @@
-"""The processes of one worker: kept going until told to stop, then ended."""
+"""The processes of one worker: supervised until they are stopped."""
 
 from __future__ import annotations
 
@@ -8,218 +8,215 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from ..policy.processes import AGAIN, crashes, is_hopeless
+from ..policy.processes import RESTART_BACKOFF, crashes_in_a_row, must_give_up
 from .control_socket import FATAL, METRICS, VARIABLE, ControlSocket
 from .merge import Merge
 
-GRACE = 4.5
-"""Seconds past its timeout that a drain has: 3 for the last confirmations and about 1 for closing connections. What
-then still runs is killed, so that all is over within 5, when Kubernetes would kill the parent as well."""
-HURRY = 2.0
-"""Seconds that giving work back takes at most, after the second signal."""
-_LAST_WORDS = 1.0
-"""Seconds for what a process has said before it ended to be read."""
+KILL_AFTER_DRAIN = 4.5
+"""Seconds between the end of the drain's timeout and SIGKILL: 3 for the last confirmations, 1 for closing connections.
+So the parent ends within the 5 s after which Kubernetes would kill it too."""
+FAST_DRAIN = 2.0
+"""Most seconds that a process needs to give its work back after the second signal."""
+_LAST_READ = 1.0
+"""Seconds to read the last messages of a process that has ended."""
 BAD_SETTINGS = 2
-_IN_ORDER = (0, -signal.SIGTERM)
-"""Exit codes of a process that was told to stop; the second where it had no handler yet, and so nothing to do."""
+_CLEAN_EXITS = (0, -signal.SIGTERM)
+"""Exit codes of a stopped process; the second where it had no handler yet, and so no work."""
 
-Tell = Callable[..., Any]
-"""Told level, message and fields of a log line."""
+Log = Callable[..., Any]
+"""Function that is called with level, message and fields of a log line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How it ended: the exit code, and what is to be said on standard error."""
+class ExitStatus:
+    """The parent's exit code, and the line for standard error."""
 
     code: int
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class ChildSlot:
-    """One of the processes, whichever runs in its place now."""
+    """The place of one process, which its successors take over."""
 
     number: int
     crashes: int = 0
-    """In a row."""
+    """Crashes in a row."""
     process: trio.Process | None = None
-    """None before, between and after."""
-    line: ControlSocket | None = None
-    began: float = 0.0
+    """The process that runs; None before, between and after."""
+    control: ControlSocket | None = None
+    started_at: float = 0.0
 
 
 class Processes:
-    """So many processes of *command*, and what becomes of them.
+    """*count* processes of *command*, started again when they crash.
 
     Args:
         command: program and arguments.
-        environment: its variables, all of them.
-        many: how many.
-        timeout: how long (s) a drain waits for running invocations.
-        tell: told what happens.
+        environment: all of their variables.
+        count: the number of processes.
+        timeout: the longest drain (s).
+        log: called with each event.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, many: int, timeout: float, tell: Tell
+        self, command: Sequence[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Log
     ) -> None:
         self._command, self._environment = command, environment
-        self._timeout, self._tell = timeout, tell
-        self.places = [ChildSlot(number) for number in range(1, many + 1)]
+        self._timeout, self._log = timeout, log
+        self.slots = [ChildSlot(number) for number in range(1, count + 1)]
         self.merge = Merge()
         self.restarts = 0
         self.stopping = trio.Event()
-        self.ended = Ended(0)
-        self._patience = trio.CancelScope()
+        self.exit_status = ExitStatus(0)
+        self._kill_scope = trio.CancelScope()
         self._starting = 0
 
     @property
     def running(self) -> list[ChildSlot]:
-        """Those that run now."""
-        return [place for place in self.places if place.process]
+        """The slots with a running process."""
+        return [slot for slot in self.slots if slot.process]
 
-    async def keep(self) -> None:
-        """Keep them going until told to stop and all have ended; what overstays is killed. Then see *ended*."""
-        with self._patience:
+    async def supervise(self) -> ExitStatus:
+        """Run the processes until they are stopped and have ended; kill those that exceed their time."""
+        with self._kill_scope:
             async with trio.open_nursery() as nursery:
-                for place in self.places:
-                    nursery.start_soon(self._keep, place)
-        if self._patience.cancelled_caught:
-            self._end(Ended(1))
-
-    async def heed(self, stops: AsyncIterator[int]) -> None:
-        """Pass on each signal: the first drains, the second hurries."""
-        async for _ in stops:
-            self.stop()
+                for slot in self.slots:
+                    nursery.start_soon(self._supervise_slot, slot)
+        if self._kill_scope.cancelled_caught:
+            self._stop_with(ExitStatus(1))
+        return self.exit_status
 
     def stop(self) -> None:
-        """Have all end; once more, have them hurry."""
+        """Drain all processes; called again, have them give their work back at once."""
         now = trio.current_time()
         if self.stopping.is_set():
-            self._patience.deadline = min(self._patience.deadline, now + HURRY + GRACE)
+            self._kill_scope.deadline = min(self._kill_scope.deadline, now + FAST_DRAIN + KILL_AFTER_DRAIN)
         else:
-            self._tell("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
+            self._log("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
             self.stopping.set()
-            self._patience.deadline = now + max(self._timeout, HURRY) + GRACE
-        for place in self.running:
-            _terminate(place.process)
+            self._kill_scope.deadline = now + max(self._timeout, FAST_DRAIN) + KILL_AFTER_DRAIN
+        for slot in self.running:
+            _terminate(slot.process)
 
     def reap(self) -> None:
-        """Take leave of processes that are not ours but became our children: we may be process 1 of a container."""
-        ours = {place.process.pid for place in self.places if place.process}
-        while not self._starting:  # a process that is being started is not in the list yet
+        """Reap orphans: as process 1 of a container, the parent inherits the children of others."""
+        own = {slot.process.pid for slot in self.slots if slot.process}
+        while not self._starting:  # a process that is being started is not in a slot yet
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if ended is None or ended.si_pid in ours:
+            if ended is None or ended.si_pid in own:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    async def _keep(self, place: ChildSlot) -> None:
+    async def _supervise_slot(self, slot: ChildSlot) -> None:
         while not self.stopping.is_set():
-            code = await self._live(place)
+            code = await self._run_process(slot)
             self.reap()
-            if self._is_over(place, code):
+            if self._is_final(slot, code):
                 return
-            wait = AGAIN.delay(place.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
-            fields = {"process": place.number, "how": _how(code), "crashes": place.crashes, "again_in": round(wait, 3)}
-            self._tell("error", "A process ended; starting it again", **fields)
+            wait = RESTART_BACKOFF.delay(slot.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
+            fields = {"process": slot.number, "how": exit_text(code), "crashes": slot.crashes}
+            self._log("error", "A process ended; starting it again", **fields, again_in=round(wait, 3))
             with trio.move_on_after(wait):
                 await self.stopping.wait()
             self.restarts += not self.stopping.is_set()
 
-    async def _live(self, place: ChildSlot) -> int:
-        """One life of a process, from its start to its end; its exit code."""
-        place.began = trio.current_time()
+    async def _run_process(self, slot: ChildSlot) -> int:
+        """Start a process, wait until it ends, and return its exit code."""
+        slot.started_at = trio.current_time()
         try:
-            process, place.line = await self._start(place)
-        except OSError as error:  # no memory, or too many processes: that may pass
-            self._tell("error", "A process cannot be started", process=place.number, error=str(error))
-            place.line = None
+            process, slot.control = await self._start(slot)
+        except OSError as error:  # too little memory, or too many processes: treated as a crash, and tried again
+            self._log("error", "A process cannot be started", process=slot.number, error=str(error))
+            slot.control = None
             return 1
-        place.process = process
-        if self.stopping.is_set():  # it was told to stop while it was being started
+        slot.process = process
+        if self.stopping.is_set():  # the signal arrived while the process was being started
             _terminate(process)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(place.line.listen)
+                nursery.start_soon(slot.control.receive)
                 await process.wait()
-                nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS
+                nursery.cancel_scope.deadline = trio.current_time() + _LAST_READ
         finally:
-            if process.returncode is None and self._patience.cancel_called:
-                self._tell("error", "A process did not end in time, and is killed", process=place.number)
+            if process.returncode is None and self._kill_scope.cancel_called:
+                self._log("error", "A process did not end in time, and is killed", process=slot.number)
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
-            place.process = None
-            self.merge.gone(place.line.said.get(METRICS, ""))
+            slot.process = None
+            self.merge.add_ended(slot.control.answers.get(METRICS, ""))
         return process.returncode or 0
 
-    async def _start(self, place: ChildSlot) -> tuple[trio.Process, ControlSocket]:
-        ours, theirs = socket.socketpair()
+    async def _start(self, slot: ChildSlot) -> tuple[trio.Process, ControlSocket]:
+        parent_end, child_end = socket.socketpair()
         self._starting += 1
         try:
-            with theirs:
+            with child_end:
                 process = await trio.lowlevel.open_process(
                     list(self._command),
-                    env={**self._environment, VARIABLE: f"{place.number}/{len(self.places)}/{theirs.fileno()}"},
+                    env={**self._environment, VARIABLE: f"{slot.number}/{len(self.slots)}/{child_end.fileno()}"},
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    process_group=0,  # Ctrl-C reaches only us, so that it counts once
+                    pass_fds=[child_end.fileno()],
+                    process_group=0,  # so that Ctrl-C reaches only the parent, and counts once
                 )
         except BaseException:
-            ours.close()
+            parent_end.close()
             raise
         finally:
             self._starting -= 1
-        return process, ControlSocket(ours)
+        return process, ControlSocket(parent_end)
 
-    def _is_over(self, place: ChildSlot, code: int) -> bool:
-        """Whether there is nothing to be started again; ends all where a process cannot work."""
-        fatal = place.line.said.get(FATAL) if place.line else None
+    def _is_final(self, slot: ChildSlot, code: int) -> bool:
+        """Return whether the process must not be started again; stop all where none can work."""
+        fatal = slot.control.answers.get(FATAL) if slot.control else None
         if self.stopping.is_set():
-            if code not in _IN_ORDER and fatal is None:
-                self._tell("error", "A process did not end in order", process=place.number, how=_how(code))
-                self._end(Ended(1))
+            if code not in _CLEAN_EXITS and fatal is None:
+                self._log("error", "A process did not end in order", process=slot.number, how=exit_text(code))
+                self._stop_with(ExitStatus(1))
             return True
-        place.crashes = crashes(place.crashes, trio.current_time() - place.began)
+        slot.crashes = crashes_in_a_row(slot.crashes, trio.current_time() - slot.started_at)
         if fatal is not None or code == BAD_SETTINGS:
-            self._end(Ended(code or 1, fatal or ""))
-        elif is_hopeless([each.crashes for each in self.places], len(self.running)):
-            self._end(Ended(1, f"every process crashes, again and again; the last {_how(code)}"))
+            self._stop_with(ExitStatus(code or 1, fatal or ""))
+        elif must_give_up([each.crashes for each in self.slots], len(self.running)):
+            self._stop_with(ExitStatus(1, f"every process crashes, again and again; the last {exit_text(code)}"))
         else:
             return False
         return True
 
-    def _end(self, ended: Ended) -> None:
-        """For a reason of our own; the first counts."""
-        self.ended = self.ended if self.ended.code else ended
+    def _stop_with(self, status: ExitStatus) -> None:
+        """Stop all processes; the first failure is the parent's exit status."""
+        self.exit_status = self.exit_status if self.exit_status.code else status
         if not self.stopping.is_set():
             self.stop()
 
 
-def command_again() -> list[str]:
-    """What this process was started with: the same interpreter, options and arguments."""
+def own_command() -> list[str]:
+    """Return the command line of this process: the same interpreter, options and arguments."""
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+def exit_text(code: int) -> str:
+    """Describe how a process ended, as the predicate of a sentence."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # a signal without a name, such as a real-time signal
+        return f"was killed by signal {-code}"
 
 
 def _terminate(process: trio.Process | None) -> None:
     if process is not None and process.returncode is None:
         with suppress(ProcessLookupError):
             process.terminate()
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:  # one that has no name, such as a real-time signal
-        return f"was killed by signal {-code}"

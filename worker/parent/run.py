@@ -1,9 +1,9 @@
-"""The parent: its tree of tasks, and what it shows of all processes."""
+"""The parent: its tree of tasks, and the metrics and health of all its processes."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -17,126 +17,125 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..observe.server import serve_observers
 from .control_socket import METRICS, READY
-from .processes import ChildSlot, Ended, Processes
+from .processes import ChildSlot, ExitStatus, Processes
 
-ANSWERS_WITHIN = 2.0
-"""Seconds for a process to answer: far above what it takes, and below the ten of Prometheus and the five of our
+ANSWER_TIMEOUT = 2.0
+"""Seconds for a process to answer: far more than it needs, and less than the ten of Prometheus and the five of the
 manifest's probes."""
-STARTS_WITHIN = 30.0
-"""Seconds in which a process that has never answered counts as one that is still starting: that takes one or two."""
+START_TIMEOUT = 30.0
+"""Seconds in which a process that has never answered counts as starting. A start takes one or two."""
 
 
 async def run(
-    settings: Settings, command: Sequence[str], environment: Mapping[str, str], stops: Sequence[signal.Signals]
-) -> Ended:
-    """Keep ``settings.processes`` of *command* going until told to stop; how that ended.
+    settings: Settings, command: Sequence[str], environment: Mapping[str, str], stop_signals: Sequence[signal.Signals]
+) -> ExitStatus:
+    """Run ``settings.processes`` processes of *command* until a stop signal.
 
     Args:
-        settings: how many, how long a drain takes, and where metrics and health are served.
-        command: program and arguments of each.
-        environment: its variables, all of them.
-        stops: the signals that say stop.
+        settings: the number of processes, the longest drain, and the address of metrics and health.
+        command: program and arguments of each process.
+        environment: all of its variables.
+        stop_signals: the first drains the processes, the second has them give their work back at once.
 
     Raises:
         OSError: the port is taken. (In a group, as nurseries raise.)
     """
-    log = structlog.get_logger()
+    logger = structlog.get_logger()
 
-    def tell(level: str, message: str, **fields: Any) -> None:
-        with suppress(OSError):  # a full disk or a closed pipe behind standard output must not stop the others
-            getattr(log, level)(message, **fields)
+    def log(level: str, message: str, **fields: Any) -> None:
+        with suppress(OSError):  # the processes must go on when standard output is a full disk or a closed pipe
+            getattr(logger, level)(message, **fields)
 
-    processes = Processes(command, environment, many=settings.processes, timeout=settings.shutdown_timeout, tell=tell)
-    with trio.open_signal_receiver(*stops) as told, trio.open_signal_receiver(signal.SIGCHLD) as deaths:
+    processes = Processes(command, environment, count=settings.processes, timeout=settings.shutdown_timeout, log=log)
+    with trio.open_signal_receiver(*stop_signals) as stops, trio.open_signal_receiver(signal.SIGCHLD) as child_ends:
         async with trio.open_nursery() as beside:
-            beside.start_soon(processes.heed, told)
-            beside.start_soon(_reap, processes, deaths)
-            serve = partial(serve_observers, settings.http_host, settings.http_port, All(processes))
-            tell("info", "Serving metrics and health", address=await beside.start(serve))
-            await processes.keep()
-            tell("info", "All processes have ended")
+            beside.start_soon(_on_each, stops, processes.stop)
+            beside.start_soon(_on_each, child_ends, processes.reap)
+            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedStatus(processes))
+            log("info", "Serving metrics and health", address=await beside.start(serve))
+            status = await processes.supervise()
+            log("info", "All processes have ended")
             beside.cancel_scope.cancel()
-    return processes.ended
+    return status
 
 
-async def _reap(processes: Processes, deaths: AsyncIterator[int]) -> None:
-    async for _ in deaths:
-        processes.reap()
+async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> None:
+    async for _ in signals:
+        action()
 
 
-class All:
-    """All processes as one; see :class:`worker.observe.observed.Observed`."""
+class MergedStatus:
+    """All processes as one worker; see :class:`worker.observe.status.WorkerStatus`."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._own = own_registry(processes)
+        self._registry = parent_registry(processes)
 
     async def metrics(self) -> str:
-        """The metrics of all, merged. Of one that does not answer in time, the last that it said."""
-        await self._ask(METRICS)
-        said = [place.line.said for place in self._processes.running if place.line]
-        texts = [each[METRICS] for each in said if METRICS in each]
-        own = generate_latest(self._own).decode()
-        return self._processes.merge.shown([*texts, own], missing=len(self._processes.places) - len(texts))
+        """Merge the metrics of all processes; a process that does not answer in time counts with its last answer."""
+        await self._query(METRICS)
+        answers = [slot.control.answers for slot in self._processes.running if slot.control]
+        texts = [each[METRICS] for each in answers if METRICS in each]
+        own = generate_latest(self._registry).decode()
+        return self._processes.merge.text([*texts, own], missing=len(self._processes.slots) - len(texts))
 
     async def not_alive(self) -> str | None:
-        """That one does not answer: then all have to go, since only the container can be started anew."""
-        silent = [place for place in await self._ask(READY) if not _is_starting(place)]
-        return _names(silent, "does not answer")
+        """Name the processes that do not answer: Kubernetes can restart only the container with all of them."""
+        return _listed([slot for slot in await self._query(READY) if not _is_starting(slot)], "does not answer")
 
     async def not_ready(self) -> str | None:
-        """That one is not: what is rolled out is all of them."""
+        """Name a process that is not ready: a rollout replaces all of them together."""
         if self._processes.stopping.is_set():
             return "draining"
-        if missing := [place for place in self._processes.places if not place.process]:
-            return _names(missing, "does not run")
-        if silent := await self._ask(READY):
-            return _names(silent, "does not answer")
-        for place in self._processes.running:
-            if place.line and (reason := place.line.said.get(READY, "")):
-                return f"process {place.number}: {reason}"
+        if missing := [slot for slot in self._processes.slots if not slot.process]:
+            return _listed(missing, "does not run")
+        if silent := await self._query(READY):
+            return _listed(silent, "does not answer")
+        for slot in self._processes.running:
+            if slot.control and (reason := slot.control.answers.get(READY, "")):
+                return f"process {slot.number}: {reason}"
         return None
 
-    async def _ask(self, question: bytes) -> list[ChildSlot]:
-        """Ask all that run, at once; those that did not answer in time."""
+    async def _query(self, question: bytes) -> list[ChildSlot]:
+        """Query all running processes concurrently; return the slots of those that did not answer in time."""
         silent: list[ChildSlot] = []
 
-        async def ask(place: ChildSlot) -> None:
-            asked = place.process
-            if place.line and not await place.line.ask(question, ANSWERS_WITHIN) and place.process is asked:
-                silent.append(place)
+        async def query(slot: ChildSlot) -> None:
+            process = slot.process
+            if slot.control and not await slot.control.query(question, ANSWER_TIMEOUT) and slot.process is process:
+                silent.append(slot)
 
         async with trio.open_nursery() as nursery:
-            for place in self._processes.running:
-                nursery.start_soon(ask, place)
-        return sorted(silent, key=lambda place: place.number)
+            for slot in self._processes.running:
+                nursery.start_soon(query, slot)
+        return sorted(silent, key=lambda slot: slot.number)
 
 
-class Own(Collector):
+class ParentCollector(Collector):
     """The parent's own series."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
 
     def collect(self) -> Iterable[Metric]:
-        """As they are now."""
+        """Yield the current values."""
         running, restarts = len(self._processes.running), self._processes.restarts
         yield GaugeMetricFamily("queue_worker_processes", "Processes that run", running)
         yield CounterMetricFamily("queue_worker_process_restarts", "Times a process was started again", restarts)
 
 
-def own_registry(processes: Processes) -> CollectorRegistry:
-    """These, and what the parent itself takes of the machine."""
+def parent_registry(processes: Processes) -> CollectorRegistry:
+    """Return a registry of the parent's series and of its own memory, CPU and files."""
     registry = CollectorRegistry()
-    registry.register(Own(processes))
+    registry.register(ParentCollector(processes))
     ProcessCollector(registry=registry)
     return registry
 
 
-def _is_starting(place: ChildSlot) -> bool:
-    answered = place.line is not None and READY in place.line.said
-    return not answered and trio.current_time() - place.began < STARTS_WITHIN
+def _is_starting(slot: ChildSlot) -> bool:
+    answered = slot.control is not None and READY in slot.control.answers
+    return not answered and trio.current_time() - slot.started_at < START_TIMEOUT
 
 
-def _names(places: Sequence[ChildSlot], what: str) -> str | None:
-    return ", ".join(f"process {place.number} {what}" for place in places) or None
+def _listed(slots: Sequence[ChildSlot], problem: str) -> str | None:
+    return ", ".join(f"process {slot.number} {problem}" for slot in slots) or None

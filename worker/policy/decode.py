@@ -20,6 +20,7 @@ import msgspec
 from ..model import Delivery, Invocation, Malformed
 from .callback_url import callback_url
 from .names import LONGEST, split_function
+from .syntax import TOKEN
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -28,7 +29,6 @@ HOP_BY_HOP = frozenset(
 """Headers about one connection (RFC 9110, section 7.6.1, and the older lists that Go's reverse proxy keeps to)."""
 _OURS = HOP_BY_HOP | {b"host", b"content-length"}
 """The two more that the client writes itself."""
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
@@ -96,7 +96,7 @@ def _invocation(
     function, method, path = request.Function.strip("/"), request.Method or "POST", request.Path or ""
     if len(function) > _LONGEST_FUNCTION or (known := _function(function, namespace)) is None:
         raise ValueError(f"not a function's name: {request.Function[:80]!r}")
-    if method not in _USUAL and not _TOKEN.fullmatch(method):
+    if method not in _USUAL and not TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     if _leads_out(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
@@ -182,7 +182,7 @@ _names: dict[str, tuple[bytes, _Special | None]] = {}
 
 
 def _learn(name: str) -> tuple[bytes, _Special | None]:
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
     known = name.encode(), _SPECIAL.get(name.lower().encode())
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:

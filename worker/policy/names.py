@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .syntax import whole_number
+
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
 _DIGITS = 9
 """Most digits of a partition's number: any longer one is a name."""
@@ -22,6 +24,20 @@ def split_function(text: str, namespace: str) -> tuple[str, str] | None:
     if not is_name(name) or (dot and not is_name(given)):
         return None
     return name, given or namespace
+
+
+def parse_function(text: str, namespace: str) -> tuple[str, str]:
+    """Return name and namespace of ``name`` or ``name.namespace``, with *namespace* as the default.
+
+    Raises:
+        ValueError: *text* is neither. The message is for its author.
+    """
+    if (split := split_function(text, namespace)) is None:
+        raise ValueError(
+            f"not a function's name: {text[:80]!r}; write name or name.namespace,"
+            " of lower-case letters, digits, - and _"
+        )
+    return split
 
 
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
@@ -46,8 +62,8 @@ def partition_of(queue: str, subject: str, partitions: int) -> int:
     if partitions == 1 or subject == queue:
         return 0
     number, dot, _ = subject.removeprefix(f"{queue}.").partition(".")
-    if dot and number.isascii() and number.isdigit() and len(number) <= _DIGITS:
-        return int(number) % partitions
+    if dot and (parsed := whole_number(number, digits=_DIGITS)) is not None:
+        return parsed % partitions
     return fnv1a(subject.encode()) % partitions
 
 

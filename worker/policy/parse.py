@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from .durations import format_duration, parse_duration
 from .names import is_name
+from .syntax import whole_number
 
 
 def text(value: str) -> str:
@@ -31,9 +32,9 @@ def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     """A whole number within bounds, which are not negative."""
 
     def parse(value: str) -> int:
-        if not (value.isascii() and value.isdigit() and len(value) <= 10 and least <= int(value) <= most):
+        if (number := whole_number(value, least, most)) is None:
             raise ValueError(f"not a whole number from {least} to {most}")
-        return int(value)
+        return number
 
     return parse
 

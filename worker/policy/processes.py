@@ -1,4 +1,4 @@
-"""Several processes as one worker: what each may run, and when to start one again that crashed."""
+"""Several processes as one worker: the share of each, and the restarts of those that crash."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ from collections.abc import Collection, Sequence
 
 from .backoff import Backoff, Jitter
 
-AGAIN = Backoff(0.5, 30.0, Jitter.EQUAL)
-"""Waits before a process that crashed is started again. The first is short, since most crashes are single ones; the
-longest is well below the five minutes of Kubernetes, since a process costs less to start than a container. The jitter
-keeps processes apart that crashed together."""
-WELL = 60.0
-"""Seconds after which a process that crashes is one that had been well: its crashes are counted anew."""
-HOPELESS = 5
-"""Crashes in a row: with the waits before it, the fifth comes some ten seconds after the start."""
+RESTART_BACKOFF = Backoff(0.5, 30.0, Jitter.EQUAL)
+"""Waits before a crashed process is started again. The first is short, because most crashes are single ones. The
+longest is below the five minutes of Kubernetes, because a process costs less to start than a container. The jitter
+separates processes that crashed together."""
+STABLE_AFTER = 60.0
+"""Seconds after which a crash starts a new count."""
+MAX_CRASHES = 5
+"""Crashes in a row: with the waits before it, the fifth happens some ten seconds after the start."""
 
 
 def share(slots: int, processes: int, number: int) -> int:
-    """Of *slots* invocations at once, how many process *number* (from 1) of so many runs; the first get the rest."""
-    each, over = divmod(slots, processes)
-    return each + (number <= over)
+    """Return how many of *slots* process *number* (from 1) has; the first processes get the remainder."""
+    each, remainder = divmod(slots, processes)
+    return each + (number <= remainder)
 
 
 def share_minimums(minimums: Sequence[tuple[str, int]], processes: int, number: int) -> tuple[tuple[str, int], ...]:
-    """Of the slots that functions have before others, those that process *number* (from 1) of so many keeps.
+    """Return the share of process *number* (from 1) in the functions' minimal slots.
 
-    Dealt one after the other, so that no process keeps more than it has slots, where all of them have enough.
+    The slots are dealt to the processes in turn, so that no process keeps more than it has, where all have enough.
     """
-    kept, dealt = list[tuple[str, int]](), 0
+    shares, dealt = list[tuple[str, int]](), 0
     for name, slots in minimums:
-        mine = sum((dealt + slot) % processes == number - 1 for slot in range(slots))
+        own = sum((dealt + slot) % processes == number - 1 for slot in range(slots))
         dealt += slots
-        if mine:
-            kept.append((name, mine))
-    return tuple(kept)
+        if own:
+            shares.append((name, own))
+    return tuple(shares)
 
 
-def crashes(before: int, lived: float) -> int:
-    """How often in a row a process has crashed, now that it did once more, after *lived* seconds."""
-    return 1 if lived >= WELL else before + 1
+def crashes_in_a_row(before: int, lifetime: float) -> int:
+    """Count a crash after *lifetime* seconds, with *before* earlier ones in a row."""
+    return 1 if lifetime >= STABLE_AFTER else before + 1
 
 
-def is_hopeless(in_a_row: Collection[int], running: int) -> bool:
-    """Whether to give up: none runs, and each has crashed in a row as often as makes chance unlikely.
+def must_give_up(crashes: Collection[int], running: int) -> bool:
+    """Return whether no process runs and each has crashed so often in a row that chance is unlikely.
 
-    As long as one works, giving up would only take that one too. When none does, a container that stays would hide
-    from Kubernetes what it shows best: a worker that cannot run.
+    While one works, giving up would only end that one too. When none works, the container must end: Kubernetes shows
+    a container that restarts, and would not show a worker that cannot run.
     """
-    return not running and min(in_a_row) >= HOPELESS
+    return not running and min(crashes) >= MAX_CRASHES

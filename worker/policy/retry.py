@@ -8,6 +8,7 @@ from typing import Any
 
 from .backoff import Backoff
 from .durations import parse_duration
+from .syntax import whole_number
 
 DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
 _MOST_ATTEMPTS = 10**6
@@ -55,9 +56,9 @@ def parse_attempts(text: str) -> int:
     Raises:
         ValueError: it is not a whole number from 1 to a million.
     """
-    if not (text.isascii() and text.isdigit() and len(text) <= 7 and 1 <= int(text) <= _MOST_ATTEMPTS):
+    if (attempts := whole_number(text, 1, _MOST_ATTEMPTS, digits=7)) is None:
         raise ValueError("not a number of attempts: write a whole number from 1 to 1000000")
-    return int(text)
+    return attempts
 
 
 def _bounded(text: str) -> str:

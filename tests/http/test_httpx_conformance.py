@@ -1,0 +1,119 @@
+"""The worker's transport and httpx's own read the same from a server: status, header, body, or class of an error.
+
+Where the worker's is stricter, the case says why.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+
+import httpx
+import pytest
+import trio
+
+from tests.http.httpx_adapter import HttpxAdapter
+from tests.http.server import OK, Script, Server, Stream, answer_all, one_answer, serving
+
+Make = Callable[[], httpx.AsyncBaseTransport]
+Seen = tuple[object, ...]
+TRANSPORTS: tuple[Make, Make] = HttpxAdapter, httpx.AsyncHTTPTransport
+
+
+async def _seen(make: Make, url: str, method: str = "POST", **options: object) -> Seen:
+    """Return what a user of httpx gets."""
+    async with httpx.AsyncClient(transport=make()) as client:
+        try:
+            response = await client.request(method, url, **options)  # type: ignore[arg-type]
+        except httpx.HTTPError as error:
+            return (type(error),)
+    version, reason = response.http_version, response.reason_phrase
+    return response.status_code, version, reason, response.headers.raw, response.content
+
+
+async def _both(script: Script, method: str = "POST", **options: object) -> tuple[Seen, Seen]:
+    found = []
+    for make in TRANSPORTS:
+        async with serving(script) as server:
+            url = f"http://127.0.0.1:{server.port}/p?q=%20"
+            found.append((await _seen(make, url, method, **options), _less_port(server)))
+    assert found[0][1] == found[1][1]  # what was sent
+    return found[0][0], found[1][0]
+
+
+def _less_port(server: Server) -> list[bytes]:
+    return [request.replace(b":%d" % server.port, b"") for request in server.requests]
+
+
+SAME = {
+    "by length": OK,
+    "empty": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n2;x=y\r\nkk\r\n0\r\nA: b\r\n\r\n",
+    "to the end": b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nto the end",
+    "http/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "an error's status": b"HTTP/1.1 503 Not Now\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nbusy",
+    "without a reason": b"HTTP/1.1 200 \r\nContent-Length: 0\r\n\r\n",
+    "an unknown status": b"HTTP/1.1 299 Well\r\nContent-Length: 0\r\n\r\n",
+    "a redirect": b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n",
+    "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK,
+    "repeated fields": b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1\r\nset-cookie: b=2\r\nContent-Length: 0\r\n\r\n",
+    "bytes outside ASCII": b"HTTP/1.1 200 OK\r\nX: \xc3\xa9\r\nContent-Length: 0\r\n\r\n",
+    "compressed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+    % (len(gzip.compress(b"text", mtime=0)), gzip.compress(b"text", mtime=0)),
+    "trailing bytes": OK + b"more",
+    "closed without an answer": b"",
+    "cut in its header": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "cut in its body": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
+    "cut in a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nok",
+    "garbage": b"\x16\x03\x01\x02\x00\r\n\r\n",
+    "switching protocols": b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    "not a status": b"HTTP/1.1 OK 200\r\n\r\n",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "not a length": b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
+    "not a chunk's size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+    "a header without end": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 50_000 + b"\r\n",
+    "coded, then chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+async def test_response_is_read_as_httpx_reads_it(case: str) -> None:
+    """Both return the same response or raise the same class of error."""
+    ours, theirs = await _both(one_answer(SAME[case]), content=b"body")
+    assert ours == theirs
+
+
+async def test_response_with_a_folded_field_is_rejected() -> None:
+    """Folded fields are obsolete (RFC 7230), so only httpx accepts them."""
+    ours, theirs = await _both(one_answer(b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n"))
+    assert ours == (httpx.RemoteProtocolError,)
+    assert theirs[0] == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "PUT"])
+async def test_request_of_each_method_is_sent_as_httpx_sends_it(method: str) -> None:
+    """The server receives the same bytes. A response to HEAD has no body, whatever its length."""
+    ours, theirs = await _both(one_answer(OK if method != "HEAD" else OK[:-2]), method)
+    assert ours == theirs
+
+
+async def test_connect_to_a_closed_port_or_unknown_name_fails_as_in_httpx() -> None:
+    """Both raise ConnectError for a refusal and for a name without address."""
+    async with serving(answer_all) as server:
+        port = server.port
+    for url in (f"http://127.0.0.1:{port}/", "http://nowhere.invalid/"):
+        for make in TRANSPORTS:
+            assert await _seen(make, url) == (httpx.ConnectError,)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"])
+async def test_connection_reset_is_a_read_error_as_in_httpx(answer: bytes) -> None:
+    """A reset before a response and within one is told apart from an orderly end."""
+
+    async def script(server: Server, stream: Stream) -> None:
+        await server.read(stream)
+        await stream.send_all(answer)
+        assert isinstance(stream, trio.SocketStream)
+        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, no end
+
+    assert await _both(script) == ((httpx.ReadError,), (httpx.ReadError,))

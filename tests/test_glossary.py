@@ -1,0 +1,96 @@
+"""The glossary in docs/architecture.md against the names in worker/: one word for one thing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.test_docs import ARCHITECTURE, table
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "worker").rglob("*.py"))
+
+_HTTP_NATS_UNIX = """
+abandon ack api app body broker child children client code config connection dotenv exit gateway header histogram http
+http11 jet jetstream log logs message metrics nak nats options origin parent parser process processes proxy pub queue
+request responders response sequence server session settings socket status stream subject subscription term tls
+topology transport url wire
+"""
+_VERBS = """
+announce applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift give
+merge observe parse pause postpone publish publisher purge read reader reconcile reconciler rename resume retire retry
+run send serve serving settle start store submit unfilter wait watch write writer
+"""
+_WHAT_HAPPENED = """
+agreed bound buffered changed closed connected crashed created delivered disconnected early ended error expired
+failure finished fresh idle ignored interrupted invalid learned listening loaded lost malformed merged misconfigured
+observed paused posted published redelivered refusals refused rejected responded returned running started stored timed
+unavailable unconfirmed wanted
+"""
+_ANY_PROGRAM = """
+after again annotation answer arrival back backoff buffer cache caller collector commands core count counts decision
+draft durations family for group heartbeat info intake internals jitter job large latency limit model name named names
+no not observation one out page phase plain poller pool pooled pools ports probe protocol rate readiness report return
+services set shared shot stack stale static supported syntax terms timeout timers times too tracker work
+"""
+_UNTIL_RENAMED = "all given own seen bodies"
+PLAIN = frozenset(f"{_HTTP_NATS_UNIX} {_VERBS} {_WHAT_HAPPENED} {_ANY_PROGRAM} {_UNTIL_RENAMED}".split())
+"""Words of public names that need no explanation here. A word of this project's own belongs into the glossary."""
+
+
+def glossary() -> dict[str, str]:
+    """Return the terms and their meanings."""
+    return {row[0]: row[1] for row in table(ARCHITECTURE, "## Glossary")}
+
+
+def words(name: str) -> list[str]:
+    """Split CamelCase and snake_case into words in lower case."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+\d*", name)]
+
+
+def stems(word: str) -> set[str]:
+    """Return the forms under which a word may be listed: itself, and without a plural or a participle's ending."""
+    return {word, word.removesuffix("s"), re.sub("ies$", "y", word), re.sub("ed$", "", word), re.sub("ed$", "e", word)}
+
+
+def public_names() -> Iterator[tuple[str, str]]:
+    """Yield each public module and class of the worker, with its file."""
+    for path in SOURCES:
+        file = path.relative_to(ROOT).as_posix()
+        if not path.stem.startswith("_"):
+            yield path.stem, file
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, file
+
+
+@cache
+def source() -> str:
+    """Return the worker's source in lower case, without underscores."""
+    return "\n".join(path.read_text() for path in SOURCES).replace("_", "").lower()
+
+
+def test_public_names_use_the_glossary() -> None:
+    """Each word in the name of a public module or class is a term of the glossary, or a plain technical word."""
+    known = PLAIN.union(*(words(term) for term in glossary()))
+    unknown = {(name, file) for name, file in public_names() for word in words(name) if not stems(word) & known}
+    assert not unknown
+
+
+@pytest.mark.parametrize("term", glossary())
+def test_each_term_is_used(term: str) -> None:
+    """Each word of a term is in the worker's source."""
+    for word in words(term):
+        assert word in source()
+
+
+def test_glossary_is_in_order() -> None:
+    """The terms stand in alphabetical order, each once, each with a meaning."""
+    terms = list(glossary())
+    assert terms == sorted(set(terms))
+    assert all(glossary().values())
