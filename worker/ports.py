@@ -67,7 +67,7 @@ class Queue(Protocol):
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
-        """Extend a lease by an ack wait from now on, not after *before*; call *confirmed* once the queue confirms it."""
+        """Extend a lease by an ack wait from now on, not after *before*; call *confirmed* once it is confirmed."""
 
     async def wait_settled(self) -> None:
         """Wait until every settlement so far is confirmed."""
