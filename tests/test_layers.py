@@ -85,7 +85,14 @@ IMPURE = {
     *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
 }
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "input", "urlopen"}
-SANS_IO = ("worker.nats.credit", "worker.nats.layout", "worker.nats.wire", "worker.http.http11", "worker.parent.merge")
+SANS_IO = (
+    "worker.nats.credit",
+    "worker.nats.layout",
+    "worker.nats.reconcile",
+    "worker.nats.wire",
+    "worker.http.http11",
+    "worker.parent.merge",
+)
 """Protocols apart from their transport: as pure as a policy, except that they may know the adapter's values."""
 
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio_asyncio
@@ -29,6 +30,7 @@ from worker.nats.function_state import (
     stream_config,
     subject_for,
 )
+from worker.nats.jetstream import JetStream
 from worker.nats.options import connect_options
 
 STREAM = "faas-request-functions"
@@ -50,11 +52,11 @@ async def following(
             controls.connection_changed(up)
 
         connection = Connection(connect_options(settings(server), name=""), events.append, changed)
-        controls = FunctionStates(connection, settings(server), lambda paused: told.append(set(paused)))
+        controls = FunctionStates(JetStream(connection), settings(server), lambda paused: told.append(set(paused)))
         await aio_as_trio(connection.open)()
         await aio_as_trio(controls.open)()
         if serve:
-            nursery.start_soon(aio_as_trio(controls.serve))
+            nursery.start_soon(aio_as_trio(controls.run))
         yield controls, told
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -62,7 +64,7 @@ async def following(
 
 
 def make(server: NatsServer, **changes: Any) -> None:
-    config = stream_config(settings(server)) | changes
+    config = msgspec.to_builtins(stream_config(settings(server))) | changes
     server.api(f"STREAM.CREATE.{STREAM}", **config)
 
 
@@ -161,8 +163,8 @@ async def test_what_was_not_announced(tmp_path: Path) -> None:
         make(server)
         async with following(server, [], serve=False) as (controls, told):
             say(server, "echo.fn", paused=True)
-            await until(lambda: controls._heard > 0, "it to be heard")
-            controls._heard = float("-inf")  # as if it had not been
+            await until(lambda: controls._changed_at > 0, "it to be heard")
+            controls._changed_at = float("-inf")  # as if it had not been
             due = controls._due
             await aio_as_trio(controls.refresh)(due - 0.001)
             assert told == []
@@ -189,7 +191,7 @@ async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) ->
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
     assert [event.action for event in events if isinstance(event, BrokerFailure)] == [
-        "reading what was said about functions"
+        "reading the pauses and quotas of functions"
     ]
 
 
@@ -205,7 +207,7 @@ async def test_looking_costs_one_request_where_nothing_is_new(tmp_path: Path) ->
             say(server, "f3.fn", paused=False)
             assert before["state"]["last_seq"] == 10
             assert await aio_as_trio(controls.read_changes)()
-            assert controls._sequence == 11
+            assert controls._read_to == 11
             assert not controls.pauses["f3.fn"].paused
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from nats.aio.msg import Msg
 
 from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
@@ -135,15 +136,15 @@ class Killed(Exception):  # noqa: N818 -- it says what happened
 async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> bool:
     """A worker that is killed before its *step*-th question to JetStream; whether there were that many in its start."""
     asked = count(1)
-    ask = Connection.ask
+    request = Connection.request
 
-    async def ask_or_die(self: Connection, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        if next(asked) == step:
+    async def request_or_die(self: Connection, subject: str, *args: Any, **options: Any) -> Msg:
+        if subject.startswith("$JS.API.") and next(asked) == step:
             raise Killed
-        return await ask(self, subject, payload)
+        return await request(self, subject, *args, **options)
 
     with monkeypatch.context() as patch, suppress_killed():
-        patch.setattr(Connection, "ask", ask_or_die)
+        patch.setattr(Connection, "request", request_or_die)
         async with open_queue(load({"nats_port": str(server.port)} | settings).settings, lambda _: None) as queue:
             await queue.consume()
     return next(asked) > step
@@ -203,8 +204,7 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
                 await until(lambda: "retired" in str(consumers(server)), "the other mode")
                 publish(server, 1)
                 await until(lambda: len(new.came) == 4, "each function to have its own consumer")
-                assert old.queue._binding
-                monkeypatch.setattr(old.queue._binding.serving.sweep, "_delete", die)
+                monkeypatch.setattr(old.queue._jetstream, "delete_message", die)
                 release(old)
                 with trio.move_on_after(1) as unsettled:
                     await old.queue.wait_settled()

@@ -22,6 +22,7 @@ from worker.nats import nats_internals
 from worker.nats.connection import Connection
 from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.function_state import FunctionStates
+from worker.nats.jetstream import JetStream
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
@@ -57,11 +58,12 @@ class Replica:
         self.dead = False
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
+        self.jetstream = JetStream(self.connection)
         self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
         self.flows = PullConsumer(self.connection, self.outbox, create=self._make, lost=self._lost)
         self.flows.ack_wait = settings.ack_wait
-        self.controls = FunctionStates(self.connection, settings, agreed=self._agreed)
-        self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
+        self.controls = FunctionStates(self.jetstream, settings, agreed=self._agreed)
+        self.quotas = Quotas(self.jetstream, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
@@ -79,10 +81,10 @@ class Replica:
         self.quotas.quota_changed(function)
 
     def _make(self, flow: str) -> None:
-        self.quotas.make(flow)
+        self.quotas.create_consumer(flow)
 
     def _lost(self, flow: str) -> None:
-        self.quotas.lost(flow)
+        self.quotas.consumer_lost(flow)
 
     async def open(self) -> None:
         await self.connection.open()
@@ -92,7 +94,7 @@ class Replica:
         await self.flows.request_again()
 
     async def serve(self) -> None:
-        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.serve(), self.quotas.run())
+        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.run(), self.quotas.run())
 
     async def _tick(self) -> None:
         while True:
@@ -107,7 +109,7 @@ class Replica:
 
     async def _begin_anew(self) -> None:
         with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
-            await self.connection.ask("STREAM.INFO.faas-request-quotas")
+            await self.jetstream.stream("faas-request-quotas")
             self._again = False
             await self.flows.request_again()
 

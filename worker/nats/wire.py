@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -276,6 +277,17 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
 def decode_config(sent: msgspec.Raw) -> dict[str, Any]:
     """Decode a whole configuration, with the fields that no struct here knows."""
     return dict(msgspec.json.decode(sent))
+
+
+def parse_time(text: str) -> datetime:
+    """Read a time as the server writes it, with as many digits as there are, to the microsecond."""
+    head, _, tail = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{head}.{(tail + '000000')[:6]}").replace(tzinfo=UTC)
+
+
+def nanoseconds(text: str) -> int:
+    """Return a time as the server writes it in nanoseconds since the epoch, to the microsecond."""
+    return int(parse_time(text).timestamp() * 1e6) * 1000
 
 
 # Until all callers use decode_answer.

