@@ -25,7 +25,7 @@ from worker.model import (
     Verdict,
 )
 from worker.policy.backoff import Backoff, Jitter
-from worker.policy.decide import decide, describe, header, sooner, status_of
+from worker.policy.decide import decide, describe, header, status_of
 from worker.policy.limiter import LONGEST_REST
 from worker.policy.retry import Retry
 
@@ -36,7 +36,7 @@ RETRY = Retry()
 
 
 def verdict(outcome: Outcome, attempt: int = 1, retry: Retry = RETRY, dice: float = 0.0) -> Verdict:
-    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)
+    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)[0]
 
 
 # The contract's table, row by row.
@@ -298,5 +298,31 @@ def test_headers_are_found_in_any_case() -> None:
 def test_sent_to_learn(asked: bytes | None, wait: float | None) -> None:
     """It is back after the limiter's wait, or when the function asks for it; what asks for long is an attempt."""
     headers = ((b"Retry-After", asked),) if asked else ()
-    assert sooner(Responded(429, headers), 0.2, now=NOW) == (None if wait is None else Nak(wait))
+    refused = Responded(429, headers)
+    for number in (1, 100):
+        last = decide(refused, attempt=number, retry=RETRY, draw=0.0, now=NOW)
+        probe = decide(refused, attempt=number, retry=RETRY, draw=0.0, now=NOW, probe_wait=0.2)
+        assert probe == (last if wait is None else (Nak(wait), False))
     assert LONGEST_REST == 30.0
+
+
+@pytest.mark.parametrize("outcome", [Responded(200), Responded(404), Malformed("x"), LeaseLost()])
+def test_decide_probe_that_was_not_refused_is_as_any_other(outcome: Outcome) -> None:
+    """What the limiter answers changes nothing where the outcome is not retried."""
+    plain = decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)
+    assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW, probe_wait=0.2) == plain
+
+
+def test_decide_counts_all_but_what_the_drain_cancelled() -> None:
+    """An attempt that the drain cancelled is made again; every other outcome uses one up."""
+    outcomes: list[Outcome] = [
+        Responded(200),
+        Responded(503),
+        NoResponse("x"),
+        TimedOut(1.0),
+        Malformed("x"),
+        Crashed(ValueError()),
+    ]
+    for outcome in outcomes:
+        assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)[1]
+    assert decide(Interrupted(), attempt=1, retry=RETRY, draw=0.0, now=NOW) == (Nak(), False)

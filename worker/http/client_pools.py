@@ -78,17 +78,14 @@ class ClientPools(Generic[C]):
             pool.users -= 1
         await self._close_older(origin, pool, trio.current_time() - MAX_IDLE)
 
-    async def close_idle(self) -> None:
+    async def close_expired(self) -> None:
         """Close clients that were idle for MAX_IDLE, until cancelled."""
         while True:
             await trio.sleep(MAX_IDLE)
-            await self._close_all_older(trio.current_time() - MAX_IDLE)
+            await self.close_idle(trio.current_time() - MAX_IDLE)
 
-    async def aclose(self) -> None:
-        """Close all idle clients."""
-        await self._close_all_older(math.inf)
-
-    async def _close_all_older(self, time: float) -> None:
+    async def close_idle(self, time: float) -> None:
+        """Close clients that have been idle since before *time*."""
         for origin, pool in list(self._pools.items()):
             await self._close_older(origin, pool, time)
 
@@ -110,10 +107,10 @@ async def open_client_pools(make: Callable[[], C], *, max_per_origin: float) -> 
     """Run :class:`ClientPools`, and close all clients at the end."""
     async with trio.open_nursery() as nursery:
         pools = ClientPools(make, max_per_origin=max_per_origin)
-        nursery.start_soon(pools.close_idle)
+        nursery.start_soon(pools.close_expired)
         try:
             yield pools
         finally:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await pools.aclose()
+                await pools.close_idle(math.inf)
             nursery.cancel_scope.cancel()

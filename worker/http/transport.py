@@ -172,14 +172,9 @@ async def open_transport(
     exchange_timeout: float,
     look_up: LookUp = socket.getaddrinfo,
 ) -> AsyncIterator[PlainTransport]:
-    """Run a :class:`PlainTransport` and everything it needs. No exchange may be running at the end.
+    """Run a :class:`PlainTransport` with everything it needs; *look_up* asks the system for addresses.
 
-    Args:
-        host: of the origin.
-        port: of the origin.
-        max_idle: idle connections that are kept.
-        exchange_timeout: seconds that an exchange may take.
-        look_up: asks the system for addresses.
+    No exchange may be running at the end.
     """
     with closing(ReadinessPoller()) as poller:
         async with trio.open_nursery() as nursery:
