@@ -71,7 +71,7 @@ class Connection:
         """Bytes of messages received until the last look."""
         self.failure = ""
         """The last failure since the connection was made; empty where there was none."""
-        self._reported_at = float("-inf")
+        self._last_report = ("", float("-inf"))
         self._inbox = ""
         self._numbers = count()
         self._unanswered: dict[str, asyncio.Future[Msg | None]] = {}
@@ -196,8 +196,10 @@ class Connection:
     def report_failure(self, doing: str, error: object) -> None:
         """Emit an event about something that is being tried again, the same one every ten seconds at most."""
         text, now = without_password(str(error) or type(error).__name__), asyncio.get_running_loop().time()
-        if text != self.failure or now - self._reported_at > _REMIND:
-            self.failure, self._reported_at = text, now
+        self.failure = text
+        last, at = self._last_report
+        if text != last or now - at > _REMIND:
+            self._last_report = text, now
             self._emit(BrokerFailure(doing, text))
 
     @property
