@@ -71,8 +71,8 @@ class Serving:
     def __init__(
         self,
         jetstream: JetStream,
-        settings: Settings,
         flows: PullConsumer,
+        settings: Settings,
         retired: RetiredConsumers,
         *,
         emit: Emit,
