@@ -9,6 +9,8 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import worker
 from tests.cases import check_each
 
@@ -29,7 +31,7 @@ LAYERS = [
     ("admission",),
     ("token_store",),
     ("slot",),
-    ("drain", "heartbeat", "timers"),
+    ("drain", "heartbeat"),
     ("nats", "http"),
     ("config",),
     ("policy",),
