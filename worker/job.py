@@ -117,7 +117,8 @@ class Job:
                 attempted = attempted, self.decide(attempted)
             outcome, verdict = attempted
             self.emit_end(outcome, verdict)
-            if isinstance(verdict, Term) or (isinstance(verdict, Final) and self._callback_due()):
+            has_callback = self.invocation is not None and self.invocation.callback is not None
+            if isinstance(verdict, Term) or (has_callback and isinstance(verdict, Final)):
                 verdict = await self.conclude(outcome, verdict)
             self._settle(verdict)
         finally:
@@ -155,7 +156,8 @@ class Job:
     def _apply_annotations(self, invocation: Invocation) -> None:
         """Use the function's annotations: for this job's retries, and for the function's quota on all workers."""
         self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
-        ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
+        if self.slot.flow.function:
+            ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
@@ -198,9 +200,6 @@ class Job:
             )
 
     # After a final verdict: what must happen before the message leaves the queue.
-
-    def _callback_due(self) -> bool:
-        return self.invocation is not None and self.invocation.callback is not None
 
     async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
         """Store the dead letter, post the callback, and return the verdict that stands after that.

@@ -76,6 +76,8 @@ class Hand:
             return
         self.told.append(each)
         match each:
+            case QueueShared():
+                self._want(SHARED)
             case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
                 self._want(flow)
             case QueueShared():

@@ -81,7 +81,7 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
 
 
 async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored while its consumer stands still to be deleted keeps it, and comes at once."""
+    """What is stored while its consumer is paused to be deleted keeps it, and is delivered before the pause ends."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         pause = JetStream.pause_consumer

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.cases import check_each
 from worker.model import Ack, Nak, NoResponse, Responded, Term, Verdict
 from worker.policy.backoff import Backoff, Jitter
 from worker.policy.decide import decide
@@ -79,16 +80,19 @@ CHOICES: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("attempts", "codes", "min_wait", "max_wait"), [*product(("not set", "used", "ignored"), repeat=len(CHOICES))]
-)
-def test_every_combination_of_annotations(attempts: str, codes: str, min_wait: str, max_wait: str) -> None:
+def test_every_combination_of_annotations() -> None:
     """Each not set, used or ignored, in all 81 ways: whether, how often and after how long is exact, code by code.
 
     The settings are seven attempts on 500 and 503, from 1 s to 60 s; the die takes the middle of ``equal``, three
     quarters.
     """
-    chosen = dict(zip(CHOICES, (attempts, codes, min_wait, max_wait), strict=True))
+    check_each(product(("not set", "used", "ignored"), repeat=len(CHOICES)), check_combination)
+
+
+def check_combination(choices: tuple[str, ...]) -> None:
+    """Check what an invocation with these choices is decided to be, for several codes and attempts."""
+    chosen = dict(zip(CHOICES, choices, strict=True))
+    attempts, codes, min_wait, max_wait = choices
     retry, ignored = apply_annotations(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
     assert {each.annotation for each in ignored} == {name for name, choice in chosen.items() if choice == "ignored"}
     most = 3 if attempts == "used" else 7

@@ -60,8 +60,8 @@ class Serving:
 
     Args:
         jetstream: the client.
-        flows: the flows of this worker.
         settings: with the stream's name at the server.
+        flows: the flows of this worker.
         retired: where the outbox notes what ended through retired consumers.
         emit: called with what is created and found.
         look: looks at the stream, and calls :meth:`set_stored`.
@@ -99,7 +99,7 @@ class Serving:
         self._discovery = SubjectDiscovery(
             jetstream.connection, topology.subjects(settings), settings.consumer_inactive_threshold, flows, look
         )
-        self.stop = self._migration.leave
+        self.leave = self._migration.leave
         self.set_stored = self._discovery.set_stored
         self.wait_deleted = self._deleter.wait_done
 
