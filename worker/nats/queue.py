@@ -193,7 +193,7 @@ class NatsQueue:
 
     async def _on_stopping(self) -> None:
         if self._binding:
-            await self._binding.serving.stop()
+            await self._binding.serving.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
