@@ -1,4 +1,4 @@
-"""The same bytes are the same response or the same error, however they are cut, complete and within the limits.
+"""Any bytes of a server give the same response or error however they are cut, complete and within the limits.
 
 The first line of the input holds options: ``HEAD`` or anything else, the limit of the body, the sizes of the pieces.
 The rest is what the server sends. ASCII bytes stand for themselves, and each byte from 128 up for a piece of HTTP

@@ -1,7 +1,7 @@
 """Any Retry-After header is the seconds or the date that RFC 9110 reads in it, or none, and never a negative wait.
 
-The three kinds of date are read here once more, by the grammar of RFC 9110, section 5.6.7. What is none of them may
-still be a date as mail writes it; then the date that it is read as, written in HTTP's own kind, must be read the same.
+The three kinds of date are read here again, by the grammar of RFC 9110, section 5.6.7. Other texts may still be dates
+in the format of mail. Then the result, written in HTTP's own format, must be read as the same date.
 """
 
 from __future__ import annotations

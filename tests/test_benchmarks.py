@@ -26,6 +26,7 @@ from benchmarks.model import Samples
 from benchmarks.queue import message
 from benchmarks.stage import Sample, between, work_off
 from benchmarks.statistics import Spread, percentile, ratios
+from tests.cases import check_each
 from tests.functions import Connection
 from tests.servers import NatsServer
 from worker.model import Delivery, Malformed
@@ -183,15 +184,18 @@ def connected() -> tuple[FixedAnswer, Wire, Connection]:
     return shared, wire, connection
 
 
-@pytest.mark.parametrize("size", range(1, len(REQUEST) + 1))
-def test_function_server_finds_the_end_of_requests(size: int) -> None:
-    """However they are cut: two requests, two answers."""
-    shared, wire, connection = connected()
-    stream = REQUEST * 2
-    for start in range(0, len(stream), size):
-        connection.data_received(stream[start : start + size])
-    assert shared.served == wire.written.count(b"HTTP/1.1 200 OK") == 2
-    assert shared.refused == 0
+def test_function_server_finds_the_end_of_requests() -> None:
+    """Two requests have two answers, however their bytes are divided."""
+
+    def check(size: int) -> None:
+        shared, wire, connection = connected()
+        stream = REQUEST * 2
+        for start in range(0, len(stream), size):
+            connection.data_received(stream[start : start + size])
+        assert shared.served == wire.written.count(b"HTTP/1.1 200 OK") == 2
+        assert shared.refused == 0
+
+    check_each(range(1, len(REQUEST) + 1), check)
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,7 @@ WORDS: dict[str, tuple[str, list[str]]] = {
     "backoff": ("not one of exponential, full, equal", ["linear", "Full"]),
     "debug": ("not a switch: write true or false", ["yes", "on", "2", "t", " true"]),
     "scaling_mode": ("not one of static, function", ["auto", "Function"]),
-    "retry_strategy": ("this version can only do 'nak'; retries as scheduled messages are to come", ["schedule"]),
+    "retry_strategy": ("this version supports only nak", ["schedule"]),
     "queue_partitions": ("not a whole number from 1 to 1024", ["0", "1025", "-1"]),
     "filter_partition": ("not a whole number from 0 to 1023, or ordinal", ["-1", "1024", "Ordinal", "last"]),
     "queue_name": (

@@ -7,8 +7,6 @@ heard at 10_003.
 
 from __future__ import annotations
 
-from math import inf
-
 import pytest
 import trio
 from msgspec.structs import replace
@@ -18,7 +16,7 @@ from tests.world import Answer, Call, Hired, Message, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
 from worker.heartbeat import Lease
 from worker.intake import Intake
-from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, PendingCount, Settlement, Term
+from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, QueueShared, Settlement, Term
 from worker.policy.backoff import Backoff
 from worker.ports import Consumer
 from worker.settle import settle
@@ -355,7 +353,7 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         consumer.add_credit(1, "")
         (delivery,) = await deliveries(consumer)
         await trio.sleep_until(delivery.received_at + 20)
-        intake._take_all([PendingCount("", inf), delivery])
+        intake._take_all([QueueShared(), delivery])
         intake._decide()
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []

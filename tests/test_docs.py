@@ -259,7 +259,7 @@ def decisions(cause: str) -> tuple[str, ...]:
 
     def verdict(*attempts: int) -> str:
         (only,) = {
-            word(decide(outcome, attempt=attempt, retry=retry, draw=0.0, now=0.0))
+            word(decide(outcome, attempt=attempt, retry=retry, draw=0.0, now=0.0)[0])
             for outcome in outcomes
             for attempt in attempts
         }

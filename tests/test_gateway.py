@@ -238,7 +238,7 @@ def test_a_slow_body_is_408() -> None:
 
 def test_all_bodies_together_have_a_bound() -> None:
     """Past it, 503: memory is not the callers' to fill. What is done with makes room."""
-    bodies = BodyReader(most_at_once=25)
+    bodies = BodyReader(max_total=25)
 
     async def three() -> list[int]:
         held, results = asyncio.Event(), []

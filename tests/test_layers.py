@@ -1,6 +1,6 @@
 """The import rules, checked. A package exists only where it carries one of them.
 
-A module that is nowhere in :data:`LAYERS` fails: whoever adds one says here what it stands on.
+A module that is nowhere in :data:`LAYERS` fails: a new one has to be added with its place.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import worker
+from tests.cases import check_each
 
 ROOT = Path(worker.__file__).parent
 
@@ -41,6 +40,23 @@ LAYERS = [
 ]
 """Top to bottom. Each module, or package, imports only what stands below it; not what stands beside it."""
 
+NATS_LAYERS = [
+    ("commands", "queue"),
+    ("binding",),
+    ("serving",),
+    ("quotas",),
+    ("flow_consumers", "discovery"),
+    ("pull_consumer",),
+    ("pull",),
+    ("outbox", "migration"),
+    ("finished_deleter", "function_state", "dead_letters", "apply"),
+    ("topology", "reconcile"),
+    ("jetstream",),
+    ("connection", "layout"),
+    ("wire", "options", "nats_internals", "credit"),
+]
+"""Layers inside ``worker/nats``, top to bottom."""
+
 ONLY_BY = {
     "cli": {"__main__"},
     "dev": {"cli"},
@@ -48,13 +64,12 @@ ONLY_BY = {
     "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
-    "nats.options": {"cli", "dev", "gateway"},
-    "nats.nats_internals": {"cli", "dev", "gateway"},
+    "nats.options": {"gateway"},
     **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
-"""Who may import it besides its own package: the core knows neither adapters nor settings. The longest name rules."""
+"""Importers besides the own package: the core knows neither adapters nor settings. The longest name rules."""
 
 LOOPS = {
     "trio_asyncio": {"nats"},
@@ -63,7 +78,7 @@ LOOPS = {
     "uvicorn": {"gateway", "dev.functions"},
     "httptools": {"http"},
 }
-"""Who may import what brings a loop or a protocol of its own: all else is Trio's, or nobody's."""
+"""Importers of a library with an event loop or a protocol of its own. All else is Trio's, or has no loop."""
 
 IMPURE = {
     *("asyncio", "trio", "trio_asyncio", "anyio", "threading", "concurrent", "signal", "contextvars"),  # waiting
@@ -81,7 +96,7 @@ IMPURE = {
         "http",
         "requests",
     ),  # the world
-    *("logging", "structlog", "prometheus_client", "warnings"),  # telling
+    *("logging", "structlog", "prometheus_client", "warnings"),  # output
     *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
 }
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "input", "urlopen"}
@@ -139,19 +154,45 @@ def foreign(module: str) -> set[str]:
     return {each.partition(".")[0] for each in imports(module)} - {"worker"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_belongs_to_a_layer(module: str) -> None:
+def test_every_module_belongs_to_a_layer() -> None:
     """A module's name is in the list of layers, itself or by its package."""
-    assert top(module) in RANKS
+    assert [module for module in MODULES if top(module) not in RANKS] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    """A module imports what stands below it, or what is in its own package; what it imports exists."""
-    for imported in ours(module):
-        assert imported in MODULES
-        beside = top(imported) == top(module)
-        assert beside or RANKS[top(module)] < RANKS[top(imported)], f"{module} imports {imported}"
+def test_imports_point_down() -> None:
+    """A module imports modules below it, or modules of its own package; what it imports exists."""
+
+    def check(module: str) -> None:
+        for imported in ours(module):
+            assert imported in MODULES
+            beside = top(imported) == top(module)
+            assert beside or RANKS[top(module)] < RANKS[top(imported)], f"{module} imports {imported}"
+
+    check_each(MODULES, check)
+
+
+def test_imports_inside_nats_point_down() -> None:
+    """A module of the NATS adapter imports those of its package that stand below it."""
+    ranks = {f"worker.nats.{name}": rank for rank, names in enumerate(NATS_LAYERS) for name in names}
+
+    def check(module: str) -> None:
+        for imported in ours(module):
+            if top(imported) == "nats" and imported != "worker.nats":
+                assert ranks[module] < ranks[imported], f"{module} imports {imported}"
+
+    check_each([name for name in MODULES if name.startswith("worker.nats.")], check)
+
+
+def test_nats_modules_of_the_producer_import_no_trio() -> None:
+    """What the producer imports of the NATS adapter, at any distance, runs on asyncio alone."""
+    found, left = set[str](), [name for name in MODULES if top(name) == "gateway"]
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            left += ours(module)
+    assert "worker.nats.jetstream" in found
+    assert [name for name in found if top(name) == "nats" and foreign(name) & {"trio", "trio_asyncio"}] == []
 
 
 def test_imports_make_no_circle() -> None:
@@ -159,44 +200,53 @@ def test_imports_make_no_circle() -> None:
     assert list(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_adapters_and_settings_stay_out_of_the_core(module: str) -> None:
+def test_adapters_and_settings_stay_out_of_the_core() -> None:
     """Settings reach the core in slices and adapters as ports: only what puts the program together imports them."""
-    for imported in ours(module):
-        name = inside(imported)
-        rule = next((prefix for prefix in (name, top(imported)) if prefix in ONLY_BY), None)
-        if rule and top(imported) != top(module):
-            assert top(module) in ONLY_BY[rule], f"{module} imports {imported}"
+
+    def check(module: str) -> None:
+        for imported in ours(module):
+            name = inside(imported)
+            rule = next((prefix for prefix in (name, top(imported)) if prefix in ONLY_BY), None)
+            if rule and top(imported) != top(module):
+                assert top(module) in ONLY_BY[rule], f"{module} imports {imported}"
+
+    check_each(MODULES, check)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_else_touches_asyncio(module: str) -> None:
+def test_nothing_else_touches_asyncio() -> None:
     """The broker's island and the producer are asyncio's, the latter with no Trio in it; the rest is Trio's."""
-    for library, importers in LOOPS.items():
-        if library in foreign(module):
-            assert any(f"{inside(module)}.".startswith(f"{each}.") for each in importers), f"{module} imports {library}"
-    if top(module) == "gateway":
-        assert "trio" not in foreign(module)
+
+    def check(module: str) -> None:
+        for library, importers in LOOPS.items():
+            if library in foreign(module):
+                allowed = any(f"{inside(module)}.".startswith(f"{each}.") for each in importers)
+                assert allowed, f"{module} imports {library}"
+        if top(module) == "gateway":
+            assert "trio" not in foreign(module)
+
+    check_each(MODULES, check)
 
 
-@pytest.mark.parametrize(
-    "module", [name for name in MODULES if top(name) in ("policy", "ports", "events", "model") or name in SANS_IO]
-)
-def test_what_decides_is_pure(module: str) -> None:
+def test_what_decides_is_pure() -> None:
     """No clock, no dice, no world, no waiting but what a port promises: time and chance are arguments."""
-    assert not IMPURE & foreign(module)
+    pure = [name for name in MODULES if top(name) in ("policy", "ports", "events", "model") or name in SANS_IO]
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
-    for node in ast.walk(TREES[module]):
-        assert module == "worker.ports" or not isinstance(node, waits)
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            assert called not in IMPURE_CALLS
+
+    def check(module: str) -> None:
+        assert not IMPURE & foreign(module)
+        for node in ast.walk(TREES[module]):
+            assert module == "worker.ports" or not isinstance(node, waits)
+            if isinstance(node, ast.Call):
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                assert called not in IMPURE_CALLS
+
+    check_each(pure, check)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if top(name) == "policy"])
-def test_policies_know_values_only(module: str) -> None:
+def test_policies_know_values_only() -> None:
     """A policy builds on other policies and on the model, not even on ports and events."""
-    assert {top(imported) for imported in ours(module)} <= {"policy", "model"}
+    policies = [module for module in MODULES if top(module) == "policy"]
+    assert [each for each in policies if not {*map(top, ours(each))} <= {"policy", "model"}] == []
 
 
 def test_the_checks_see_what_they_should() -> None:

@@ -154,7 +154,7 @@ def test_a_call_id_is_queued_once(nats: NatsServer, tmp_path: Path) -> None:
         (("echo", "--callback", "nowhere"), "X-Callback-Url cannot be posted to"),
         (("echo", "--call-id", "ä"), "X-Call-Id is not one"),
         (("echo", "--call-id", "a", "--count", "2"), "--call-id names one invocation"),
-        (("echo", "--data", "a", "--data-file", "b"), "two bodies"),
+        (("echo", "--data", "a", "--data-file", "-"), "two bodies"),
         (("echo", "--data-file", "/nowhere/at-all"), "No such file or directory"),
         (("echo", "--count", "0"), "0 is not in the range"),
         ((), "Missing argument 'FUNCTION'"),

@@ -1,121 +1,145 @@
-"""Caps and rates in this worker: the flows of limited functions, and the tokens that they start by.
+"""Admission: whether a flow may start another invocation, by the quota of its function.
 
-A limited flow may hold as many slots as run already, and as many more as there are tokens for. Tokens are wanted for
-what the flow could start without them, but for no more than its fair part of the slots while these are taken: what
-lies here unused, nobody else can have. So what lies here while all slots are taken by others goes back after a while,
-and is wanted anew behind whoever waits for it.
+A flow whose function has a cap or a rate may hold as many slots as it runs, and as many more as there are tokens.
+Tokens are requested for what the flow could start with them, but for no more than its fair share while all slots are
+taken. A token that is unused here is one that no other worker can have. So tokens that no slot was free for are given
+back after a while, and requested again behind the workers that wait for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
 from .heartbeat import Lease, Leases
 from .model import Delivery, Quota
 from .policy.flow import Flow
-from .policy.quota import needs_tokens
+from .policy.quota import needs_tokens, parse_quota
+from .policy.retry import IgnoredAnnotation
 from .policy.shares import TOKEN_CHECK, Shares
 from .ports import Consumer, Queue, Quotas
 from .token_store import TokenStore
 
 
 class Admission:
-    """All of them.
+    """The quotas of all flows of one worker.
 
     Args:
-        queue: keeps the tokens.
-        quotas: knows who is limited.
-        leases: keeps those of caps.
+        queue: extends tokens.
+        quotas: the quotas that all workers have agreed on.
+        leases: renews the leases of tokens.
         shares: gives slots to flows.
-        decide: called when there may be more room for some.
+        decide: called when a flow may have become able to start more.
     """
 
     def __init__(
         self, queue: Queue, quotas: Quotas, leases: Leases, shares: Shares, decide: Callable[[], None]
     ) -> None:
         self._quotas, self._shares, self._decide = quotas, shares, decide
-        self._wallet = TokenStore(queue, quotas, leases, self._on_change)
+        self._tokens = TokenStore(queue, quotas, leases, self._on_new_room)
         self._flows: dict[str, set[Flow]] = {}
-        """By function, those of limited ones and of those that were."""
-        self._able: dict[str, float] = {}
-        """By function, when one of it last could start, or its tokens were given back since none could."""
+        """The flows of each function that has a quota or had one."""
+        self._active_at: dict[str, float] = {}
+        """For each function: when it last had a slot, or gave its tokens back because it had none."""
         self._stopped = False
 
     def add_flow(self, flow: Flow) -> None:
-        """A flow is new here."""
+        """Apply the agreed quota of a new flow's function, if there is one."""
         if flow.function and (quota := self._quotas.agreed(flow.function)):
-            self.set_quota(flow.function, quota)
+            self._apply(flow.function, quota, {flow})
 
     def set_quota(self, function: str, quota: Quota) -> None:
-        """All workers have agreed on what a function may have."""
-        flows = {flow for flow in self._shares.flows if flow.function == function}
-        self._flows[function] = flows
-        for flow in flows:
-            flow.needs_tokens = needs_tokens(quota)
-        self._wallet.set_quota(function, quota)
+        """Apply a quota that all workers have agreed on."""
+        self._apply(function, quota, set())
+        self._on_new_room(function)
+
+    def observe(self, flow: Flow, annotations: Mapping[str, str], stored: int) -> tuple[IgnoredAnnotation, ...]:
+        """Use the quota in the annotations of a message: its weight here, the rest once all workers have agreed.
+
+        Args:
+            flow: the message's flow, of one function.
+            annotations: its function's annotations, as the message has them.
+            stored: when the message was stored (ns since the epoch); the newest message decides.
+
+        Returns:
+            the annotations that are invalid.
+        """
+        if not (annotations or self._quotas.agreed(flow.function)):
+            return ()
+        quota, ignored = parse_quota(annotations)
+        flow.weight = quota.weight
+        self._quotas.propose(flow.function, quota, stored)
+        return ignored
 
     def receive_token(self, token: Delivery) -> None:
-        """A token came."""
-        self._wallet.receive(token)
+        """Take a token that has arrived."""
+        self._tokens.receive(token)
 
     def take_back(self, flow: str, count: int) -> None:
-        """Tokens that were wanted will not come."""
-        self._wallet.take_back(flow, count)
+        """Take back requests for tokens that the queue returned."""
+        self._tokens.take_back(flow, count)
 
     def may_start(self, flow: Flow) -> bool:
-        """Whether there is a token for one more."""
-        return not flow.needs_tokens or self._wallet.room(flow.function) >= 1
+        """Return whether the flow may start another invocation."""
+        return not flow.needs_tokens or self._tokens.room(flow.function) >= 1
 
     def start(self, flow: Flow) -> Lease | None:
-        """One starts. What it must not outlive, until :meth:`finish`."""
+        """Start an invocation; return the lease of its token, if it holds one, for :meth:`finish`."""
         if not flow.needs_tokens:
             return None
-        self._able[flow.function] = trio.current_time()
-        return self._wallet.start(flow.function)
+        self._active_at[flow.function] = trio.current_time()
+        return self._tokens.start(flow.function)
 
     def finish(self, flow: Flow, token: Lease | None) -> None:
-        """It is over."""
+        """End an invocation, and free its token."""
         if token:
             token.unguard()
-            self._wallet.finish(flow.function, token)
+            self._tokens.finish(flow.function, token)
         if self._stopped:
-            self._wallet.give_back_unused()
+            self._tokens.give_back_unused()
         elif flow.needs_tokens:
-            self._give_room(flow)
+            self._set_cap(flow)
 
     def balance(self, consumer: Consumer) -> None:
-        """Want the tokens that are lacking, and give back those that are not needed."""
+        """Request the tokens that are missing, and give back those that are not needed."""
         for flow in self._shares.take_changed_limited():
             if flow.function in self._flows:
-                self._wallet.balance(flow.function, self._desired(flow.function), consumer)
-                self._give_room(flow)
+                self._tokens.balance(flow.function, self._desired(flow.function), consumer)
+                self._set_cap(flow)
 
     def stop(self) -> None:
-        """Nothing more is started here: give back all that no invocation holds, and the others' as they end."""
+        """Give back all tokens that no invocation holds, and the others as their invocations end."""
         self._stopped = True
-        self._wallet.give_back_unused()
+        self._tokens.give_back_unused()
+
+    def _apply(self, function: str, quota: Quota, new: set[Flow]) -> None:
+        self._flows[function] = new | {flow for flow in self._shares.flows if flow.function == function}
+        self._tokens.set_quota(function, quota)
+        for flow in self._flows[function]:
+            flow.needs_tokens = needs_tokens(quota)
+            self._set_cap(flow)
 
     def _desired(self, function: str) -> int:
-        """How many more of it to have tokens for."""
+        """Return how many more of a function's invocations to have tokens for."""
         flows, now = self._flows[function], trio.current_time()
         if self._shares.free or any(flow.credit for flow in flows):
-            self._able[function] = now
-        elif now - self._able.setdefault(function, now) >= TOKEN_CHECK:
-            self._able[function] = now
+            self._active_at[function] = now
+        elif now - self._active_at.setdefault(function, now) >= TOKEN_CHECK:
+            # No slot came free for its tokens: other workers may have one.
+            self._active_at[function] = now
             return 0
         return sum(map(self._shares.desired, flows))
 
-    def _on_change(self, function: str) -> None:
+    def _on_new_room(self, function: str) -> None:
         for flow in self._flows.get(function, ()):
-            self._give_room(flow)
+            self._set_cap(flow)
         if self._stopped:
-            self._wallet.give_back_unused()
+            self._tokens.give_back_unused()
         self._decide()
 
-    def _give_room(self, flow: Flow) -> None:
-        cap = flow.running + self._wallet.room(flow.function)
+    def _set_cap(self, flow: Flow) -> None:
+        cap = flow.running + self._tokens.room(flow.function)
         if cap != flow.cap:
             flow.cap = cap
             self._shares.mark_changed(flow)

@@ -1,4 +1,4 @@
-"""How much is waiting, read from the stream every few seconds."""
+"""The queue's backlog, read from the stream every few seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .events import BacklogRead
 from .ports import BrokerUnavailableError, Emit, Queue
 
 _EVERY = 2.0
-"""Seconds: a few times per scrape of an eager Prometheus, and nothing to the server."""
+"""Seconds: a few times for each scrape of a busy Prometheus, and almost no work for the server."""
 
 
 async def watch_backlog(queue: Queue, emit: Emit) -> None:
-    """Tell the backlog until cancelled. Where it cannot be read, the last one stands: trouble is told elsewhere."""
+    """Emit the backlog until cancelled. The adapter reports why it cannot be read."""
     while True:
         with suppress(BrokerUnavailableError):
             emit(BacklogRead(await queue.backlog()))

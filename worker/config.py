@@ -1,8 +1,8 @@
-"""The settings: read once, checked whole, frozen, and handed on in slices.
+"""The settings: read once, checked together, frozen, and passed on in parts.
 
 Names are lower case, because Kubernetes puts ``NATS_PORT=tcp://10.0.0.7:4222`` and the like into every container beside
-a service called nats. A default is written as an operator would write it and goes through the same parser. The table of
-docs/operations.md is tested against the fields of :class:`Settings`.
+a service called nats. A default is written as an operator would write it, and is parsed by the same parser. A test
+compares the table of docs/operations.md with the fields of :class:`Settings`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from .policy.backoff import Jitter
 from .policy.durations import format_duration
-from .policy.names import is_name, split_function
+from .policy.names import is_name, parse_function
 from .policy.parse import (
     duration,
     flag,
@@ -27,9 +27,9 @@ from .policy.parse import (
     limit,
     nats_urls,
     one_of,
-    only,
     port,
     queue,
+    retry_strategy,
     text,
     whole,
 )
@@ -40,26 +40,26 @@ T = TypeVar("T")
 
 _UPPER = "QUEUE_WORKER_"
 _FOREIGN_VARIABLES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
-"""Lower-case variables of other programs that look like ours."""
+"""Lower-case variables of other programs."""
 MAX_PARTITIONS = 1024
-"""Each is a consumer that somebody must serve: more is a mistake."""
+"""Each partition is a consumer that a worker must serve: more are a mistake."""
 ORDINAL = -1
-"""What ``filter_partition=ordinal`` is until the pod's name was looked at."""
+"""Value of ``filter_partition=ordinal`` until it is replaced by the number in the pod's name."""
 _TYPO_RATIO = 0.8
-"""How alike (``difflib``'s ratio) a name must be to a setting's to be warned of as a typo: two letters in ten."""
+"""The similarity (``difflib``'s ratio) from which a name is taken for a typo of a setting's: 8 letters in 10."""
 _KUBERNETES = re.compile(
     r"\w+_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=.*|PORT=(tcp|udp|sctp)://.*)",
     re.ASCII,
 )
-"""What Kubernetes itself sets for a service: for one called queue-worker-nats, QUEUE_WORKER_NATS_PORT=tcp://..."""
+"""Variables that Kubernetes sets for a service: for queue-worker-nats, QUEUE_WORKER_NATS_PORT=tcp://..."""
 
 
 class InvalidSettingsError(Exception):
-    """Some settings cannot be used. The text names each one, its value and what is accepted."""
+    """Some settings are invalid. The text names each one, its value and the accepted values."""
 
 
 def readable_file(value: str) -> str:
-    """The path of a file that we can read now."""
+    """Parse the path of a readable file."""
     try:
         with Path(value).open("rb"):
             return value
@@ -70,7 +70,7 @@ def readable_file(value: str) -> str:
 
 
 def partition(value: str) -> int:
-    """The number of a partition, or :data:`ORDINAL`."""
+    """Parse the number of a partition, or :data:`ORDINAL`."""
     try:
         return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1)(value)
     except ValueError as error:
@@ -78,7 +78,7 @@ def partition(value: str) -> int:
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
-    """A field of :class:`Settings`. *default* None: nothing, or worked out from the others, as *meaning* says."""
+    """Declare a field of :class:`Settings`. With *default* None it is unset, or derived as *meaning* describes."""
     metadata = {"default": default, "parse": parse, "meaning": meaning, "secret": secret}
     hidden = secret or parse in (http_url, nats_urls)  # a URL may hold a password
     return cast(T, dataclasses.field(metadata=metadata, repr=not hidden))
@@ -99,9 +99,11 @@ class Settings:
     nats_password: str | None = setting(None, text, "the password of `nats_user`", secret=True)
     nats_nkey_seed: str | None = setting(None, text, "authentication by nkey", secret=True)
     nats_creds_file: str | None = setting(None, readable_file, "authentication by a credentials file")
-    nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: who signs the server's certificate")
-    nats_tls_cert_file: str | None = setting(None, readable_file, "TLS: our certificate, with `nats_tls_key_file`")
-    nats_tls_key_file: str | None = setting(None, readable_file, "TLS: our key")
+    nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: the CA of the server's certificate")
+    nats_tls_cert_file: str | None = setting(
+        None, readable_file, "TLS: the client's certificate, with `nats_tls_key_file`"
+    )
+    nats_tls_key_file: str | None = setting(None, readable_file, "TLS: the key of the client's certificate")
 
     # The stream and its consumer.
     queue_name: str = setting(None, queue, "the queue: its subjects and label; by default the stream's name less `OF_`")
@@ -166,11 +168,7 @@ class Settings:
         lambda value: Jitter(one_of(*Jitter)(value)),
         "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
     )
-    retry_strategy: str = setting(
-        "nak",
-        only("nak", until="retries as scheduled messages are to come"),
-        "`nak`: the message is given back with a delay",
-    )
+    retry_strategy: str = setting("nak", retry_strategy, "`nak`: the message is given back with a delay")
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
 
@@ -200,10 +198,8 @@ class Settings:
     @property
     def minimums(self) -> Mapping[str, int]:
         """:attr:`function_minimums` by ``name.namespace``."""
-        split = (
-            (split_function(name, self.default_function_name), least) for name, least in self.function_minimums or ()
-        )
-        return {".".join(function): least for function, least in split if function}
+        minimums = self.function_minimums or ()
+        return {".".join(parse_function(name, self.default_function_name)): slots for name, slots in minimums}
 
     @property
     def nats_servers(self) -> tuple[str, ...]:
@@ -219,7 +215,7 @@ SETTING_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings, where each came from, and what to warn of."""
+    """The settings, the origin of each, and warnings."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -230,7 +226,7 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
     """Read all settings from *environment*, and from the files that it names.
 
     Raises:
-        InvalidSettingsError: one or more cannot be used; the text tells all of them.
+        InvalidSettingsError: one or more settings are invalid; the text names all of them.
     """
     environment = {name: value for name, value in environment.items() if not _KUBERNETES.fullmatch(f"{name}={value}")}
     values: dict[str, Any] = {}
@@ -238,17 +234,10 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
     problems: list[str] = []
     for name, field in SETTING_FIELDS.items():
         try:
-            given, origins[name] = _raw_value(name, field, environment)
+            text, origins[name] = _raw_value(name, field, environment)
+            values[name] = None if text is None else _parse(name, text, field, origins[name])
         except ValueError as error:
             problems.append(str(error))
-            continue
-        if given is None:
-            values[name] = None
-            continue
-        try:
-            values[name] = field.metadata["parse"](given)
-        except ValueError as error:
-            problems.append(f"{name} = {_display(given, field)!r} ({origins[name]}): {error}")
     problems += _set_ordinal(values, origins, environment)
     problems += _combination_problems(values, origins)
     if problems:
@@ -258,7 +247,7 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
 
 
 def describe(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """Name, value as an operator would write it, and origin of each setting; secrets masked."""
+    """Return name, value as an operator would write it, and origin of each setting; secrets are masked."""
     return [
         (name, _display(getattr(loaded.settings, name), field), loaded.origins[name])
         for name, field in SETTING_FIELDS.items()
@@ -266,7 +255,7 @@ def describe(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
 
 
 def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
-    """A setting's text and where it stands. An empty value counts as not set: the charts set some so."""
+    """Return a setting's text and origin. An empty value counts as unset, because the charts set some settings so."""
     sources = [name, _UPPER + name.upper()]
     if field.metadata["secret"]:
         sources += [f"{source}{suffix}" for source, suffix in zip(list(sources), ("_file", "_FILE"), strict=True)]
@@ -283,7 +272,7 @@ def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[st
             content = Path(path).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ValueError(f"{found[0]} = {path!r} cannot be read: {error.strerror}") from None
-        except ValueError:  # it is no path, or what it holds is no text
+        except ValueError:  # not a path, or not a text file
             raise ValueError(f"{found[0]} = {path!r} cannot be read: it is not text") from None
         if not content:
             raise ValueError(f"{found[0]} = {path!r} is empty")
@@ -291,13 +280,20 @@ def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[st
     return environment[found[0]], f"environment {found[0]}"
 
 
+def _parse(name: str, text: str, field: dataclasses.Field[Any], origin: str) -> Any:
+    try:
+        return field.metadata["parse"](text)
+    except ValueError as error:
+        raise ValueError(f"{name} = {_display(text, field)!r} ({origin}): {error}") from None
+
+
 def _is_text(value: str) -> bool:
-    """Whether there is no lone surrogate in it, which is how Python tells of a byte that is not UTF-8."""
+    """Return whether *value* has no lone surrogate, Python's mark of a byte that is not UTF-8."""
     return value.encode(errors="ignore").decode() == value
 
 
 def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> list[str]:
-    """What is wrong between settings; works out the one that follows from another."""
+    """Return the problems of settings with each other; set queue_name where nats_stream gives it."""
     problems = []
     if values.get("queue_name", "") is None and (stream := values.get("nats_stream")):
         values["queue_name"] = stream.removeprefix("OF_")
@@ -310,26 +306,26 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
     for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
-    ways = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
-    if len(ways) > 1:
-        problems.append(f"{' and '.join(ways)} are different ways to authenticate: keep one")
-    if (ours := values.get("filter_partition", 0)) >= (partitions := values.get("queue_partitions", ours + 1)):
+    methods = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
+    if len(methods) > 1:
+        problems.append(f"{' and '.join(methods)} are different ways to authenticate: keep one")
+    if (number := values.get("filter_partition", 0)) >= (partitions := values.get("queue_partitions", number + 1)):
         problems.append(
-            f"filter_partition = {ours} ({origins['filter_partition']}) is none of queue_partitions = {partitions}:"
+            f"filter_partition = {number} ({origins['filter_partition']}) is none of queue_partitions = {partitions}:"
             " they are counted from 0"
         )
-    minimums = sum(least for _, least in values.get("function_minimums") or ())
+    minimums = sum(minimum for _, minimum in values.get("function_minimums") or ())
     if minimums > (slots := values.get("max_inflight", minimums)):
         problems.append(f"function_minimums are {minimums} slots in all, and max_inflight = {slots} has fewer")
-    if (many := values.get("processes", 1)) > (slots := values.get("max_inflight", many)):
+    if (processes := values.get("processes", 1)) > (slots := values.get("max_inflight", processes)):
         problems.append(
-            f"processes = {many} is more than max_inflight = {slots}, which they share: each runs one at least"
+            f"processes = {processes} is more than max_inflight = {slots}, which they share: each runs one at least"
         )
     return problems
 
 
 def _set_ordinal(values: dict[str, Any], origins: dict[str, str], environment: Mapping[str, str]) -> list[str]:
-    """Put the number of a StatefulSet's pod in its place; what is wrong with it."""
+    """Replace :data:`ORDINAL` by the number in the name of a StatefulSet's pod; return the problems with it."""
     if values.get("filter_partition") != ORDINAL:
         return []
     pod = environment.get("HOSTNAME", "")
@@ -382,9 +378,9 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
 
 
 def without_password(url: str) -> str:
-    """A URL, or a list of them, less what stands before the @: fit for a log line.
+    """Mask user and password of a URL, or of a list of URLs.
 
-    A password that should have been escaped, and was not, does not show either, whatever characters it has.
+    A password with characters that should have been escaped is masked too.
     """
     return ",".join(map(_mask_user, re.split(r",(?=\s*\w+://)", url)))
 

@@ -1,7 +1,7 @@
-"""Leases: a delivery stays ours as long as the queue hears of it.
+"""Leases: a delivery stays this worker's as long as the queue confirms extensions of it.
 
-One task renews them all. The ack wait is the same for all, so the next to renew is always the one whose last
-extension is oldest: a queue in order of sending, O(1) a message, no timer and no nursery each.
+One task renews all leases. The ack wait is the same for all, so the next to renew is always the one whose last
+extension is oldest: an ordered dict by time of sending, O(1) a message, with no timer and no nursery for each.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .ports import Emit, Queue
 
 
 class Lease:
-    """Our hold on a message, from its arrival until it is settled.
+    """The right of this worker to a message, from its arrival until it is settled.
 
-    Only an extension that the queue *confirmed* counts: one that was merely sent may never have arrived, and a worker
+    Only an extension that the queue *confirmed* counts. One that was merely sent may never have arrived, and a worker
     that trusted it would give back, or settle, what another worker is already running.
     """
 
@@ -28,7 +28,7 @@ class Lease:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        """The newest delivery of the message; a redelivery while we hold it replaces the older."""
+        """The newest delivery of the message; a redelivery while the lease lasts replaces the older."""
         self.confirmed_at = delivery.received_at
         """When the last confirmed extension was sent."""
         self.sent_at = delivery.received_at
@@ -37,73 +37,72 @@ class Lease:
         self._scope: trio.CancelScope | None = None
 
     def guard(self, scope: trio.CancelScope) -> None:
-        """Cancel it when the lease is lost, or now if it is."""
+        """Cancel *scope* when the lease is lost, or now if it is."""
         self._scope = scope
         if self.lost:
             scope.cancel()
 
     def unguard(self) -> None:
-        """What it guarded is over."""
+        """Cancel no scope any more."""
         self._scope = None
 
     def mark_lost(self) -> None:
-        """Someone else may have the message."""
+        """Note that another worker may have the message, and cancel the guarded scope."""
         self.lost = True
         if self._scope:
             self._scope.cancel()
 
     def confirm(self, sent_at: float) -> None:
-        """The queue heard the extension that was sent then."""
+        """Note that the queue confirmed the extension that was sent at that time."""
         self.confirmed_at = max(self.confirmed_at, sent_at)
 
 
 class Leases:
-    """All leases that this worker holds."""
+    """All leases of one worker."""
 
     def __init__(self, queue: Queue, emit: Emit) -> None:
         self._queue = queue
         self._emit = emit
         self.terms = LeaseTerms(float("inf"))
-        """How long a lease lasts: the consumer's ack wait."""
         self._held: OrderedDict[MessageId, Lease] = OrderedDict()
-        self._sooner = trio.Event()
-        """Something is due earlier than :meth:`run` thought."""
+        self._earlier = trio.Event()
+        """Set when a lease is due earlier than :meth:`run` expects."""
 
     def add(self, delivery: Delivery) -> Lease:
-        """Begin to keep a delivery."""
+        """Begin a lease."""
         lease = self._held[delivery.id] = Lease(delivery)
         if len(self._held) == 1:
-            self._sooner.set()
+            self._earlier.set()
         return lease
 
     def replace_delivery(self, delivery: Delivery) -> None:
-        """A message that we hold was handed to us once more: as good as an extension, and its token is the newest."""
+        """Use a redelivery of a leased message: it is as good as an extension, and its token is the newest."""
         if lease := self._held.get(delivery.id):
             lease.delivery = delivery
             lease.confirmed_at = lease.sent_at = delivery.received_at
             self._held.move_to_end(delivery.id)
 
     def remove(self, lease: Lease) -> None:
-        """Stop keeping it: it is about to be settled, and no extension may follow that."""
+        """End a lease before its message is settled: no extension may follow the settlement."""
         self._held.pop(lease.delivery.id, None)
 
     def set_ack_wait(self, ack_wait: float) -> None:
-        """From now on leases last so long (s): the consumer is known, or was made anew by someone."""
+        """Use the consumer's ack wait (s) from now on: it is known now, or the consumer was changed."""
         if ack_wait != self.terms.ack_wait:
             self.terms = LeaseTerms(ack_wait)
-            self._sooner.set()
+            self._earlier.set()
 
     def lost_at(self, lease: Lease) -> float:
-        """When we must take it that someone else has the message."""
+        """Return when the lease must be taken for lost, unless another extension is confirmed."""
         return self.terms.lost_at(lease.confirmed_at)
 
     async def run(self) -> None:
-        """Renew until cancelled."""
+        """Renew leases until cancelled."""
         while True:
-            self._sooner = trio.Event()
+            self._earlier = trio.Event()
             oldest = next(iter(self._held.values()), None)
             with trio.move_on_at(self.terms.renew_at(oldest.sent_at) if oldest else float("inf")):
-                await self._sooner.wait()
+                await self._earlier.wait()
             self._renew(trio.current_time())
 
     def _renew(self, now: float) -> None:
@@ -113,6 +112,7 @@ class Leases:
             if self.terms.renew_at(lease.sent_at) > now:
                 break
             if lease.confirmed_at < lease.sent_at or now >= self.lost_at(lease):
+                # Two thirds of the ack wait have passed without a confirmation.
                 self._lose(lease)
                 continue
             lease.sent_at = now

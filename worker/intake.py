@@ -1,8 +1,8 @@
 """Intake: from deliveries to jobs.
 
-We never have more than we can run: a message waiting in our memory is one that no other worker can have, and its
-lease is already running. So the queue is given credit for slots that are free, and a slot comes back when its job has
-settled. Which flow has the credit is :mod:`worker.policy.shares`'s to say.
+A worker never takes more messages than it can run. A message that waits in its memory is one that no other worker can
+have, and its lease is already running. So the queue is given credit for free slots, and a slot becomes free when its
+job has settled. :mod:`worker.policy.shares` decides which flow gets the credit.
 """
 
 from __future__ import annotations
@@ -20,97 +20,95 @@ from .model import (
     CreditReturned,
     Delivery,
     FlowEnded,
+    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
     PendingCount,
     Published,
+    QueueShared,
     QuotaChanged,
     StoredCount,
 )
+from .policy.arrival import GiveBack, decide_delivery
 from .policy.flow import Flow
-from .policy.ledger import Early, Finished, Fresh, Running
+from .policy.ledger import Extend, Postpone, SettleAgain, Start
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
 from .services import Services
-from .settle import settle
 from .slot import Slot
-
-NO_TOKEN = 0.1
-"""Seconds until a message comes again that came when there was no token for it."""
 
 
 class Intake:
-    """Takes deliveries from a consumer, and has a job run for each that is to be attempted."""
+    """Receives from a consumer, and runs a job for each delivery that is to be attempted.
 
-    def __init__(self, services: Services, slots: trio.Nursery) -> None:
-        self._bench, self._slots = services, slots
+    Args:
+        services: the ports, the books and the configuration.
+        nursery: runs the tasks that run jobs.
+    """
+
+    def __init__(self, services: Services, nursery: trio.Nursery) -> None:
+        self._services, self._nursery = services, nursery
         self._consumer: Consumer | None = None
         self._open = False
-        """Whether what comes is run, and not given back."""
-        self._shares = Shares(services.config.slots, self._made)
-        self._limits = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
-        self._new: list[Flow] = []
-        self._due: deque[Job] = deque()
-        """Jobs that wait for a slot's task to wake up, or to be made."""
-        self._resting = trio.lowlevel.ParkingLot()
-        """Tasks of slots without a job."""
+        """Whether deliveries are started; if not, they are given back."""
+        self._shares = Shares(services.config.slots, self._make_flow)
+        self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
+        self._jobs: deque[Job] = deque()
+        """Jobs that wait for a task to wake up or to begin."""
+        self._idle = trio.lowlevel.ParkingLot()
+        """Tasks without a job."""
         self._wait = trio.CancelScope()
-        """Around waiting for what comes. Its deadline is when the shares must be decided anew, whatever comes."""
+        """Around waiting for the consumer. Its deadline is when to decide again, whatever arrives."""
 
     async def run(self, consumer: Consumer) -> None:
-        """Fetch until cancelled."""
+        """Receive until cancelled."""
         self._consumer, self._open = consumer, True
-        self._bench.leases.set_ack_wait(consumer.ack_wait)
+        self._services.leases.set_ack_wait(consumer.ack_wait)
         while True:
             with trio.CancelScope() as self._wait:
                 self._decide()
                 while True:
-                    arrived = await consumer.receive()
-                    self._bench.leases.set_ack_wait(consumer.ack_wait)
-                    self._take_all(arrived)
+                    batch = await consumer.receive()
+                    self._services.leases.set_ack_wait(consumer.ack_wait)
+                    self._take_all(batch)
                     self._decide()
 
     async def stop(self) -> None:
-        """Ask for nothing more, and give back at once what still arrives."""
+        """Request nothing more, and give back at once what still arrives."""
         if self._consumer:
             self._open = False
             self._take_all(await self._consumer.stop())
             self._decide()
-            self._limits.stop()
-        self._resting.unpark_all()
+            self._admission.stop()
+        self._idle.unpark_all()
 
-    def _take_all(self, arrived: Sequence[Delivery | Notice]) -> None:
-        newest = {each.id: each for each in arrived if isinstance(each, Delivery)}
-        for each in arrived:
+    def _take_all(self, batch: Sequence[Delivery | Notice]) -> None:
+        newest = {each.id: each for each in batch if isinstance(each, Delivery)}
+        for each in batch:
             if not isinstance(each, Delivery):
-                self._heed(each)
+                self._apply(each)
             elif is_token_flow(each.flow):
-                self._limits.receive_token(each)
+                self._admission.receive_token(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _made(self, name: str) -> Flow:
-        flow = self._bench.config.make_flow(name)
-        if flow.function:
-            self._new.append(flow)
-        return flow
-
-    def _meet(self) -> None:
-        """Learn of new flows whether they are limited."""
-        while self._new:
-            self._limits.add_flow(self._new.pop())
-
-    def _heed(self, notice: Notice) -> None:
+    def _apply(self, notice: Notice) -> None:
         match notice:
+            case QueueShared():
+                self._shares.add_shared()
             case QuotaChanged(function, quota):
-                self._limits.set_quota(function, quota)
+                self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
-            case _ if is_token_flow(notice.flow):
-                if isinstance(notice, CreditReturned):
-                    self._limits.take_back(notice.flow, notice.count)
+            case _ if not is_token_flow(notice.flow):
+                self._apply_to_flow(notice)
+            case CreditReturned(flow, count):
+                self._admission.take_back(flow, count)
+
+    def _apply_to_flow(self, notice: FlowNotice) -> None:
+        match notice:
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):
@@ -122,89 +120,95 @@ class Intake:
             case FlowEnded(flow):
                 self._shares.remove(flow)
 
-    def _take(self, delivery: Delivery, *, newest: bool = True) -> None:
-        # Of a message that has come twice at once only the newest delivery is given back: a NAK of the other as well
-        # would take the message from its next worker.
-        services, now = self._bench, trio.current_time()
-        match services.ledger.classify(delivery, now=now):
-            case Fresh(attempt, wait):
-                lease = services.leases.add(delivery)
-                # Credit makes it rare that more comes than was wanted, not impossible: a request may outlive a
-                # connection. And what lay here for long, because this process did not run, others may have by now.
-                ours = now < services.leases.lost_at(lease)
-                flow = self._shares.flow(delivery.flow)
-                self._meet()
-                room = self._open and ours and self._shares.has_room(delivery.flow)
-                if room and self._limits.may_start(flow):
-                    self._shares.start(delivery.flow, delivery.num_pending, now)
-                    hold = Slot(flow, self._learned, self._limits.start(flow))
-                    self._start(Job(lease, attempt, wait, hold, services))
-                    return
-                # With room, it is its token that was lost, or has grown too old, while it was on its way.
-                back = Nak(NO_TOKEN if room else 0.0)
-                settle(services, lease, attempt, back if newest else Abandon(), counts=False)
-            case Running():
+    def _take(self, delivery: Delivery, *, newest: bool) -> None:
+        """Ask what to do with a delivery, and do it."""
+        services, now = self._services, trio.current_time()
+        before = services.leases.terms.lost_at(delivery.received_at)
+        flow = self._shares.flow(delivery.flow)
+        known = services.ledger.classify(delivery, now=now)
+        action = decide_delivery(
+            known,
+            newest=newest,
+            leased=now < before,
+            room=self._open and self._shares.has_room(flow),
+            token=self._admission.may_start(flow),
+        )
+        if isinstance(action, Start):
+            self._start(delivery, flow, action, now)
+            return
+        match action:
+            case Extend():
                 services.leases.replace_delivery(delivery)
                 services.emit(Redelivered(delivery, "running"))
-            case Finished(verdict):
+            case SettleAgain(verdict):
                 services.queue.settle(delivery, verdict, before=delivery.received_at)
                 services.emit(Redelivered(delivery, "finished"))
-            case Early(remaining) if newest:
-                before = services.leases.terms.lost_at(delivery.received_at)
-                if now < before:
-                    services.queue.settle(delivery, Nak(remaining), before=before)
-                    services.emit(Redelivered(delivery, "early"))
-                else:  # others may have it
-                    services.emit(Settled(Abandon()))
-        self._shares.reject(delivery.flow, delivery.num_pending, now)
+            case Postpone(remaining):
+                services.queue.settle(delivery, Nak(remaining), before=before)
+                services.emit(Redelivered(delivery, "early"))
+            case GiveBack(attempt, delay):
+                services.ledger.record(delivery, attempt, Nak(delay), counts=False, now=now)
+                services.queue.settle(delivery, Nak(delay), before=before)
+                services.emit(Settled(Nak(delay)))
+            case Abandon():
+                services.ledger.abandon(delivery)
+                services.emit(Settled(action))
+        self._shares.reject(flow, delivery.num_pending, now)
 
-    def _start(self, job: Job) -> None:
-        self._due.append(job)
-        if self._resting:
-            self._resting.unpark()
+    def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
+        self._shares.start(flow, delivery.num_pending, now)
+        lease = self._services.leases.add(delivery)
+        slot = Slot(flow, self._on_limit_change, self._admission.start(flow))
+        self._jobs.append(Job(lease, start, slot, self._admission, self._services))
+        if self._idle:
+            self._idle.unpark()
         else:
-            self._slots.start_soon(self._slot)
+            self._nursery.start_soon(self._run_jobs)
 
-    async def _slot(self) -> None:
-        """Run one job after the other. A task and a scope for each would cost a tenth of a message.
+    async def _run_jobs(self) -> None:
+        """Run one job after the other. A task and a scope for each would cost a tenth of a message's CPU.
 
-        The scope is around the waits of the job that runs; what ends these (the drain, a lost lease) uses it up.
+        The scope is around the waits of the job that runs. A drain or a lost lease cancels it, which uses it up.
         """
-        while self._due:
+        while self._jobs:
             with trio.CancelScope() as scope:
-                while self._due and not scope.cancel_called:
-                    job = self._due.popleft()
+                while self._jobs and not scope.cancel_called:
+                    job = self._jobs.popleft()
                     await job.run(scope)
-                    self._freed(job)
-                    if self._open and not self._due and not scope.cancel_called:
-                        await self._resting.park()
+                    self._free(job)
+                    if self._open and not self._jobs and not scope.cancel_called:
+                        await self._idle.park()
             if scope.cancelled_caught:
                 job.settle_cancelled()
-                self._freed(job)
+                self._free(job)
 
-    def _freed(self, job: Job) -> None:
-        now = trio.current_time()
-        flow = job.slot.flow
-        self._shares.finish(flow, now - job.lease.delivery.received_at, final=job.final)
-        self._limits.finish(flow, job.slot.token)  # after that: what it may have counts from what still runs
-        if job.redelivery_in is not None:
-            self._shares.expect_redelivery(flow, now + job.redelivery_in)
+    def _free(self, job: Job) -> None:
+        """Free the slot of a job that has settled, and decide which flow gets it."""
+        now, flow = trio.current_time(), job.slot.flow
+        redelivery_at = None if job.redelivery_in is None else now + job.redelivery_in
+        held_for = now - job.lease.delivery.received_at
+        self._shares.finish(flow, held_for, final=job.final, redelivery_at=redelivery_at)
+        self._admission.finish(flow, job.slot.token)  # after that, because its cap depends on what still runs
         self._decide(now)
 
-    def _learned(self, flow: Flow) -> None:
+    def _make_flow(self, name: str) -> Flow:
+        flow = self._services.config.make_flow(name)
+        self._admission.add_flow(flow)
+        return flow
+
+    def _on_limit_change(self, flow: Flow) -> None:
         self._shares.mark_changed(flow)
         self._decide()
 
     def _decide(self, now: float | None = None) -> None:
-        """Give the credit to whom it belongs now."""
+        """Give free slots to flows as credit, and recall credit that is needed elsewhere."""
         if not self._consumer:
             return
-        self._meet()
         decision = self._shares.decide(trio.current_time() if now is None else now)
-        for flow, more in decision.credits.items():
-            self._consumer.add_credit(more, flow.name)
+        for flow, count in decision.credits.items():
+            self._consumer.add_credit(count, flow.name)
         for flow in decision.recalls:
             self._consumer.recall_credit(flow.name)
         self._wait.deadline = decision.decide_at
         if self._open:
-            self._limits.balance(self._consumer)
+            self._admission.balance(self._consumer)

@@ -1,4 +1,4 @@
-"""One delivery, read aloud: decode, invoke, decide, bury what is given up, call back, settle."""
+"""One delivery, from its message to its settlement: decode, invoke, decide, store a dead letter, call back, settle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import trio
 
+from .admission import Admission
 from .callback import call_back
 from .events import (
     AnnotationIgnored,
@@ -20,7 +21,6 @@ from .events import (
 from .heartbeat import Lease
 from .model import (
     Abandon,
-    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -35,9 +35,9 @@ from .model import (
     Verdict,
 )
 from .policy.backoff import Backoff
-from .policy.decide import decide, sooner, status_of
+from .policy.decide import decide, status_of
 from .policy.decode import decode
-from .policy.quota import parse_quota
+from .policy.ledger import Start
 from .policy.report import make_callback
 from .policy.retry import apply_annotations
 from .ports import BrokerUnavailableError
@@ -47,22 +47,31 @@ from .slot import Slot
 
 T = TypeVar("T")
 
-_BURIALS = 5
-"""How many times a dead letter is tried to be stored before its message goes back to the queue."""
-_BURIAL_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
-"""Between those tries: 7.5 s in all, longer than an election of a stream's leader takes."""
+_DEAD_LETTER_TRIES = 5
+"""How many times storing a dead letter is tried before its message goes back to the queue."""
+_DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
+"""Between those tries: 7.5 s in all, longer than the election of a stream's leader takes."""
 
 
 class Job:
-    """One attempt at one message, *wait* seconds from now. It settles whatever happens; the lease covers all of it."""
+    """One attempt at one message. It settles whatever happens, and the lease covers all of it.
+
+    Args:
+        lease: the right to the message.
+        start: the number of this attempt, and the seconds of back-off to wait before the invocation.
+        slot: the slot that the job holds.
+        admission: receives the quota that the message asks for.
+        services: the ports, the books and the configuration.
+    """
 
     __slots__ = (
+        "admission",
         "attempt",
         "counts",
         "delay",
         "duration",
         "final",
-        "if_stopped",
+        "if_cancelled",
         "invocation",
         "lease",
         "outcome",
@@ -73,27 +82,29 @@ class Job:
         "started_at",
     )
 
-    def __init__(self, lease: Lease, attempt: int, wait: float, slot: Slot, services: Services) -> None:
-        self.lease, self.attempt, self.delay, self.slot, self.services = lease, attempt, wait, slot, services
+    def __init__(self, lease: Lease, start: Start, slot: Slot, admission: Admission, services: Services) -> None:
+        self.lease, self.slot, self.admission, self.services = lease, slot, admission, services
+        self.attempt, self.delay = start.attempt, start.delay
         self.retry = services.config.retry
         self.invocation: Invocation | None = None
+        """None until the request is sent."""
         self.started_at = 0.0
         self.duration = 0.0
         self.outcome: Outcome | None = None
         self.counts = True
-        """See :attr:`worker.events.InvocationEnded.counts`."""
-        self.redelivery_in: float | None = None
-        """In how many seconds it comes again, when it was given back."""
+        """Whether it counts as an attempt."""
+        self.if_cancelled: Verdict = Nak()
+        """The verdict if the job is cancelled between the outcome and the settlement."""
         self.final = False
-        """Whether the message is off the queue."""
-        self.if_stopped: Verdict = Nak()
-        """The verdict if what must come before a final one cannot come now."""
+        """Whether the message has left the queue."""
+        self.redelivery_in: float | None = None
+        """Seconds until the message returns, if it was given back."""
 
     async def run(self, scope: trio.CancelScope) -> None:
-        """Attempt it, and settle it.
+        """Attempt the message, and settle it.
 
         Args:
-            scope: around this, alone, until it returns. It is cancelled when the drain's time is up or the lease is
+            scope: around this call alone, until it returns. It is cancelled when the drain's time is up or the lease is
                 lost; then :meth:`settle_cancelled` is to be called.
         """
         self.services.drain.work.add(scope)
@@ -101,110 +112,122 @@ class Job:
         if token := self.slot.token:
             token.guard(scope)
         try:
-            decided = await self.catch_crash(self.decode_and_invoke())
-            outcome, verdict = self.decide(decided) if isinstance(decided, Crashed) else decided
+            attempted = await self.catch_crash(self.attempt_message())
+            if isinstance(attempted, Crashed):
+                attempted = attempted, self.decide(attempted)
+            outcome, verdict = attempted
             self.emit_end(outcome, verdict)
-            if not isinstance(verdict, Final):
-                self._settle(verdict, attempted=self.counts)
-                return
-            if isinstance(verdict, Term) or (self.invocation and self.invocation.callback):
-                concluded = await self.catch_crash(self.finish(outcome, verdict))
-                # What a bug of ours kept from being concluded stays on the queue: nothing given up leaves it unburied.
-                verdict = Nak(self.retry.backoff.max_wait) if isinstance(concluded, Crashed) else concluded
-            self._settle(verdict, attempted=isinstance(verdict, Final))
+            has_callback = self.invocation is not None and self.invocation.callback is not None
+            if isinstance(verdict, Term) or (has_callback and isinstance(verdict, Final)):
+                verdict = await self.conclude(outcome, verdict)
+            self._settle(verdict)
         finally:
             self.services.drain.work.discard(scope)
 
-    def settle_cancelled(self) -> None:
-        """Settle what was stopped."""
-        lost = self.lease.lost
-        if self.outcome is None:
-            outcome, verdict = self.decide(LeaseLost() if lost else Interrupted())
-            self.emit_end(outcome, verdict)
-            self._settle(verdict, attempted=lost)
-        else:
-            verdict = Abandon() if lost else self.if_stopped
-            self._settle(verdict, attempted=isinstance(verdict, Final))
-
-    def _settle(self, verdict: Verdict, *, attempted: bool) -> None:
-        self.final = isinstance(verdict, Final)
-        self.redelivery_in = verdict.delay if isinstance(verdict, Nak) else None
-        settle(self.services, self.lease, self.attempt, verdict, counts=attempted)
-
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
-        """The package's one net: a bug met by one message must not stop the others."""
+        """Await a step; return an exception as :class:`Crashed`, so that a bug met by one message stops no other."""
         try:
             return await step
-        except Exception as error:  # noqa: BLE001 -- that is what the net is for; Cancelled is no Exception
+        except Exception as error:  # noqa: BLE001 -- the package's one net; Cancelled is no Exception
             self.services.emit(WorkCrashed(self.lease.delivery, error))
             return Crashed(error)
 
-    async def decode_and_invoke(self) -> tuple[Outcome, Verdict]:
-        """Decode, invoke, decide."""
-        return self.decide(await self._outcome())
+    # The attempt.
 
-    def decide(self, outcome: Outcome) -> tuple[Outcome, Verdict]:
-        """What it means."""
-        services = self.services
-        verdict = decide(outcome, attempt=self.attempt, retry=self.retry, draw=services.rng(), now=services.utc_now())
-        wait = self.slot.ended(self.started_at, trio.current_time(), status_of(outcome))
-        if wait is not None and not isinstance(verdict, Ack):
-            back = sooner(outcome, wait, now=services.utc_now())
-            self.counts, verdict = back is None, back or verdict
-        return outcome, verdict
+    async def attempt_message(self) -> tuple[Outcome, Verdict]:
+        """Decode the message, invoke the function, and decide."""
+        outcome = await self.decode_and_invoke()
+        return outcome, self.decide(outcome)
 
-    async def _outcome(self) -> Outcome:
+    async def decode_and_invoke(self) -> Outcome:
+        """Return what happened to the message."""
         config = self.services.config
         decoded = decode(self.lease.delivery, namespace=config.namespace, user_agent=config.user_agent)
         if isinstance(decoded, Malformed):
             return decoded
-        invocation, complaint = decoded
-        self._heed(invocation, complaint)
+        invocation, callback_error = decoded
+        if callback_error:
+            self.services.emit(CallbackIgnored(invocation.call_id, invocation.label, callback_error))
+        self._apply_annotations(invocation)
         if self.delay:
             await self.services.timers.wait(self.delay, "early redelivery")
         return await self._invoke(invocation)
 
+    def _apply_annotations(self, invocation: Invocation) -> None:
+        """Use the function's annotations: for this job's retries, and for the function's quota on all workers."""
+        self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
+        if self.slot.flow.function:
+            ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
+        for each in ignored:
+            self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
+
     async def _invoke(self, invocation: Invocation) -> Attempted:
         self.invocation = invocation
-        stored = self.lease.delivery.id[1] / 1e9
-        self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored)))
+        stored_at = self.lease.delivery.id[1] / 1e9
+        self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
-        self.slot.started(self.started_at)
+        self.slot.start_invocation(self.started_at)
         return await self.services.functions.invoke(invocation)
 
+    def decide(self, outcome: Outcome) -> Verdict:
+        """Return the verdict, and note whether the attempt counts."""
+        probe_wait = self.slot.end_invocation(self.started_at, trio.current_time(), status_of(outcome))
+        verdict, self.counts = decide(
+            outcome,
+            attempt=self.attempt,
+            retry=self.retry,
+            draw=self.services.rng(),
+            now=self.services.utc_now(),
+            probe_wait=probe_wait,
+        )
+        return verdict
+
     def emit_end(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Tell the end of an invocation that was started, however it ended."""
+        """Emit the end of an invocation, if one was started."""
         self.outcome = outcome
         if self.invocation:
             self.duration = trio.current_time() - self.started_at
             self.services.emit(
                 InvocationEnded(
-                    self.invocation, self.attempt, self.retry.attempts, outcome, verdict, self.duration, self.counts
+                    self.invocation,
+                    self.attempt,
+                    self.retry.attempts,
+                    outcome,
+                    verdict,
+                    self.duration,
+                    counts=self.counts or not isinstance(outcome, Attempted),
                 )
             )
 
-    async def finish(self, outcome: Outcome, verdict: Final) -> Verdict:
-        """What must have happened before a final verdict may be said, and the verdict that stands after it.
+    # After a final verdict: what must happen before the message leaves the queue.
 
-        Stopped in between, the message goes back to the queue, and its next delivery does all of it again; but a
-        callback that has failed before does not make a function run twice: that one is given up with the drain.
+    async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
+        """Store the dead letter, post the callback, and return the verdict that stands after that.
+
+        If the job is cancelled before that, the message goes back to the queue, and its next delivery does all of it
+        again. But a callback that has failed once does not make a function run twice: the drain gives it up.
         """
+        concluded = await self.catch_crash(self._conclude(outcome, verdict))
+        if isinstance(concluded, Crashed):
+            # The message stays on the queue: nothing leaves it without its dead letter.
+            concluded = Nak(self.retry.backoff.max_wait)
+        self.counts = isinstance(concluded, Final)
+        return concluded
 
+    async def _conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
         def callback_failed() -> None:
-            self.if_stopped = verdict
+            self.if_cancelled = verdict
 
         if isinstance(verdict, Term) and not await self._store_dead_letter(outcome, verdict):
+            # Back to the queue, where the message is safe, because other messages need the slot.
             return Nak(self.retry.backoff.max_wait)
         if self.invocation:
-            # The verdict stands whatever breaks here: a bug in telling the result must not run the function again.
+            # The verdict stands even if this crashes: a bug in a callback must not make the function run again.
             await self.catch_crash(self._post_callback(self.invocation, outcome, callback_failed))
         return verdict
 
     async def _store_dead_letter(self, outcome: Outcome, verdict: Term) -> bool:
-        """Store the dead letter; the lease is kept meanwhile. False: it cannot be stored now.
-
-        Then the message must go back to the queue, where it is safe, for its slot would be missing to others.
-        """
+        """Store the dead letter, and return whether that succeeded."""
         invocation, delivery = self.invocation, self.lease.delivery
         letter = DeadLetter(
             delivery=delivery,
@@ -214,22 +237,22 @@ class Job:
             function=invocation.label if invocation else None,
             status=status_of(outcome),
         )
-        keep = self.services.config.dead_letters
-        if keep and not await self._try_to_store(letter):
+        stored = self.services.config.dead_letters
+        if stored and not await self._try_to_store(letter):
             return False
         self.services.emit(
-            DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=keep)
+            DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=stored)
         )
         return True
 
     async def _try_to_store(self, letter: DeadLetter) -> bool:
-        for number in range(1, _BURIALS + 1):
+        for number in range(1, _DEAD_LETTER_TRIES + 1):
             try:
                 await self.services.queue.store_dead_letter(letter)
             except BrokerUnavailableError as error:
                 self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
-                if number < _BURIALS:
-                    await self.services.timers.wait(_BURIAL_WAIT.ceiling(number), "dead letter")
+                if number < _DEAD_LETTER_TRIES:
+                    await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
             else:
                 return True
         return False
@@ -238,7 +261,7 @@ class Job:
         callback = make_callback(
             invocation,
             outcome,
-            attempt=min(self.attempt, self.retry.attempts),  # a delivery count may run past what was attempted
+            attempt=min(self.attempt, self.retry.attempts),  # a delivery count may exceed the allowed attempts
             attempts=self.retry.attempts,
             duration=self.duration,
             user_agent=self.services.config.user_agent,
@@ -246,17 +269,21 @@ class Job:
         if callback:
             await call_back(callback, invocation, self.services, failed_once)
 
-    def _heed(self, invocation: Invocation, complaint: str | None) -> None:
-        """The function's annotations, and what is wrong with them or with the callback."""
-        if complaint:
-            self.services.emit(CallbackIgnored(invocation.call_id, invocation.label, complaint))
-        self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
-        if flow := self.slot.flow.function:
-            quotas, annotations = self.services.quotas, invocation.annotations
-            if annotations or quotas.agreed(flow):
-                quota, unusable = parse_quota(annotations)
-                self.slot.flow.weight = quota.weight
-                quotas.propose(flow, quota, self.lease.delivery.id[1])
-                ignored += unusable
-        for each in ignored:
-            self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
+    # The end.
+
+    def settle_cancelled(self) -> None:
+        """Settle after :meth:`run` was cancelled."""
+        lost = self.lease.lost
+        if self.outcome is None:
+            outcome: Outcome = LeaseLost() if lost else Interrupted()
+            verdict = self.decide(outcome)
+            self.emit_end(outcome, verdict)
+        else:
+            verdict = Abandon() if lost else self.if_cancelled
+            self.counts = isinstance(verdict, Final)
+        self._settle(verdict)
+
+    def _settle(self, verdict: Verdict) -> None:
+        self.final = isinstance(verdict, Final)
+        self.redelivery_in = verdict.delay if isinstance(verdict, Nak) else None
+        settle(self.services, self.lease, self.attempt, verdict, counts=self.counts)

@@ -1,7 +1,7 @@
 """The values that flow through the worker. Nothing here does anything.
 
 They are msgspec's structs, made in C: 0.06 µs each, where a frozen dataclass takes 0.7 to 1.0. None can be part
-of a cycle, so the garbage collector is spared them (``gc=False``), but for the one with an exception.
+of a cycle, so the garbage collector does not track them (``gc=False``), but for the one with an exception.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 MessageId = tuple[int, int]
-"""Stream sequence and time of storing (ns since the epoch): one message, also across a stream made anew."""
+"""Stream sequence and time of storing (ns since the epoch): one message, also after the stream was recreated."""
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header fields in order, names as they were written."""
 
+SHARED = ""
+"""The flow that carries the whole queue where all workers share one consumer: static mode."""
+
 
 class Delivery(Struct, frozen=True, gc=False):
-    """One message, handed to us once. Its token is the right to settle it."""
+    """One hand-out of one message."""
 
     id: MessageId
     token: str
+    """The reply subject: the right to settle and extend this delivery."""
     num_delivered: int
-    """How many times the queue has handed this message out, this time included. See docs/guarantees.md."""
+    """How many times the queue has delivered this message, this time included. See docs/guarantees.md."""
     received_at: float
-    """When it reached us (s, the worker's own clock)."""
+    """When it arrived (s, the worker's own clock)."""
     subject: str
     payload: bytes
-    flow: str = ""
-    """Which flow it came by; see :class:`worker.ports.Consumer`."""
+    flow: str = SHARED
+    """The flow that it belongs to; see :class:`worker.ports.Consumer`."""
     num_pending: int = 0
-    """How many messages of the flow the queue had never handed out when it handed out this one."""
+    """Messages of the flow that the queue had never delivered when it delivered this one."""
 
 
 class Invocation(Struct, frozen=True, gc=False):
@@ -41,7 +45,7 @@ class Invocation(Struct, frozen=True, gc=False):
     function: str
     """The name as the message has it, ``name`` or ``name.namespace``."""
     label: str
-    """``name.namespace``: what metrics call it."""
+    """``name.namespace``: the function's name in metrics."""
     method: str
     target: bytes
     """Request target below the gateway's URL: ``/function/<function><path>[?<query>]``, escaped."""
@@ -49,12 +53,12 @@ class Invocation(Struct, frozen=True, gc=False):
     body: bytes
     annotations: Mapping[str, str]
     callback: str | None
-    """Where the result goes, an absolute http(s) URL."""
+    """Where the result is sent, an absolute http(s) URL."""
     started: str
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
 
 
-# What happened to an attempt.
+# Outcomes: what happened to an attempt.
 
 
 class Responded(Struct, frozen=True, gc=False):
@@ -63,41 +67,41 @@ class Responded(Struct, frozen=True, gc=False):
     status: int
     headers: Headers = ()
     body: bytes = b""
-    """Kept only where a callback wants it."""
+    """Kept only where a callback needs it."""
     size: int = 0
     """Bytes of body that were read."""
     truncated: bool = False
-    """The body went past the bound; what was read is its beginning."""
+    """Whether the body exceeded its bound; *body* is its beginning."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):
-    """Refused, reset, unresolved, not HTTP: counts as 502."""
+    """The connection was refused or reset, the name did not resolve, or the answer is not HTTP: counts as 502."""
 
     reason: str
 
 
 class TimedOut(Struct, frozen=True, gc=False):
-    """Ran past ``upstream_timeout``: counts as 504."""
+    """``upstream_timeout`` passed: counts as 504."""
 
     after: float
 
 
 class Malformed(Struct, frozen=True, gc=False):
-    """The message cannot be understood, so nothing was invoked."""
+    """The message cannot be decoded, so nothing was invoked."""
 
     reason: str
 
 
 class Interrupted(Struct, frozen=True, gc=False):
-    """We stopped the work ourselves, to shut down."""
+    """The drain cancelled the attempt."""
 
 
 class LeaseLost(Struct, frozen=True, gc=False):
-    """The queue may have given the message to another worker, so we stopped."""
+    """The attempt was cancelled because the queue may have given the message to another worker."""
 
 
 class Crashed(Struct, frozen=True):
-    """A bug of ours, met while working on this message."""
+    """A bug in the worker ended the attempt."""
 
     error: Exception
 
@@ -108,27 +112,27 @@ Attempted = Responded | NoResponse | TimedOut
 Outcome = Attempted | Malformed | Interrupted | LeaseLost | Crashed
 
 
-# What we tell the queue about it.
+# Verdicts: what to do with a delivery.
 
 
 class Ack(Struct, frozen=True, gc=False):
-    """Done: take it off the queue."""
+    """The message is done: remove it from the queue."""
 
 
 class Nak(Struct, frozen=True, gc=False):
-    """Give it out again, *delay* seconds from now at the earliest."""
+    """Deliver the message again, *delay* seconds from now at the earliest."""
 
     delay: float = 0.0
 
 
 class Term(Struct, frozen=True, gc=False):
-    """Given up: it goes to the dead letters with this reason, then off the queue."""
+    """The message is given up: store a dead letter with this reason, then remove it from the queue."""
 
     reason: str
 
 
 class Abandon(Struct, frozen=True, gc=False):
-    """Say nothing: the message is no longer ours to settle."""
+    """Send nothing: another worker may have the message."""
 
 
 Final = Ack | Term
@@ -136,18 +140,18 @@ Settlement = Ack | Nak | Term
 Verdict = Settlement | Abandon
 
 
-# How much one function may have.
+# Quotas: how much one function may have.
 
 
 class Rate(Struct, frozen=True, gc=False):
-    """So many starts in every window of so many seconds."""
+    """At most *starts* in every window of *window* seconds."""
 
     starts: int
     window: float
 
 
 class Quota(Struct, frozen=True, gc=False):
-    """What a function's annotations say; see :mod:`worker.policy.quota`."""
+    """What a function's annotations allow; see :mod:`worker.policy.quota`."""
 
     weight: int = 1
     max_inflight: int | None = None
@@ -156,39 +160,42 @@ class Quota(Struct, frozen=True, gc=False):
     """Starts, over all workers."""
 
 
-# What the queue tells of its flows, besides deliveries.
+# Notices: what a consumer receives besides deliveries.
+
+
+class QueueShared(Struct, frozen=True, gc=False):
+    """All messages arrive by the flow :data:`SHARED`, whose messages nothing counts."""
 
 
 class StoredCount(Struct, frozen=True, gc=False):
-    """So many messages of a flow are stored now: waiting, running somewhere, or between two attempts."""
+    """The messages of a flow that are stored now: pending, running on any worker, or between two attempts."""
 
     flow: str
-    messages: float
+    messages: int
 
 
 class PendingCount(Struct, frozen=True, gc=False):
-    """So many messages of a flow have never been handed out."""
+    """The messages of a flow that have never been delivered."""
 
     flow: str
-    messages: float
-    """Infinite where nobody counts, since all that is wanted is for this flow."""
+    messages: int
 
 
 class Published(Struct, frozen=True, gc=False):
-    """One more message of a flow has just been stored."""
+    """One more message of a flow was stored."""
 
     flow: str
 
 
 class CreditReturned(Struct, frozen=True, gc=False):
-    """What was wanted of a flow, and will not come."""
+    """Credit of a flow for which no message will arrive."""
 
     flow: str
     count: int
 
 
 class FlowEnded(Struct, frozen=True, gc=False):
-    """Nothing of a flow is stored any more, and nothing that was wanted of it will come."""
+    """Nothing of a flow is stored, and no message will arrive for its credit."""
 
     flow: str
 
@@ -200,21 +207,22 @@ class PausedFunctions(Struct, frozen=True, gc=False):
 
 
 class QuotaChanged(Struct, frozen=True, gc=False):
-    """All workers have agreed on what one function may have."""
+    """All workers have agreed on a function's quota."""
 
     function: str
     """Its label, ``name.namespace``."""
     quota: Quota
 
 
-Notice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded | PausedFunctions | QuotaChanged
+FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
 
 
-# What leaves the worker besides.
+# Other values.
 
 
 class DeadLetter(Struct, frozen=True, gc=False):
-    """What was given up, with all that someone needs to look into it."""
+    """A message that was given up, with all that is needed to look into it."""
 
     delivery: Delivery
     reason: str
@@ -226,7 +234,7 @@ class DeadLetter(Struct, frozen=True, gc=False):
 
 
 class Callback(Struct, frozen=True, gc=False):
-    """One POST that tells a result."""
+    """One POST with the result of an invocation."""
 
     url: str
     headers: Headers
@@ -237,6 +245,6 @@ class Backlog(Struct, frozen=True, gc=False):
     """What the stream holds."""
 
     last_sequence: int
-    """Messages the stream has ever taken."""
+    """Messages that the stream has ever stored."""
     by_subject: Mapping[str, int]
-    """Messages that are stored now, waiting or being worked on."""
+    """Messages that are stored now, pending or in work."""

@@ -1,4 +1,4 @@
-"""The worker as a tree of tasks. Inner blocks end first: intake, then the jobs, then what they lean on."""
+"""The worker as a tree of tasks. Inner blocks end first: intake, then the jobs, then the tasks that jobs need."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
         stops: yields when the worker is asked to stop, and again when it is asked to hurry.
 
     Raises:
-        worker.ports.MisconfiguredError: what we found at the broker cannot work.
+        worker.ports.MisconfiguredError: the stream or consumer at the broker cannot work.
     """
-    async with trio.open_nursery() as beside:
-        beside.start_soon(services.drain.watch, stops)
-        beside.start_soon(services.leases.run)
-        beside.start_soon(services.timers.run)
-        async with trio.open_nursery() as slots:
-            intake = Intake(services, slots)
+    async with trio.open_nursery() as background:
+        background.start_soon(services.drain.watch, stops)
+        background.start_soon(services.leases.run)
+        background.start_soon(services.timers.run)
+        async with trio.open_nursery() as jobs:
+            intake = Intake(services, jobs)
             with services.drain.intake.scope():
                 await intake.run(await services.queue.consume())
             await intake.stop()
             # Leaving this block waits for every job to settle.
         with trio.move_on_after(services.config.settle_within) as patience:
             await services.queue.wait_settled()
-        services.emit(
-            DrainEnded(trio.current_time() - services.drain.started_at, unconfirmed=patience.cancelled_caught)
-        )
-        beside.cancel_scope.cancel()
+        seconds = trio.current_time() - services.drain.started_at
+        services.emit(DrainEnded(seconds, unconfirmed=patience.cancelled_caught))
+        background.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What a job needs within reach: the ports, the books, and the policies in force."""
+"""What every job needs: the ports, the books, and the configuration."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from .timers import Timers
 
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
-    """The settings that the core goes by."""
+    """The settings of the core."""
 
     slots: int
     """Most invocations at once."""
     retry: Retry
-    """Before a function's annotations."""
+    """The policy before a function's annotations."""
     callback_attempts: int
     callback_backoff: Backoff
     dead_letters: bool
-    """Keep what was given up; without, it is only logged."""
+    """Whether messages that are given up are stored; if not, they are only logged."""
     settle_within: float
     """How long (s) the end of a drain waits for the queue to confirm the last settlements."""
     namespace: str
-    """Of a function named without one."""
+    """The namespace of a function that is named without one."""
     user_agent: str
     make_flow: Callable[[str], Flow] = Flow
-    """Makes the books of a flow, by its name."""
+    """Creates the numbers of a flow by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,6 @@ class Services:
     drain: Drain
     config: CoreConfig
     rng: Callable[[], float]
-    """Chance, in [0, 1)."""
+    """Random numbers in [0, 1)."""
     utc_now: Callable[[], float]
-    """Wall-clock time (s since the epoch), for what dates are compared with; never for waiting."""
+    """Wall-clock time (s since the epoch), to be compared with dates; never for waiting."""

@@ -1,4 +1,4 @@
-"""Telling the queue how a delivery ended. Nothing here waits, so nothing here can be cancelled half-way."""
+"""Settling a delivery. Nothing here waits, so nothing here can be cancelled half-way."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .services import Services
 
 
 def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
-    """End a lease, by the verdict on attempt number *attempt*; *attempted*: whether that counts as one."""
+    """End a lease by the verdict on attempt number *attempt*; *counts*: whether it counts as an attempt."""
     now = trio.current_time()
     before = services.leases.lost_at(lease)
     if (lease.lost or now >= before) and not isinstance(verdict, Ack):
-        # Someone else may have the message, and anything we said would disturb them. An ack says what stays true.
+        # Another worker may have the message, and a NAK or Term would disturb it. An Ack states what stays true.
         verdict = Abandon()
     services.leases.remove(lease)
     services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)

@@ -1,4 +1,4 @@
-"""A job's hold on a slot of its flow, and what it tells of the invocation in it."""
+"""A job's slot, and the limiter's view of the invocation in it."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from .policy.flow import Flow
 
 
 class Slot:
-    """One slot, held by one job.
+    """One slot of a flow, held by one job.
 
     Args:
-        flow: whose slot it is.
-        learned: called when the flow's limit may have become another.
-        token: what it must not outlive.
+        flow: the flow.
+        limit_changed: called when the flow's learned limit may have changed.
+        token: the lease of the invocation's token; when it is lost, the invocation must end.
     """
 
-    __slots__ = ("_learned", "_running", "flow", "token")
+    __slots__ = ("_in_flight", "_limit_changed", "flow", "token")
 
-    def __init__(self, flow: Flow, learned: Callable[[Flow], None], token: Lease | None = None) -> None:
+    def __init__(self, flow: Flow, limit_changed: Callable[[Flow], None], token: Lease | None = None) -> None:
         self.flow, self.token = flow, token
-        self._learned = learned
-        self._running = False
+        self._limit_changed = limit_changed
+        self._in_flight = False
 
-    def started(self, now: float) -> None:
-        """An invocation was sent."""
-        if limit := self.flow.limiter:
-            self._running = True
-            due = limit.due
-            limit.started(now)
-            if limit.due != due:
-                self._learned(self.flow)
+    def start_invocation(self, now: float) -> None:
+        """Count an invocation as in flight."""
+        if limiter := self.flow.limiter:
+            self._in_flight = True
+            due = limiter.due
+            limiter.started(now)
+            if limiter.due != due:
+                self._limit_changed(self.flow)
 
-    def ended(self, began: float, now: float, status: int | None) -> float | None:
-        """It came to that; what is to be learned of it. See :meth:`worker.policy.limiter.Limiter.ended`."""
-        if not (self._running and self.flow.limiter):
+    def end_invocation(self, started_at: float, now: float, status: int | None) -> float | None:
+        """Have the limiter learn from an outcome.
+
+        Returns:
+            None, or for how long (s) the message of a refused probe is to stay away; see
+            :meth:`worker.policy.limiter.Limiter.ended`.
+        """
+        if not (self._in_flight and self.flow.limiter):
             return None
-        self._running = False
-        wait = self.flow.limiter.ended(began, now, status)
-        self._learned(self.flow)
+        self._in_flight = False
+        wait = self.flow.limiter.ended(started_at, now, status)
+        self._limit_changed(self.flow)
         return wait

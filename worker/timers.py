@@ -1,8 +1,8 @@
-"""The retry scheduler: every wait before another try that is ours rather than the broker's.
+"""The waits of this worker that end with another try.
 
-The broker keeps the waits between attempts (a delayed NAK). Ours are the short ones that happen while a message is
-held: a callback or a dead letter to be sent again, and the rest of a back-off that the broker cut short. One task
-wakes them, in the order in which they fall due, and what waits can be counted.
+The broker keeps the waits between attempts (a NAK with a delay). Those here are short and happen while a message is
+held: before a callback or a dead letter is sent again, and for the rest of a back-off that the broker cut short. One
+task ends them in the order in which they fall due, and they can be counted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ class Timers:
 
     def __init__(self) -> None:
         self.waiting: Counter[str] = Counter()
-        """How many wait now, by what for."""
+        """How many wait now, by purpose."""
         self._heap: list[tuple[float, int, trio.Event]] = []
         self._order = count()
-        self._sooner = trio.Event()
+        self._earlier = trio.Event()
+        """Set when a wait ends earlier than :meth:`run` expects."""
 
     async def wait(self, seconds: float, what: str) -> None:
-        """Wait for another try of *what*. Cancelled, it is forgotten."""
+        """Wait before another try of *what*."""
         due, event = trio.current_time() + seconds, trio.Event()
         heapq.heappush(self._heap, (due, next(self._order), event))
         if self._heap[0][2] is event:
-            self._sooner.set()
+            self._earlier.set()
         self.waiting[what] += 1
         try:
             await event.wait()
@@ -37,10 +38,10 @@ class Timers:
             self.waiting[what] -= 1
 
     async def run(self) -> None:
-        """Wake what is due, until cancelled."""
+        """End the waits that are due, until cancelled."""
         while True:
-            self._sooner = trio.Event()
+            self._earlier = trio.Event()
             with trio.move_on_at(self._heap[0][0] if self._heap else float("inf")):
-                await self._sooner.wait()
+                await self._earlier.wait()
             while self._heap and self._heap[0][0] <= trio.current_time():
                 heapq.heappop(self._heap)[2].set()

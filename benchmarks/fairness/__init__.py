@@ -1,1 +1,1 @@
-"""How well the limiter does: exact runs under virtual time (``make bench-fairness``, docs/fairness.md)."""
+"""Measure how well the limiter finds capacity (``make bench-fairness``, docs/fairness.md)."""

@@ -15,16 +15,16 @@ _DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 @click.command()
-@click.option("--only", multiple=True, help="Only runs whose names begin so; the others stay as they were measured.")
-@click.option("--again", is_flag=True, help="Simulate nothing: write the tables again from what was measured.")
+@click.option("--only", multiple=True, help="Run only what begins with this name, and keep the other figures.")
+@click.option("--again", is_flag=True, help="Run nothing: write the tables from the stored samples.")
 def main(*, only: Sequence[str], again: bool) -> None:
-    """How the limiter does, beside an oracle and beside greedy workers, under virtual time: into docs/fairness.md."""
+    """Compare the limiter with an oracle and with greedy workers, and write the figures into docs/fairness.md."""
     if not again:
-        samples = report.kept(_DOCS) if only else {}
+        samples = report.load(_DOCS) if only else {}
         for run in [*RUNS, *ROBUST]:
             if not only or run.name.startswith(tuple(only)):
                 samples[run.name] = report.measure(run, click.echo)
-        report.keep(_DOCS, samples)
+        report.save(_DOCS, samples)
         for name, picture in report.plots().items():
             (_DOCS / name).write_text(picture)
     report.write(_DOCS)
@@ -36,12 +36,12 @@ def main(*, only: Sequence[str], again: bool) -> None:
 
 
 def _real() -> str:
-    came = real.real()
-    share = came.rejections / real.MESSAGES
+    result = real.run()
+    share = result.rejections / real.MESSAGES
     return (
-        "| figure | reach | |\n| --- | --- | --- |\n"
-        f"| time of the ideal | within 3 % | {came.of_ideal:.3f} |\n"
-        f"| rejections | under 0.5 % | {came.rejections} of {real.MESSAGES:,}: {share:.2%} |\n"
+        "| figure | target | |\n| --- | --- | --- |\n"
+        f"| time, of the ideal | within 3 % | {result.of_ideal:.3f} |\n"
+        f"| rejections | under 0.5 % | {result.rejections} of {real.MESSAGES:,}: {share:.2%} |\n"
     )
 
 

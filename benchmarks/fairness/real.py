@@ -1,4 +1,4 @@
-"""The limiter on real processes: a worker, nats-server and a function server that refuses what is too much."""
+"""Measure the limiter on real processes: a worker, nats-server and a function server with a capacity."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Real:
-    """What came of it."""
+class Result:
+    """The figures of the run."""
 
     seconds: float
     """From the first request to the last answer."""
@@ -26,12 +26,12 @@ class Real:
 
     @property
     def of_ideal(self) -> float:
-        """Of the time in which so many invocations can be done."""
+        """The time in times of the shortest possible one."""
         return self.seconds / (MESSAGES * SECONDS / CAPACITY)
 
 
-def real() -> Real:
-    """Steady capacity, a backlog from the start."""
+def run() -> Result:
+    """Run a worker with a backlog on a function of steady capacity."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         nats = stack.enter_context(NatsServer(directory / "nats"))
@@ -49,4 +49,4 @@ def real() -> Real:
         began = min(request.began for request in functions.requests)
         ended = max(request.ended or request.began for request in functions.requests)
         refused = sum(request.reply is not None and request.reply.status == 429 for request in functions.requests)
-        return Real(ended - began, refused)
+        return Result(ended - began, refused)

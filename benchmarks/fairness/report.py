@@ -1,4 +1,4 @@
-"""What the runs came to, as tables and plots in docs/fairness.md."""
+"""Write the figures of the runs into docs/fairness.md, as tables and plots."""
 
 from __future__ import annotations
 
@@ -12,47 +12,48 @@ from worker.policy.backoff import Backoff, Jitter
 
 from ..report import between_markers
 from .functions import Function
-from .picture import each_second, lines
+from .picture import draw, each_second
 from .runs import ROBUST, RUNS, Run
-from .simulation import Limits, Result, Simulation, greedy, oracle, ours
+from .simulation import Limit, Result, Simulation, greedy, limiter, oracle
 
-KEPT = "fairness.json"
-GREEDY, JITTERED = "greedy", "greedy, full jitter"
-WHO: Mapping[str, tuple[Callable[[int], Callable[[Function], Limits]], Jitter]] = {
-    "oracle": (oracle, Jitter.EXPONENTIAL),
-    "ours": (ours, Jitter.EXPONENTIAL),
+SAMPLES = "fairness.json"
+ORACLE, LIMITER, GREEDY, JITTERED = "oracle", "limiter", "greedy", "greedy, full jitter"
+CONTENDERS: Mapping[str, tuple[Callable[[int], Callable[[Function], Limit]], Jitter]] = {
+    ORACLE: (oracle, Jitter.EXPONENTIAL),
+    LIMITER: (limiter, Jitter.EXPONENTIAL),
     GREEDY: (greedy, Jitter.EXPONENTIAL),
     JITTERED: (greedy, Jitter.FULL),
 }
+"""The limits that are compared, each with the jitter of its worker's backoff."""
 
 
 class Sample(msgspec.Struct):
-    """One run by one of them."""
+    """The figures of one run of a contender."""
 
     time: float
     rejections: int
     lost: int
     attempts: int
-    """Most that one message needed."""
+    """Most attempts that a message needed."""
     worst: float
-    """The function that was latest, against the oracle (1 for the oracle itself)."""
+    """The end of the function that ended latest, in times of its end by the oracle (1 for the oracle itself)."""
     held: float
-    """The mean of all workers' limits, in the second half (of the first function)."""
+    """The mean over the second half of the limits of all workers, of the first function."""
     shares: list[float]
-    """Of the workers."""
+    """Part of the messages that each worker did."""
 
 
 Samples = dict[str, dict[str, list[Sample]]]
 
 
-def simulate(run: Run, who: str, seed: int) -> tuple[Simulation, Result]:
-    """One run by one of them."""
+def simulate(run: Run, contender: str, seed: int) -> tuple[Simulation, Result]:
+    """Run a contender, and return its simulation and the figures."""
     functions, messages = run.make(seed)
-    make, jitter = WHO[who]
+    make_limits, jitter = CONTENDERS[contender]
     simulation = Simulation(
         functions,
         messages,
-        make(run.slots),
+        make_limits(run.slots),
         workers=run.workers,
         slots=run.slots,
         seed=seed,
@@ -61,143 +62,131 @@ def simulate(run: Run, who: str, seed: int) -> tuple[Simulation, Result]:
     return simulation, simulation.run()
 
 
-def measure(run: Run, say: Callable[[str], None]) -> dict[str, list[Sample]]:
-    """All seeds, by all that it is run by."""
-    by: dict[str, list[Sample]] = {}
+def measure(run: Run, echo: Callable[[str], None]) -> dict[str, list[Sample]]:
+    """Run all contenders with all seeds, and return their samples."""
+    samples: dict[str, list[Sample]] = {}
     for seed in range(run.seeds):
-        ends: dict[str, float] = {}
-        for who in WHO if run.greedy else ("oracle", "ours"):
-            simulation, result = simulate(run, who, seed)
-            ends = ends or result.ended
-            by.setdefault(who, []).append(_sample(run, simulation, result, ends))
-    say(f"{run.name}: " + "; ".join(f"{who} {_middle(by[who], 'time')} s" for who in by))
-    return by
+        oracle_ended: dict[str, float] = {}
+        for contender in CONTENDERS if run.greedy else (ORACLE, LIMITER):
+            simulation, result = simulate(run, contender, seed)
+            oracle_ended = oracle_ended or result.ended
+            samples.setdefault(contender, []).append(_sample(run, simulation, result, oracle_ended))
+    echo(f"{run.name}: " + "; ".join(f"{each} {_median(samples[each], 'time')} s" for each in samples))
+    return samples
 
 
-def _sample(run: Run, simulation: Simulation, result: Result, ends: Mapping[str, float]) -> Sample:
+def _sample(run: Run, simulation: Simulation, result: Result, oracle_ended: Mapping[str, float]) -> Sample:
     late = [sum(limits) for at, limits in result.limits if at > result.time / 2] or [0]
     return Sample(
         time=round(result.time, 1),
         rejections=result.rejections,
         lost=result.lost,
         attempts=min(simulation.attempts, 1 + max(simulation.tries.values(), default=0)),
-        worst=round(max(result.ended[name] / ends[name] for name in ends), 3),
+        worst=round(max(result.ended[name] / oracle_ended[name] for name in oracle_ended), 3),
         held=round(sum(late) / len(late), 1),
         shares=[
-            round(sum(by == each for _, by in result.served) / len(result.served), 3) for each in range(run.workers)
+            round(sum(worker == each for _, worker in result.served) / len(result.served), 3)
+            for each in range(run.workers)
         ],
     )
 
 
-def _middle(samples: Sequence[Sample], what: str) -> str:
-    numbers = [getattr(sample, what) for sample in samples]
-    middle, most = median(numbers), max(numbers)
-    digits = 0 if what != "worst" else 3
-    return f"{middle:,.{digits}f}" + (f" ({most:,.{digits}f})" if middle != most else "")
+def _median(samples: Sequence[Sample], field: str) -> str:
+    numbers = [getattr(sample, field) for sample in samples]
+    middle, highest = median(numbers), max(numbers)
+    return f"{middle:,.0f}" + (f" ({highest:,.0f})" if middle != highest else "")
 
 
-def against(mine: Sequence[Sample], told: Sequence[Sample]) -> list[float]:
-    """Times the oracle's time, seed by seed."""
-    return [each.time / other.time for each, other in zip(mine, told, strict=True)]
+def ratios(samples: Sequence[Sample], oracle: Sequence[Sample]) -> list[float]:
+    """Return the time of each seed in times of the oracle's time."""
+    return [each.time / other.time for each, other in zip(samples, oracle, strict=True)]
 
 
 def _ratio(ratios: Sequence[float]) -> str:
     return f"{median(ratios):.3f}" + (f" ({max(ratios):.3f})" if len(ratios) > 1 else "")
 
 
-def promised(samples: Samples) -> str:
-    """The table of what was to be reached."""
+def targets(samples: Samples) -> str:
+    """Return the table of the runs with a target."""
+    rows = ["| figure | target | worst of the seeds | |", "| --- | --- | --- | --- |"]
 
-    def row(figure: str, reach: str, measured: str, reached: bool) -> str:
-        return f"| {figure} | {reach} | {measured} | {'✓' if reached else '✗'} |"
+    def add(figure: str, target: str, measured: str, reached: bool) -> None:
+        rows.append(f"| {figure} | {target} | {measured} | {'✓' if reached else '✗'} |")
 
-    def both(name: str) -> tuple[list[float], list[int]]:
-        by = samples[name]
-        return against(by["ours"], by["oracle"]), [each.rejections for each in by["ours"]]
+    def add_time(name: str, figure: str, most: float) -> None:
+        worst = max(ratios(samples[name][LIMITER], samples[name][ORACLE]))
+        add(f"{figure}, time", f"at most {most:.2f} of the oracle", f"{worst:.3f}", worst <= most)
 
-    rows = ["| figure | reach | worst of the seeds | |", "| --- | --- | --- | --- |"]
-    ratios, refused = both("published")
-    rows += [
-        row("OpenFaaS's run, time", "at most 1.10 of the oracle", f"{max(ratios):.3f}", max(ratios) <= 1.10),
-        row("OpenFaaS's run, rejections", "at most 15", str(max(refused)), max(refused) <= 15),
-    ]
-    for name, what in (("steady", "steady, 2.0 s"), ("noisy", "steady, lognormal")):
-        ratios, refused = both(name)
-        part = max(refused) / 10_000
-        rows += [
-            row(f"{what}, time", "at most 1.03 of the oracle", f"{max(ratios):.3f}", max(ratios) <= 1.03),
-            row(f"{what}, rejections", "under 0.5 %", f"{part:.2%}", part < 0.005),
-        ]
-    for name, what in (("changes", "halved, doubled, to zero and back"), ("changes-noisy", "the same, lognormal")):
-        ratios, _ = both(name)
-        rows.append(row(f"{what}, time", "at most 1.10 of the oracle", f"{max(ratios):.3f}", max(ratios) <= 1.10))
-    ratios, _ = both("mix")
-    worst = max(each.worst for each in samples["mix"]["ours"])
-    rows += [
-        row("mix of 50, time", "at most 1.10 of the oracle", f"{max(ratios):.3f}", max(ratios) <= 1.10),
-        row(
-            "mix of 50, the function that ended latest against its end by the oracle",
-            "not starved",
-            f"{worst:.3f}",
-            worst < 2,
-        ),
-    ]
+    def rejections(name: str) -> int:
+        return max(each.rejections for each in samples[name][LIMITER])
+
+    add_time("published", "OpenFaaS's run", 1.10)
+    most = rejections("published")
+    add("OpenFaaS's run, rejections", "at most 15", str(most), most <= 15)
+    for name, figure in (("steady", "steady, 2.0 s"), ("noisy", "steady, lognormal")):
+        add_time(name, figure, 1.03)
+        part = rejections(name) / 10_000
+        add(f"{figure}, rejections", "under 0.5 %", f"{part:.2%}", part < 0.005)
+    add_time("changes", "halved, doubled, to zero and back", 1.10)
+    add_time("changes-noisy", "the same, lognormal", 1.10)
+    add_time("mix", "mix of 50", 1.10)
+    worst = max(each.worst for each in samples["mix"][LIMITER])
+    figure = "mix of 50, the function that ended latest against its end by the oracle"
+    add(figure, "not starved", f"{worst:.3f}", worst < 2)
     return "\n".join(rows) + "\n"
 
 
-def beside(samples: Samples) -> str:
-    """The same runs by each."""
+def compared(samples: Samples) -> str:
+    """Return the table of the runs that greedy workers run too."""
     rows = ["| run | by | seconds | of the oracle | rejections | most attempts | lost |", "| --- " * 7 + "|"]
     for run in [*RUNS, *ROBUST]:
         if not run.greedy:
             continue
-        told = samples[run.name]["oracle"]
-        for who, each in samples[run.name].items():
-            part = "" if who == "oracle" else _ratio(against(each, told))
-            numbers = " | ".join(_middle(each, what) for what in ("rejections", "attempts", "lost"))
-            rows.append(f"| {run.what} | {who} | {_middle(each, 'time')} | {part} | {numbers} |")
+        for contender, each in samples[run.name].items():
+            part = "" if contender == ORACLE else _ratio(ratios(each, samples[run.name][ORACLE]))
+            numbers = " | ".join(_median(each, field) for field in ("rejections", "attempts", "lost"))
+            rows.append(f"| {run.title} | {contender} | {_median(each, 'time')} | {part} | {numbers} |")
     return "\n".join(rows) + "\n"
 
 
 def robust(samples: Samples) -> str:
-    """Ours where else it may be."""
+    """Return the table of the runs without a target."""
     rows = [
         "| run | of the oracle | rejections | of invocations | limits held | shares of workers |",
         "| --- " * 6 + "|",
     ]
     for run in ROBUST:
-        by = samples[run.name]
-        mine = by["ours"]
+        mine = samples[run.name][LIMITER]
         count = sum(run.make(0)[1].values())
         part = max(each.rejections for each in mine) / count
         shares = "; ".join(" : ".join(f"{share:.0%}" for share in each.shares) for each in mine[:2])
         held = f"{median(each.held for each in mine):.1f}"
         shown = shares if run.workers > 1 else ""
-        ratio = _ratio(against(mine, by["oracle"])) if not run.greedy else f"({_middle(mine, 'time')} s)"
-        rows.append(f"| {run.what} | {ratio} | {_middle(mine, 'rejections')} | {part:.2%} | {held} | {shown} |")
+        time = _ratio(ratios(mine, samples[run.name][ORACLE])) if not run.greedy else f"({_median(mine, 'time')} s)"
+        rows.append(f"| {run.title} | {time} | {_median(mine, 'rejections')} | {part:.2%} | {held} | {shown} |")
     return "\n".join(rows) + "\n"
 
 
 def plots() -> Mapping[str, str]:
-    """In flight over time: by file name."""
+    """Return pictures of the running invocations over time, by file name."""
     run = RUNS[0]
     until = 300.0
-    by: dict[str, Sequence[tuple[float, float]]] = {}
-    for who in ("ours", JITTERED):
-        _, result = simulate(run, who, 0)
-        if who == "ours":
-            by["capacity (ours)"] = each_second(result.trace, 1, result.time)
-        by[who] = each_second(result.trace, 0, min(until, result.time))
+    published: dict[str, Sequence[tuple[float, float]]] = {}
+    for contender in (LIMITER, JITTERED):
+        _, result = simulate(run, contender, 0)
+        if contender == LIMITER:
+            published["capacity (limiter)"] = each_second(result.trace, 1, result.time)
+        published[contender] = each_second(result.trace, 0, min(until, result.time))
     changes = next(run for run in RUNS if run.name == "changes")
-    _, result = simulate(changes, "ours", 0)
+    _, result = simulate(changes, LIMITER, 0)
     _, other = simulate(changes, JITTERED, 0)
     return {
-        "fairness-published.svg": lines("Invocations that run: OpenFaaS's published run", by, until),
-        "fairness-changes.svg": lines(
+        "fairness-published.svg": draw("Invocations that run: OpenFaaS's published run", published, until),
+        "fairness-changes.svg": draw(
             "Invocations that run: capacity that changes",
             {
                 "capacity": each_second(result.trace, 1, 420.0),
-                "ours": each_second(result.trace, 0, 420.0),
+                LIMITER: each_second(result.trace, 0, 420.0),
                 JITTERED: each_second(other.trace, 0, 420.0),
             },
             420.0,
@@ -205,20 +194,20 @@ def plots() -> Mapping[str, str]:
     }
 
 
-def keep(docs: Path, samples: Samples) -> None:
-    """Put the samples beside the document, from which it can be written again."""
-    (docs / KEPT).write_bytes(msgspec.json.format(msgspec.json.encode(samples), indent=1) + b"\n")
+def save(docs: Path, samples: Samples) -> None:
+    """Store the samples beside the document, which can be written from them."""
+    (docs / SAMPLES).write_bytes(msgspec.json.format(msgspec.json.encode(samples), indent=1) + b"\n")
 
 
-def kept(docs: Path) -> Samples:
-    """The samples."""
-    return msgspec.json.decode((docs / KEPT).read_bytes(), type=Samples)
+def load(docs: Path) -> Samples:
+    """Return the stored samples."""
+    return msgspec.json.decode((docs / SAMPLES).read_bytes(), type=Samples)
 
 
 def write(docs: Path) -> None:
     """Write the tables into the document."""
-    document, samples = docs / "fairness.md", kept(docs)
+    document, samples = docs / "fairness.md", load(docs)
     text = document.read_text()
-    for name, table in (("promised", promised), ("beside", beside), ("robust", robust)):
+    for name, table in (("targets", targets), ("compared", compared), ("robust", robust)):
         text = between_markers(text, name, table(samples))
     document.write_text(text)

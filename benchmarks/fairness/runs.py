@@ -1,4 +1,4 @@
-"""The runs: what is asked of whom. Those of the issue first, then what else may be met."""
+"""The simulated runs: those with a target, and others that show how far the limiter can be trusted."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from random import Random
 
 from .functions import Function, Scaler, fixed, noisy, shared
 
-Made = tuple[Sequence[Function], Mapping[str, int]]
-"""Functions, and how many messages wait for each."""
+Setup = tuple[Sequence[Function], Mapping[str, int]]
+"""Functions, and the number of messages that wait for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One kind of run, made anew for each seed."""
+    """One kind of run, with a setup for each seed."""
 
     name: str
-    what: str
-    make: Callable[[int], Made]
+    title: str
+    make: Callable[[int], Setup]
     seeds: int = 5
     slots: int = 50
     workers: int = 1
     greedy: bool = False
-    """Also as greedy workers would do it."""
+    """True if greedy workers run it too."""
 
 
-def _one(count: int, make: Callable[[int], Function]) -> Callable[[int], Made]:
+def _one(count: int, make: Callable[[int], Function]) -> Callable[[int], Setup]:
     return lambda seed: ([make(seed)], {"f": count})
 
 
 def published(seed: int) -> Function:
-    """OpenFaaS's run, the autoscaler's clock at another phase with each seed."""
-    return Function("f", fixed(2.0), 5, scaler=Scaler(phase=0.5 + seed % 15, before=0.1 + seed % 5))
+    """Return the function of OpenFaaS's published run, with the autoscaler at another phase for each seed."""
+    return Function("f", fixed(2.0), 5, scaler=Scaler(phase=0.5 + seed % 15, scrape_lead=0.1 + seed % 5))
 
 
-def _scattered(seed: int) -> Function:
+def _at_random(seed: int) -> Function:
     function = published(seed)
     function.replicas = [0]
     return function
 
 
 CHANGES = ((60.0, 10), (120.0, 20), (180.0, 0), (210.0, 20), (270.0, 40), (330.0, 20))
-"""Halved, doubled, to zero and back, doubled, halved: seconds, and the capacity from then on (20 before)."""
+"""Pairs of a time (s) and the capacity from then on; it is 20 at first."""
 
 
-def mix(seed: int) -> Made:
-    """50 functions; work for each that would take it some 100 s with an even share."""
-    dice = Random(f"mix {seed}")  # noqa: S311 -- a simulation
+def mix(seed: int) -> Setup:
+    """Return 50 functions, each with work for about 100 s on an even share of the slots."""
+    rng = Random(f"mix {seed}")  # noqa: S311 -- a simulation
     functions, messages = [], {}
     for number in range(50):
-        seconds, capacity = dice.choice((0.05, 0.2, 1.0, 2.0, 5.0)), dice.choice((1, 2, 3, 5, 8, 13, 20, 40))
+        seconds, capacity = rng.choice((0.05, 0.2, 1.0, 2.0, 5.0)), rng.choice((1, 2, 3, 5, 8, 13, 20, 40))
         functions.append(Function(f"f{number}", noisy(seconds), capacity))
         messages[f"f{number}"] = int(min(capacity, 4) * 100 / seconds)
     return functions, messages
@@ -80,12 +80,12 @@ RUNS = [
     ),
     Run("mix", "50 functions of 0.05 to 5 s and capacity 1 to 40, 200 slots", mix, slots=200, greedy=True),
 ]
-"""Those that something is promised of."""
+"""Runs with a target."""
 
 
-def _capacity(capacity: int) -> Run:
-    made = _one(max(300, 60 * capacity), lambda _: Function("f", fixed(2.0), capacity))
-    return Run(f"capacity-{capacity}", f"capacity {capacity:,}, 2.0 s, 2,000 slots", made, 1, slots=2_000)
+def _steady(capacity: int) -> Run:
+    make = _one(max(300, 60 * capacity), lambda _: Function("f", fixed(2.0), capacity))
+    return Run(f"capacity-{capacity}", f"capacity {capacity:,}, 2.0 s, 2,000 slots", make, 1, slots=2_000)
 
 
 def _lasting(seconds: float, count: int) -> Run:
@@ -119,7 +119,7 @@ def _zero(seconds: float) -> Run:
 
 def _ready_after(seconds: float) -> Run:
     def make(seed: int) -> Function:
-        scaler = Scaler(phase=0.5 + seed % 15, before=0.1 + seed % 5, start=seconds)
+        scaler = Scaler(phase=0.5 + seed % 15, scrape_lead=0.1 + seed % 5, start_time=seconds)
         return Function("f", fixed(2.0), 5, scaler=scaler)
 
     return Run(f"start-{seconds:g}", f"the published run, a replica ready after {seconds:g} s", _one(1_500, make), 15)
@@ -145,7 +145,7 @@ def _cores(seconds: float, cores: int) -> Run:
 
 
 ROBUST = [
-    *(_capacity(each) for each in (1, 2, 100, 1_000)),
+    *(_steady(each) for each in (1, 2, 100, 1_000)),
     _lasting(0.01, 100_000),
     _lasting(60.0, 2_000),
     *(_zero(each) for each in (5.0, 30.0, 120.0, 600.0)),
@@ -160,11 +160,11 @@ ROBUST = [
     *(_ready_after(each) for each in (0.5, 5.0, 10.0)),
     Run(
         "late",
-        "capacity 20, 2.0 s, a place is free up to 3 ms after its answer left (the next one is there after 2)",
-        _one(3_000, lambda _: Function("f", noisy(2.0), 20, late=0.003)),
+        "capacity 20, 2.0 s, a place is free up to 3 ms after its answer was sent (the next request comes after 2)",
+        _one(3_000, lambda _: Function("f", noisy(2.0), 20, release_delay=0.003)),
     ),
     Run(
-        "scattered", "the published run, each request to a replica at random", _one(1_500, _scattered), 15, greedy=True
+        "scattered", "the published run, each request to a replica at random", _one(1_500, _at_random), 15, greedy=True
     ),
 ]
-"""What else may be met."""
+"""Runs without a target."""

@@ -1,4 +1,4 @@
-"""One, two and four workers on a cluster of three, for real: are the shares even, does anything run twice, how fast."""
+"""Measure one, two and four workers on a real cluster of three: throughput, shares, and messages that run twice."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tests.functions import Functions, Reply
 MESSAGES = 2_000
 FUNCTIONS = 4
 SECONDS = 0.1
-"""Of an invocation: so long that slots are what bounds it, not this machine's CPU."""
+"""Duration of an invocation: so long that slots are the bound, not the machine's CPU."""
 SLOTS = 10
-"""Of each worker."""
+"""Slots of each worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleOut:
-    """What came of so many workers."""
+    """The figures of a number of workers."""
 
     workers: int
     seconds: float
     """From the first invocation to the last."""
     shares: tuple[int, ...]
-    """Invocations by worker."""
+    """Invocations of each worker."""
     twice: int
     """Messages that ran more than once."""
     lost: int
 
     @property
     def off_even(self) -> float:
-        """How far the worker with the most, or the least, is from an even share."""
+        """The distance of the worker with the most, or the least, from an even share, as a part of it."""
         even = sum(self.shares) / len(self.shares)
         return max(abs(each - even) for each in self.shares) / even
 
@@ -45,12 +45,12 @@ class ScaleOut:
 
 
 def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES) -> ScaleOut:
-    """Work off a backlog of a stream with three replicas.
+    """Run a backlog of a stream with three replicas.
 
     Args:
-        workers: how many.
+        workers: their number.
         mode: the ``scaling_mode``.
-        messages: how many, of four functions.
+        messages: their number, among four functions.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -67,7 +67,7 @@ def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES)
                 Worker(
                     Queue(nodes[number % len(nodes)]),
                     functions,
-                    tmp_path=_made(directory / f"worker-{number}"),
+                    tmp_path=_make(directory / f"worker-{number}"),
                     scaling_mode=mode,
                     nats_stream_replicas=3,
                     max_inflight=SLOTS,
@@ -95,13 +95,13 @@ def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES)
     return ScaleOut(workers, ended - began, shares, twice, messages - len(calls))
 
 
-def _made(directory: Path) -> Path:
+def _make(directory: Path) -> Path:
     directory.mkdir(parents=True)
     return directory
 
 
 def table() -> str:
-    """One, two and four workers, measured now."""
+    """Measure one, two and four workers, and return the table."""
     results = [scale_out(number) for number in (1, 2, 4)]
     rows = [
         f"| {each.workers} | {each.throughput:.0f} | {each.throughput / results[0].throughput:.2f} | "

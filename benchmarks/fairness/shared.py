@@ -1,4 +1,4 @@
-"""Shares, in whole workers on the in-memory broker, under virtual time: exact."""
+"""Measure the shares of functions in whole workers on the in-memory broker. Virtual time makes the figures exact."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SLOTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One result, and what is to be reached."""
+    """One figure, and its target."""
 
     name: str
     value: float
-    reach: str
+    target: str
     reached: bool
 
 
 def two_with_a_backlog() -> Figure:
-    """Of two functions, one with invocations of 1.0 s and one of 0.3 s: how far slot time is from even."""
+    """Measure how far from even the slot time of two functions is, with invocations of 1.0 s and of 0.3 s."""
 
     async def live(world: World) -> float:
         for _ in range(2_000):
@@ -44,7 +44,7 @@ def two_with_a_backlog() -> Figure:
 
 
 def fifty() -> Figure:
-    """Jain's index of the slot time of 50 functions with 30 slots, durations from 0.1 to 3 s."""
+    """Measure Jain's index of the slot time of 50 functions on 30 slots, with invocations of 0.1 to 3 s."""
 
     async def live(world: World) -> float:
         for number in range(50):
@@ -61,10 +61,10 @@ def fifty() -> Figure:
 
 
 def newcomer(*, free: bool) -> Figure:
-    """A new function behind a backlog of 100,000: how long its first invocation waits (s).
+    """Measure how long the first invocation of a new function waits behind a backlog of 100,000 (s).
 
     Args:
-        free: the backlog's function takes 20 at once, so slots are free.
+        free: whether slots are free, because the backlog's function accepts only 20 at once.
     """
 
     async def live(world: World) -> float:
@@ -94,7 +94,7 @@ def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] |
 
 
 def _used(world: World, since: float, until: float) -> dict[str, float]:
-    """Slot time of each function."""
+    """Return the slot time of each function."""
     used = defaultdict[str, float](float)
     for call in world.outside.calls:
         used[call.invocation.function] += max(0.0, min(call.ended or until, until) - max(call.began, since))
@@ -112,11 +112,13 @@ def _run(live: Callable[[World], Coroutine[object, object, float]]) -> float:
 
 
 def figures() -> list[Figure]:
-    """All of them."""
+    """Measure all figures."""
     return [two_with_a_backlog(), fifty(), newcomer(free=False), newcomer(free=True)]
 
 
 def table() -> str:
-    """The figures, measured now."""
-    rows = [f"| {each.name} | {each.reach} | {each.value:.4g} | {'✓' if each.reached else '✗'} |" for each in figures()]
-    return "\n".join(["| figure | reach | | |", "| --- | --- | --- | --- |", *rows]) + "\n"
+    """Measure all figures, and return the table."""
+    rows = [
+        f"| {each.name} | {each.target} | {each.value:.4g} | {'✓' if each.reached else '✗'} |" for each in figures()
+    ]
+    return "\n".join(["| figure | target | | |", "| --- | --- | --- | --- |", *rows]) + "\n"

@@ -10,9 +10,7 @@ import pytest
 import trio
 
 from tests.chaos.proxy import Way
-
-SOON = 5.0
-"""Seconds within which what must come comes, at the longest."""
+from tests.patience import LAST_RESORT
 
 
 @asynccontextmanager
@@ -37,12 +35,12 @@ async def echoing() -> AsyncIterator[tuple[Way, trio.SocketStream]]:
 async def said(stream: trio.SocketStream, what: bytes) -> bytes:
     """Send something, and what comes back as soon as anything does."""
     await stream.send_all(what)
-    with trio.fail_after(SOON):
+    with trio.fail_after(LAST_RESORT):
         return await stream.receive_some()
 
 
 async def is_reset(stream: trio.SocketStream) -> None:
-    with trio.fail_after(SOON), pytest.raises(trio.BrokenResourceError):  # noqa: PT012 -- what had come is read first
+    with trio.fail_after(LAST_RESORT), pytest.raises(trio.BrokenResourceError):  # noqa: PT012 -- what had come is read first
         while await stream.receive_some():
             pass
 
@@ -58,7 +56,7 @@ async def test_it_leads_there_and_back() -> None:
     async with echoing() as (_, stream):
         assert await said(stream, b"hello") == b"hello"
         await stream.send_eof()
-        with trio.fail_after(SOON):
+        with trio.fail_after(LAST_RESORT):
             assert await stream.receive_some() == b""
 
 
@@ -102,7 +100,7 @@ async def test_still() -> None:
         await stream.send_all(b"hello")
         await nothing_comes(stream)
         way.move()
-        with trio.fail_after(SOON):
+        with trio.fail_after(LAST_RESORT):
             assert await stream.receive_some() == b"hello"
 
 

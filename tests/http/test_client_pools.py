@@ -112,7 +112,7 @@ async def test_idle_clients_without_traffic_are_closed(autojump_clock: MockClock
     made = Factory()
     pools = ClientPools(made.make, max_per_origin=9)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pools.close_idle)
+        nursery.start_soon(pools.close_expired)
         await trio.sleep(1)
         async with pools.client("a"):
             pass

@@ -1,6 +1,6 @@
 """The worker's transport and httpx's own read the same from a server: status, header, body, or class of an error.
 
-Where the worker's is stricter, the case says why.
+A case where the worker's is stricter contains the reason.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ async def test_connect_to_a_closed_port_or_unknown_name_fails_as_in_httpx() -> N
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"])
 async def test_connection_reset_is_a_read_error_as_in_httpx(answer: bytes) -> None:
-    """A reset before a response and within one is told apart from an orderly end."""
+    """A reset before a response and within one is not mistaken for an orderly end."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)

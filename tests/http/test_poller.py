@@ -20,7 +20,7 @@ Pair = tuple[ReadinessPoller, Connection, socket.socket]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """A poller that a test runs by hand, a connection, and the socket of its server."""
+    """Yield a poller that the test runs, a connection, and the socket of its server."""
     with closing(ReadinessPoller()) as poller:
         client, server = socket.socketpair()
         client.setblocking(False)

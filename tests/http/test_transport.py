@@ -253,7 +253,7 @@ async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pyte
 async def test_connect_without_answer_ends_after_its_timeout(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """A server that does not respond is told apart from a function that takes long."""
+    """A server that does not respond is not mistaken for a slow function."""
     assert autojump_clock
 
     async def unanswered(*_: object, **__: object) -> None:

@@ -12,7 +12,19 @@ import trio
 from tests.servers import NatsServer
 from worker.config import load
 from worker.events import Event
-from worker.model import Ack, CreditReturned, Delivery, FlowEnded, Nak, Notice, PendingCount, Published, StoredCount
+from worker.model import (
+    SHARED,
+    Ack,
+    CreditReturned,
+    Delivery,
+    FlowEnded,
+    Nak,
+    Notice,
+    PendingCount,
+    Published,
+    QueueShared,
+    StoredCount,
+)
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import Consumer
 
@@ -64,6 +76,8 @@ class Hand:
             return
         self.told.append(each)
         match each:
+            case QueueShared():
+                self._want(SHARED)
             case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
                 self._want(flow)
             case Published(flow):

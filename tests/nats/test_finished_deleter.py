@@ -13,6 +13,7 @@ import trio_asyncio
 from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
+from tests.patience import LAST_RESORT
 from worker.model import Delivery
 from worker.nats.connection import Connection
 from worker.nats.finished_deleter import FinishedDeleter, RetiredConsumers
@@ -88,7 +89,7 @@ def play(server: Server, act: Callable[[Worker], object]) -> list[int]:
         worker = Worker(server)
         act(worker)
         running = asyncio.ensure_future(worker.deleter.run())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LAST_RESORT):
             await worker.deleter.wait_done()
         running.cancel()
         return server.deleted

@@ -15,11 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from trio_asyncio import aio_as_trio
 
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import Settings, load
 from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
-from worker.nats.connection import _ANSWER_WITHIN, Connection
+from worker.nats.connection import Connection
 from worker.nats.function_state import (
     READ_AGAIN,
     AgreedQuota,
@@ -83,11 +84,12 @@ async def test_states_pause_reaches_all_workers(tmp_path: Path) -> None:
             await until(lambda: one == other == [{"echo.fn"}, set()], "both to receive its end")
 
 
-async def test_store_without_a_stream_creates_it_at_once(tmp_path: Path) -> None:
-    """The stream is created first: publishing would wait for an answer, because workers subscribe to the subject."""
+async def test_store_without_a_stream_creates_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publication without a stream has no answer where workers subscribe to its subject: the stream is made first."""
+    monkeypatch.setattr(Connection.request, "__defaults__", (b"", None, 10 * LAST_RESORT))
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (controls, told):
-            with trio.fail_after(_ANSWER_WITHIN - 1.0):
+            with trio.fail_after(LAST_RESORT):
                 await aio_as_trio(controls.agree)("echo.fn", Quota(max_inflight=5), 7)
             assert controls.quotas["echo.fn"] == AgreedQuota(Quota(max_inflight=5), 7)
             assert told == []

@@ -178,7 +178,7 @@ async def test_migration_killed_at_each_step_is_continued(
                 async with at_work(server, after) as new:
                     await until(lambda: len({each.id for each in [*old.came, *new.came]}) == 12, f"all to come, {step}")
                     release(old)
-                    await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}", 30)
+                    await until(lambda: server.state()["messages"] == 0, f"all to be over, {step}")
             counts = Counter(each.id for each in [*old.came, *new.came])
             again = {identity for identity, number in counts.items() if number > 1}
             assert again == {old.came[1].id} | {each.id for each in new.came if each.num_delivered > 1}
@@ -257,7 +257,7 @@ async def test_migration_back_waits_for_the_retired_consumer(tmp_path: Path) -> 
             await second.stop()
         async with at_work(server, STATIC) as third:
             publish(server, 3)
-            await until(lambda: server.state()["messages"] == 0, "all to be over", 30)
+            await until(lambda: server.state()["messages"] == 0, "all to be over")
             await until(lambda: consumers(server).keys() == {"faas-workers"}, "the first mode")
             publish(server, 1)
             await until(lambda: server.state()["messages"] == 0, "all to be over")
@@ -293,7 +293,7 @@ async def test_migration_by_several_workers_at_once(tmp_path: Path) -> None:
 
                 await until(lambda: len({each.id for each in came()}) == 80, "what waited")
                 release(old)
-                await until(lambda: server.state()["messages"] == 0, "all to be over", 30)
+                await until(lambda: server.state()["messages"] == 0, "all to be over")
                 nursery.cancel_scope.cancel()
             counts = Counter(each.id for each in came())
             assert {each for each in counts if counts[each] > 1} == {

@@ -9,6 +9,7 @@ import trio
 
 from tests.chaos.proxy import Way
 from tests.nats.hand import Hand, acknowledge, at_work
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.events import BrokerFailure
@@ -17,16 +18,14 @@ from worker.nats.discovery import HEARD
 from worker.nats.queue import open_queue
 from worker.ports import Consumer
 
-SOON = 15.0
-"""Seconds within which what must come comes, at the longest."""
-SETTINGS = {"scaling_mode": "function", "ack_wait": "3s"}
+SETTINGS = {"scaling_mode": "function", "ack_wait": "60s"}
 ECHO, SLOW = "faas-request.0.echo.ns", "faas-request.0.slow.ns"
 
 
 async def told(consumer: Consumer, *wanted: type[Notice | Delivery], flow: str = ECHO) -> list[Notice | Delivery]:
     """Return all that is received of a flow until each of these types was."""
     seen: list[Notice | Delivery] = []
-    with trio.fail_after(SOON):
+    with trio.fail_after(LAST_RESORT):
         while not {*wanted} <= {type(each) for each in seen}:
             seen += [each for each in await consumer.receive() if getattr(each, "flow", "") == flow]
     return seen
@@ -116,7 +115,7 @@ async def test_recall_credit_while_messages_arrive_loses_none(tmp_path: Path) ->
                     elif isinstance(each, CreditReturned):
                         returned += each.count
             assert came + returned == wanted
-            with trio.fail_after(SOON):
+            with trio.fail_after(LAST_RESORT):
                 await queue.wait_settled()
             names = server.api("CONSUMER.NAMES.faas-request")["consumers"]
             assert server.api(f"CONSUMER.INFO.faas-request.{names[0]}")["num_ack_pending"] == 0
@@ -219,7 +218,7 @@ async def test_discovery_server_default_limit_is_raised(tmp_path: Path) -> None:
         subjects = [f"faas-request.0.f{number}.ns" for number in range(1010)]
         server.publish_many((subject, b"", {}) for subject in subjects)
         async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
-            await until(lambda: server.state()["messages"] == 0, "all to be done", 60)
+            await until(lambda: server.state()["messages"] == 0, "all to be done")
             assert len(hand.came) == len(subjects)
 
 
@@ -229,7 +228,7 @@ async def test_discovery_consumer_limit_gives_functions_turns(tmp_path: Path) ->
         server.make_stream(max_consumers=3)
         server.publish_many((f"faas-request.0.f{number}.ns", b"", {}) for number in range(6))
         async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}, each=1) as hand:
-            await until(lambda: server.state()["messages"] == 0, "all to be done", 40)
+            await until(lambda: server.state()["messages"] == 0, "all to be done")
             assert len(hand.came) == 6
             assert server.api("STREAM.INFO.faas-request")["config"]["max_consumers"] == 3
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from tests.chaos.proxy import Way
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import Delivery
@@ -44,6 +45,6 @@ async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> Non
                 way.move()
                 came = 0
                 while came < 2 * MAX_REQUESTS * DEFAULT_BATCH:
-                    with trio.fail_after(15):
+                    with trio.fail_after(LAST_RESORT):
                         came += sum(isinstance(each, Delivery) for each in await consumer.receive())
             nursery.cancel_scope.cancel()

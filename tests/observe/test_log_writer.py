@@ -1,4 +1,4 @@
-"""Log lines of several processes on one standard output."""
+"""The log writer: batches of lines, and lines of several processes on one standard output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ fields = st.dictionaries(st.sampled_from(("event", "level", "error", "reason")),
 
 @dataclass
 class Pipe:
-    """A pipe, and what is written into it, each piece on its own."""
+    """A pipe and a list of all writes into it."""
 
     written: list[bytes]
     file: int
@@ -45,16 +45,16 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
     return Pipe(written, -7)
 
 
-def test_a_line_is_one_write(pipe: Pipe) -> None:
-    """Where no loop runs, as before it starts, nothing waits: the next line might never come."""
+def test_line_without_a_loop_is_written_at_once(pipe: Pipe) -> None:
+    """Before the loop starts there may be no next line that would cause a write."""
     lines = LogWriter(pipe.file)
     lines.info(b"one")
     lines.warning(b"two")
     assert pipe.written == [b"one\n", b"two\n"]
 
 
-def test_a_pass_of_the_loop_is_one_write(pipe: Pipe) -> None:
-    """What was said before the loop waits is written when it does, together; after its end nothing is left."""
+def test_lines_of_one_pass_of_the_loop_are_one_write(pipe: Pipe) -> None:
+    """They are written together when the loop is about to wait, and the last ones when it ends."""
     lines = LogWriter(pipe.file)
 
     async def main() -> None:
@@ -72,40 +72,40 @@ def test_a_pass_of_the_loop_is_one_write(pipe: Pipe) -> None:
 
 
 @given(st.lists(st.integers(0, 3 * MAX_WRITE), max_size=9))
-def test_a_write_is_of_whole_lines(sizes: list[int]) -> None:
-    """None has more than a pipe takes in one piece, but for a line that has more alone; all come, in order."""
+def test_flush_writes_batches_of_complete_lines(sizes: list[int]) -> None:
+    """No batch has more than MAX_WRITE bytes, except for one line that is longer. All lines are written in order."""
     written: list[bytes] = []
 
-    class Kept(LogWriter):
+    class Recorder(LogWriter):
         def _write(self, lines: list[bytes]) -> None:
             written.append(b"".join(lines))
 
-    lines = Kept(1)
+    lines = Recorder(1)
     lines.before_run()
-    told = [b"x" * size for size in sizes]
-    for line in told:
+    expected = [b"x" * size for size in sizes]
+    for line in expected:
         lines.info(line)
     lines.before_io_wait(0)
-    assert b"".join(written) == b"".join(line + b"\n" for line in told)
+    assert b"".join(written) == b"".join(line + b"\n" for line in expected)
     assert all(piece.endswith(b"\n") for piece in written if piece)
     assert all(len(piece) <= MAX_WRITE or piece.count(b"\n") == 1 for piece in written)
 
 
-def test_a_disk_that_takes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is written after it."""
-    taken = bytearray()
+def test_flush_after_a_partial_write_writes_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nearly full disk may accept a part of a write."""
+    accepted = bytearray()
 
     def write(_: int, data: bytes) -> int:
-        taken.extend(data[:5])
+        accepted.extend(data[:5])
         return min(5, len(data))
 
     monkeypatch.setattr(os, "write", write)
     LogWriter(1).info(b"0123456789")
-    assert taken == b"0123456789\n"
+    assert accepted == b"0123456789\n"
 
 
-def test_what_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is it tried again: the disk may be full for long."""
+def test_flush_that_fails_drops_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker continues, and the lines are not kept: the disk may be full for a long time."""
 
     def full(_: int, __: bytes) -> int:
         raise OSError(errno.ENOSPC, "full")
@@ -123,29 +123,29 @@ def test_what_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 @given(fields)
-def test_a_long_line_is_cut_where_it_is_longest(line: dict[str, object]) -> None:
-    """It fits, is JSON with the same fields still, and a value that is no longer whole tells so."""
+def test_long_json_line_has_its_longest_values_truncated(line: dict[str, object]) -> None:
+    """The result fits into one write, is JSON with the same fields, and marks each truncated value."""
     written = bytearray()
 
-    class Kept(LogWriter):
+    class Recorder(LogWriter):
         def _write(self, lines: list[bytes]) -> None:
             written.extend(b"".join(lines))
 
-    Kept(1, shared=True, json=True).info(json.dumps(line).encode())
-    told = json.loads(written)
+    Recorder(1, shared=True, json=True).info(json.dumps(line).encode())
+    found = json.loads(written)
     assert len(written) <= MAX_WRITE
-    assert told.keys() == line.keys()
-    # Compared outside of the assertions, which would print what is very long.
-    whole = {name for name in line if told[name] == line[name]}
-    marked = {name for name in line if " ... ".startswith(str(told[name])[:5]) or " ... " in str(told[name])}
+    assert found.keys() == line.keys()
+    # Compared outside of the assertions, which would print very long values.
+    whole = {name for name in line if found[name] == line[name]}
+    marked = {name for name in line if " ... ".startswith(str(found[name])[:5]) or " ... " in str(found[name])}
     assert whole | marked == line.keys()
     fits = len(json.dumps(line)) < MAX_WRITE
     assert whole == line.keys() or not fits
 
 
 @given(st.text("x\u2603\U0001f600\n"), st.integers(-5, 200))
-def test_texts_are_cut_between_characters(text: str, most: int) -> None:
-    """What is left is text, no longer than may be, with the beginning and the end of the whole."""
+def test_truncate_middle_cuts_between_characters(text: str, most: int) -> None:
+    """The result is valid UTF-8 within the limit, and has the beginning and the end of the text."""
     data = text.encode()
     left = truncate_middle(data, most)
     assert len(left) <= max(0, most) or left == data
@@ -156,8 +156,8 @@ def test_texts_are_cut_between_characters(text: str, most: int) -> None:
         assert text.endswith(tail)
 
 
-def test_what_cannot_be_shortened_enough_has_no_values_left() -> None:
-    """Then all is cut, and that is all that can be done."""
+def test_shorten_json_by_too_much_empties_all_values() -> None:
+    """Names of fields are not shortened."""
     assert shorten_json(b'{"a":"b","c":"d"}', 100) == b'{"a":"","c":""}'
 
 
@@ -175,8 +175,8 @@ trio.run(write, instruments=[lines])
 """
 
 
-def test_processes_do_not_write_into_each_other_s_lines() -> None:
-    """Three at once into one pipe that is always full, with lines from short to far too long: each line is whole."""
+def test_lines_of_several_processes_are_not_mixed() -> None:
+    """Three processes write short and very long lines into one full pipe, and each line arrives complete."""
     reading, writing = os.pipe()
     read = bytearray()
 
@@ -192,6 +192,6 @@ def test_processes_do_not_write_into_each_other_s_lines() -> None:
     os.close(writing)
     reader.join()
     os.close(reading)
-    told = [json.loads(line) for line in read.splitlines()]
+    found = [json.loads(line) for line in read.splitlines()]
     for number in (1, 2, 3):
-        assert [line["number"] for line in told if line["process"] == number] == list(range(300))
+        assert [line["number"] for line in found if line["process"] == number] == list(range(300))

@@ -1,4 +1,4 @@
-"""Events as log lines."""
+"""Log lines of events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from worker import events as e
 from worker.config import load
 from worker.model import Abandon, Ack, Backlog, Delivery, Invocation, Malformed, Nak, NoResponse, Responded, Term
-from worker.observe.logs import LOG_LINES, configure, log_sink
+from worker.observe.logs import DEBUG_EVENTS, LOG_LINES, configure, log_sink
 
 SECRET = "s3cr3t"
 DELIVERY = Delivery((7, 1), "token", 2, 0.0, "q", SECRET.encode())
@@ -84,22 +84,27 @@ def _lines(capfdbinary: pytest.CaptureFixture[bytes], events: list[e.Event], **e
     return capfdbinary.readouterr().out.splitlines()
 
 
-def test_each_event_has_a_line() -> None:
-    """No event is forgotten in the table, nor here."""
+def test_log_lines_contain_every_event() -> None:
+    """Each event has an entry in the table and an example in this test."""
     kinds = {kind for union in typing.get_args(e.Event) for kind in (typing.get_args(union) or (union,))}
     assert set(LOG_LINES) == kinds == {type(event) for event in EVENTS}
 
 
+def test_debug_events_are_the_events_at_debug_level() -> None:
+    """Only for these no line is made unless debug is on."""
+    assert {type(event) for event in EVENTS if LOG_LINES[type(event)](event)[0] == "debug"} == DEBUG_EVENTS
+
+
 @pytest.mark.parametrize("encoding", ["json", "console"])
-def test_no_secret_is_in_any_line(capfdbinary: pytest.CaptureFixture[bytes], encoding: str) -> None:
-    """Bodies, headers, queries and what a callback URL has beyond its host are never logged, at debug level neither."""
+def test_lines_of_all_events_contain_no_secret(capfdbinary: pytest.CaptureFixture[bytes], encoding: str) -> None:
+    """Bodies, headers, queries and any part of a callback URL but its origin are never logged, not even at debug."""
     lines = _lines(capfdbinary, EVENTS, debug="true", log_encoding=encoding)
     assert len(lines) >= len(EVENTS)
     assert not [line for line in lines if SECRET.encode() in line]
 
 
-def test_the_end_of_an_invocation_is_one_line_at_info(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """With call id, function, attempt, status, duration and bytes; its start is told at debug only."""
+def test_ended_invocation_is_one_line_at_info(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """It has call id, function, attempt, status, duration and bytes. The start and the settlement are debug lines."""
     ended = e.InvocationEnded(INVOCATION, 2, 3, ANSWER, Ack(), 0.25)
     (line,) = _lines(capfdbinary, [EVENTS[0], ended, e.Settled(Ack())])
     fields = orjson.loads(line)
@@ -116,28 +121,28 @@ def test_the_end_of_an_invocation_is_one_line_at_info(capfdbinary: pytest.Captur
     }
 
 
-def test_the_start_of_an_invocation_is_one_line_at_debug(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """With the call id, so that both lines can be found by it."""
+def test_started_invocation_is_one_line_at_debug(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """It has the call id, by which both lines of an invocation are found."""
     (line,) = _lines(capfdbinary, [EVENTS[0]], debug="true")
     fields = orjson.loads(line)
     assert (fields["event"], fields["level"], fields["call_id"]) == ("Invoke", "debug", "call-1")
 
 
-def test_a_retry_tells_when(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """The wait before the next attempt is in the line."""
+def test_retried_invocation_logs_the_wait(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The line has the seconds before the next attempt."""
     (line,) = _lines(capfdbinary, [EVENTS[1]])
     assert orjson.loads(line)["retry_in"] == 10.0
 
 
-def test_an_annotation_is_warned_of_once(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """The same one at each message would drown the log; another value is another warning."""
+def test_ignored_annotation_is_logged_once(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A warning for each message would flood the log. Another value causes another warning."""
     first = e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number")
     lines = _lines(capfdbinary, [first, first, replace(first, value="few"), first])
     assert len(lines) == 2
 
 
-def test_what_could_not_be_decoded_is_logged_without_a_call(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """There is no call id to tell; the sequence number finds it in the dead letters."""
+def test_dead_letter_without_a_call_id_logs_its_sequence(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A message that cannot be decoded has no call id; its sequence number finds it in the dead letters."""
     malformed = e.InvocationEnded(INVOCATION, 1, 3, Malformed("odd"), Term("odd"), 0.0)
     lines = _lines(capfdbinary, [EVENTS[12], malformed])
     assert orjson.loads(lines[0])["sequence"] == 7

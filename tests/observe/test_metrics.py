@@ -1,4 +1,4 @@
-"""Events as metrics."""
+"""Metrics of events."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def test_messages_processed_are_those_taken_off(metrics: Metrics) -> None:
-    """An ack or a term counts; a give-back does not."""
+def test_settled_event_counts_removed_messages(metrics: Metrics) -> None:
+    """An ack or a term counts, and a nak does not."""
     for verdict in (Ack(), Term("x"), Nak(1.0), Ack()):
         metrics(e.Settled(verdict))
     assert _value(metrics, "queue_worker_messages_processed_total", queue_name="q", kubernetes_pod_name="pod-1") == 3
 
 
-def test_inflight_is_what_runs(metrics: Metrics) -> None:
-    """Up at the start, down at the end, however it ends."""
+def test_inflight_counts_running_invocations(metrics: Metrics) -> None:
+    """It goes up at each start and down at each end, whatever the outcome."""
     labels = {"queue_name": "q", "function_name": "echo.fn"}
     for _ in range(3):
         metrics(e.InvocationStarted(INVOCATION, 1, 0.5))
@@ -41,18 +41,18 @@ def test_inflight_is_what_runs(metrics: Metrics) -> None:
     assert _value(metrics, "queue_worker_invocations_total", **labels, code="200") == 1
     assert _value(metrics, "queue_worker_invocations_total", **labels, code="none") == 1
     assert _value(metrics, "queue_worker_invocation_duration_seconds_count", **labels) == 1
-    assert _value(metrics, "queue_worker_retries_total", **labels) is None, "handing back is no retry"
+    assert _value(metrics, "queue_worker_retries_total", **labels) is None, "an interrupted invocation is no retry"
 
 
-def test_queue_wait_is_told_of_first_attempts(metrics: Metrics) -> None:
-    """Between attempts the wait would be the back-off."""
+def test_queue_wait_counts_first_attempts_only(metrics: Metrics) -> None:
+    """Between attempts the wait is the backoff."""
     metrics(e.InvocationStarted(INVOCATION, 1, 0.5))
     metrics(e.InvocationStarted(INVOCATION, 2, 10.5))
     assert _value(metrics, "queue_worker_queue_wait_seconds_sum", queue_name="q", function_name="echo.fn") == 0.5
 
 
-def test_pending_is_told_by_function(metrics: Metrics) -> None:
-    """Partitions are added up, the bare subject has no name, and what has gone falls to nothing."""
+def test_backlog_sets_pending_messages_by_function(metrics: Metrics) -> None:
+    """Partitions are added up, the bare subject has an empty name, and a function without messages falls to 0."""
     metrics(e.BacklogRead(Backlog(9, {"q": 1, "q.0.echo.fn": 2, "q.1.echo.fn": 3, "q.other": 4})))
 
     def pending(function: str) -> float | None:
@@ -64,8 +64,8 @@ def test_pending_is_told_by_function(metrics: Metrics) -> None:
     assert _value(metrics, "queue_worker_messages_submitted_total", queue_name="q", kubernetes_pod_name="pod-1") == 9
 
 
-def test_reconnects_count_from_the_second_connection(metrics: Metrics) -> None:
-    """The first connection is none."""
+def test_connected_event_counts_reconnects_only(metrics: Metrics) -> None:
+    """The first connection is no reconnect."""
     metrics(e.Connected("s", False))
     assert _value(metrics, "queue_worker_nats_reconnect_total") == 0
     metrics(e.Disconnected())
@@ -75,8 +75,8 @@ def test_reconnects_count_from_the_second_connection(metrics: Metrics) -> None:
     assert _value(metrics, "queue_worker_nats_connected") == 1
 
 
-def test_the_number_of_functions_is_bounded(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names come from messages: past the bound they share one series."""
+def test_functions_beyond_the_limit_share_one_series(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are taken from messages, so the number of series must be limited."""
     monkeypatch.setattr(module, "MAX_FUNCTIONS", 2)
     metrics(e.BacklogRead(Backlog(9, {f"q.0.f{number}.fn": 1 for number in range(5)})))
     text = metrics.render_text().decode()
@@ -85,14 +85,14 @@ def test_the_number_of_functions_is_bounded(metrics: Metrics, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("attempts", "kind"), [(3, "exhausted"), (0, "undecodable")])
-def test_dead_letters_are_told_apart(metrics: Metrics, attempts: int, kind: str) -> None:
-    """What was tried and what could not be read."""
+def test_dead_letter_event_counts_by_kind(metrics: Metrics, attempts: int, kind: str) -> None:
+    """A message that used up its attempts counts separately from one that cannot be decoded."""
     metrics(e.DeadLettered(DELIVERY, "c", "f.ns", "x", attempts, True))
     assert _value(metrics, "queue_worker_dead_letters_total", queue_name="q", kind=kind) == 1
 
 
-def test_callbacks_by_result(metrics: Metrics) -> None:
-    """Delivered, to be sent again, given up."""
+def test_callback_event_counts_by_result(metrics: Metrics) -> None:
+    """A callback is delivered, retried or failed."""
     metrics(e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1))
     metrics(e.CallbackPosted(INVOCATION, 200, True, None, 0.1))
     metrics(e.CallbackPosted(INVOCATION, 400, False, None, 0.1))

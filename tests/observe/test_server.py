@@ -1,4 +1,4 @@
-"""Metrics and health, over HTTP."""
+"""The HTTP server for metrics and health."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.observe.server import serve_observers
 
 
 class Worker:
-    """One that is alive and ready, or is not."""
+    """A worker whose health a test sets."""
 
     sick: str | None = None
     busy: str | None = None
@@ -29,8 +29,8 @@ class Worker:
         return self.busy
 
 
-async def test_health_readiness_and_metrics() -> None:
-    """/healthz and /readyz are 200, or 503 with the reason, each on its own; /metrics is in Prometheus' format."""
+async def test_server_reports_health_readiness_and_metrics() -> None:
+    """/healthz and /readyz independently return 200, or 503 with the reason; /metrics has Prometheus' format."""
     worker = Worker()
     serve = partial(serve_observers, "127.0.0.1", 0, worker)
     async with trio.open_nursery() as nursery:
@@ -53,8 +53,8 @@ async def test_health_readiness_and_metrics() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_port_in_use_is_an_error_that_names_it() -> None:
-    """The worker does not run unseen."""
+async def test_server_on_a_used_port_fails_with_its_address() -> None:
+    """The worker does not run without metrics and health."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     expected = rf"on 127.0.0.1:{port} \(http_host, http_port\): .*in use"

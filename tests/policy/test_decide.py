@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.cases import check_each
 from worker.model import (
     Abandon,
     Ack,
@@ -25,7 +26,7 @@ from worker.model import (
     Verdict,
 )
 from worker.policy.backoff import Backoff, Jitter
-from worker.policy.decide import decide, describe, header, sooner, status_of
+from worker.policy.decide import decide, describe, header, status_of
 from worker.policy.limiter import LONGEST_REST
 from worker.policy.retry import Retry
 
@@ -36,17 +37,20 @@ RETRY = Retry()
 
 
 def verdict(outcome: Outcome, attempt: int = 1, retry: Retry = RETRY, dice: float = 0.0) -> Verdict:
-    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)
+    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)[0]
 
 
 # The contract's table, row by row.
 
 
-@pytest.mark.parametrize("status", [code for code in range(100, 600) if code not in LISTED])
-def test_a_code_that_is_not_listed_is_done(status: int) -> None:
+def test_a_code_that_is_not_listed_is_done() -> None:
     """A code not in the retry list, below 400 or not, with no X-OpenFaaS-Internal header: done, at any attempt."""
-    for attempt in (1, 99, 100, 101):
-        assert verdict(Responded(status), attempt) == Ack()
+
+    def check(status: int) -> None:
+        for attempt in (1, 99, 100, 101):
+            assert verdict(Responded(status), attempt) == Ack()
+
+    check_each((code for code in range(100, 600) if code not in LISTED), check)
 
 
 @pytest.mark.parametrize("status", LISTED)
@@ -298,5 +302,31 @@ def test_headers_are_found_in_any_case() -> None:
 def test_sent_to_learn(asked: bytes | None, wait: float | None) -> None:
     """It is back after the limiter's wait, or when the function asks for it; what asks for long is an attempt."""
     headers = ((b"Retry-After", asked),) if asked else ()
-    assert sooner(Responded(429, headers), 0.2, now=NOW) == (None if wait is None else Nak(wait))
+    refused = Responded(429, headers)
+    for number in (1, 100):
+        last = decide(refused, attempt=number, retry=RETRY, draw=0.0, now=NOW)
+        probe = decide(refused, attempt=number, retry=RETRY, draw=0.0, now=NOW, probe_wait=0.2)
+        assert probe == (last if wait is None else (Nak(wait), False))
     assert LONGEST_REST == 30.0
+
+
+@pytest.mark.parametrize("outcome", [Responded(200), Responded(404), Malformed("x"), LeaseLost()])
+def test_decide_probe_that_was_not_refused_is_as_any_other(outcome: Outcome) -> None:
+    """What the limiter answers changes nothing where the outcome is not retried."""
+    plain = decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)
+    assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW, probe_wait=0.2) == plain
+
+
+def test_decide_counts_all_but_what_the_drain_cancelled() -> None:
+    """An attempt that the drain cancelled is made again; every other outcome uses one up."""
+    outcomes: list[Outcome] = [
+        Responded(200),
+        Responded(503),
+        NoResponse("x"),
+        TimedOut(1.0),
+        Malformed("x"),
+        Crashed(ValueError()),
+    ]
+    for outcome in outcomes:
+        assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)[1]
+    assert decide(Interrupted(), attempt=1, retry=RETRY, draw=0.0, now=NOW) == (Nak(), False)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from worker.model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
-from worker.policy.ledger import EARLY, HOLD, Early, Finished, Fresh, Ledger, Running
+from worker.policy.ledger import EARLY, HOLD, Extend, Ledger, Postpone, SettleAgain, Start
 
 EPOCH = 1_700_000_000_000_000_000
 
@@ -31,7 +31,7 @@ def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True
 @pytest.mark.parametrize("count", [1, 2, 57])
 def test_a_message_it_never_had_is_the_attempt_that_the_queue_counts(count: int) -> None:
     """Without memory of a message the delivery count stands for the attempts, and nothing is waited for."""
-    assert Ledger().classify(delivery(count=count), now=5.0) == Fresh(count, 0.0)
+    assert Ledger().classify(delivery(count=count), now=5.0) == Start(count, 0.0)
 
 
 def test_another_stream_has_other_messages() -> None:
@@ -39,9 +39,9 @@ def test_another_stream_has_other_messages() -> None:
     ledger = Ledger()
     ledger.classify(delivery(), now=0.0)
     ledger.record(delivery(), 1, Ack(), counts=True, now=0.0)
-    assert ledger.classify(delivery(stored=EPOCH + 1), now=0.0) == Fresh(1)
-    assert ledger.classify(delivery(sequence=2), now=0.0) == Fresh(1)
-    assert ledger.classify(delivery(), now=0.0) == Finished(Ack())
+    assert ledger.classify(delivery(stored=EPOCH + 1), now=0.0) == Start(1)
+    assert ledger.classify(delivery(sequence=2), now=0.0) == Start(1)
+    assert ledger.classify(delivery(), now=0.0) == SettleAgain(Ack())
 
 
 # Its three laws.
@@ -51,9 +51,9 @@ def test_another_stream_has_other_messages() -> None:
 def test_a_running_message_is_not_run_again(count: int) -> None:
     """While it runs here, every other delivery of it is the same lease, whatever its count."""
     ledger = Ledger()
-    assert ledger.classify(delivery(count=3), now=0.0) == Fresh(3)
+    assert ledger.classify(delivery(count=3), now=0.0) == Start(3)
     for now in (0.0, 1e9):
-        assert ledger.classify(delivery(count=count), now=now) == Running()
+        assert ledger.classify(delivery(count=count), now=now) == Extend()
 
 
 @pytest.mark.parametrize("verdict", [Ack(), Term("gave up")])
@@ -64,22 +64,22 @@ def test_a_finished_message_is_settled_again(verdict: Final, count: int) -> None
     ledger.classify(delivery(count=2), now=0.0)
     ledger.record(delivery(count=2), 2, verdict, counts=True, now=1.0)
     for now in (1.0, 1.0, 1e9):
-        assert ledger.classify(delivery(count=count), now=now) == Finished(verdict)
+        assert ledger.classify(delivery(count=count), now=now) == SettleAgain(verdict)
 
 
 @pytest.mark.parametrize(
     ("now", "expected"),
     [
-        (100.0, Early(10.0)),
-        (105.0, Early(5.0)),
-        (108.99, Early(110.0 - 108.99)),
-        (109.0, Fresh(4, 1.0)),
-        (109.5, Fresh(4, 0.5)),
-        (110.0, Fresh(4, 0.0)),
-        (500.0, Fresh(4, 0.0)),
+        (100.0, Postpone(10.0)),
+        (105.0, Postpone(5.0)),
+        (108.99, Postpone(110.0 - 108.99)),
+        (109.0, Start(4, 1.0)),
+        (109.5, Start(4, 0.5)),
+        (110.0, Start(4, 0.0)),
+        (500.0, Start(4, 0.0)),
     ],
 )
-def test_a_message_that_comes_early_waits(now: float, expected: Fresh | Early) -> None:
+def test_a_message_that_comes_early_waits(now: float, expected: Start | Postpone) -> None:
     """Before its back-off is over it goes back for the rest of it; the last second is waited out here."""
     assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
@@ -87,14 +87,14 @@ def test_a_message_that_comes_early_waits(now: float, expected: Fresh | Early) -
 @pytest.mark.parametrize(
     ("remaining", "expected"),
     [
-        (HOLD + 2**-20, Early(HOLD + 2**-20)),
-        (HOLD, Fresh(2, HOLD)),
-        (EARLY + 2**-20, Fresh(2, EARLY + 2**-20)),
-        (EARLY, Fresh(2, 0.0)),
-        (EARLY / 2, Fresh(2, 0.0)),
+        (HOLD + 2**-20, Postpone(HOLD + 2**-20)),
+        (HOLD, Start(2, HOLD)),
+        (EARLY + 2**-20, Start(2, EARLY + 2**-20)),
+        (EARLY, Start(2, 0.0)),
+        (EARLY / 2, Start(2, 0.0)),
     ],
 )
-def test_the_bounds_of_early(remaining: float, expected: Fresh | Early) -> None:
+def test_the_bounds_of_early(remaining: float, expected: Start | Postpone) -> None:
     """More than a second goes back, less is held, and a twentieth of one is what two clocks may differ by."""
     ledger = Ledger()
     ledger.classify(delivery(), now=0.0)
@@ -106,9 +106,9 @@ def test_the_bounds_of_early(remaining: float, expected: Fresh | Early) -> None:
 def test_a_message_given_back_early_keeps_its_attempts_and_its_wait() -> None:
     """However often it comes early, the wait ends when it was to end, and no attempt is counted."""
     ledger = given_back(3, 3, 60.0)
-    assert ledger.classify(delivery(count=4), now=110.0) == Early(50.0)
-    assert ledger.classify(delivery(count=5), now=120.0) == Early(40.0)
-    assert ledger.classify(delivery(count=6), now=160.0) == Fresh(4, 0.0)
+    assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
+    assert ledger.classify(delivery(count=5), now=120.0) == Postpone(40.0)
+    assert ledger.classify(delivery(count=6), now=160.0) == Start(4, 0.0)
 
 
 # What it counts.
@@ -117,33 +117,33 @@ def test_a_message_given_back_early_keeps_its_attempts_and_its_wait() -> None:
 def test_what_was_not_attempted_does_not_count() -> None:
     """A message given back unstarted, or to shut down, comes again as the same attempt."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.classify(delivery(count=8), now=100.0) == Fresh(3)
+    assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
 
 
 @pytest.mark.parametrize(("count", "attempt"), [(4, 4), (5, 5), (8, 8)])
 def test_what_others_had_counts(count: int, attempt: int) -> None:
     """Each delivery that went elsewhere meanwhile counts as an attempt, and its wait is over."""
-    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Fresh(attempt)
+    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(attempt)
 
 
 def test_hand_backs_stay_uncounted_when_others_had_it() -> None:
     """What we know that the queue's count overstates stays taken off."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.classify(delivery(count=10), now=100.0) == Fresh(5)
+    assert ledger.classify(delivery(count=10), now=100.0) == Start(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_consumer_made_anew_does_not_reset_the_attempts(count: int) -> None:
     """Its counts begin at one again: what we had before is added to what the new consumer has handed out."""
     ledger = given_back(3, 3, 0.0)
-    assert ledger.classify(delivery(count=count), now=100.0) == Fresh(3 + count)
+    assert ledger.classify(delivery(count=count), now=100.0) == Start(3 + count)
 
 
 def test_a_consumer_made_anew_does_not_end_the_wait() -> None:
     """A back-off holds against a consumer that has forgotten it."""
     ledger = given_back(3, 3, 60.0)
-    assert ledger.classify(delivery(count=1), now=110.0) == Early(50.0)
-    assert ledger.classify(delivery(count=2), now=160.0) == Fresh(4)
+    assert ledger.classify(delivery(count=1), now=110.0) == Postpone(50.0)
+    assert ledger.classify(delivery(count=2), now=160.0) == Start(4)
 
 
 def test_the_newest_delivery_is_what_counts_go_on_from() -> None:
@@ -152,16 +152,16 @@ def test_the_newest_delivery_is_what_counts_go_on_from() -> None:
     ledger.classify(delivery(count=1), now=0.0)
     ledger.classify(delivery(count=2), now=30.0)
     ledger.record(delivery(count=2), 1, Nak(60.0), counts=True, now=40.0)
-    assert ledger.classify(delivery(count=3), now=50.0) == Early(50.0)
-    assert ledger.classify(delivery(count=4), now=100.0) == Fresh(2)
+    assert ledger.classify(delivery(count=3), now=50.0) == Postpone(50.0)
+    assert ledger.classify(delivery(count=4), now=100.0) == Start(2)
 
 
 def test_what_was_abandoned_is_forgotten() -> None:
     """Others have it, and what they do cannot be counted here: the queue's count stands again, hand-backs and all."""
     ledger = given_back(7, 3, 0.0, attempted=False)
-    assert ledger.classify(delivery(count=8), now=100.0) == Fresh(3)
+    assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
     ledger.record(delivery(count=8), 3, Abandon(), counts=True, now=100.0)
-    assert ledger.classify(delivery(count=9), now=100.0) == Fresh(9)
+    assert ledger.classify(delivery(count=9), now=100.0) == Start(9)
 
 
 # What it remembers.
@@ -173,9 +173,9 @@ def test_the_oldest_is_forgotten_first() -> None:
     for sequence in (1, 2, 3):
         ledger.classify(delivery(sequence), now=0.0)
         ledger.record(delivery(sequence), 1, Ack(), counts=True, now=0.0)
-    assert ledger.classify(delivery(1, 5), now=0.0) == Fresh(5)
-    assert ledger.classify(delivery(2, 5), now=0.0) == Finished(Ack())
-    assert ledger.classify(delivery(3, 5), now=0.0) == Finished(Ack())
+    assert ledger.classify(delivery(1, 5), now=0.0) == Start(5)
+    assert ledger.classify(delivery(2, 5), now=0.0) == SettleAgain(Ack())
+    assert ledger.classify(delivery(3, 5), now=0.0) == SettleAgain(Ack())
 
 
 def test_giving_back_is_remembered_anew() -> None:
@@ -184,11 +184,11 @@ def test_giving_back_is_remembered_anew() -> None:
     for sequence in (1, 2):
         ledger.classify(delivery(sequence), now=0.0)
         ledger.record(delivery(sequence), 1, Nak(60.0), counts=True, now=0.0)
-    assert ledger.classify(delivery(1, 2), now=10.0) == Early(50.0)
+    assert ledger.classify(delivery(1, 2), now=10.0) == Postpone(50.0)
     ledger.classify(delivery(3), now=10.0)
     ledger.record(delivery(3), 1, Ack(), counts=True, now=10.0)
-    assert ledger.classify(delivery(1, 3), now=20.0) == Early(40.0)
-    assert ledger.classify(delivery(2, 9), now=20.0) == Fresh(9)
+    assert ledger.classify(delivery(1, 3), now=20.0) == Postpone(40.0)
+    assert ledger.classify(delivery(2, 9), now=20.0) == Start(9)
 
 
 def test_what_runs_is_never_forgotten() -> None:
@@ -196,7 +196,7 @@ def test_what_runs_is_never_forgotten() -> None:
     ledger = Ledger(remember=1)
     for sequence in range(1, 100):
         ledger.classify(delivery(sequence), now=0.0)
-    assert all(ledger.classify(delivery(sequence, 2), now=0.0) == Running() for sequence in range(1, 100))
+    assert all(ledger.classify(delivery(sequence, 2), now=0.0) == Extend() for sequence in range(1, 100))
 
 
 def test_memory_by_default() -> None:
@@ -205,8 +205,8 @@ def test_memory_by_default() -> None:
     for sequence in range(20_001):
         ledger.classify(delivery(sequence), now=0.0)
         ledger.record(delivery(sequence), 1, Ack(), counts=True, now=0.0)
-    assert ledger.classify(delivery(0, 2), now=0.0) == Fresh(2)
-    assert ledger.classify(delivery(1, 2), now=0.0) == Finished(Ack())
+    assert ledger.classify(delivery(0, 2), now=0.0) == Start(2)
+    assert ledger.classify(delivery(1, 2), now=0.0) == SettleAgain(Ack())
 
 
 @dataclass
@@ -224,10 +224,10 @@ class OnlyWorker(RuleBasedStateMachine):
     Its laws:
 
     - it remembers at most as many messages as it was told to, and every one that runs;
-    - a running message is never Fresh, and neither is a finished one that it remembers;
+    - a running message is never Start, and neither is a finished one that it remembers;
     - the attempt it gives is one more than the attempts that were made, however often the message was handed out while
       it ran, given back unstarted, came early, or was handed out by a consumer made anew;
-    - before the back-off is over it is Early with exactly the rest of it, or Fresh with no more to wait than HOLD;
+    - before the back-off is over it is Postpone with exactly the rest of it, or Start with no more to wait than HOLD;
     - what it has forgotten, or abandoned, is the attempt that the queue counts.
     """
 
@@ -266,15 +266,15 @@ class OnlyWorker(RuleBasedStateMachine):
         known = self.known.get(sequence, Known(handed.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
-            assert arrival == Running()
+            assert arrival == Extend()
             self.running[sequence] = handed, self.running[sequence][1]
         elif known.final:
-            assert arrival == Finished(known.final)
+            assert arrival == SettleAgain(known.final)
         elif remaining > HOLD:
-            assert arrival == Early(remaining)
+            assert arrival == Postpone(remaining)
             self.keep(sequence, known)
         else:
-            assert arrival == Fresh(known.attempts + 1, remaining if remaining > EARLY else 0.0)
+            assert arrival == Start(known.attempts + 1, remaining if remaining > EARLY else 0.0)
             self.running[sequence] = handed, known.attempts + 1
 
     @rule(

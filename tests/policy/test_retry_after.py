@@ -29,16 +29,16 @@ NOW = 784_111_777.0
         pytest.param("1" * 100_000, inf, id="100,000 digits"),
     ],
 )
-def test_seconds(value: str, seconds: float) -> None:
-    """Any number of digits is a number of seconds, however many they are."""
+def test_retry_after_of_digits_is_seconds(value: str, seconds: float) -> None:
+    """Any number of digits is a number of seconds, however long it is."""
     assert parse_retry_after(value, now=NOW) == seconds
 
 
 @pytest.mark.parametrize(
     "date", ["Sun, 06 Nov 1994 08:51:37 GMT", "Sunday, 06-Nov-94 08:51:37 GMT", "Sun Nov  6 08:51:37 1994"]
 )
-def test_dates(date: str) -> None:
-    """Each of HTTP's three kinds of date (RFC 9110, section 5.6.7) is as many seconds away as it is, in GMT."""
+def test_retry_after_of_a_date_is_the_time_until_then(date: str) -> None:
+    """Each of HTTP's three kinds of date (RFC 9110, section 5.6.7) is read as GMT."""
     assert parse_retry_after(date, now=NOW) == 120.0
     assert parse_retry_after(f" {date} ", now=NOW) == 120.0
     assert parse_retry_after(date, now=NOW + 119.5) == 0.5
@@ -48,8 +48,8 @@ def test_dates(date: str) -> None:
 @pytest.mark.parametrize(
     "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
 )
-def test_dates_are_read_alike_everywhere(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's own time zone does not matter."""
+def test_retry_after_of_a_date_ignores_the_local_time_zone(date: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same header is the same wait on every machine."""
     with monkeypatch.context() as there:
         there.setenv("TZ", "JST-9")
         time.tzset()
@@ -60,8 +60,8 @@ def test_dates_are_read_alike_everywhere(date: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
 )
-def test_dates_that_are_over(date: str) -> None:
-    """A date that is past asks for no wait, never for less than none."""
+def test_retry_after_of_a_past_date_is_zero(date: str) -> None:
+    """A wait is never negative."""
     assert parse_retry_after(date, now=NOW + 3600) == 0.0
 
 
@@ -74,8 +74,8 @@ def test_dates_that_are_over(date: str) -> None:
         "06 Nov 1994 08:51:37 UTC",
     ],
 )
-def test_dates_as_mail_writes_them(date: str) -> None:
-    """Dates that only mail allows are understood too, zones included: some servers send them."""
+def test_retry_after_of_a_mail_date_is_accepted(date: str) -> None:
+    """Some servers send dates in the format of mail, with zones."""
     assert parse_retry_after(date, now=NOW) == 120.0
 
 
@@ -116,13 +116,13 @@ def test_dates_as_mail_writes_them(date: str) -> None:
         "Sun, 06 Nov 1994 08:49:37 GMT" + " " * 40 + "x",
     ],
 )
-def test_garbage(value: str) -> None:
-    """What is neither is not valid, and says so, rather than being guessed at."""
+def test_retry_after_of_garbage_is_none(value: str) -> None:
+    """A value that is neither seconds nor a date is not guessed at."""
     assert parse_retry_after(value, now=NOW) is None
 
 
-def test_dates_are_bounded() -> None:
-    """A date may have spaces, and as many as make 64 characters."""
+def test_retry_after_of_a_date_longer_than_the_limit_is_none() -> None:
+    """A date may have 64 characters, spaces included."""
     date = "Sun, 06 Nov 1994 08:51:37" + " " * 36 + "GMT"
     assert len(date) == 64
     assert parse_retry_after(date, now=NOW) == 120.0
@@ -130,8 +130,8 @@ def test_dates_are_bounded() -> None:
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31)), st.integers(0, 2**35))  # noqa: DTZ001 -- zoned below
-def test_any_date_is_understood(when: datetime, now: int) -> None:
-    """Any second that HTTP's own kind of date can tell is understood exactly."""
+def test_retry_after_of_any_http_date_is_exact(when: datetime, now: int) -> None:
+    """Any second that an HTTP date can express is read exactly."""
     when = when.replace(microsecond=0, tzinfo=UTC)
     seconds = parse_retry_after(format_datetime(when, usegmt=True), now=now)
     assert seconds == max(0.0, when.timestamp() - now)
@@ -148,7 +148,7 @@ def test_any_date_is_understood(when: datetime, now: int) -> None:
 )
 @example("Sun, 06 Nov 0001 08:49:37 +2359", 0.0)
 @example("Fri, 31 Dec 9999 23:59:59 -2359", 0.0)
-def test_any_text_is_understood_or_not(value: str, now: float) -> None:
-    """No text at all makes it raise or gives a wait of less than nothing."""
+def test_retry_after_of_any_text_is_none_or_not_negative(value: str, now: float) -> None:
+    """No text makes it raise or return a negative wait."""
     seconds = parse_retry_after(value, now=now)
     assert seconds is None or seconds >= 0

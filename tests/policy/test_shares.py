@@ -59,7 +59,7 @@ class Broker:
             for flow, more in decision.credits.items():
                 for _ in range(int(min(more, self.waiting[flow.name]))):
                     self.waiting[flow.name] -= 1
-                    self.shares.start(flow.name, self.waiting[flow.name], self.now)
+                    self.shares.start(flow, self.waiting[flow.name], self.now)
                     self.served[flow.name] += 1
                     took = seconds[flow.name]
                     heappush(self.running, (self.now + took, next(self.order), flow, took))
@@ -189,7 +189,8 @@ def test_messages_that_run_elsewhere() -> None:
                 asked.append(now)
             else:
                 for _ in range(more):
-                    shares.finish(shares.start("busy", inf, now), 0.01, final=True)
+                    shares.start(flow, inf, now)
+                    shares.finish(flow, 0.01, final=True)
     gaps = [later - one for one, later in pairwise(asked)]
     assert len(gaps) > 10
     assert min(gaps[5:]) >= LONGEST_QUIET
@@ -233,10 +234,12 @@ class Books(RuleBasedStateMachine):
     @rule(name=names, behind=st.integers(0, 5), run=st.booleans())
     def arrives(self, name: str, behind: int, run: bool) -> None:
         """Also when nothing of it was wanted."""
-        if run and self.shares.has_room(name):
-            self.running.append(self.shares.start(name, behind, self.now))
+        flow = self.shares.flow(name)
+        if run and self.shares.has_room(flow):
+            self.shares.start(flow, behind, self.now)
+            self.running.append(flow)
         else:
-            self.shares.reject(name, behind, self.now)
+            self.shares.reject(flow, behind, self.now)
         if self.shares.flow(name).exists:
             self.wanted[name] -= 1
         self.decide()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from worker.admission import Admission
 from worker.drain import CancelGroup, Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
@@ -52,7 +53,7 @@ def seldom(bug: Bug) -> Bug:
 @always
 def acknowledged_before_the_callback(patch: Patch) -> None:
     """What is done is acknowledged first, and then called back."""
-    conclude = Job.finish
+    conclude = Job.conclude
     early: list[Lease] = []
 
     async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
@@ -65,14 +66,14 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
         if lease not in early:
             settle(services, lease, attempt, verdict, counts=attempted)
 
-    patch.setattr(Job, "finish", hasty)
+    patch.setattr(Job, "conclude", hasty)
     patch.setattr("worker.job.settle", late)
 
 
 @always
 def called_back_before_the_end(patch: Patch) -> None:
     """Each answer is called back, also one that is retried."""
-    outcome_of = Job._outcome
+    outcome_of = Job.decode_and_invoke
 
     async def telling(self: Job) -> Any:
         outcome = await outcome_of(self)
@@ -80,7 +81,7 @@ def called_back_before_the_end(patch: Patch) -> None:
             await self._post_callback(self.invocation, outcome, lambda: None)
         return outcome
 
-    patch.setattr(Job, "_outcome", telling)
+    patch.setattr(Job, "decode_and_invoke", telling)
 
 
 @always
@@ -137,7 +138,7 @@ def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
     """What the drain stopped waits as if it had failed."""
     patch.setattr(
         "worker.job.decide",
-        lambda outcome, **rest: Nak(10.0) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
+        lambda outcome, **rest: (Nak(10.0), False) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
     )
 
 
@@ -156,7 +157,8 @@ def one_slot_too_many(patch: Patch) -> None:
 
     def greedy(self: Intake, services: Any, jobs: Any) -> None:
         begin(self, services, jobs)
-        self._shares = Shares(services.config.slots + 1)
+        self._shares = Shares(services.config.slots + 1, self._make_flow)
+        self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
 
     patch.setattr(Intake, "__init__", greedy)
 
@@ -241,9 +243,9 @@ def given_back_after_the_lease(patch: Patch) -> None:
     patch.setattr("worker.job.settle", bold)
     patch.setattr(
         "worker.job.decide",
-        lambda outcome, **rest: Nak() if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
+        lambda outcome, **rest: (Nak(), True) if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
     )
-    patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.lasts * 2 / 3 + 1e-3)
+    patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.ack_wait * 2 / 3 + 1e-3)
 
 
 @in_trouble
@@ -270,7 +272,12 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
 @always
 def given_up_to_learn(patch: Patch) -> None:
     """What was sent to learn how many a function takes is given up after its last attempt, though it was none."""
-    patch.setattr("worker.job.sooner", lambda *_, **__: Term("given up"))
+
+    def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
+        verdict, counts = decide(outcome, probe_wait=probe_wait, **rest)
+        return (Term("given up"), True) if probe_wait is not None and not counts else (verdict, counts)
+
+    patch.setattr("worker.job.decide", hasty)
 
 
 @seldom

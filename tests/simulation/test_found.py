@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from tests.cases import check_each
+from tests.simulation.exact import check_exactly
 from tests.simulation.laws import check
+from tests.simulation.plans import RARE, RARE_HEALTHY
 from tests.world import Answer, reply
 from tests.world.faults import Fault
 from tests.world.functions import Deployment, Reply
 from tests.world.simulation import Plan, Planned, Shift, simulate
 from worker.model import NoResponse, TimedOut
+
+
+def test_lives_that_chance_seldom_finds_break_no_law() -> None:
+    """The plans with which each run of test_simulation.py begins keep all laws: a first, quick look at the worker."""
+
+    def check_life(plan: Plan) -> None:
+        life = simulate(plan)
+        stories, _ = check(life)
+        if not plan.faults:
+            check_exactly(life, stories)
+
+    check_each((*RARE_HEALTHY, *RARE), check_life)
 
 
 def test_what_is_early_and_lay_here_too_long_is_not_given_back() -> None:

@@ -28,6 +28,7 @@ from worker.model import (
     Notice,
     PendingCount,
     Published,
+    QueueShared,
     Settlement,
     StoredCount,
 )
@@ -77,7 +78,7 @@ class FakeConsumer:
         server.join(self.client)
         link.changed.append(self._on_change)
         if not server.by_function:
-            self.tell(PendingCount("", inf))
+            self.tell(QueueShared())
 
     @property
     def wanted(self) -> int:

@@ -1,4 +1,4 @@
-"""The command line: one thin file for each command, imported when it is called."""
+"""The command line: thin modules with the commands, imported when one is called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 import click
@@ -26,10 +27,12 @@ COMMANDS = {
     "purge": "Delete all messages of one function from the queue.",
     "config": "Print the effective settings and the origin of each.",
 }
+_MODULES = {"pause": "function", "resume": "function", "purge": "function"}
+"""Modules of several commands; every other command is ``command`` in the module of its name."""
 
 
 class _Lazy(click.Group):
-    """A group that imports a command's file only when it is needed: `run` must not pay for `gateway`."""
+    """A group that imports a command's module only when it is needed: `run` must not pay for `gateway`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's
         return list(COMMANDS)
@@ -37,7 +40,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{cmd_name}").command
+        module = importlib.import_module(f"{__name__}.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name if cmd_name in _MODULES else "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's
@@ -90,12 +94,15 @@ def ignore_stop_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def settings_or_exit(environment: dict[str, str] | None = None) -> LoadedSettings:
-    """Load the settings; where some are invalid, print the message that names them all and exit with code 2."""
+def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool = False) -> LoadedSettings:
+    """Load the settings, and print their warnings if *warn*; exit with code 2 where some are invalid."""
     try:
-        return load(dict(os.environ) if environment is None else environment)
+        loaded = load(environment)
     except InvalidSettingsError as error:
         fail(error, code=2)
+    for warning in loaded.warnings if warn else ():
+        click.echo(f"warning: {warning}", err=True)
+    return loaded
 
 
 def fail(error: object, *, code: int = 1) -> NoReturn:

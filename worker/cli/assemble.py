@@ -48,12 +48,7 @@ Kubernetes's 30 s."""
 
 
 def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -> None:
-    """Run the worker until a drain has ended.
-
-    Args:
-        settings: the worker's.
-        rank: which of several processes this is; None for a single process, which serves metrics and health itself.
-        writer: the log's buffer, which Trio flushes.
+    """Run the worker until a drain has ended. A single process, with no *rank*, serves metrics and health itself.
 
     Raises:
         worker.ports.MisconfiguredError: the stream or a consumer cannot be used. (In a group, as nurseries raise.)

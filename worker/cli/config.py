@@ -14,10 +14,7 @@ def command() -> None:
 
     Secrets are masked. The exit code is 2 where a setting is invalid.
     """
-    loaded = settings_or_exit()
-    rows = describe(loaded)
+    rows = describe(settings_or_exit(warn=True))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, origin in rows:
         click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
-    for warning in loaded.warnings:
-        click.echo(f"warning: {warning}", err=True)

@@ -30,8 +30,7 @@ def command(*, demo: bool) -> None:
         if demo:
             raise SystemExit(0 if trio.run(run_demo, dict(os.environ)) else 1)
         environment = _environment()
-        for warning in settings_or_exit(environment).warnings:
-            click.echo(f"warning: {warning}", err=True)
+        settings_or_exit(environment, warn=True)
         trio.run(run, environment)
     except* (NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as group:
         failed = group  # Python 3.11.2 puts an exception that is raised here into a group

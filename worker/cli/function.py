@@ -1,4 +1,4 @@
-"""The common parts of `pause`, `resume` and `purge`: a function's name, and the errors of a command."""
+"""``queue-worker pause``, ``resume`` and ``purge``: the commands that act on one function."""
 
 from __future__ import annotations
 
@@ -9,24 +9,78 @@ from typing import TypeVar
 import click
 
 from ..config import Settings
+from ..nats import commands
 from ..nats.commands import NotSupportedError, Session, session
 from ..nats.function_state import PauseState
 from ..policy.names import parse_function
 from ..ports import BrokerUnavailableError, MisconfiguredError
-from . import fail
+from . import fail, settings_or_exit
 
 T = TypeVar("T")
 
 
-def function_label(function: str, settings: Settings) -> str:
-    """Return ``name.namespace`` of *function*; exit with code 2 where that is no function's name."""
+@click.command()
+@click.argument("function")
+def pause(function: str) -> None:
+    """Start no more invocations of FUNCTION, on any worker, until `queue-worker resume`.
+
+    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
+    is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
+    """
+    settings, label = _settings_and_label(function)
+    paused = _run(settings, commands.pause, label)
+    click.echo(f"{label} is paused")
+    _print_paused(paused, settings.queue_name)
+
+
+@click.command()
+@click.argument("function")
+def resume(function: str) -> None:
+    """Start invocations of FUNCTION again, after `queue-worker pause`.
+
+    FUNCTION is name or name.namespace.
+    """
+    settings, label = _settings_and_label(function)
+    paused = _run(settings, commands.resume, label)
+    click.echo(f"{label} is not paused")
+    _print_paused(paused, settings.queue_name)
+
+
+@click.command()
+@click.argument("function")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+def purge(function: str, *, yes: bool) -> None:
+    """Delete all messages of FUNCTION from the queue.
+
+    FUNCTION is name or name.namespace. Deleted messages are lost: they are not invoked, called back, or kept as dead
+    letters. Invocations that run now run to their end, and are not retried.
+    """
+    settings, label = _settings_and_label(function)
+    found = _run(settings, commands.find_messages, label)
+    if found.on_bare_subject:
+        click.echo(
+            f"queue-worker: {_messages(found.on_bare_subject)} on the bare subject {settings.queue_name}"
+            " may be of any function; they are left alone",
+            err=True,
+        )
+    if not found.total:
+        click.echo(f"the queue {settings.queue_name} holds nothing of {label}")
+        return
+    if not yes:
+        click.confirm(f"{_messages(found.total)} of {label} will be lost. Delete?", abort=True)
+    click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
+
+
+def _settings_and_label(function: str) -> tuple[Settings, str]:
+    """Return the settings, and *function* as ``name.namespace``; exit with code 2 where one is invalid."""
+    settings = settings_or_exit().settings
     try:
-        return ".".join(parse_function(function, settings.default_function_name))
+        return settings, ".".join(parse_function(function, settings.default_function_name))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
-def run_command(settings: Settings, command: Callable[[Session, str], Awaitable[T]], label: str) -> T:
+def _run(settings: Settings, command: Callable[[Session, str], Awaitable[T]], label: str) -> T:
     """Run *command* for the function *label*; exit with code 1 where it fails, or 2 where the mode rules it out."""
 
     async def run() -> T:
@@ -41,13 +95,11 @@ def run_command(settings: Settings, command: Callable[[Session, str], Awaitable[
         fail(error, code=2)
 
 
-def print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
-    """Print the functions that are paused."""
+def _print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
     click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
     for label, state in paused.items():
         click.echo(f"  {label}  since {state.since}" if state.since else f"  {label}")
 
 
-def count_messages(count: int) -> str:
-    """Return a number of messages in words."""
+def _messages(count: int) -> str:
     return "1 message" if count == 1 else f"{count} messages"

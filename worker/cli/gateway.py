@@ -16,10 +16,8 @@ def command() -> None:
     POST /async-function/NAME answers 202 once the queue has stored the invocation. Requests to /function/NAME are
     passed on to the functions at gateway_url. Listens on listen_host:listen_port.
     """
-    loaded = settings_or_exit()
-    for warning in loaded.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    settings = settings_or_exit(warn=True).settings
     try:
-        run(loaded.settings)
+        run(settings)
     except (OSError, MisconfiguredError) as error:
         fail(error)

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import click
@@ -28,7 +28,7 @@ _MAX_BODY = 48 * 2**20
 @click.command()
 @click.argument("function")
 @click.option("--data", metavar="TEXT", help="The body.")
-@click.option("--data-file", metavar="PATH", help="The file with the body; - is standard input.")
+@click.option("--data-file", metavar="PATH", type=click.File("rb"), help="The file with the body; - is standard input.")
 @click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="A header; repeatable.")
 @click.option("--method", default="POST", show_default=True, help="The method to invoke the function with.")
 @click.option("--path", default="", help="The path below the function, escaped as in a URL.")
@@ -41,7 +41,7 @@ def command(
     *,
     function: str,
     data: str | None,
-    data_file: str | None,
+    data_file: BinaryIO | None,
     headers: tuple[str, ...],
     method: str,
     path: str,
@@ -132,19 +132,12 @@ def _split_option(text: str, separator: str, option: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _read_body(data: str | None, data_file: str | None) -> bytes:
+def _read_body(data: str | None, data_file: BinaryIO | None) -> bytes:
     if data is not None:
         return data.encode("utf-8", "surrogateescape")
-    if data_file not in (None, "-"):
-        try:
-            with Path(str(data_file)).open("rb") as file:
-                body = file.read(_MAX_BODY + 1)
-        except OSError as error:
-            raise click.UsageError(f"--data-file {data_file}: {error.strerror}") from None
-    elif data_file == "-" or not sys.stdin.isatty():
-        body = sys.stdin.buffer.read(_MAX_BODY + 1)
-    else:
-        body = b""
+    if data_file is None and sys.stdin.isatty():
+        return b""
+    body = (data_file or sys.stdin.buffer).read(_MAX_BODY + 1)
     if len(body) > _MAX_BODY:
         fail(f"the body is too large: no message to NATS has room for more than {_MAX_BODY} bytes")
     return body

@@ -61,14 +61,7 @@ async def child(
     """Run *command* beside the block, and stop it when the block is left.
 
     The child has a process group of its own. So Ctrl-C reaches only this program, which stops the children in order.
-
-    Args:
-        name: the child's name in the output.
-        command: program and arguments.
-        environment: all of the child's variables.
-        output: called with each line of its standard output and standard error.
-        stop_within: seconds between SIGTERM and SIGKILL.
-        pass_fds: files that the child inherits.
+    *output* is called with each line of both its streams; *stop_within* is the time (s) from SIGTERM to SIGKILL.
 
     Raises:
         ChildEndedError: the child ended before it was stopped. (In a group, as nurseries raise.)

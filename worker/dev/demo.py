@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 import httpx
 import trio
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 from ..config import SETTING_FIELDS
 from .children import Child
@@ -94,13 +94,14 @@ class _Demo:
         self._console = Console(highlight=False)
         self._client = httpx.AsyncClient(trust_env=False, timeout=10.0)
         self._observed = Observation()
+        self._next_line = 0.0
 
     async def run(self) -> bool:
         """Submit the invocations, wait for them, drain the worker, and return whether there was no fault."""
         async with self._client:
             await self._submit(FIRST_CALLS)
-            async with self._progress() as progress:
-                await self._poll_until(self._all_called_back, progress)
+            with self._console.status("") as status:
+                await self._poll_until(self._all_called_back, partial(self._show_progress, status))
             await self._submit(LAST_CALLS)
             await self._poll_until(self._all_invoked)
             code, seconds = await self._drain()
@@ -186,32 +187,12 @@ class _Demo:
             show(f"  and {len(faults) - _MAX_FAULTS} more")
         return False
 
-    @asynccontextmanager
-    async def _progress(self) -> AsyncIterator[Callable[[], None]]:
-        """Show the progress: as bars on a terminal, elsewhere as a line per second."""
-        if not self._console.is_terminal:
-            yield self._line_printer()
-            return
-        columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console) as bars:
-            tasks = {function: bars.add_task(function, total=count) for function, count in FIRST_CALLS.items()}
-
-            def update() -> None:
-                called_back = self._observed.called_back()
-                for function, task in tasks.items():
-                    bars.update(task, completed=called_back[function])
-
-            yield update
-
-    def _line_printer(self) -> Callable[[], None]:
-        began = last = trio.current_time()
-
-        def update() -> None:
-            nonlocal last
-            if trio.current_time() - last >= _LINE_INTERVAL or self._all_called_back():
-                last = trio.current_time()
-                called_back = self._observed.called_back()
-                parts = (f"{function} {called_back[function]}/{count}" for function, count in FIRST_CALLS.items())
-                self._console.print(f"{last - began:5.1f} s  " + "  ".join(parts))
-
-        return update
+    def _show_progress(self, status: Status) -> None:
+        """Show the callbacks of each function: in place on a terminal, elsewhere as a line per second."""
+        called_back = self._observed.called_back()
+        text = "  ".join(f"{function} {called_back[function]}/{count}" for function, count in FIRST_CALLS.items())
+        if self._console.is_terminal:
+            status.update(text)
+        elif trio.current_time() >= self._next_line:
+            self._next_line = trio.current_time() + _LINE_INTERVAL
+            self._console.print(text)

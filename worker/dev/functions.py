@@ -17,14 +17,15 @@ import socket
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ..policy.syntax import whole_number
+
+_FUNCTIONS = ("fast", "slow", "flaky", "broken", "echo")
 _SLOW = 1.0
 """Seconds before ``slow`` answers."""
 _MAX_RECORDS = 20_000
@@ -38,14 +39,7 @@ class DemoFunctions:
 
     def __init__(self) -> None:
         self._runs: Counter[tuple[str, str]] = Counter()
-        self._received: list[dict[str, Any]] = []
-        self._handlers: dict[str, Callable[[Request, int], Awaitable[Response]]] = {
-            "fast": _fast,
-            "slow": _slow,
-            "flaky": _flaky,
-            "broken": _broken,
-            "echo": _echo,
-        }
+        self._received: list[dict[str, str]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -59,13 +53,13 @@ class DemoFunctions:
             return self._list_callbacks(request) if request.method == "GET" else self._store_callback(request)
         if function == "runs":
             return JSONResponse([[call, name, runs] for (call, name), runs in self._runs.items()])
-        if function not in self._handlers:
-            return PlainTextResponse(f"no such function; there are {', '.join(self._handlers)}, receive, runs\n", 404)
+        if function not in _FUNCTIONS:
+            return PlainTextResponse(f"no such function; there are {', '.join(_FUNCTIONS)}, receive, runs\n", 404)
         if len(self._runs) > _MAX_RECORDS:
             self._runs.clear()
-        key = request.headers.get("x-call-id", ""), function
-        self._runs[key] += 1
-        return await self._handlers[function](request, self._runs[key])
+        call_id = request.headers.get("x-call-id", "")
+        self._runs[call_id, function] += 1
+        return await _invoke(function, request, call_id, self._runs[call_id, function])
 
     def _store_callback(self, request: Request) -> Response:
         if len(self._received) >= _MAX_RECORDS:
@@ -75,31 +69,27 @@ class DemoFunctions:
         return Response(status_code=202)
 
     def _list_callbacks(self, request: Request) -> Response:
-        after = request.query_params.get("after", "0")
-        return JSONResponse(self._received[int(after) if after.isdigit() else 0 :])
+        after = whole_number(request.query_params.get("after", ""))
+        return JSONResponse(self._received[after:])
 
 
-async def _fast(request: Request, run: int) -> Response:  # noqa: ARG001 -- all handlers have one signature
+async def _invoke(function: str, request: Request, call_id: str, run: int) -> Response:
+    match function:
+        case "slow":
+            await asyncio.sleep(_SLOW)
+            return PlainTextResponse(f"done, after {_SLOW:g} s\n")
+        case "flaky" if run <= (failures := failures_of_flaky(call_id)):
+            return PlainTextResponse(f"not yet: run {run}, and it takes {failures + 1}\n", 503)
+        case "flaky":
+            return PlainTextResponse(f"done, the {run}. time\n")
+        case "broken":
+            return PlainTextResponse("broken, as always\n", 500)
+        case "echo":
+            return await _echo(request)
     return PlainTextResponse("done\n")
 
 
-async def _slow(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
-    await asyncio.sleep(_SLOW)
-    return PlainTextResponse(f"done, after {_SLOW:g} s\n")
-
-
-async def _flaky(request: Request, run: int) -> Response:
-    fails = failures_of_flaky(request.headers.get("x-call-id", ""))
-    if run <= fails:
-        return PlainTextResponse(f"not yet: run {run}, and it takes {fails + 1}\n", 503)
-    return PlainTextResponse(f"done, the {run}. time\n")
-
-
-async def _broken(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
-    return PlainTextResponse("broken, as always\n", 500)
-
-
-async def _echo(request: Request, run: int) -> Response:  # noqa: ARG001 -- as above
+async def _echo(request: Request) -> Response:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

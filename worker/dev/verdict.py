@@ -40,12 +40,7 @@ def expected(function: str, call_id: str, attempts: int) -> tuple[int, int]:
 
 
 def find_faults(observed: Observation, attempts: int) -> list[str]:
-    """Return one sentence for each result that is not as expected.
-
-    Args:
-        observed: the results.
-        attempts: max_retry_attempts.
-    """
+    """Return one sentence for each result that is not as expected, with *attempts* as max_retry_attempts."""
     faults = []
     by_call: dict[str, list[tuple[str | None, str]]] = {call: [] for call in observed.functions}
     for callback in observed.callbacks:

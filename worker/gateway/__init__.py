@@ -1,1 +1,1 @@
-"""The producer: from HTTP onto the queue."""
+"""The producer: takes invocations by HTTP and puts them on the queue."""

@@ -1,4 +1,4 @@
-"""``/function/<name>…`` passed on to the functions: bytes in both directions as they come, nothing followed or kept."""
+"""Proxy for ``/function/<name>…``: passes bytes on in both directions, follows no redirect and stores nothing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import AsyncIterator, Iterable
 
 import httpx
 from starlette.types import Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, connection_options
-from ..policy.names import split_function
+from ..policy.names import parse_function
 from .http import RequestRejectedError, body_chunks
 from .message import check_path, split_target
-from .publisher import Log
 
 _MAX_CONNECTIONS = 500
-"""Requests under way at once: the rest wait, as long as an invocation may take, then get 503."""
+"""Concurrent requests. Further ones wait for upstream_timeout, then get 503."""
 _KEEP_ALIVE = 30.0
-"""Seconds to keep an idle connection: less than servers commonly do, so that they seldom close one just being used."""
+"""Seconds to keep an idle connection: fewer than servers commonly do, which seldom close one that is in use then."""
 _CONNECT_TIMEOUT = 5.0
-"""Seconds to connect: a machine in reach answers in milliseconds, so a lost packet can be sent twice more."""
+"""Seconds to connect: a machine in reach answers in milliseconds, and a lost packet can be repeated twice."""
 _REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"via", b"x-forwarded-for"}
 _RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
-"""Our own server writes the date."""
+"""The gateway's server writes a date of its own."""
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -32,45 +32,45 @@ Fields = list[tuple[bytes, bytes]]
 class FunctionProxy:
     """The application behind ``/function/``.
 
-    It calls httpx's transport without its client, which would keep every caller's cookies.
+    It calls httpx's transport directly, because httpx's client would store every caller's cookies.
     """
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
         self._settings = settings
         self._log = log
         self._url = httpx.URL(settings.gateway_url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
-        """What we write into Via (RFC 9110, section 7.6.3), to know a request that comes round again."""
+        """Entry in Via (RFC 9110, section 7.6.3), by which this gateway detects a loop."""
         limits = httpx.Limits(
             max_connections=_MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
         )
         self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
-        longest = settings.upstream_timeout
-        self._timeout = httpx.Timeout(longest, connect=min(longest, _CONNECT_TIMEOUT)).as_dict()
+        timeout = settings.upstream_timeout
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)).as_dict()
 
     async def close(self) -> None:
-        """Close what connections are left."""
+        """Close all connections."""
         await self._transport.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, until its answer has gone back or its caller has gone away."""
+        """Pass one request on, until its response is sent or the caller closes its connection."""
         _check_target(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
         if any(self._name in value for value in _values(scope["headers"], b"via")):
             text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
             raise RequestRejectedError(508, text)
         body = _Body(receive)
-        work = asyncio.ensure_future(self._forward(scope, body, send))
-        gone = asyncio.ensure_future(body.wait_disconnected(after_body=_has_body(scope)))
+        forward = asyncio.ensure_future(self._forward(scope, body, send))
+        disconnect = asyncio.ensure_future(body.wait_disconnected(after_body=_has_body(scope)))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-                await asyncio.wait((work,))
-        if not work.cancelled():
-            work.result()
+            disconnect.cancel()
+            if not forward.done():
+                forward.cancel()
+                await asyncio.wait((forward,))
+        if not forward.cancelled():
+            forward.result()
 
     async def _forward(self, scope: Scope, body: _Body, send: Send) -> None:
         try:
@@ -89,11 +89,11 @@ class FunctionProxy:
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for chunk in response.aiter_raw():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await response.aclose()  # before the last event, which also ends the watch for the caller's going away
+            await response.aclose()  # before the last event, which ends wait_disconnected and so cancels this task
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except httpx.TransportError as error:
-            # The status has gone out, so all that is left to say is that the answer broke off: the server sees an
-            # application that does not complete its response, and closes the connection.
+            # The status is sent, so the caller can only be shown an incomplete response: the server closes the
+            # connection of an application that does not complete its response.
             self._log.warning("A function's answer broke off", error=str(error) or type(error).__name__)
         finally:
             await response.aclose()
@@ -122,7 +122,7 @@ class FunctionProxy:
 
 
 class _Body:
-    """A request's body as it comes, and after it the news that the caller has gone away."""
+    """A request's body, and after it the event that the caller closed its connection."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -134,7 +134,7 @@ class _Body:
         self._read.set()
 
     async def wait_disconnected(self, *, after_body: bool) -> None:
-        """Wait until nobody waits for the answer; also until it is complete."""
+        """Wait until the caller closes its connection, or the response is complete."""
         if after_body:
             await self._read.wait()
         while (await self._receive())["type"] != "http.disconnect":
@@ -143,9 +143,8 @@ class _Body:
 
 def _check_target(target: str, namespace: str) -> None:
     function, path = split_target(target.removeprefix("/function/"))
-    if split_function(function, namespace) is None:
-        raise RequestRejectedError(400, f"not a function's name: {function[:80]!r}")
     try:
+        parse_function(function, namespace)
         check_path(path)
     except ValueError as error:
         raise RequestRejectedError(400, str(error)) from None
@@ -160,7 +159,7 @@ def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 
 def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
-    """The fields less those about one connection, and less those that Connection names."""
+    """Return the fields without those of a single connection, which Connection can name too."""
     fields = list(fields)
     named = {option for value in _values(fields, b"connection") for option in connection_options(value)}
     return [(name, value) for name, value in fields if name.lower() not in dropped and name.lower() not in named]

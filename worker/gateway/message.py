@@ -1,12 +1,14 @@
 """An invocation as a message of the queue: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it. Pure.
 
-:mod:`worker.policy.decode` reads what is written here, and its laws are kept here first: what it would refuse, and
-would send to the dead letters, is refused while the caller can still be told.
+:mod:`worker.policy.decode` reads these messages. A request that it would reject, and store as a dead letter, is
+rejected here, while the caller still waits for a response.
 
-Two choices. ``Path`` and ``QueryString`` are written as they stood in the request line, escapes and all: the worker
-leaves a valid escape as it is, so the function sees the caller's bytes, and ``%2F`` does not become a slash on the way.
-(OpenFaaS's gateway writes the path unescaped; where nothing is escaped, the two are the same.) And a path with a ``.``
-or ``..`` segment is refused, because a proxy on the way could take it for a way out of ``/function/<name>``.
+``Path`` and ``QueryString`` keep the escapes of the request line: the worker leaves a valid escape as it is, so the
+function receives the caller's bytes, and ``%2F`` does not become a slash. (OpenFaaS's gateway writes the path
+unescaped. The two differ only where the path has escapes.)
+
+A path with a ``.`` or ``..`` segment is rejected, because a proxy could resolve it to a path outside of
+``/function/<name>``.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 import msgspec
 
 from ..policy.callback_url import callback_url
-from ..policy.names import partition_for, split_function, subject_of
+from ..policy.names import parse_function, partition_for, subject_of
+from ..policy.syntax import TOKEN
 
 _LONGEST_CALL_ID = 256
 """Characters: several times what UUIDs and tracing systems need, and harmless in a header and a log line."""
 _CALL_ID = re.compile(r"[ -~]+")
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9$&+,/:;=@\-_.~]*")
-"""A path that Go writes as it is, so that it needs no RawPath beside it."""
+"""A path that Go writes unescaped, so that RawPath is empty."""
 _DROPPED = frozenset({"Host", "Transfer-Encoding", "Content-Length", "Expect"})
-"""What Go keeps out of ``Header``, what the body's own length says, and an expectation that has been met."""
+"""Headers that Go keeps out of ``Header``, that the body's length replaces, or that the gateway has met."""
 
 
 class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -52,18 +54,18 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is published for one invocation."""
+    """The publish of one invocation."""
 
     subject: str
     call_id: str
     started: str
-    """X-Start-Time: when it was accepted (ns since the epoch)."""
+    """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An invocation found to be in order, all but its body."""
+    """A valid invocation without its body."""
 
     subject: str
     call_id: str
@@ -71,7 +73,7 @@ class Draft:
     request: QueueRequest
 
     def message(self, body: bytes) -> Message:
-        """The message, with *body*."""
+        """Return the message with *body*."""
         self.request.Body = body
         return Message(self.subject, self.call_id, self.started, _encoder.encode(self.request))
 
@@ -80,10 +82,10 @@ _encoder = msgspec.json.Encoder()
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """Header fields by their canonical names; values as Go's encoder has them, what is not UTF-8 replaced.
+    """Return header fields by their canonical names; values as Go's encoder writes them, with invalid UTF-8 replaced.
 
     Raises:
-        ValueError: a name that is none, or a control character in a value.
+        ValueError: a name is invalid, or a value contains a control character.
     """
     found: dict[str, list[str]] = {}
     for name, value in pairs:
@@ -96,13 +98,13 @@ def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[st
 
 @lru_cache(maxsize=1024)
 def canonical(name: bytes) -> str:
-    """A header's name as Go writes it: ``x-call-id`` is ``X-Call-Id``.
+    """Return a header's name as Go writes it: ``x-call-id`` as ``X-Call-Id``.
 
     Raises:
-        ValueError: it is not a header's name.
+        ValueError: *name* is not a header's name.
     """
     text = name.decode("latin-1")
-    if not _TOKEN.fullmatch(text):
+    if not TOKEN.fullmatch(text):
         raise ValueError(f"not a header's name: {text[:80]!r}")
     return "-".join(part.capitalize() for part in text.split("-"))
 
@@ -122,31 +124,16 @@ def compose(
     annotations: Mapping[str, str] | None = None,
     partitions: int = 1,
 ) -> Draft:
-    """Put together the invocation that a caller asks for.
+    """Compose the invocation that a caller requests.
 
-    Args:
-        function: ``name`` or ``name.namespace``.
-        headers: the caller's, by canonical name; ``X-Call-Id`` and ``X-Callback-Url`` are heeded.
-        queue: the queue's name.
-        namespace: stands in where the function's name has none.
-        new_call_id: its call id where the caller gives none.
-        now: the time (ns since the epoch).
-        method: with which the function is invoked.
-        host: the name under which we were called.
-        path: below the function's name, as it stood in the request line.
-        query: the same, without its question mark.
-        annotations: the function's.
-        partitions: how many the queue has.
+    *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* replaces
+    a missing call id. *path* and *query* are as in the request line, and *now* is in nanoseconds since the epoch.
 
     Raises:
-        ValueError: something about it cannot be. The text is for the caller.
+        ValueError: a part of the request is invalid. The text is for the caller.
     """
-    if (split := split_function(function, namespace)) is None:
-        raise ValueError(
-            f"not a function's name: {function[:80]!r}; write name or name.namespace,"
-            " of lower-case letters, digits, - and _"
-        )
-    if not _TOKEN.fullmatch(method):
+    name = parse_function(function, namespace)
+    if not TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     check_path(path)
     call_id = _call_id(headers.get("X-Call-Id", ())) or new_call_id
@@ -156,27 +143,27 @@ def compose(
         Host=host,
         Method=method,
         Path=path,
-        # The worker takes one question mark off, as some gateways leave it there.
+        # The worker removes one question mark, because some gateways write it.
         QueryString=f"%3F{query[1:]}" if query.startswith("?") else query,
         Function=function,
         QueueName=queue,
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Draft(subject_of(queue, partition_for(*split, partitions), *split), call_id, str(now), request)
+    return Draft(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:
-    """Function and path of what stands below ``/function/`` or ``/async-function/`` in a request line."""
+    """Split the target *below* ``/function/`` or ``/async-function/`` into function and path."""
     name, slash, rest = below.partition("/")
     return unquote(name), slash + rest
 
 
 def check_path(path: str) -> None:
-    """See that *path*, as it stands in a request line, stays below its function.
+    """Check that *path*, as in a request line, stays below its function.
 
     Raises:
-        ValueError: it does not, or has a ``%`` that begins no escape.
+        ValueError: a segment is ``.`` or ``..``, or a ``%`` begins no escape.
     """
     if "%" not in path and "/." not in path:
         return
@@ -202,10 +189,10 @@ def _callback(given: Iterable[str]) -> dict[str, Any] | None:
 
 
 def _go_url(url: str) -> dict[str, Any]:
-    """An absolute URL as encoding/json writes Go's ``url.URL``.
+    """Return an absolute URL as encoding/json writes Go's ``url.URL``.
 
     Raises:
-        ValueError: it has what is lost that way: user information, or a path that is not UTF-8.
+        ValueError: the URL has parts that this form loses: user information, or a path that is not UTF-8.
     """
     parts = urlsplit(url)
     if "@" in parts.netloc:

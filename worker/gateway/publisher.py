@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+
+from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..events import BrokerFailure, Connected, Disconnected, Event
@@ -21,15 +22,6 @@ _FRAME = len("NATS/1.0\r\n\r\n")
 
 class MessageTooLargeError(Exception):
     """The message, headers and base64 included, exceeds a limit of the server or of the stream."""
-
-
-class Log(Protocol):
-    """The methods of structlog's loggers that the producer calls."""
-
-    def debug(self, event: str, **fields: Any) -> object: ...
-    def info(self, event: str, **fields: Any) -> object: ...
-    def warning(self, event: str, **fields: Any) -> object: ...
-    def error(self, event: str, **fields: Any) -> object: ...
 
 
 async def publish(connection: Connection, stream: str, message: Message) -> bool:
@@ -72,13 +64,10 @@ def _refusal(error: ApiError, stream: str, subject: str) -> Exception:
 class Publisher:
     """The producer's connection to NATS, replaced when its client closes itself.
 
-    Args:
-        settings: all settings.
-        name: the name in the server's list of connections.
-        log: logger of the connection's events.
+    *name* is for the server's list of connections.
     """
 
-    def __init__(self, settings: Settings, *, name: str, log: Log) -> None:
+    def __init__(self, settings: Settings, *, name: str, log: FilteringBoundLogger) -> None:
         self._stream = settings.nats_stream
         self._options = connect_options(settings, name=name)
         self._log = log
@@ -86,7 +75,7 @@ class Publisher:
 
     @property
     def connected(self) -> bool:
-        """Whether a message can be published now."""
+        """True while a message can be published."""
         return self._connection.up
 
     def max_body_bytes(self) -> int:

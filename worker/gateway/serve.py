@@ -6,66 +6,83 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
 from collections.abc import Callable
 
+import structlog
 import uvicorn
+from structlog.typing import FilteringBoundLogger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .. import __version__
 from ..config import Settings
+from ..observe import logs
 from .app import Gateway
 from .functions import FunctionProxy
-from .logs import configure
-from .publisher import Log, Publisher
+from .publisher import Publisher
 
 _BACKLOG = 2048
-"""Connections that the kernel holds until we take them."""
+"""Connections that the kernel holds until the server accepts them."""
 _KEEP_ALIVE = 75
 """Seconds to keep an idle connection: as nginx, and more than the 60 for which load balancers commonly reuse one."""
-_HEADER = 64 * 1024
-"""Bytes of request line and header: twice what nginx takes. uvicorn's parser has no limit of its own."""
+_MAX_HEADER = 64 * 1024
+"""Bytes of request line and header: twice nginx's limit. uvicorn's parser has none."""
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a limit on what stands before the body."""
+    """uvicorn's protocol with a limit for request line and header."""
 
     def on_message_begin(self) -> None:
-        self._room = _HEADER
+        self._header_left = _MAX_HEADER
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._take(len(url))
+        self._count_header(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._take(len(name) + len(value))
+        self._count_header(len(name) + len(value))
         super().on_header(name, value)
 
-    def _take(self, size: int) -> None:
-        self._room -= size
-        if self._room < 0:
-            raise ValueError(f"request line and header of more than {_HEADER} bytes")
+    def _count_header(self, size: int) -> None:
+        self._header_left -= size
+        if self._header_left < 0:
+            raise ValueError(f"request line and header of more than {_MAX_HEADER} bytes")
+
+
+class _LibraryHandler(logging.Handler):
+    """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
+        self._log.warning(record.getMessage().strip(), source=record.name, **trace)
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then let the requests that are under way end.
+    """Serve until SIGTERM or SIGINT, then finish the running requests.
 
     Raises:
-        OSError: the port cannot be listened on.
-        worker.ports.MisconfiguredError: NATS refuses our credentials.
+        OSError: the port is taken.
+        worker.ports.MisconfiguredError: NATS refuses the credentials.
     """
-    log = configure(settings)
+    logs.configure(settings)
+    log: FilteringBoundLogger = structlog.get_logger()
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(log)], force=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings, log))
 
 
-async def _serve(settings: Settings, log: Log) -> None:
+async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, name=f"queue-worker-gateway {__version__}", log=log)
     functions = FunctionProxy(settings, log)
-    sockets = _listen(settings.listen_host, settings.listen_port)
+    listener = listen(settings.listen_host, settings.listen_port)
     server = uvicorn.Server(
         uvicorn.Config(
             Gateway(settings, publisher, functions, log),
@@ -83,13 +100,13 @@ async def _serve(settings: Settings, log: Log) -> None:
         )
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn takes these over, and when it is done raises again what it got, for these to hear.
+        # uvicorn replaces these handlers, and raises the signal again when it has stopped.
         signal.signal(number, lambda *_: None)
     connection = asyncio.ensure_future(publisher.run())
-    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends by itself only to complain
+    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
-        log.info("Listening", url=_url(sockets[0]), queue=settings.queue_name, gateway_url=settings.gateway_url)
-        await server.serve(sockets)
+        log.info("Listening", url=_url(listener), queue=settings.queue_name, gateway_url=settings.gateway_url)
+        await server.serve([listener])
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -98,15 +115,19 @@ async def _serve(settings: Settings, log: Log) -> None:
     log.info("Stopped")
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets for *host*, taken before anything else is started, so that a taken port is one clear error."""
-    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-        0
-    ]
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and listen on *host* and *port*, before anything else starts, so that a taken port is one clear error.
+
+    Raises:
+        OSError: the port is taken, or the host has no address.
+    """
     try:
-        return [socket.create_server(address[:2], family=family, backlog=_BACKLOG)]
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def _url(listener: socket.socket) -> str:
@@ -115,7 +136,7 @@ def _url(listener: socket.socket) -> str:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed; it is faster, but not needed."""
+    """Return uvloop's factory where uvloop is installed: it is faster, but optional."""
     if importlib.util.find_spec("uvloop") is None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop

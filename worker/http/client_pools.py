@@ -41,8 +41,6 @@ class OriginPool(Generic[C]):
         self.limiter = trio.CapacityLimiter(max_clients)
         self.idle: OrderedDict[C, float] = OrderedDict()
         """Idle clients and when they became idle, the oldest first."""
-        self.users = 0
-        """Tasks that use a client or wait for one."""
 
 
 class ClientPools(Generic[C]):
@@ -64,37 +62,30 @@ class ClientPools(Generic[C]):
     async def client(self, origin: str) -> AsyncIterator[C]:
         """Wait for a client of *origin*. It is closed if the body fails or is cancelled, and kept otherwise."""
         pool = self._pools.setdefault(origin, OriginPool(self._max_per_origin))
-        pool.users += 1
-        try:
-            async with pool.limiter:
-                client = pool.idle.popitem()[0] if pool.idle else self._make()
-                try:
-                    yield client
-                except BaseException:
-                    await _close(client)
-                    raise
-                pool.idle[client] = trio.current_time()
-        finally:
-            pool.users -= 1
+        async with pool.limiter:
+            client = pool.idle.popitem()[0] if pool.idle else self._make()
+            try:
+                yield client
+            except BaseException:
+                await _close(client)
+                raise
+            pool.idle[client] = trio.current_time()
         await self._close_older(origin, pool, trio.current_time() - MAX_IDLE)
 
-    async def close_idle(self) -> None:
+    async def close_expired(self) -> None:
         """Close clients that were idle for MAX_IDLE, until cancelled."""
         while True:
             await trio.sleep(MAX_IDLE)
-            await self._close_all_older(trio.current_time() - MAX_IDLE)
+            await self.close_idle(trio.current_time() - MAX_IDLE)
 
-    async def aclose(self) -> None:
-        """Close all idle clients."""
-        await self._close_all_older(math.inf)
-
-    async def _close_all_older(self, time: float) -> None:
+    async def close_idle(self, time: float) -> None:
+        """Close clients that have been idle since before *time*."""
         for origin, pool in list(self._pools.items()):
             await self._close_older(origin, pool, time)
 
     async def _close_older(self, origin: str, pool: OriginPool[C], time: float) -> None:
         """Close the clients of *pool* that have been idle since before *time*, and drop a pool that has no others."""
-        if not pool.users and next(reversed(pool.idle.values()), -math.inf) < time:
+        if not pool.limiter.borrowed_tokens and next(reversed(pool.idle.values()), -math.inf) < time:
             self._pools.pop(origin, None)
         while pool.idle and next(iter(pool.idle.values())) < time:
             await _close(pool.idle.popitem(last=False)[0])
@@ -110,10 +101,10 @@ async def open_client_pools(make: Callable[[], C], *, max_per_origin: float) -> 
     """Run :class:`ClientPools`, and close all clients at the end."""
     async with trio.open_nursery() as nursery:
         pools = ClientPools(make, max_per_origin=max_per_origin)
-        nursery.start_soon(pools.close_idle)
+        nursery.start_soon(pools.close_expired)
         try:
             yield pools
         finally:
             with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
-                await pools.aclose()
+                await pools.close_idle(math.inf)
             nursery.cancel_scope.cancel()

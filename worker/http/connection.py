@@ -39,12 +39,12 @@ class Connection:
 
     def __init__(self, sock: socket, poller: ReadinessPoller) -> None:
         self.idle_until = 0.0
-        """When it is closed unless it was used before."""
+        """Time at which the connection is too old to be used."""
         self.overdue = False
-        """Whether :meth:`abort` ended its exchange."""
-        self._idle = False
-        self._idle_since = 0.0
+        """Flag: :meth:`abort` has ended the exchange."""
+        self._idle, self._idle_since = False, 0.0
         self._spent = False
+        """Flag: more bytes than a response have arrived, or the end, so that no other exchange may begin."""
         self._sock, self._fd = sock, sock.fileno()
         self._task: trio.lowlevel.Task | None = None
         """The task that waits for the response."""
@@ -54,7 +54,7 @@ class Connection:
 
     @property
     def reusable(self) -> bool:
-        """Whether nothing but a response has arrived: neither more bytes nor the end."""
+        """Flag: nothing but a response has arrived, neither more bytes nor the end."""
         return not (self._spent or self.overdue)
 
     def park(self, now: float, until: float) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
 import httpx
 import trio
 
 from ..config import Settings
-from ..model import Attempted, Headers, Invocation, NoResponse, Responded, TimedOut
+from ..model import Attempted, Invocation, NoResponse, Responded, TimedOut
 from .client_pools import LIMITS, ClientPools, open_client_pools
 from .http11 import ResponseParser, write_request
 from .transport import PlainTransport, open_transport
@@ -19,13 +19,33 @@ from .transport import PlainTransport, open_transport
 _MAX_JOINED = 65_536
 """Bytes of a body that is copied behind its header, to be sent with it at once; a larger one is sent by itself."""
 _WITH_LENGTH = ("POST", "PUT", "PATCH")
-"""Methods whose requests have a Content-Length even if the body is empty (RFC 9110, section 8.6)."""
+"""Methods of requests that have a Content-Length even if the body is empty (RFC 9110, section 8.6)."""
 
 
-class Gateway(Protocol):
-    """Sends a request to the gateway."""
+class HttpFunctions(ABC):
+    """See :class:`worker.ports.Functions`.
 
-    async def exchange(self, invocation: Invocation, target: bytes, headers: Headers) -> Responded:
+    The gateway is near, so no proxy is used, whatever the environment names. Redirects, cookies and authentication have
+    no place between a queue and a function, so requests and responses pass unchanged.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = httpx.URL(settings.gateway_url)
+        self._prefix = self._url.raw_path.rstrip(b"/")
+        self._host = (b"Host", self._url.netloc)
+        self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
+
+    async def invoke(self, invocation: Invocation) -> Attempted:
+        """See :meth:`worker.ports.Functions.invoke`."""
+        try:
+            return await self._exchange(invocation, self._prefix + invocation.target, [self._host, *invocation.headers])
+        except httpx.ReadTimeout:
+            return TimedOut(self._timeout)
+        except httpx.TransportError as error:
+            return NoResponse(str(error) or type(error).__name__)
+
+    @abstractmethod
+    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
         """Send *invocation* with this request target and header.
 
         Raises:
@@ -34,62 +54,35 @@ class Gateway(Protocol):
         """
 
 
-class HttpFunctions:
-    """See :class:`worker.ports.Functions`.
-
-    The gateway is near, so no proxy is used, whatever the environment names. Redirects, cookies and authentication have
-    no place between a queue and a function, so requests and responses pass unchanged.
-
-    Args:
-        gateway: the client.
-        settings: the gateway's URL and the timeout.
-    """
-
-    def __init__(self, gateway: Gateway, settings: Settings) -> None:
-        url = httpx.URL(settings.gateway_url)
-        self._gateway = gateway
-        self._prefix = url.raw_path.rstrip(b"/")
-        self._host = (b"Host", url.netloc)
-        self._timeout = settings.upstream_timeout
-
-    async def invoke(self, invocation: Invocation) -> Attempted:
-        """See :meth:`worker.ports.Functions.invoke`."""
-        try:
-            target = self._prefix + invocation.target
-            return await self._gateway.exchange(invocation, target, (self._host, *invocation.headers))
-        except httpx.ReadTimeout:
-            return TimedOut(self._timeout)
-        except httpx.TransportError as error:
-            return NoResponse(str(error) or type(error).__name__)
-
-
 @asynccontextmanager
 async def open_functions(settings: Settings) -> AsyncIterator[HttpFunctions]:
     """Open :class:`HttpFunctions`, and close their connections at the end."""
     url = httpx.URL(settings.gateway_url)
     if url.scheme == "http":
-        host, port = url.raw_host.decode("ascii"), url.port or 80
         async with open_transport(
-            host, port, max_idle=settings.max_inflight, exchange_timeout=settings.upstream_timeout
+            url.raw_host.decode("ascii"),
+            url.port or 80,
+            max_idle=settings.max_inflight,
+            exchange_timeout=settings.upstream_timeout,
         ) as transport:
-            yield HttpFunctions(PlainGateway(transport, settings.max_response_bytes), settings)
+            yield PlainFunctions(settings, transport)
     else:
         make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)
         async with open_client_pools(make, max_per_origin=settings.max_inflight) as pools:
-            yield HttpFunctions(TlsGateway(pools, settings), settings)
+            yield TlsFunctions(settings, pools)
 
 
-class PlainGateway:
-    """A gateway at an http URL, through :class:`PlainTransport`."""
+class PlainFunctions(HttpFunctions):
+    """Functions behind an http URL, through :class:`PlainTransport`."""
 
-    def __init__(self, transport: PlainTransport, max_body: int) -> None:
-        self._transport, self._max_body = transport, max_body
+    def __init__(self, settings: Settings, transport: PlainTransport) -> None:
+        super().__init__(settings)
+        self._transport = transport
 
-    async def exchange(self, invocation: Invocation, target: bytes, headers: Headers) -> Responded:
-        """See :meth:`Gateway.exchange`."""
+    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
         method, body = invocation.method.upper(), invocation.body
         if body or method in _WITH_LENGTH:
-            headers = (*headers, (b"Content-Length", b"%d" % len(body)))
+            headers.append((b"Content-Length", b"%d" % len(body)))
         joined, more = (body, b"") if len(body) <= _MAX_JOINED else (b"", body)
         request = write_request(method, target, headers, joined)
         response = ResponseParser(method, self._max_body, keep_body=invocation.callback is not None)
@@ -99,17 +92,14 @@ class PlainGateway:
         )
 
 
-class TlsGateway:
-    """A gateway at an https URL, through httpx."""
+class TlsFunctions(HttpFunctions):
+    """Functions behind an https URL, through httpx."""
 
-    def __init__(self, pools: ClientPools[httpx.AsyncHTTPTransport], settings: Settings) -> None:
+    def __init__(self, settings: Settings, pools: ClientPools[httpx.AsyncHTTPTransport]) -> None:
+        super().__init__(settings)
         self._pools = pools
-        self._url = httpx.URL(settings.gateway_url)
-        self._timeout = settings.upstream_timeout
-        self._max_body = settings.max_response_bytes
 
-    async def exchange(self, invocation: Invocation, target: bytes, headers: Headers) -> Responded:
-        """See :meth:`Gateway.exchange`."""
+    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
         request = httpx.Request(
             invocation.method, self._url, headers=headers, content=invocation.body, extensions={"target": target}
         )

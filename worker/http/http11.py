@@ -31,7 +31,7 @@ class ResponseParser:
     """Parser of one response, and the values that it has parsed.
 
     Args:
-        method: of the request; a response to HEAD has no body whatever its header says.
+        method: of the request; a response to HEAD has no body whatever its header contains.
         max_body: bytes of the body that are read. One more makes the response complete and truncated.
         keep_body: whether the body is kept; if not, only its *size* is counted.
     """
@@ -55,7 +55,7 @@ class ResponseParser:
         self._keep_body = keep_body
         self._interim = 0
         self._in_fields = True
-        """Whether the next bytes belong to a header or can belong to a trailer."""
+        """Flag: the next bytes belong to a header or can belong to a trailer."""
         self._fed = 0
         """Bytes fed since the header or trailer began, in whole pieces."""
         self._field_bytes = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -23,7 +25,7 @@ class NameCache(trio.abc.HostnameResolver):
     """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
 
     Args:
-        host: the name whose addresses are cached.
+        host: the name that is cached.
         port: the port that they are looked up for.
         nursery: runs the look-ups, so that cancelling one waiter does not cancel the look-up of all.
         look_up: asks the system.
@@ -38,8 +40,9 @@ class NameCache(trio.abc.HostnameResolver):
 
     @property
     def remembered(self) -> bool:
-        """Whether the next connect uses addresses of an earlier look-up."""
-        return self._current is not None and self._current.done.is_set() and not self._current.expired()
+        """Flag: the next connect uses addresses of an earlier look-up."""
+        result = self._current
+        return result is not None and result.done.is_set() and trio.current_time() < result.expires_at
 
     def forget(self) -> None:
         """Look the name up again at the next connect, because no known address accepts one."""
@@ -66,7 +69,7 @@ class NameCache(trio.abc.HostnameResolver):
         if query != self._query:
             return await trio.to_thread.run_sync(self._look_up, *query, abandon_on_cancel=True)
         result = self._current
-        if result is None or result.expired():
+        if result is None or trio.current_time() >= result.expires_at:
             result = self._current = _Result()
             self._nursery.start_soon(self._run, result)
         await result.done.wait()
@@ -94,14 +97,11 @@ class NameCache(trio.abc.HostnameResolver):
         result.done.set()
 
 
+@dataclass
 class _Result:
     """Result of a look-up that runs or has ended."""
 
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.addresses: list[AddressInfo] = []
-        self.error = ""
-        self.expires_at = float("inf")
-
-    def expired(self) -> bool:
-        return trio.current_time() >= self.expires_at
+    done: trio.Event = field(default_factory=trio.Event)
+    addresses: list[AddressInfo] = field(default_factory=list)
+    error: str = ""
+    expires_at: float = math.inf

@@ -64,7 +64,10 @@ class PlainTransport:
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled task sends nothing
         now = trio.current_time()
         deadline = now + self._timeout
-        while connection := self._claim_idle(now):
+        while self._idle:
+            connection = self._idle.pop()  # the one that was used last
+            if not connection.claim(now):
+                continue
             # One task watches these deadlines: a cancel scope for each exchange costs 8 µs.
             self._deadlines[connection] = deadline
             try:
@@ -82,7 +85,8 @@ class PlainTransport:
         """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
         while True:
             now = trio.current_time()
-            self._abort_overdue(now)
+            while self._deadlines and next(iter(self._deadlines.values())) <= now:
+                self._deadlines.popitem(last=False)[0].abort()
             self._close_expired(now)
             next_deadline = next(iter(self._deadlines.values()), now + self._timeout)
             await trio.sleep_until(min(next_deadline, now + MAX_IDLE))
@@ -137,20 +141,9 @@ class PlainTransport:
         sock.setblocking(False)
         return sock
 
-    def _claim_idle(self, now: float) -> Connection | None:
-        """Return the usable connection that was used last, None if there is none."""
-        while self._idle:
-            if (connection := self._idle.pop()).claim(now):
-                return connection
-        return None
-
     def _close_expired(self, now: float) -> None:
         while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_until < now):
             self._idle.popleft().close()
-
-    def _abort_overdue(self, now: float) -> None:
-        while self._deadlines and next(iter(self._deadlines.values())) <= now:
-            self._deadlines.popitem(last=False)[0].abort()
 
     def _timeout_error(self) -> httpx.ReadTimeout:
         return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")
@@ -172,14 +165,9 @@ async def open_transport(
     exchange_timeout: float,
     look_up: LookUp = socket.getaddrinfo,
 ) -> AsyncIterator[PlainTransport]:
-    """Run a :class:`PlainTransport` and everything it needs. No exchange may be running at the end.
+    """Run a :class:`PlainTransport` with everything it needs; *look_up* asks the system for addresses.
 
-    Args:
-        host: of the origin.
-        port: of the origin.
-        max_idle: idle connections that are kept.
-        exchange_timeout: seconds that an exchange may take.
-        look_up: asks the system for addresses.
+    No exchange may be running at the end.
     """
     with closing(ReadinessPoller()) as poller:
         async with trio.open_nursery() as nursery:

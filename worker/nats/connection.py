@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -22,7 +21,7 @@ from ..events import BrokerFailure, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
 from .options import connect_options
-from .wire import ApiError, is_stored, parse_answer, parse_status
+from .wire import parse_status
 
 _ANSWER_WITHIN = 5.0
 """Seconds for an answer of JetStream: an election after a lost leader takes about as long."""
@@ -71,7 +70,7 @@ class Connection:
         """Bytes of messages received until the last look."""
         self.failure = ""
         """The last failure since the connection was made; empty where there was none."""
-        self._reported_at = float("-inf")
+        self._last_report = ("", float("-inf"))
         self._inbox = ""
         self._numbers = count()
         self._unanswered: dict[str, asyncio.Future[Msg | None]] = {}
@@ -196,8 +195,10 @@ class Connection:
     def report_failure(self, doing: str, error: object) -> None:
         """Emit an event about something that is being tried again, the same one every ten seconds at most."""
         text, now = without_password(str(error) or type(error).__name__), asyncio.get_running_loop().time()
-        if text != self.failure or now - self._reported_at > _REMIND:
-            self.failure, self._reported_at = text, now
+        self.failure = text
+        last, at = self._last_report
+        if text != last or now - at > _REMIND:
+            self._last_report = text, now
             self._emit(BrokerFailure(doing, text))
 
     @property
@@ -234,27 +235,6 @@ class Connection:
         # The client's is_closed is true also while it waits before another try at its first connection.
         self._closed = True
         self._changed(False)
-
-    # Until all callers use worker.nats.jetstream.
-
-    async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send a request to JetStream's API."""
-        return await self._answer(f"$JS.API.{subject}", msgspec.json.encode(payload) if payload else b"")
-
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish a message, and return when it is stored."""
-        if not is_stored(await self._answer(subject, payload, headers)):
-            raise BrokerUnavailableError(f"an answer that confirms nothing, on {subject}")
-
-    async def _answer(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        answer = await self.request(subject, payload, headers)
-        try:
-            said = parse_answer(answer.data)
-        except ValueError as error:
-            raise BrokerUnavailableError(f"{error}, on {subject}") from None
-        if (no := said.get("error")) is not None:
-            raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
-        return said
 
 
 @asynccontextmanager

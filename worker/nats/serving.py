@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from math import inf
 
 import trio
 
 from ..config import Settings
 from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
-from ..model import PendingCount, StoredCount
+from ..model import SHARED, QueueShared, StoredCount
 from ..policy.names import covers, partition_of
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
@@ -35,8 +34,6 @@ _SHARE = 10
 """A look may take one in so many seconds, however many consumers there are."""
 _ROUNDS = 5
 """Observations until the consumers have to be in order: retiring, deleting and serving take one each."""
-_SHARED = ""
-"""The flow of a shared consumer."""
 _RETIRED = "retired/"
 """The beginning of a retired consumer's flow. No subject of a queue has it: queues' names have no slash."""
 
@@ -57,8 +54,8 @@ class Serving:
     def __init__(
         self,
         jetstream: JetStream,
-        settings: Settings,
         flows: PullConsumer,
+        settings: Settings,
         retired: RetiredConsumers,
         *,
         emit: Emit,
@@ -103,7 +100,7 @@ class Serving:
     def unbind(self) -> None:
         """Note that the consumers may be gone."""
         self.bound = False
-        if shared := self._flows.find(_SHARED):
+        if shared := self._flows.find(SHARED):
             shared.unbind()
 
     def forget(self) -> None:
@@ -177,7 +174,7 @@ class Serving:
         self._consumers = consumers
         current = consumers.current
         foreign = current is not None and current != self._wanted.layout
-        shared = self._flows.find(_SHARED)
+        shared = self._flows.find(SHARED)
         return Observed(
             consumers,
             current_is_wanted=foreign and await self._migration.is_wanted(str(current)),
@@ -210,8 +207,8 @@ class Serving:
         self._flows.ack_wait = min(waits, default=self._settings.ack_wait)
         if self._served not in (None, layout):
             await self._discovery.end()
-            if self._flows.find(_SHARED):
-                self._flows.close(_SHARED)
+            if self._flows.find(SHARED):
+                self._flows.close(SHARED)
         self._served = layout
         if layout != static(1):
             self._discovery.begin(self._is_flow)
@@ -220,9 +217,9 @@ class Serving:
         config = topology.consumer_config(self._settings, action.layout, alone=action.alone)
         info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit, again=again)
         self._flows.ack_wait = min([info.ack_wait, *(each.ack_wait for each in self._consumers.retired)])
-        if self._flows.find(_SHARED) is None:
-            self._flows.notify(PendingCount(_SHARED, inf))
-        self._flows.open(_SHARED).bind(self._pull_subject(action.name))
+        if self._flows.find(SHARED) is None:
+            self._flows.notify(QueueShared())
+        self._flows.open(SHARED).bind(self._pull_subject(action.name))
         self._emit(ConsumerBound(self._settings.nats_stream, action.name, info.ack_wait))
 
     def _serve_retired(self, name: str, ack_pending: int) -> None:
@@ -254,12 +251,12 @@ class Serving:
 
     def create_consumer(self, flow: str) -> None:
         """Have a flow's consumer created, where something is wanted of it; shared and retired ones have theirs."""
-        if flow != _SHARED and not flow.startswith(_RETIRED):
+        if flow != SHARED and not flow.startswith(_RETIRED):
             self._subjects.request(flow)
 
     def consumer_lost(self, flow: str) -> None:
         """Follow the loss of a flow's consumer, which the server has reported."""
-        if flow == _SHARED:
+        if flow == SHARED:
             self.bound = False
             self._lost()
         elif flow.startswith(_RETIRED):

@@ -1,35 +1,32 @@
-"""What is counted of each function, in plain numbers.
+"""Metrics of each function, counted in plain numbers.
 
-prometheus_client's own counters take a lock at each step, and a message takes five steps: all of them together cost a
-tenth of a message. Only Trio's thread counts here, so nothing needs a lock, and the library is asked at a scrape only.
+prometheus_client's own counters take a lock at each step, and a message takes five steps, which cost a tenth of its
+CPU. Only Trio's thread counts here, so nothing needs a lock, and the library's objects are made at a scrape only.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 MAX_FUNCTIONS = 2_000
-"""Functions that have series of their own: each has about forty, so some ten megabytes at a scrape."""
+"""Functions with series of their own. Each has about forty series, so a scrape has some ten megabytes."""
 OTHER = "other"
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
-_WAITS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
-
-
-def _number(bound: float) -> str:
-    return floatToGoString(bound)  # type: ignore[no-untyped-call,no-any-return]  # the library has it so
+_DURATION_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900)
+_WAIT_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 
 
 class Histogram:
-    """A histogram.
+    """A histogram of durations.
 
     Args:
-        bounds: the upper end of each bucket (s); one more, without end, follows.
+        bounds: the upper end of each bucket (s); one more bucket without end follows.
     """
 
     __slots__ = ("_bounds", "_counts", "_sum")
@@ -40,81 +37,90 @@ class Histogram:
         self._sum = 0.0
 
     def add(self, seconds: float) -> None:
-        """One more, that took so long."""
+        """Count one duration."""
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
 
-    def told(self) -> tuple[list[tuple[str, float]], float] | None:
-        """Buckets as Prometheus has them, each with all below it, and the sum; None where there is nothing yet."""
-        bounds = [_number(bound) for bound in (*self._bounds, float("inf"))]
-        counted = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-        return (counted, self._sum) if counted[-1][1] else None
+    def cumulative(self) -> tuple[list[tuple[str, float]], float] | None:
+        """Return Prometheus' buckets, each of which includes all lower ones, and the sum; None if nothing was added."""
+        bounds = [_bound_label(bound) for bound in (*self._bounds, float("inf"))]
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return (buckets, self._sum) if buckets[-1][1] else None
+
+
+def _bound_label(bound: float) -> str:
+    return floatToGoString(bound)  # type: ignore[no-untyped-call,no-any-return]  # the library has no types here
 
 
 class FunctionCounts:
     """The numbers of one function."""
 
-    __slots__ = ("ended", "inflight", "limit", "retries", "took", "waited")
+    __slots__ = ("by_status", "duration", "inflight", "limit", "queue_wait", "retries")
 
     def __init__(self) -> None:
         self.inflight = self.retries = 0
         self.limit: int | None = None
-        """What was learned last."""
-        self.ended: dict[str, int] = {}
-        """How many, by status."""
-        self.took, self.waited = Histogram(_SECONDS), Histogram(_WAITS)
+        """The limiter's last limit."""
+        self.by_status: dict[str, int] = {}
+        """Ended invocations."""
+        self.duration, self.queue_wait = Histogram(_DURATION_BOUNDS), Histogram(_WAIT_BOUNDS)
 
 
 class FunctionMetrics(Collector):
-    """Those of all functions. Names are foreign input, so past :data:`MAX_FUNCTIONS` a new one counts as ``other``."""
+    """The numbers of all functions.
+
+    Names are foreign input, so beyond :data:`MAX_FUNCTIONS` a new function counts as ``other``.
+    """
 
     def __init__(self, queue: str) -> None:
         self._queue = queue
-        self._tallies: dict[str, FunctionCounts] = {}
-        self._names: set[str] = set()
+        self._counts: dict[str, FunctionCounts] = {}
+        self._labels: set[str] = set()
 
-    def of(self, function: str) -> FunctionCounts:
-        """The numbers of a function."""
-        tally = self._tallies.get(function)
-        if tally is None:
-            name = self.name(function)
-            tally = self._tallies.get(name) or self._tallies.setdefault(name, FunctionCounts())
-        return tally
+    def counts(self, function: str) -> FunctionCounts:
+        """Return the numbers of a function."""
+        counts = self._counts.get(function)
+        if counts is None:
+            label = self.label(function)
+            counts = self._counts.get(label) or self._counts.setdefault(label, FunctionCounts())
+        return counts
 
-    def name(self, function: str) -> str:
-        """What the function counts as."""
-        if function not in self._names:
-            if len(self._names) >= MAX_FUNCTIONS:
+    def label(self, function: str) -> str:
+        """Return the ``function_name`` under which a function is counted."""
+        if function not in self._labels:
+            if len(self._labels) >= MAX_FUNCTIONS:
                 return OTHER
-            self._names.add(function)
+            self._labels.add(function)
         return function
 
     def describe(self) -> Iterable[Metric]:
-        """The same, for the registry's check of names."""
+        """Return the metrics without series, for the registry's check of names."""
         return FunctionMetrics(self._queue).collect()
 
     def collect(self) -> Iterator[Metric]:
         """See :class:`prometheus_client.registry.Collector`."""
-        labels = ("queue_name", "function_name")
-        name = "queue_worker_{}".format
-        inflight = GaugeMetricFamily(name("function_invocation_inflight"), "Invocations running here", labels=labels)
-        ended = CounterMetricFamily(name("invocations"), "Invocations ended, by status", labels=(*labels, "code"))
-        took = HistogramMetricFamily(name("invocation_duration_seconds"), "How long invocations took", labels=labels)
-        waited = HistogramMetricFamily(
-            name("queue_wait_seconds"), "From being stored to the start of the first attempt", labels=labels
+
+        def family(kind: Callable[..., Any], name: str, text: str, *labels: str) -> Any:
+            return kind(f"queue_worker_{name}", text, labels=("queue_name", "function_name", *labels))
+
+        inflight = family(GaugeMetricFamily, "function_invocation_inflight", "Invocations that this worker runs")
+        limit = family(GaugeMetricFamily, "concurrency_limit", "Concurrent invocations that the limiter allows")
+        ended = family(CounterMetricFamily, "invocations", "Invocations ended, by status", "code")
+        duration = family(HistogramMetricFamily, "invocation_duration_seconds", "Duration of invocations")
+        wait = family(
+            HistogramMetricFamily, "queue_wait_seconds", "From being stored to the start of the first attempt"
         )
-        retries = CounterMetricFamily(name("retries"), "Attempts given back to be made again", labels=labels)
-        limit = GaugeMetricFamily(name("concurrency_limit"), "Invocations at once, as learned here", labels=labels)
-        for function, tally in self._tallies.items():
-            of = (self._queue, function)
-            inflight.add_metric(of, tally.inflight)
-            for code, count in tally.ended.items():
-                ended.add_metric((*of, code), count)
-            for family, times in ((took, tally.took), (waited, tally.waited)):
-                if told := times.told():
-                    family.add_metric(of, *told)
-            if tally.limit is not None:
-                limit.add_metric(of, tally.limit)
-            if tally.retries:
-                retries.add_metric(of, tally.retries)
-        yield from (inflight, limit, ended, took, waited, retries)
+        retries = family(CounterMetricFamily, "retries", "Attempts that are retried")
+        for function, counts in self._counts.items():
+            series = (self._queue, function)
+            inflight.add_metric(series, counts.inflight)
+            for code, count in counts.by_status.items():
+                ended.add_metric((*series, code), count)
+            for metric, histogram in ((duration, counts.duration), (wait, counts.queue_wait)):
+                if cumulative := histogram.cumulative():
+                    metric.add_metric(series, *cumulative)
+            if counts.limit is not None:
+                limit.add_metric(series, counts.limit)
+            if counts.retries:
+                retries.add_metric(series, counts.retries)
+        yield from (inflight, limit, ended, duration, wait, retries)

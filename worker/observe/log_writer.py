@@ -1,12 +1,12 @@
-"""Log lines on their way to standard output: one write for all that one pass of the event loop had to say.
+"""Writer of log lines to standard output: one write for all lines of one pass of Trio's event loop.
 
-A write of its own for each line was a tenth of a message's cost. While Trio runs, lines are gathered until the loop is
-about to wait, which is a fraction of a millisecond: so much of the log can be missing after a SIGKILL. Outside of it
+One write for each line was a tenth of the CPU of a message. While Trio runs, lines are gathered until the loop is about
+to wait, which is a fraction of a millisecond: so much of the log can be missing after a SIGKILL. While it does not run,
 each line is written at once.
 
-A pipe takes what is written at once in one piece only up to PIPE_BUF bytes; of more, a part can stand in the middle of
-another process's line when the reader is slow. So no write has more than that, and where processes share the output,
-no line either: one that is longer is cut. Those are tracebacks, and hardly anything else.
+A pipe accepts a write in one piece only up to PIPE_BUF bytes. A part of a longer write can end up in the middle of
+another process's line when the reader is slow. So no write is longer, and if processes share the output, no line is
+either: a longer line, usually a traceback, is truncated.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ import orjson
 import trio
 
 MAX_WRITE = select.PIPE_BUF
-"""Bytes of a write: 4,096 on Linux; POSIX asks for 512 at least."""
-_CUT = " ... "
+"""Bytes of one write: 4,096 on Linux, and at least 512 by POSIX."""
+_ELLIPSIS = " ... "
 
 
 class LogWriter(trio.abc.Instrument):
-    """A logger for structlog, all of whose methods take a line, and an instrument for Trio, which has it written.
+    """A logger for structlog, which gathers lines, and an instrument of Trio, which writes them.
 
     Args:
-        file: the number of the file to write to.
-        shared: whether other processes write there too.
-        json: whether each line is a JSON object, and stays one when it is cut.
+        file: the descriptor of the file.
+        shared: whether other processes write to the file.
+        json: whether each line is a JSON object, which truncating it must preserve.
     """
 
     def __init__(self, file: int, *, shared: bool = False, json: bool = False) -> None:
         self._file, self._shared, self._json = file, shared, json
-        self._gathered: list[bytes] = []
+        self._lines: list[bytes] = []
         self._running = False
 
     def msg(self, line: bytes) -> None:
-        """Take a line, without its end."""
-        self._gathered.append(line)
+        """Gather *line*, which has no line end, or write it if Trio does not run."""
+        self._lines.append(line)
         if not self._running:
             self.flush()
 
     debug = info = warning = error = critical = msg
 
     def flush(self) -> None:
-        """Write what was gathered, in pieces of whole lines.
+        """Write the gathered lines, in batches of complete lines.
 
-        What cannot be written is dropped: a full disk or a closed pipe behind the log must not stop the work.
+        Lines that cannot be written are dropped: a full disk or a closed pipe must not stop the worker.
         """
-        lines, self._gathered = self._gathered, []
-        piece: list[bytes] = []
+        lines, self._lines = self._lines, []
+        batch: list[bytes] = []
         size = 0
         for each in lines:
-            line = self._whole(each)
-            if size + len(line) > MAX_WRITE and piece:
-                self._write(piece)
-                piece, size = [], 0
-            piece.append(line)
+            line = self._terminated(each)
+            if size + len(line) > MAX_WRITE and batch:
+                self._write(batch)
+                batch, size = [], 0
+            batch.append(line)
             size += len(line)
-        self._write(piece)
+        self._write(batch)
 
-    def _whole(self, line: bytes) -> bytes:
+    def _terminated(self, line: bytes) -> bytes:
         over = len(line) + 1 - MAX_WRITE
         if self._shared and over > 0:
             line = shorten_json(line, over) if self._json else truncate_middle(line, MAX_WRITE - 1)
@@ -71,16 +71,16 @@ class LogWriter(trio.abc.Instrument):
     def _write(self, lines: list[bytes]) -> None:
         data = b"".join(lines)
         with suppress(OSError):
-            while data:  # a pipe takes it in one piece, and so do files and terminals; a full disk may take a part
+            while data:  # a pipe, file or terminal accepts all of it at once; a nearly full disk may accept a part
                 data = data[os.write(self._file, data) :]
 
-    # Called by Trio.
+    # Trio calls the methods below.
 
     def before_run(self) -> None:
         self._running = True
 
     def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 -- Trio's signature
-        if self._gathered:
+        if self._lines:
             self.flush()
 
     def after_run(self) -> None:
@@ -88,25 +88,25 @@ class LogWriter(trio.abc.Instrument):
         self.flush()
 
 
-def truncate_middle(text: bytes, most: int) -> bytes:
-    """*text* in UTF-8 in at most so many bytes, its middle left out."""
-    if len(text) <= most:
+def truncate_middle(text: bytes, max_size: int) -> bytes:
+    """Return UTF-8 *text* in at most *max_size* bytes, without its middle if it is longer."""
+    if len(text) <= max_size:
         return text
-    kept = max(0, most - len(_CUT))
+    kept = max(0, max_size - len(_ELLIPSIS))
     head, tail = text[: kept - kept // 2], text[len(text) - kept // 2 :]
-    return (head.decode(errors="ignore") + _CUT + tail.decode(errors="ignore")).encode()[: max(0, most)]
+    return (head.decode(errors="ignore") + _ELLIPSIS + tail.decode(errors="ignore")).encode()[: max(0, max_size)]
 
 
 def shorten_json(line: bytes, over: int) -> bytes:
-    """A JSON object less at least *over* bytes, taken from its longest values; with none left if that is too little."""
+    """Return a JSON object that is *over* bytes shorter. Its longest values are truncated first, down to nothing."""
     fields = orjson.loads(line)
     for name in sorted(fields, key=lambda name: -len(orjson.dumps(fields[name]))):
         before = len(line)
         if over <= 0:
             break
         text = fields[name] if isinstance(fields[name], str) else orjson.dumps(fields[name]).decode()
-        # JSON takes a byte for each of the text, or more: as many off as there are too many is never too few.
-        fields[name] = truncate_middle(text.encode(), len(text.encode()) - over - len(_CUT)).decode()
+        # JSON needs a byte or more for each byte of the text, so removing *over* bytes of text is enough.
+        fields[name] = truncate_middle(text.encode(), len(text.encode()) - over - len(_ELLIPSIS)).decode()
         line = orjson.dumps(fields)
         over -= before - len(line)
     return line

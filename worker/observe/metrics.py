@@ -1,6 +1,6 @@
-"""Events as Prometheus metrics, by the names and labels that docs/operations.md lists, and is tested to.
+"""Prometheus metrics, counted from events. Names and labels are listed in docs/operations.md, which a test compares.
 
-What each message counts is in :mod:`worker.observe.function_metrics`; the rest is prometheus_client's own.
+The series of each function are in :mod:`worker.observe.function_metrics`; the rest are prometheus_client's own.
 """
 
 from __future__ import annotations
@@ -28,125 +28,114 @@ from .function_metrics import FunctionMetrics
 
 
 class Metrics:
-    """All series of one worker; a sink of events.
+    """All series of one worker process; a sink of events.
 
     Args:
-        settings: for the ``queue_name``.
+        settings: the ``queue_name``.
         pod: the ``kubernetes_pod_name``.
     """
 
     def __init__(self, settings: Settings, pod: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
         self.registry = CollectorRegistry()
-        self._queue, self._pod = settings.queue_name, pod
-        self._tallies = FunctionMetrics(self._queue)
-        self._waiting: set[str] = set()
-        self._children: dict[tuple[Any, ...], Any] = {}
-        self._make()
-        self._rows: Mapping[type[e.Event], Callable[[Any], None]] = {
-            e.InvocationStarted: self._started,
-            e.InvocationEnded: self._ended,
-            e.Settled: self._settled,
-            e.Redelivered: lambda event: self._of(self.redeliveries, event.state).inc(),
-            e.CallbackPosted: self._posted,
-            e.DeadLettered: self._dead_lettered,
-            e.LimitLearned: self._learned,
-            e.LeasesExtended: lambda event: self.extensions.inc(event.count),
-            e.LeaseExpired: lambda _: self.leases_lost.inc(),
-            e.WorkCrashed: lambda _: self.crashes.inc(),
-            e.Connected: self._connected,
-            e.Disconnected: lambda _: self.connected.set(0),
-            e.BacklogRead: self._backlog,
-            e.DrainStarted: lambda _: self.draining.set(1),
+
+        def metric(kind: Callable[..., Any], name: str, text: str, *labels: str) -> Any:
+            return kind(f"queue_worker_{name}", text, labels, registry=self.registry)
+
+        self._queue = queue = settings.queue_name
+        by_pod = ("queue_name", "kubernetes_pod_name")
+        # This is the order of the table in docs/operations.md.
+        self._pending = metric(
+            Gauge, "pending_messages", "Messages in the stream, waiting or running", "queue_name", "function_name"
+        )
+        self._with_pending: set[str] = set()
+        processed = metric(Counter, "messages_processed", "Messages removed from the queue", *by_pod)
+        self._processed = processed.labels(queue, pod)
+        submitted = metric(Gauge, "messages_submitted_total", "Messages ever stored in the stream", *by_pod)
+        self._submitted = submitted.labels(queue, pod)
+        self._functions = FunctionMetrics(queue)
+        self.registry.register(self._functions)
+        self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
+        self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
+        self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
+        self._extensions = metric(Counter, "lease_extensions", "Lease extensions sent")
+        self._leases_lost = metric(Counter, "leases_lost", "Leases lost, and their invocations cancelled")
+        self._redeliveries = metric(
+            Counter, "redeliveries", "Deliveries of messages that this worker had before", "queue_name", "known_as"
+        )
+        self._crashes = metric(Counter, "crashes", "Internal errors, each in one message")
+        self._connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
+        self._draining = metric(Gauge, "draining", "1 from the first signal on")
+        metric(Info, "build", "The version that runs").info({"version": __version__})
+        ProcessCollector(registry=self.registry)
+        self._handlers: Mapping[type[e.Event], Callable[[Any], None]] = {
+            e.InvocationStarted: self._on_started,
+            e.InvocationEnded: self._on_ended,
+            e.Settled: self._on_settled,
+            e.Redelivered: lambda event: self._redeliveries.labels(queue, event.state).inc(),
+            e.CallbackPosted: self._on_callback_posted,
+            e.DeadLettered: self._on_dead_lettered,
+            e.LimitLearned: self._on_limit_learned,
+            e.LeasesExtended: lambda event: self._extensions.inc(event.count),
+            e.LeaseExpired: lambda _: self._leases_lost.inc(),
+            e.WorkCrashed: lambda _: self._crashes.inc(),
+            e.Connected: self._on_connected,
+            e.Disconnected: lambda _: self._connected.set(0),
+            e.BacklogRead: self._on_backlog_read,
+            e.DrainStarted: lambda _: self._draining.set(1),
         }
 
     def __call__(self, event: e.Event) -> None:
         """Count an event."""
-        if count := self._rows.get(type(event)):
-            count(event)
+        if handler := self._handlers.get(type(event)):
+            handler(event)
 
     def render_text(self) -> bytes:
-        """All series in Prometheus' text format."""
+        """Return all series in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _make(self) -> None:
-        def metric(kind: Callable[..., Any], name: str, text: str, *labels: str, **more: Any) -> Any:
-            return kind(f"queue_worker_{name}", text, labels, registry=self.registry, **more)
+    def _on_started(self, event: e.InvocationStarted) -> None:
+        counts = self._functions.counts(event.invocation.label)
+        counts.inflight += 1
+        if event.attempt == 1:  # between attempts the wait is the backoff
+            counts.queue_wait.add(event.waited)
 
-        by_function = ("queue_name", "function_name")
-        by_pod = ("queue_name", "kubernetes_pod_name")
-        self.pending = metric(Gauge, "pending_messages", "Messages in the stream, waiting or running", *by_function)
-        self.processed = metric(Counter, "messages_processed", "Messages taken off the queue", *by_pod).labels(
-            self._queue, self._pod
-        )
-        self.submitted = metric(
-            Gauge, "messages_submitted_total", "Messages the stream has ever taken", *by_pod
-        ).labels(self._queue, self._pod)
-        self.registry.register(self._tallies)
-        self.reconnects = metric(Counter, "nats_reconnect", "Times the connection to NATS was made again")
-        self.dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
-        self.callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
-        self.extensions = metric(Counter, "lease_extensions", "Lease extensions sent")
-        self.leases_lost = metric(Counter, "leases_lost", "Leases lost, and their invocations cancelled")
-        self.redeliveries = metric(
-            Counter, "redeliveries", "Deliveries of messages known here", "queue_name", "known_as"
-        )
-        self.crashes = metric(Counter, "crashes", "Bugs of the worker, each met by one message")
-        self.connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
-        self.draining = metric(Gauge, "draining", "1 from the first signal on")
-        metric(Info, "build", "The version that runs").info({"version": __version__})
-        ProcessCollector(registry=self.registry)
-
-    def _of(self, metric: Any, *labels: str) -> Any:
-        """The child of a metric, made once."""
-        key = (metric, *labels)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(self._queue, *labels)
-        return child
-
-    def _started(self, event: e.InvocationStarted) -> None:
-        tally = self._tallies.of(event.invocation.label)
-        tally.inflight += 1
-        if event.attempt == 1:
-            tally.waited.add(event.waited)
-
-    def _ended(self, event: e.InvocationEnded) -> None:
-        tally = self._tallies.of(event.invocation.label)
-        tally.inflight -= 1
+    def _on_ended(self, event: e.InvocationEnded) -> None:
+        counts = self._functions.counts(event.invocation.label)
+        counts.inflight -= 1
         status = status_of(event.outcome)
         code = "none" if status is None else str(status)
-        tally.ended[code] = tally.ended.get(code, 0) + 1
+        counts.by_status[code] = counts.by_status.get(code, 0) + 1
         if status is not None:
-            tally.took.add(event.duration)
+            counts.duration.add(event.duration)
             if isinstance(event.verdict, Nak):
-                tally.retries += 1
+                counts.retries += 1
 
-    def _learned(self, event: e.LimitLearned) -> None:
-        self._tallies.of(event.function).limit = event.limit
+    def _on_limit_learned(self, event: e.LimitLearned) -> None:
+        self._functions.counts(event.function).limit = event.limit
 
-    def _settled(self, event: e.Settled) -> None:
+    def _on_settled(self, event: e.Settled) -> None:
         if isinstance(event.verdict, Final):
-            self.processed.inc()
+            self._processed.inc()
 
-    def _posted(self, event: e.CallbackPosted) -> None:
+    def _on_callback_posted(self, event: e.CallbackPosted) -> None:
         result = "delivered" if event.delivered else "failed" if event.retry_in is None else "retried"
-        self._of(self.callbacks, result).inc()
+        self._callbacks.labels(self._queue, result).inc()
 
-    def _dead_lettered(self, event: e.DeadLettered) -> None:
-        self._of(self.dead_letters, "exhausted" if event.attempts else "undecodable").inc()
+    def _on_dead_lettered(self, event: e.DeadLettered) -> None:
+        self._dead_letters.labels(self._queue, "exhausted" if event.attempts else "undecodable").inc()
 
-    def _connected(self, event: e.Connected) -> None:
-        self.connected.set(1)
+    def _on_connected(self, event: e.Connected) -> None:
+        self._connected.set(1)
         if event.reconnected:
-            self.reconnects.inc()
+            self._reconnects.inc()
 
-    def _backlog(self, event: e.BacklogRead) -> None:
-        self.submitted.set(event.backlog.last_sequence)
-        counts = dict.fromkeys(self._waiting, 0)
+    def _on_backlog_read(self, event: e.BacklogRead) -> None:
+        self._submitted.set(event.backlog.last_sequence)
+        pending = dict.fromkeys(self._with_pending, 0)  # a function without messages falls to 0
         for subject, stored in event.backlog.by_subject.items():
-            function = self._tallies.name(label_of(self._queue, subject))
-            counts[function] = counts.get(function, 0) + stored
-        for function, stored in counts.items():
-            self._of(self.pending, function).set(stored)
-        self._waiting = set(counts)
+            function = self._functions.label(label_of(self._queue, subject))
+            pending[function] = pending.get(function, 0) + stored
+        for function, stored in pending.items():
+            self._pending.labels(self._queue, function).set(stored)
+        self._with_pending = set(pending)

@@ -30,7 +30,7 @@ async def serve_observers(
     Args:
         host: the address to listen on.
         port: the port to listen on, 0 for a free one.
-        worker: the worker whose status is served.
+        worker: provides the metrics and the health.
         task_status: gets the bound ``host:port``.
 
     Raises:

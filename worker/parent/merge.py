@@ -96,12 +96,7 @@ class Merge:
         self._ended = [format_families((family for family in families if family.kind in COUNTER_TYPES), total)]
 
     def text(self, texts: Sequence[str], *, missing: int = 0) -> str:
-        """Merge the processes into one text.
-
-        Args:
-            texts: the last text of each running process.
-            missing: how many processes do not run or have no text.
-        """
+        """Merge the last text of each running process; *missing* counts those that do not run or have no text."""
 
         def value(family: Family, series: str) -> float:
             if family.kind in COUNTER_TYPES:

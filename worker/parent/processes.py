@@ -56,15 +56,7 @@ class ChildSlot:
 
 
 class Processes:
-    """*count* processes of *command*, started again when they crash.
-
-    Args:
-        command: program and arguments.
-        environment: all of their variables.
-        count: the number of processes.
-        timeout: the longest drain (s).
-        log: called with each event.
-    """
+    """*count* processes of *command*, started again when they crash. *timeout* is the longest drain (s)."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Log

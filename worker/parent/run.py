@@ -29,13 +29,7 @@ START_TIMEOUT = 30.0
 async def run(
     settings: Settings, command: Sequence[str], environment: Mapping[str, str], stop_signals: Sequence[signal.Signals]
 ) -> ExitStatus:
-    """Run ``settings.processes`` processes of *command* until a stop signal.
-
-    Args:
-        settings: the number of processes, the longest drain, and the address of metrics and health.
-        command: program and arguments of each process.
-        environment: all of its variables.
-        stop_signals: the first drains the processes, the second has them give their work back at once.
+    """Run ``settings.processes`` processes of *command* until a stop signal; a second one shortens the drain.
 
     Raises:
         OSError: the port is taken. (In a group, as nurseries raise.)

@@ -1,4 +1,4 @@
-"""What an outcome means. The table of docs/guarantees.md is tested against this module."""
+"""From an outcome to a verdict. The table of docs/guarantees.md is tested against this module."""
 
 from __future__ import annotations
 
@@ -23,51 +23,48 @@ from .retry import Retry
 from .retry_after import parse_retry_after
 
 LONGEST_RETRY_AFTER = 3600.0
-"""Seconds. A function may ask for more patience than ``max_retry_wait``, but one answer must not park a message for
-days."""
+"""Seconds that a Retry-After may ask for. It may exceed ``max_retry_wait``, but must not park a message for days."""
 
 
-def decide(outcome: Outcome, *, attempt: int, retry: Retry, draw: float, now: float) -> Verdict:  # noqa: PLR0911 -- a return is a row of the table
-    """The verdict on attempt number *attempt* (from 1).
+def decide(  # noqa: PLR0911 -- a return is a row of the table
+    outcome: Outcome, *, attempt: int, retry: Retry, draw: float, now: float, probe_wait: float | None = None
+) -> tuple[Verdict, bool]:
+    """Return the verdict on attempt number *attempt* (from 1), and whether it counts as an attempt.
 
     Args:
         outcome: what happened.
         attempt: which attempt it was.
         retry: the policy for this function.
         draw: a uniform random number in [0, 1).
-        now: wall-clock time (s since the epoch), which a Retry-After date is read against.
+        now: wall-clock time (s since the epoch), which a Retry-After date is compared with.
+        probe_wait: the limiter's answer. None: the outcome is like any other. Seconds: more was sent than the function
+            takes, to find its limit, and the message should return after so long.
     """
     match outcome:
         case Malformed(reason):
-            return Term(reason)
+            return Term(reason), True
         case Interrupted():
-            return Nak()
+            return Nak(), False
         case LeaseLost():
-            return Abandon()
+            return Abandon(), True
         case Responded(status, headers) if not _must_retry(status, headers, retry):
-            return Ack()
-        case Responded() | NoResponse() | TimedOut() | Crashed():
-            if attempt >= retry.attempts:
-                return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}")
-            asked = _asked_wait(outcome, now)
-            if asked is None:
-                return Nak(retry.backoff.delay(attempt, draw=draw))
-            return Nak(max(retry.backoff.first_wait, min(asked, LONGEST_RETRY_AFTER)))
-
-
-def sooner(outcome: Outcome, wait: float, *, now: float) -> Nak | None:
-    """The verdict on what was turned away because we sent more than the function takes: back after *wait* (s).
-
-    That is no failure of the message, so no back-off and no last attempt. A function that says when it wants to be
-    asked again is heard. Where that is longer than we leave any function alone, it is no matter of room: None, it is an
-    attempt like any other. (Uncounted, a message that is told to come again in an hour would be tried for a day more.)
-    """
-    asked = _asked_wait(outcome, now) or 0.0
-    return Nak(max(wait, asked)) if asked <= LONGEST_REST else None
+            return Ack(), True
+    if probe_wait is not None:
+        # A refused probe is no failure of the message: no back-off, and no attempt is used up. But a function that asks
+        # for a longer wait than the limiter's longest rest does not lack room. Uncounted, that could go on for days.
+        asked = _asked_wait(outcome, now) or 0.0
+        if asked <= LONGEST_REST:
+            return Nak(max(probe_wait, asked)), False
+    if attempt >= retry.attempts:
+        return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}"), True
+    wait = _asked_wait(outcome, now)
+    if wait is None:
+        return Nak(retry.backoff.delay(attempt, draw=draw)), True
+    return Nak(max(retry.backoff.first_wait, min(wait, LONGEST_RETRY_AFTER))), True
 
 
 def status_of(outcome: Outcome) -> int | None:
-    """The HTTP status that an outcome counts as; None where nothing was sent, or we stopped it."""
+    """Return the HTTP status that an outcome counts as; None where nothing was sent, or the worker cancelled it."""
     match outcome:
         case Responded(status):
             return status
@@ -79,8 +76,8 @@ def status_of(outcome: Outcome) -> int | None:
             return None
 
 
-def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- the same
-    """An outcome in a few words, for a reason or a log line."""
+def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- a table
+    """Describe an outcome in a few words, for a reason or a log line."""
     match outcome:
         case Responded(status):
             return f"status {status}"
@@ -111,7 +108,7 @@ def _asked_wait(outcome: Outcome, now: float) -> float | None:
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
-    """The first value of a header; *name* in lower case."""
+    """Return the first value of a header; *name* in lower case."""
     for key, value in headers:
         if key.lower() == name:
             return value

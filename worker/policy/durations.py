@@ -1,4 +1,4 @@
-"""Go's durations, the way settings and annotations write time. The law is Go's ``time.ParseDuration``."""
+"""Go's durations, the format of times in settings and annotations, by the rules of ``time.ParseDuration``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LONGEST = 2**63 - 1
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a Go duration: ``300ms``, ``1.5s``, ``1h30m``.
+    """Return the seconds of a Go duration: ``300ms``, ``1.5s``, ``1h30m``, or ``0`` without a unit.
 
     Raises:
-        ValueError: not one, negative, or longer than Go can hold. A bare number is refused, but ``0``.
+        ValueError: *text* is no duration, is negative, or exceeds Go's range.
     """
     magnitude = text[1:] if text.startswith(("+", "-")) else text
     nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
@@ -25,8 +25,8 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A Go duration for *seconds*, none of them negative: ``90.0`` is ``1m30s``. Parsing it gives *seconds* again."""
-    # In floats, the product would be off by some nanoseconds for what is longer than a few months.
+    """Return the Go duration of *seconds*, at least 0: ``90.0`` is ``1m30s``. Parsing it returns *seconds*."""
+    # A product of floats would be off by some nanoseconds from a few months on.
     nanoseconds = round(Fraction(seconds) * 10**9)
     if nanoseconds == 0:
         return "0s"
@@ -37,8 +37,8 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(rest, _UNITS["m"])
     whole, fraction = divmod(rest, _UNITS["s"])
     digits = f"{fraction:09d}".rstrip("0")
-    said = f"{whole}.{digits}s" if digits else f"{whole}s" if whole else ""
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + said
+    last = f"{whole}.{digits}s" if digits else f"{whole}s" if whole else ""
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + last
 
 
 def _nanoseconds(text: str) -> int:
@@ -57,9 +57,9 @@ def _nanoseconds(text: str) -> int:
 
 
 def _fraction(digits: str, unit: int) -> int:
-    """Nanoseconds in the digits after a point, by Go's own arithmetic: as many as 63 bits hold, times a float."""
+    """Return the nanoseconds of the digits after a point, by Go's arithmetic: as many as 63 bits hold."""
     value, scale = 0, 1.0
-    for digit in digits[:64]:  # what stands so far behind the point is less than a nanosecond, and costs as it grows
+    for digit in digits[:64]:  # later digits are less than a nanosecond, and would cost time
         longer = value * 10 + int(digit)
         if longer > 2**63:
             break

@@ -1,20 +1,22 @@
-"""The books of one flow: what it holds, what it waits for, and what it may have."""
+"""One flow's numbers: what it holds, what is pending for it, and how much it may hold."""
 
 from __future__ import annotations
 
 from math import inf
 from typing import Protocol
 
+from ..model import SHARED
+
 PATIENCE = 0.05
-"""Seconds that messages known to wait may take to come. Later, others have them: what was asked for counts as lent."""
+"""Seconds in which messages that are pending usually arrive. Credit that is older is idle: others got the messages."""
 
 
 class Limit(Protocol):
-    """How many of a flow may be in flight, learned from what comes of them: :class:`worker.policy.limiter.Limiter`."""
+    """A learned limit of invocations in flight: :class:`worker.policy.limiter.Limiter`."""
 
     limit: int
     due: float
-    """When :meth:`tick` may change it."""
+    """When :meth:`tick` may change the limit."""
 
     def tick(self, now: float) -> None: ...
     def started(self, now: float) -> None: ...
@@ -22,13 +24,15 @@ class Limit(Protocol):
 
 
 class Flow:
-    """The books of one flow. Others may set *weight*, *cap*, *paused* and *least*, and then must let it be decided.
+    """The numbers of one flow.
+
+    Other modules may set *weight*, *cap*, *paused* and *min_slots*, followed by :meth:`Shares.mark_changed`.
 
     Args:
-        name: as the queue has it.
-        function: whose it is, ``name.namespace``; empty where it is not one function's.
-        learned: its learned limit, if it has one.
-        least: slots that it has before others have more than theirs.
+        name: the flow's name at the queue.
+        function: label ``name.namespace`` of the function that all its messages invoke, or empty.
+        limiter: the learned limit, if there is one.
+        min_slots: slots that this flow gets before others get more than their minimum.
     """
 
     __slots__ = (
@@ -63,33 +67,37 @@ class Flow:
         self.min_slots = min_slots
         self.weight = 1
         self.cap: float = inf
-        """Most slots that it may hold, whatever is learned."""
+        """Most slots that its tokens allow."""
         self.paused = False
         self.needs_tokens = False
-        """Whether it starts by tokens, for as many as its cap says."""
+        """Whether each of its invocations starts with a token."""
         self.exists = False
-        """Whether the queue has it."""
+        """Whether the queue has this flow now."""
         self.running = 0
+        """Slots that run an invocation."""
         self.credit = 0
-        self.pending: float = 0
-        """Messages known to wait, those asked for included."""
-        self.stored: float = 0
-        """Messages stored when that was last told: waiting, running anywhere, or between two attempts."""
-        self.recalling = False
-        """What is asked is on its way back."""
+        """Slots that are kept free for messages that were requested and have not arrived."""
         self.credited_at = -inf
+        """When the first of the credit was given, or a message last arrived."""
+        self.recalling = False
+        """Whether the credit was recalled and has not returned yet."""
+        self.pending: float = 0
+        """Messages that the queue has never delivered, as last counted; the requested ones are among them."""
+        self.stored: float = 0
+        """Messages in the stream, as last counted: pending, running on any worker, or waiting for another attempt."""
         self.silence = 0.0
+        """Seconds for which no credit is given after requested messages did not arrive; doubles each time."""
         self.silent_until = -inf
         self.usage = 0.0
-        """Slot seconds by weight, on the scale of :attr:`Shares.pace`."""
+        """Slot seconds by weight, on the scale of :attr:`DemandQueue.virtual_time`."""
         self.last_grant = 0
-        """When a slot was last granted, in turns."""
+        """Number of the last grant of a slot to this flow, among all grants."""
         self.demand_key: tuple[int, int] | None = None
-        """Its weight and what it held when it was last counted among the hungry; None: it is not."""
+        """Its weight and held slots when it last entered the queue of flows with demand; None while it is not there."""
         self.ticket = 0
-        """The number of its valid place in line."""
+        """Number of its valid entry in that queue."""
         self.check_at = inf
-        """When it is to be looked at again, though nothing has happened to it."""
+        """When to look at this flow again, although nothing has happened to it."""
 
     @property
     def limit(self) -> float:
@@ -98,31 +106,52 @@ class Flow:
 
     @property
     def limit_without_tokens(self) -> float:
-        """The same, but for tokens."""
+        """Most slots that it may hold if there are tokens enough."""
         if self.paused:
             return 0
         return inf if self.limiter is None else self.limiter.limit
 
     @property
     def held(self) -> int:
-        """Slots that nobody else can have."""
+        """Slots that no other flow can have."""
         return self.running + self.credit
 
     def demand(self, now: float) -> float:
-        """How many more slots it could use at once, as far as is known."""
+        """Return how many more slots it could use at once, as far as this worker knows."""
         return min(self.pending_demand(now), self.limit - self.held) if self.exists and not self.recalling else 0
 
     def pending_demand(self, now: float) -> float:
-        """How many more there may be for it."""
+        """Return how many more messages may be there for it, whatever its limit."""
         more = self.pending - self.credit
         if more < 1 and not self.credit and self.stored > self.running and now >= self.silent_until:
+            # Stored but not pending: a message may be due for its next attempt, and one request finds that out.
             return 1
         return more
 
     def idle_credit(self, now: float) -> float:
-        """How many of the asked nobody will miss."""
+        """Return how much of the credit can be recalled without keeping a message from a free slot."""
         if self.recalling:
             return 0
         if now - self.credited_at >= PATIENCE:
             return self.credit
         return max(0, self.credit - max(self.pending, int(self.stored > self.running)))
+
+
+class SharedFlow(Flow):
+    """The whole queue as one flow, as all workers share one consumer in static mode.
+
+    Nothing counts its pending messages, so it always has demand.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(SHARED)
+
+    def pending_demand(self, now: float) -> float:  # noqa: ARG002 -- as its base has it
+        """Return infinity: the next message may arrive at any time."""
+        return inf
+
+    def idle_credit(self, now: float) -> float:
+        """Return the credit if no message arrived for :data:`PATIENCE`."""
+        return self.credit if not self.recalling and now - self.credited_at >= PATIENCE else 0

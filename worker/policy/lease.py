@@ -1,4 +1,4 @@
-"""How long a delivery stays ours."""
+"""How long a delivery stays this worker's."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """Times of a lease that lasts *lasts* seconds from when the queue last heard of us.
+    """The times of a lease under an ack wait (s), which the queue counts from the last extension that it received.
 
-    We count from when we *sent* what it confirmed, which is earlier than when it heard, so we err on the safe side.
-    Renewing at a third leaves room for one lost extension's answer before two thirds, where we stop; the last third
-    covers what we cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a while to die.
+    The worker counts from when it *sent* the confirmed extension, which is earlier, so it errs on the safe side.
+    Renewing at a third leaves room for one lost confirmation before two thirds, where the work is cancelled. The last
+    third covers what the worker cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a
+    while to end.
     """
 
     ack_wait: float
 
     def renew_at(self, sent_at: float) -> float:
-        """When the next extension is due, the last one having been sent at *sent*."""
+        """Return when the next extension is due after one that was sent at *sent_at*."""
         return sent_at + self.ack_wait / 3
 
     def lost_at(self, confirmed_at: float) -> float:
-        """When we must take it for lost, the last confirmed extension (or the arrival) being from *kept*."""
+        """Return when a lease is lost whose last confirmed extension was sent, or which began, at *confirmed_at*."""
         return confirmed_at + self.ack_wait * 2 / 3

@@ -7,16 +7,16 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 _SECONDS = re.compile(r"[0-9]+")
-_LONGEST = 64
-"""Characters: the longest date of RFC 9110 has 33. A bound, since the date parser's time grows with its input."""
+_MAX_DATE = 64
+"""Characters of a date: the longest of RFC 9110 has 33. More is not parsed, because the time grows with it."""
 
 
 def parse_retry_after(value: str, *, now: float) -> float | None:
-    """Seconds from *now* (s since the epoch), never negative, perhaps infinite; None where *value* is not valid."""
+    """Return seconds from *now* (s since the epoch), at least 0 and possibly infinite; None if *value* is not valid."""
     value = value.strip(" \t")
     if _SECONDS.fullmatch(value):
         return float(value)
-    if len(value) > _LONGEST:
+    if len(value) > _MAX_DATE:
         return None
     try:
         date = parsedate_to_datetime(value)

@@ -1,20 +1,21 @@
-"""Who may have the next free slot.
+"""Max-min fair shares: which flow gets the next free slot.
 
-The worker's slots are divided among the flows that have work, by *max-min fairness*: nobody has less than an equal part
-(by weight) while somebody has more and could yield; who needs less than its part leaves the rest to the others; a flow
-alone has all of it. It is decided anew whenever a slot is free, from the numbers of that moment, so a flow that had
-much because it was alone owes nothing, and nobody waits longer than until the next invocation ends.
+The slots of a worker are divided among the flows with demand by *max-min fairness*, by weight. No flow has less than an
+equal part while another has more and could yield. A flow that needs less than its part leaves the rest to the others; a
+flow that is alone has all of it. Each decision uses the numbers of its moment: a flow that had much while it was alone
+owes nothing, and no flow waits longer than until the next invocation ends.
 
-A slot is *running*, *asked* (wanted of the queue, not come yet) or free. Free ones go
+A slot is *running*, given as *credit* (a message was requested for it and has not arrived) or free. Free slots go
 
-1. to hungry flows, those of which messages are known to wait, or may: first whoever is below its minimum, then whoever
-   is a whole slot below its part, the one furthest below first; and what is left of the parts, the fractions, goes in
-   turn, to whoever has used least slot time by weight. That is start-time fair queueing (Goyal, Vin and Cheng 1997),
-   charged in slot seconds when they are over. Where there are more flows than slots, it is all there is.
-2. where nobody is hungry, they are *lent*: wanted of flows that have nothing waiting, evenly, so that what comes next
-   finds a request there already. But for a reserve, for what comes to flows that have none.
+1. to flows with demand, those that have pending messages or may have some. First to a flow below its minimum, then to
+   flows a whole slot or more below their part, the one furthest below first. What is left of the parts, the fractions,
+   goes in turn to the flow that has used least slot time by weight. That is start-time fair queueing (Goyal, Vin and
+   Cheng 1997), charged in slot seconds when an invocation ends. With more flows than slots there is nothing else.
+2. where no flow has demand, to *prefetch*: flows without known pending messages get credit, evenly, so that the next
+   message finds a request there already. A reserve is kept for flows that have none.
 
-What is lent, or was asked in vain, is recalled as soon as someone is hungry and nothing is free.
+Prefetched credit, and credit whose messages did not arrive, is *recalled* as soon as a flow has demand and no slot is
+free.
 """
 
 from __future__ import annotations
@@ -25,28 +26,30 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 
-from .flow import PATIENCE, Flow
+from ..model import SHARED
+from .demand import DemandQueue
+from .flow import PATIENCE, Flow, SharedFlow
 
 QUIET = 0.05
 LONGEST_QUIET = 1.0
-"""Seconds until a flow whose stored messages did not come is asked again, doubling each time: they run elsewhere, or
-wait for their next attempt, and when that is due is known to the server only."""
+"""Seconds without credit for a flow whose stored messages did not arrive, doubling each time. They run on another
+worker, or wait for their next attempt, and only the server knows when that is due."""
 MOST_RETURNS = 10_000
-"""Messages between two attempts of which it is known when they are due. Of more, it is guessed."""
+"""Redeliveries whose time is remembered. Those beyond are found by requests after a silence."""
 TOKEN_CHECK = 1.0
-"""Seconds between two looks at a flow that starts by tokens, which grow old."""
+"""Seconds between two looks at a flow that needs tokens, because unused tokens expire."""
 RESERVE = 8
-"""With more than one flow, one in so many slots is never lent."""
+"""With more than one flow, one in so many slots is never prefetched."""
 
 
 @dataclass(slots=True)
 class Decision:
-    """What to tell the queue."""
+    """Credit to give and to recall."""
 
     credits: dict[Flow, int] = field(default_factory=dict)
     recalls: list[Flow] = field(default_factory=list)
     decide_at: float = inf
-    """When to decide anew, though nothing has happened."""
+    """When to decide again, although nothing has happened."""
 
 
 NOTHING = Decision()
@@ -57,175 +60,154 @@ class Shares:
 
     Args:
         slots: how many.
-        make: makes the books of a new flow, by its name, with all that is known of it.
+        make_flow: creates a flow's numbers by its name, for all but the shared flow.
     """
 
     def __init__(self, slots: int, make_flow: Callable[[str], Flow] = Flow) -> None:
         self.slots = self.free = slots
-        self.virtual_time = 0.0
-        """How much slot time by weight the hungry have had: what a flow that becomes hungry begins with."""
-        self._make = make_flow
+        self._make_flow = make_flow
         self._paused: Collection[str] = ()
         self._flows: dict[str, Flow] = {}
         self._active: dict[Flow, None] = {}
-        """Flows of which something is stored or asked for, as far as is known."""
+        """Flows with stored messages or with credit."""
+        self._alone: SharedFlow | None = None
+        """The shared flow while no other flow is active, which is static mode: it gets every slot."""
         self._changed: dict[Flow, None] = {}
-        """What must be looked at: the cost of a decision is theirs alone."""
-        self._asking: dict[Flow, None] = {}
-        """Flows of which something is asked."""
-        self._lines: dict[tuple[int, int], list[tuple[int, float, int, int, Flow]]] = {}
-        """The hungry by weight and minimum; in each line those who hold least first, then who has used least."""
-        self._number = self._weights = self._held = 0
-        """Sums over the hungry: of ones, of weights, and of what they hold."""
-        self._wakes: list[tuple[float, int, Flow]] = []
+        """Flows to look at: a decision costs time for these alone."""
+        self._credited: dict[Flow, None] = {}
+        """Flows with credit."""
+        self._demand = DemandQueue()
         self._numbers = count(1)
-        self._returns: list[tuple[float, int, Flow]] = []
-        """When messages that were given back will wait again."""
-        self._limited: dict[Flow, None] = {}
-        """Limited ones that were looked at."""
-        self._owed: list[Flow] = []
-        """For each message that was more than was asked for, its flow: what the queue thinks it has given too much."""
+        self._checks: list[tuple[float, int, Flow]] = []
+        """Heap: when to look at flows again. An entry counts if its time is the flow's *check_at*."""
+        self._redeliveries: list[tuple[float, int, Flow]] = []
+        """Heap: when messages that this worker gave back are pending again."""
+        self._token_flows: dict[Flow, None] = {}
+        """Flows that need tokens and have changed."""
+        self._surplus: list[Flow] = []
+        """For each message that arrived without credit, its flow: the queue counts it against later credit."""
 
     @property
     def flows(self) -> Collection[Flow]:
-        """All that are known."""
+        """All known flows."""
         return self._flows.values()
 
     def flow(self, name: str) -> Flow:
-        """A flow's books."""
+        """Return the flow of that name; create it if it is not known."""
         if (flow := self._flows.get(name)) is None:
-            flow = self._flows[name] = self._make(name)
+            flow = self._flows[name] = SharedFlow() if name == SHARED else self._make_flow(name)
             flow.paused = flow.function in self._paused
-            flow.usage = self.virtual_time
+            flow.usage = self._demand.virtual_time
         return flow
 
-    # What happens.
+    # What happened.
 
-    def set_stored(self, name: str, messages: float) -> None:
-        """So many of a flow are stored."""
+    def add_shared(self) -> None:
+        """Note that the queue is consumed as one flow."""
+        flow = self._open(SHARED)
+        flow.stored = inf
+        self._changed[flow] = None
+
+    def set_stored(self, name: str, messages: int) -> None:
+        """Note how many messages of a flow are stored."""
         if messages or name in self._flows:
-            flow = self._opened(name)
+            flow = self._open(name)
             flow.stored = messages
             self._changed[flow] = None
 
     def set_pending(self, name: str, messages: float) -> None:
-        """So many of a flow wait."""
-        flow = self._opened(name)
+        """Note how many messages of a flow are pending."""
+        flow = self._open(name)
         flow.pending = messages
         flow.stored = max(flow.stored, messages)
         self._changed[flow] = None
 
     def add_published(self, name: str) -> None:
-        """One more of a flow waits."""
-        flow = self._opened(name)
+        """Note that one more message of a flow is pending."""
+        flow = self._open(name)
         flow.pending += 1
         flow.stored += 1
         flow.silent_until = -inf
         self._changed[flow] = None
 
-    def has_room(self, name: str) -> bool:
-        """Whether a message that comes now can be run."""
-        return self.free > 0 or self.flow(name).credit > 0
+    def has_room(self, flow: Flow) -> bool:
+        """Return whether a message of the flow that arrives now has a slot."""
+        return self.free > 0 or flow.credit > 0
 
-    def start(self, name: str, behind: float, now: float) -> Flow:
-        """A message came, and *behind* it so many wait. It runs now, in a slot that was free for it."""
-        flow = self.flow(name)
-        self._came(flow, behind, now)
+    def start(self, flow: Flow, num_pending: float, now: float) -> None:
+        """Give a slot, which there must be, to a message that arrived with *num_pending* behind it."""
+        self._count_arrival(flow, num_pending, now)
         self.free -= 1
         flow.running += 1
-        return flow
 
-    def reject(self, name: str, behind: float, now: float) -> None:
-        """A message came that is not to be run."""
-        self._came(self.flow(name), behind, now)
+    def reject(self, flow: Flow, num_pending: float, now: float) -> None:
+        """Note that a message arrived that does not start here."""
+        self._count_arrival(flow, num_pending, now)
 
-    def finish(self, flow: Flow, took: float, *, final: bool) -> None:
-        """One that ran is over, after so many seconds; *final*: and is stored no more."""
+    def finish(self, flow: Flow, seconds: float, *, final: bool, redelivery_at: float | None = None) -> None:
+        """Free the slot of a message.
+
+        Args:
+            flow: its flow.
+            seconds: how long it had the slot.
+            final: whether it has left the stream.
+            redelivery_at: when it is pending again, if it was given back.
+        """
         flow.running -= 1
         if final and flow.stored:
             flow.stored -= 1
-        flow.usage += took / flow.weight
+        flow.usage += seconds / flow.weight
         self.free += 1
         self._changed[flow] = None
         if not (flow.exists or flow.held):
             self._forget(flow)
-
-    def expect_redelivery(self, flow: Flow, due: float) -> None:
-        """One that ran here was given back, and comes again then."""
-        if flow.pending != inf and len(self._returns) < MOST_RETURNS:
-            heapq.heappush(self._returns, (due, next(self._numbers), flow))
+        # Nothing counts what is pending for a shared flow, so it needs no hint either.
+        if redelivery_at is not None and flow.name != SHARED and len(self._redeliveries) < MOST_RETURNS:
+            heapq.heappush(self._redeliveries, (redelivery_at, next(self._numbers), flow))
 
     def take_back(self, name: str, messages: int, now: float) -> None:
-        """What was asked for in vain."""
+        """Take back credit that the queue returned."""
         flow = self.flow(name)
         flow.recalling = False
         self._changed[flow] = None
         if back := min(messages, flow.credit):
-            self._unask(flow, back)
-            if flow.pending != inf:
-                flow.pending = 0
+            self._reduce_credit(flow, back)
+            flow.pending = 0
             flow.silence = min(max(2 * flow.silence, QUIET), LONGEST_QUIET)
             flow.silent_until = now + flow.silence
 
     def remove(self, name: str) -> None:
-        """Nothing of a flow is stored, or can be asked for."""
+        """Note that a flow has ended: nothing of it is stored, and its credit brings nothing."""
         flow = self.flow(name)
-        self._unask(flow, flow.credit)
+        self._reduce_credit(flow, flow.credit)
         flow.pending = flow.stored = 0
         flow.exists = flow.recalling = False
         if not flow.running:
             self._forget(flow)
 
     def set_paused(self, functions: Collection[str]) -> None:
-        """These are paused, and no others."""
+        """Pause these functions, by label, and resume all others."""
         self._paused = functions
         for flow in self._flows.values():
             flow.paused = flow.function in functions
             self._changed[flow] = None
 
     def mark_changed(self, flow: Flow) -> None:
-        """Something was set about it from outside."""
-        self._changed[flow] = None
-
-    def _forget(self, flow: Flow) -> None:
-        self._look(flow, 0.0)
-        self._changed.pop(flow, None)
-        del self._flows[flow.name]
-
-    def _opened(self, name: str) -> Flow:
-        flow = self.flow(name)
-        if not flow.exists:
-            flow.exists, flow.silence, flow.silent_until = True, 0.0, -inf
-        self._active[flow] = None
-        return flow
-
-    def _came(self, flow: Flow, behind: float, now: float) -> None:
-        if flow.pending != inf:
-            flow.pending = behind
-        flow.credited_at = now
-        flow.silence = 0.0
-        if flow.credit:
-            self._unask(flow, 1)
-        elif flow.exists:
-            self._owed.append(flow)
-            self._changed[flow] = None
-
-    def _unask(self, flow: Flow, messages: int) -> None:
-        flow.credit -= messages
-        self.free += messages
-        if not flow.credit:
-            self._asking.pop(flow, None)
+        """Have the next decision look at a flow of which something was set."""
         self._changed[flow] = None
 
     def take_changed_limited(self) -> list[Flow]:
-        """The flows that start by tokens, and of which something has changed since this was asked last."""
-        if not self._limited:
+        """Return the flows that need tokens and have changed since the last call."""
+        if not self._token_flows:
             return []
-        taken, self._limited = list(self._limited), {}
+        taken, self._token_flows = list(self._token_flows), {}
         return taken
 
     def desired(self, flow: Flow) -> int:
-        """How many more of a flow could run soon, if there were tokens: what is free, or becomes its part."""
+        """Return how many more messages of a flow could start soon if it had tokens.
+
+        There is a slot for them: it is free, has credit already, or becomes the flow's as part of its share.
+        """
         if not flow.exists:
             return 0
         part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
@@ -233,45 +215,52 @@ class Shares:
         more = max(0, min(flow.pending_demand(inf), soon))
         return int(max(0, min(flow.credit + more, flow.limit_without_tokens - flow.running)))
 
-    # What follows from it.
+    # What to do.
 
     def decide(self, now: float) -> Decision:
-        """Give away what is free, and see what must come back."""
-        if not (self.free or self._owed or self._wakes) and self._is_all_shared():
-            return NOTHING
+        """Give all free slots, and recall credit that is needed elsewhere."""
+        if self._alone and not self._checks:
+            return self._give_all(self._alone, now)
         decision = Decision()
-        for flow in self._owed:
-            decision.credits[flow] = decision.credits.get(flow, 0) + 1
-        self._owed.clear()
-        if self.free and self._is_all_shared() and not self._wakes:
-            self._ask(next(iter(self._active)), self.free, decision, now)
-            return decision
+        if self._surplus:
+            self._restore_surplus(decision)
         self._look_at_changed(decision, now)
-        while self.free and (first := self._first()):
+        while self.free and (first := self._demand.first(self.free)):
             self._grant(first, decision, now)
-        if self._weights:
+        if self._demand.flows:
             self._recall(decision, now)
         elif self.free:
             self._prefetch(decision, now)
-        while self._wakes and self._wakes[0][2].check_at != self._wakes[0][0]:
-            heapq.heappop(self._wakes)
-        decision.decide_at = min(
-            decision.decide_at, *(line[0][0] for line in (self._wakes, self._returns) if line), inf
-        )
+        while self._checks and self._checks[0][2].check_at != self._checks[0][0]:
+            heapq.heappop(self._checks)
+        for heap in (self._checks, self._redeliveries):
+            if heap:
+                decision.decide_at = min(decision.decide_at, heap[0][0])
         return decision
 
-    def _is_all_shared(self) -> bool:
-        """Whether one flow is all there is, and nobody counts what waits of it: static mode."""
-        return len(self._active) == 1 and next(iter(self._active)).pending == inf
+    def _give_all(self, flow: Flow, now: float) -> Decision:
+        # The path of every message in static mode: usually a slot was filled, and there is nothing to decide.
+        if not (self.free or self._surplus):
+            return NOTHING
+        decision = Decision()
+        self._restore_surplus(decision)
+        if self.free:
+            self._give_credit(flow, self.free, decision, now)
+        return decision
+
+    def _restore_surplus(self, decision: Decision) -> None:
+        for flow in self._surplus:
+            decision.credits[flow] = decision.credits.get(flow, 0) + 1
+        self._surplus.clear()
 
     def _look_at_changed(self, decision: Decision, now: float) -> None:
-        while self._wakes and self._wakes[0][0] <= now:
-            at, _, flow = heapq.heappop(self._wakes)
+        while self._checks and self._checks[0][0] <= now:
+            at, _, flow = heapq.heappop(self._checks)
             if flow.check_at == at:
                 flow.check_at = inf
                 self._changed[flow] = None
-        while self._returns and self._returns[0][0] <= now:
-            _, _, flow = heapq.heappop(self._returns)
+        while self._redeliveries and self._redeliveries[0][0] <= now:
+            _, _, flow = heapq.heappop(self._redeliveries)
             if flow.exists:
                 flow.pending += 1
                 flow.silent_until = -inf
@@ -281,103 +270,71 @@ class Shares:
                 flow.limiter.tick(now)
             self._look(flow, now)
             if flow.credit and flow.held > flow.limit and not flow.recalling:
+                # Its limit fell, or it was paused: what arrived for this credit could not start.
                 self._call_back(flow, decision)
         self._changed.clear()
 
     def _look(self, flow: Flow, now: float) -> None:
-        """Put it where it belongs."""
-        if not (flow.exists and (flow.stored or flow.pending or flow.credit)):
-            self._active.pop(flow, None)
-        was = flow.demand_key
-        if flow.demand_key:
-            self._number -= 1
-            self._weights -= flow.demand_key[0]
-            self._held -= flow.demand_key[1]
-            flow.demand_key = None
-            flow.ticket = 0
+        """Update where the flow stands: active or not, with demand or not, and when to look again."""
+        if flow in self._active and not (flow.exists and (flow.stored or flow.pending or flow.credit)):
+            del self._active[flow]
+            self._find_alone()
+        if had_demand := flow.demand_key is not None:
+            self._demand.remove(flow)
         if flow.demand(now) >= 1:
-            if not (was or flow.held):
-                flow.usage = max(flow.usage, self.virtual_time)
-            self._stand_in_line(flow)
-        wake = inf if flow.credit or flow.stored <= flow.running or flow.silent_until <= now else flow.silent_until
+            if not (had_demand or flow.held):
+                # Time without demand earns no claim on slots: its usage begins where the others stand.
+                flow.usage = max(flow.usage, self._demand.virtual_time)
+            self._demand.add(flow)
+        self._plan_check(flow, now)
+
+    def _plan_check(self, flow: Flow, now: float) -> None:
+        check_at = inf
+        if not flow.credit and flow.stored > flow.running and flow.silent_until > now:
+            check_at = flow.silent_until
         if flow.limiter and flow in self._active:
-            wake = min(wake, flow.limiter.due)
+            check_at = min(check_at, flow.limiter.due)
         if flow.needs_tokens:
-            self._limited[flow] = None
+            self._token_flows[flow] = None
             if flow in self._active:
-                wake = min(wake, now + TOKEN_CHECK)
-        if wake != flow.check_at:
-            flow.check_at = wake
-            if wake < inf:
-                heapq.heappush(self._wakes, (wake, next(self._numbers), flow))
-
-    def _stand_in_line(self, flow: Flow) -> None:
-        flow.demand_key = flow.weight, flow.held
-        self._number += 1
-        self._weights += flow.weight
-        self._held += flow.held
-        flow.ticket = next(self._numbers)
-        line = self._lines.setdefault((flow.weight, flow.min_slots), [])
-        heapq.heappush(line, (flow.held, flow.usage, flow.last_grant, flow.ticket, flow))
-
-    def _first(self) -> Flow | None:
-        """Whose turn it is. In a line, who is first of one is before all others of it; so the firsts are compared."""
-        best, chosen = None, None
-        # What the hungry hold and what is free is theirs to divide.
-        part = (self.free + self._held) / (self._weights or 1)
-        for key, line in [*self._lines.items()]:
-            while line and line[0][4].ticket != line[0][3]:
-                heapq.heappop(line)
-            if not line:
-                del self._lines[key]
-                continue
-            rank = self._rank(line[0][4], part)
-            if best is None or rank < best:
-                best, chosen = rank, line[0][4]
-        return chosen
-
-    def _rank(self, flow: Flow, part: float) -> tuple[int, float, float, int]:
-        """The lowest is served first. *part*: slots for each unit of weight."""
-        held, due = flow.held, part * flow.weight
-        if held < flow.min_slots:
-            return (0, held / flow.min_slots, 0.0, flow.last_grant)
-        if held + 1 <= due:
-            return (1, held / flow.weight, 0.0, flow.last_grant)
-        return (2 if held < due else 3, flow.usage, held / flow.weight, flow.last_grant)
+                check_at = min(check_at, now + TOKEN_CHECK)
+        if check_at != flow.check_at:
+            flow.check_at = check_at
+            if check_at < inf:
+                heapq.heappush(self._checks, (check_at, next(self._numbers), flow))
 
     def _grant(self, flow: Flow, decision: Decision, now: float) -> None:
-        alone = self._weights == flow.weight
-        more = int(min(self.free, flow.demand(now))) if alone else 1
-        self.virtual_time = max(self.virtual_time, flow.usage)
-        flow.last_grant = next(self._numbers)
-        self._ask(flow, more, decision, now)
+        # One at a time, because each changes the order; but a flow that is alone gets all at once.
+        more = int(min(self.free, flow.demand(now))) if self._demand.flows == 1 else 1
+        self._demand.note_grant(flow)
+        self._give_credit(flow, more, decision, now)
         self._look(flow, now)
 
     def _prefetch(self, decision: Decision, now: float) -> None:
-        """Evenly, all but the reserve; where a single flow is active, all."""
+        """Give credit evenly: all free slots but the reserve, or all where a single flow is active."""
         spare: int = self.free - (self.slots // RESERVE if len(self._active) > 1 else 0)
         able = [flow for flow in self._active if flow.held < flow.limit and not flow.recalling] if spare > 0 else []
         while spare > 0 and able:
             least = min(flow.credit for flow in able)
             lowest = sorted((flow for flow in able if flow.credit == least), key=lambda flow: -flow.last_grant)[:spare]
             for flow in lowest:
-                self._ask(flow, 1, decision, now)
+                self._give_credit(flow, 1, decision, now)
                 self._look(flow, now)
             spare -= len(lowest)
             able = [flow for flow in able if flow.held < flow.limit]
 
     def _recall(self, decision: Decision, now: float) -> None:
-        """What is idle, the most first, until each of the hungry can have one."""
-        needed = self._number
-        coming = sum(flow.credit for flow in self._asking if flow.recalling)
-        idle = sorted(((flow.idle_credit(now), number) for number, flow in enumerate(self._asking)), reverse=True)
-        flows = list(self._asking)
-        for most, number in idle:
-            if coming >= needed or most <= 0:
-                break
-            coming += int(most)
-            self._call_back(flows[number], decision)
-        patience = (flow.credited_at + PATIENCE for flow in self._asking if not flow.recalling)
+        """Recall idle credit, the most first, until each flow with demand can have a slot."""
+        needed = self._demand.flows - sum(flow.credit for flow in self._credited if flow.recalling)
+        if needed > 0:
+            idle = ((flow.idle_credit(now), number, flow) for number, flow in enumerate(self._credited))
+            for most, _, flow in sorted((each for each in idle if each[0] > 0), reverse=True):
+                if needed <= 0:
+                    break
+                needed -= int(most)
+                self._call_back(flow, decision)
+        # Other credit becomes idle when its messages do not arrive in time: decide again then.
+        patience = (flow.credited_at + PATIENCE for flow in self._credited if not flow.recalling)
         decision.decide_at = min((decision.decide_at, *(at for at in patience if at > now)))
 
     def _call_back(self, flow: Flow, decision: Decision) -> None:
@@ -385,10 +342,45 @@ class Shares:
         decision.recalls.append(flow)
         self._look(flow, 0.0)
 
-    def _ask(self, flow: Flow, more: int, decision: Decision, now: float) -> None:
+    def _give_credit(self, flow: Flow, more: int, decision: Decision, now: float) -> None:
         if not flow.credit:
             flow.credited_at = now
-            self._asking[flow] = None
+            self._credited[flow] = None
         flow.credit += more
         self.free -= more
         decision.credits[flow] = decision.credits.get(flow, 0) + more
+
+    def _reduce_credit(self, flow: Flow, messages: int) -> None:
+        flow.credit -= messages
+        self.free += messages
+        if not flow.credit:
+            self._credited.pop(flow, None)
+        self._changed[flow] = None
+
+    def _count_arrival(self, flow: Flow, num_pending: float, now: float) -> None:
+        flow.pending = num_pending
+        flow.credited_at = now
+        flow.silence = 0.0
+        if flow.credit:
+            self._reduce_credit(flow, 1)
+        elif flow.exists:
+            self._surplus.append(flow)
+            self._changed[flow] = None
+
+    def _open(self, name: str) -> Flow:
+        flow = self.flow(name)
+        if not flow.exists:
+            flow.exists, flow.silence, flow.silent_until = True, 0.0, -inf
+        if flow not in self._active:
+            self._active[flow] = None
+            self._find_alone()
+        return flow
+
+    def _forget(self, flow: Flow) -> None:
+        self._look(flow, 0.0)
+        self._changed.pop(flow, None)
+        del self._flows[flow.name]
+
+    def _find_alone(self) -> None:
+        only = next(iter(self._active)) if len(self._active) == 1 else None
+        self._alone = only if isinstance(only, SharedFlow) else None
