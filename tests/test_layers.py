@@ -172,7 +172,7 @@ def test_imports_point_down() -> None:
 
 
 def test_imports_inside_nats_point_down() -> None:
-    """A module of the NATS adapter imports those of its package that stand below it."""
+    """A module of the NATS adapter imports modules of its package below it."""
     ranks = {f"worker.nats.{name}": rank for rank, names in enumerate(NATS_LAYERS) for name in names}
 
     def check(module: str) -> None:

@@ -80,6 +80,8 @@ class Hand:
                 self._want(SHARED)
             case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
                 self._want(flow)
+            case QueueShared():
+                self._want(SHARED)
             case Published(flow):
                 self._want(flow)
             case CreditReturned(flow, count):
