@@ -46,7 +46,7 @@ NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
     ("serving",),
-    ("subject_consumers", "quotas"),
+    ("quotas",),
     ("flow_consumers", "discovery"),
     ("pull_consumer",),
     ("pull",),
