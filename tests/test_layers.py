@@ -9,8 +9,6 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import worker
 from tests.cases import check_each
 
