@@ -1,4 +1,4 @@
-"""How changes of consumers are applied, on a client that stands in for JetStream's."""
+"""Changes of consumers are applied, on a client that stands in for JetStream's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trio_asyncio import aio_as_trio
 from worker.nats.apply import Applier
 from worker.nats.connection import NoRespondersError
 from worker.nats.jetstream import JetStream
-from worker.nats.layout import FUNCTION, static
-from worker.nats.reconcile import Announce, Change, DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter, Wait
+from worker.nats.layout import FUNCTION, RETIRED, ConsumerState, static
+from worker.nats.reconcile import DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter
 from worker.nats.wire import ApiError, ConsumerInfo, ErrorCode, decode_answer
 from worker.ports import BrokerUnavailableError, MisconfiguredError
 
@@ -75,30 +75,23 @@ def consumer(name: str, *subjects: str, ack_pending: int = 0, pending: int = 0, 
 ECHO = "q.0.echo.fn"
 PAUSED, RESUMED = ("pause", "w", "10.500000Z"), ("pause", "w", "00.700000Z")
 """By the server's clock."""
+RETIRE, ANNOUNCED = Retire(("w",), static(1)), ("announce", "w")
 
 
 def play(fake: Fake, do: Callable[[Applier], Awaitable[Any]]) -> Any:
-    async def announce(change: Announce) -> None:
+    async def announce(change: Retire) -> None:
         fake.calls.append(("announce", *change.names))
 
     applier = Applier(cast(JetStream, fake), "q", "q", announce)
     return trio_asyncio.run(aio_as_trio(do), applier)
 
 
-def test_changes_are_applied_in_their_order() -> None:
-    """A retirement waits for its announcement, and a deletion for the pause before it."""
-    fake = Fake(consumer("w", ECHO), consumer("old", mode="retired", at="5"))
-    changes: list[Change] = [Announce(("w",), static(1)), Retire("w", static(1)), Wait(0.01), DeleteRetired("old", 5)]
-    play(fake, lambda applier: applier.apply(changes))
-    assert [call[0] for call in fake.calls] == ["announce", "pause", "update", "pause", "delete"]
-
-
 def test_retire_pauses_updates_and_resumes() -> None:
-    """The mark is read while the consumer is paused, and it goes on soon, whatever is left of the pause."""
+    """After the announcement. The mark is read during the pause, which then ends soon, whatever is left of it."""
     fake = Fake(consumer("w", ECHO))
-    play(fake, lambda applier: applier.apply([Retire("w", static(1))]))
-    paused, (_, _, changes), resumed = fake.calls
-    assert (paused, resumed) == (PAUSED, RESUMED)
+    play(fake, lambda applier: applier.apply(RETIRE))
+    announced, paused, (_, _, changes), resumed = fake.calls
+    assert (announced, paused, resumed) == (ANNOUNCED, PAUSED, RESUMED)
     assert changes["metadata"] == {
         "queue-worker.mode": "retired",
         "queue-worker.mark": "7",
@@ -111,8 +104,8 @@ def test_retire_pauses_updates_and_resumes() -> None:
 def test_retire_leaves_a_retired_consumer_alone() -> None:
     """A mark that another worker has set stays."""
     fake = Fake(consumer("w", mode="retired", mark="3"))
-    play(fake, lambda applier: applier.apply([Retire("w", static(1))]))
-    assert fake.calls == [PAUSED, RESUMED]
+    play(fake, lambda applier: applier.apply(RETIRE))
+    assert fake.calls == [ANNOUNCED, PAUSED, RESUMED]
 
 
 def test_retire_without_pauses_is_misconfigured() -> None:
@@ -122,7 +115,7 @@ def test_retire_without_pauses_is_misconfigured() -> None:
 
     async def retire(applier: Applier) -> None:
         with pytest.raises(MisconfiguredError, match=r"2\.11"):
-            await applier.apply([Retire("w", static(1))])
+            await applier.apply(RETIRE)
 
     play(fake, retire)
 
@@ -140,8 +133,8 @@ def test_retire_without_pauses_is_misconfigured() -> None:
 )
 def test_delete_retired_looks_again(now: list[dict[str, Any]], deleted: bool) -> None:
     """Another worker may have deleted it, and created another one under its name."""
-    fake = Fake(*now)
-    play(fake, lambda applier: applier.apply([DeleteRetired("w", 5)]))
+    fake, observed = Fake(*now), ConsumerState("w", RETIRED, (), 7, 0, 0, 30.0, retired_at=5)
+    play(fake, lambda applier: applier.apply(DeleteRetired((observed,))))
     assert (fake.calls == [("delete", "w")]) is deleted
 
 
@@ -159,7 +152,7 @@ def test_delete_refused_where_filters_overlap(others: tuple[tuple[str, ...], ...
     """One that overlaps with none may yet elect its leader; the deletion is obeyed and not always answered."""
     fake = Fake(consumer("w", ECHO))
     fake.answers_deletions = False
-    play(fake, lambda applier: applier.apply([DeleteRefused("w", others)]))
+    play(fake, lambda applier: applier.apply(DeleteRefused(("w",), others)))
     assert ("w" not in fake.found) is deleted
 
 
@@ -167,7 +160,7 @@ def test_delete_refused_where_filters_overlap(others: tuple[tuple[str, ...], ...
 def test_unfilter_unless_retired(mode: str, updated: bool) -> None:
     """The filter of a consumer that another worker has retired since must stay."""
     fake = Fake(consumer("w", "q", "q.>", mode=mode))
-    play(fake, lambda applier: applier.apply([Unfilter("w")]))
+    play(fake, lambda applier: applier.apply(Unfilter("w")))
     changes = {"filter_subject": None, "filter_subjects": None, "pause_until": None}
     assert fake.calls == [("update", "w", changes)] * updated
 
@@ -208,3 +201,15 @@ def test_delete_idle_reports_a_failure() -> None:
     fake.answers_deletions = False
     assert play(fake, lambda applier: applier.delete_idle(IDLE)) == []
     assert fake.failures == [("deleting the consumer w, which is idle", "no answer")]
+
+
+def test_apply_changes_all_and_raises_the_first_error() -> None:
+    """A consumer that cannot be retired keeps no other one from it; all is tried again after the next observation."""
+    fake = Fake(consumer("w", ECHO))
+
+    async def retire(applier: Applier) -> None:
+        with pytest.raises(ApiError, match="not found"):
+            await applier.apply(Retire(("gone", "w"), static(1)))
+
+    play(fake, retire)
+    assert [call[:2] for call in fake.calls] == [("announce", "gone"), ("pause", "w"), ("update", "w"), ("pause", "w")]

@@ -1,4 +1,4 @@
-"""What ends through a retired consumer is deleted from the stream: that, and nothing else."""
+"""Messages that end through a retired consumer are deleted from the stream, and no others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.nats.wire import StoredMessage
 from worker.ports import BrokerUnavailableError
 
 STORED = 1_795_608_000_123_456_789
-"""The same time as the server's, in nanoseconds."""
+"""The server's time of storage, in nanoseconds."""
 
 
 class Server:
@@ -33,7 +33,7 @@ class Server:
     def __init__(self, silent: int = 0, *, cut: bool = False) -> None:
         self.silent, self.cut = silent, cut
         self.stored = "2026-11-25T12:00:00.123456789Z"
-        """When its message was stored."""
+        """The time at which its message was stored."""
         self.deleted: list[int] = []
         self.published: list[bytes] = []
         self.client = SimpleNamespace(publish=self._publish)

@@ -1,4 +1,4 @@
-"""Who takes away the consumers of functions without work, on a real server."""
+"""Consumers of subjects without messages are deleted, on a real server."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def names(server: NatsServer) -> list[str]:
     return listed
 
 
-async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
-    """A function of which nothing is stored for the threshold is gone with its consumer, and comes again with work."""
+async def test_idle_consumer_is_deleted_after_the_threshold(tmp_path: Path) -> None:
+    """A subject without messages for the threshold ends with its consumer, and is found again with a message."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
@@ -35,8 +35,8 @@ async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
             await until(lambda: len(hand.came) + len(other.came) == 2, "the next to come")
 
 
-async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
-    """However long it runs, or waits for its next attempt, it counts on where it was."""
+async def test_idle_consumer_with_a_parked_message_stays(tmp_path: Path) -> None:
+    """A message that waits for its next attempt keeps the consumer, and so its delivery count."""
 
     def act(hand: Hand, delivery: Delivery) -> None:
         hand.queue.settle(delivery, Nak(6.0) if delivery.num_delivered == 1 else Ack(), before=inf)
@@ -49,8 +49,8 @@ async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
             assert [each.num_delivered for each in hand.came] == [1, 2]
 
 
-async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> None:
-    """What a worker left behind that was killed, another one takes away."""
+async def test_idle_consumer_of_a_killed_worker_is_deleted(tmp_path: Path) -> None:
+    """A consumer that a killed worker left behind is deleted by another one."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}):
@@ -60,8 +60,10 @@ async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> No
             await until(lambda: not names(server), "its consumer to go")
 
 
-async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored while its consumer is being deleted comes once, by the next consumer."""
+async def test_idle_consumer_with_a_message_during_its_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored during the deletion is delivered once, by the next consumer."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         delete = JetStream.delete_consumer
@@ -80,8 +82,10 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
             assert sorted((each.payload, each.num_delivered) for each in came) == [(b"late", 1), (b"one", 1)]
 
 
-async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored while its consumer is paused to be deleted keeps it, and is delivered before the pause ends."""
+async def test_idle_consumer_with_a_message_before_its_deletion_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored while the consumer is paused keeps it, and is delivered soon."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         pause = JetStream.pause_consumer

@@ -1,4 +1,4 @@
-"""What a worker does next about the consumers that it has observed: a table of situations."""
+"""The reconciler: a table of situations, and the actions that each one leads to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from worker.nats.layout import FUNCTION, RETIRED, ConsumerSet, ConsumerState, st
 from worker.nats.reconcile import (
     AT_A_TIME,
     REFUSED,
-    TAKEN_OFF,
     Action,
-    Announce,
     BindShared,
-    CreateForSubject,
     DeleteIdle,
     DeleteRefused,
     DeleteRetired,
@@ -23,11 +20,10 @@ from worker.nats.reconcile import (
     Retire,
     Serve,
     Unfilter,
-    Wait,
     Wanted,
-    create_for_subject,
     delete_idle,
     idle_consumers,
+    name_for_subject,
     reconcile,
 )
 
@@ -59,10 +55,6 @@ def found(*consumers: ConsumerState, foreign: tuple[ConsumerState, ...] = ()) ->
     """Return the consumers of a stream, sorted."""
     retirees = tuple(each for each in consumers if each.layout == RETIRED)
     return ConsumerSet(tuple(each for each in consumers if each.layout != RETIRED), retirees, foreign)
-
-
-def announce_and_retire(layout: str, *names: str) -> list[Action]:
-    return [Announce(names, layout), *(Retire(name, layout) for name in names)]
 
 
 SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
@@ -106,12 +98,12 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
         [Serve(ONE)],
     ),
     # Another layout.
-    "static to function": (FUNCTION, Observed(found(SHARED)), announce_and_retire(FUNCTION, "w")),
-    "partitions to function": (FUNCTION, Observed(found(PART, ECHO)), announce_and_retire(FUNCTION, "w-p0")),
-    "function to static": (ONE, Observed(found(ECHO, OTHER)), announce_and_retire(ONE, "w-echo", "w-other")),
-    "function to partitions": (TWO, Observed(found(ECHO, FAR)), announce_and_retire(TWO, "w-echo")),
-    "static to partitions": (TWO, Observed(found(SHARED)), announce_and_retire(TWO, "w")),
-    "two to three partitions": (THREE, Observed(found(PART)), announce_and_retire(THREE, "w-p0")),
+    "static to function": (FUNCTION, Observed(found(SHARED)), [Retire(("w",), FUNCTION)]),
+    "partitions to function": (FUNCTION, Observed(found(PART, ECHO)), [Retire(("w-p0",), FUNCTION)]),
+    "function to static": (ONE, Observed(found(ECHO, OTHER)), [Retire(("w-echo", "w-other"), ONE)]),
+    "function to partitions": (TWO, Observed(found(ECHO, FAR)), [Retire(("w-echo",), TWO)]),
+    "static to partitions": (TWO, Observed(found(SHARED)), [Retire(("w",), TWO)]),
+    "two to three partitions": (THREE, Observed(found(PART)), [Retire(("w-p0",), THREE)]),
     "a foreign consumer stays": (ONE, Observed(found(SHARED, FOREIGN), served=ONE, bound=True), [Serve(ONE)]),
     "another worker wants the layout": (
         FUNCTION,
@@ -121,13 +113,13 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "a worker died before it had retired all": (
         FUNCTION,
         Observed(found(retired(ECHO, ONE, 5, ack_pending=1), OTHER), current_is_wanted=True),
-        announce_and_retire(ONE, "w-other"),
+        [Retire(("w-other",), ONE)],
     ),
     # Retired consumers.
     "retired, and holds nothing": (
         FUNCTION,
         Observed(found(retired(SHARED, FUNCTION, 9))),
-        [Wait(TAKEN_OFF), DeleteRetired("w", 9)],
+        [DeleteRetired((retired(SHARED, FUNCTION, 9),))],
     ),
     "retired, with pending acks": (
         FUNCTION,
@@ -137,7 +129,7 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "an older one holds messages of a younger one": (
         FUNCTION,
         Observed(found(retired(ECHO, ONE, 5, ack_pending=1), retired(OTHER, ONE, 5), retired(SHARED, FUNCTION, 9))),
-        [Wait(TAKEN_OFF), DeleteRetired("w-other", 5)],
+        [DeleteRetired((retired(OTHER, ONE, 5),))],
     ),
     "the shared name is in use by a retired consumer": (
         ONE,
@@ -159,7 +151,7 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "refused by the cluster": (
         FUNCTION,
         Observed(found(FILTERED, retired(PART, ONE, 1), foreign=(FOREIGN,)), leaderless={"w-echo": REFUSED}),
-        [DeleteRefused("w-echo", (("q", "q.>"), ("q.0.echo.ns",)))],
+        [DeleteRefused(("w-echo",), (("q", "q.>"), ("q.0.echo.ns",)))],
     ),
     "a foreign one without a leader": (FUNCTION, Observed(found(SHARED), leaderless={"audit": REFUSED}), []),
 }
@@ -212,6 +204,6 @@ def test_delete_idle_is_bounded() -> None:
     ],
     ids=["none", "there", "name retired", "both retired", "numbered by another worker", "numbered higher"],
 )
-def test_create_for_subject_name(consumers: ConsumerSet, name: str) -> None:
+def test_name_for_subject_is_free_or_in_use(consumers: ConsumerSet, name: str) -> None:
     """A retired consumer keeps its name; the consumer that another worker created for the subject is used."""
-    assert create_for_subject(consumers, "q.0.echo.ns", "w-echo") == CreateForSubject(name, "q.0.echo.ns")
+    assert name_for_subject(consumers, "q.0.echo.ns", "w-echo") == name

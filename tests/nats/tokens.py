@@ -41,8 +41,8 @@ class Replica:
     Args:
         server: where they are.
         ack_wait: its setting.
-        came: told of each that comes, with its lease; without, the worker's wallet takes them.
-        changed: told when there may be more room.
+        came: called with each token and its lease; without it, the worker's token store receives them.
+        changed: called when there may be more room.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class Replica:
             self.outbox.wake()
 
     async def _begin_anew(self) -> None:
-        with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
+        with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: again
             await self.jetstream.stream("faas-request-quotas")
             self._again = False
             await self.flows.request_again()
 
     async def receive(self) -> None:
-        """Take what comes, for ever."""
+        """Take what is delivered, forever."""
         while True:
             for each in await self.flows.receive():
                 if isinstance(each, QuotaChanged):
@@ -133,7 +133,7 @@ class Replica:
         self.quotas.give_back(token, delay=delay, before=before)
 
     def die(self) -> None:
-        """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
+        """End the connection as SIGKILL does: nothing is sent over it from now on."""
         self.dead = True
         setattr(self.outbox, "settle", lambda *_, **__: None)  # noqa: B010 -- mypy would not have it otherwise
         setattr(self.outbox, "extend", lambda *_, **__: None)  # noqa: B010 -- the same
@@ -154,11 +154,11 @@ class Work:
         self.running: Counter[Replica] = Counter()
         self.most = 0
         self.starts: list[tuple[float, Replica]] = []
-        """When each was, by the wall clock: by that one nats-server measures delays, and so windows. (By the monotonic
-        clock 3 of 40 came some milliseconds early once, on a virtual machine of a CI.)"""
+        """The time of each, by the wall clock, with which nats-server measures delays, and so windows. (By the
+        monotonic clock 3 of 40 were some milliseconds early once, on a virtual machine of a CI.)"""
 
     def drive(self, worker: Replica) -> None:
-        """Start what may be started; want what is lacking."""
+        """Start what may be started, and want tokens for the rest."""
         if worker.dead or not worker.quotas.agreed(LABEL):
             return
         while self.running[worker] < self.wish and worker.wallet.room(LABEL) >= 1:
@@ -179,12 +179,12 @@ class Work:
             self.drive(worker)
 
     def died(self, worker: Replica) -> None:
-        """What it ran is gone."""
+        """End a worker, and with it what it runs."""
         worker.die()
         del self.running[worker]
 
     def of(self, worker: Replica) -> int:
-        """How many it has started."""
+        """Return how many a worker has started."""
         return sum(who is worker for _, who in self.starts)
 
     def most_in(self, window: float) -> int:
@@ -205,7 +205,7 @@ async def replicas(
     ack_wait: str = "60s",
     changed: Callable[[Replica], None] = lambda _: None,
 ) -> AsyncIterator[list[Replica]]:
-    """So many, at work."""
+    """Run a number of workers."""
     async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
         loop.set_exception_handler(lambda *_: None)
         started = [Replica(server, ack_wait, came, changed) for _ in range(count)]

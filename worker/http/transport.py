@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 
 import httpx
 import trio
@@ -136,9 +136,10 @@ class PlainTransport:
 
     async def _open_socket(self) -> socket.socket:
         stream = await trio.open_tcp_stream(self._host, self._port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
-        self._names.connected(stream.socket.getpeername())
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
+        with suppress(OSError):  # the server may have reset the connection already
+            self._names.connected(sock.getpeername())
         return sock
 
     def _close_expired(self, now: float) -> None:

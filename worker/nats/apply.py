@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
-from itertools import groupby
 from typing import TypeVar
 
 import trio
@@ -18,11 +17,12 @@ import trio
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from .connection import NoRespondersError
 from .jetstream import JetStream
-from .layout import FUNCTION, NO_FILTER, RETIRED, consumer_state, overlap, retirement
-from .reconcile import Announce, Change, DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter, Wait
+from .layout import FUNCTION, NO_FILTER, RETIRED, ConsumerState, consumer_state, overlap, retirement
+from .reconcile import Change, DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter
 from .wire import ApiError, ErrorCode, nanoseconds, parse_time
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 PAUSE = 10.0
 """Seconds that a consumer is paused at most, while it is being retired or deleted."""
@@ -32,6 +32,9 @@ _TRUSTED = 6.0
 """Seconds after the beginning of a pause in which an info of the consumer is trusted."""
 _FLUSHED = 0.3
 """Seconds after which nats-server has written what a consumer had delivered: it does so every 100 ms."""
+_TAKEN_OFF = 0.5
+"""Seconds that workers have to delete what they have just ended through a retired consumer (FinishedDeleter), before
+that consumer is deleted and other consumers deliver what is still stored."""
 _AT_ONCE = 16
 """Changes that are made at the same time."""
 
@@ -47,41 +50,35 @@ class Applier:
     """
 
     def __init__(
-        self, jetstream: JetStream, stream: str, queue: str, announce: Callable[[Announce], Awaitable[None]]
+        self, jetstream: JetStream, stream: str, queue: str, announce: Callable[[Retire], Awaitable[None]]
     ) -> None:
         self._jetstream, self._stream, self._queue, self._announce = jetstream, stream, queue, announce
 
-    async def apply(self, changes: Iterable[Change]) -> None:
-        """Apply changes in their order, those of one kind at the same time.
+    async def apply(self, change: Change) -> None:
+        """Apply a change, to several consumers at the same time.
 
         Raises:
             MisconfiguredError: the server cannot pause consumers.
             ApiError: the server answers with an error.
             worker.ports.BrokerUnavailableError: the server does not answer.
         """
-        for _, alike in groupby(changes, type):
-            for done in await _limited(self._apply, alike):
-                if isinstance(done, BaseException):
-                    raise done
+        match change:
+            case Retire(names, layout):
+                await self._announce(change)
+                await _for_each(names, lambda name: self._retire(name, layout))
+            case DeleteRetired(consumers):
+                await asyncio.sleep(_TAKEN_OFF)
+                await _for_each(consumers, self._delete_retired)
+            case DeleteRefused(names, others):
+                await _for_each(names, lambda name: self._delete_refused(name, others))
+            case Unfilter(name):
+                info = await self._jetstream.consumer(self._stream, name)
+                if consumer_state(info).layout != RETIRED:  # another worker may have retired it since
+                    await self._jetstream.update_consumer(self._stream, info, **NO_FILTER)
 
     async def delete_idle(self, idle: Iterable[DeleteIdle]) -> list[str]:
         """Delete idle consumers, and return the subjects of those that are gone. Failures are reported."""
-        return [subject for subject in await _limited(self._delete_idle, idle) if isinstance(subject, str)]
-
-    async def _apply(self, change: Change) -> None:
-        match change:
-            case Announce():
-                await self._announce(change)
-            case Wait(seconds):
-                await asyncio.sleep(seconds)
-            case Retire(name, layout):
-                await self._retire(name, layout)
-            case DeleteRetired():
-                await self._delete_retired(change)
-            case DeleteRefused():
-                await self._delete_refused(change)
-            case Unfilter(name):
-                await self._unfilter(name)
+        return [subject for subject in await _for_each(idle, self._delete_idle) if subject]
 
     async def _retire(self, name: str, layout: str) -> None:
         began = trio.current_time()
@@ -98,23 +95,18 @@ class Applier:
             await self._jetstream.update_consumer(self._stream, info, **changes)
         await self._resume(name)
 
-    async def _delete_retired(self, change: DeleteRetired) -> None:
-        if info := await self._jetstream.find_consumer(self._stream, change.name):
+    async def _delete_retired(self, observed: ConsumerState) -> None:
+        if info := await self._jetstream.find_consumer(self._stream, observed.name):
             now = consumer_state(info)
-            if (now.layout, now.retired_at, now.num_ack_pending) == (RETIRED, change.retired_at, 0):
-                await self._jetstream.delete_consumer(self._stream, change.name)
+            if (now.layout, now.retired_at, now.num_ack_pending) == (RETIRED, observed.retired_at, 0):
+                await self._jetstream.delete_consumer(self._stream, observed.name)
 
-    async def _delete_refused(self, change: DeleteRefused) -> None:
+    async def _delete_refused(self, name: str, others: tuple[tuple[str, ...], ...]) -> None:
         # The server obeys the deletion of a consumer without a leader, and does not always answer it.
         with suppress(ApiError, BrokerUnavailableError):
-            info = await self._jetstream.consumer(self._stream, change.name)
-            if any(overlap(info.config.filters, other) for other in change.others):
-                await self._jetstream.delete_consumer(self._stream, change.name)
-
-    async def _unfilter(self, name: str) -> None:
-        info = await self._jetstream.consumer(self._stream, name)
-        if consumer_state(info).layout != RETIRED:
-            await self._jetstream.update_consumer(self._stream, info, **NO_FILTER)
+            info = await self._jetstream.consumer(self._stream, name)
+            if any(overlap(info.config.filters, other) for other in others):
+                await self._jetstream.delete_consumer(self._stream, name)
 
     async def _delete_idle(self, idle: DeleteIdle) -> str | None:
         """Delete a consumer while it is paused, so that it delivers nothing between the last look and its deletion."""
@@ -156,13 +148,17 @@ class Applier:
         await self._pause(name, _RESUMED)
 
 
-async def _limited(
-    act: Callable[[T], Awaitable[object]], items: Iterable[T], limit: int = _AT_ONCE
-) -> list[object | BaseException]:
-    room = asyncio.Semaphore(limit)
+async def _for_each(items: Iterable[T], act: Callable[[T], Awaitable[R]]) -> list[R]:
+    """Act on items, on a few at the same time; return the results, or raise the first error once all have ended."""
+    room = asyncio.Semaphore(_AT_ONCE)
 
-    async def act_within(item: T) -> object:
+    async def act_within(item: T) -> R:
         async with room:
             return await act(item)
 
-    return [*await asyncio.gather(*map(act_within, items), return_exceptions=True)]
+    results = []
+    for result in await asyncio.gather(*map(act_within, items), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results

@@ -117,7 +117,7 @@ class SubjectDiscovery:
         """Messages of each flow, as last notified."""
         self._empty_since: dict[str, float] = {}
         self._repeat_at = 0.0
-        """When flows are notified also of an unchanged count."""
+        """The time from which flows are notified also of an unchanged count."""
         self._soon = asyncio.Event()
         self._looked_at = float("-inf")
         self._look_took = 0.0

@@ -3,7 +3,7 @@
 JetStream does not: a message that one consumer has the ack of stays on a work queue while another consumer covers it
 (measured, nats-server 2.15.1), and that one would deliver it again. So the worker that ended a message through
 a retired consumer deletes it, by its sequence: only what has certainly ended, never a range. Where the worker dies in
-between, or never received the announcement of the retirement, the message runs once more. A deletion is right whatever
+between, or never received the announcement of the retirement, the message runs again. A deletion is right whatever
 became of the consumer.
 """
 

@@ -1,8 +1,8 @@
-"""What is agreed about single functions: that an operator paused one, and what its quota is.
+"""The states of single functions that all workers agree on: whether one is paused, and its quota.
 
-All workers follow it, so it is stored in a small stream, which keeps the last message of each subject. A change has
-a higher sequence than all that was read before, so that only changes are read. They are read from the stream's leader:
-a direct get may be answered by a server that lags behind.
+They are stored in a small stream, which keeps the last message of each subject. A change has a higher sequence than
+all that was read before, so that only changes are read. They are read from the stream's leader: a direct get may be
+answered by a server that lags behind.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOOK = 0.25
 _QUOTA = ".quota"
 """The end of the subject of a function's quota. No function's name has a dot, so it collides with none."""
 _TRIES = 5
-"""How often a quota is written that others change at the same time. The next message proposes it again."""
+"""Tries to store a quota that other workers change at the same time. The next message proposes it again."""
 _READING = "reading the pauses and quotas of functions"
 
 
@@ -48,7 +48,7 @@ class PauseState:
 
     paused: bool
     since: str = ""
-    """When that was (RFC 3339)."""
+    """The time of it (RFC 3339)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How a queue is divided among consumers, read from the server's list of them. Nothing here waits.
+"""The layout of a queue, read from the server's list of its consumers. Nothing here waits.
 
 A *layout* is ``function``, a consumer for each subject that holds messages, or ``static/<n>``, a shared consumer for
 each of n partitions. The consumers show which one a queue is in. When the layout changes, a consumer of the old one is

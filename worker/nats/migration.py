@@ -1,4 +1,4 @@
-"""What workers send each other about a change of layout.
+"""The messages between workers about a change of layout.
 
 The queue's consumers show its layout. A worker that wants another one asks on a subject whether a live worker wants the
 present one. If one answers, the layout stays, and this worker serves it; if none does, this worker changes it. How, is

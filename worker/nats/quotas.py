@@ -92,9 +92,9 @@ class Quotas:
         self._flows, self._outbox = flows, outbox
         self._stream = stream_config(settings)
         self._newest: dict[str, int] = {}
-        """When the newest message was stored that proposed what is agreed, by the function's label."""
+        """The time of the newest message that proposed what is agreed, by the function's label."""
         self._proposals: dict[str, tuple[Quota, int]] = {}
-        """What newer messages propose, and when these were stored."""
+        """The quotas that newer messages propose, and when these were stored."""
         self._surplus: list[tuple[Delivery, float]] = []
         """Tokens given back that seem to be too many, and until when this worker has each."""
         self._created: dict[str, None] = {}
@@ -179,7 +179,7 @@ class Quotas:
                 await self._states.agree(label, quota, stored)
             except (ApiError, BrokerUnavailableError, MisconfiguredError) as error:
                 self._jetstream.connection.report_failure(f"agreeing on the quota of {label}", error)
-                if isinstance(error, BrokerUnavailableError):  # the other proposals would wait in vain, too
+                if isinstance(error, BrokerUnavailableError):  # no other proposal would be answered either
                     return False
             else:
                 if self._proposals[label][1] == stored:

@@ -7,42 +7,36 @@ be done.
 
 The order of the steps is what keeps messages safe when the layout changes:
 
-1. *Announce* the consumers that will be retired, so that every worker deletes what it ends through them.
-2. *Retire* them. The most recent retirement names the new layout, so a worker that dies half-way has decided it.
-3. *Delete* the retired ones that hold nothing.
-4. *Serve* the layout: bind the shared consumer, or find subjects and create a consumer for each on demand.
+1. *Retire* the consumers that have no place in the new layout. Before, their names are announced, so that every worker
+   deletes what it ends through them. The most recent retirement names the new layout, so that a worker that dies
+   half-way has decided it.
+2. *Delete* the retired ones that hold nothing.
+3. *Serve* the layout: bind the shared consumer, or find subjects and create a consumer for each on demand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import chain, count, islice
+
+from msgspec import Struct
 
 from ..policy.names import covers
 from .layout import FUNCTION, ConsumerSet, ConsumerState, partitions_of, static
 
 REFUSED = 10.0
 """Seconds without a leader after which a consumer may be one that no server accepted: an election takes a few."""
-TAKEN_OFF = 0.5
-"""Seconds that workers have to delete what they have just ended through a retired consumer (FinishedDeleter), before
-that consumer is deleted and other consumers deliver what is still stored."""
 AT_A_TIME = 500
 """Idle consumers that are deleted in one go: until they are, nothing else about the consumers is looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What this worker's settings ask for."""
+class Wanted(Struct, frozen=True):
+    """The settings that decide about consumers."""
 
     layout: str
     queue: str
     durable: str
     partition: int = 0
-
-    def shared_name(self, layout: str) -> str:
-        """Return the name of this worker's shared consumer in a static layout."""
-        return self.shared_names(layout)[self.partition % partitions_of(layout)]
 
     def shared_names(self, layout: str) -> list[str]:
         """Return the names of all shared consumers of a static layout, one for each partition."""
@@ -55,12 +49,11 @@ class Wanted:
         return name == self.durable or name.startswith(f"{self.durable}-")
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What this worker has observed of a stream's consumers."""
+class Observed(Struct, frozen=True):
+    """The state of a stream's consumers, and of this worker."""
 
-    consumers: ConsumerSet = field(default_factory=ConsumerSet)
-    leaderless: Mapping[str, float] = field(default_factory=dict)
+    consumers: ConsumerSet = ConsumerSet()
+    leaderless: Mapping[str, float] = {}
     """Seconds for which a consumer has had no leader, by its name."""
     current_is_wanted: bool = False
     """Whether a live worker wants the layout that the queue is in, where that is not the one this worker wants."""
@@ -70,56 +63,40 @@ class Observed:
     """Whether this worker pulls from a shared consumer of that layout."""
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Notify all workers of the consumers that are about to be retired."""
+class Retire(Struct, frozen=True):
+    """Announce that consumers retire for a layout; then let each deliver nothing new, and record the layout."""
 
     names: tuple[str, ...]
     layout: str
-    """The one that replaces theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Change a consumer's filter so that it delivers nothing new, and note the layout that replaces it."""
+class DeleteRetired(Struct, frozen=True):
+    """Delete retired consumers, unless they hold messages again, or others have their names."""
 
-    name: str
-    layout: str
+    consumers: tuple[ConsumerState, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait before the next action."""
+class DeleteRefused(Struct, frozen=True):
+    """Delete consumers without a leader whose filters overlap with those of consumers that have one."""
 
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRetired:
-    """Delete a consumer, if it is still the one that was retired at that time and holds nothing."""
-
-    name: str
-    retired_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRefused:
-    """Delete a consumer without a leader, if its filter overlaps with one of those of consumers that have one."""
-
-    name: str
+    names: tuple[str, ...]
     others: tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unfilter:
+class Unfilter(Struct, frozen=True):
     """Remove the filter of the shared consumer, which is the only consumer now."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class BindShared:
-    """Find or create the shared consumer, and pull from it."""
+class Serve(Struct, frozen=True):
+    """End the flows of any other layout, and find subjects where this one has consumers for them."""
+
+    layout: str
+
+
+class BindShared(Struct, frozen=True):
+    """Find or create this worker's shared consumer, and pull from it."""
 
     name: str
     layout: str
@@ -127,30 +104,14 @@ class BindShared:
     """Whether it is the only consumer. Beside others the server accepts none without filters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """Serve a layout: end the flows of any other one, and find subjects where it has consumers for them."""
-
-    layout: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteIdle:
+class DeleteIdle(Struct, frozen=True):
     """Delete a subject's consumer, if it still has nothing to deliver and nothing pending."""
 
     name: str
     subject: str
 
 
-@dataclass(frozen=True, slots=True)
-class CreateForSubject:
-    """Find or create the consumer of one subject, and pull from it."""
-
-    name: str
-    subject: str
-
-
-Change = Announce | Retire | Wait | DeleteRetired | DeleteRefused | Unfilter
+Change = Retire | DeleteRetired | DeleteRefused | Unfilter
 Action = Change | Serve | BindShared
 
 
@@ -160,28 +121,25 @@ def reconcile(observed: Observed, wanted: Wanted) -> list[Action]:
     if observed.leaderless:
         return [*_delete_refused(observed, wanted)]
     layout = _layout_to_serve(observed, wanted)
-    if misplaced := [each.name for each in consumers.live if _is_misplaced(each, layout, wanted)]:
-        return [Announce(tuple(misplaced), layout), *(Retire(name, layout) for name in misplaced)]
+    if misplaced := tuple(each.name for each in consumers.live if _is_misplaced(each, layout, wanted)):
+        return [Retire(misplaced, layout)]
     if finished := _finished(consumers.retired):
-        return [Wait(TAKEN_OFF), *(DeleteRetired(each.name, each.retired_at) for each in finished)]
+        return [DeleteRetired(finished)]
     if layout == FUNCTION:
         return [Serve(layout)]
     return _share(observed, layout, wanted)
 
 
 def _delete_refused(observed: Observed, wanted: Wanted) -> list[DeleteRefused]:
-    """Return deletions of consumers that a cluster lists, and that none of its servers accepted.
+    """Return the deletion of consumers that a cluster lists, and that none of its servers accepted.
 
     Of overlapping consumers that are created at the same time, a cluster refuses all but one. Where the cluster is in
     trouble just then, the others stay on its list forever, without a leader (measured, nats-server 2.15.1). A consumer
     that overlaps with one that has a leader is such a leftover; any other one may still elect its leader.
     """
-    present = tuple(each.subjects for each in (*observed.consumers.live, *observed.consumers.foreign))
-    return [
-        DeleteRefused(name, present)
-        for name, age in observed.leaderless.items()
-        if age >= REFUSED and wanted.is_named(name)
-    ]
+    names = tuple(name for name, age in observed.leaderless.items() if age >= REFUSED and wanted.is_named(name))
+    others = tuple(each.subjects for each in (*observed.consumers.live, *observed.consumers.foreign))
+    return [DeleteRefused(names, others)] if names else []
 
 
 def _layout_to_serve(observed: Observed, wanted: Wanted) -> str:
@@ -214,20 +172,21 @@ def _is_misplaced(consumer: ConsumerState, layout: str, wanted: Wanted) -> bool:
     return consumer.layout != layout
 
 
-def _finished(retired: tuple[ConsumerState, ...]) -> list[ConsumerState]:
+def _finished(retired: tuple[ConsumerState, ...]) -> tuple[ConsumerState, ...]:
     """Return the retired consumers that hold nothing, and nothing of whose messages an older one holds."""
     busy = [each for each in retired if each.num_ack_pending]
-    return [
+    return tuple(
         each
         for each in retired
         if not each.num_ack_pending
         and not any(older.retired_at <= each.retired_at and each.overlaps(older) for older in busy)
-    ]
+    )
 
 
 def _share(observed: Observed, layout: str, wanted: Wanted) -> list[Action]:
     consumers = observed.consumers
-    name = wanted.shared_name(layout)
+    names = wanted.shared_names(layout)
+    name = names[wanted.partition % len(names)]
     there = {each.name: each for each in (*consumers.live, *consumers.retired, *consumers.foreign)}
     alone = not there.keys() - {name}
     actions: list[Action] = []
@@ -245,8 +204,7 @@ def _share(observed: Observed, layout: str, wanted: Wanted) -> list[Action]:
 # Function mode.
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
+class Idle(Struct, frozen=True):
     """A subject's consumer that has nothing to deliver and nothing pending."""
 
     subject: str
@@ -261,20 +219,15 @@ def idle_consumers(consumers: ConsumerSet, before: Mapping[str, Idle], now: floa
         if each.layout == FUNCTION and not each.num_ack_pending and not each.num_pending:
             known = before.get(each.name)
             same = known is not None and known.last_delivered == each.last_delivered
-            since = known.since if known and same else now
-            idle[each.name] = Idle(each.subjects[0], since, each.last_delivered)
+            idle[each.name] = known if known and same else Idle(each.subjects[0], now, each.last_delivered)
     return idle
 
 
 def delete_idle(idle: Mapping[str, Idle], threshold: float, now: float, *, crowded: bool) -> list[DeleteIdle]:
-    """Return deletions of the consumers that have been idle for the threshold (s).
+    """Return deletions of the consumers that have been idle for the *threshold* (s).
 
-    Args:
-        idle: the idle consumers, by name.
-        threshold: the setting ``consumer_inactive_threshold``.
-        now: the same clock as of :attr:`Idle.since`.
-        crowded: the stream may have no more consumers, and other subjects wait for one. Then those that were idle at
-            an earlier observation are deleted at once.
+    In a *crowded* stream, which may have no more consumers, other subjects wait for one. There, what was idle at an
+    earlier observation is deleted at once.
     """
     due = (
         DeleteIdle(name, each.subject)
@@ -284,15 +237,15 @@ def delete_idle(idle: Mapping[str, Idle], threshold: float, now: float, *, crowd
     return [*islice(due, AT_A_TIME)]
 
 
-def create_for_subject(consumers: ConsumerSet, subject: str, name: str) -> CreateForSubject:
-    """Return under which name a subject's consumer is to be found or created.
+def name_for_subject(consumers: ConsumerSet, subject: str, usual: str) -> str:
+    """Return the name under which a subject's consumer is to be found or created.
 
-    Another worker may have created it under another name, because *name* was in use by a retired consumer then. Where
-    that is so now, a number is added.
+    Another worker may have created it under another name, because a retired consumer had the *usual* one then. Where
+    a retired consumer has it now, a number is added.
     """
     for each in consumers.live:
         if each.layout == FUNCTION and each.subjects[0] == subject:
-            return CreateForSubject(each.name, subject)
+            return each.name
     retired = {each.name for each in consumers.retired}
-    numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return CreateForSubject(next(each for each in numbered if each not in retired), subject)
+    numbered = (usual if number == 1 else f"{usual}-{number}" for number in count(1))
+    return next(each for each in numbered if each not in retired)

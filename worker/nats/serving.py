@@ -20,23 +20,12 @@ from . import topology
 from .apply import Applier
 from .discovery import SubjectDiscovery
 from .finished_deleter import FinishedDeleter, RetiredConsumers
+from .flow_consumers import SubjectConsumers
 from .jetstream import JetStream
 from .layout import FUNCTION, ConsumerSet, partitions_of, static
 from .migration import Migration
 from .pull_consumer import PullConsumer
-from .reconcile import (
-    Announce,
-    BindShared,
-    Change,
-    Idle,
-    Observed,
-    Serve,
-    Wanted,
-    delete_idle,
-    idle_consumers,
-    reconcile,
-)
-from .subject_consumers import SubjectConsumers
+from .reconcile import BindShared, Idle, Observed, Retire, Serve, Wanted, delete_idle, idle_consumers, reconcile
 from .wire import ApiError
 
 _CHECK = 3.0
@@ -46,13 +35,7 @@ _SHARE = 10
 _ROUNDS = 5
 """Observations until the consumers have to be in order: retiring, deleting and serving take one each."""
 _RETIRED = "retired/"
-"""What the flow of a retired consumer begins with. No subject of a queue does: queues' names have no slash."""
-
-
-def wanted_by(settings: Settings) -> Wanted:
-    """Return what the settings want of the consumers."""
-    layout = FUNCTION if settings.scaling_mode == FUNCTION else static(settings.queue_partitions)
-    return Wanted(layout, settings.queue_name, settings.nats_durable, settings.filter_partition)
+"""The beginning of a retired consumer's flow. No subject of a queue has it: queues' names have no slash."""
 
 
 class Serving:
@@ -82,7 +65,9 @@ class Serving:
         self.bound = False
         """Whether the consumers are in order and pulled from, as far as this worker has observed."""
         self._jetstream, self._settings, self._flows, self._emit, self._lost = jetstream, settings, flows, emit, lost
-        stream, self._wanted = settings.nats_stream, wanted_by(settings)
+        stream, queue = settings.nats_stream, settings.queue_name
+        layout = FUNCTION if settings.scaling_mode == FUNCTION else static(settings.queue_partitions)
+        self._wanted = Wanted(layout, queue, settings.nats_durable, settings.filter_partition)
         self._served: str | None = None
         """The layout that is served."""
         self._consumers = ConsumerSet()
@@ -92,8 +77,8 @@ class Serving:
         self._idle: dict[str, Idle] = {}
         self._retired: dict[str, int] = {}
         """The pending acks of retired consumers, as last notified."""
-        self._migration = Migration(jetstream.connection, stream, self._wanted.layout, retired)
-        self._applier = Applier(jetstream, stream, settings.queue_name, self._announce)
+        self._migration = Migration(jetstream.connection, stream, layout, retired)
+        self._applier = Applier(jetstream, stream, queue, self._announce)
         self._deleter = FinishedDeleter(jetstream, stream, retired)
         self._subjects = SubjectConsumers(jetstream, settings, flows, lambda: self._consumers, emit)
         self._discovery = SubjectDiscovery(
@@ -164,14 +149,16 @@ class Serving:
         for _ in range(_ROUNDS):
             observed = await self._observe()
             actions = reconcile(observed, self._wanted)
-            await self._applier.apply(each for each in actions if isinstance(each, Change))
+            for action in actions:
+                match action:
+                    case Serve(layout):
+                        await self._serve(layout)
+                    case BindShared():
+                        await self._bind_shared(action, again=again)
+                    case _:
+                        await self._applier.apply(action)
             if observed.leaderless:
                 raise BrokerUnavailableError(f"{len(observed.leaderless)} consumers have no leader now")
-            for action in actions:
-                if isinstance(action, Serve):
-                    await self._serve(action.layout)
-                elif isinstance(action, BindShared):
-                    await self._bind_shared(action, again=again)
             if any(isinstance(each, Serve) for each in actions):
                 return
         raise BrokerUnavailableError("the stream's consumers keep changing")
@@ -195,7 +182,7 @@ class Serving:
             bound=shared is not None and shared.bound,
         )
 
-    async def _announce(self, change: Announce) -> None:
+    async def _announce(self, change: Retire) -> None:
         current, count = self._consumers.current, len(change.names)
         self._emit(ConfigDrift(f"the queue goes over from {current} to {change.layout}: {count} consumers retire"))
         await self._migration.announce(change.names)
