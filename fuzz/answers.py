@@ -1,6 +1,6 @@
-"""What is answered to a request or a publish is JetStream's yes, its no, or no answer; nothing else is a yes.
+"""An answer to a publish is JetStream's confirmation, its error, or foreign; only the first means stored.
 
-Anyone may answer on a subject of ours, so a message counts as stored only by an answer that names its stream and its
+Any client may answer on an inbox, so a message counts as stored only by an answer that names its stream and its
 sequence there. The first line of the input is the answer's status, if it has one; the rest is its body.
 """
 
@@ -43,7 +43,7 @@ def check(data: bytes) -> None:
 
 
 def _said(body: bytes) -> dict[str, Any] | None:
-    """A JSON object, its ``error``, where it has one, being another; None for anything else."""
+    """Decode a JSON object with an optional object ``error``; None for anything else."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Any text is the duration that Go's ``time.ParseDuration`` reads in it, or is refused as Go refuses it.
+"""Any text is the duration that Go's ``time.ParseDuration`` returns for it, or is rejected as by Go.
 
-Go's reader is written here once more, character by character as Go's own source has it, in whole numbers and the floats
-that it uses. Where no fraction is cut by it, a sum of exact fractions says the same. And what was read is written, and
-read again, as itself.
+The oracle is Go's parser, written here character by character as in Go's source, in whole numbers and the floats that
+it uses. Where it cuts no fraction, a sum of exact fractions agrees. And a duration that was read, written and read
+again stays the same.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def nanoseconds_of_go(text: str) -> int | None:
 
 
 def _go_part(s: str) -> tuple[int, str] | None:
-    """A number and its unit in nanoseconds, and what stands behind them."""
+    """Return a number with its unit in nanoseconds, and the text behind them."""
     whole = _digits(s)
     s, fraction, point = s[len(whole) :], "", s[len(whole) :].startswith(".")
     if point:

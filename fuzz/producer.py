@@ -1,8 +1,8 @@
-"""What a caller asks of the producer is refused in one line, or reaches the worker as one request that says the same.
+"""Any request to the producer is rejected in one line, or reaches the worker as one request with the same content.
 
-The input's first line is the method, the second the target below ``/async-function/``, with its query; what follows are
-header fields, a colon between name and value, up to an empty line; the rest is the body. The worker's own reader, which
-holds what it takes to the law of ``messages``, is the oracle.
+The input's first line is the method, the second the target below ``/async-function/`` with its query. Header fields
+follow, with a colon between name and value, up to an empty line; the rest is the body. The oracle is the worker's
+decoder, which is itself tested by the law of ``messages``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORDS = (
 SECRET = "hunter2"  # noqa: S105 -- made up
 NOW = 1_700_000_000_000_000_000
 _ESCAPED = frozenset('"<>\\^`{|}')
-"""What the worker escapes in a path though it may stand there: Go's client does."""
+"""Characters that the worker escapes in a path, as Go's client does."""
 
 
 def check(data: bytes) -> None:
@@ -57,7 +57,7 @@ def _composed(function: str, headers: dict[str, list[str]], method: str, path: s
 
 
 def _marked(value: bytes) -> bytes:
-    """A URL with a marker where its password begins and ends, be it ever so badly written."""
+    """Return a URL with a marker at both ends of its password, also in an invalid URL."""
     scheme, mark, rest = value.replace(SECRET.encode(), b"").partition(b"://")
     if not mark or b"@" not in rest:
         return value

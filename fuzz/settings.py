@@ -1,8 +1,8 @@
-"""Any environment gives settings that can be used, or one complaint naming those that cannot; and no secret is told.
+"""Any environment gives valid settings, or one error that names the invalid ones; and no secret is shown.
 
-The input is an environment, one ``name=value`` a line; the byte 1 in a value is a line break. A marker is put into
-whatever is secret: values of secret settings, and what stands before the ``@`` of a URL. What is complained of is what
-is complained of where a setting stands alone; and what is printed of settings, read again, gives the same settings.
+The input is an environment, one ``name=value`` per line; the byte 1 in a value is a line break. A marker is put into
+every secret: values of secret settings, and the part of a URL before the ``@``. The error names the settings that are
+invalid alone, too; and the description of valid settings, loaded again, gives the same settings.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check(data: bytes) -> None:
 
 
 def read(data: bytes) -> dict[str, str]:
-    """The environment, as Python reads it: what is not UTF-8 comes as lone surrogates."""
+    """Return the environment as Python reads it: invalid UTF-8 becomes lone surrogates."""
     environment = {}
     for line in data.replace(SECRET.encode(), b"").split(b"\n"):
         name, _, value = line.decode("utf-8", "surrogateescape").replace("\0", "").partition("=")
@@ -79,7 +79,7 @@ def _count(complaint: str) -> str:
 
 
 def named(complaint: str) -> set[str]:
-    """The settings that a complaint names, but for those that are wrong only together."""
+    """Return the settings that an error names, without those that are invalid only together."""
     found = set()
     for line in complaint.split("\n  ")[1:]:
         first = re.match(r"(QUEUE_WORKER_)?(\w+?)(_file|_FILE)?( = | is set twice| is not text)", line)

@@ -36,7 +36,7 @@ LONG = (
     "conformance/test_same_as_nats.py",
     "e2e/",
     "http/test_in_flight.py",
-    "nats/test_janitor.py",
+    "nats/test_idle_consumers.py",
     "nats/test_migration.py",
     "nats/test_quotas.py",
     "simulation/test_simulation.py",

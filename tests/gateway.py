@@ -43,7 +43,7 @@ class Gateway(Program):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LAST_RESORT)
 
     def ask(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        """One request on a connection of its own; *target* goes into the request line as it is."""
+        """Send one request on a connection of its own, with *target* unchanged in the request line."""
         connection = self.connection()
         try:
             connection.putrequest(method, target, skip_accept_encoding=True)
@@ -63,27 +63,27 @@ class Gateway(Program):
         return self.ask("POST", f"/async-function/{below}", body, named)
 
     def healthy(self) -> bool:
-        """Whether it listens."""
+        """Return whether the gateway listens."""
         try:
             return self.ask("GET", "/healthz").status == 200
         except OSError:
             return False
 
     def ready(self) -> bool:
-        """Whether it listens and is connected."""
+        """Return whether the gateway listens and is connected."""
         try:
             return self.ask("GET", "/readyz").status == 200
         except OSError:
             return False
 
     def raw(self) -> socket.socket:
-        """A bare connection."""
+        """Open a connection without HTTP."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=LAST_RESORT)
 
 
 @contextmanager
 def gateway_on(nats: NatsServer, tmp_path: Path, **settings: object) -> Iterator[Gateway]:
-    """A gateway that is ready."""
+    """Start a gateway and wait until it is ready."""
     with Gateway(tmp_path=tmp_path, nats_port=nats.port, **settings) as gateway:
         wait_until(gateway.ready, "the gateway to be ready")
         yield gateway

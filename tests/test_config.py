@@ -111,14 +111,14 @@ OTHER: dict[str, tuple[str, Any]] = {
 
 
 def refused(environment: dict[str, str]) -> str:
-    """The one message about settings that cannot be used."""
+    """Return the one message about invalid settings."""
     with pytest.raises(InvalidSettingsError) as invalid:
         load(environment)
     return str(invalid.value)
 
 
 def only_problem(name: str, value: str) -> str:
-    """What is wrong with one setting, after its name, value and origin."""
+    """Return the problem with one setting, after its name, value and origin."""
     first, *problems = refused({name: value}).splitlines()
     assert first == "1 setting cannot be used:"
     assert len(problems) == 1
@@ -130,7 +130,7 @@ def only_problem(name: str, value: str) -> str:
 # Defaults, names, origins.
 
 
-def test_the_defaults_are_the_contract_s() -> None:
+def test_defaults_are_those_of_the_contract() -> None:
     """Each default of the contract's table is its setting's, and is described as an operator would write it."""
     loaded = load({})
     assert len(CONTRACT) == 34
@@ -144,8 +144,8 @@ def test_the_defaults_are_the_contract_s() -> None:
     assert loaded.warnings == ()
 
 
-def test_every_setting_is_in_the_contract_or_is_known_to_be_ours() -> None:
-    """No setting exists that nobody was told of."""
+def test_settings_beyond_the_contract_are_listed() -> None:
+    """A setting that the contract lacks is listed in this file."""
     ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
     ours |= {"processes"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
@@ -154,8 +154,8 @@ def test_every_setting_is_in_the_contract_or_is_known_to_be_ours() -> None:
     }
 
 
-def test_the_defaults_as_values() -> None:
-    """Durations in seconds, numbers, switches, codes: what the program is handed."""
+def test_load_without_settings_returns_the_default_values() -> None:
+    """Durations are seconds; numbers, switches and codes are parsed."""
     settings_ = load({}).settings
     assert (settings_.ack_wait, settings_.upstream_timeout, settings_.dead_letter_max_age) == (60.0, 60.0, 604800.0)
     assert (settings_.initial_retry_wait, settings_.max_retry_wait, settings_.max_retry_attempts) == (10.0, 120.0, 100)
@@ -169,8 +169,11 @@ def test_the_defaults_as_values() -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_each_setting_is_read_by_either_name(name: str) -> None:
-    """In lower case exactly, or in upper case with the prefix; the origin says which, and nothing else changes."""
+def test_load_reads_each_setting_by_either_name(name: str) -> None:
+    """In lower case exactly, or in upper case with the prefix.
+
+    The origin names the variable, and no other setting changes.
+    """
     text, value = OTHER[name]
     for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
         loaded = load({variable: text} | ({"queue_name": "q"} if name == "nats_stream" else {}))
@@ -185,16 +188,16 @@ def test_each_setting_is_read_by_either_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_no_other_case_is_a_setting(name: str) -> None:
-    """Upper case without the prefix is Kubernetes' or another program's, mixed case is nobody's."""
+def test_load_ignores_names_in_other_cases(name: str) -> None:
+    """Upper case without the prefix belongs to Kubernetes or another program, and mixed case is no setting."""
     text, _ = OTHER[name]
     variables = (name.upper(), name.title(), f"queue_worker_{name}", f"QUEUE_WORKER_{name}", f"Queue_Worker_{name}")
     assert load(dict.fromkeys(variables, text)).settings == load({}).settings
 
 
 @pytest.mark.parametrize("name", sorted(SETTING_FIELDS))
-def test_an_empty_value_counts_as_not_set(name: str) -> None:
-    """The charts set some so: it is the default, whatever the type."""
+def test_load_empty_value_counts_as_unset(name: str) -> None:
+    """The charts set some settings so; the default applies, whatever the type."""
     for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
         assert load({variable: ""}) == load({})
     value = OTHER.get(name, ("", None))[0]
@@ -202,8 +205,8 @@ def test_an_empty_value_counts_as_not_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_a_setting_is_set_once(name: str) -> None:
-    """By both names, even to the same value, is a mistake that we do not decide."""
+def test_load_a_setting_under_both_names_is_rejected(name: str) -> None:
+    """Both names are a mistake even with the same value."""
     text, _ = OTHER[name]
     upper = f"QUEUE_WORKER_{name.upper()}"
     assert refused({name: text, upper: text}).splitlines()[1:] == [
@@ -227,13 +230,13 @@ KUBERNETES = {
 
 
 @pytest.mark.parametrize("service", ["NATS", "HTTP", "QUEUE_WORKER", "QUEUE_WORKER_NATS", "QUEUE_WORKER_HTTP"])
-def test_what_kubernetes_sets_for_services_is_ignored(service: str) -> None:
-    """NATS_PORT=tcp://… and the like change nothing, and are no typos, even of a service called queue-worker-nats."""
+def test_load_ignores_the_variables_of_kubernetes_services(service: str) -> None:
+    """NATS_PORT=tcp://… and the like change nothing and are no typos, even of a service called queue-worker-nats."""
     assert load({name.format(service): value for name, value in KUBERNETES.items()}) == load({})
 
 
-def test_a_port_that_an_operator_sets_is_not_taken_for_kubernetes_s() -> None:
-    """What has a number for a value is meant for us; what has the shape of an address in a lower-case name too."""
+def test_load_a_port_of_an_operator_is_not_taken_for_kubernetes_s() -> None:
+    """A number is meant for the setting, and so is an address in a lower-case variable."""
     assert load({"QUEUE_WORKER_NATS_PORT": "4223"}).settings.nats_port == 4223
     assert "not a port" in refused({"nats_port": "tcp://10.0.0.7:4222"})
     assert load({"QUEUE_WORKER_NATZ_PORT": "4223"}).warnings == (
@@ -261,13 +264,16 @@ def test_a_port_that_an_operator_sets_is_not_taken_for_kubernetes_s() -> None:
         ("", ()),
     ],
 )
-def test_what_looks_like_a_typo_is_warned_of(variable: str, warnings: tuple[str, ...]) -> None:
-    """A name close to a setting's, or with our prefix, is told of; other programs' names are not."""
+def test_load_warns_of_names_that_look_like_typos(variable: str, warnings: tuple[str, ...]) -> None:
+    """A warning names a variable that is close to a setting's name, or has the prefix.
+
+    Other programs' variables are ignored.
+    """
     assert load({variable: "1"}).warnings == warnings
 
 
-def test_warnings_never_show_values() -> None:
-    """What was meant for a secret setting may be a secret."""
+def test_load_warnings_show_no_values() -> None:
+    """A value that was meant for a secret setting may be a secret."""
     assert "s3cret" not in "".join(load({"nats_tokn": "s3cret", "QUEUE_WORKER_NATS_TOKE": "s3cret"}).warnings)
 
 
@@ -360,8 +366,8 @@ WORDS: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, (_, values) in WORDS.items() for value in values])
-def test_what_cannot_be_used_is_refused(name: str, value: str) -> None:
-    """The message has the setting's name, its value, where it stands, and what is accepted."""
+def test_load_an_invalid_value_is_rejected(name: str, value: str) -> None:
+    """The message has the setting's name, its value, its origin, and the accepted values."""
     assert only_problem(name, value) == WORDS[name][0]
 
 
@@ -382,8 +388,8 @@ def test_what_cannot_be_used_is_refused(name: str, value: str) -> None:
         ("nats_tls_ca_file", "a\x00b", "not the path of a file"),
     ],
 )
-def test_durations_and_files_say_what_is_wrong(name: str, value: str, words: str) -> None:
-    """A duration is a Go duration within bounds; a file is there and can be read."""
+def test_load_invalid_durations_and_files_are_rejected_with_the_reason(name: str, value: str, words: str) -> None:
+    """A duration is a Go duration within bounds; a file exists and can be read."""
     assert only_problem(name, value) == words
 
 
@@ -422,8 +428,8 @@ def test_durations_and_files_say_what_is_wrong(name: str, value: str, words: str
         ("queue_name", "a", "a"),
     ],
 )
-def test_what_is_accepted(name: str, value: str, parsed: Any) -> None:
-    """The ends of each range, and the less usual ways to write something."""
+def test_load_a_valid_value_is_parsed(name: str, value: str, parsed: Any) -> None:
+    """The cases are the ends of each range, and the less usual ways to write a value."""
     assert getattr(load({name: value}).settings, name) == parsed
 
 
@@ -433,8 +439,8 @@ def test_what_is_accepted(name: str, value: str, parsed: Any) -> None:
 @pytest.mark.parametrize(
     ("stream", "name"), [("faas-request", "faas-request"), ("OF_slow", "slow"), ("slow_OF_", None), ("a_OF_b", None)]
 )
-def test_the_queue_is_called_after_its_stream(stream: str, name: str | None) -> None:
-    """The stream's name less a leading ``OF_``; where that can name no queue, an operator must."""
+def test_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) -> None:
+    """A leading ``OF_`` is removed; where the rest can name no queue, an operator must set one."""
     if name:
         loaded = load({"nats_stream": stream})
         assert (loaded.settings.queue_name, loaded.origins["queue_name"]) == (name, "nats_stream")
@@ -456,13 +462,13 @@ def test_the_queue_is_called_after_its_stream(stream: str, name: str | None) -> 
         ({"nats_url": "nats://a", "nats_host": "b", "nats_port": "9"}, ("nats://a",)),
     ],
 )
-def test_the_servers(given_: dict[str, str], servers: tuple[str, ...]) -> None:
+def test_nats_servers_come_from_nats_url_or_host_and_port(given_: dict[str, str], servers: tuple[str, ...]) -> None:
     """``nats_url`` overrides host and port."""
     assert load(given_).settings.nats_servers == servers
 
 
-def test_pairs_are_set_together(tmp_path: Path) -> None:
-    """A user without a password, or a certificate without its key, is half a setting."""
+def test_load_half_a_pair_is_rejected(tmp_path: Path) -> None:
+    """A user needs a password, and a certificate its key."""
     readable = tmp_path / "pem"
     readable.touch()
     for one, other, value in (
@@ -474,8 +480,8 @@ def test_pairs_are_set_together(tmp_path: Path) -> None:
         assert getattr(load({one: value, other: value}).settings, one) == value
 
 
-def test_there_is_one_way_to_authenticate(tmp_path: Path) -> None:
-    """Two ways at once are named, so that one can be kept."""
+def test_load_two_ways_to_authenticate_are_rejected(tmp_path: Path) -> None:
+    """Both are named, so that one can be kept."""
     creds = tmp_path / "creds"
     creds.touch()
     everything = {
@@ -492,8 +498,8 @@ def test_there_is_one_way_to_authenticate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("processes", "slots"), [(51, 50), (2, 1)])
-def test_each_process_has_something_to_do(processes: int, slots: int) -> None:
-    """More processes than invocations at once are refused, and as many are not."""
+def test_load_more_processes_than_slots_is_rejected(processes: int, slots: int) -> None:
+    """As many processes as slots are accepted."""
     assert refused({"processes": str(processes), "max_inflight": str(slots)}) == (
         f"1 setting cannot be used:\n  processes = {processes} is more than max_inflight = {slots}, "
         "which they share: each runs one at least"
@@ -502,8 +508,8 @@ def test_each_process_has_something_to_do(processes: int, slots: int) -> None:
 
 
 @pytest.mark.parametrize(("ours", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
-def test_a_partition_is_one_of_the_queue_s(ours: str, partitions: int) -> None:
-    """They are counted from 0, so the last one is one less than there are; one more is refused."""
+def test_load_a_partition_outside_the_queue_is_rejected(ours: str, partitions: int) -> None:
+    """Partitions are counted from 0, so the last is one less than their number."""
     given_ = {"filter_partition": ours, "queue_partitions": str(partitions)}
     assert load(given_).settings.filter_partition == int(ours)
     if partitions > 1:
@@ -514,8 +520,8 @@ def test_a_partition_is_one_of_the_queue_s(ours: str, partitions: int) -> None:
 
 
 @pytest.mark.parametrize(("pod", "ours"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
-def test_a_statefulset_s_ordinal_is_a_partition(pod: str, ours: int) -> None:
-    """``ordinal`` is the number at the end of the pod's name, and ``queue-worker config`` shows which, and whence."""
+def test_load_ordinal_is_the_number_of_the_pod(pod: str, ours: int) -> None:
+    """``ordinal`` is the number at the end of the pod's name, and ``queue-worker config`` shows both."""
     loaded = load({"filter_partition": "ordinal", "queue_partitions": "14", "HOSTNAME": pod})
     assert loaded.settings.filter_partition == ours
     origin = f"environment filter_partition, HOSTNAME={pod}"
@@ -531,24 +537,24 @@ def test_a_statefulset_s_ordinal_is_a_partition(pod: str, ours: int) -> None:
         ({"HOSTNAME": "q-\u0664"}, "HOSTNAME is 'q-\u0664', which ends in no -number"),
     ],
 )
-def test_a_pod_without_an_ordinal_is_told_so(environment: dict[str, str], named: str) -> None:
-    """What is no StatefulSet's pod has no ordinal, and is not taken for partition 0."""
+def test_load_ordinal_without_a_numbered_pod_is_rejected(environment: dict[str, str], named: str) -> None:
+    """A pod of no StatefulSet has no ordinal, and must not be taken for partition 0."""
     assert refused({"filter_partition": "ordinal"} | environment) == (
         f"1 setting cannot be used:\n  filter_partition = 'ordinal' (environment filter_partition): {named}, as the "
         "name of a StatefulSet's pod does: set the partition's number"
     )
 
 
-def test_an_ordinal_past_the_partitions_is_refused() -> None:
-    """A StatefulSet with more replicas than partitions says so, and names the pod."""
+def test_load_ordinal_above_the_partitions_is_rejected() -> None:
+    """A StatefulSet with more replicas than partitions gets a message that names the pod."""
     assert refused({"filter_partition": "ordinal", "queue_partitions": "2", "HOSTNAME": "queue-worker-2"}) == (
         "1 setting cannot be used:\n  filter_partition = 2 (environment filter_partition, HOSTNAME=queue-worker-2) is "
         "none of queue_partitions = 2: they are counted from 0"
     )
 
 
-def test_minimums_fit_into_the_slots() -> None:
-    """More than there is cannot be kept; all of it can. A function named twice is a mistake."""
+def test_load_minimums_above_the_slots_are_rejected() -> None:
+    """All slots may be minimums. A function named twice is a mistake."""
     minimums = {"function_minimums": "checkout=30, billing.shop=20"}
     assert load(minimums | {"max_inflight": "50"}).settings.minimums == {"checkout.openfaas-fn": 30, "billing.shop": 20}
     assert refused(minimums | {"max_inflight": "49"}) == (
@@ -563,8 +569,8 @@ def test_minimums_fit_into_the_slots() -> None:
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
 @pytest.mark.parametrize("upper", [False, True])
-def test_a_secret_can_come_from_a_file(name: str, upper: bool, tmp_path: Path) -> None:
-    """``x_file`` names a file that holds x; white space around it, a last line's end say, is not part of it."""
+def test_load_reads_a_secret_from_its_file(name: str, upper: bool, tmp_path: Path) -> None:
+    """``x_file`` names a file that contains x; white space around it, such as a line end, is removed."""
     file = tmp_path / "secret"
     file.write_text(" s3 cret\n", "utf-8")
     variable = f"QUEUE_WORKER_{name.upper()}_FILE" if upper else f"{name}_file"
@@ -576,8 +582,8 @@ def test_a_secret_can_come_from_a_file(name: str, upper: bool, tmp_path: Path) -
     assert load({f"{name}_file": ""}) == load({})
 
 
-def test_a_secret_s_file_must_hold_it(tmp_path: Path) -> None:
-    """A file that is missing, empty, or no text is named with what is wrong with it."""
+def test_load_a_secret_s_file_without_text_is_rejected(tmp_path: Path) -> None:
+    """A file that is missing, empty, or no text is named with the reason."""
     empty, binary = tmp_path / "empty", tmp_path / "binary"
     empty.write_text(" \n", "utf-8")
     binary.write_bytes(b"\xff\xfe")
@@ -591,8 +597,8 @@ def test_a_secret_s_file_must_hold_it(tmp_path: Path) -> None:
         assert refused({"nats_token_file": path}) == f"1 setting cannot be used:\n  nats_token_file = {path!r} {words}"
 
 
-def test_a_secret_is_set_once(tmp_path: Path) -> None:
-    """By value or by file, by either name, not by two of them."""
+def test_load_a_secret_set_twice_is_rejected(tmp_path: Path) -> None:
+    """A secret comes from one value or one file, under one name."""
     file = tmp_path / "secret"
     file.write_text("s3cret", "utf-8")
     names = ["nats_token", "QUEUE_WORKER_NATS_TOKEN", "nats_token_file", "QUEUE_WORKER_NATS_TOKEN_FILE"]
@@ -601,7 +607,7 @@ def test_a_secret_is_set_once(tmp_path: Path) -> None:
 
 
 def everything_told(environment: dict[str, str]) -> str:
-    """All text that loading these settings can bring before anybody's eyes."""
+    """Return all texts of loading these settings that a person can read."""
     try:
         loaded = load(environment)
     except InvalidSettingsError as error:
@@ -614,8 +620,8 @@ SECRET = "hunter2"
 
 @given(st.text(), st.text(), st.booleans())
 @example("", "", True)
-def test_a_secret_is_never_shown(before: str, after: str, broken: bool) -> None:
-    """Neither in a message about it or another setting, nor in the settings' description, nor in their repr."""
+def test_secrets_are_never_shown(before: str, after: str, broken: bool) -> None:
+    """Not in a message about this or another setting, nor in the description, nor in the repr."""
     secret = f"{before}{SECRET}{after}"
     for name in SECRETS:
         environment = {name: secret} | ({"nats_user": "u"} if name == "nats_password" else {})
@@ -638,8 +644,8 @@ def test_a_secret_is_never_shown(before: str, after: str, broken: bool) -> None:
 @example("nats_url", "user:", "", "", "host:4222")
 @example("nats_host", "user:", "", "", "host")
 @example("gateway_url", "http://user:", "", "", "gateway:8080")
-def test_a_password_in_a_url_is_never_shown(name: str, scheme: str, before: str, after: str, where: str) -> None:
-    """Whatever characters it has, escaped as it should be or not, in a URL that can be used or not."""
+def test_passwords_in_urls_are_never_shown(name: str, scheme: str, before: str, after: str, where: str) -> None:
+    """With any characters, escaped or not, in a valid or an invalid URL."""
     assume(not re.search(r",\s*\w+://", before + after))
     assert SECRET not in everything_told({name: f"{scheme}{before}{SECRET}{after}@{where}"})
 
@@ -658,16 +664,16 @@ def test_a_password_in_a_url_is_never_shown(name: str, scheme: str, before: str,
         ("", ""),
     ],
 )
-def test_urls_without_their_passwords(url: str, shown: str) -> None:
-    """The server stays readable; who we are to it does not."""
+def test_without_password_keeps_the_server_readable(url: str, shown: str) -> None:
+    """Only user and password are masked."""
     assert without_password(url) == shown
 
 
 # The whole.
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    """One message names every bad setting, its value, where it stands and what is accepted."""
+def test_load_names_all_invalid_settings_at_once() -> None:
+    """One message has every invalid setting with value, origin and the accepted values."""
     assert refused(
         {
             "nats_port": "tcp://10.0.0.7:4222",
@@ -689,8 +695,8 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     ]
 
 
-def test_the_description_says_what_an_operator_would_write() -> None:
-    """Each setting with its value and origin; loading the description again gives the same settings."""
+def test_describe_loaded_again_gives_the_same_settings() -> None:
+    """Each setting is described with its value, as an operator would write it, and its origin."""
     given_ = {name: text for name, (text, _) in OTHER.items() if name not in ("nats_token", "nats_nkey_seed")}
     loaded = load(given_)
     rows = describe(loaded)
@@ -701,8 +707,8 @@ def test_the_description_says_what_an_operator_would_write() -> None:
     assert (secret["nats_token"], secret["nats_password"], secret["queue_name"]) == ("********", "", "q")
 
 
-def test_settings_cannot_be_changed() -> None:
-    """They are read once."""
+def test_settings_are_frozen() -> None:
+    """Settings are read once."""
     with pytest.raises(AttributeError):
         load({}).settings.debug = True  # type: ignore[misc]  # that is the test
 
@@ -716,8 +722,8 @@ VALUES = st.text() | st.sampled_from(sorted({text for text, _ in OTHER.values()}
 @example({"nats_creds_file": "\ud800"})
 @example({"gateway_url": "http://[::1"})
 @example({"nats_url": "nats://[::1].com"})
-def test_any_text_is_settings_or_refused(environment: dict[str, str]) -> None:
-    """Whatever stands in the environment, loading gives settings, or InvalidSettingsError, and nothing else."""
+def test_load_any_environment_returns_settings_or_raises(environment: dict[str, str]) -> None:
+    """No environment raises another error than InvalidSettingsError."""
     try:
         loaded = load(environment)
     except InvalidSettingsError as error:

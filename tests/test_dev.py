@@ -32,7 +32,7 @@ PARTS = {
     "gateway": "worker.cli gateway",
     "worker": "-m worker",
 }
-"""What tells each child's command line from the others'."""
+"""Part of the stack to the text that only its command line contains."""
 
 
 class Dev(Program):
@@ -47,25 +47,25 @@ class Dev(Program):
         return f"http://127.0.0.1:{self.ports['listen_port']}"
 
     def ask(self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
-        """A request to the gateway: status, headers and body of the answer."""
+        """Send a request to the gateway; return status, headers and body of the answer."""
         request = urllib.request.Request(f"{self.gateway}{path}", body, dict(headers or {}))
         with urllib.request.urlopen(request, timeout=LAST_RESORT) as answer:
             return answer.status, answer.headers, answer.read()
 
     def submit(self, function: str) -> str:
-        """Queue one invocation, its callback to be received by the demo functions; its call id."""
+        """Queue one invocation with a callback to the demo functions; return its call id."""
         headers = {"X-Callback-Url": f"{self.gateway}/function/receive"}
         status, headers, _ = self.ask(f"/async-function/{function}", b"x", headers)
         assert status == 202
         return str(headers["X-Call-Id"])
 
     def called_back(self) -> list[dict[str, str]]:
-        """The headers of the callbacks so far."""
+        """Return the headers of the callbacks so far."""
         received: list[dict[str, str]] = json.loads(self.ask("/function/receive")[2])
         return received
 
     def children(self) -> dict[str, int]:
-        """The process ids of its children."""
+        """Return the process ids of its children by name."""
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _parent(entry) == self.pid:
@@ -76,7 +76,7 @@ class Dev(Program):
 
 @contextmanager
 def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
-    """``dev``, ready. It is asked to end, where the test has not: killed, it would leave its children behind."""
+    """Start ``dev``, wait until it is ready, and stop it: killed, it would leave its children behind."""
     with Dev(tmp_path, **settings) as dev:
         try:
             dev.wait_for(r"Ready\. Ctrl-C stops it")
@@ -96,8 +96,8 @@ def _parent(process: Path) -> int | None:
 # The stack.
 
 
-def test_everything_runs_and_stops_on_ctrl_c(tmp_path: Path) -> None:
-    """An invocation goes the whole way; Ctrl-C ends all of it with exit code 0, letting what runs end."""
+def test_dev_on_ctrl_c_stops_all_parts_and_exits_0(tmp_path: Path) -> None:
+    """An invocation goes the whole way; a running one ends before the worker does."""
     with running(tmp_path) as dev:
         assert set(dev.children()) == set(PARTS)
         done = dev.submit("fast")
@@ -114,8 +114,8 @@ def test_everything_runs_and_stops_on_ctrl_c(tmp_path: Path) -> None:
         assert len(lines) == 1, "the running invocation ended, and its callback was taken"
 
 
-def test_what_is_queued_survives(tmp_path: Path) -> None:
-    """A stack that is stopped and started again in the same directory goes on with what waited."""
+def test_dev_restarted_keeps_the_queued_messages(tmp_path: Path) -> None:
+    """A stack in the same directory goes on with the messages of the last one."""
     with running(tmp_path) as dev:
         call_id = dev.submit("flaky")  # it fails at first, and then waits for ten seconds
         dev.wait_for(rf"{call_id}.*retry_in")
@@ -128,8 +128,8 @@ def test_what_is_queued_survives(tmp_path: Path) -> None:
         assert json.loads(answer)["state"]["messages"] == 1
 
 
-def test_it_listens_on_the_loopback_only(tmp_path: Path) -> None:
-    """Also the ports whose default is every address: a laptop's network has no business with it."""
+def test_dev_listens_on_the_loopback_only(tmp_path: Path) -> None:
+    """This includes the ports with every address as their default: a laptop's network must not reach them."""
     with running(tmp_path) as dev:
         addresses = {
             address
@@ -141,8 +141,8 @@ def test_it_listens_on_the_loopback_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_dies_ends_it(tmp_path: Path, part: str) -> None:
-    """It says which and how, stops the others, and exits with 1."""
+def test_dev_with_a_killed_part_stops_and_exits_1(tmp_path: Path, part: str) -> None:
+    """The message names the part and how it ended; the other parts are stopped."""
     with running(tmp_path, shutdown_timeout="1s") as dev:
         children = dev.children()
         _kill(children[part])
@@ -156,8 +156,8 @@ def _kill(pid: int) -> None:
 
 
 @pytest.mark.parametrize("port", ["nats_port", "listen_port", "http_port"])
-def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> None:
-    """It says which setting to change; nothing is started."""
+def test_dev_on_a_taken_port_exits_1_with_one_line(tmp_path: Path, port: str) -> None:
+    """The line names the setting to change; nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with Dev(tmp_path, **{port: number}) as dev:
@@ -167,21 +167,21 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, port: str) -> No
     )
 
 
-def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
-    """On other ports it would start, and spoil the first one's files."""
+def test_dev_second_in_one_directory_exits_1(tmp_path: Path) -> None:
+    """On other ports it would start, and corrupt the files of the first."""
     with running(tmp_path), Dev(tmp_path) as second:
         assert second.wait() == 1
         assert second.output == f"queue-worker: another queue-worker dev is running in {tmp_path}\n"
 
 
-def test_another_nats_is_not_for_it(tmp_path: Path) -> None:
-    """It brings its own, and a setting that says otherwise is a misunderstanding."""
+def test_dev_with_nats_url_exits_1(tmp_path: Path) -> None:
+    """Dev starts a server of its own, so the setting is a mistake."""
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"nats_url": "nats://elsewhere"})
     assert (code, "nats_url is set, but queue-worker dev starts a NATS server" in errors) == (1, True)
 
 
-def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra's name is in the message."""
+def test_find_nats_server_without_one_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the command that installs a server."""
 
     def files(_: str) -> None:
         raise importlib.metadata.PackageNotFoundError
@@ -193,8 +193,8 @@ def test_without_a_nats_server_it_says_how_to_get_one(tmp_path: Path, monkeypatc
         find_nats_server()
 
 
-def test_a_nats_server_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By what its wheel installed, wherever scripts go on this system."""
+def test_find_nats_server_uses_the_files_of_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The wheel's scripts may be in any directory."""
     beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -263,8 +263,8 @@ def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
         read_dotenv(path)
 
 
-def test_dotenv_is_read_and_the_environment_wins(tmp_path: Path) -> None:
-    """Settings that cannot be are named, whichever of the two they are in; exit code 2."""
+def test_dev_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> None:
+    """Invalid settings of both are named together; exit code 2."""
     (tmp_path / ".env").write_text("max_inflight=many\nack_wait=1h\n")
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"ack_wait": "soon"})
     assert code == 2
@@ -307,8 +307,8 @@ def test_demonstration_on_a_quiet_machine_takes_less_than_a_minute(tmp_path: Pat
     assert time.monotonic() - began < 60
 
 
-def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
-    """The worker is killed half-way: exit code 1, the worker named, its last lines shown, nothing left running."""
+def test_demo_with_a_killed_worker_exits_1(tmp_path: Path) -> None:
+    """The worker is named, its last lines are shown, and no process is left."""
     with Dev(tmp_path, "--demo") as demo:
         demo.wait_for("Submitted 280")
         children = demo.children()
@@ -320,8 +320,8 @@ def test_a_demonstration_that_goes_wrong_says_so(tmp_path: Path) -> None:
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 
-def test_an_interrupted_demonstration_is_no_success(tmp_path: Path) -> None:
-    """Exit code 1, and nothing left running."""
+def test_demo_interrupted_exits_1(tmp_path: Path) -> None:
+    """No process is left."""
     with Dev(tmp_path, "--demo") as demo:
         demo.wait_for("Submitted 280")
         children = demo.children()
@@ -341,7 +341,7 @@ def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
 
 
 def as_it_must() -> Observation:
-    """Two calls of each kind, and their ends."""
+    """Return the expected results of two calls of each kind."""
     functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
 
     def retries(call: str) -> int:
@@ -396,8 +396,8 @@ def _without_a_dead_letter(seen: Observation) -> None:
     seen.dead = 1
 
 
-def test_what_is_as_it_must_be_has_no_fault() -> None:
-    """The verdict is not merely a count: every call is held against its own end."""
+def test_find_faults_with_expected_results_returns_none() -> None:
+    """Every call is compared with its own expected result."""
     assert find_faults(as_it_must(), ATTEMPTS) == []
 
 
@@ -416,8 +416,8 @@ def test_what_is_as_it_must_be_has_no_fault() -> None:
         (_without_a_dead_letter, "the dead-letter stream holds 1 messages, not 2"),
     ],
 )
-def test_each_fault_is_named(spoil: Callable[[Observation], None], fault: str) -> None:
-    """One thing wrong, one sentence, with the function and the call id."""
+def test_find_faults_names_each_fault(spoil: Callable[[Observation], None], fault: str) -> None:
+    """One fault is one sentence, with the function and the call id."""
     seen = as_it_must()
     spoil(seen)
     (found,) = find_faults(seen, ATTEMPTS)

@@ -30,7 +30,7 @@ MAX_PAYLOAD = 1_048_576
 
 @pytest.fixture(scope="module")
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server for the tests that leave it alone."""
+    """Start a server for the tests that do not change it."""
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         server.make_stream()
         yield server
@@ -38,28 +38,28 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="module")
 def gateway(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway on it, with debug logs."""
+    """Start a gateway on that server, with debug logs."""
     with gateway_on(nats, tmp_path_factory.mktemp("gateway"), debug="true") as started:
         yield started
 
 
 @pytest.fixture
 def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server for one test, which may do to it what it likes."""
+    """Start a server that one test may stop, freeze or fill."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         yield server
 
 
 def stored(nats: NatsServer, answer: Answer) -> list[Stored]:
-    """The messages of an answer's call id."""
+    """Return the messages with the call id of an answer."""
     return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
 
 
 # What is queued.
 
 
-def test_202_tells_of_a_message_that_is_stored(nats: NatsServer, gateway: Gateway) -> None:
+def test_post_accepted_answers_202_with_the_stored_message_s_call_id(nats: NatsServer, gateway: Gateway) -> None:
     """The answer's call id and start time are those of the message, which is on its function's own subject."""
     before = time.time_ns()
     answer = gateway.queue("echo.fn/a%2Fb/c?x=1&y=%20", b"hello", Content_Type="text/plain")
@@ -84,15 +84,17 @@ def test_202_tells_of_a_message_that_is_stored(nats: NatsServer, gateway: Gatewa
     }
 
 
-def test_a_function_without_a_namespace_gets_the_default_one_in_its_subject(nats: NatsServer, gateway: Gateway) -> None:
-    """The message has the name as the caller wrote it."""
+def test_post_without_namespace_publishes_on_the_default_namespace_s_subject(
+    nats: NatsServer, gateway: Gateway
+) -> None:
+    """The message keeps the name as the caller wrote it."""
     (message,) = stored(nats, gateway.queue("echo"))
     assert message.subject == "faas-request.0.echo.openfaas-fn"
     assert message.json["Function"] == "echo"
 
 
-def test_queue_stream_and_namespace_are_settings(nats: NatsServer, tmp_path: Path) -> None:
-    """``nats_stream``, ``queue_name``, ``default_function_name``."""
+def test_post_with_other_settings_uses_their_queue_stream_and_namespace(nats: NatsServer, tmp_path: Path) -> None:
+    """The settings ``nats_stream``, ``queue_name`` and ``default_function_name`` apply."""
     nats.make_stream("OF_other", "other")
     with gateway_on(nats, tmp_path, nats_stream="OF_other", default_function_name="fn") as gateway:
         assert gateway.queue("echo").status == 202
@@ -101,24 +103,24 @@ def test_queue_stream_and_namespace_are_settings(nats: NatsServer, tmp_path: Pat
     assert message.json["QueueName"] == "other"
 
 
-def test_a_callback_is_in_the_message(nats: NatsServer, gateway: Gateway) -> None:
-    """As Go's ``url.URL``; the header stays, as OpenFaaS's gateway leaves it."""
+def test_post_with_callback_stores_it_as_go_s_url(nats: NatsServer, gateway: Gateway) -> None:
+    """The callback is in the message as Go's ``url.URL``; the header stays, as in OpenFaaS's gateway."""
     (message,) = stored(nats, gateway.queue("echo", X_Callback_Url="http://h:1/a%2Fb?c"))
     assert message.json["CallbackUrl"]["Host"] == "h:1"
     assert message.json["CallbackUrl"]["RawPath"] == "/a%2Fb"
     assert message.json["Header"]["X-Callback-Url"] == ["http://h:1/a%2Fb?c"]
 
 
-def test_the_same_call_id_is_queued_once(nats: NatsServer, gateway: Gateway) -> None:
-    """Within the stream's window; both callers get 202, since for both the invocation is queued."""
+def test_post_with_a_repeated_call_id_is_queued_once(nats: NatsServer, gateway: Gateway) -> None:
+    """Within the stream's window both callers get 202, because the invocation of both is queued."""
     call_id = f"call-{next(_numbers)}"
     answers = [gateway.queue("echo", X_Call_Id=call_id) for _ in range(3)]
     assert [(answer.status, answer.headers["X-Call-Id"]) for answer in answers] == [(202, call_id)] * 3
     assert len(stored(nats, answers[0])) == 1
 
 
-def test_many_at_once(nats: NatsServer, gateway: Gateway) -> None:
-    """Each answer is of its own message: no confirmation is taken for another's."""
+def test_posts_at_once_are_each_confirmed(nats: NatsServer, gateway: Gateway) -> None:
+    """Each answer belongs to its own message: no confirmation is mistaken for another."""
     bodies = {f"many-{number}": b"%d" % number for number in range(300)}
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda call: gateway.queue("echo", bodies[call], X_Call_Id=call), bodies))
@@ -127,8 +129,8 @@ def test_many_at_once(nats: NatsServer, gateway: Gateway) -> None:
     assert {call: base64.b64decode(held[call]) for call in bodies} == bodies
 
 
-def test_a_connection_is_kept(gateway: Gateway) -> None:
-    """Many requests on one connection, refused ones among them, their bodies read or not."""
+def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
+    """Requests of one connection are all answered, also after rejected ones with a body that was not read."""
     connection = gateway.connection()
     for function, body, status in [("echo", b"x", 202), ("Bad", b"x" * 2_000_000, 400), ("echo", b"", 202)] * 3:
         connection.request("POST", f"/async-function/{function}", body)
@@ -155,10 +157,10 @@ def test_a_connection_is_kept(gateway: Gateway) -> None:
         ("echo", {"X_Callback_Url": "nowhere"}, "X-Callback-Url cannot be posted to"),
     ],
 )
-def test_400_says_what_is_wrong(
+def test_post_invalid_answers_400_with_the_reason(
     nats: NatsServer, gateway: Gateway, below: str, headers: dict[str, str], reason: str
 ) -> None:
-    """In a sentence for the caller; and nothing is queued."""
+    """The reason is a sentence for the caller, and nothing is queued."""
     before = nats.state()["messages"]
     answer = gateway.queue(below, b"x", **headers)
     assert (answer.status, reason in answer.text) == (400, True), answer
@@ -166,34 +168,34 @@ def test_400_says_what_is_wrong(
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "DELETE", "OPTIONS"])
-def test_other_methods_are_405(gateway: Gateway, method: str) -> None:
-    """It says which is allowed."""
+def test_async_function_with_another_method_answers_405(gateway: Gateway, method: str) -> None:
+    """The answer names the allowed method."""
     answer = gateway.ask(method, "/async-function/echo")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
-def test_what_is_elsewhere_is_404(gateway: Gateway) -> None:
-    """Also what merely begins alike."""
+def test_unknown_path_answers_404(gateway: Gateway) -> None:
+    """A path that merely begins like a known one is unknown too."""
     assert {gateway.ask("POST", path).status for path in ("/", "/async-function", "/x", "/functions/echo")} == {404}
 
 
 @pytest.mark.parametrize("size", [786_433, 3_000_000])
-def test_a_body_that_no_message_has_room_for_is_413(gateway: Gateway, size: int) -> None:
-    """By its announced length: three quarters of max_payload, as base64 takes the rest."""
+def test_body_with_too_large_a_length_answers_413(gateway: Gateway, size: int) -> None:
+    """The limit is three quarters of max_payload, because base64 takes the rest."""
     answer = gateway.queue("echo", b"x" * size)
     assert (answer.status, "786432 bytes" in answer.text) == (413, True)
 
 
-def test_a_body_of_unknown_length_is_cut_off(gateway: Gateway) -> None:
-    """It is not read past the bound, however long it would go on."""
+def test_body_of_unknown_length_answers_413_at_the_limit(gateway: Gateway) -> None:
+    """The gateway reads no further than the limit."""
     connection = gateway.connection()
     connection.request("POST", "/async-function/echo", iter([b"x" * 100_000] * 30), encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
 
 
-def test_a_caller_that_asks_first_is_spared_the_sending(gateway: Gateway) -> None:
-    """``Expect: 100-continue`` with too long a body gets the 413 at once, and the connection is closed."""
+def test_body_expecting_100_and_too_large_answers_413_at_once(gateway: Gateway) -> None:
+    """The connection is closed, because the caller may send the body or not."""
     with gateway.raw() as raw:
         raw.sendall(
             b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
@@ -203,15 +205,15 @@ def test_a_caller_that_asks_first_is_spared_the_sending(gateway: Gateway) -> Non
     assert b"connection: close\r\n" in answer
 
 
-def test_headers_count_towards_the_message(nats: NatsServer, gateway: Gateway) -> None:
-    """What fits as a body and not as a message is 413, and not sent: the server would close the connection for it."""
+def test_message_too_large_with_its_headers_answers_413(nats: NatsServer, gateway: Gateway) -> None:
+    """A body that fits only without its headers is not published: the server would close the connection."""
     assert gateway.queue("echo", b"x" * 786_432).status == 413
     assert gateway.queue("echo", b"x" * 785_000).status == 202
     assert len(nats.messages()[-1].data) > MAX_PAYLOAD * 0.99
 
 
-def test_a_header_has_a_bound(gateway: Gateway) -> None:
-    """64 KiB, then the request is refused: a caller cannot make us hold more."""
+def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:
+    """A caller cannot make the gateway hold more."""
     with gateway.raw() as raw:
         raw.sendall(b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\n")
         try:
@@ -224,8 +226,8 @@ def test_a_header_has_a_bound(gateway: Gateway) -> None:
     assert gateway.ready()
 
 
-def test_a_slow_body_is_408() -> None:
-    """A caller has a time to send its body in."""
+def test_body_too_slow_answers_408() -> None:
+    """A caller has a limited time to send its body."""
 
     async def never() -> AsgiEvent:
         await asyncio.sleep(3600)
@@ -236,8 +238,8 @@ def test_a_slow_body_is_408() -> None:
     assert caught.value.status == 408
 
 
-def test_all_bodies_together_have_a_bound() -> None:
-    """Past it, 503: memory is not the callers' to fill. What is done with makes room."""
+def test_bodies_above_their_common_limit_answer_503() -> None:
+    """Callers cannot fill the memory; a body that is done makes room."""
     bodies = BodyReader(max_total=25)
 
     async def three() -> list[int]:
@@ -261,8 +263,8 @@ def test_all_bodies_together_have_a_bound() -> None:
     assert asyncio.run(three()) == [503, 10]
 
 
-def test_a_caller_that_goes_away_queues_nothing() -> None:
-    """A body that breaks off is nobody's request."""
+def test_body_that_breaks_off_queues_nothing() -> None:
+    """The gateway publishes complete bodies only."""
 
     async def gone() -> AsgiEvent:
         return {"type": "http.disconnect"}
@@ -274,8 +276,8 @@ def test_a_caller_that_goes_away_queues_nothing() -> None:
 # When the queue cannot take it.
 
 
-def test_no_stream_is_503(tmp_path: Path) -> None:
-    """It names the stream and the subject, says what to do, when to come again, and under which call id."""
+def test_post_without_a_stream_answers_503(tmp_path: Path) -> None:
+    """The answer names the stream, the subject, the remedy, the time to retry and the call id."""
     with NatsServer(tmp_path) as nats, gateway_on(nats, tmp_path) as gateway:
         answer = gateway.queue("echo")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
@@ -286,7 +288,7 @@ def test_no_stream_is_503(tmp_path: Path) -> None:
         assert gateway.queue("echo").status == 202
 
 
-def test_a_stream_of_another_name_is_503(tmp_path: Path) -> None:
+def test_post_onto_another_stream_answers_503(tmp_path: Path) -> None:
     """A message never goes onto another stream than the one that the worker reads."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream("other", "faas-request")
@@ -296,8 +298,8 @@ def test_a_stream_of_another_name_is_503(tmp_path: Path) -> None:
         assert nats.messages("other") == []
 
 
-def test_a_stream_that_refuses_is_503(tmp_path: Path) -> None:
-    """With its reason; one that is too large for that stream is 413."""
+def test_post_refused_by_the_stream_answers_503_with_the_reason(tmp_path: Path) -> None:
+    """A message that is too large for this stream gets 413."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream(max_msgs=1, discard="new", max_msg_size=2000)
         with gateway_on(nats, tmp_path) as gateway:
@@ -307,8 +309,8 @@ def test_a_stream_that_refuses_is_503(tmp_path: Path) -> None:
             assert gateway.queue("echo", b"x" * 3000).status == 413
 
 
-def test_it_starts_before_nats_does(tmp_path: Path) -> None:
-    """Alive but not ready, 503 for callers; it connects when there is something to connect to."""
+def test_gateway_before_nats_is_alive_and_not_ready(tmp_path: Path) -> None:
+    """Callers get 503 until the server starts; then the gateway connects."""
     nats = NatsServer(tmp_path)
     nats.port = free_port()
     with Gateway(tmp_path=tmp_path, nats_port=nats.port) as gateway:
@@ -322,8 +324,8 @@ def test_it_starts_before_nats_does(tmp_path: Path) -> None:
             assert gateway.queue("echo").status == 202
 
 
-def test_it_outlives_a_restart_of_nats(own_nats: NatsServer, tmp_path: Path) -> None:
-    """503 while it is gone, 202 when it is back; what was refused is not sent late."""
+def test_gateway_after_a_restart_of_nats_answers_202_again(own_nats: NatsServer, tmp_path: Path) -> None:
+    """Callers get 503 while the server is down; a rejected message is not sent later."""
     with gateway_on(own_nats, tmp_path) as gateway:
         own_nats.stop()
         wait_until(lambda: not gateway.ready(), "the gateway to notice")
@@ -334,8 +336,8 @@ def test_it_outlives_a_restart_of_nats(own_nats: NatsServer, tmp_path: Path) -> 
         assert [message.headers["Nats-Msg-Id"] for message in own_nats.messages()] == ["taken"]
 
 
-def test_a_frozen_server_is_503_and_the_call_id_makes_a_second_try_safe(own_nats: NatsServer, tmp_path: Path) -> None:
-    """Nobody knows whether the first was stored, and the second finds out: one message in the end."""
+def test_post_to_a_frozen_server_answers_503_and_can_be_repeated(own_nats: NatsServer, tmp_path: Path) -> None:
+    """The first message may be stored or not; with the same call id, two posts leave one message."""
     with gateway_on(own_nats, tmp_path) as gateway:
         own_nats.pause()
         first = gateway.queue("echo")
@@ -345,8 +347,8 @@ def test_a_frozen_server_is_503_and_the_call_id_makes_a_second_try_safe(own_nats
         assert len(stored(own_nats, first)) == 1
 
 
-def test_no_202_is_lost_when_nats_is_killed(own_nats: NatsServer, tmp_path: Path) -> None:
-    """Under load, SIGKILL: every invocation that was answered 202 is on the stream afterwards."""
+def test_posts_answered_202_survive_sigkill_of_nats(own_nats: NatsServer, tmp_path: Path) -> None:
+    """Every invocation that was answered 202 under load is on the stream afterwards."""
     with gateway_on(own_nats, tmp_path) as gateway, ThreadPoolExecutor(8) as pool:
         posts = [pool.submit(gateway.queue, "echo", b"x" * 500) for _ in range(2000)]
         wait_until(lambda: sum(post.done() for post in posts) > 300, "some to be queued")
@@ -361,8 +363,8 @@ def test_no_202_is_lost_when_nats_is_killed(own_nats: NatsServer, tmp_path: Path
 # The process.
 
 
-def test_it_authenticates(tmp_path: Path) -> None:
-    """With the settings of section 2; refused credentials are fatal, and the message says which settings to look at."""
+def test_gateway_with_refused_credentials_exits_1(tmp_path: Path) -> None:
+    """The settings of section 2 authenticate; the message about refused credentials names them."""
     config, connect = "authorization { token: s3cret }", {"auth_token": "s3cret"}
     with NatsServer(tmp_path, config=config, connect=connect) as nats:
         nats.make_stream()
@@ -374,8 +376,8 @@ def test_it_authenticates(tmp_path: Path) -> None:
             assert "wr0ng" not in refused.output
 
 
-def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
-    """Exit code 1."""
+def test_gateway_on_a_taken_port_exits_1_with_one_line(tmp_path: Path) -> None:
+    """One clear line, and no traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = {"listen_host": "127.0.0.1", "listen_port": taken.getsockname()[1]}
         code, _, errors = run_program("worker.cli", "gateway", tmp_path=tmp_path, settings=settings)
@@ -383,8 +385,8 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
     assert errors == f"queue-worker: cannot listen on 127.0.0.1:{settings['listen_port']}: Address already in use\n"
 
 
-def test_settings_that_cannot_be_are_bad_usage(tmp_path: Path) -> None:
-    """Exit code 2, one message that names them all."""
+def test_gateway_with_invalid_settings_exits_2(tmp_path: Path) -> None:
+    """One message names all invalid settings."""
     code, _, errors = run_program(
         "worker.cli", "gateway", tmp_path=tmp_path, settings={"listen_port": "x", "nats_port": "y"}
     )
@@ -394,8 +396,8 @@ def test_settings_that_cannot_be_are_bad_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [Program.terminate, Program.interrupt], ids=["SIGTERM", "SIGINT"])
-def test_it_ends_in_order(nats: NatsServer, tmp_path: Path, stop: Any) -> None:
-    """It takes no new connection, lets the request that is under way end, and exits with 0."""
+def test_gateway_on_sigterm_ends_the_running_request_and_exits_0(nats: NatsServer, tmp_path: Path, stop: Any) -> None:
+    """It accepts no new connection until then."""
     with gateway_on(nats, tmp_path) as gateway, gateway.raw() as raw:
         raw.sendall(b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nx")
         wait_until(gateway.ready, "the request to have been read")
@@ -406,8 +408,8 @@ def test_it_ends_in_order(nats: NatsServer, tmp_path: Path, stop: Any) -> None:
         assert gateway.wait() == 0
 
 
-def test_logs_hold_nothing_that_is_the_callers(nats: NatsServer, tmp_path: Path) -> None:
-    """At debug level too: a line for each invocation with its call id, and no body, header or query."""
+def test_logs_at_debug_level_hold_no_body_header_or_query(nats: NatsServer, tmp_path: Path) -> None:
+    """Each invocation has one line, with its call id."""
     with gateway_on(nats, tmp_path, debug="true", log_encoding="json") as gateway:
         answer = gateway.queue(
             "echo/path?s3cret",

@@ -18,7 +18,7 @@ from worker.dev.stack import free_port
 
 @pytest.fixture(scope="module")
 def functions() -> Iterator[Functions]:
-    """What stands behind the gateway."""
+    """Start the functions behind the gateway."""
     with Functions() as server:
         yield server
         assert not server.faults
@@ -26,7 +26,7 @@ def functions() -> Iterator[Functions]:
 
 @pytest.fixture(scope="module")
 def gateway(functions: Functions, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway before it; it needs no NATS to pass requests on."""
+    """Start a gateway before them; it needs no NATS to pass requests on."""
     settings = {"gateway_url": functions.url, "upstream_timeout": "1s", "nats_port": free_port()}
     with Gateway(tmp_path=tmp_path_factory.mktemp("gateway"), **settings) as started:
         wait_until(started.healthy, "the gateway to listen")
@@ -34,8 +34,8 @@ def gateway(functions: Functions, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_a_request_is_passed_on(gateway: Gateway, functions: Functions, method: str) -> None:
-    """Method, request line, body and headers as they came, but for those about the connection."""
+def test_proxy_passes_method_target_body_and_headers_on(gateway: Gateway, functions: Functions, method: str) -> None:
+    """Only the headers of a single connection are changed."""
     target = "/function/all.fn/a%2Fb//c?x=%20&y=%C3%A4"
     headers = {
         "Content-Type": "text/plain",
@@ -63,38 +63,38 @@ def test_a_request_is_passed_on(gateway: Gateway, functions: Functions, method: 
         assert request.all(name) == [], name
 
 
-def test_no_caller_gets_another_s_cookies(gateway: Gateway, functions: Functions) -> None:
-    """A proxy has no cookie jar."""
+def test_proxy_stores_no_cookies(gateway: Gateway, functions: Functions) -> None:
+    """No caller gets the cookies of another."""
     functions.answer("cookies", Reply(200, b"", (("Set-Cookie", "secret=1; Path=/"),)))
     for _ in range(2):
         gateway.ask("GET", "/function/cookies")
     assert [request.header("Cookie") for request in functions.to("cookies")] == [None, None]
 
 
-def test_a_redirect_is_the_caller_s_to_follow(gateway: Gateway, functions: Functions) -> None:
-    """It is passed back as it is."""
+def test_proxy_passes_a_redirect_back(gateway: Gateway, functions: Functions) -> None:
+    """The proxy follows no redirect."""
     functions.answer("moved", Reply(302, b"", (("Location", "/function/elsewhere"),)))
     answer = gateway.ask("GET", "/function/moved")
     assert (answer.status, answer.headers["Location"]) == (302, "/function/elsewhere")
     assert functions.to("elsewhere") == []
 
 
-def test_a_compressed_answer_stays_so(gateway: Gateway, functions: Functions) -> None:
-    """Bytes are passed on, not what they mean."""
+def test_proxy_passes_a_compressed_response_back_unchanged(gateway: Gateway, functions: Functions) -> None:
+    """The proxy decodes nothing."""
     functions.answer("zipped", Reply(200, b"\x1f\x8bnot really", (("Content-Encoding", "gzip"),)))
     answer = gateway.ask("GET", "/function/zipped")
     assert (answer.headers["Content-Encoding"], answer.body) == ("gzip", b"\x1f\x8bnot really")
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_large_answers_pass(gateway: Gateway, functions: Functions, framing: str) -> None:
-    """However their end is marked."""
+def test_proxy_passes_a_large_response_back(gateway: Gateway, functions: Functions, framing: str) -> None:
+    """The response may have a length, chunks, or end with the connection."""
     functions.answer("large", Reply(200, b"0123456789" * 300_000, framing=framing))  # type: ignore[arg-type]  # one of three
     assert gateway.ask("GET", "/function/large").body == b"0123456789" * 300_000
 
 
-def test_an_answer_is_passed_on_while_it_comes(gateway: Gateway, functions: Functions) -> None:
-    """Its beginning reaches the caller although its end has not been written; the caller's leaving ends it."""
+def test_proxy_passes_a_response_back_before_its_end(gateway: Gateway, functions: Functions) -> None:
+    """The caller's disconnect ends the function's response."""
     functions.answer("endless", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun", stall=True))
     connection = gateway.connection()
     connection.request("GET", "/function/endless")
@@ -105,15 +105,15 @@ def test_an_answer_is_passed_on_while_it_comes(gateway: Gateway, functions: Func
     wait_until(lambda: functions.to("endless")[0].gone, "the function to be left, too")
 
 
-def test_an_answer_that_breaks_off_does_not_look_whole(gateway: Gateway, functions: Functions) -> None:
-    """The caller's connection is closed before the announced length."""
+def test_response_that_breaks_off_closes_the_caller_s_connection(gateway: Gateway, functions: Functions) -> None:
+    """The caller gets fewer bytes than announced, so that the response does not look complete."""
     functions.answer("broken-off", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun"))
     with pytest.raises(http.client.IncompleteRead):
         gateway.ask("GET", "/function/broken-off")
 
 
-def test_a_function_is_not_kept_running_for_nobody(gateway: Gateway, functions: Functions) -> None:
-    """A caller that goes away takes its request with it."""
+def test_caller_that_disconnects_ends_the_function_s_request(gateway: Gateway, functions: Functions) -> None:
+    """The function's connection is closed too."""
     functions.answer("held", Reply(held=True))
     with gateway.raw() as raw:
         raw.sendall(b"POST /function/held HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
@@ -121,30 +121,30 @@ def test_a_function_is_not_kept_running_for_nobody(gateway: Gateway, functions: 
     wait_until(lambda: functions.to("held")[0].gone, "the function to be left")
 
 
-def test_no_answer_in_time_is_504(gateway: Gateway, functions: Functions) -> None:
-    """After ``upstream_timeout``."""
+def test_function_without_an_answer_in_time_is_504(gateway: Gateway, functions: Functions) -> None:
+    """The limit is ``upstream_timeout``."""
     functions.answer("silent", Reply(held=True))
     answer = gateway.ask("GET", "/function/silent")
     assert (answer.status, "no answer within 1 s" in answer.text) == (504, True)
 
 
 @pytest.mark.parametrize("reply", [Reply(reset=True, raw=b""), Reply(raw=b"not HTTP\r\n\r\n"), Reply(raw=b"")])
-def test_no_valid_answer_is_502(gateway: Gateway, functions: Functions, reply: Reply) -> None:
-    """Reset, closed, or something else than HTTP."""
+def test_function_with_an_invalid_answer_is_502(gateway: Gateway, functions: Functions, reply: Reply) -> None:
+    """The connection is reset, closed, or carries no HTTP."""
     functions.answer("bad", reply)
     assert gateway.ask("GET", "/function/bad").status == 502
 
 
-def test_nobody_there_is_502(tmp_path: Path) -> None:
-    """It says where nobody was."""
+def test_functions_not_reachable_is_502(tmp_path: Path) -> None:
+    """The answer names the host."""
     with Gateway(tmp_path=tmp_path, gateway_url=f"http://127.0.0.1:{free_port()}", nats_port=free_port()) as gateway:
         wait_until(gateway.healthy, "the gateway to listen")
         answer = gateway.ask("POST", "/function/echo", b"x")
         assert (answer.status, "cannot be reached" in answer.text) == (502, True)
 
 
-def test_a_gateway_that_calls_itself_says_so(tmp_path: Path) -> None:
-    """508 names the setting to mend; by default ``gateway_url`` and ``listen_port`` are the same port."""
+def test_gateway_url_of_the_gateway_itself_is_508(tmp_path: Path) -> None:
+    """The answer names the setting to fix; by default ``gateway_url`` and ``listen_port`` are the same port."""
     port = free_port()
     settings = {"gateway_url": f"http://127.0.0.1:{port}", "listen_port": port, "nats_port": free_port()}
     with Gateway(tmp_path=tmp_path, **settings) as gateway:
@@ -154,14 +154,14 @@ def test_a_gateway_that_calls_itself_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "Bad", "a.b.c", "echo/../../system", "echo/%2e%2e/x", "echo/%"])
-def test_what_leads_elsewhere_is_refused(gateway: Gateway, functions: Functions, below: str) -> None:
-    """400, and the function's gateway never sees it."""
+def test_path_that_leaves_its_function_is_400(gateway: Gateway, functions: Functions, below: str) -> None:
+    """The functions never receive the request."""
     before = len(functions.requests)
     assert gateway.ask("GET", f"/function/{below}").status == 400
     assert len(functions.requests) == before
 
 
-def test_a_base_path_comes_before(functions: Functions, tmp_path: Path) -> None:
+def test_gateway_url_with_a_path_is_put_before_the_target(functions: Functions, tmp_path: Path) -> None:
     """``gateway_url`` may have a path."""
     settings = {"gateway_url": f"{functions.url}/base/", "nats_port": free_port()}
     with Gateway(tmp_path=tmp_path, **settings) as gateway:
@@ -170,8 +170,8 @@ def test_a_base_path_comes_before(functions: Functions, tmp_path: Path) -> None:
     assert functions.requests[-1].line == b"GET /base/function/echo?q HTTP/1.1"
 
 
-def test_a_body_is_passed_on_while_it_comes(tmp_path: Path) -> None:
-    """The function has its beginning before the caller has sent its end; chunked where the caller's was."""
+def test_proxy_passes_a_body_on_before_its_end(tmp_path: Path) -> None:
+    """The body is chunked where the caller's was."""
     with socket.create_server(("127.0.0.1", 0)) as upstream:
         settings = {"gateway_url": f"http://127.0.0.1:{upstream.getsockname()[1]}", "nats_port": free_port()}
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What the producer writes is what the worker reads: contract, sections 4 and 9."""
+"""Messages that the producer encodes and the worker decodes: contract, sections 4 and 9."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def composed(
 
 
 def read(message: Message) -> Invocation:
-    """What the worker makes of it."""
+    """Decode a message as the worker does."""
     delivery = Delivery(
         id=(1, NOW), token="t", num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload
     )
@@ -52,8 +52,8 @@ def written(message: Message) -> dict[str, Any]:
     return result
 
 
-def test_the_message_is_a_queue_request() -> None:
-    """Fields are named, filled and left out as Go's encoder does; the body is in base64."""
+def test_message_is_encoded_as_go_encodes_a_queue_request() -> None:
+    """Fields are named, filled and left out as by Go's encoder; the body is in base64."""
     message = composed(
         "echo.fn",
         ((b"host", b"gateway:8080"), (b"content-type", b"text/plain"), (b"x-multi", b"1"), (b"x-multi", b"2")),
@@ -81,8 +81,8 @@ def test_the_message_is_a_queue_request() -> None:
     }
 
 
-def test_what_is_empty_is_left_out() -> None:
-    """The least message names the function, the method, the queue and the two headers that every one has."""
+def test_message_without_optional_parts_omits_them() -> None:
+    """The smallest message has the function, the method, the queue and the two headers that every message has."""
     assert set(written(composed())) == {"Header", "Method", "Function", "QueueName"}
 
 
@@ -100,8 +100,8 @@ def test_what_is_empty_is_left_out() -> None:
         ("%65cho/x", "/x"),
     ],
 )
-def test_a_path_reaches_the_function_byte_for_byte(below: str, path: str) -> None:
-    """From the request line over the message to the worker's request line: no escape is undone, made or changed."""
+def test_path_reaches_the_function_byte_for_byte(below: str, path: str) -> None:
+    """From the caller's request line to the worker's, no escape is decoded, added or changed."""
     function, found = split_target(below)
     assert (function, found) == ("echo", path)
     assert read(composed(path=found)).target == f"/function/echo{path}".encode()
@@ -110,65 +110,65 @@ def test_a_path_reaches_the_function_byte_for_byte(below: str, path: str) -> Non
 @pytest.mark.parametrize(
     ("query", "sent"), [("a=1&b=%20+x", "?a=1&b=%20+x"), ("", ""), ("?", "?%3F"), ("?a?b", "?%3Fa?b")]
 )
-def test_a_query_reaches_the_function(query: str, sent: str) -> None:
-    """Byte for byte, but for a question mark at its beginning, which is escaped: the worker takes a bare one off."""
+def test_query_reaches_the_function_byte_for_byte(query: str, sent: str) -> None:
+    """A question mark at its beginning is escaped, because the worker removes a bare one."""
     assert read(composed(query=query)).target == f"/function/echo{sent}".encode()
 
 
 @pytest.mark.parametrize(
     "path", ["/..", "/a/../b", "/.", "/%2e%2E/x", "/a%2f..", "/a%2F%2e%2e%2Fb", "/a/./b", "/100%", "/%zz", "/%4"]
 )
-def test_a_path_that_could_leave_its_function_is_refused(path: str) -> None:
-    """Dot segments, however they are escaped, and escapes that are none."""
+def test_path_with_dot_segments_or_bad_escapes_is_rejected(path: str) -> None:
+    """Escaped dot segments count too."""
     with pytest.raises(ValueError, match="the path has a"):
         composed(path=path)
 
 
 @pytest.mark.parametrize("name", ["", "Echo", "-a", "a-", "a b", "a.b.c", ".a", "a.", "ä", "a>", "a" * 254, "a\n"])
-def test_what_is_not_a_function_s_name_is_refused(name: str) -> None:
-    """Names are those of the contract, section 3; the refusal tells what is accepted."""
+def test_function_with_an_invalid_name_is_rejected(name: str) -> None:
+    """Names are those of the contract, section 3; the error describes valid ones."""
     with pytest.raises(ValueError, match=r"write name or name\.namespace"):
         composed(name)
 
 
 @pytest.mark.parametrize("given", ["a", "24ae517c-ad0d-4654-8160-d2a7f7d68fab", "with a space", "~" * 256])
-def test_a_caller_s_call_id_is_kept(given: str) -> None:
-    """It is the message's, and the worker's; our own is not used."""
+def test_call_id_of_the_caller_is_kept(given: str) -> None:
+    """Message and worker use the caller's call id, not the new one."""
     message = composed(headers=((b"x-call-id", given.encode()),))
     assert message.call_id == given
     assert read(message).call_id == given
 
 
 @pytest.mark.parametrize("given", ["a" * 257, "ä", "\x7f", "a\tb"])
-def test_a_call_id_that_no_log_should_hold_is_refused(given: str) -> None:
-    """Printable ASCII, at most 256 characters."""
+def test_call_id_with_other_characters_or_too_long_is_rejected(given: str) -> None:
+    """A call id is printable ASCII, at most 256 characters."""
     with pytest.raises(ValueError, match=r"X-Call-Id|control character"):
         composed(headers=((b"x-call-id", given.encode()),))
 
 
-def test_an_empty_call_id_is_none() -> None:
-    """As the worker takes it."""
+def test_call_id_empty_counts_as_missing() -> None:
+    """The worker treats it alike."""
     assert composed(headers=((b"x-call-id", b""), (b"x-call-id", b" "))).call_id == "made"
 
 
-def test_the_caller_s_start_time_gives_way_to_ours() -> None:
-    """X-Start-Time is when this invocation was accepted here."""
+def test_start_time_of_the_caller_is_replaced() -> None:
+    """X-Start-Time is when the producer accepted this invocation."""
     message = composed(headers=((b"x-start-time", b"1"),))
     assert written(message)["Header"]["X-Start-Time"] == [str(NOW)]
     assert read(message).started == str(NOW)
 
 
 @pytest.mark.parametrize("name", ["host", "transfer-encoding", "content-length", "expect"])
-def test_headers_about_this_request_are_not_kept(name: str) -> None:
-    """What Go keeps out of its header, and an expectation that the gateway has met."""
+def test_headers_of_the_caller_s_request_are_dropped(name: str) -> None:
+    """Go keeps them out of its header, and the gateway has met an expectation."""
     assert canonical(name.encode()) not in written(composed(headers=((name.encode(), b"x"),)))["Header"]
 
 
 @pytest.mark.parametrize(
     ("name", "go"), [("x-call-id", "X-Call-Id"), ("ETAG", "Etag"), ("x--y", "X--Y"), ("a", "A"), ("x_y-z", "X_y-Z")]
 )
-def test_header_names_are_go_s(name: str, go: str) -> None:
-    """Canonical: the first letter and those after a hyphen large, the rest small."""
+def test_header_names_are_canonical(name: str, go: str) -> None:
+    """The first letter and those after a hyphen are upper case, the others lower case."""
     assert canonical(name.encode()) == go
 
 
@@ -179,8 +179,8 @@ def _go_callbacks() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("go", _go_callbacks(), ids=lambda go: str(go["Host"]))
-def test_a_callback_is_written_as_go_writes_it(go: dict[str, Any]) -> None:
-    """The very object, field for field, that Go's encoder makes of the same URL."""
+def test_callback_is_encoded_as_go_encodes_its_url(go: dict[str, Any]) -> None:
+    """The object equals, field for field, the one of Go's encoder."""
     url = callback_url(go)
     assert url is not None
     assert written(composed(headers=((b"x-callback-url", url.encode()),)))["CallbackUrl"] == go
@@ -200,8 +200,8 @@ def test_a_callback_is_written_as_go_writes_it(go: dict[str, Any]) -> None:
         "http://h//a;b=c,d@e:f$&+=~_-.",
     ],
 )
-def test_a_callback_survives(url: str) -> None:
-    """What the worker posts to is what the caller wrote."""
+def test_callback_reaches_the_worker_unchanged(url: str) -> None:
+    """The worker posts to the URL that the caller wrote."""
     assert read(composed(headers=((b"x-callback-url", url.encode()),))).callback == url
 
 
@@ -220,15 +220,15 @@ def test_a_callback_survives(url: str) -> None:
         "http://h/" + "a" * 8192,
     ],
 )
-def test_a_callback_that_cannot_be_posted_to_is_refused(url: str) -> None:
-    """At once, while the caller can be told; what it was is not repeated, for it may hold a password."""
+def test_callback_that_cannot_be_posted_to_is_rejected(url: str) -> None:
+    """The error does not repeat the URL, which may contain a password."""
     with pytest.raises(ValueError, match="X-Callback-Url cannot be posted to: ") as caught:
         composed(headers=((b"x-callback-url", url.encode()),))
     assert "secret" not in str(caught.value)
 
 
-def test_annotations_reach_the_worker() -> None:
-    """As they are."""
+def test_annotations_reach_the_worker_unchanged() -> None:
+    """The worker decodes the same annotations."""
     notes = {"com.openfaas.retry.attempts": "3"}
     assert read(composed(annotations=notes)).annotations == notes
 
@@ -242,8 +242,10 @@ def test_annotations_reach_the_worker() -> None:
     query=st.text(VISIBLE, max_size=30).map(lambda text: text.replace("#", "")),
     body=st.binary(max_size=200),
 )
-def test_what_is_accepted_is_what_arrives(name: bytes, value: str, path: str, query: str, body: bytes) -> None:
-    """Whatever a caller sends is refused here, or reaches the function: the worker never finds it malformed."""
+def test_request_accepted_is_never_malformed_for_the_worker(
+    name: bytes, value: str, path: str, query: str, body: bytes
+) -> None:
+    """Any request is rejected by the producer, or reaches the function."""
     try:
         message = composed(headers=((name, value.encode("utf-8", "replace")),), path=path, query=query, body=body)
     except ValueError:

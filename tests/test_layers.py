@@ -1,6 +1,6 @@
 """The import rules, checked. A package exists only where it carries one of them.
 
-A module that is nowhere in :data:`LAYERS` fails: whoever adds one says here what it stands on.
+A module that is nowhere in :data:`LAYERS` fails: a new one has to be added with its place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAYERS = [
     ("admission",),
     ("token_store",),
     ("slot",),
-    ("drain", "heartbeat", "timers"),
+    ("drain", "heartbeat"),
     ("nats", "http"),
     ("config",),
     ("policy",),
@@ -40,6 +40,23 @@ LAYERS = [
 ]
 """Top to bottom. Each module, or package, imports only what stands below it; not what stands beside it."""
 
+NATS_LAYERS = [
+    ("commands", "queue"),
+    ("binding",),
+    ("serving",),
+    ("quotas",),
+    ("flow_consumers", "discovery"),
+    ("pull_consumer",),
+    ("pull",),
+    ("outbox", "migration"),
+    ("finished_deleter", "function_state", "dead_letters", "apply"),
+    ("topology", "reconcile"),
+    ("jetstream",),
+    ("connection", "layout"),
+    ("wire", "options", "nats_internals", "credit"),
+]
+"""Layers inside ``worker/nats``, top to bottom."""
+
 ONLY_BY = {
     "cli": {"__main__"},
     "dev": {"cli"},
@@ -47,13 +64,12 @@ ONLY_BY = {
     "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
-    "nats.options": {"cli", "dev", "gateway"},
-    "nats.nats_internals": {"cli", "dev", "gateway"},
+    "nats.options": {"gateway"},
     **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
-"""Who may import it besides its own package: the core knows neither adapters nor settings. The longest name rules."""
+"""Importers besides the own package: the core knows neither adapters nor settings. The longest name rules."""
 
 LOOPS = {
     "trio_asyncio": {"nats"},
@@ -62,7 +78,7 @@ LOOPS = {
     "uvicorn": {"gateway", "dev.functions"},
     "httptools": {"http"},
 }
-"""Who may import what brings a loop or a protocol of its own: all else is Trio's, or nobody's."""
+"""Importers of a library with an event loop or a protocol of its own. All else is Trio's, or has no loop."""
 
 IMPURE = {
     *("asyncio", "trio", "trio_asyncio", "anyio", "threading", "concurrent", "signal", "contextvars"),  # waiting
@@ -80,11 +96,18 @@ IMPURE = {
         "http",
         "requests",
     ),  # the world
-    *("logging", "structlog", "prometheus_client", "warnings"),  # telling
+    *("logging", "structlog", "prometheus_client", "warnings"),  # output
     *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
 }
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "input", "urlopen"}
-SANS_IO = ("worker.nats.credit", "worker.nats.layout", "worker.nats.wire", "worker.http.http11", "worker.parent.merge")
+SANS_IO = (
+    "worker.nats.credit",
+    "worker.nats.layout",
+    "worker.nats.reconcile",
+    "worker.nats.wire",
+    "worker.http.http11",
+    "worker.parent.merge",
+)
 """Protocols apart from their transport: as pure as a policy, except that they may know the adapter's values."""
 
 
@@ -146,6 +169,30 @@ def test_imports_point_down() -> None:
             assert beside or RANKS[top(module)] < RANKS[top(imported)], f"{module} imports {imported}"
 
     check_each(MODULES, check)
+
+
+def test_imports_inside_nats_point_down() -> None:
+    """A module of the NATS adapter imports modules of its package below it."""
+    ranks = {f"worker.nats.{name}": rank for rank, names in enumerate(NATS_LAYERS) for name in names}
+
+    def check(module: str) -> None:
+        for imported in ours(module):
+            if top(imported) == "nats" and imported != "worker.nats":
+                assert ranks[module] < ranks[imported], f"{module} imports {imported}"
+
+    check_each([name for name in MODULES if name.startswith("worker.nats.")], check)
+
+
+def test_nats_modules_of_the_producer_import_no_trio() -> None:
+    """What the producer imports of the NATS adapter, at any distance, runs on asyncio alone."""
+    found, left = set[str](), [name for name in MODULES if top(name) == "gateway"]
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            left += ours(module)
+    assert "worker.nats.jetstream" in found
+    assert [name for name in found if top(name) == "nats" and foreign(name) & {"trio", "trio_asyncio"}] == []
 
 
 def test_imports_make_no_circle() -> None:

@@ -18,20 +18,20 @@ NS = 1_000_000_000
 
 @pytest.fixture
 def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with the stream, and nothing that works it."""
+    """Start a server with the stream, and no worker."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         yield server
 
 
 def command(nats: NatsServer, tmp_path: Path, *arguments: str, stdin: bytes = b"", **settings: object) -> Any:
-    """Exit code, standard output and standard error; the settings are those of a queue in function mode."""
+    """Run a command in function mode; return exit code, standard output and standard error."""
     given = {"nats_port": nats.port, "scaling_mode": "function"} | settings
     return run_program("worker.cli", *arguments, tmp_path=tmp_path, settings=given, stdin=stdin)
 
 
 def make_consumer(nats: NatsServer, name: str, mode: str | None, **changes: Any) -> None:
-    """A durable consumer of the stream, its mode recorded as the worker does."""
+    """Create a durable consumer with its mode recorded as the worker does."""
     config = {"durable_name": name, "ack_policy": "explicit", "metadata": {"queue-worker.mode": mode} if mode else {}}
     nats.api(f"CONSUMER.CREATE.faas-request.{name}", stream_name="faas-request", config=config | changes)
 
@@ -39,8 +39,8 @@ def make_consumer(nats: NatsServer, name: str, mode: str | None, **changes: Any)
 # Pausing and resuming.
 
 
-def test_a_pause_is_remembered_at_the_broker(nats: NatsServer, tmp_path: Path) -> None:
-    """What is paused is in a stream of its own, one message a function, and is printed; resuming leaves the others."""
+def test_pause_stores_the_state_and_prints_all_paused(nats: NatsServer, tmp_path: Path) -> None:
+    """The stream of pauses has one message per function; resuming one leaves the others."""
     code, out, errors = command(nats, tmp_path, "pause", "echo")
     assert (code, errors) == (0, "")
     when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -58,8 +58,8 @@ def test_a_pause_is_remembered_at_the_broker(nats: NatsServer, tmp_path: Path) -
     assert len(nats.messages("faas-request-functions")) == 2
 
 
-def test_the_stream_of_what_is_paused(nats: NatsServer, tmp_path: Path) -> None:
-    """It keeps the last message of a subject, is as replicated and stored as the queue, and collides with no queue."""
+def test_pause_creates_a_stream_that_keeps_one_message_per_subject(nats: NatsServer, tmp_path: Path) -> None:
+    """The stream has the queue's replicas and storage, and subjects that no queue has."""
     command(nats, tmp_path, "pause", "echo", nats_stream_storage="memory")
     config = nats.api("STREAM.INFO.faas-request-functions")["config"]
     expected = {
@@ -74,8 +74,8 @@ def test_the_stream_of_what_is_paused(nats: NatsServer, tmp_path: Path) -> None:
     assert {key: config[key] for key in expected} == expected
 
 
-def test_pausing_and_resuming_twice_is_no_error(nats: NatsServer, tmp_path: Path) -> None:
-    """An operator can say it once more; and to resume what was never paused makes no stream."""
+def test_pause_and_resume_repeated_exit_0(nats: NatsServer, tmp_path: Path) -> None:
+    """To resume a function that was never paused creates no stream."""
     code, out, _ = command(nats, tmp_path, "resume", "echo")
     assert (code, out) == (0, "echo.openfaas-fn is not paused\npaused on faas-request: nothing\n")
     assert nats.state("faas-request-functions") == {}
@@ -85,8 +85,8 @@ def test_pausing_and_resuming_twice_is_no_error(nats: NatsServer, tmp_path: Path
     assert out == "echo.openfaas-fn is not paused\npaused on faas-request: nothing\n"
 
 
-def test_a_stream_that_an_operator_made_is_used(nats: NatsServer, tmp_path: Path) -> None:
-    """Made beforehand with other limits, for want of a permission say, it is used as it is."""
+def test_pause_uses_a_stream_that_exists(nats: NatsServer, tmp_path: Path) -> None:
+    """An operator may have created it with other limits, for example for want of a permission."""
     nats.api(
         "STREAM.CREATE.faas-request-functions",
         name="faas-request-functions",
@@ -98,8 +98,8 @@ def test_a_stream_that_an_operator_made_is_used(nats: NatsServer, tmp_path: Path
     assert nats.state("faas-request-functions")["messages"] == 1
 
 
-def test_a_queue_named_by_openfaas_s_worker(tmp_path: Path) -> None:
-    """Where the queue's stream has OpenFaaS's name for it, that is the one that is looked at and purged."""
+def test_commands_use_the_stream_named_by_openfaas(tmp_path: Path) -> None:
+    """A stream ``OF_<queue>`` is used and purged where OpenFaaS's worker made it."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream("OF_slow", "slow")
         nats.publish("slow.0.echo.openfaas-fn", b"")
@@ -113,8 +113,8 @@ def test_a_queue_named_by_openfaas_s_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["static", None])
-def test_a_queue_in_static_mode_cannot_pause(nats: NatsServer, tmp_path: Path, mode: str | None) -> None:
-    """There one function cannot be held back: the command says why, what to do, ends with 2 and remembers nothing.
+def test_pause_in_static_mode_exits_2(nats: NatsServer, tmp_path: Path, mode: str | None) -> None:
+    """In static mode no single function can be held back: the command names the remedy and stores nothing.
 
     A consumer with no mode recorded is OpenFaaS's own, which is shared by all functions.
     """
@@ -126,8 +126,11 @@ def test_a_queue_in_static_mode_cannot_pause(nats: NatsServer, tmp_path: Path, m
     assert nats.state("faas-request-functions") == {}
 
 
-def test_a_queue_with_nothing_to_do_goes_by_its_setting(nats: NatsServer, tmp_path: Path) -> None:
-    """In function mode an idle queue has no consumers, and can pause; where nothing says so, it is taken for static."""
+def test_pause_without_consumers_depends_on_scaling_mode(nats: NatsServer, tmp_path: Path) -> None:
+    """An idle queue has no consumers in function mode.
+
+    Without consumers and without that setting, it counts as static.
+    """
     code, _, errors = command(nats, tmp_path, "pause", "echo", scaling_mode="static")
     assert code == 2
     assert "has no consumers, and scaling_mode is static" in errors
@@ -135,8 +138,8 @@ def test_a_queue_with_nothing_to_do_goes_by_its_setting(nats: NatsServer, tmp_pa
     assert command(nats, tmp_path, "pause", "echo", scaling_mode="static")[0] == 0
 
 
-def test_a_queue_that_goes_over_to_function_mode_can_pause(nats: NatsServer, tmp_path: Path) -> None:
-    """A shared consumer that only ends what it has handed out is in nobody's way; one that is not retired is."""
+def test_pause_during_a_migration_ignores_retired_consumers(nats: NatsServer, tmp_path: Path) -> None:
+    """A retired consumer blocks no pause; a shared consumer that is not retired does."""
     make_consumer(nats, "faas-workers", "retired", filter_subject="RETIRED.faas-request.faas-workers")
     for number in range(300):  # more than the server lists at once
         name = f"faas-workers-{number:03}"
@@ -150,7 +153,7 @@ def test_a_queue_that_goes_over_to_function_mode_can_pause(nats: NatsServer, tmp
 
 
 def fill(nats: NatsServer) -> None:
-    """Messages of several functions, on subjects of several schemes."""
+    """Publish messages of several functions, on subjects of several schemes."""
     subjects = {
         "faas-request.0.echo.openfaas-fn": 3,
         "faas-request.7.echo.openfaas-fn": 2,
@@ -164,12 +167,12 @@ def fill(nats: NatsServer) -> None:
 
 
 def left(nats: NatsServer) -> Counter[str]:
-    """Messages by subject."""
+    """Count the messages by subject."""
     return Counter(nats.api("STREAM.INFO.faas-request", subjects_filter=">")["state"].get("subjects") or {})
 
 
-def test_all_of_one_function_is_purged(nats: NatsServer, tmp_path: Path) -> None:
-    """In every partition and whatever the scheme of subjects, but nothing of others, nor on the bare subject."""
+def test_purge_deletes_all_messages_of_one_function(nats: NatsServer, tmp_path: Path) -> None:
+    """In every partition and scheme of subjects, but no messages of others, nor on the bare subject."""
     fill(nats)
     code, out, errors = command(nats, tmp_path, "purge", "echo", "--yes")
     assert (code, out) == (0, "deleted: 7 messages of echo.openfaas-fn\n")
@@ -180,8 +183,8 @@ def test_all_of_one_function_is_purged(nats: NatsServer, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("answer", "code", "kept"), [(b"y\n", 0, 0), (b"n\n", 1, 4), (b"", 1, 4)])
-def test_a_purge_asks_first(nats: NatsServer, tmp_path: Path, answer: bytes, code: int, kept: int) -> None:
-    """It says how many messages are lost, and deletes only after a yes."""
+def test_purge_asks_before_it_deletes(nats: NatsServer, tmp_path: Path, answer: bytes, code: int, kept: int) -> None:
+    """The question has the number of messages, and only a yes deletes them."""
     fill(nats)
     ended, out, _ = command(nats, tmp_path, "purge", "echo.other", stdin=answer)
     assert ended == code
@@ -189,8 +192,8 @@ def test_a_purge_asks_first(nats: NatsServer, tmp_path: Path, answer: bytes, cod
     assert left(nats)["faas-request.0.echo.other"] == kept
 
 
-def test_there_may_be_nothing_to_purge(nats: NatsServer, tmp_path: Path) -> None:
-    """Then it says so, and asks nothing."""
+def test_purge_without_messages_asks_nothing(nats: NatsServer, tmp_path: Path) -> None:
+    """The command reports that there are none."""
     assert command(nats, tmp_path, "purge", "echo") == (
         0,
         "the queue faas-request holds nothing of echo.openfaas-fn\n",
@@ -202,15 +205,15 @@ def test_there_may_be_nothing_to_purge(nats: NatsServer, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("what", ["pause", "resume", "purge"])
-def test_bad_usage_is_2(nats: NatsServer, tmp_path: Path, what: str) -> None:
-    """A name that is none is told so, before the broker is looked for."""
+def test_command_with_an_invalid_name_exits_2(nats: NatsServer, tmp_path: Path, what: str) -> None:
+    """The name is checked before the command connects."""
     code, _, errors = command(nats, tmp_path, what, "Echo", nats_port=1)
     assert code == 2
     assert "not a function's name: 'Echo'; write name or name.namespace" in errors
 
 
-def test_no_server_is_1(nats: NatsServer, tmp_path: Path) -> None:
-    """Within five seconds, in one line that names the settings."""
+def test_pause_no_server_exits_1(nats: NatsServer, tmp_path: Path) -> None:
+    """One line names the settings."""
     port = free_port()
     code, out, errors = command(nats, tmp_path, "pause", "echo", nats_port=port)
     assert (code, out) == (1, "")
@@ -218,8 +221,8 @@ def test_no_server_is_1(nats: NatsServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["pause", "purge"])
-def test_no_stream_is_1(tmp_path: Path, what: str) -> None:
-    """A queue that is not there is named."""
+def test_command_without_a_stream_exits_1(tmp_path: Path, what: str) -> None:
+    """The line names the stream."""
     with NatsServer(tmp_path) as nats:
         code, _, errors = command(nats, tmp_path, what, "echo")
     assert (code, errors) == (
@@ -228,16 +231,16 @@ def test_no_stream_is_1(tmp_path: Path, what: str) -> None:
     )
 
 
-def test_no_jetstream_is_1(tmp_path: Path) -> None:
-    """A server without JetStream is told of in one line."""
+def test_pause_no_jetstream_exits_1(tmp_path: Path) -> None:
+    """The line names JetStream as the cause."""
     with NatsServer(tmp_path, jetstream=False) as nats:
         code, _, errors = command(nats, tmp_path, "pause", "echo")
     assert code == 1
     assert "no JetStream there" in errors
 
 
-def test_refused_credentials_are_1(tmp_path: Path) -> None:
-    """They are named as what is to be checked, and the token is not shown."""
+def test_pause_refused_credentials_exits_1(tmp_path: Path) -> None:
+    """The line names the credentials as the cause, without the token."""
     config = "authorization { token: s3cret }"
     with NatsServer(tmp_path, config=config, connect={"auth_token": "s3cret"}) as nats:
         code, _, errors = command(nats, tmp_path, "pause", "echo", nats_token="wr0ng")

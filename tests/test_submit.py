@@ -20,7 +20,7 @@ from worker.dev.stack import free_port
 
 @pytest.fixture
 def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with the stream."""
+    """Start a server with the stream."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         yield server
@@ -29,20 +29,20 @@ def nats(tmp_path: Path) -> Iterator[NatsServer]:
 def submit(
     nats: NatsServer, tmp_path: Path, *arguments: str, stdin: bytes = b"", **settings: object
 ) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
+    """Run the command; return exit code, standard output and standard error."""
     return run_program(
         "worker.cli", "submit", *arguments, tmp_path=tmp_path, settings={"nats_port": nats.port} | settings, stdin=stdin
     )
 
 
 def only(nats: NatsServer) -> Any:
-    """The one message that there is."""
+    """Return the single message of the stream."""
     (message,) = nats.messages()
     return message.json
 
 
-def test_one_invocation(nats: NatsServer, tmp_path: Path) -> None:
-    """It is as the gateway would have queued it, and its call id is printed."""
+def test_submit_one_stores_the_same_message_as_the_gateway(nats: NatsServer, tmp_path: Path) -> None:
+    """Its call id is printed."""
     code, out, errors = submit(
         nats,
         tmp_path,
@@ -85,28 +85,28 @@ def test_one_invocation(nats: NatsServer, tmp_path: Path) -> None:
     }
 
 
-def test_a_body_from_a_file(nats: NatsServer, tmp_path: Path) -> None:
-    """Bytes, whatever they are."""
+def test_submit_data_file_takes_its_bytes(nats: NatsServer, tmp_path: Path) -> None:
+    """The bytes need not be text."""
     (tmp_path / "body").write_bytes(b"\x00\xff\n")
     assert submit(nats, tmp_path, "echo", "--data-file", str(tmp_path / "body"))[0] == 0
     assert base64.b64decode(only(nats)["Body"]) == b"\x00\xff\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--data-file", "-")])
-def test_a_body_from_standard_input(nats: NatsServer, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """Asked for, or where nothing else is and it is not a terminal."""
+def test_submit_without_data_reads_standard_input(nats: NatsServer, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """So does ``--data-file -``."""
     assert submit(nats, tmp_path, "echo", *arguments, stdin=b"piped\n")[0] == 0
     assert base64.b64decode(only(nats)["Body"]) == b"piped\n"
 
 
-def test_given_data_leaves_standard_input_alone(nats: NatsServer, tmp_path: Path) -> None:
-    """Also where there is some."""
+def test_submit_data_does_not_read_standard_input(nats: NatsServer, tmp_path: Path) -> None:
+    """Empty data counts as data."""
     assert submit(nats, tmp_path, "echo", "--data", "", stdin=b"piped")[0] == 0
     assert "Body" not in only(nats)
 
 
-def test_many(nats: NatsServer, tmp_path: Path) -> None:
-    """As many as asked for, each with a call id of its own, printed once it is stored; many are in the air at once."""
+def test_submit_count_stores_and_prints_each_invocation(nats: NatsServer, tmp_path: Path) -> None:
+    """Each has a call id of its own, printed once it is stored."""
     code, out, errors = submit(nats, tmp_path, "echo", "--data", "x", "--count", "5000")
     assert (code, errors) == (0, "")
     ids = out.split()
@@ -115,8 +115,8 @@ def test_many(nats: NatsServer, tmp_path: Path) -> None:
     assert {message.headers["Nats-Msg-Id"] for message in nats.messages()} == set(ids)
 
 
-def test_a_terminal_sees_a_bar_and_the_output_stays_clean(nats: NatsServer, tmp_path: Path) -> None:
-    """The bar is drawn on standard error, where that is a terminal; standard output has the call ids only."""
+def test_submit_on_a_terminal_draws_a_bar_on_standard_error(nats: NatsServer, tmp_path: Path) -> None:
+    """Standard output has only the call ids."""
     outer, inner = pty.openpty()
     settings = environment({"nats_port": nats.port}) | {"TERM": "xterm", "COLUMNS": "80"}
     command = [sys.executable, "-m", "worker.cli", "submit", "echo", "--data", "x", "--count", "500"]
@@ -132,8 +132,8 @@ def test_a_terminal_sees_a_bar_and_the_output_stays_clean(nats: NatsServer, tmp_
     assert b"submitting" in drawn
 
 
-def test_a_call_id_is_queued_once(nats: NatsServer, tmp_path: Path) -> None:
-    """The second time it says so, and that is no error."""
+def test_submit_with_a_repeated_call_id_queues_once_and_exits_0(nats: NatsServer, tmp_path: Path) -> None:
+    """The second run reports that the call id was there already."""
     assert submit(nats, tmp_path, "echo", "--call-id", "mine", "--data", "x") == (0, "mine\n", "")
     code, out, errors = submit(nats, tmp_path, "echo", "--call-id", "mine", "--data", "x")
     assert (code, out) == (0, "mine\n")
@@ -160,16 +160,16 @@ def test_a_call_id_is_queued_once(nats: NatsServer, tmp_path: Path) -> None:
         ((), "Missing argument 'FUNCTION'"),
     ],
 )
-def test_bad_usage_is_2(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
-    """One message that says what is wrong; nothing is tried."""
+def test_submit_bad_usage_exits_2(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
+    """One message names the mistake, and the command connects to nothing."""
     code, out, errors = run_program("worker.cli", "submit", *arguments, tmp_path=tmp_path)
     assert (code, out) == (2, "")
     assert reason in errors
     assert "Traceback" not in errors
 
 
-def test_bad_settings_are_2(tmp_path: Path) -> None:
-    """As for every program."""
+def test_submit_bad_settings_exits_2(tmp_path: Path) -> None:
+    """Settings are checked as for every program."""
     code, _, errors = run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings={"nats_port": "x"})
     assert (code, "nats_port = 'x'" in errors) == (2, True)
 
@@ -181,8 +181,8 @@ def _fails(nats: NatsServer, tmp_path: Path, *arguments: str, **more: Any) -> st
     return errors
 
 
-def test_no_server_is_1(tmp_path: Path) -> None:
-    """Within a few seconds, with where it looked and which settings say so; a password there is not shown."""
+def test_submit_no_server_exits_1(tmp_path: Path) -> None:
+    """One line names the servers and the settings, without a password."""
     settings = {"nats_url": f"nats://user:s3cret@127.0.0.1:{free_port()}"}
     code, out, errors = run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings=settings)
     assert (code, out, errors.count("\n")) == (1, "", 1)
@@ -191,34 +191,34 @@ def test_no_server_is_1(tmp_path: Path) -> None:
     assert "s3cret" not in errors
 
 
-def test_no_stream_is_1(tmp_path: Path) -> None:
-    """It names stream and subject, and says what to do."""
+def test_submit_no_stream_exits_1(tmp_path: Path) -> None:
+    """The line names stream, subject and remedy."""
     with NatsServer(tmp_path) as nats:
         errors = _fails(nats, tmp_path, "echo")
     assert "no stream takes the subject faas-request.0.echo.openfaas-fn: start a worker" in errors
 
 
-def test_no_jetstream_is_1(tmp_path: Path) -> None:
-    """To us it is the same: nobody takes the message. It says that this may be why."""
+def test_submit_no_jetstream_exits_1(tmp_path: Path) -> None:
+    """To a publisher, a server without JetStream looks like a missing stream; the line names both causes."""
     with NatsServer(tmp_path, jetstream=False) as nats:
         assert "see that JetStream runs" in _fails(nats, tmp_path, "echo")
 
 
-def test_too_large_is_1(nats: NatsServer, tmp_path: Path) -> None:
-    """With both numbers."""
+def test_submit_too_large_exits_1(nats: NatsServer, tmp_path: Path) -> None:
+    """The line has the message's size and the limit."""
     errors = _fails(nats, tmp_path, "echo", stdin=b"x" * 900_000)
     assert "as a message it takes 1200" in errors
     assert "max_payload is 1048576" in errors
 
 
-def test_refused_credentials_are_1(tmp_path: Path) -> None:
-    """It says which settings to look at."""
+def test_submit_refused_credentials_exits_1(tmp_path: Path) -> None:
+    """The line names the credentials as the cause."""
     with NatsServer(tmp_path, config="authorization { token: a }", connect={"auth_token": "a"}) as nats:
         assert "NATS refuses our credentials" in _fails(nats, tmp_path, "echo", nats_token="b")
 
 
-def test_a_stream_that_fills_up_is_1(tmp_path: Path) -> None:
-    """What was stored is printed all the same, and how many that is."""
+def test_submit_to_a_stream_that_fills_up_exits_1(tmp_path: Path) -> None:
+    """The stored invocations are printed and counted."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream(max_msgs=10, discard="new")
         code, out, errors = submit(nats, tmp_path, "echo", "--data", "x", "--count", "100")
@@ -231,11 +231,11 @@ def test_a_stream_that_fills_up_is_1(tmp_path: Path) -> None:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65_536)
-    except OSError:  # how Linux tells that the other end is closed
+    except OSError:  # Linux's error for a closed peer
         return b""
 
 
-def test_the_last_server_of_a_list_will_do(nats: NatsServer, tmp_path: Path) -> None:
+def test_submit_to_a_list_of_servers_uses_one_that_runs(nats: NatsServer, tmp_path: Path) -> None:
     """``nats_url`` may name several."""
     servers = f"nats://127.0.0.1:{free_port()},{nats.url}"
     assert run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings={"nats_url": servers})[0] == 0

@@ -1,12 +1,16 @@
 """A queue-worker for OpenFaaS on NATS JetStream.
 
 A *delivery* becomes an *invocation*, the invocation an *outcome*, the outcome a *verdict*, and the verdict is
-*settled*. To follow one message, read in this order: :mod:`worker.intake` takes it, :mod:`worker.job` tells its
-story, :mod:`worker.policy.decode` and :mod:`worker.policy.decide` are the two decisions in it,
-:mod:`worker.heartbeat` keeps it ours meanwhile, :mod:`worker.settle` ends it. Which function's message comes next is
-:mod:`worker.policy.shares`'s to say, and how many of one, :mod:`worker.policy.limiter`'s. :mod:`worker.run` is the
-tree of tasks around all that; reading its indentation from the inside out gives the order of shutdown.
-``docs/architecture.md`` is the tour.
+*settled*. To follow one message, read in this order:
+
+1. :mod:`worker.intake` receives it. :mod:`worker.policy.arrival` decides whether it starts.
+2. :mod:`worker.job` runs it: :mod:`worker.policy.decode` makes the request, :mod:`worker.policy.decide` the verdict.
+3. :mod:`worker.heartbeat` extends its lease until :mod:`worker.settle` ends it.
+4. :mod:`worker.policy.shares` decides which flow gets the free slot; :mod:`worker.policy.limiter` and
+   :mod:`worker.admission`, how many slots one function may have.
+
+:mod:`worker.run` is the tree of tasks around all that: its blocks end from the inside out. :mod:`worker.events` lists
+what can be observed. ``docs/architecture.md`` is the tour.
 """
 
 __version__ = "0.1.0"

@@ -58,14 +58,14 @@ class Admission:
         """Use the quota in the annotations of a message: its weight here, the rest once all workers have agreed.
 
         Args:
-            flow: the message's flow.
+            flow: the message's flow, of one function.
             annotations: its function's annotations, as the message has them.
             stored: when the message was stored (ns since the epoch); the newest message decides.
 
         Returns:
             the annotations that are invalid.
         """
-        if not flow.function or not (annotations or self._quotas.agreed(flow.function)):
+        if not (annotations or self._quotas.agreed(flow.function)):
             return ()
         quota, ignored = parse_quota(annotations)
         flow.weight = quota.weight

@@ -27,4 +27,4 @@ async def call_back(
         if wait is None:
             return
         failed_once()
-        await services.timers.wait(wait, "callback")
+        await trio.sleep(wait)

@@ -1,4 +1,4 @@
-"""Every observable thing, on one page. The sinks in :mod:`worker.observe` turn them into log lines and metrics."""
+"""All events that the worker emits. The sinks in :mod:`worker.observe` turn them into log lines and metrics."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ class InvocationStarted(Struct, frozen=True, gc=False):
     invocation: Invocation
     attempt: int
     waited: float
-    """From being stored to being started (s); between attempts it includes the back-off."""
+    """Seconds from storing to this start; of later attempts it includes the back-off."""
 
 
 class InvocationEnded(Struct, frozen=True, gc=False):
     invocation: Invocation
     attempt: int
     max_attempts: int
-    """How many it may have."""
+    """Attempts that the message may have."""
     outcome: Outcome
     verdict: Verdict
     duration: float
     counts: bool = True
-    """Whether it counts as an attempt: not where more was sent than the function takes, to learn that."""
+    """Whether it counts as an attempt: not if more was sent than the function takes, to find its limit."""
 
 
 class Settled(Struct, frozen=True, gc=False):
-    """The end of a delivery was decided, and noted to be told to the queue."""
+    """A delivery ended here; its settlement is on its way to the queue, unless the verdict is to abandon it."""
 
     verdict: Verdict
 
 
 class Redelivered(Struct, frozen=True, gc=False):
-    """The queue handed out again what we know: *how* is ``running``, ``finished`` or ``early``."""
+    """The queue redelivered a message that this worker knows: *state* is ``running``, ``finished`` or ``early``."""
 
     delivery: Delivery
     state: str
@@ -49,7 +49,7 @@ class AnnotationIgnored(Struct, frozen=True, gc=False):
 
 
 class CallbackIgnored(Struct, frozen=True, gc=False):
-    """The message names a callback that cannot be posted to."""
+    """The message has a callback URL that cannot be posted to."""
 
     call_id: str
     function: str
@@ -57,7 +57,10 @@ class CallbackIgnored(Struct, frozen=True, gc=False):
 
 
 class CallbackPosted(Struct, frozen=True, gc=False):
-    """*result*: the status of the answer, or why there was none. *again_in*: when the next try follows, if one does."""
+    """A callback was tried.
+
+    *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
+    """
 
     invocation: Invocation
     result: int | str
@@ -73,11 +76,11 @@ class DeadLettered(Struct, frozen=True, gc=False):
     reason: str
     attempts: int
     stored: bool
-    """False where dead letters are switched off, and nothing was kept."""
+    """False where dead letters are switched off."""
 
 
 class DeadLetterNotStored(Struct, frozen=True, gc=False):
-    """It could not be stored, so the message stays on the queue and is tried again."""
+    """A dead letter could not be stored, so the message stays on the queue."""
 
     delivery: Delivery
     call_id: str | None
@@ -85,7 +88,7 @@ class DeadLetterNotStored(Struct, frozen=True, gc=False):
 
 
 class WorkCrashed(Struct, frozen=True):
-    """A bug of ours, met by one message."""
+    """A bug in the worker ended the work on one message."""
 
     delivery: Delivery
     error: Exception
@@ -99,7 +102,7 @@ class LeasesExtended(Struct, frozen=True, gc=False):
 
 
 class LeaseExpired(Struct, frozen=True, gc=False):
-    """No extension was confirmed in time, so another worker may have the message: its invocation is cancelled."""
+    """No extension was confirmed in time, so the invocation is cancelled: another worker may have the message."""
 
     delivery: Delivery
 
@@ -108,7 +111,7 @@ class LeaseExpired(Struct, frozen=True, gc=False):
 
 
 class LimitLearned(Struct, frozen=True, gc=False):
-    """How many invocations of a function may be in flight here, from now on."""
+    """The limit of a function's invocations in flight on this worker changed."""
 
     function: str
     limit: int
@@ -127,26 +130,26 @@ class Disconnected(Struct, frozen=True, gc=False):
 
 
 class BrokerFailure(Struct, frozen=True, gc=False):
-    """Something failed that is being tried again."""
+    """An action at the broker failed, and is retried."""
 
     action: str
     error: str
 
 
 class BrokerMisconfigured(Struct, frozen=True, gc=False):
-    """What we found at the broker has become unusable while we ran; tried again until someone mends it."""
+    """The stream or consumer has become unusable; the worker retries until an operator has fixed it."""
 
     error: str
 
 
 class ConfigDrift(Struct, frozen=True, gc=False):
-    """Something at the broker is not as the settings say, and is used as it is."""
+    """A stream or consumer differs from the settings, and is used as it is."""
 
     text: str
 
 
 class Created(Struct, frozen=True, gc=False):
-    """A stream or consumer was missing and has been made. *again*: it went missing while we ran."""
+    """A stream or consumer was missing and was created. *recreated*: it went missing while the worker ran."""
 
     kind: str
     name: str
@@ -160,7 +163,7 @@ class ConsumerBound(Struct, frozen=True, gc=False):
 
 
 class SettlementUnconfirmed(Struct, frozen=True, gc=False):
-    """The queue never confirmed a settlement; it may hand the message out again."""
+    """The queue never confirmed settlements, and may redeliver their messages."""
 
     count: int
 
@@ -173,7 +176,7 @@ class BacklogRead(Struct, frozen=True, gc=False):
 
 
 class Listening(Struct, frozen=True, gc=False):
-    """Metrics and health are served."""
+    """The worker serves metrics and health."""
 
     address: str
 
@@ -184,7 +187,7 @@ class DrainStarted(Struct, frozen=True, gc=False):
 
 
 class DrainExpired(Struct, frozen=True, gc=False):
-    """Running invocations are cancelled and given back. *why*: ``shutdown_timeout`` or ``second signal``."""
+    """Running invocations are cancelled and given back. *reason*: ``shutdown_timeout`` or ``second signal``."""
 
     running: int
     reason: str

@@ -157,9 +157,11 @@ class Intake:
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)
-        lease = self._services.leases.add(delivery)
+        services = self._services
+        lease = services.leases.add(delivery)
         slot = Slot(flow, self._on_limit_change, self._admission.start(flow))
-        self._jobs.append(Job(lease, start, slot, self._admission, self._services))
+        retry = services.config.retry
+        self._jobs.append(Job(lease, start.attempt, start.delay, slot, self._admission, services, retry))
         if self._idle:
             self._idle.unpark()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
@@ -37,9 +38,8 @@ from .model import (
 from .policy.backoff import Backoff
 from .policy.decide import decide, status_of
 from .policy.decode import decode
-from .policy.ledger import Start
 from .policy.report import make_callback
-from .policy.retry import apply_annotations
+from .policy.retry import Retry, apply_annotations
 from .ports import BrokerUnavailableError
 from .services import Services
 from .settle import settle
@@ -53,52 +53,32 @@ _DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
 """Between those tries: 7.5 s in all, longer than the election of a stream's leader takes."""
 
 
+@dataclass(slots=True, eq=False)
 class Job:
-    """One attempt at one message. It settles whatever happens, and the lease covers all of it.
+    """One attempt at one message. It settles whatever happens, and the lease covers all of it."""
 
-    Args:
-        lease: the right to the message.
-        start: the number of this attempt, and the seconds of back-off to wait before the invocation.
-        slot: the slot that the job holds.
-        admission: receives the quota that the message asks for.
-        services: the ports, the books and the configuration.
-    """
-
-    __slots__ = (
-        "admission",
-        "attempt",
-        "counts",
-        "delay",
-        "duration",
-        "final",
-        "if_cancelled",
-        "invocation",
-        "lease",
-        "outcome",
-        "redelivery_in",
-        "retry",
-        "services",
-        "slot",
-        "started_at",
-    )
-
-    def __init__(self, lease: Lease, start: Start, slot: Slot, admission: Admission, services: Services) -> None:
-        self.lease, self.slot, self.admission, self.services = lease, slot, admission, services
-        self.attempt, self.delay = start.attempt, start.delay
-        self.retry = services.config.retry
-        self.invocation: Invocation | None = None
-        """None until the request is sent."""
-        self.started_at = 0.0
-        self.duration = 0.0
-        self.outcome: Outcome | None = None
-        self.counts = True
-        """Whether it counts as an attempt."""
-        self.if_cancelled: Verdict = Nak()
-        """The verdict if the job is cancelled between the outcome and the settlement."""
-        self.final = False
-        """Whether the message has left the queue."""
-        self.redelivery_in: float | None = None
-        """Seconds until the message returns, if it was given back."""
+    lease: Lease
+    attempt: int
+    delay: float
+    """Seconds of back-off to wait before the invocation."""
+    slot: Slot
+    admission: Admission
+    services: Services
+    retry: Retry
+    """The policy; the message's annotations may change it."""
+    invocation: Invocation | None = None
+    """None until the request is sent."""
+    started_at: float = 0.0
+    duration: float = 0.0
+    outcome: Outcome | None = None
+    counts: bool = True
+    """Whether it counts as an attempt."""
+    if_cancelled: Verdict = Nak()  # noqa: RUF009 -- an immutable value
+    """The verdict if the job is cancelled between the outcome and the settlement."""
+    final: bool = False
+    """Whether the message has left the queue."""
+    redelivery_in: float | None = None
+    """Seconds until the message returns, if it was given back."""
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Attempt the message, and settle it.
@@ -117,7 +97,8 @@ class Job:
                 attempted = attempted, self.decide(attempted)
             outcome, verdict = attempted
             self.emit_end(outcome, verdict)
-            if isinstance(verdict, Term) or (isinstance(verdict, Final) and self._callback_due()):
+            has_callback = self.invocation is not None and self.invocation.callback is not None
+            if isinstance(verdict, Term) or (has_callback and isinstance(verdict, Final)):
                 verdict = await self.conclude(outcome, verdict)
             self._settle(verdict)
         finally:
@@ -149,13 +130,14 @@ class Job:
             self.services.emit(CallbackIgnored(invocation.call_id, invocation.label, callback_error))
         self._apply_annotations(invocation)
         if self.delay:
-            await self.services.timers.wait(self.delay, "early redelivery")
+            await trio.sleep(self.delay)
         return await self._invoke(invocation)
 
     def _apply_annotations(self, invocation: Invocation) -> None:
         """Use the function's annotations: for this job's retries, and for the function's quota on all workers."""
         self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
-        ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
+        if self.slot.flow.function:
+            ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
@@ -198,9 +180,6 @@ class Job:
             )
 
     # After a final verdict: what must happen before the message leaves the queue.
-
-    def _callback_due(self) -> bool:
-        return self.invocation is not None and self.invocation.callback is not None
 
     async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
         """Store the dead letter, post the callback, and return the verdict that stands after that.
@@ -253,7 +232,7 @@ class Job:
             except BrokerUnavailableError as error:
                 self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
                 if number < _DEAD_LETTER_TRIES:
-                    await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
+                    await trio.sleep(_DEAD_LETTER_WAIT.ceiling(number))
             else:
                 return True
         return False

@@ -1,4 +1,4 @@
-"""Every way the worker touches the world. Adapters and fakes implement these and pass one conformance suite."""
+"""The core's ports: protocols that adapters and fakes implement. All pass one conformance suite."""
 
 from __future__ import annotations
 
@@ -10,77 +10,77 @@ from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocatio
 
 
 class BrokerUnavailableError(Exception):
-    """The queue did not confirm that it keeps what we gave it."""
+    """The broker did not answer, or did not confirm that it stored a message."""
 
 
 class Consumer(Protocol):
     """The queue, read by credit, one *flow* beside the other.
 
-    A flow is what is handed out in order and apart from all else: one distinct subject with its messages, or the whole
-    queue where one consumer is shared by all of it. Which there are is the queue's to tell: it begins with
-    a :class:`~worker.model.StoredCount` or a :class:`~worker.model.PendingCount`, and ends with a
-    :class:`~worker.model.FlowEnded`.
-    In between it is told what is stored whenever that has been seen to change, and again if nothing was wanted of it.
+    A flow is a series of messages that are delivered in order and separately from all others: one distinct subject, or
+    the whole queue where all workers share one consumer. A flow begins with a :class:`~worker.model.QueueShared`, a
+    :class:`~worker.model.StoredCount` or a :class:`~worker.model.PendingCount`, and ends with a
+    :class:`~worker.model.FlowEnded`. In between the consumer reports what is stored whenever it sees a change, and
+    repeats that for a flow without credit.
 
-    What was wanted and has not come yet stays wanted across lost connections and consumers made anew, until it is
-    returned or the flow is gone; no more than that is ever handed to us, however the server or the network behave.
+    Credit lasts across lost connections and recreated consumers, until its messages arrive, it is returned, or the flow
+    ends. No more messages than credit arrive, however the server and the network behave.
     """
 
     ack_wait: float
-    """How long (s) the queue waits for a settlement or an extension before it gives a message out again. It may change
-    when a consumer is made anew."""
+    """How long (s) the queue waits for a settlement or an extension before it redelivers a message. It may change when
+    a consumer is recreated."""
 
     def add_credit(self, count: int, flow: str) -> None:
-        """There is room for *more* deliveries of a flow than were wanted so far."""
+        """Request *count* more messages of a flow."""
 
     def recall_credit(self, flow: str) -> None:
-        """Room is needed elsewhere: give back what is wanted of a flow and not on its way.
+        """Take back the credit of a flow for which no message is on its way.
 
-        It comes as :class:`~worker.model.CreditReturned`, soon, once, and perhaps with a count of zero.
+        One :class:`~worker.model.CreditReturned` follows soon, perhaps with a count of zero.
         """
 
     async def receive(self) -> Sequence[Delivery | Notice]:
-        """All that has come, in the order of arrival, at least one."""
+        """Return all that has arrived, in order; wait until there is something."""
 
     async def stop(self) -> Sequence[Delivery]:
-        """Ask for nothing more. What had arrived, or was already on its way, is returned unstarted."""
+        """Request nothing more, and return the deliveries that had arrived or were on their way."""
 
 
 class Queue(Protocol):
-    """The broker. Settling and extending only note down what is to be sent, so they cannot be cancelled half-way."""
+    """The broker. Settling and extending only queue what is to be sent, so they cannot be cancelled half-way."""
 
     async def consume(self) -> Consumer:
-        """All of the queue, or of our part of it; what is missing is made.
+        """Return a consumer of the queue, or of this worker's partition of it; create what is missing.
 
         Waits for the broker as long as it takes.
 
         Raises:
-            worker.ports.MisconfiguredError: the stream or consumer found there cannot work, or the broker refuses us.
+            worker.ports.MisconfiguredError: the stream or consumer found there cannot work, or credentials are refused.
         """
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        """End a delivery. It is said again until the queue confirms it.
+        """End a delivery. The settlement is sent again until the queue confirms it.
 
-        A :class:`Nak` is not said after *before* (s, the worker's clock), when someone else may have the message: a
-        late one would give out again what they are running. An :class:`Ack` or :class:`Term` tells a fact about the
-        message that stays true, and is said even then.
+        A :class:`Nak` is not sent after *before* (s, the worker's clock), when another worker may have the message: it
+        would have the queue redeliver what that worker runs. An :class:`Ack` or :class:`Term` states a fact about the
+        message that stays true, and is sent even then.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
-        """Ask for another ack wait from now on, not after *before*. *confirmed* is called once the queue has heard."""
+        """Extend a lease by an ack wait from now on, not after *before*; call *confirmed* once it is confirmed."""
 
     async def wait_settled(self) -> None:
-        """Return when every settlement so far is confirmed."""
+        """Wait until every settlement so far is confirmed."""
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """Store a dead letter.
 
         Raises:
-            BrokerUnavailableError: its storing was not confirmed.
+            BrokerUnavailableError: it was not confirmed.
         """
 
     async def backlog(self) -> Backlog:
-        """What the stream holds now.
+        """Return what the stream holds now.
 
         Raises:
             BrokerUnavailableError: the queue did not answer.
@@ -88,46 +88,46 @@ class Queue(Protocol):
 
 
 class Quotas(Protocol):
-    """What single functions may have, kept over all workers by tokens; see :mod:`worker.policy.quota`.
+    """The quotas of functions, which all workers keep together by tokens; see :mod:`worker.policy.quota`.
 
-    Tokens come as deliveries of flows that are named after their kind and their function: ``quota/cap/echo.fn`` and
-    ``quota/rate/echo.fn``. They are wanted and recalled as those of any flow are. A cap's is kept by a lease, as
-    a message is, for as long as an invocation runs; a rate's needs none.
+    Tokens arrive as deliveries of flows that are named after their kind and their function: ``quota/cap/echo.fn`` and
+    ``quota/rate/echo.fn``. They are requested and recalled like the messages of any flow. A cap's token has a lease, as
+    a message has, for as long as an invocation runs; a rate's needs none.
     """
 
     def agreed(self, function: str) -> Quota | None:
-        """What is agreed on for a function; None where nothing ever was.
+        """Return the quota that all workers have agreed on for a function; None where there never was one.
 
-        Changes are told as :class:`~worker.model.QuotaChanged`, which the consumer's flows bring.
+        The consumer reports changes as :class:`~worker.model.QuotaChanged`.
         """
 
     def propose(self, function: str, quota: Quota, stored: int) -> None:
-        """What a message says of its function that was stored then (ns since the epoch).
+        """Propose the quota in a message that was stored at that time (ns since the epoch).
 
-        The newest one's word counts, for all workers, once they have agreed.
+        The newest message's quota is used by all workers, once they have agreed.
         """
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        """Give a token back: others can have it *delay* seconds from now. Not said after *before*, as of a NAK."""
+        """Give a token back, to be redelivered *delay* seconds from now; like a NAK it is not sent after *before*."""
 
 
 class MisconfiguredError(Exception):
-    """What we found at the broker cannot work, and waiting will not help. The text is for the operator."""
+    """The stream or consumer at the broker cannot work, and waiting does not help. The text is for the operator."""
 
 
 class Functions(Protocol):
-    """Where invocations go."""
+    """The functions."""
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """Send the request and wait for its answer, at most ``upstream_timeout``. What a server does never raises."""
+        """Send the request and wait for its answer, at most ``upstream_timeout``. No answer of a server raises."""
 
 
 class Callbacks(Protocol):
-    """Where results go."""
+    """The receivers of results."""
 
     async def post(self, callback: Callback) -> int | str:
-        """Send once: the response's status, or why there was none."""
+        """Send a callback once, and return the response's status, or why there was none."""
 
 
 Emit = Callable[[Event], None]
-"""Tell the observers. It returns at once and never raises."""
+"""Passes an event to the observers. It returns at once and never raises."""

@@ -12,7 +12,6 @@ from .policy.flow import Flow
 from .policy.ledger import Ledger
 from .policy.retry import Retry
 from .ports import Callbacks, Emit, Functions, Queue, Quotas
-from .timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,6 @@ class Services:
     emit: Emit
     leases: Leases
     ledger: Ledger
-    timers: Timers
     drain: Drain
     config: CoreConfig
     rng: Callable[[], float]

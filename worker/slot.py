@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from .heartbeat import Lease
 from .policy.flow import Flow
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
-    """One slot of a flow, held by one job.
+    """One slot of a flow, held by one job."""
 
-    Args:
-        flow: the flow.
-        limit_changed: called when the flow's learned limit may have changed.
-        token: the lease of the invocation's token; when it is lost, the invocation must end.
-    """
-
-    __slots__ = ("_in_flight", "_limit_changed", "flow", "token")
-
-    def __init__(self, flow: Flow, limit_changed: Callable[[Flow], None], token: Lease | None = None) -> None:
-        self.flow, self.token = flow, token
-        self._limit_changed = limit_changed
-        self._in_flight = False
+    flow: Flow
+    limit_changed: Callable[[Flow], None]
+    """Called when the flow's learned limit may have changed."""
+    token: Lease | None = None
+    """The lease of the invocation's token; when it is lost, the invocation must end."""
+    _in_flight: bool = False
 
     def start_invocation(self, now: float) -> None:
         """Count an invocation as in flight."""
@@ -31,7 +27,7 @@ class Slot:
             due = limiter.due
             limiter.started(now)
             if limiter.due != due:
-                self._limit_changed(self.flow)
+                self.limit_changed(self.flow)
 
     def end_invocation(self, started_at: float, now: float, status: int | None) -> float | None:
         """Have the limiter learn from an outcome.
@@ -44,5 +40,5 @@ class Slot:
             return None
         self._in_flight = False
         wait = self.flow.limiter.ended(started_at, now, status)
-        self._limit_changed(self.flow)
+        self.limit_changed(self.flow)
         return wait

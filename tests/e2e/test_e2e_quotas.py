@@ -76,7 +76,7 @@ def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: St
 def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Messages with a cap of 2, where earlier ones had 10, have all workers run two at once; none is cancelled."""
     start_agreed(start, queue, "capped", {CAP: "10"})
-    functions.answer("capped", Reply(held=True))
+    functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
     many = put(queue, "capped", 60, {CAP: "10"})
     wait_until(lambda: functions.running_of("capped") == 10, "ten to run")
     few = [f"few-{number}" for number in range(60)]

@@ -26,15 +26,19 @@ def _transport(functions: HttpFunctions) -> PlainTransport:
 
 
 @pytest.mark.parametrize("exchanges", [1, 20])
-async def test_invoke_on_a_reused_connection_times_out(exchanges: int) -> None:
+async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_clock: MockClock) -> None:
     """One task enforces all these timeouts. It aborts each overdue exchange, and its connection is closed."""
+    all_arrived = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
+            if len(server.requests) == exchanges:
+                all_arrived.set()
             if len(server.requests) <= exchanges:
-                while len(server.requests) < exchanges:  # noqa: ASYNC110 -- until all have arrived, each on its own connection
-                    await trio.sleep(0.001)
+                await all_arrived.wait()  # so that each has a connection of its own
                 await stream.send_all(OK)
+            elif len(server.requests) == 2 * exchanges:
+                mock_clock.jump(0.2)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         outcomes: list[Attempted] = []
@@ -53,7 +57,7 @@ async def test_invoke_on_a_reused_connection_times_out(exchanges: int) -> None:
         assert not _transport(functions)._idle
 
 
-async def test_invoke_that_times_out_in_a_body_has_no_response() -> None:
+async def test_invoke_that_times_out_in_a_body_has_no_response(mock_clock: MockClock) -> None:
     """A body that ends with its connection is not completed by the worker's own abort."""
 
     async def script(server: Server, stream: Stream) -> None:
@@ -62,6 +66,7 @@ async def test_invoke_that_times_out_in_a_body_has_no_response() -> None:
                 await stream.send_all(OK)
             else:
                 await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
+                mock_clock.jump(0.1)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         assert isinstance(await functions.invoke(invocation()), Responded)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
+from trio.testing import MockClock
 
 from tests.http.invocations import invocation
 from tests.http.server import OK, Script, Server, Stream, serving
@@ -22,6 +23,11 @@ from worker.http.functions import open_functions
 from worker.model import Callback, Responded
 
 MANY = 2000
+
+
+@pytest.fixture(autouse=True)
+def _no_timeouts(mock_clock: MockClock) -> None:
+    """Stop the clock, so that no timeout passes on a busy machine."""
 
 
 @pytest.fixture(autouse=True)

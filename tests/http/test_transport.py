@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 from collections.abc import AsyncIterator
@@ -97,7 +98,7 @@ def test_connection_idle_for_too_long_is_closed() -> None:
             await _post(transport)
             assert server.connections == 2
 
-    clock = MockClock(rate=1.0)
+    clock = MockClock()
     trio.run(main, clock=clock)
 
 
@@ -283,6 +284,7 @@ async def test_exchange_cancelled_anywhere_mixes_up_no_responses() -> None:
                 await trio.sleep(0.0005)
 
     async with serving(script) as server:
+        gc.collect()  # files of earlier tests are not counted
         before = _open_files()
         async with open_transport("127.0.0.1", server.port, max_idle=1000, exchange_timeout=math.inf) as transport:
             cancelled = 0
@@ -294,4 +296,4 @@ async def test_exchange_cancelled_anywhere_mixes_up_no_responses() -> None:
                     cancelled += scope.cancelled_caught
                 assert not transport._deadlines
             assert cancelled >= 5  # those with no time at all
-        await until(lambda: _open_files() == before, "both ends of each connection to be closed")
+        await until(lambda: _open_files() <= before, "both ends of each connection to be closed")

@@ -1,4 +1,4 @@
-"""A worker without a core: it wants of every flow, and does with what comes as a test says."""
+"""A worker without a core: it gives every flow credit, and a test decides about its deliveries."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import Consumer
 
 EACH = 4
-"""How many it wants of a flow at a time."""
+"""Credit of each flow."""
 
 
 class Hand:
-    """One. *events* and *told* are what the queue told, *came* what it delivered."""
+    """A worker's queue, with its events, notices and deliveries."""
 
     queue: NatsQueue
     consumer: Consumer
@@ -80,6 +80,8 @@ class Hand:
                 self._want(SHARED)
             case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
                 self._want(flow)
+            case QueueShared():
+                self._want(SHARED)
             case Published(flow):
                 self._want(flow)
             case CreditReturned(flow, count):
@@ -94,7 +96,7 @@ class Hand:
 
 
 def acknowledge(hand: Hand, delivery: Delivery) -> None:
-    """What most do with a delivery."""
+    """Ack a delivery, as most tests do."""
     hand.queue.settle(delivery, Ack(), before=inf)
 
 
@@ -105,7 +107,7 @@ async def at_work(
     act: Callable[[Hand, Delivery], None] = acknowledge,
     each: int = EACH,
 ) -> AsyncIterator[Hand]:
-    """A hand at work on a server's queue."""
+    """Consume a server's queue."""
     hand = Hand(act, each)
     environment = {"nats_port": str(server.port), **settings}
     async with open_queue(load(environment).settings, hand.events.append) as queue, trio.open_nursery() as nursery:

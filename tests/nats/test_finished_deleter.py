@@ -1,8 +1,9 @@
-"""What ends through a retired consumer is taken off the stream: that, and nothing else."""
+"""Messages that end through a retired consumer are deleted from the stream, and no others."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,41 +14,47 @@ from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
 from tests.patience import LAST_RESORT
-from worker.config import load
 from worker.model import Delivery
 from worker.nats.connection import Connection
 from worker.nats.finished_deleter import FinishedDeleter, RetiredConsumers
+from worker.nats.jetstream import JetStream
+from worker.nats.layout import FUNCTION, RETIRED, ConsumerSet, ConsumerState
+from worker.nats.migration import Migration
+from worker.nats.wire import StoredMessage
 from worker.ports import BrokerUnavailableError
 
 STORED = 1_795_608_000_123_456_789
-"""The same as the server's, in nanoseconds."""
+"""The server's time of storage, in nanoseconds."""
 
 
 class Server:
-    """Notes what it is asked to delete, and may not answer at first."""
+    """Notes what it deletes and receives. The first *silent* requests have no answer."""
 
-    def __init__(self, deaf: int = 0, *, cut: bool = False) -> None:
-        self.deaf, self.cut = deaf, cut
+    def __init__(self, silent: int = 0, *, cut: bool = False) -> None:
+        self.silent, self.cut = silent, cut
         self.stored = "2026-11-25T12:00:00.123456789Z"
-        """When what it has was stored."""
+        """The time at which its message was stored."""
         self.deleted: list[int] = []
-        self.said: list[bytes] = []
+        self.published: list[bytes] = []
         self.client = SimpleNamespace(publish=self._publish)
 
-    async def ask(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
-        if self.deaf:
-            self.deaf -= 1
-            raise BrokerUnavailableError("no answer")
-        if subject == "STREAM.MSG.GET.faas-request":
-            return {"message": {"seq": body["seq"], "time": self.stored}}
-        assert subject == "STREAM.MSG.DELETE.faas-request"
-        self.deleted.append(body["seq"])
-        return {"success": True}
+    async def message(self, _: str, sequence: int) -> StoredMessage:
+        self._answer()
+        return StoredMessage("q", sequence, self.stored)
 
-    async def _publish(self, _: str, told: bytes) -> None:
+    async def delete_message(self, _: str, sequence: int) -> None:
+        self._answer()
+        self.deleted.append(sequence)
+
+    def _answer(self) -> None:
+        if self.silent:
+            self.silent -= 1
+            raise BrokerUnavailableError("no answer")
+
+    async def _publish(self, _: str, payload: bytes) -> None:
         if self.cut:
             raise nats.errors.OutboundBufferLimitError
-        self.said.append(told)
+        self.published.append(payload)
 
 
 def delivery(sequence: int, consumer: str) -> Delivery:
@@ -55,132 +62,133 @@ def delivery(sequence: int, consumer: str) -> Delivery:
     return Delivery((sequence, STORED), token, 1, 0.0, "faas-request", b"")
 
 
-def sweep_on(server: Server) -> tuple[FinishedDeleter, RetiredConsumers]:
-    consumers = RetiredConsumers()
-    return FinishedDeleter(cast(Connection, server), load({}).settings, consumers), consumers
+class Worker:
+    """A worker as far as retired consumers go."""
+
+    def __init__(self, server: Server) -> None:
+        self.retired = RetiredConsumers()
+        self.deleter = FinishedDeleter(cast(JetStream, server), "q", self.retired)
+        self.migration = Migration(cast(Connection, server), "q", FUNCTION, self.retired)
+
+    def observe(self, *retired: str) -> None:
+        states = (ConsumerState(name, RETIRED, (), 0, 1, 0, 30.0) for name in retired)
+        self.migration.set_consumers(ConsumerSet(retired=tuple(states)))
+
+    def receive(self, *announced: str) -> None:
+        self.migration._on_announced(Msg(cast(Any, None), data="\n".join(announced).encode()))
+
+    def settle(self, sequence: int, consumer: str) -> None:
+        if self.retired.names:  # as the outbox does
+            self.retired.settled(delivery(sequence, consumer))
 
 
-def end(consumers: RetiredConsumers, sequence: int, consumer: str) -> None:
-    ended = delivery(sequence, consumer)
-    consumers.settled(ended, ended.token.partition(" ")[2])
+def play(server: Server, act: Callable[[Worker], object]) -> list[int]:
+    """Let a worker act, and delete all that it is to delete; return what that is."""
 
-
-async def swept(sweep: FinishedDeleter) -> None:
-    """Let it delete all that is to be deleted."""
-    running = asyncio.ensure_future(sweep.run())
-    async with asyncio.timeout(LAST_RESORT):
-        await sweep.done()
-    running.cancel()
-
-
-def test_only_what_a_retired_consumer_had() -> None:
-    """What ends through another consumer is the server's to take off."""
-
-    async def play() -> list[int]:
-        server = Server()
-        sweep, consumers = sweep_on(server)
-        assert not consumers.names, "without a retired consumer it costs nothing"
-        sweep.know({"old"})
-        end(consumers, 7, "old")
-        end(consumers, 8, "new")
-        await swept(sweep)
-        sweep.know(set())
+    async def run() -> list[int]:
+        worker = Worker(server)
+        act(worker)
+        running = asyncio.ensure_future(worker.deleter.run())
+        async with asyncio.timeout(LAST_RESORT):
+            await worker.deleter.wait_done()
+        running.cancel()
         return server.deleted
 
-    assert trio_asyncio.run(aio_as_trio(play)) == [7]
+    deleted: list[int] = trio_asyncio.run(aio_as_trio(run))
+    return deleted
 
 
-def test_until_the_server_answers() -> None:
-    """A question without an answer is asked again."""
+def test_a_message_of_a_retired_consumer_is_deleted() -> None:
+    """One that ends through another consumer is deleted by the server."""
 
-    async def play() -> list[int]:
-        server = Server(deaf=2)
-        sweep, consumers = sweep_on(server)
-        sweep.know({"old"})
-        end(consumers, 7, "old")
-        await swept(sweep)
-        return server.deleted
+    def act(worker: Worker) -> None:
+        assert not worker.retired.names, "without a retired consumer it costs nothing"
+        worker.observe("old")
+        worker.settle(7, "old")
+        worker.settle(8, "new")
 
-    assert trio_asyncio.run(aio_as_trio(play)) == [7]
+    assert play(Server(), act) == [7]
 
 
-def test_another_message_of_that_number_stays() -> None:
-    """Where a question had no answer, the stream may have been made anew meanwhile."""
-
-    async def play() -> list[int]:
-        server = Server(deaf=1)
-        server.stored = "2026-11-25T12:00:00.123556Z"
-        sweep, consumers = sweep_on(server)
-        sweep.know({"old"})
-        end(consumers, 7, "old")
-        await swept(sweep)
-        return server.deleted
-
-    assert trio_asyncio.run(aio_as_trio(play)) == []
+def end_one(worker: Worker) -> None:
+    worker.observe("old")
+    worker.settle(7, "old")
 
 
-def announced(*names: str) -> Msg:
-    return Msg(cast(Any, None), data="\n".join(names).encode())
+def test_a_deletion_without_an_answer_is_repeated() -> None:
+    """Until the server answers."""
+    assert play(Server(silent=2), end_one) == [7]
 
 
-def test_what_ended_before_we_saw_that_its_consumer_is_retired() -> None:
-    """Once its retirement was announced: when we look, others may have deleted it already, since it keeps nothing."""
-
-    async def play() -> list[int]:
-        server = Server()
-        sweep, consumers = sweep_on(server)
-        sweep._on_announced(announced("old", "older"))
-        end(consumers, 7, "old")
-        sweep.know(set())
-        end(consumers, 8, "new")
-        end(consumers, 9, "older")
-        await swept(sweep)
-        return server.deleted
-
-    assert trio_asyncio.run(aio_as_trio(play)) == [7, 9]
+def test_another_message_of_the_sequence_stays() -> None:
+    """Where a deletion had no answer, the stream may have been deleted and created again since."""
+    server = Server(silent=1)
+    server.stored = "2026-11-25T12:00:00.123556Z"
+    assert play(server, end_one) == []
 
 
-def test_one_made_anew_is_not_retired() -> None:
-    """What ends through a consumer of the name of one that was retired, and is gone, costs nothing more."""
+def test_a_message_of_a_replaced_stream_stays() -> None:
+    """When the stream was replaced, nothing of the old one is deleted, and no announcement counts."""
 
-    async def play() -> list[int]:
-        server = Server()
-        sweep, consumers = sweep_on(server)
-        sweep._on_announced(announced("old"))
-        sweep.know({"old"})
-        end(consumers, 7, "old")
-        sweep.know(set())
-        assert not consumers.names
-        await swept(sweep)
-        return server.deleted
+    def act(worker: Worker) -> None:
+        worker.receive("old")
+        worker.settle(7, "old")
+        worker.deleter.forget()
+        worker.migration.forget()
+        worker.settle(8, "old")
 
-    assert trio_asyncio.run(aio_as_trio(play)) == [7]
+    assert play(Server(), act) == []
 
 
-def test_a_thousand_names_are_announced() -> None:
-    """Whoever is told deletes what ends through any of them."""
+def test_an_announced_consumer_counts_as_retired() -> None:
+    """When this worker looks, others may have deleted the consumer already, because it has no pending ack."""
 
-    async def play() -> tuple[list[int], list[int]]:
-        server, other = Server(), Server()
-        (ours, _), (theirs, consumers) = sweep_on(server), sweep_on(other)
-        await ours.announce(f"faas-workers-{number}" for number in range(2_500))
-        for told in server.said:
-            theirs._on_announced(Msg(cast(Any, None), data=told))
-        end(consumers, 1, "faas-workers-2499")
-        await swept(theirs)
-        return other.deleted, [*map(len, server.said)]
+    def act(worker: Worker) -> None:
+        worker.receive("old", "older")
+        worker.settle(7, "old")
+        worker.observe()
+        worker.settle(8, "new")
+        worker.settle(9, "older")
 
-    deleted, sizes = trio_asyncio.run(aio_as_trio(play))
-    assert deleted == [1]
-    assert max(sizes) < 100_000
+    assert play(Server(), act) == [7, 9]
 
 
-def test_what_cannot_be_announced() -> None:
-    """Is told to whoever wanted to retire consumers, who tries it all again."""
+def test_a_consumer_created_again_is_not_retired() -> None:
+    """What ends through a consumer with the name of one that was retired and deleted costs nothing more."""
 
-    async def play() -> None:
-        sweep, _ = sweep_on(Server(cut=True))
+    def act(worker: Worker) -> None:
+        worker.receive("old")
+        worker.observe("old")
+        worker.settle(7, "old")
+        worker.observe()
+        assert not worker.retired.names
+
+    assert play(Server(), act) == [7]
+
+
+def test_thousands_of_names_are_announced() -> None:
+    """In messages of far less than a megabyte."""
+    server, names = Server(), [f"faas-workers-{number}" for number in range(2_500)]
+
+    async def announce() -> None:
+        await Worker(server).migration.announce(names)
+
+    trio_asyncio.run(aio_as_trio(announce))
+    assert max(map(len, server.published)) < 100_000
+
+    def act(worker: Worker) -> None:
+        for each in server.published:
+            worker.receive(*each.decode().split("\n"))
+        worker.settle(1, names[-1])
+
+    assert play(Server(), act) == [1]
+
+
+def test_an_announcement_that_cannot_be_sent_raises() -> None:
+    """Then no consumer is retired, and all is tried again."""
+
+    async def announce() -> None:
         with pytest.raises(BrokerUnavailableError):
-            await sweep.announce(["old"])
+            await Worker(Server(cut=True)).migration.announce(["old"])
 
-    trio_asyncio.run(aio_as_trio(play))
+    trio_asyncio.run(aio_as_trio(announce))

@@ -1,4 +1,4 @@
-"""What is paused reaches every worker: on a real nats-server."""
+"""Pauses and quotas reach every worker: on a real nats-server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio_asyncio
@@ -30,6 +31,7 @@ from worker.nats.function_state import (
     stream_config,
     subject_for,
 )
+from worker.nats.jetstream import JetStream
 from worker.nats.options import connect_options
 
 STREAM = "faas-request-functions"
@@ -43,7 +45,7 @@ def settings(server: NatsServer) -> Settings:
 async def following(
     server: NatsServer, events: list[Event], *, serve: bool = True
 ) -> AsyncIterator[tuple[FunctionStates, list[set[str]]]]:
-    """A worker's view of what is paused, and all that it was told of it."""
+    """Run a worker's view of the states, with all sets of paused functions that it was notified of."""
     told: list[set[str]] = []
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
 
@@ -51,11 +53,11 @@ async def following(
             controls.connection_changed(up)
 
         connection = Connection(connect_options(settings(server), name=""), events.append, changed)
-        controls = FunctionStates(connection, settings(server), lambda paused: told.append(set(paused)))
+        controls = FunctionStates(JetStream(connection), settings(server), lambda paused: told.append(set(paused)))
         await aio_as_trio(connection.open)()
         await aio_as_trio(controls.open)()
         if serve:
-            nursery.start_soon(aio_as_trio(controls.serve))
+            nursery.start_soon(aio_as_trio(controls.run))
         yield controls, told
         nursery.cancel_scope.cancel()
         with trio.CancelScope(shield=True):
@@ -63,28 +65,26 @@ async def following(
 
 
 def make(server: NatsServer, **changes: Any) -> None:
-    config = stream_config(settings(server)) | changes
+    config = msgspec.to_builtins(stream_config(settings(server))) | changes
     server.api(f"STREAM.CREATE.{STREAM}", **config)
 
 
-def say(server: NatsServer, label: str, *, paused: bool) -> None:
+def publish(server: NatsServer, label: str, *, paused: bool) -> None:
     server.publish(subject_for("faas-request", label), encode(PauseState(paused)))
 
 
-async def test_all_workers_hear(tmp_path: Path) -> None:
+async def test_states_pause_reaches_all_workers(tmp_path: Path) -> None:
     """A pause and a resume reach workers that are there, also where the stream is made by the first pause."""
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (_, one), following(server, []) as (_, other):
             make(server)
-            say(server, "echo.fn", paused=True)
-            await until(lambda: one == other == [{"echo.fn"}], "both to hear of the pause")
-            say(server, "echo.fn", paused=False)
-            await until(lambda: one == other == [{"echo.fn"}, set()], "both to hear of its end")
+            publish(server, "echo.fn", paused=True)
+            await until(lambda: one == other == [{"echo.fn"}], "both to receive the pause")
+            publish(server, "echo.fn", paused=False)
+            await until(lambda: one == other == [{"echo.fn"}, set()], "both to receive its end")
 
 
-async def test_the_first_state_is_stored_without_waiting_for_a_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_store_without_a_stream_creates_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publication without a stream has no answer where workers subscribe to its subject: the stream is made first."""
     monkeypatch.setattr(Connection.request, "__defaults__", (b"", None, 10 * LAST_RESORT))
     with NatsServer(tmp_path) as server:
@@ -95,51 +95,51 @@ async def test_the_first_state_is_stored_without_waiting_for_a_timeout(
             assert told == []
 
 
-async def test_what_is_paused_is_known_before_anything_is_asked_for(tmp_path: Path) -> None:
+async def test_states_are_read_when_open_returns(tmp_path: Path) -> None:
     """A worker that starts knows it when its opening returns; of 300 functions the paused ones."""
     with NatsServer(tmp_path) as server:
         make(server)
         for number in range(300):
-            say(server, f"f{number}.fn", paused=True)
-            say(server, f"f{number}.fn", paused=number % 3 == 0)
+            publish(server, f"f{number}.fn", paused=True)
+            publish(server, f"f{number}.fn", paused=number % 3 == 0)
         async with following(server, []) as (controls, told):
             assert told == [{f"f{number}.fn" for number in range(0, 300, 3)}]
             assert len(controls.pauses) == 300
 
 
-async def test_no_stream_is_nothing_paused(tmp_path: Path) -> None:
+async def test_states_without_a_stream_are_empty(tmp_path: Path) -> None:
     """Before the first pause there is no stream, which is no trouble; and one that is deleted pauses nothing."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with following(server, events) as (controls, told):
             assert (told, events[1:]) == ([], [])
             make(server)
-            say(server, "echo.fn", paused=True)
+            publish(server, "echo.fn", paused=True)
             await until(lambda: told == [{"echo.fn"}], "the pause")
             server.api(f"STREAM.DELETE.{STREAM}")
             await aio_as_trio(controls.read_changes)()
             assert told == [{"echo.fn"}, set()]
 
 
-async def test_a_stream_made_anew(tmp_path: Path) -> None:
-    """What an earlier stream of the name said is forgotten, though the new one has the same sequence numbers."""
+async def test_states_of_a_replaced_stream_are_read_again(tmp_path: Path) -> None:
+    """The states of an earlier stream are forgotten, though the new one has the same sequences."""
     with NatsServer(tmp_path) as server:
         make(server)
-        say(server, "echo.fn", paused=True)
+        publish(server, "echo.fn", paused=True)
         async with following(server, []) as (controls, told):
             server.api(f"STREAM.DELETE.{STREAM}")
             make(server)
-            say(server, "other.fn", paused=True)
+            publish(server, "other.fn", paused=True)
             await aio_as_trio(controls.read_changes)()
             assert told[-1] == {"other.fn"}
 
 
-async def test_what_an_operator_takes_out_by_hand_is_not_remembered(tmp_path: Path) -> None:
+async def test_states_purged_by_an_operator_are_forgotten(tmp_path: Path) -> None:
     """A message purged from the stream is as if it had never been."""
     with NatsServer(tmp_path) as server:
         make(server)
-        say(server, "echo.fn", paused=True)
-        say(server, "other.fn", paused=True)
+        publish(server, "echo.fn", paused=True)
+        publish(server, "other.fn", paused=True)
         async with following(server, []) as (controls, told):
             server.api(f"STREAM.PURGE.{STREAM}", filter=subject_for("faas-request", "echo.fn"))
             await aio_as_trio(controls.read_changes)()
@@ -149,24 +149,24 @@ async def test_what_an_operator_takes_out_by_hand_is_not_remembered(tmp_path: Pa
             assert told[-1] == set()
 
 
-async def test_what_was_said_while_the_connection_was_gone(tmp_path: Path) -> None:
-    """After connecting again a worker looks, since nothing was announced to it."""
+async def test_states_changed_without_a_connection_are_read_after_it(tmp_path: Path) -> None:
+    """A worker reads the stream after each connecting, because it received no change before."""
     with NatsServer(tmp_path) as server:
         make(server)
         async with following(server, []) as (_, told):
             server.restart()
-            say(server, "echo.fn", paused=True)
+            publish(server, "echo.fn", paused=True)
             await until(lambda: told == [{"echo.fn"}], "the pause")
 
 
-async def test_what_was_not_announced(tmp_path: Path) -> None:
-    """An announcement can be lost, so the stream is read every 30 s whatever was heard, and not more often."""
+async def test_refresh_without_a_received_change_reads_every_thirty_seconds(tmp_path: Path) -> None:
+    """A copy of a change can be lost, so the stream is read every 30 s, and not more often."""
     with NatsServer(tmp_path) as server:
         make(server)
         async with following(server, [], serve=False) as (controls, told):
-            say(server, "echo.fn", paused=True)
-            await until(lambda: controls._heard > 0, "it to be heard")
-            controls._heard = float("-inf")  # as if it had not been
+            publish(server, "echo.fn", paused=True)
+            await until(lambda: controls._changed_at > 0, "it to be received")
+            controls._changed_at = float("-inf")  # as if it had not been
             due = controls._due
             await aio_as_trio(controls.refresh)(due - 0.001)
             assert told == []
@@ -175,7 +175,7 @@ async def test_what_was_not_announced(tmp_path: Path) -> None:
             assert controls._due == due + READ_AGAIN
 
 
-async def test_a_look_that_failed_is_made_again(tmp_path: Path) -> None:
+async def test_refresh_that_failed_is_repeated_soon(tmp_path: Path) -> None:
     """Soon, and not in half a minute: what is paused must not run until then."""
     with NatsServer(tmp_path, jetstream=False) as server:
         async with following(server, [], serve=False) as (controls, _):
@@ -183,33 +183,33 @@ async def test_a_look_that_failed_is_made_again(tmp_path: Path) -> None:
             assert controls._due + READ_AGAIN > trio.current_time() + 2
 
 
-async def test_what_cannot_be_read_is_told_and_pauses_nothing(tmp_path: Path) -> None:
-    """Anyone may publish there; what is not ours is told of, and the rest is obeyed."""
+async def test_states_of_foreign_messages_are_reported(tmp_path: Path) -> None:
+    """Any client may publish there: a foreign message is reported, and the others count."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         make(server)
         server.publish("FUNCTIONS.faas-request.echo.fn", b"\xff")
-        say(server, "other.fn", paused=True)
+        publish(server, "other.fn", paused=True)
         async with following(server, events) as (_, told):
             assert told == [{"other.fn"}]
     assert [event.action for event in events if isinstance(event, BrokerFailure)] == [
-        "reading what was said about functions"
+        "reading the pauses and quotas of functions"
     ]
 
 
-async def test_looking_costs_one_request_where_nothing_is_new(tmp_path: Path) -> None:
+async def test_read_changes_reads_only_new_messages(tmp_path: Path) -> None:
     """A worker that looks again reads only what came since."""
     with NatsServer(tmp_path) as server:
         make(server)
         for number in range(10):
-            say(server, f"f{number}.fn", paused=True)
+            publish(server, f"f{number}.fn", paused=True)
         async with following(server, []) as (controls, _):
             before = server.api("STREAM.INFO.faas-request-functions")
             assert not await aio_as_trio(controls.read_changes)()
-            say(server, "f3.fn", paused=False)
+            publish(server, "f3.fn", paused=False)
             assert before["state"]["last_seq"] == 10
             assert await aio_as_trio(controls.read_changes)()
-            assert controls._sequence == 11
+            assert controls._read_to == 11
             assert not controls.pauses["f3.fn"].paused
 
 
@@ -217,7 +217,7 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,8}[a-z0-9])?", fullmatch=True)
 
 
 @given(names, names, names, st.booleans(), st.text(max_size=30))
-def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
+def test_decode_reads_what_encode_writes(queue: str, name: str, namespace: str, paused: bool, since: str) -> None:
     """By its subject and its payload."""
     label, control = f"{name}.{namespace}", PauseState(paused, since)
     assert decode(queue, subject_for(queue, label), encode(control)) == (label, control)
@@ -228,13 +228,13 @@ def test_what_is_written_is_read(queue: str, name: str, namespace: str, paused: 
 @example("echo.fn", b'{"paused": 1}')
 @example("echo", b'{"paused": true}')
 @example("a.b.c", b'{"paused": true}')
-def test_foreign_bytes_are_nothing(below: str, data: bytes) -> None:
+def test_decode_of_foreign_bytes_is_none(below: str, data: bytes) -> None:
     """Whatever is published there, reading it raises nothing."""
     assert decode("q", f"FUNCTIONS.q.{below}", data) is None
 
 
-def test_later_versions_may_write_more() -> None:
-    """What we do not know of is not looked at."""
+def test_decode_ignores_unknown_fields() -> None:
+    """Later versions may write more."""
     assert decode("q", "FUNCTIONS.q.echo.fn", b'{"paused": true, "why": {"x": 1}}') == (
         "echo.fn",
         PauseState(paused=True),
@@ -242,16 +242,16 @@ def test_later_versions_may_write_more() -> None:
 
 
 @given(names, names, names, st.none() | st.integers(1, 100_000), st.none() | st.integers(1, 10**6), st.integers(0))
-def test_what_is_agreed_is_read(  # noqa: PLR0917 -- what is drawn
+def test_decode_reads_an_agreed_quota(  # noqa: PLR0917 -- what is drawn
     queue: str, name: str, namespace: str, most: int | None, starts: int | None, stored: int
 ) -> None:
-    """Beside what operators said, on a subject of its own."""
+    """Quotas have a subject of their own, beside that of a function's pauses."""
     agreed = AgreedQuota(Quota(max_inflight=most, rate=starts and Rate(starts, 60.0)), stored)  # type: ignore[arg-type]  # starts is not 0
     subject = subject_for(queue, f"{name}.{namespace}.quota")
     assert decode(queue, subject, encode(agreed)) == (f"{name}.{namespace}", agreed)
 
 
-@pytest.mark.parametrize("said", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
-def test_what_cannot_have_been_agreed_is_nothing(said: str) -> None:
+@pytest.mark.parametrize("data", ['{"max_inflight": 0, "rate": null, "stored": 1}', '{"max_inflight": 5}', "{}", "[]"])
+def test_decode_of_an_impossible_quota_is_none(data: str) -> None:
     """A cap of nothing would stop a function for good."""
-    assert decode("q", "FUNCTIONS.q.echo.fn.quota", said.encode()) is None
+    assert decode("q", "FUNCTIONS.q.echo.fn.quota", data.encode()) is None

@@ -1,68 +1,67 @@
-"""What is read from the consumers that the server lists, and what is thought of it."""
+"""The layout of a queue is read from the consumers that the server lists."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import pytest
-
-from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, retired_config, static
+from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, retirement, static
+from worker.nats.wire import ConsumerInfo, decode_answer, decode_config
 
 QUEUE, DURABLE = "q", "w"
 
 
-def consumer(name: str, *filters: str, kept: int = 0, at: int = 0, **metadata: str) -> dict[str, Any]:
-    """As the server lists one that has handed out up to *at*."""
+def consumer(name: str, *filters: str, at: int = 0, other: Any = None, **metadata: str) -> ConsumerInfo:
+    """Return the info of a consumer that has delivered up to *at*."""
     config: dict[str, Any] = {"name": name, "ack_wait": 30_000_000_000, "metadata": {}}
     if len(filters) == 1:
         config["filter_subject"] = filters[0]
     elif filters:
         config["filter_subjects"] = [*filters]
     config["metadata"] = {f"queue-worker.{key}": value for key, value in metadata.items()}
-    return {
-        "name": name,
-        "config": config,
-        "delivered": {"consumer_seq": at, "stream_seq": at},
-        "num_ack_pending": kept,
-        "num_pending": 0,
-    }
+    return info_of({"name": name, "config": config | (other or {}), "delivered": {"stream_seq": at}})
 
 
-def retired(info: dict[str, Any], layout: str, now: int, kept: int = 0) -> dict[str, Any]:
-    """What the server lists once it has been retired."""
-    return info | {"config": retired_config(QUEUE, info, layout, now), "num_ack_pending": kept}
+def info_of(answer: dict[str, Any]) -> ConsumerInfo:
+    return decode_answer(json.dumps({"num_ack_pending": 0, "num_pending": 0} | answer).encode(), ConsumerInfo)
+
+
+def retired(info: ConsumerInfo, layout: str, now: int) -> ConsumerInfo:
+    """Return the info of the consumer once it is retired."""
+    fields = decode_config(info.sent) | retirement(QUEUE, info, layout, now)
+    config = {key: value for key, value in fields.items() if value is not None}
+    return info_of({"name": info.name, "config": config, "delivered": {"stream_seq": info.delivered.stream_seq}})
 
 
 SHARED = consumer("w", mode="static", at=10)
 ECHO = consumer("w-echo", "q.0.echo.ns", mode="function", at=7)
 
 
-def test_openfaas_s_own_consumer_is_static() -> None:
-    """It says nothing of a mode, and has no filter."""
+def test_consumer_state_without_a_mode_and_a_filter_is_static() -> None:
+    """OpenFaaS's own worker creates its consumer so."""
     assert consumer_state(consumer("w")).layout == static(1)
     assert ConsumerSet.of([consumer("w")], DURABLE).current == static(1)
 
 
-def test_partitions_are_a_layout_each() -> None:
-    """By their number."""
+def test_consumer_state_of_a_partition_has_their_number() -> None:
+    """Each number of partitions is a layout of its own."""
     found = consumer_state(consumer("w-p1", "q.1.>", mode="static", partitions="3"))
     assert found.layout == static(3)
     assert found.covers("q.1.echo.ns")
     assert not found.covers("q.2.echo.ns")
 
 
-def test_what_others_made_is_left_alone() -> None:
-    """A consumer that is neither named as ours are nor says that it is one is no part of any layout."""
+def test_consumer_set_leaves_foreign_consumers_apart() -> None:
+    """A consumer without the workers' metadata and name is part of no layout."""
     layout = ConsumerSet.of([SHARED, consumer("theirs", "q.x")], DURABLE)
     assert [each.name for each in layout.foreign] == ["theirs"]
     assert layout.current == static(1)
-    assert layout.misplaced(static(1), DURABLE, QUEUE) == []
 
 
-def test_a_retired_consumer_knows_what_it_was() -> None:
+def test_retirement_records_filter_and_mark() -> None:
     """Its filter matches nothing of the queue; mark, former filters and what it was retired for are in its metadata."""
     info = retired(ECHO, static(1), 5)
-    assert info["config"]["filter_subject"] == "RETIRED.q.w-echo"
+    assert info.config.filters == ("RETIRED.q.w-echo",)
     found = consumer_state(info)
     assert (found.layout, found.mark, found.subjects, found.retired_for, found.retired_at) == (
         "retired",
@@ -74,18 +73,17 @@ def test_a_retired_consumer_knows_what_it_was() -> None:
     assert consumer_state(retired(SHARED, FUNCTION, 5)).subjects == ()
 
 
-def test_the_rest_of_its_configuration_stays() -> None:
-    """What we do not know of is not ours to change; that it stands still is over by itself."""
-    info = consumer("w", mode="static", other="kept")
-    info["config"] |= {"max_ack_pending": 7, "pause_until": "2026-01-01T00:00:00Z"}
-    config = retired_config(QUEUE, info, FUNCTION, 0)
+def test_retirement_leaves_the_other_fields() -> None:
+    """Retirement leaves the fields and the metadata alone that it does not use; a pause ends by itself."""
+    info = consumer("w", mode="static", other={"max_ack_pending": 7, "pause_until": "2026-01-01T00:00:00Z"})
+    config = decode_config(retired(info, FUNCTION, 0).sent)
     assert config["max_ack_pending"] == 7
-    assert config["metadata"]["queue-worker.other"] == "kept"
+    assert config["metadata"].keys() >= {"queue-worker.mode"}
     assert "pause_until" not in config
 
 
-def test_what_it_has_handed_out_is_held() -> None:
-    """Up to its mark, of what it covered: nobody else is to run that."""
+def test_is_held_up_to_the_mark() -> None:
+    """A retired consumer holds what its former filter covered; no other consumer's delivery of that may run."""
     layout = ConsumerSet.of([retired(ECHO, static(1), 5)], DURABLE)
     assert layout.is_held("q.0.echo.ns", 7, by="w")
     assert not layout.is_held("q.0.echo.ns", 8, by="w")
@@ -93,26 +91,16 @@ def test_what_it_has_handed_out_is_held() -> None:
     assert not layout.is_held("q.0.echo.ns", 7, by="w-echo")
 
 
-def test_what_an_older_one_holds_is_not_a_younger_one_s() -> None:
-    """What two have handed out is the business of the first."""
+def test_is_held_by_the_older_of_two() -> None:
+    """A message that two retired consumers have delivered is held by the one that was retired first."""
     layout = ConsumerSet.of([retired(ECHO, static(1), 5), retired(SHARED, FUNCTION, 9)], DURABLE)
     assert layout.is_held("q.0.echo.ns", 7, by="w")
     assert not layout.is_held("q.0.echo.ns", 8, by="w")
     assert not layout.is_held("q.0.echo.ns", 7, by="w-echo")
 
 
-def test_over_is_what_keeps_nothing() -> None:
-    """And of whose messages no older one keeps any: these wait for it."""
-    echo = retired(ECHO, static(1), 5, kept=1)
-    other = retired(consumer("w-other", "q.0.other.ns", mode="function", at=3), static(1), 5)
-    shared = retired(SHARED, FUNCTION, 9)
-    assert [each.name for each in ConsumerSet.of([echo, other, shared], DURABLE).finished] == ["w-other"]
-    echo["num_ack_pending"] = 0
-    assert len(ConsumerSet.of([echo, other, shared], DURABLE).finished) == 3
-
-
-def test_a_change_that_was_begun_is_what_counts() -> None:
-    """Whoever was killed in between left consumers of both."""
+def test_current_is_the_last_change_that_was_begun() -> None:
+    """A worker that was killed in between left consumers of both layouts."""
     other = consumer("w-other", "q.0.other.ns", mode="function")
     assert ConsumerSet.of([retired(ECHO, static(1), 5), other], DURABLE).current == static(1)
     assert (
@@ -120,23 +108,6 @@ def test_a_change_that_was_begun_is_what_counts() -> None:
     )
 
 
-def test_a_queue_without_consumers_is_in_no_layout() -> None:
-    """Whoever comes first decides."""
+def test_current_without_consumers_is_none() -> None:
+    """The first worker decides."""
     assert ConsumerSet().current is None
-
-
-@pytest.mark.parametrize(
-    ("layout", "strangers"),
-    [
-        (FUNCTION, ["w", "w-p0"]),
-        (static(1), ["w-echo", "w-p0", "w-far"]),
-        (static(2), ["w", "w-echo"]),
-        (static(3), ["w", "w-echo", "w-p0"]),
-    ],
-)
-def test_what_has_no_place(layout: str, strangers: list[str]) -> None:
-    """Shared consumers where each function has its own; any other where one is for all; what partitions cover."""
-    part = consumer("w-p0", "q", "q.0.>", mode="static", partitions="2")
-    far = consumer("w-far", "q.far", mode="function")
-    found = ConsumerSet.of([SHARED, ECHO, part, far], DURABLE).misplaced(layout, DURABLE, QUEUE)
-    assert [each.name for each in found] == strangers

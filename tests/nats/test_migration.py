@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from nats.aio.msg import Msg
 
 from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
@@ -32,7 +33,7 @@ def publish(server: NatsServer, each: int) -> None:
 
 
 def keep_some(hand: Hand, delivery: Delivery) -> None:
-    """The first is done, the second goes back for five seconds, the others run."""
+    """Ack the first, nak the second for five seconds, and hold the others."""
     if len(hand.came) == 1:
         acknowledge(hand, delivery)
     elif len(hand.came) == 2:
@@ -42,14 +43,14 @@ def keep_some(hand: Hand, delivery: Delivery) -> None:
 
 
 def release(hand: Hand) -> None:
-    """What runs is done."""
+    """Ack what is held."""
     for delivery in hand.held.values():
         hand.queue.settle(delivery, Ack(), before=inf)
     hand.held.clear()
 
 
 def consumers(server: NatsServer) -> dict[str, dict[str, str]]:
-    """The metadata of each."""
+    """Return the metadata of each consumer."""
     listed = server.api("CONSUMER.LIST.faas-request")["consumers"] or []
     return {each["name"]: each["config"].get("metadata", {}) for each in listed}
 
@@ -93,7 +94,7 @@ CHANGES = {
 
 
 OFTEN = ("static to function", "function to static", "static to partitions")
-"""What is tried each time; the others take the same ways, and are tried with the slow tests."""
+"""The changes of each run; the others take the same ways, and belong to the slow tests."""
 
 
 @pytest.mark.parametrize(
@@ -103,12 +104,14 @@ OFTEN = ("static to function", "function to static", "static to partitions")
         for name, change in CHANGES.items()
     ],
 )
-async def test_from_one_to_the_other(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
-    """Nothing is lost, nothing runs twice, and what is between two attempts keeps its count and its wait."""
+async def test_migration_keeps_messages_counts_and_delays(
+    tmp_path: Path, before: dict[str, str], after: dict[str, str]
+) -> None:
+    """No message is lost, none runs twice, and what waits for its next attempt keeps count and delay."""
     await switch(tmp_path, before, after)
 
 
-async def test_after_all_is_over_the_shared_consumer_is_as_it_always_was(tmp_path: Path) -> None:
+async def test_migration_to_static_ends_with_an_unfiltered_consumer(tmp_path: Path) -> None:
     """Static mode's consumer has no filter once it is the only one, and takes what is stored then."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
@@ -128,22 +131,22 @@ async def test_after_all_is_over_the_shared_consumer_is_as_it_always_was(tmp_pat
             assert [each.num_delivered for each in hand.came] == [1] * 20
 
 
-class Killed(Exception):  # noqa: N818 -- it says what happened
-    """The process is gone."""
+class Killed(Exception):  # noqa: N818 -- an event, not an error
+    """The end of a worker's process."""
 
 
 async def dies_at(server: NatsServer, step: int, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]) -> bool:
-    """A worker that is killed before its *step*-th question to JetStream; whether there were that many in its start."""
+    """Kill a worker before its *step*-th request to JetStream; return whether its start has that many."""
     asked = count(1)
-    ask = Connection.ask
+    request = Connection.request
 
-    async def ask_or_die(self: Connection, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        if next(asked) == step:
+    async def request_or_die(self: Connection, subject: str, *args: Any, **options: Any) -> Msg:
+        if subject.startswith("$JS.API.") and next(asked) == step:
             raise Killed
-        return await ask(self, subject, payload)
+        return await request(self, subject, *args, **options)
 
     with monkeypatch.context() as patch, suppress_killed():
-        patch.setattr(Connection, "ask", ask_or_die)
+        patch.setattr(Connection, "request", request_or_die)
         async with open_queue(load({"nats_port": str(server.port)} | settings).settings, lambda _: None) as queue:
             await queue.consume()
     return next(asked) > step
@@ -159,10 +162,10 @@ def suppress_killed() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(STATIC, FUNCTION), (FUNCTION, STATIC)], ids=["function", "static"])
-async def test_killed_at_each_step(
+async def test_migration_killed_at_each_step_is_continued(
     tmp_path: Path, before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever who changes the mode is killed, the next one goes on: nothing is lost, and nothing runs twice."""
+    """Wherever the worker that changes the mode is killed, the next one continues: none is lost, none runs twice."""
     step, more = 1, True
     while more:
         with NatsServer(tmp_path / str(step)) as server:
@@ -183,8 +186,10 @@ async def test_killed_at_each_step(
     assert step > 6
 
 
-async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was acknowledged through a retired consumer by a worker that died at once runs once more, and no more."""
+async def test_migration_killed_before_a_deletion_repeats_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An acked message of a retired consumer runs a second time where its worker died at once, and no third time."""
 
     def hold(hand: Hand, delivery: Delivery) -> None:
         hand.held[delivery.id] = delivery
@@ -203,18 +208,17 @@ async def test_killed_before_what_it_ended_is_taken_off(tmp_path: Path, monkeypa
                 await until(lambda: "retired" in str(consumers(server)), "the other mode")
                 publish(server, 1)
                 await until(lambda: len(new.came) == 4, "each function to have its own consumer")
-                assert old.queue._binding
-                monkeypatch.setattr(old.queue._binding.serving.sweep, "_delete", die)
+                monkeypatch.setattr(old.queue._jetstream, "delete_message", die)
                 release(old)
                 with trio.move_on_after(1) as unsettled:
                     await old.queue.wait_settled()
-                assert unsettled.cancelled_caught, "it says that all is settled, and has taken nothing off"
+                assert unsettled.cancelled_caught, "settled, though nothing is deleted"
                 await until(lambda: server.state()["messages"] == 0, "all to be over")
                 await until(lambda: "retired" not in str(consumers(server)), "what is retired to be gone")
         assert Counter(each.id for each in new.came) == Counter({each.id for each in [*old.came, *new.came]})
 
 
-async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
+async def test_migration_waits_for_the_last_worker_of_the_old_mode(tmp_path: Path) -> None:
     """While a worker that wants static mode is alive, one that wants function mode serves that; then it changes it."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
@@ -233,8 +237,8 @@ async def test_who_wants_the_mode_that_is_keeps_it(tmp_path: Path) -> None:
             assert not [each for each in counts if counts[each] > 1]
 
 
-async def test_back_before_the_first_change_is_over(tmp_path: Path) -> None:
-    """Who wants the old mode while its consumer still keeps messages has to wait for these, and then has it."""
+async def test_migration_back_waits_for_the_retired_consumer(tmp_path: Path) -> None:
+    """A worker that wants the old mode while its consumer holds messages serves function mode until these end."""
 
     def give_back(hand: Hand, delivery: Delivery) -> None:
         if delivery.num_delivered == 1 and len(hand.came) <= 2:
@@ -264,7 +268,7 @@ async def test_back_before_the_first_change_is_over(tmp_path: Path) -> None:
         assert {each.id for each in came if each.num_delivered > 1} == {each for each in counts if counts[each] > 1}
 
 
-async def test_several_change_it_at_once(tmp_path: Path) -> None:
+async def test_migration_by_several_workers_at_once(tmp_path: Path) -> None:
     """Three workers that find the other mode change it together."""
     with NatsServer(tmp_path) as server:
         server.make_stream()

@@ -22,7 +22,7 @@ async def agreed(workers: list[Replica], quota: Quota) -> None:
     await until(lambda: all(each.quotas.agreed(LABEL) == quota for each in workers), "all to agree")
 
 
-async def test_a_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
+async def test_quotas_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
     """Three workers that each could run five at once run five together, never more, and all have their turn."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
@@ -39,7 +39,7 @@ async def test_a_cap_is_kept_over_all_workers(tmp_path: Path) -> None:
         assert server.state("faas-request-quotas")["messages"] == 5
 
 
-async def test_a_token_is_kept_as_long_as_an_invocation_runs(tmp_path: Path) -> None:
+async def test_quotas_token_is_kept_while_an_invocation_runs(tmp_path: Path) -> None:
     """However much longer than the ack wait: its lease is extended, as a message's is."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
@@ -51,7 +51,7 @@ async def test_a_token_is_kept_as_long_as_an_invocation_runs(tmp_path: Path) -> 
         assert work.most == 2
 
 
-async def test_what_a_dead_worker_held_comes_back(tmp_path: Path) -> None:
+async def test_quotas_tokens_of_a_dead_worker_are_redelivered(tmp_path: Path) -> None:
     """Until then the others have what it left them, then all; at no time do more run."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
@@ -74,7 +74,7 @@ async def test_what_a_dead_worker_held_comes_back(tmp_path: Path) -> None:
 
 
 async def drive(work: Work, worker: Replica) -> None:
-    """Again and again: whatever has come meanwhile."""
+    """Start what may be started, again and again."""
     while True:
         work.drive(worker)
         await trio.sleep(0.01)
@@ -91,8 +91,8 @@ async def started(work: Work, worker: Replica, count: int) -> None:
 
 
 @pytest.mark.parametrize("lower", [2, None])
-async def test_a_cap_is_lowered_as_invocations_end(tmp_path: Path, lower: int | None) -> None:
-    """None is cancelled for it; tokens that are too many leave the stream, whoever gets them or gives them back."""
+async def test_quotas_lowered_cap_is_reached_as_invocations_end(tmp_path: Path, lower: int | None) -> None:
+    """No invocation is cancelled; surplus tokens leave the stream, when a worker receives them or gives them back."""
     with NatsServer(tmp_path) as server:
         held: list[tuple[Replica, Lease]] = []
         async with replicas(server, 2, lambda who, _, lease: held.append((who, lease))) as workers:
@@ -117,11 +117,11 @@ def token(number: int) -> str:
 
 
 def subjects(server: NatsServer) -> set[str]:
-    """The tokens that there are."""
+    """Return the subjects of all tokens."""
     return set(server.api("STREAM.INFO.faas-request-quotas", subjects_filter=">")["state"].get("subjects") or {})
 
 
-async def test_a_cap_is_raised_at_once(tmp_path: Path) -> None:
+async def test_quotas_raised_cap_counts_at_once(tmp_path: Path) -> None:
     """Who waits for a token gets one of the new ones."""
     with NatsServer(tmp_path) as server:
         held: list[Lease] = []
@@ -136,8 +136,8 @@ async def test_a_cap_is_raised_at_once(tmp_path: Path) -> None:
             assert {token_number(lease.delivery.subject) for lease in held} == set(range(6))
 
 
-async def test_the_newest_message_decides(tmp_path: Path) -> None:
-    """Whichever worker sees which message first, all end with what the one says that was stored last."""
+async def test_quotas_newest_message_decides(tmp_path: Path) -> None:
+    """Whichever worker sees which message first, all agree on the quota of the message that was stored last."""
     with NatsServer(tmp_path) as server:
         async with replicas(server, 3, lambda *_: None) as workers:
             for most, who in ((7, 2), (3, 0), (9, 1), (5, 0), (2, 1)):
@@ -150,7 +150,7 @@ async def test_the_newest_message_decides(tmp_path: Path) -> None:
             assert {each.told[LABEL].max_inflight for each in workers} == {9}
 
 
-async def test_what_is_agreed_is_known_at_the_start(tmp_path: Path) -> None:
+async def test_quotas_are_read_at_the_start(tmp_path: Path) -> None:
     """A worker that starts knows every function's limits before it asks for anything."""
     with NatsServer(tmp_path) as server:
         async with replicas(server, 1, lambda *_: None) as workers:
@@ -160,7 +160,7 @@ async def test_what_is_agreed_is_known_at_the_start(tmp_path: Path) -> None:
             assert workers[0].quotas.agreed(LABEL) == Quota(1, 5, Rate(10, 60.0))
 
 
-async def test_a_function_without_limits_costs_nothing(tmp_path: Path) -> None:
+async def test_quotas_without_limits_store_nothing(tmp_path: Path) -> None:
     """Nothing is remembered of it, and no stream is made."""
     with NatsServer(tmp_path) as server:
         async with replicas(server, 1, lambda *_: None) as workers:
@@ -178,14 +178,14 @@ RATES_AND_TOKENS = pytest.mark.parametrize(("starts", "tokens"), [(20, 20), (100
 
 
 @RATES_AND_TOKENS
-async def test_a_rate_is_kept_over_all_workers(tmp_path: Path, starts: int, tokens: int) -> None:
+async def test_quotas_rate_is_kept_over_all_workers(tmp_path: Path, starts: int, tokens: int) -> None:
     """Three workers together start no more in any window than the rate allows."""
     assert await most_in_a_window(tmp_path, starts, tokens) <= starts
 
 
 @pytest.mark.quiet
 @RATES_AND_TOKENS
-async def test_a_rate_is_used_up(tmp_path: Path, starts: int, tokens: int) -> None:
+async def test_quotas_rate_is_used_up(tmp_path: Path, starts: int, tokens: int) -> None:
     """Where the workers always want to, they start as many in a window as the rate allows."""
     assert await most_in_a_window(tmp_path, starts, tokens) == starts
 
@@ -207,7 +207,7 @@ async def most_in_a_window(tmp_path: Path, starts: int, tokens: int) -> int:
         return work.most_in(1.0)
 
 
-async def test_cap_and_rate_together(tmp_path: Path) -> None:
+async def test_quotas_cap_and_rate_together_are_kept(tmp_path: Path) -> None:
     """Each is kept, and neither keeps the other from being used."""
     quota = Quota(max_inflight=3, rate=Rate(40, 1.0))
     with NatsServer(tmp_path) as server:
@@ -224,8 +224,8 @@ async def test_cap_and_rate_together(tmp_path: Path) -> None:
         assert work.most_in(1.0) <= 40
 
 
-async def test_a_token_of_a_rate_that_was_not_used_is_another_s_at_once(tmp_path: Path) -> None:
-    """Given back without a delay it goes to whoever wants it."""
+async def test_quotas_unused_rate_token_is_available_at_once(tmp_path: Path) -> None:
+    """Without a delay, it is delivered to a worker that wants it."""
     quota = Quota(rate=Rate(1, 3600.0))
     with NatsServer(tmp_path) as server:
         came: list[tuple[Replica, Lease]] = []
@@ -251,8 +251,8 @@ def kill_and_start(server: NatsServer) -> None:
 
 
 @pytest.mark.parametrize("end", [NatsServer.restart, kill_and_start])
-async def test_the_server_restarts(tmp_path: Path, end: Callable[[NatsServer], object]) -> None:
-    """Tokens that are held stay so, whoever wants them; all are in use again afterwards.
+async def test_quotas_server_restart_keeps_tokens(tmp_path: Path, end: Callable[[NatsServer], object]) -> None:
+    """Tokens that are held stay so, though others want them; all are in use again afterwards.
 
     A server that restarts counts the ack wait of what was only handed out from when it was stored, which is long ago.
     """
@@ -277,8 +277,8 @@ async def test_the_server_restarts(tmp_path: Path, end: Callable[[NatsServer], o
         assert server.state("faas-request-quotas")["messages"] == 5
 
 
-async def test_tokens_that_someone_deleted_are_made_again(tmp_path: Path) -> None:
-    """With the whole stream gone, whoever wants one makes them."""
+async def test_quotas_deleted_tokens_are_created_again(tmp_path: Path) -> None:
+    """A worker that wants a token creates the stream and the tokens again."""
     with NatsServer(tmp_path) as server:
         came: list[Lease] = []
         async with replicas(server, 1, lambda _who, _token, lease: came.append(lease)) as workers:
@@ -290,7 +290,7 @@ async def test_tokens_that_someone_deleted_are_made_again(tmp_path: Path) -> Non
             await until(lambda: len(came) == 3, "one of the new")
 
 
-async def test_many_tokens(tmp_path: Path) -> None:
+async def test_quotas_of_thousands_are_created_in_batches(tmp_path: Path) -> None:
     """A cap of thousands is made in batches, by all that want some at once."""
     with NatsServer(tmp_path) as server:
         came: list[int] = []
@@ -303,7 +303,7 @@ async def test_many_tokens(tmp_path: Path) -> None:
             assert set(came) == set(range(3000))
 
 
-async def test_what_is_refused_of_one_function_is_its_own_trouble(tmp_path: Path) -> None:
+async def test_quotas_refused_for_one_function_hold_up_no_other(tmp_path: Path) -> None:
     """A consumer that cannot be made keeps no other function from its tokens."""
     with NatsServer(tmp_path) as server:
         came: list[str] = []

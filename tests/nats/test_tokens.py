@@ -17,7 +17,7 @@ CAPS = token_flow(CAP, "echo.fn")
 
 
 @pytest.mark.parametrize("mode", ["function", "static"])
-async def test_tokens_are_deliveries_of_flows_of_their_own(tmp_path: Path, mode: str) -> None:
+async def test_tokens_are_delivered_in_flows_of_their_own(tmp_path: Path, mode: str) -> None:
     """They are wanted, recalled and given back as messages are, and what is agreed on is a notice."""
     came: list[Delivery | Notice] = []
     settings = {"scaling_mode": mode}

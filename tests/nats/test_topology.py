@@ -208,7 +208,6 @@ def test_consumer_config_partition_has_its_subjects() -> None:
     assert config.metadata == {"queue-worker.mode": "static", "queue-worker.partitions": "3"}
     first = topology.consumer_config(_settings(queue_partitions="3"), static(3))
     assert first.filter_subjects == ("faas-request", "faas-request.0.>")
-    assert topology.shared_consumers(settings, static(3)) == ["faas-workers-p0", "faas-workers-p1", "faas-workers-p2"]
 
 
 def test_consumer_config_beside_others_has_filters() -> None:

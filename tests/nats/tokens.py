@@ -22,6 +22,7 @@ from worker.nats import nats_internals
 from worker.nats.connection import Connection
 from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.function_state import FunctionStates
+from worker.nats.jetstream import JetStream
 from worker.nats.options import connect_options
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
@@ -40,8 +41,8 @@ class Replica:
     Args:
         server: where they are.
         ack_wait: its setting.
-        came: told of each that comes, with its lease; without, the worker's wallet takes them.
-        changed: told when there may be more room.
+        came: called with each token and its lease; without it, the worker's token store receives them.
+        changed: called when there may be more room.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Replica:
         self.dead = False
         self._came = came
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
+        self.jetstream = JetStream(self.connection)
         self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
         self.flows = PullConsumer(self.connection, self.outbox, create=self._make, lost=self._lost)
         self.flows.ack_wait = settings.ack_wait
-        self.controls = FunctionStates(self.connection, settings, agreed=self._agreed)
-        self.quotas = Quotas(self.connection, settings, self.controls, self.flows, self.outbox)
+        self.controls = FunctionStates(self.jetstream, settings, agreed=self._agreed)
+        self.quotas = Quotas(self.jetstream, settings, self.controls, self.flows, self.outbox)
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
         self.wallet = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same
@@ -79,10 +81,10 @@ class Replica:
         self.quotas.quota_changed(function)
 
     def _make(self, flow: str) -> None:
-        self.quotas.make(flow)
+        self.quotas.create_consumer(flow)
 
     def _lost(self, flow: str) -> None:
-        self.quotas.lost(flow)
+        self.quotas.consumer_lost(flow)
 
     async def open(self) -> None:
         await self.connection.open()
@@ -92,7 +94,7 @@ class Replica:
         await self.flows.request_again()
 
     async def serve(self) -> None:
-        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.serve(), self.quotas.run())
+        await asyncio.gather(self.flows.pump(), self._tick(), self.controls.run(), self.quotas.run())
 
     async def _tick(self) -> None:
         while True:
@@ -106,13 +108,13 @@ class Replica:
             self.outbox.wake()
 
     async def _begin_anew(self) -> None:
-        with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: once more
-            await self.connection.ask("STREAM.INFO.faas-request-quotas")
+        with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: again
+            await self.jetstream.stream("faas-request-quotas")
             self._again = False
             await self.flows.request_again()
 
     async def receive(self) -> None:
-        """Take what comes, for ever."""
+        """Take what is delivered, forever."""
         while True:
             for each in await self.flows.receive():
                 if isinstance(each, QuotaChanged):
@@ -131,7 +133,7 @@ class Replica:
         self.quotas.give_back(token, delay=delay, before=before)
 
     def die(self) -> None:
-        """As by SIGKILL: the connection ends, and nothing is said on it from now on."""
+        """End the connection as SIGKILL does: nothing is sent over it from now on."""
         self.dead = True
         setattr(self.outbox, "settle", lambda *_, **__: None)  # noqa: B010 -- mypy would not have it otherwise
         setattr(self.outbox, "extend", lambda *_, **__: None)  # noqa: B010 -- the same
@@ -152,11 +154,11 @@ class Work:
         self.running: Counter[Replica] = Counter()
         self.most = 0
         self.starts: list[tuple[float, Replica]] = []
-        """When each was, by the wall clock: by that one nats-server measures delays, and so windows. (By the monotonic
-        clock 3 of 40 came some milliseconds early once, on a virtual machine of a CI.)"""
+        """The time of each, by the wall clock, with which nats-server measures delays, and so windows. (By the
+        monotonic clock 3 of 40 were some milliseconds early once, on a virtual machine of a CI.)"""
 
     def drive(self, worker: Replica) -> None:
-        """Start what may be started; want what is lacking."""
+        """Start what may be started, and want tokens for the rest."""
         if worker.dead or not worker.quotas.agreed(LABEL):
             return
         while self.running[worker] < self.wish and worker.wallet.room(LABEL) >= 1:
@@ -177,12 +179,12 @@ class Work:
             self.drive(worker)
 
     def died(self, worker: Replica) -> None:
-        """What it ran is gone."""
+        """End a worker, and with it what it runs."""
         worker.die()
         del self.running[worker]
 
     def of(self, worker: Replica) -> int:
-        """How many it has started."""
+        """Return how many a worker has started."""
         return sum(who is worker for _, who in self.starts)
 
     def most_in(self, window: float) -> int:
@@ -203,7 +205,7 @@ async def replicas(
     ack_wait: str = "60s",
     changed: Callable[[Replica], None] = lambda _: None,
 ) -> AsyncIterator[list[Replica]]:
-    """So many, at work."""
+    """Run a number of workers."""
     async with trio_asyncio.open_loop() as loop, trio.open_nursery() as nursery:
         loop.set_exception_handler(lambda *_: None)
         started = [Replica(server, ack_wait, came, changed) for _ in range(count)]

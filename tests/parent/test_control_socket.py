@@ -11,7 +11,7 @@ from worker.parent.control_socket import FATAL, METRICS, READY, VARIABLE, Contro
 
 
 class Worker:
-    """One that answers; or holds the next answer until it is let go."""
+    """A worker that answers, or holds its next answer until it is freed."""
 
     def __init__(self) -> None:
         self.free = trio.Event()
@@ -33,7 +33,7 @@ class Worker:
 
 @asynccontextmanager
 async def connected(worker: Worker) -> AsyncIterator[tuple[ControlSocket, WorkerRank]]:
-    """Both ends of a line, the parent listening and *worker* answering."""
+    """Connect both ends: the parent receives and *worker* answers."""
     ours, theirs = socket.socketpair()
     line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
     async with trio.open_nursery() as nursery:
@@ -44,8 +44,8 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[ControlSocket, Worker
     theirs.close()
 
 
-async def test_questions_are_answered() -> None:
-    """Each with its own text, in UTF-8, and however long."""
+async def test_query_returns_each_question_s_own_answer() -> None:
+    """Texts are UTF-8 of any length."""
     worker = Worker()
     worker.text = "\u2028x" * 500_000
     async with connected(worker) as (line, _):
@@ -57,8 +57,8 @@ async def test_questions_are_answered() -> None:
         assert line.answers[METRICS] == ""
 
 
-async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    """No longer than was said; it is asked once, however often one would know; its late answer is taken."""
+async def test_query_of_a_hanging_worker_times_out(autojump_clock: trio.testing.MockClock) -> None:
+    """The parent waits no longer than asked to, sends the question once, and stores a late answer."""
     worker = Worker()
     worker.free = trio.Event()
     async with connected(worker) as (line, _):
@@ -75,8 +75,8 @@ async def test_one_that_hangs_is_not_waited_for(autojump_clock: trio.testing.Moc
         assert worker.asked == 2
 
 
-async def test_who_is_gone_is_noticed() -> None:
-    """Each end ends with the other, and a question to who is gone has no answer."""
+async def test_end_of_one_side_ends_the_other() -> None:
+    """A query of an ended process has no answer."""
     ours, theirs = socket.socketpair()
     line, part = ControlSocket(ours), WorkerRank(1, 2, theirs)
     part.send(FATAL, "why")
@@ -92,8 +92,8 @@ async def test_who_is_gone_is_noticed() -> None:
     theirs.close()
 
 
-async def test_nothing_is_said_after_half_an_answer() -> None:
-    """An answer that was cut short by the end is not heard, and neither is what follows: none could tell them apart."""
+async def test_frame_cut_short_is_followed_by_no_other() -> None:
+    """The parent could not find the next frame's start, so it receives neither."""
     worker = Worker()
     worker.text = "x" * 10_000_000
     ours, theirs = socket.socketpair()
@@ -112,8 +112,8 @@ async def test_nothing_is_said_after_half_an_answer() -> None:
     assert line.answers == {}
 
 
-def test_a_process_learns_what_it_is() -> None:
-    """From the environment, which forgets it: what it starts is not part of the worker."""
+def test_worker_rank_is_taken_out_of_the_environment() -> None:
+    """Programs that the process starts are not part of the worker."""
     ours, theirs = socket.socketpair()
     environment = {VARIABLE: f"2/4/{theirs.detach()}", "PATH": "/bin"}
     part = worker_rank(environment)

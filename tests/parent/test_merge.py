@@ -16,7 +16,7 @@ from worker.parent.run import parent_registry
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:
-    """Each sample, by its name and labels, as Prometheus' own parser reads it."""
+    """Return each sample by its name and labels, as Prometheus's own parser reads it."""
     return {
         (sample.name, *map(":".join, sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -25,7 +25,7 @@ def values(text: str) -> dict[tuple[str, ...], float]:
 
 
 def sums(texts: list[str]) -> dict[str, float]:
-    """The counts in *texts*, added up."""
+    """Add up the counts in *texts*."""
     return {
         name: sum(each)
         for family in parse(texts)
@@ -35,7 +35,7 @@ def sums(texts: list[str]) -> dict[str, float]:
 
 
 class Process:
-    """Something that counts, as a process does, and what of it was last heard."""
+    """A process with counters, and the last text that the parent received from it."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so
@@ -62,8 +62,8 @@ deeds = st.tuples(
 
 
 @given(st.lists(deeds, max_size=60))
-def test_counts_never_fall_and_are_complete(story: list[tuple[int, tuple[str, object]]]) -> None:
-    """Processes count, answer or not, die and are replaced: no count falls, and all that was said is in the sum."""
+def test_merge_counts_never_decrease_and_are_complete(story: list[tuple[int, tuple[str, object]]]) -> None:
+    """Processes count, answer or not, end and are replaced: no count decreases, and the sum has every received one."""
     processes, merge, before = [Process() for _ in range(3)], Merge(), dict[str, float]()
     gone: list[str] = []
     for number, (deed, what) in story:
@@ -88,8 +88,8 @@ def test_counts_never_fall_and_are_complete(story: list[tuple[int, tuple[str, ob
     assert before in ({}, pytest.approx(told, rel=1e-12))
 
 
-def test_the_rounding_of_a_sum_takes_nothing_away() -> None:
-    """0.1 + 0.2 + 0.3 is less in another order, by the last bit: what was shown stays."""
+def test_merge_rounding_does_not_lower_a_count() -> None:
+    """0.1 + 0.2 + 0.3 is less in another order, by the last bit; the value that was shown stays."""
     merge = Merge()
     texts = [f"# HELP t T\n# TYPE t counter\nt {value}\n" for value in (0.1, 0.2, 0.3)]
     shown = merge.text(texts)
@@ -99,8 +99,8 @@ def test_the_rounding_of_a_sum_takes_nothing_away() -> None:
     assert merge.text(texts[:1]) == shown
 
 
-def test_one_process_is_shown_as_it_is() -> None:
-    """What a real worker says is what its reader says: names, types, help, labels, order."""
+def test_merge_of_one_process_is_its_own_text() -> None:
+    """Names, types, help, labels and order stay as a real worker writes them."""
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
     metrics(e.Connected("s", reconnected=True))
@@ -110,8 +110,8 @@ def test_one_process_is_shown_as_it_is() -> None:
     assert [line for line in shown.splitlines() if not line.startswith("process_")] == same
 
 
-def test_gauges_by_their_meaning() -> None:
-    """What all have in common is not added up; what each has of its own is."""
+def test_merge_gauges_by_their_meaning() -> None:
+    """A value that all processes share is not added up; a value of each one is."""
     texts = [
         "".join(
             f"# HELP {name} ?\n# TYPE {name} gauge\n{name} {value}\n"
@@ -140,8 +140,8 @@ def test_gauges_by_their_meaning() -> None:
     }
 
 
-def test_a_missing_process_is_not_connected() -> None:
-    """As long as one is not there, the worker is not connected as a whole; other gauges are those of the others."""
+def test_merge_with_a_missing_process_is_not_connected() -> None:
+    """Other gauges are those of the running processes."""
     text = "# HELP queue_worker_{0} ?\n# TYPE queue_worker_{0} gauge\nqueue_worker_{0} 1.0\n"
     texts = text.format("nats_connected") + text.format("draining")
     assert set(values(Merge().text([texts])).values()) == {1.0}
@@ -151,8 +151,8 @@ def test_a_missing_process_is_not_connected() -> None:
     }
 
 
-def test_what_the_dead_were_doing_is_no_more() -> None:
-    """Of one that is gone, counts stay and gauges do not."""
+def test_merge_of_an_ended_process_keeps_counts_only() -> None:
+    """The gauges of an ended process disappear."""
     process, merge = Process(), Merge()
     process.busy.inc()
     process.calls.labels("a").inc(3)
@@ -162,8 +162,8 @@ def test_what_the_dead_were_doing_is_no_more() -> None:
     assert not [name for name in shown if "inflight" in name[0]]
 
 
-def test_every_gauge_has_a_way() -> None:
-    """Whoever adds a gauge says how it is merged; and there is no way for what is none."""
+def test_gauge_merges_name_every_gauge() -> None:
+    """A new gauge needs a merge function, and each merge function is of a gauge."""
     mine = Processes([], {}, count=1, timeout=0, log=lambda *_: None)
     texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(parent_registry(mine)).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

@@ -30,7 +30,7 @@ READY = "import pathlib, os; ready = pathlib.Path(os.environ['READY'] + str(os.g
 
 
 class Crew:
-    """Processes that run a piece of Python, and what was told of them."""
+    """Processes that run a piece of Python, and the log of their supervision."""
 
     def __init__(self, code: str, directory: Path, count: int = 2, timeout: float = 0.0) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
@@ -48,11 +48,11 @@ class Crew:
 
     @property
     def ready(self) -> int:
-        """How many have ever said that they are."""
+        """The number of processes that were ever ready."""
         return len(list(self._directory.iterdir()))
 
     async def lives(self, then: Callable[[], Awaitable[object]]) -> ExitStatus:
-        """Have them live until they end, and do something meanwhile."""
+        """Supervise the processes until they end, while *then* runs."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(then)
             return await self.processes.supervise()
@@ -67,8 +67,8 @@ async def nothing() -> None:
     pass
 
 
-async def test_a_crash_is_mended(tmp_path: Path) -> None:
-    """One that ends by itself, however, is started again, and it is told how it ended."""
+async def test_process_that_crashes_is_started_again(tmp_path: Path) -> None:
+    """The log has how it ended."""
     once = "n = len(os.listdir(os.environ['READY'])); ready(); n or os.kill(os.getpid(), 9)\n"
     crew = Crew(once + "import signal, time; time.sleep(600)", tmp_path, count=1)
 
@@ -85,8 +85,8 @@ async def test_a_crash_is_mended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "how"), [("exit(0)", "0"), ("exit(1)", "1"), ("1 / 0", "1"), ("exit(77)", "77")])
-async def test_when_all_crash_again_and_again(tmp_path: Path, code: str, how: str) -> None:
-    """Each five times: the parent gives up with 1, so that whoever started it sees it."""
+async def test_processes_that_all_crash_repeatedly_end_the_parent_with_1(tmp_path: Path, code: str, how: str) -> None:
+    """After five crashes each the parent gives up, so that Kubernetes shows it."""
     crew = Crew(code, tmp_path)
     assert await crew.lives(nothing) == ExitStatus(
         1, f"every process crashes, again and again; the last ended with exit code {how}"
@@ -96,8 +96,8 @@ async def test_when_all_crash_again_and_again(tmp_path: Path, code: str, how: st
     assert len(crashes) >= 8
 
 
-async def test_one_that_works_keeps_all(tmp_path: Path) -> None:
-    """As long as one runs, the others may crash as often as they like."""
+async def test_processes_with_one_that_works_are_restarted_forever(tmp_path: Path) -> None:
+    """While one runs, the others may crash as often as they do."""
     code = SAYS + "import time\nif part.number == 1: exit(1)\ntime.sleep(600)"
     crew = Crew(code, tmp_path)
 
@@ -109,22 +109,22 @@ async def test_one_that_works_keeps_all(tmp_path: Path) -> None:
     assert await crew.lives(stop) == ExitStatus(0)
 
 
-async def test_bad_settings_end_all(tmp_path: Path) -> None:
-    """Exit code 2 is passed on; the others drain; it was said by the process itself."""
+async def test_process_with_bad_settings_ends_all_with_2(tmp_path: Path) -> None:
+    """The others drain; the process itself has printed the message."""
     crew = Crew(SAYS + "import time\nif part.number == 1: exit(2)\ntime.sleep(600)", tmp_path)
     assert await crew.lives(nothing) == ExitStatus(2)
     assert crew.messages() == ["Draining all processes"]
 
 
-async def test_what_is_fatal_for_one_is_for_all(tmp_path: Path) -> None:
-    """What a process says cannot be mended ends all with its code, and is said once."""
+async def test_process_with_a_fatal_error_ends_all(tmp_path: Path) -> None:
+    """Its error is the parent's exit reason, once."""
     crew = Crew(SAYS + "part.send(FATAL, 'no rights'); exit(1)", tmp_path, count=3)
     assert await crew.lives(nothing) == ExitStatus(1, "no rights")
     assert crew.messages() == ["Draining all processes"]
 
 
-async def test_what_overstays_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past timeout and grace they are killed, it is told, and the exit code is 1: they have given nothing back."""
+async def test_process_that_exceeds_the_drain_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log has it, and the exit code is 1, because its work was not given back."""
     monkeypatch.setattr(module, "KILL_AFTER_DRAIN", 0.1)
     monkeypatch.setattr(module, "FAST_DRAIN", 0.0)
     crew = Crew(STUBBORN, tmp_path)
@@ -137,8 +137,11 @@ async def test_what_overstays_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
     assert crew.messages() == ["Draining all processes", *["A process did not end in time, and is killed"] * 2]
 
 
-async def test_when_they_are_killed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """At `shutdown_timeout`, at least 2 s, + 4.5 s; 6.5 s after a second signal, if that is sooner; no third counts."""
+async def test_stop_sets_the_time_of_the_kill(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """`shutdown_timeout`, at least 2 s, + 4.5 s.
+
+    6.5 s after a second signal, if that is earlier; a third changes nothing.
+    """
     cases = ((25, None, None, 29.5), (0, None, None, 6.5), (25, 3, 5, 9.5), (25, 24, None, 29.5))
     for timeout, second, third, killed in cases:
         crew = Crew("", tmp_path, count=0, timeout=timeout)
@@ -150,8 +153,8 @@ async def test_when_they_are_killed(tmp_path: Path, autojump_clock: trio.testing
         assert crew.processes._kill_scope.deadline - began == pytest.approx(killed, abs=1e-6)
 
 
-async def test_a_crash_in_a_drain(tmp_path: Path) -> None:
-    """It gave nothing back, so that was no clean end: 1."""
+async def test_process_that_crashes_in_a_drain_ends_with_1(tmp_path: Path) -> None:
+    """Its work was not given back."""
     dies = "import signal, time; signal.signal(15, lambda *_: os.kill(os.getpid(), 9)); ready(); time.sleep(600)"
     crew = Crew(dies, tmp_path)
 
@@ -166,16 +169,16 @@ async def test_a_crash_in_a_drain(tmp_path: Path) -> None:
     ]
 
 
-async def test_told_before_anything_was_started(tmp_path: Path) -> None:
-    """Then nothing is."""
+async def test_stop_before_the_start_starts_nothing(tmp_path: Path) -> None:
+    """The exit code is 0."""
     crew = Crew("ready()", tmp_path)
     crew.processes.stop()
     assert await crew.lives(nothing) == ExitStatus(0)
     assert crew.ready == 0
 
 
-async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that comes to be after the signal hears of it all the same."""
+async def test_stop_during_a_start_reaches_the_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts after the signal is stopped too."""
     crew, start = Crew("import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
 
     async def begin(*command: Any, **options: Any) -> trio.Process:
@@ -187,8 +190,8 @@ async def test_told_while_they_are_being_started(tmp_path: Path, monkeypatch: py
     assert await crew.lives(nothing) == ExitStatus(0)
 
 
-async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No memory, no more processes: as a crash, tried again."""
+async def test_process_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little memory, or too many processes, counts as a crash."""
     crew, start = Crew("ready(); import time; time.sleep(600)", tmp_path, count=1), trio.lowlevel.open_process
     starts = 0
 
@@ -209,8 +212,8 @@ async def test_one_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.Mo
     assert crew.messages()[:2] == ["A process cannot be started", "A process ended; starting it again"]
 
 
-async def test_their_last_words_count(tmp_path: Path) -> None:
-    """What one says as it ends is in the metrics from then on."""
+async def test_metrics_of_an_ended_process_count(tmp_path: Path) -> None:
+    """The last text of a process stays in the metrics."""
     text = "# HELP c C\\n# TYPE c counter\\nc 1.0\\n"
     crew = Crew(SAYS + f"part.send(METRICS, '{text}')", tmp_path, count=1)
 
@@ -224,8 +227,8 @@ async def test_their_last_words_count(tmp_path: Path) -> None:
     assert any(f"c {count:.1f}\n" in shown for count in (spoke, spoke + 1))  # the last may have been stopped before
 
 
-async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
-    """One that is missing, silent or not ready makes the whole so, and is named; draining goes before."""
+async def test_not_ready_names_the_process_that_is_not(tmp_path: Path) -> None:
+    """A process may be missing, silent or not ready; draining has precedence."""
     code = SAYS + (
         "import trio\n"
         "class Observed:\n"
@@ -250,8 +253,8 @@ async def test_readiness_is_that_of_all(tmp_path: Path) -> None:
     assert await crew.lives(look) == ExitStatus(0)
 
 
-async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that has never answered counts as alive for half a minute, and no longer."""
+async def test_not_alive_ignores_a_starting_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has never answered counts as alive for half a minute, and no longer."""
     monkeypatch.setattr("worker.parent.run.ANSWER_TIMEOUT", 0.01)
     crew = Crew("import time; time.sleep(600)", tmp_path, count=1)
     shown = MergedStatus(crew.processes)
@@ -267,8 +270,8 @@ async def test_one_that_is_starting_is_alive(tmp_path: Path, monkeypatch: pytest
     assert await crew.lives(look) == ExitStatus(0)
 
 
-async def test_strangers_are_reaped(tmp_path: Path) -> None:
-    """A process that has become our child, as all orphans of a container do to its process 1, leaves no zombie."""
+async def test_reap_ends_the_zombies_of_orphans(tmp_path: Path) -> None:
+    """Process 1 of a container inherits all orphans."""
     subreaper = 36  # PR_SET_CHILD_SUBREAPER, of linux/prctl.h
     assert ctypes.CDLL(None).prctl(subreaper, 1, 0, 0, 0) == 0
     try:
@@ -289,7 +292,7 @@ async def test_strangers_are_reaped(tmp_path: Path) -> None:
         ctypes.CDLL(None).prctl(subreaper, 0, 0, 0, 0)
 
 
-def test_the_same_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same interpreter with its options, and the same arguments, whichever way it was started."""
+def test_own_command_repeats_interpreter_options_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the program was started."""
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "-m", "worker", "--flag"])
     assert own_command() == [sys.executable, "-X", "dev", "-m", "worker", "--flag"]

@@ -59,7 +59,7 @@ LONGEST = 2**63 - 1
         ("9223372036s854ms775us807ns", LONGEST),
     ],
 )
-def test_reads_what_go_reads(text: str, nanoseconds: int) -> None:
+def test_parse_duration_returns_what_go_returns(text: str, nanoseconds: int) -> None:
     """A Go duration gives the seconds that ``time.ParseDuration`` gives."""
     assert parse_duration(text) == nanoseconds / 10**9
 
@@ -107,15 +107,15 @@ def test_reads_what_go_reads(text: str, nanoseconds: int) -> None:
         "\ufffd",
     ],
 )
-def test_refuses_what_go_refuses(text: str) -> None:
-    """What is no Go duration, a bare number above all, is refused with what is accepted."""
+def test_parse_duration_rejects_what_go_rejects(text: str) -> None:
+    """The error of an invalid duration, above all of a bare number, shows valid ones."""
     with pytest.raises(ValueError, match=r"^not a duration: write a number and a unit, as 300ms, 1\.5s, 2m or 1h30m$"):
         parse_duration(text)
 
 
 @pytest.mark.parametrize("text", ["-1ns", "-5s", "-2m3.4s", "-.5h", "-9223372036854775807ns"])
-def test_negative_durations_are_refused(text: str) -> None:
-    """Go has negative durations; nothing of ours can last less than nothing."""
+def test_parse_duration_negative_is_rejected(text: str) -> None:
+    """Go has negative durations; no setting has."""
     with pytest.raises(ValueError, match=r"^negative: "):
         parse_duration(text)
 
@@ -136,14 +136,14 @@ def test_negative_durations_are_refused(text: str) -> None:
     ],
     ids=lambda text: text[:30],
 )
-def test_what_overflows_in_go_is_refused(text: str) -> None:
-    """More than 2**63 - 1 nanoseconds is more than Go can hold, in one part or in their sum."""
+def test_parse_duration_above_go_s_range_is_rejected(text: str) -> None:
+    """More than 2**63 - 1 nanoseconds exceed Go's range, in one part or in their sum."""
     with pytest.raises(ValueError, match=r"^longer than 292 years$"):
         parse_duration(text)
 
 
-def test_endless_fractions_are_cut() -> None:
-    """A fraction is read as far as it can matter, so what it costs is bounded."""
+def test_parse_duration_long_fraction_is_cut() -> None:
+    """A fraction is read as far as it can matter, so the time for it is bounded."""
     assert parse_duration("1." + "0" * 1_000_000 + "1h") == 3600.0
     assert parse_duration("0." + "9" * 1_000_000 + "s") == 1.0  # 18 nines, rounded to a float
 
@@ -152,8 +152,8 @@ parts_of_durations = st.tuples(st.integers(0, 10**5), st.text("0123456789", max_
 
 
 @given(st.lists(parts_of_durations, max_size=20))
-def test_parts_add_up(parts: list[tuple[int, str, str]]) -> None:
-    """A duration is the sum of its parts, whatever their order, each to the nanosecond."""
+def test_parse_duration_adds_its_parts_up(parts: list[tuple[int, str, str]]) -> None:
+    """A duration is the sum of its parts, in any order, each to the nanosecond."""
     exact = [(whole, digits if 10 ** len(digits) <= UNITS[unit] else "", unit) for whole, digits, unit in parts]
     total = sum(Fraction(f"{whole}.{digits or 0}") * UNITS[unit] for whole, digits, unit in exact)
     text = "".join(f"{whole}.{digits}{unit}" for whole, digits, unit in exact)
@@ -162,16 +162,16 @@ def test_parts_add_up(parts: list[tuple[int, str, str]]) -> None:
 
 @given(st.integers(0, LONGEST))
 @example(98_889_493_605_796_684)
-def test_what_is_written_is_read_again(nanoseconds: int) -> None:
-    """Writing and reading gives back any duration that can be read, up to the longest."""
+def test_format_duration_is_read_again(nanoseconds: int) -> None:
+    """Writing and reading returns any duration that can be read, up to the longest."""
     seconds = nanoseconds / 10**9
     if seconds < LONGEST / 10**9:
         assert parse_duration(format_duration(seconds)) == seconds
 
 
 @given(st.text() | st.text("0123456789.hmsun+-\u00b5"))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    """No text gives anything but a duration that Go can hold, or ValueError."""
+def test_parse_duration_any_text_returns_a_duration_or_raises(text: str) -> None:
+    """No text raises another error than ValueError, or exceeds Go's range."""
     try:
         seconds = parse_duration(text)
     except ValueError:
@@ -199,6 +199,6 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         (604800.0, "168h"),
     ],
 )
-def test_writes_what_an_operator_would(seconds: float, text: str) -> None:
-    """Durations are written with no part that is nothing, and with no unit longer than they are."""
+def test_format_duration_writes_the_shortest_form(seconds: float, text: str) -> None:
+    """A part of zero is omitted, and no unit is longer than the duration."""
     assert format_duration(seconds) == text

@@ -68,6 +68,28 @@ def test_latency_above_1_5_times_the_usual_is_slow(latency: float, slow: bool) -
     assert not tracker.slow
 
 
+def test_latency_slow_is_in_proportion_to_the_usual_one() -> None:
+    """Where 4 s are usual, 5 s are not slow."""
+    tracker = usual(4.0)
+    add(tracker, 5.0, 20)
+    assert not tracker.slow
+
+
+def test_latency_of_twice_the_usual_leads_to_no_cut() -> None:
+    """However often it is measured: only more than twice as much is."""
+    tracker = usual()
+    assert add(tracker, 2.0, 20) == []
+    assert tracker.usual > 1.0
+
+
+def test_latency_high_in_the_first_comparison_leads_to_no_cut() -> None:
+    """The limit rose while it was measured, and latency may have risen with it."""
+    tracker = LatencyTracker()
+    add(tracker, 1.0, 10, limit=30)
+    assert add(tracker, 10.0, 20, limit=30, in_flight=30) == []
+    assert tracker.usual == 1.0
+
+
 def test_latency_slow_is_known_before_as_many_answers_as_the_limit() -> None:
     """From 20 answers on the limit stops rising, though a cut takes as many as the limit."""
     tracker = usual()

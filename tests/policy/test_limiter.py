@@ -262,6 +262,26 @@ def test_limit_at_its_maximum_stays() -> None:
     assert worker.limiter.due == inf
 
 
+def test_hold_at_the_maximum_is_not_probed() -> None:
+    """A probe would exceed the worker's slots."""
+    worker = Worker(1)
+    worker.refuse_all()
+    worker.wait_due()
+    assert (worker.limit, worker.limiter.phase, worker.limiter.due) == (1, Phase.HOLD, inf)
+    worker.wait(0.1)
+    worker.end(200)
+    assert worker.limit == 1
+
+
+def test_hold_at_the_highest_compared_limit_is_not_probed() -> None:
+    """The limit does not rise further before latencies are compared again."""
+    worker = hold()
+    worker.limiter._latency.max_limit = 20
+    worker.wait(5.0)
+    worker.end(200)
+    assert worker.limit == 20
+
+
 def test_limit_that_is_not_used_stays() -> None:
     """With fewer in flight than the limit it does not rise, whatever is answered, and is never due."""
     limiter = Limiter(50)
@@ -318,6 +338,21 @@ def test_climb_refused_step_of_several_falls_to_what_was_accepted() -> None:
     assert worker.limit == 19
 
 
+def test_climb_refused_step_with_late_starts_stays_at_what_was_accepted() -> None:
+    """More refusals than the step had are no evidence, though they were sent with it."""
+    worker = Worker()
+    while worker.limit < 22:
+        worker.wait(0.05)
+    for _ in range(3):
+        worker.limiter.started(worker.now)
+        worker.in_flight.append(worker.now)
+    worker.wait(0.005)
+    for _ in range(3):
+        worker.end(429, send=False)
+    assert worker.end(429, send=False) is None
+    assert worker.limit == 19
+
+
 def test_climb_with_the_usual_gain_ends_without_a_refusal() -> None:
     """Where each of the last two climbs gained 5, the third stops there. Where they differ, it goes on."""
     worker = Worker()
@@ -367,6 +402,13 @@ def test_hold_waits_at_most_for_400_invocations(latency: float, seconds: float) 
     assert seconds == pytest.approx(waits[-1], rel=0.06)
 
 
+def test_probe_refused_slowly_is_redelivered_later() -> None:
+    """A silence is three times what a 429 takes, and the message is redelivered after two silences."""
+    worker = probe()
+    worker.wait(0.04)
+    assert worker.end(429) == pytest.approx(0.24)
+
+
 def test_hold_single_refusal_is_an_attempt_and_changes_nothing() -> None:
     """At a limit that was accepted one refusal is not believed: its place may not have been free yet."""
     worker = hold()
@@ -383,6 +425,7 @@ def test_cut_takes_a_tenth_and_counts_attempts() -> None:
     worker = hold()
     assert worker.refuse_in_row() == [None, None]
     assert worker.limit == 18
+    assert worker.limiter.due == inf  # 19 are in flight, and their silence proves nothing about 18
 
 
 def test_cut_repeated_takes_twice_as_much_each_time() -> None:
@@ -497,6 +540,17 @@ def test_rest_answered_late_never_lasts_forever() -> None:
     limiter.ended(1.03, 1.34, 429)
     limiter.ended(0.73, 1.35, 200)
     assert limiter.limit > 0 or limiter.due < inf
+
+
+def test_rest_refusal_of_an_invocation_sent_in_it_ends_the_next_probe() -> None:
+    """It was sent before the limit was 1 again, so it shows that 2 are too many."""
+    worker = rest()
+    worker.limiter.started(0.2)
+    worker.wait_due()
+    worker.wait_due()
+    assert (worker.limit, worker.limiter.phase) == (2, Phase.PROBE)
+    assert worker.limiter.ended(0.2, worker.now, 429) is not None
+    assert worker.limit == 1
 
 
 def test_rest_refusals_of_invocations_sent_before_do_not_prolong_it() -> None:

@@ -76,7 +76,15 @@ def test_probe_times_after_a_restart_begin_with_two_seconds() -> None:
 
 @pytest.mark.parametrize(
     ("gains", "gained", "usual"),
-    [([5, 5], 5, True), ([5, 4], 5, False), ([4, 5], 5, False), ([5, 5], 4, False), ([5], 5, False), ([], 0, False)],
+    [
+        ([5, 5], 5, True),
+        ([5, 4], 5, False),
+        ([4, 5], 5, False),
+        ([5, 5], 4, False),
+        ([5], 5, False),
+        ([], 0, False),
+        ([1, 1], 1, True),
+    ],
 )
 def test_probe_times_usual_gain_is_that_of_the_last_two_climbs(gains: list[int], gained: int, usual: bool) -> None:
     """Both must have gained as much."""
@@ -84,6 +92,13 @@ def test_probe_times_usual_gain_is_that_of_the_last_two_climbs(gains: list[int],
     for number, gain in enumerate([7, *gains] if gains else []):
         times.follow(gain, float(number), 30.0)
     assert times.is_usual(gained) is usual
+
+
+def test_probe_times_first_climb_has_no_usual_gain() -> None:
+    """Two climbs must have gained as much, and the first one is only one."""
+    times = ProbeTimes()
+    times.follow(1, 100.0, 30.0)
+    assert not times.is_usual(1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +165,18 @@ def test_refusals_are_believed_when_enough_are_in_a_row(
         refusals.add(now, now, certain=certain)
         assert refusals.are_believed(certain=certain, above_proof=above_proof) is (number == needed)
     assert refusals.in_row == 0
+
+
+def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
+    """A refusal that stood alone costs one row of two its evidence, and no more."""
+    refusals = Refusals()
+    refusals.add(1.0, 1.01, certain=True)
+    refusals.end_row()
+    for now in (2.0, 2.02):
+        refusals.add(now, now + 0.01, certain=True)
+    assert refusals.are_believed(certain=True, above_proof=True)
+    refusals.add(2.04, 2.05, certain=True)
+    assert refusals.are_believed(certain=True, above_proof=True)
 
 
 def test_refusals_alone_are_counted_to_three_and_forgotten_by_rows() -> None:

@@ -62,9 +62,9 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
             settle(self.services, self.lease, self.attempt, verdict, counts=True)
         return await conclude(self, outcome, verdict)
 
-    def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+    def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         if lease not in early:
-            settle(services, lease, attempt, verdict, counts=attempted)
+            settle(services, lease, attempt, verdict, counts=counts)
 
     patch.setattr(Job, "conclude", hasty)
     patch.setattr("worker.job.settle", late)
@@ -236,9 +236,9 @@ def leases_are_never_lost(patch: Patch) -> None:
 def given_back_after_the_lease(patch: Patch) -> None:
     """A lost lease is given back, and disturbs whoever has the message now."""
 
-    def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, attempted: bool) -> None:
+    def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         lease.lost = False
-        settle(services, lease, attempt, verdict, counts=attempted)
+        settle(services, lease, attempt, verdict, counts=counts)
 
     patch.setattr("worker.job.settle", bold)
     patch.setattr(
@@ -275,7 +275,7 @@ def given_up_to_learn(patch: Patch) -> None:
 
     def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
         verdict, counts = decide(outcome, probe_wait=probe_wait, **rest)
-        return (Term("given up"), True) if probe_wait is not None and not counts else (verdict, counts)
+        return (Term("given up"), False) if probe_wait is not None and not counts else (verdict, counts)
 
     patch.setattr("worker.job.decide", hasty)
 

@@ -20,6 +20,13 @@ class Found(Exception):  # noqa: N818 -- it says what happened
     """A law, or a rule of a port, was seen to be broken."""
 
 
+def _is_broken_patch(error: BaseException) -> bool:
+    """Whether a patch names something that is no longer there, which would be found in any life."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_broken_patch, error.exceptions))
+    return isinstance(error, AttributeError | NameError | TypeError)
+
+
 def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | None:
     """Return how many lives it takes to find a bug, or None where *most* are not enough.
 
@@ -36,7 +43,9 @@ def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | Non
             stories, _ = check(life)
             if not plan.faults:
                 check_exactly(life, stories)
-        except Exception as error:  # noqa: BLE001 -- a broken law, or whatever the bug makes break
+        except Exception as error:
+            if _is_broken_patch(error):
+                raise
             raise Found(repr(error)[:200]) from None
 
     drawn = settings(

@@ -39,7 +39,6 @@ from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
 from ..run import run
 from ..services import CoreConfig, Services
-from ..timers import Timers
 from . import STOP_SIGNALS
 
 _SETTLE_WITHIN = 3.0
@@ -153,7 +152,6 @@ def build_services(
         emit=emit,
         leases=Leases(queue, emit),
         ledger=Ledger(),
-        timers=Timers(),
         drain=Drain(settings.shutdown_timeout, emit),
         config=config,
         rng=random.random,

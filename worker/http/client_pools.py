@@ -41,8 +41,6 @@ class OriginPool(Generic[C]):
         self.limiter = trio.CapacityLimiter(max_clients)
         self.idle: OrderedDict[C, float] = OrderedDict()
         """Idle clients and when they became idle, the oldest first."""
-        self.users = 0
-        """Tasks that use a client or wait for one."""
 
 
 class ClientPools(Generic[C]):
@@ -64,18 +62,14 @@ class ClientPools(Generic[C]):
     async def client(self, origin: str) -> AsyncIterator[C]:
         """Wait for a client of *origin*. It is closed if the body fails or is cancelled, and kept otherwise."""
         pool = self._pools.setdefault(origin, OriginPool(self._max_per_origin))
-        pool.users += 1
-        try:
-            async with pool.limiter:
-                client = pool.idle.popitem()[0] if pool.idle else self._make()
-                try:
-                    yield client
-                except BaseException:
-                    await _close(client)
-                    raise
-                pool.idle[client] = trio.current_time()
-        finally:
-            pool.users -= 1
+        async with pool.limiter:
+            client = pool.idle.popitem()[0] if pool.idle else self._make()
+            try:
+                yield client
+            except BaseException:
+                await _close(client)
+                raise
+            pool.idle[client] = trio.current_time()
         await self._close_older(origin, pool, trio.current_time() - MAX_IDLE)
 
     async def close_expired(self) -> None:
@@ -91,7 +85,7 @@ class ClientPools(Generic[C]):
 
     async def _close_older(self, origin: str, pool: OriginPool[C], time: float) -> None:
         """Close the clients of *pool* that have been idle since before *time*, and drop a pool that has no others."""
-        if not pool.users and next(reversed(pool.idle.values()), -math.inf) < time:
+        if not pool.limiter.borrowed_tokens and next(reversed(pool.idle.values()), -math.inf) < time:
             self._pools.pop(origin, None)
         while pool.idle and next(iter(pool.idle.values())) < time:
             await _close(pool.idle.popitem(last=False)[0])

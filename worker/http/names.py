@@ -41,7 +41,8 @@ class NameCache(trio.abc.HostnameResolver):
     @property
     def remembered(self) -> bool:
         """Flag: the next connect uses addresses of an earlier look-up."""
-        return self._current is not None and self._current.done.is_set() and not self._current.expired()
+        result = self._current
+        return result is not None and result.done.is_set() and trio.current_time() < result.expires_at
 
     def forget(self) -> None:
         """Look the name up again at the next connect, because no known address accepts one."""
@@ -68,7 +69,7 @@ class NameCache(trio.abc.HostnameResolver):
         if query != self._query:
             return await trio.to_thread.run_sync(self._look_up, *query, abandon_on_cancel=True)
         result = self._current
-        if result is None or result.expired():
+        if result is None or trio.current_time() >= result.expires_at:
             result = self._current = _Result()
             self._nursery.start_soon(self._run, result)
         await result.done.wait()
@@ -104,6 +105,3 @@ class _Result:
     addresses: list[AddressInfo] = field(default_factory=list)
     error: str = ""
     expires_at: float = math.inf
-
-    def expired(self) -> bool:
-        return trio.current_time() >= self.expires_at

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 
 import httpx
 import trio
@@ -64,7 +64,10 @@ class PlainTransport:
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled task sends nothing
         now = trio.current_time()
         deadline = now + self._timeout
-        while connection := self._claim_idle(now):
+        while self._idle:
+            connection = self._idle.pop()  # the one that was used last
+            if not connection.claim(now):
+                continue
             # One task watches these deadlines: a cancel scope for each exchange costs 8 µs.
             self._deadlines[connection] = deadline
             try:
@@ -82,7 +85,8 @@ class PlainTransport:
         """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
         while True:
             now = trio.current_time()
-            self._abort_overdue(now)
+            while self._deadlines and next(iter(self._deadlines.values())) <= now:
+                self._deadlines.popitem(last=False)[0].abort()
             self._close_expired(now)
             next_deadline = next(iter(self._deadlines.values()), now + self._timeout)
             await trio.sleep_until(min(next_deadline, now + MAX_IDLE))
@@ -132,25 +136,15 @@ class PlainTransport:
 
     async def _open_socket(self) -> socket.socket:
         stream = await trio.open_tcp_stream(self._host, self._port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
-        self._names.connected(stream.socket.getpeername())
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
+        with suppress(OSError):  # the server may have reset the connection already
+            self._names.connected(sock.getpeername())
         return sock
-
-    def _claim_idle(self, now: float) -> Connection | None:
-        """Return the usable connection that was used last, None if there is none."""
-        while self._idle:
-            if (connection := self._idle.pop()).claim(now):
-                return connection
-        return None
 
     def _close_expired(self, now: float) -> None:
         while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_until < now):
             self._idle.popleft().close()
-
-    def _abort_overdue(self, now: float) -> None:
-        while self._deadlines and next(iter(self._deadlines.values())) <= now:
-            self._deadlines.popitem(last=False)[0].abort()
 
     def _timeout_error(self) -> httpx.ReadTimeout:
         return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")

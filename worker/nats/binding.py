@@ -43,7 +43,7 @@ class Binding:
         retired: RetiredConsumers,
         emit: Emit,
     ) -> None:
-        self.serving = Serving(jetstream, settings, flows, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
+        self.serving = Serving(jetstream, flows, settings, retired, emit=emit, look=self.read_backlog, lost=self.rebind)
         self._jetstream, self._settings, self._outbox, self._emit = jetstream, settings, outbox, emit
         self._unbound = asyncio.Event()
         self._created: str | None = None

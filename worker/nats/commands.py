@@ -125,12 +125,12 @@ async def _require_function_mode(opened: Session) -> None:
 
 async def _store_state(opened: Session, label: str, state: PauseState) -> dict[str, PauseState]:
     subject = subject_for(opened.settings.queue_name, label)
-    await store(opened.jetstream.connection, opened.settings, subject, encode(state))
+    await store(opened.jetstream, opened.settings, subject, encode(state))
     return _only_paused(await _read_states(opened))
 
 
 async def _read_states(opened: Session) -> dict[str, PauseState]:
-    states = FunctionStates(opened.jetstream.connection, opened.settings)
+    states = FunctionStates(opened.jetstream, opened.settings)
     await states.read_changes()
     return states.pauses
 

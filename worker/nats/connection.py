@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -22,7 +21,7 @@ from ..events import BrokerFailure, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
 from .options import connect_options
-from .wire import ApiError, is_stored, parse_answer, parse_status
+from .wire import parse_status
 
 _ANSWER_WITHIN = 5.0
 """Seconds for an answer of JetStream: an election after a lost leader takes about as long."""
@@ -236,27 +235,6 @@ class Connection:
         # The client's is_closed is true also while it waits before another try at its first connection.
         self._closed = True
         self._changed(False)
-
-    # Until all callers use worker.nats.jetstream.
-
-    async def ask(self, subject: str, payload: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Send a request to JetStream's API."""
-        return await self._answer(f"$JS.API.{subject}", msgspec.json.encode(payload) if payload else b"")
-
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish a message, and return when it is stored."""
-        if not is_stored(await self._answer(subject, payload, headers)):
-            raise BrokerUnavailableError(f"an answer that confirms nothing, on {subject}")
-
-    async def _answer(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        answer = await self.request(subject, payload, headers)
-        try:
-            said = parse_answer(answer.data)
-        except ValueError as error:
-            raise BrokerUnavailableError(f"{error}, on {subject}") from None
-        if (no := said.get("error")) is not None:
-            raise ApiError(no.get("code", 0), no.get("err_code", 0), no.get("description", ""))
-        return said
 
 
 @asynccontextmanager

@@ -1,10 +1,10 @@
-"""Function mode: which flows there are, and a consumer for each of which something is wanted.
+"""Function mode: finds the subjects that have messages.
 
-A flow is found as soon as a message for it is stored, and without asking the server all the time: by *an ear that ends
-by itself, then one look*. The ear is a plain subscription to the queue's subjects that the server ends after a few
-messages; when it is used up we wait a little, begin a new one, and then look once at what the stream holds. So a quiet
-queue is heard at once and costs nothing, and a busy one costs a few copies and one look per interval. What nobody heard
-is found by a look every two seconds. Where subscribing is not permitted, the looks are all there is.
+A subject is found as soon as a message on it is stored, and without a request to the server all the time: by
+*a subscription that ends by itself, then one look*. The server ends the subscription to the queue's subjects after a
+few messages. Then the worker waits a little, subscribes again, and asks once what the stream stores. So a quiet queue
+costs nothing, and a busy one costs a few copies and one request in each interval. A message that no subscription
+received is found by a look every two seconds. Where subscribing is not permitted, only the looks remain.
 """
 
 from __future__ import annotations
@@ -12,63 +12,54 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
-from itertools import count
 
-import msgspec
 import nats.errors
 import trio
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..config import Settings
-from ..events import BrokerMisconfigured
-from ..model import PendingCount, Published, StoredCount
-from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
-from . import nats_internals, topology
+from ..model import Published, StoredCount
+from ..ports import BrokerUnavailableError
+from . import nats_internals
 from .connection import Connection
-from .jetstream import JetStream
-from .layout import FUNCTION, ConsumerSet
 from .pull_consumer import PullConsumer
-from .wire import ApiError, ErrorCode
+from .wire import ApiError
 
 HEARD = 8
-"""Messages after which an ear is used up."""
+"""Messages after which a subscription ends."""
 PAUSE = 0.04
 """Seconds between two looks at least."""
 LOOK = 2.0
 """Seconds between two looks at most."""
 _SHARE = 4
-"""A look may take one in so many seconds, however much the stream holds."""
-_MAKERS = 8
-"""Consumers that are made at the same time: on three servers one takes 60 ms (measured)."""
+"""A look may take one in so many seconds, however much the stream stores."""
 _CALM = 0.25
-"""Seconds before a flow that was lost is looked for: an election may have taken its consumer, for some seconds."""
+"""Seconds before a flow that was lost is looked for: an election may have made its consumer unavailable, for some
+seconds."""
 _GRACE = 10.0
-"""Seconds after the threshold when a flow is gone whether its consumer is or not: who deleted that may be another."""
-_AGAIN, _LATER, _AT_ONCE = 1.0, 5.0, 0.01
-"""Seconds before another try to make a consumer: usually, where somebody must mend something, and where we did."""
+"""Seconds after the threshold when a flow ends without the deletion of its consumer, which another worker may have
+seen to."""
 
 
 class OneShotSubscription:
-    """Hears of a subject's messages, a few.
+    """A subscription that ends after a few messages.
 
     Args:
-        connection: its client.
+        connection: the connection.
         subject: the subject.
-        hear: told the subject of each message.
-        used_up: told when nothing more will be heard.
+        received: called with the subject of each message.
+        ended: called when it has ended.
     """
 
     def __init__(
-        self, connection: Connection, subject: str, hear: Callable[[str], None], used_up: Callable[[], None]
+        self, connection: Connection, subject: str, received: Callable[[str], None], ended: Callable[[], None]
     ) -> None:
-        self._connection, self._subject, self._hear, self._used_up = connection, subject, hear, used_up
+        self._connection, self._subject, self._received, self._ended = connection, subject, received, ended
         self._left = 0
         self._subscription: Subscription | None = None
 
     async def begin(self) -> None:
-        """Listen, unless it does."""
+        """Subscribe, unless the subscription has not ended."""
         if self._left <= 0:
             self._left = HEARD
             try:
@@ -81,215 +72,143 @@ class OneShotSubscription:
                 raise
 
     async def end(self) -> None:
-        """Hear nothing more."""
+        """Unsubscribe."""
         self._left = 0
-        if self._subscription:
-            subscription, self._subscription = self._subscription, None
+        subscription, self._subscription = self._subscription, None
+        if subscription:
             with suppress(nats.errors.Error):  # the server ended it before
                 await subscription.unsubscribe()
 
     def _on_message(self, message: Msg) -> None:
         self._left -= 1
-        self._hear(message.subject)
+        self._received(message.subject)
         if self._left == 0:
-            self._used_up()
+            self._ended()
 
 
 class SubjectDiscovery:
-    """The flows of a queue that are a subject each.
+    """The flows that are a subject each.
 
     Args:
-        connection: to whom to talk.
-        settings: with the stream's name as it is at the server.
-        flows: where they are told.
-        emit: told what is wrong.
-        look: looks at the stream; what it finds is to be given to :meth:`seen`.
+        connection: the connection.
+        subjects: patterns that cover the queue's subjects.
+        threshold: seconds after which a subject without messages is no flow any more.
+        flows: notified of what is stored.
+        look: looks at the stream, and calls :meth:`set_stored`.
     """
 
     def __init__(
         self,
-        jetstream: JetStream,
-        settings: Settings,
+        connection: Connection,
+        subjects: tuple[str, ...],
+        threshold: float,
         flows: PullConsumer,
-        *,
-        emit: Emit,
         look: Callable[[], Awaitable[object]],
     ) -> None:
         self.ready = False
-        """Whether we know what the stream holds."""
-        self.crowded = False
-        """Whether the stream may have no more consumers."""
-        self._ours: Callable[[str], bool] | None = None
-        """Which subjects are flows of ours; nothing where none is, and nothing is looked for."""
-        self._taken: frozenset[str] = frozenset()
-        self._names: dict[str, str] = {}
-        connection = jetstream.connection
-        self._connection, self.settings, self._flows, self._emit, self._look = connection, settings, flows, emit, look
-        self._jetstream = jetstream
-        self._ears = [
-            OneShotSubscription(connection, each, self._heard, self.look_soon) for each in topology.subjects(settings)
+        """Whether it is known what the stream stores."""
+        self._is_flow: Callable[[str], bool] | None = None
+        """Whether a subject is a flow of this worker; None where no subject is looked for."""
+        self._connection, self._threshold, self._flows, self._look = connection, threshold, flows, look
+        self._subscriptions = [
+            OneShotSubscription(connection, each, self._on_published, self.look_soon) for each in subjects
         ]
-        self._told: dict[str, int] = {}
-        """What was last told of each flow."""
-        self._empty: dict[str, float] = {}
-        """Since when a flow has had nothing stored."""
-        self._stale = 0.0
-        """When what is told already is told again."""
+        self._stored: dict[str, int] = {}
+        """Messages of each flow, as last notified."""
+        self._empty_since: dict[str, float] = {}
+        self._repeat_at = 0.0
+        """The time from which flows are notified also of an unchanged count."""
         self._soon = asyncio.Event()
-        self._looked = float("-inf")
-        self._took = 0.0
-        self._unmade: asyncio.Queue[str] = asyncio.Queue()
+        self._looked_at = float("-inf")
+        self._look_took = 0.0
 
-    def begin(self, ours: Callable[[str], bool]) -> None:
-        """Look for flows. *ours*: which subjects are."""
-        if self._ours is None:
-            self._ours = ours
+    def begin(self, is_flow: Callable[[str], bool]) -> None:
+        """Find the subjects that are flows of this worker."""
+        if self._is_flow is None:
+            self._is_flow = is_flow
             self.look_soon()
 
-    def know(self, layout: ConsumerSet) -> None:
-        """Which names are taken by retired consumers, and what those are called that others have made meanwhile."""
-        self._taken = frozenset(each.name for each in layout.retired)
-        self._names = {each.subjects[0]: each.name for each in layout.live if each.layout == FUNCTION}
-
     async def end(self) -> None:
-        """Have no flows, and look for none."""
-        self._ours, self.ready = None, False
+        """End all flows, and find no subjects any more."""
+        self._is_flow, self.ready = None, False
         self.forget()
-        for ear in self._ears:
-            await ear.end()
+        for each in self._subscriptions:
+            await each.end()
 
     def look_soon(self) -> None:
-        """Something may have changed."""
+        """Look at the stream as soon as the shortest pause has passed."""
         self._soon.set()
 
-    def make(self, flow: str) -> None:
-        """Something is wanted of a flow: it needs its consumer."""
-        self._flows.open(flow).creating = True
-        self._unmade.put_nowait(flow)
-
     def lost(self, flow: str) -> None:
-        """A flow's consumer is gone. If something of it is stored, it is found anew."""
-        self._empty.pop(flow, None)
-        if self._told.pop(flow, None) is not None or self._flows.find(flow):
+        """End a flow, because its consumer is gone. Where messages are stored, it is found again."""
+        self._empty_since.pop(flow, None)
+        if self._stored.pop(flow, None) is not None or self._flows.find(flow):
             self._flows.close(flow)
             asyncio.get_running_loop().call_later(_CALM, self.look_soon)
 
-    def stored(self, subject: str) -> int:
-        """How many messages a subject has, as far as we know. What is not ours to know counts as one."""
-        return self._told.get(subject, 0) if self.ready else 1
-
     def forget(self) -> None:
-        """No flow is there, of those that are told."""
-        for flow in [*self._told]:
+        """End all flows."""
+        for flow in [*self._stored]:
             self.lost(flow)
 
-    async def run(self) -> None:
-        """Find flows and make consumers, until cancelled."""
-        await asyncio.gather(self._find(), *(self._make() for _ in range(_MAKERS)))
-
-    # Finding.
-
-    def seen(self, stored: Mapping[str, int]) -> None:
-        """What a look at the stream has found."""
-        if self._ours is None:
+    def set_stored(self, stored: Mapping[str, int]) -> None:
+        """Notify of what a look at the stream found, by subject."""
+        if self._is_flow is None:
             return
         now = trio.current_time()
-        self._looked, self.ready = now, True
-        again = now >= self._stale
-        if again:
-            self._stale = now + LOOK
+        self._looked_at, self.ready = now, True
+        # A count is repeated now and then where nothing is wanted of the flow: the scheduler may have taken back its
+        # credit, and a subscription's copy may have been lost.
+        repeat = now >= self._repeat_at
+        if repeat:
+            self._repeat_at = now + LOOK
         for subject, messages in stored.items():
-            if self._told.get(subject) == messages and not (again and not self._outstanding(subject)):
+            if self._stored.get(subject) == messages and not (repeat and not self._outstanding(subject)):
                 continue
-            if self._ours(subject):
-                self._tell_stored(subject, messages)
-        for subject in self._told.keys() - stored.keys():
-            if self._told[subject]:
-                self._tell_stored(subject, 0)
-            elif now - self._empty.setdefault(subject, now) >= self.settings.consumer_inactive_threshold + _GRACE:
+            if self._is_flow(subject):
+                self._set(subject, messages)
+        for subject in self._stored.keys() - stored.keys():
+            if self._stored[subject]:
+                self._set(subject, 0)
+            elif now - self._empty_since.setdefault(subject, now) >= self._threshold + _GRACE:
                 self.lost(subject)
 
-    def _heard(self, subject: str) -> None:
-        if subject in self._told:
-            self._told[subject] += 1
-            self._empty.pop(subject, None)
-            self._flows.notify(Published(subject))
-        elif self._ours and self._ours(subject):
-            self._tell_stored(subject, 1)
-
-    def _tell_stored(self, subject: str, messages: int) -> None:
-        self._told[subject] = messages
-        self._empty.pop(subject, None)
-        self._flows.notify(StoredCount(subject, messages))
-
-    def _outstanding(self, flow: str) -> int:
-        puller = self._flows.find(flow)
-        return puller.outstanding if puller else 0
-
-    async def _find(self) -> None:
+    async def run(self) -> None:
+        """Find flows until cancelled."""
         while True:
             self._soon.clear()
-            if self._connection.up and self._ours:
-                await self._hear_and_look()
+            if self._connection.up and self._is_flow:
+                await self._subscribe_and_look()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), max(0.0, self._looked + LOOK - trio.current_time()) or LOOK)
-            pause = max(PAUSE, _SHARE * self._took)
-            if (wait := self._looked + pause - trio.current_time()) > 0:
+                patience = max(0.0, self._looked_at + LOOK - trio.current_time()) or LOOK
+                await asyncio.wait_for(self._soon.wait(), patience)
+            pause = max(PAUSE, _SHARE * self._look_took)
+            if (wait := self._looked_at + pause - trio.current_time()) > 0:
                 await asyncio.sleep(wait)
 
-    async def _hear_and_look(self) -> None:
+    async def _subscribe_and_look(self) -> None:
         began = trio.current_time()
         try:
-            for ear in self._ears:
-                await ear.begin()
+            for each in self._subscriptions:
+                await each.begin()
             await self._look()
         except (ApiError, BrokerUnavailableError, nats.errors.Error, OSError) as error:
             self._connection.report_failure("looking at the stream", error)
-        self._took = trio.current_time() - began
+        self._look_took = trio.current_time() - began
 
-    # Making.
+    def _on_published(self, subject: str) -> None:
+        if subject in self._stored:
+            self._stored[subject] += 1
+            self._empty_since.pop(subject, None)
+            self._flows.notify(Published(subject))
+        elif self._is_flow and self._is_flow(subject):
+            self._set(subject, 1)
 
-    async def _make(self) -> None:
-        while True:
-            flow = await self._unmade.get()
-            if self._flows.find(flow):
-                again = await self._make_one(flow)
-                puller = self._flows.find(flow)
-                if puller and again and puller.wanted:
-                    asyncio.get_running_loop().call_later(again, partial(self._unmade.put_nowait, flow))
-                elif puller:
-                    puller.creating = False
+    def _set(self, subject: str, messages: int) -> None:
+        self._stored[subject] = messages
+        self._empty_since.pop(subject, None)
+        self._flows.notify(StoredCount(subject, messages))
 
-    async def _make_one(self, flow: str) -> float:
-        """In how many seconds that must be tried again; zero: it is made."""
-        numbers = (topology.flow_config(self.settings, flow, number) for number in count(1))
-        config = next(each for each in numbers if each.name not in self._taken)
-        if (name := self._names.get(flow)) and name not in self._taken:
-            config = msgspec.structs.replace(config, name=name, durable_name=name)
-        try:
-            info = await topology.ensure_consumer(self._jetstream, self.settings, config, lambda _: None, again=False)
-        except MisconfiguredError as error:
-            self._emit(BrokerMisconfigured(str(error)))
-            return _LATER
-        except (ApiError, BrokerUnavailableError) as error:
-            if (
-                isinstance(error, ApiError)
-                and error.err_code == ErrorCode.MAXIMUM_CONSUMERS_LIMIT
-                and await self._allow_more()
-            ):
-                return _AT_ONCE
-            self._connection.report_failure(f"making a consumer for {flow}", error)
-            return _LATER if self.crowded else _AGAIN
-        self.crowded = False
-        if puller := self._flows.find(flow):
-            self._flows.ack_wait = min(self._flows.ack_wait, info.ack_wait)
-            self._flows.notify(PendingCount(flow, info.num_pending))
-            puller.bind(f"$JS.API.CONSUMER.MSG.NEXT.{self.settings.nats_stream}.{config.name}")
-        return 0.0
-
-    async def _allow_more(self) -> bool:
-        try:
-            self.crowded = not await topology.allow_more_consumers(self._jetstream, self.settings, self._emit)
-        except (ApiError, BrokerUnavailableError):  # no permission
-            self.crowded = True
-        return not self.crowded
+    def _outstanding(self, flow: str) -> int:
+        pull = self._flows.find(flow)
+        return pull.outstanding if pull else 0

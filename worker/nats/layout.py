@@ -1,39 +1,41 @@
-"""How a queue is divided among consumers, read from what the server lists. Values in, values out; nothing here waits.
+"""The layout of a queue, read from the server's list of its consumers. Nothing here waits.
 
 A *layout* is ``function``, a consumer for each subject that holds messages, or ``static/<n>``, a shared consumer for
-each of n partitions. Which one a queue is in is told by its consumers. One that belongs to another layout than is
-wanted is *retired*: its filter is changed to match nothing, so that it hands out nothing new, while it keeps what it
-has handed out: what runs is acknowledged and extended through it, back-offs and counts are kept, and what has to be
-attempted again comes from it. Once it keeps nothing it is deleted.
+each of n partitions. The consumers show which one a queue is in. When the layout changes, a consumer of the old one is
+*retired*: its filter is changed to match nothing. So it delivers no new message, and keeps those it has delivered:
+their acks, naks and extensions go through it, it keeps their delays and delivery counts, and it redelivers them. When
+it has no pending ack left, it is deleted.
 
-Consumers hand out in order. So all that is stored up to a retired consumer's *mark*, the last sequence that it had
-handed out, and was covered by its filters, is its business alone, whatever the new consumers hand out of it; and when
-it keeps nothing, all of that is over. (JetStream does not take a message off a work queue when one consumer has its
-acknowledgement and another one covers it: :mod:`worker.nats.finished_deleter` does.)
+A consumer delivers in order. So a retired consumer *holds* every message that its former filter covered, up to its
+*mark*, the last sequence that it had delivered: the new consumers may deliver such a message, and it must not run
+twice. Once the retired consumer has no pending ack, all these messages have ended. (JetStream does not delete
+a message from a work queue when one consumer has its ack and another one covers it:
+:mod:`worker.nats.finished_deleter` does.)
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from ..policy.names import covers
+from .wire import ConsumerInfo
 
 MODE = "queue-worker.mode"
 """The consumer's metadata that records the queue's scaling mode."""
 PARTITIONS = "queue-worker.partitions"
-"""The same, into how many partitions the queue is divided."""
+"""The metadata that records the number of partitions."""
 RETIRED = "retired"
-"""The mode of a retired consumer, whose metadata also tells the following."""
+"""The mode of a retired consumer, whose metadata also has the following."""
 _MARK, _WAS, _FOR, _AT = "queue-worker.mark", "queue-worker.was", "queue-worker.for", "queue-worker.at"
 FUNCTION = "function"
 
 
 def static(partitions: int) -> str:
-    """The layout of shared consumers."""
+    """Return the layout of shared consumers, one for each partition."""
     return f"static/{partitions}"
 
 
@@ -44,108 +46,87 @@ def partitions_of(layout: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerState:
-    """A consumer, as the server tells of it."""
+    """A consumer, as ``CONSUMER.INFO`` describes it."""
 
     name: str
     layout: str
-    """To which it belongs: ``function``, ``static/<n>``, or ``retired``."""
+    """``function``, ``static/<n>``, or ``retired``."""
     subjects: tuple[str, ...]
-    """Subjects that it is for, or was; none where it is for all."""
+    """Its filter; of a retired one, its former filter. Empty where it covers all subjects."""
     last_delivered: int
-    """The last sequence that it has handed out for the first time."""
+    """The last sequence that it delivered for the first time."""
     num_ack_pending: int
-    """Messages that it has handed out, and that are not over."""
     num_pending: int
-    """Messages that it has never handed out."""
     ack_wait: float
+    """Seconds."""
     mark: int = 0
-    """Of a retired one: the last sequence that it had handed out when it was retired."""
+    """Of a retired one: the last sequence that it had delivered when it was retired."""
     retired_for: str = ""
-    """Of a retired one: the layout for which it was."""
+    """Of a retired one: the layout that replaces it."""
     retired_at: int = 0
-    """When it was (ns since the epoch, the server's clock)."""
+    """Of a retired one: when that was (ns since the epoch, the server's clock)."""
     has_mode: bool = False
-    """Whether its metadata tell of a mode, so that it is a worker's."""
+    """Whether its metadata record a mode: a worker created it."""
 
     def covers(self, subject: str) -> bool:
-        """Whether it covers, or covered, a subject."""
+        """Return whether its present or former filter lets a subject through."""
         return not self.subjects or any(covers(each, subject) for each in self.subjects)
 
     def overlaps(self, other: ConsumerState) -> bool:
-        """Whether there may be a subject that both cover, or covered."""
+        """Return whether the present or former filters of both let some subject through."""
         return overlap(self.subjects, other.subjects)
 
 
-def filters_of(info: Mapping[str, Any]) -> tuple[str, ...]:
-    """The subjects that a consumer is for now; none where it is for all."""
-    config = info["config"]
-    return tuple(config.get("filter_subjects") or filter(None, [config.get("filter_subject")]))
-
-
 def overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
-    """Whether filters let a subject through that others do, too."""
+    """Return whether two sets of filters let a common subject through."""
     return not (some and others) or any(covers(one, other) or covers(other, one) for one in some for other in others)
 
 
-def consumer_state(info: Mapping[str, Any]) -> ConsumerState:
-    """From an answer of ``CONSUMER.INFO``, or an entry of ``CONSUMER.LIST``."""
-    config = info["config"]
-    metadata = config.get("metadata") or {}
-    filters = filters_of(info)
+def consumer_state(info: ConsumerInfo) -> ConsumerState:
+    """Read a consumer's info."""
+    metadata, filters = info.config.metadata, info.config.filters
     one = len(filters) == 1 and not {"*", ">"} & set(filters[0].split("."))
     mode = metadata.get(MODE) or (FUNCTION if one else "static")
     found = ConsumerState(
-        name=info["name"],
+        name=info.name,
         layout=static(_number(metadata.get(PARTITIONS), 1)) if mode == "static" else mode,
         subjects=filters,
-        last_delivered=info["delivered"]["stream_seq"],
-        num_ack_pending=info["num_ack_pending"],
-        num_pending=info["num_pending"],
-        ack_wait=config["ack_wait"] / 1e9,
+        last_delivered=info.delivered.stream_seq,
+        num_ack_pending=info.num_ack_pending,
+        num_pending=info.num_pending,
+        ack_wait=info.ack_wait,
         has_mode=MODE in metadata,
     )
     if mode != RETIRED:
         return found
-    was = json.loads(metadata.get(_WAS, "[]"))
-    return ConsumerState(
-        found.name,
-        RETIRED,
-        tuple(was),
-        found.last_delivered,
-        found.num_ack_pending,
-        found.num_pending,
-        found.ack_wait,
-        _number(metadata.get(_MARK), 0),
-        metadata.get(_FOR, ""),
-        _number(metadata.get(_AT), 0),
+    return replace(
+        found,
+        subjects=tuple(json.loads(metadata.get(_WAS, "[]"))),
+        mark=_number(metadata.get(_MARK), 0),
+        retired_for=metadata.get(_FOR, ""),
+        retired_at=_number(metadata.get(_AT), 0),
     )
 
 
-def retired_config(queue: str, info: Mapping[str, Any], layout: str, now: int) -> dict[str, Any]:
-    """The configuration that retires a consumer, which must stand still.
+NO_FILTER: Mapping[str, Any] = {"filter_subject": None, "filter_subjects": None, "pause_until": None}
+"""Changes of a configuration that remove a consumer's filter; and a pause, which ends by itself."""
+
+
+def retirement(queue: str, info: ConsumerInfo, layout: str, now: int) -> dict[str, Any]:
+    """Return the changes of a consumer's configuration that retire it.
 
     Args:
-        queue: its name.
-        info: an answer of ``CONSUMER.INFO``, got since the consumer stands still.
-        layout: the one that is wanted instead.
-        now: ns since the epoch.
+        queue: the queue's name.
+        info: received while the consumer is paused, because its mark must not move any more.
+        layout: the one that replaces it.
+        now: ns since the epoch, the server's clock.
     """
     found = consumer_state(info)
-    config = {
-        key: value
-        for key, value in info["config"].items()
-        if key not in ("filter_subject", "filter_subjects", "pause_until")
-    }
-    return config | {
+    marks = {MODE: RETIRED, _MARK: str(found.last_delivered), _WAS: json.dumps(found.subjects), _FOR: layout}
+    return {
+        **NO_FILTER,
         "filter_subject": f"RETIRED.{queue}.{found.name}",
-        "metadata": (config.get("metadata") or {})
-        | {
-            MODE: RETIRED,
-            _MARK: str(found.last_delivered),
-            _WAS: json.dumps(found.subjects),
-            _FOR: layout,
-            _AT: str(now),
-        },
+        "metadata": info.config.metadata | marks | {_AT: str(now)},
     }
 
 
@@ -156,69 +137,33 @@ class ConsumerSet:
     live: tuple[ConsumerState, ...] = ()
     retired: tuple[ConsumerState, ...] = ()
     foreign: tuple[ConsumerState, ...] = ()
-    """What others made for purposes of their own: it is left alone."""
+    """Consumers that were created by others for purposes of their own: they are left alone."""
 
     @classmethod
-    def of(cls, infos: Iterable[Mapping[str, Any]], durable: str) -> ConsumerSet:
-        """From the entries of ``CONSUMER.LIST``.
+    def of(cls, infos: Iterable[ConsumerInfo], durable: str) -> ConsumerSet:
+        """Sort the entries of ``CONSUMER.LIST``.
 
-        Ours are those that say so, and what is named as the settings have it: OpenFaaS's own worker made that.
+        A consumer belongs to the workers where its metadata record a mode, or where it has the name that the settings
+        give: OpenFaaS's own worker created that one.
         """
         live, retired, foreign = list[ConsumerState](), list[ConsumerState](), list[ConsumerState]()
-        for info in infos:
-            found = consumer_state(info)
-            ours = MODE in (info["config"].get("metadata") or {}) or found.name == durable
-            (foreign if not ours else retired if found.layout == RETIRED else live).append(found)
+        for found in map(consumer_state, infos):
+            known = found.has_mode or found.name == durable
+            (foreign if not known else retired if found.layout == RETIRED else live).append(found)
         return cls(tuple(live), tuple(retired), tuple(foreign))
 
     @property
     def current(self) -> str | None:
-        """The layout that the queue is in, or was last begun to be brought into; None where it is in none."""
+        """The layout that the queue is in, or that the last change of layout was begun for; None without consumers."""
         if begun := [each for each in self.retired if each.retired_for]:
             return max(begun, key=lambda each: (each.retired_at, each.name)).retired_for
         shared = {each.layout for each in self.live if each.layout != FUNCTION}
         return max(shared) if shared else FUNCTION if self.live else None
 
     def is_held(self, subject: str, sequence: int, by: str) -> bool:
-        """Whether a message, handed out *by* one consumer, is the business of another one, that was retired before."""
+        """Return whether a message that the consumer *by* delivered is held by a consumer that was retired earlier."""
         before = next((each.retired_at for each in self.retired if each.name == by), inf)
         return any(sequence <= each.mark and each.retired_at < before and each.covers(subject) for each in self.retired)
-
-    @property
-    def finished(self) -> list[ConsumerState]:
-        """The retired consumers that can be deleted: they keep nothing, and nothing theirs is an older one's."""
-        return [
-            each
-            for each in self.retired
-            if not each.num_ack_pending
-            and not any(
-                other.num_ack_pending and other.retired_at <= each.retired_at and each.overlaps(other)
-                for other in self.retired
-            )
-        ]
-
-    def misplaced(self, layout: str, durable: str, queue: str) -> list[ConsumerState]:
-        """The live consumers that have no place in a layout. Those that are no worker's are none of our business.
-
-        Args:
-            layout: the one.
-            durable: the name of the shared consumer.
-            queue: the queue's name.
-        """
-        ours = [
-            each for each in self.live if each.has_mode or each.name == durable or each.name.startswith(f"{durable}-")
-        ]
-        if layout == FUNCTION:
-            return [each for each in ours if each.layout != FUNCTION]
-        if layout == static(1):
-            return [each for each in ours if each.name != durable]
-        taken = [queue, *(f"{queue}.{part}.>" for part in range(_number(layout.partition("/")[2], 1)))]
-        return [
-            each
-            for each in ours
-            if each.layout != layout
-            and not (each.layout == FUNCTION and not any(covers(one, each.subjects[0]) for one in taken))
-        ]
 
 
 def _number(text: str | None, otherwise: int) -> int:

@@ -202,7 +202,7 @@ class Outbox:
         if pending := self._unconfirmed.pop(int(number), None):
             if pending.settlement is not None:
                 if self._retired.names and not isinstance(pending.settlement, Nak):
-                    self._retired.settled(pending.delivery, pending.delivery.token[len(self._epoch) :])
+                    self._retired.settled(pending.delivery)
                 self._count_settled(1)
             elif pending.confirmed:
                 self._extending.pop(pending.delivery.id, None)

@@ -82,10 +82,10 @@ class NatsQueue:
             stopping=self._on_stopping,
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
-        self._states = FunctionStates(self._connection, settings, self._on_paused, self._on_quota_agreed)
-        self.quotas = Quotas(self._connection, settings, self._states, self._flows, self._outbox)
-        self._named = asyncio.Event()
-        """Set once the following exist."""
+        self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
+        self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox)
+        self._bound = asyncio.Event()
+        """Set once the queue is consumed."""
         self._binding: Binding | None = None
         self._dead_letters: DeadLetters | None = None
         self.settle = self._outbox.settle
@@ -123,7 +123,7 @@ class NatsQueue:
     async def run(self) -> None:
         """Run all tasks until cancelled."""
         await asyncio.gather(
-            self._flows.pump(), self._tick(), self._states.serve(), self.quotas.run(), self._run_binding()
+            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._run_binding()
         )
 
     async def close(self) -> None:
@@ -140,9 +140,9 @@ class NatsQueue:
         self._binding = Binding(
             self._jetstream, settings, self._flows, self._outbox, retired=self._retired, emit=self._emit
         )
-        self._named.set()
         while not await self._binding.bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(RETRY)
+        self._bound.set()
         return self._flows
 
     async def _find_name(self) -> Settings:
@@ -155,7 +155,7 @@ class NatsQueue:
                 await asyncio.sleep(RETRY)
 
     async def _run_binding(self) -> None:
-        await self._named.wait()
+        await self._bound.wait()
         if self._binding:
             await asyncio.gather(self._binding.run(), self._binding.serving.run())
 
@@ -181,13 +181,13 @@ class NatsQueue:
 
     def _create_consumer(self, flow: str) -> None:
         if is_token_flow(flow):
-            self.quotas.make(flow)
+            self.quotas.create_consumer(flow)
         elif self._binding:
             self._binding.serving.create_consumer(flow)
 
     def _on_consumer_lost(self, flow: str) -> None:
         if is_token_flow(flow):
-            self.quotas.lost(flow)
+            self.quotas.consumer_lost(flow)
         elif self._binding:
             self._binding.serving.consumer_lost(flow)
 

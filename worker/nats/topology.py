@@ -78,20 +78,11 @@ def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool 
     )
 
 
-def shared_consumers(settings: Settings, layout: str) -> list[str]:
-    """Return the names of a static layout's consumers, those of all partitions."""
-    if layout == static(1):
-        return [settings.nats_durable]
-    return [f"{settings.nats_durable}-p{partition}" for partition in range(partitions_of(layout))]
-
-
-def flow_config(settings: Settings, subject: str, number: int = 1) -> ConsumerConfig:
-    """Return the configuration of one subject's consumer.
-
-    A *number* above one belongs to the name, where the names with those below it are taken by retired consumers.
-    """
-    name = flow_consumer(settings, subject) + (f"-{number}" if number > 1 else "")
-    return _consumer(settings, name, filter_subject=subject, metadata={MODE: FUNCTION})
+def flow_config(settings: Settings, subject: str, name: str = "") -> ConsumerConfig:
+    """Return the configuration of one subject's consumer, under its usual name or another one."""
+    return _consumer(
+        settings, name or flow_consumer(settings, subject), filter_subject=subject, metadata={MODE: FUNCTION}
+    )
 
 
 def _consumer(

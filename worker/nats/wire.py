@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -278,22 +279,12 @@ def decode_config(sent: msgspec.Raw) -> dict[str, Any]:
     return dict(msgspec.json.decode(sent))
 
 
-# Until all callers use decode_answer.
+def parse_time(text: str) -> datetime:
+    """Read a time as the server writes it, with as many digits as there are, to the microsecond."""
+    head, _, tail = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{head}.{(tail + '000000')[:6]}").replace(tzinfo=UTC)
 
 
-def parse_answer(data: bytes) -> dict[str, Any]:
-    """Decode JetStream's answer as it is.
-
-    Raises:
-        ValueError: the answer is not JetStream's; anyone may answer on a subject.
-    """
-    try:
-        msgspec.json.decode(data, type=_Failure)
-        return dict(msgspec.json.decode(data))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise ValueError("an answer that is not JetStream's") from None
-
-
-def is_stored(said: Mapping[str, Any]) -> bool:
-    """Return whether an answer confirms that a message is stored: it then names the stream, and the sequence there."""
-    return isinstance(said.get("stream"), str) and type(said.get("seq")) is int
+def nanoseconds(text: str) -> int:
+    """Return a time as the server writes it in nanoseconds since the epoch, to the microsecond."""
+    return int(parse_time(text).timestamp() * 1e6) * 1000

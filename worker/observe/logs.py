@@ -193,29 +193,21 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
         "Annotation ignored",
         {"function": ev.function, "annotation": ev.annotation, "value": ev.value[:80], "reason": ev.reason},
     ),
-    e.CallbackIgnored: lambda ev: (
-        "warning",
-        "Callback ignored because its URL is not valid",
-        {"call_id": ev.call_id, "function": ev.function, "reason": ev.reason},
+    e.CallbackIgnored: lambda ev: _line(
+        "warning", "Callback ignored because of its URL", call_id=ev.call_id, function=ev.function, reason=ev.reason
     ),
     e.CallbackPosted: _callback_posted,
     e.DeadLettered: _dead_lettered,
-    e.DeadLetterNotStored: lambda ev: (
-        "error",
-        "Dead letter not stored; trying again",
-        {"call_id": ev.call_id, "error": ev.error} | _message(ev.delivery),
+    e.DeadLetterNotStored: lambda ev: _line(
+        "error", "Dead letter not stored; trying again", call_id=ev.call_id, error=ev.error, **_message(ev.delivery)
     ),
-    e.WorkCrashed: lambda ev: (
-        "error",
-        "Internal error while one message was handled",
-        {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
+    e.WorkCrashed: lambda ev: _line(
+        "error", "Internal error in one message", error=repr(ev.error), exc_info=ev.error, **_message(ev.delivery)
     ),
     e.LimitLearned: lambda ev: _line("debug", "Limit learned", function=ev.function, limit=ev.limit),
     e.LeasesExtended: lambda ev: _line("debug", "Leases extended", count=ev.count),
-    e.LeaseExpired: lambda ev: (
-        "warning",
-        "Lease lost: NATS confirmed no extension in time; invocation cancelled",
-        _message(ev.delivery),
+    e.LeaseExpired: lambda ev: _line(
+        "warning", "Lease lost: NATS confirmed no extension in time; invocation cancelled", **_message(ev.delivery)
     ),
     e.Connected: lambda ev: (
         _line("warning", "Reconnected", nats=ev.server)

@@ -63,7 +63,7 @@ class Metrics:
         self._redeliveries = metric(
             Counter, "redeliveries", "Deliveries of messages that this worker had before", "queue_name", "known_as"
         )
-        self._crashes = metric(Counter, "crashes", "Internal errors, each while one message was handled")
+        self._crashes = metric(Counter, "crashes", "Internal errors, each in one message")
         self._connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
         self._draining = metric(Gauge, "draining", "1 from the first signal on")
         metric(Info, "build", "The version that runs").info({"version": __version__})

@@ -35,8 +35,10 @@ def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, tok
         token: whether the flow may start another invocation. A token can get lost, or expire, while the message that it
             was for is on its way.
     """
-    if isinstance(known, Extend | SettleAgain) or (isinstance(known, Start) and leased and room and token):
-        return known
-    if not (newest and leased):
-        return Abandon()
-    return GiveBack(known.attempt, NO_TOKEN if room else 0.0) if isinstance(known, Start) else known
+    if isinstance(known, Start):
+        if leased and room and token:
+            return known
+        return GiveBack(known.attempt, NO_TOKEN if room else 0.0) if newest and leased else Abandon()
+    if isinstance(known, Postpone):
+        return known if newest and leased else Abandon()
+    return known

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""The wait before the next attempt."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from enum import StrEnum
 
 
 class Jitter(StrEnum):
-    """How much of a wait is left to chance. Names and shares as OpenFaaS documents its ``backoff`` setting."""
+    """How much of a wait is random: names and parts as OpenFaaS documents its ``backoff`` setting."""
 
     EXPONENTIAL = "exponential"
-    """None."""
+    """Nothing is random."""
     FULL = "full"
     """All of it: 0-100 %."""
     EQUAL = "equal"
@@ -19,19 +19,19 @@ class Jitter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Doubling waits (s), the first *initial*, none over *longest*."""
+    """Doubling waits (s), from *first_wait* to at most *max_wait*."""
 
     first_wait: float = 10.0
     max_wait: float = 120.0
     jitter: Jitter = Jitter.EXPONENTIAL
 
     def ceiling(self, attempt: int) -> float:
-        """The wait after failed attempt number *attempt* (from 1), before jitter."""
+        """Return the wait (s) after failed attempt number *attempt* (from 1), before jitter."""
         # 2.0**64 seconds is past any cap; the bound keeps the power finite at attempt 10**6.
         return float(min(self.max_wait, self.first_wait * 2.0 ** min(attempt - 1, 64)))
 
     def delay(self, attempt: int, *, draw: float) -> float:
-        """The same after jitter, *dice* being in [0, 1)."""
+        """Return that wait after jitter; *draw* is a random number in [0, 1)."""
         ceiling = self.ceiling(attempt)
         match self.jitter:
             case Jitter.EXPONENTIAL:

@@ -1,4 +1,4 @@
-"""Where a result goes: a string, or Go's ``url.URL`` as encoding/json writes it."""
+"""The callback URL of a message: a string, or Go's ``url.URL`` as encoding/json writes it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~%!$
 """User, host and port (RFC 3986, section 3.2), so strictly that no two readers can take another host from it."""
 _NEITHER = "what stands for its host and port can be neither"
 _SAFE_PATH = "/:@$&+,;="
-"""What Go lets stand in a path that it must escape itself, less what ``quote`` keeps anyway."""
+"""Characters that Go does not escape in a path, less those that ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
 
 
 def callback_url(value: Any) -> str | None:
-    """The absolute URL to post to, less its fragment; None where there is none.
+    """Return the absolute URL to post to, without its fragment; None if the message has none.
 
     Args:
         value: the message's ``CallbackUrl``: None, a string, or Go's ``url.URL`` as an object.
@@ -37,7 +37,7 @@ def callback_url(value: Any) -> str | None:
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError:  # its text is not told on: it quotes what may be a password
+    except ValueError:  # without its text, which may quote a password
         raise ValueError(_NEITHER) from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"its scheme is {parts.scheme!r}; only http and https can be posted to")
@@ -49,7 +49,7 @@ def callback_url(value: Any) -> str | None:
 
 
 def _from_go(url: dict[str, Any]) -> str:
-    """What Go's ``URL.String`` gives, less user information, which encoding/json loses."""
+    """Return what Go's ``URL.String`` returns, without user information, which encoding/json loses."""
     scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
     raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
     if query or url.get("ForceQuery") is True:

@@ -1,4 +1,4 @@
-"""From a message's bytes to the request it asks for: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it.
+"""From a message's bytes to its invocation: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it.
 
 Three laws. What goes into the request line and the header is checked here, once, so that no message can add a line of
 its own to a request. No message can reach anything but the function that it names: a path whose dots lead out of it is
@@ -27,19 +27,19 @@ HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade".split()
 )
 """Headers about one connection (RFC 9110, section 7.6.1, and the older lists that Go's reverse proxy keeps to)."""
-_OURS = HOP_BY_HOP | {b"host", b"content-length"}
-"""The two more that the client writes itself."""
+_REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
+"""Also the two that the HTTP client writes itself."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
-"""What Go's client escapes in a path. A valid escape is left as it is: the path goes out as it came."""
+"""Characters that Go's client escapes in a path. A valid escape stays as it is: the path is sent as it was stored."""
 _UNSAFE_QUERY = re.compile(r"[^!-~]|#")
-"""What would end the query or the request line. All else goes out as it came, as Go sends a raw query."""
+"""Characters that would end the query or the request line. All others are sent as stored, as Go sends a raw query."""
 _LONGEST_FUNCTION = 2 * LONGEST + 1
 _SHORT, _MOST_NAMES = 64, 1_000
-"""Characters in a header's name that is remembered, and how many are: names are foreign."""
+"""Most characters in a header's name that is cached, and most names: callers choose them."""
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
-"""Of the call ids that we make; a random UUID, fixed for ever."""
+"""Namespace of derived call ids: a random UUID, fixed forever."""
 
 
 class _QueueRequest(msgspec.Struct):
@@ -57,36 +57,36 @@ _decoder = msgspec.json.Decoder(_QueueRequest)
 
 
 def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
-    """The invocation that a message asks for, and what is wrong with its callback, if anything is.
+    """Return the invocation of a message, and why its callback cannot be posted to, if that is so.
 
-    A callback that cannot be posted to does not spoil the invocation: the function runs, and nobody is told.
+    Such a callback does not prevent the invocation: the function runs, and its result is posted nowhere.
 
     Args:
         delivery: the message.
-        namespace: stands in where the function's name has none.
-        user_agent: who we are, where the message brings no User-Agent.
+        namespace: the default for a function that is named without one.
+        user_agent: the User-Agent of a message that has none.
     """
     try:
         request = _decoder.decode(delivery.payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Malformed(f"not a QueueRequest: {error}")
     try:
-        callback, complaint = callback_url(request.CallbackUrl), None
+        callback, callback_error = callback_url(request.CallbackUrl), None
     except ValueError as error:
-        callback, complaint = None, str(error)
+        callback, callback_error = None, str(error)
     try:
-        return _invocation(request, delivery, namespace, user_agent, callback), complaint
+        return _invocation(request, delivery, namespace, user_agent, callback), callback_error
     except ValueError as error:
         return Malformed(str(error))
 
 
 def connection_options(connection: bytes) -> Iterator[bytes]:
-    """The headers, in lower case, that the value of a Connection header says are about that connection only."""
+    """Return the headers, in lower case, that a Connection header names as being about that connection only."""
     return (option.strip().lower() for option in connection.split(b","))
 
 
 def derive_call_id(delivery: Delivery) -> str:
-    """The call id of a message that brings none: the same at each of its deliveries, in each worker."""
+    """Return the call id of a message that has none: the same for each of its deliveries, on each worker."""
     return str(uuid5(_NAMESPACE, f"{delivery.id[0]}/{delivery.id[1]}"))
 
 
@@ -98,7 +98,7 @@ def _invocation(
         raise ValueError(f"not a function's name: {request.Function[:80]!r}")
     if method not in _USUAL and not TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
-    if _leads_out(path):
+    if _escapes(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
     label, address = known
     fields = _Fields(request.Header or {})
@@ -112,7 +112,7 @@ def _invocation(
         function=function,
         label=label,
         method=method,
-        target=address + _below(path, request.QueryString or ""),
+        target=address + _rest_of_target(path, request.QueryString or ""),
         headers=tuple(fields.sent),
         body=request.Body or b"",
         annotations=request.Annotations or {},
@@ -122,32 +122,32 @@ def _invocation(
 
 
 class _Fields:
-    """What is sent on of a message's header, and what was found in it."""
+    """The header fields of a message that are sent on, and those with a meaning here."""
 
-    __slots__ = ("agent", "call_id", "named", "sent", "started")
+    __slots__ = ("agent", "call_id", "connection_options", "sent", "started")
 
     def __init__(self, header: dict[str, list[str] | None]) -> None:
         self.sent: list[tuple[bytes, bytes]] = []
         self.agent = False
         self.call_id = self.started = ""
-        self.named: set[bytes] = set()
-        """What a Connection header names, in lower case."""
+        self.connection_options: set[bytes] = set()
+        """The fields that Connection headers name, in lower case."""
         for name, values in header.items():
-            written, special = _names.get(name) or _learn(name)
+            written, special = _names.get(name) or _cache_name(name)
             for given in values or ():
                 if not (given.isascii() and given.isprintable()):
                     _check_value(name, given)
                 value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
                 if special is None or special(self, value):
                     self.sent.append((written, value.encode()))
-        if self.named:
-            self._drop(self.named - {b"x-call-id"})
+        if self.connection_options:
+            self._drop(self.connection_options - {b"x-call-id"})
 
     def _drop(self, named: set[bytes]) -> None:
         self.sent = [field for field in self.sent if field[0].lower() not in named]
         self.agent = self.agent and b"user-agent" not in named
 
-    # What is special about some names: each says whether the field is sent on.
+    # One method for each special field; it returns whether the field is sent on.
 
     def _found_call_id(self, value: str) -> bool:
         self.call_id = self.call_id or value
@@ -162,26 +162,26 @@ class _Fields:
         return True
 
     def _found_connection(self, value: str) -> bool:
-        self.named.update(connection_options(value.encode()))
+        self.connection_options.update(connection_options(value.encode()))
         return False
 
-    def _found_ours(self, _: str) -> bool:
+    def _found_replaced(self, _: str) -> bool:
         return False
 
 
 _Special = Callable[[_Fields, str], bool]
 _SPECIAL: Mapping[bytes, _Special] = {
-    **dict.fromkeys(_OURS, _Fields._found_ours),  # noqa: SLF001 -- a part of the class, in a table
+    **dict.fromkeys(_REPLACED, _Fields._found_replaced),  # noqa: SLF001 -- a part of the class, in a table
     b"x-call-id": _Fields._found_call_id,  # noqa: SLF001 -- the same
     b"x-start-time": _Fields._found_start,  # noqa: SLF001 -- the same
     b"user-agent": _Fields._found_agent,  # noqa: SLF001 -- the same
     b"connection": _Fields._found_connection,  # noqa: SLF001 -- the same
 }
 _names: dict[str, tuple[bytes, _Special | None]] = {}
-"""Names of headers seen before: their bytes, and what is special about them."""
+"""Cache of header names: their bytes, and the method for a special one."""
 
 
-def _learn(name: str) -> tuple[bytes, _Special | None]:
+def _cache_name(name: str) -> tuple[bytes, _Special | None]:
     if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
     known = name.encode(), _SPECIAL.get(name.lower().encode())
@@ -197,14 +197,14 @@ def _check_value(name: str, value: str) -> None:
 
 @lru_cache(4_000)
 def _function(name: str, namespace: str) -> tuple[str, bytes] | None:
-    """A function's label, and where its requests go; None where it cannot name one."""
+    """Return a function's label and its request target; None if the name is invalid."""
     if (split := split_function(name, namespace)) is None:
         return None
     return f"{split[0]}.{split[1]}", f"/function/{name}".encode("ascii")
 
 
-def _leads_out(path: str) -> bool:
-    """Whether the dots in a path lead above where it starts, to a server that unescapes it first, as Go's do."""
+def _escapes(path: str) -> bool:
+    """Return whether the dots in a path lead above its start, for a server that unescapes it first, as Go's do."""
     if not path or ".." not in (path := unquote(path)):
         return False
     depth = 0
@@ -215,8 +215,8 @@ def _leads_out(path: str) -> bool:
     return False
 
 
-def _below(path: str, query: str) -> bytes:
-    """The request target, from the function's address on."""
+def _rest_of_target(path: str, query: str) -> bytes:
+    """Return the part of the request target below the function."""
     if not path and not query:
         return b""
     if path and not path.startswith("/"):

@@ -34,17 +34,16 @@ class DemandQueue:
         line = self._lines.setdefault((flow.weight, flow.min_slots), [])
         heapq.heappush(line, (flow.held, flow.usage, flow.last_grant, flow.ticket, flow))
 
-    def remove(self, flow: Flow) -> bool:
-        """Remove a flow, and return whether it was there. Its entry in the heap stays there, and is skipped later."""
+    def remove(self, flow: Flow) -> None:
+        """Remove a flow, if it is there. Its entry in the heap stays, and is skipped later."""
         if not flow.demand_key:
-            return False
+            return
         weight, held = flow.demand_key
         self.flows -= 1
         self.weights -= weight
         self._held -= held
         flow.demand_key = None
         flow.ticket = 0
-        return True
 
     def first(self, free: int) -> Flow | None:
         """Return the flow that gets the next of the *free* slots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
@@ -23,81 +24,53 @@ class Limit(Protocol):
     def ended(self, began: float, now: float, status: int | None) -> float | None: ...
 
 
+@dataclass(slots=True, eq=False)
 class Flow:
     """The numbers of one flow.
 
     Other modules may set *weight*, *cap*, *paused* and *min_slots*, followed by :meth:`Shares.mark_changed`.
-
-    Args:
-        name: the flow's name at the queue.
-        function: label ``name.namespace`` of the function that all its messages invoke, or empty.
-        limiter: the learned limit, if there is one.
-        min_slots: slots that this flow gets before others get more than their minimum.
     """
 
-    __slots__ = (
-        "cap",
-        "check_at",
-        "credit",
-        "credited_at",
-        "demand_key",
-        "exists",
-        "function",
-        "last_grant",
-        "limiter",
-        "min_slots",
-        "name",
-        "needs_tokens",
-        "paused",
-        "pending",
-        "recalling",
-        "running",
-        "silence",
-        "silent_until",
-        "stored",
-        "ticket",
-        "usage",
-        "weight",
-    )
-
-    def __init__(self, name: str, function: str = "", limiter: Limit | None = None, min_slots: int = 0) -> None:
-        self.name = name
-        self.function = function
-        self.limiter = limiter
-        self.min_slots = min_slots
-        self.weight = 1
-        self.cap: float = inf
-        """Most slots that its tokens allow."""
-        self.paused = False
-        self.needs_tokens = False
-        """Whether each of its invocations starts with a token."""
-        self.exists = False
-        """Whether the queue has this flow now."""
-        self.running = 0
-        """Slots that run an invocation."""
-        self.credit = 0
-        """Slots that are kept free for messages that were requested and have not arrived."""
-        self.credited_at = -inf
-        """When the first of the credit was given, or a message last arrived."""
-        self.recalling = False
-        """Whether the credit was recalled and has not returned yet."""
-        self.pending: float = 0
-        """Messages that the queue has never delivered, as last counted; the requested ones are among them."""
-        self.stored: float = 0
-        """Messages in the stream, as last counted: pending, running on any worker, or waiting for another attempt."""
-        self.silence = 0.0
-        """Seconds for which no credit is given after requested messages did not arrive; doubles each time."""
-        self.silent_until = -inf
-        self.usage = 0.0
-        """Slot seconds by weight, on the scale of :attr:`DemandQueue.virtual_time`."""
-        self.last_grant = 0
-        """Number of the last grant of a slot to this flow, among all grants."""
-        self.demand_key: tuple[int, int] | None = None
-        """Its weight and held slots when it last entered the queue of flows with demand; None while it is not there."""
-        self.ticket = 0
-        """Number of its valid entry in that queue."""
-        self.check_at = inf
-        """When to look at this flow again, although nothing has happened to it."""
+    name: str
+    """Its name at the queue."""
+    function: str = ""
+    """Label ``name.namespace`` of the function that all its messages invoke, or empty."""
+    limiter: Limit | None = None
+    min_slots: int = 0
+    """Slots that this flow gets before others get more than their minimum."""
+    weight: int = 1
+    cap: float = inf
+    """Most slots that its tokens allow."""
+    paused: bool = False
+    needs_tokens: bool = False
+    """Whether each of its invocations starts with a token."""
+    exists: bool = False
+    """Whether the queue has this flow now."""
+    running: int = 0
+    """Slots that run an invocation."""
+    credit: int = 0
+    """Slots that are kept free for messages that were requested and have not arrived."""
+    credited_at: float = -inf
+    """When the first of the credit was given, or a message last arrived."""
+    recalling: bool = False
+    """Whether the credit was recalled and has not returned yet."""
+    pending: float = 0
+    """Messages that the queue has never delivered, as last counted; the requested ones are among them."""
+    stored: float = 0
+    """Messages in the stream, as last counted: pending, running on any worker, or waiting for another attempt."""
+    silence: float = 0.0
+    """Seconds for which no credit is given after requested messages did not arrive; doubles each time."""
+    silent_until: float = -inf
+    usage: float = 0.0
+    """Slot seconds by weight, on the scale of :attr:`DemandQueue.virtual_time`."""
+    last_grant: int = 0
+    """Number of the last grant of a slot to this flow, among all grants."""
+    demand_key: tuple[int, int] | None = None
+    """Its weight and held slots when it last entered the queue of flows with demand; None while it is not there."""
+    ticket: int = 0
+    """Number of its valid entry in that queue."""
+    check_at: float = inf
+    """When to look at this flow again, although nothing has happened to it."""
 
     @property
     def limit(self) -> float:

@@ -1,4 +1,4 @@
-"""Names of functions and queues, and the subjects made of them."""
+"""Names of functions and queues, and their subjects."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from .syntax import whole_number
 
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
 _DIGITS = 9
-"""Most digits of a partition's number: any longer one is a name."""
+"""Most digits of a partition's number: a longer one is a name."""
 LONGEST = 253
-"""Characters in a name: the limit of a DNS name, which Kubernetes sets for what it calls a name."""
+"""Most characters in a name: the limit of a DNS name, which Kubernetes sets for names."""
 
 
 def is_name(text: str) -> bool:
-    """Whether *text* can name a queue, a function or a namespace."""
+    """Return whether *text* can name a queue, a function or a namespace."""
     return len(text) <= LONGEST and _NAME.fullmatch(text) is not None
 
 
 def split_function(text: str, namespace: str) -> tuple[str, str] | None:
-    """Name and namespace of ``name`` or ``name.namespace``, *namespace* standing in; None where it is neither."""
+    """Split ``name`` or ``name.namespace``; the default is *namespace*. None if the text is neither."""
     name, dot, given = text.partition(".")
     if not is_name(name) or (dot and not is_name(given)):
         return None
@@ -41,12 +41,12 @@ def parse_function(text: str, namespace: str) -> tuple[str, str]:
 
 
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
-    """Where our producers publish an invocation."""
+    """Return the subject to which the producer publishes an invocation."""
     return f"{queue}.{partition}.{name}.{namespace}"
 
 
 def partition_for(name: str, namespace: str, partitions: int) -> int:
-    """The partition of a function, from 0: the same that NATS's own subject mapping ``{{partition(n,...)}}`` gives it.
+    """Return the partition of a function, from 0, as NATS's subject mapping ``{{partition(n,...)}}`` computes it.
 
     That is FNV-1a in 32 bits over the tokens, with nothing between them (nats-server, ``getHashPartition``).
     """
@@ -54,10 +54,10 @@ def partition_for(name: str, namespace: str, partitions: int) -> int:
 
 
 def partition_of(queue: str, subject: str, partitions: int) -> int:
-    """Which of so many partitions of a queue a subject belongs to.
+    """Return the partition of a queue that a subject belongs to, from 0.
 
-    The number that our producers put behind the queue's name, modulo the partitions; where there is none, a hash of the
-    subject decides (FNV-1a, 32 bits). What comes on the bare subject belongs to the first.
+    It is the number that producers put behind the queue's name, modulo the partitions. Without a number, a hash of the
+    subject decides (FNV-1a, 32 bits). The bare subject belongs to the first partition.
     """
     if partitions == 1 or subject == queue:
         return 0
@@ -68,7 +68,7 @@ def partition_of(queue: str, subject: str, partitions: int) -> int:
 
 
 def fnv1a(data: bytes) -> int:
-    """The hash of Fowler, Noll and Vo, 32 bits: the same in every process, of every version."""
+    """Return the hash of Fowler, Noll and Vo, 32 bits: the same in every process of every version."""
     value = 0x811C9DC5
     for byte in data:
         value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
@@ -76,9 +76,9 @@ def fnv1a(data: bytes) -> int:
 
 
 def label_of(queue: str, subject: str) -> str:
-    """The ``function_name`` that metrics give to what waits on *subject*.
+    """Return the ``function_name`` in metrics of the messages on *subject*.
 
-    ``name.namespace`` where the subject tells it, nothing for the bare subject, else what stands below the queue.
+    It is ``name.namespace`` if the subject has them, empty for the bare subject, else all that follows the queue.
     """
     if subject == queue:
         return ""
@@ -88,7 +88,7 @@ def label_of(queue: str, subject: str) -> str:
 
 
 def covers(pattern: str, subject: str) -> bool:
-    """Whether every subject that *subject* (which may end in ``>``) stands for is one that *pattern* stands for."""
+    """Return whether *pattern* matches every subject that *subject* (which may end in ``>``) matches."""
     wide, narrow = pattern.split("."), subject.split(".")
     for position, wanted in enumerate(wide):
         if wanted == ">":

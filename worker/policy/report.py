@@ -1,4 +1,4 @@
-"""What the outside is told of an invocation's end: the callback's and the dead letter's headers."""
+"""The report of an invocation's end: the callback, and the dead letter's headers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _OURS = HOP_BY_HOP | {
     b"x-retry-max",
     b"x-truncated",
 }
-"""Response headers that do not go into the callback: those about the connection, and those we write ourselves."""
+"""Response headers that a callback does not have: those about the connection, and those that it sets itself."""
 
 
 def make_callback(
     invocation: Invocation, outcome: Outcome, *, attempt: int, attempts: int, duration: float, user_agent: str
 ) -> Callback | None:
-    """The POST that tells the end of *invocation*, None where it asked for none (contract, section 6)."""
+    """Return the POST that reports the end of an invocation; None if it has no callback (contract, section 6)."""
     if invocation.callback is None:
         return None
     answer = outcome if isinstance(outcome, Responded) else None
@@ -35,26 +35,26 @@ def make_callback(
         for name, value in (answer.headers if answer else ())
         if (lower := name.lower()) not in _OURS and lower not in named
     ]
-    said = {
+    fields = {
         "X-Call-Id": invocation.call_id,
         "X-Function-Name": invocation.function,
-        # Nothing else can have ended an invocation than an answer, none, or a bug of ours: to the caller, none as well.
+        # Only a bug in the worker has no status: to the caller, as if the function had not answered.
         "X-Function-Status": str(status_of(outcome) or 502),
         "X-Duration-Seconds": f"{duration:.6f}",
         "X-Start-Time": invocation.started,
         "User-Agent": user_agent,
     }
     if attempt > 1:
-        # An attempt past the last allowed one (they became fewer, or were counted too high) is told as the last one.
-        said |= {"X-Retry": str(min(attempt, attempts) - 1), "X-Retry-Max": str(attempts - 1)}
+        # An attempt past the last allowed one (they became fewer, or were counted too high) is reported as the last.
+        fields |= {"X-Retry": str(min(attempt, attempts) - 1), "X-Retry-Max": str(attempts - 1)}
     if answer and answer.truncated:
-        said["X-Truncated"] = "true"
-    headers += [(name.encode(), value.encode()) for name, value in said.items()]
+        fields["X-Truncated"] = "true"
+    headers += [(name.encode(), value.encode()) for name, value in fields.items()]
     return Callback(invocation.callback, tuple(headers), answer.body if answer else b"")
 
 
 def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
-    """Headers of a dead letter; its body is the message as it came, to the byte.
+    """Return the headers of a dead letter; its body is the message as it was stored, to the byte.
 
     Values are cut to what a header line can hold and carry no control characters, since reasons quote foreign input.
     """

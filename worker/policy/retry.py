@@ -1,4 +1,4 @@
-"""Which outcomes are tried again, how often, after how long: the settings, and what a function's annotations change."""
+"""The retry policy: which outcomes are retried, how often, after how long, and how annotations change that."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .syntax import whole_number
 
 DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
 _MOST_ATTEMPTS = 10**6
-"""Attempts an annotation or setting may ask for: with the longest default wait between them, four years."""
+"""Most attempts that a setting or annotation may allow: with the longest default wait between them, four years."""
 _LONGEST = 2048
-"""Characters in an annotation: enough for every code there is. A bound, since annotations come with each message."""
+"""Most characters in an annotation: enough for every code. A bound, because each message has annotations."""
 _SHOWN = 80
-"""Characters of an ignored annotation that are told on."""
+"""Characters of an ignored annotation that are logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,16 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class IgnoredAnnotation:
-    """An annotation that could not be used."""
+    """An annotation that is invalid."""
 
     annotation: str
     value: str
-    """Or its beginning, where it is long."""
+    """The value, or its beginning if it is long."""
     reason: str
 
 
 def parse_codes(text: str) -> frozenset[int]:
-    """A comma-separated list of HTTP statuses.
+    """Parse a comma-separated list of HTTP statuses.
 
     Raises:
         ValueError: an entry is not one, or there is none.
@@ -51,7 +51,7 @@ def parse_codes(text: str) -> frozenset[int]:
 
 
 def parse_attempts(text: str) -> int:
-    """A number of attempts.
+    """Parse a number of attempts.
 
     Raises:
         ValueError: it is not a whole number from 1 to a million.
@@ -84,7 +84,7 @@ def _with(**change: Any) -> Callable[[Retry], Retry]:
 
 
 def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[IgnoredAnnotation, ...]]:
-    """The policy under a function's annotations, each used or ignored on its own, and those that were ignored."""
+    """Return the policy as a function's annotations change it, and the annotations that are invalid and ignored."""
     ignored: tuple[IgnoredAnnotation, ...] = ()
     if not annotations:
         return retry, ignored

@@ -221,7 +221,9 @@ class Shares:
         """Give all free slots, and recall credit that is needed elsewhere."""
         if self._alone and not self._checks:
             return self._give_all(self._alone, now)
-        decision = self._restore_surplus()
+        decision = Decision()
+        if self._surplus:
+            self._restore_surplus(decision)
         self._look_at_changed(decision, now)
         while self.free and (first := self._demand.first(self.free)):
             self._grant(first, decision, now)
@@ -240,17 +242,16 @@ class Shares:
         # The path of every message in static mode: usually a slot was filled, and there is nothing to decide.
         if not (self.free or self._surplus):
             return NOTHING
-        decision = self._restore_surplus()
+        decision = Decision()
+        self._restore_surplus(decision)
         if self.free:
             self._give_credit(flow, self.free, decision, now)
         return decision
 
-    def _restore_surplus(self) -> Decision:
-        decision = Decision()
+    def _restore_surplus(self, decision: Decision) -> None:
         for flow in self._surplus:
             decision.credits[flow] = decision.credits.get(flow, 0) + 1
         self._surplus.clear()
-        return decision
 
     def _look_at_changed(self, decision: Decision, now: float) -> None:
         while self._checks and self._checks[0][0] <= now:
@@ -278,7 +279,8 @@ class Shares:
         if flow in self._active and not (flow.exists and (flow.stored or flow.pending or flow.credit)):
             del self._active[flow]
             self._find_alone()
-        had_demand = self._demand.remove(flow)
+        if had_demand := flow.demand_key is not None:
+            self._demand.remove(flow)
         if flow.demand(now) >= 1:
             if not (had_demand or flow.held):
                 # Time without demand earns no claim on slots: its usage begins where the others stand.

@@ -1,4 +1,4 @@
-"""Who takes away the consumers of functions without work, on a real server."""
+"""Consumers of subjects without messages are deleted, on a real server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from tests.nats.hand import Hand, at_work
-from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.model import Ack, Delivery, FlowEnded, Nak
-from worker.nats.migration import PAUSE, Migration
+from worker.nats.jetstream import JetStream
 
 SUBJECT = "faas-request.0.echo.ns"
 SETTINGS = {"scaling_mode": "function", "consumer_inactive_threshold": "1s", "ack_wait": "3s"}
@@ -23,8 +22,8 @@ def names(server: NatsServer) -> list[str]:
     return listed
 
 
-async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
-    """A function of which nothing is stored for the threshold is gone with its consumer, and comes again with work."""
+async def test_idle_consumer_is_deleted_after_the_threshold(tmp_path: Path) -> None:
+    """A subject without messages for the threshold ends with its consumer, and is found again with a message."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
@@ -36,8 +35,8 @@ async def test_an_idle_function_loses_its_consumer(tmp_path: Path) -> None:
             await until(lambda: len(hand.came) + len(other.came) == 2, "the next to come")
 
 
-async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
-    """However long it runs, or waits for its next attempt, it counts on where it was."""
+async def test_idle_consumer_with_a_parked_message_stays(tmp_path: Path) -> None:
+    """A message that waits for its next attempt keeps the consumer, and so its delivery count."""
 
     def act(hand: Hand, delivery: Delivery) -> None:
         hand.queue.settle(delivery, Nak(6.0) if delivery.num_delivered == 1 else Ack(), before=inf)
@@ -50,8 +49,8 @@ async def test_a_function_with_work_keeps_its_consumer(tmp_path: Path) -> None:
             assert [each.num_delivered for each in hand.came] == [1, 2]
 
 
-async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> None:
-    """What a worker left behind that was killed, another one takes away."""
+async def test_idle_consumer_of_a_killed_worker_is_deleted(tmp_path: Path) -> None:
+    """A consumer that a killed worker left behind is deleted by another one."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, SETTINGS | {"consumer_inactive_threshold": "1h"}):
@@ -61,19 +60,21 @@ async def test_a_consumer_that_nobody_serves_is_taken_away(tmp_path: Path) -> No
             await until(lambda: not names(server), "its consumer to go")
 
 
-async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored while its consumer is being deleted comes once, by the next consumer."""
+async def test_idle_consumer_with_a_message_during_its_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored during the deletion is delivered once, by the next consumer."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        delete = Migration.delete
+        delete = JetStream.delete_consumer
         late: list[Any] = []
 
-        async def publish_and_delete(self: Migration, name: str) -> None:
+        async def publish_and_delete(self: JetStream, stream: str, name: str) -> None:
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
-            await delete(self, name)
+            await delete(self, stream, name)
 
-        monkeypatch.setattr(Migration, "delete", publish_and_delete)
+        monkeypatch.setattr(JetStream, "delete_consumer", publish_and_delete)
         async with at_work(server, SETTINGS) as hand, at_work(server, SETTINGS) as other:
             server.publish(SUBJECT, b"one")
             await until(lambda: bool(late) and server.state()["messages"] == 0, "both to be done")
@@ -81,21 +82,22 @@ async def test_a_message_between_the_last_look_and_the_end(tmp_path: Path, monke
             assert sorted((each.payload, each.num_delivered) for each in came) == [(b"late", 1), (b"one", 1)]
 
 
-async def test_a_message_before_the_last_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is stored while its consumer is paused to be deleted keeps it, and is delivered before the pause ends."""
+async def test_idle_consumer_with_a_message_before_its_deletion_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored while the consumer is paused keeps it, and is delivered soon."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
-        pause = Migration.pause
+        pause = JetStream.pause_consumer
         late: list[Any] = []
 
-        async def pause_and_publish(self: Migration, name: str, seconds: float = PAUSE) -> bool:
-            # The last pause resumes: it is to be as short as it is.
-            paused = await pause(self, name, 10 * LAST_RESORT if seconds == PAUSE else seconds)
+        async def pause_and_publish(self: JetStream, stream: str, name: str, until: str) -> bool:
+            paused = await pause(self, stream, name, until)
             if not late:
                 late.append(server.publish(SUBJECT, b"late"))
             return paused
 
-        monkeypatch.setattr(Migration, "pause", pause_and_publish)
+        monkeypatch.setattr(JetStream, "pause_consumer", pause_and_publish)
         async with at_work(server, SETTINGS) as hand:
             server.publish(SUBJECT, b"one")
             await until(lambda: len(hand.came) == 2, "both to come")

@@ -1,0 +1,164 @@
+"""Applies what the reconciler decided, through JetStream.
+
+Every change can be made twice. Before each deletion the consumer is looked at again: other workers apply theirs, too,
+and since the observation another consumer may have been created under the name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import TypeVar
+
+import trio
+
+from ..ports import BrokerUnavailableError, MisconfiguredError
+from .connection import NoRespondersError
+from .jetstream import JetStream
+from .layout import FUNCTION, NO_FILTER, RETIRED, ConsumerState, consumer_state, overlap, retirement
+from .reconcile import Change, DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter
+from .wire import ApiError, ErrorCode, nanoseconds, parse_time
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PAUSE = 10.0
+"""Seconds that a consumer is paused at most, while it is being retired or deleted."""
+_RESUMED = 0.2
+"""Seconds until a pause ends that is to end: enough for three servers to agree on it first."""
+_TRUSTED = 6.0
+"""Seconds after the beginning of a pause in which an info of the consumer is trusted."""
+_FLUSHED = 0.3
+"""Seconds after which nats-server has written what a consumer had delivered: it does so every 100 ms."""
+_TAKEN_OFF = 0.5
+"""Seconds that workers have to delete what they have just ended through a retired consumer (FinishedDeleter), before
+that consumer is deleted and other consumers deliver what is still stored."""
+_AT_ONCE = 16
+"""Changes that are made at the same time."""
+
+
+class Applier:
+    """Changes the consumers of one stream.
+
+    Args:
+        jetstream: the client.
+        stream: the stream's name at the server.
+        queue: the queue's name.
+        announce: notifies all workers.
+    """
+
+    def __init__(
+        self, jetstream: JetStream, stream: str, queue: str, announce: Callable[[Retire], Awaitable[None]]
+    ) -> None:
+        self._jetstream, self._stream, self._queue, self._announce = jetstream, stream, queue, announce
+
+    async def apply(self, change: Change) -> None:
+        """Apply a change, to several consumers at the same time.
+
+        Raises:
+            MisconfiguredError: the server cannot pause consumers.
+            ApiError: the server answers with an error.
+            worker.ports.BrokerUnavailableError: the server does not answer.
+        """
+        match change:
+            case Retire(names, layout):
+                await self._announce(change)
+                await _for_each(names, lambda name: self._retire(name, layout))
+            case DeleteRetired(consumers):
+                await asyncio.sleep(_TAKEN_OFF)
+                await _for_each(consumers, self._delete_retired)
+            case DeleteRefused(names, others):
+                await _for_each(names, lambda name: self._delete_refused(name, others))
+            case Unfilter(name):
+                info = await self._jetstream.consumer(self._stream, name)
+                if consumer_state(info).layout != RETIRED:  # another worker may have retired it since
+                    await self._jetstream.update_consumer(self._stream, info, **NO_FILTER)
+
+    async def delete_idle(self, idle: Iterable[DeleteIdle]) -> list[str]:
+        """Delete idle consumers, and return the subjects of those that are gone. Failures are reported."""
+        return [subject for subject in await _for_each(idle, self._delete_idle) if subject]
+
+    async def _retire(self, name: str, layout: str) -> None:
+        began = trio.current_time()
+        if not await self._pause(name, PAUSE):
+            raise MisconfiguredError(
+                f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later"
+            )
+        await asyncio.sleep(_FLUSHED)
+        info = await self._jetstream.consumer(self._stream, name)
+        # Only where the pause has lasted until now is the sequence in the info the last one that was delivered.
+        paused = info.paused and trio.current_time() - began < _TRUSTED
+        if paused and consumer_state(info).layout != RETIRED:  # another worker may have been faster
+            changes = retirement(self._queue, info, layout, nanoseconds(info.ts))
+            await self._jetstream.update_consumer(self._stream, info, **changes)
+        await self._resume(name)
+
+    async def _delete_retired(self, observed: ConsumerState) -> None:
+        if info := await self._jetstream.find_consumer(self._stream, observed.name):
+            now = consumer_state(info)
+            if (now.layout, now.retired_at, now.num_ack_pending) == (RETIRED, observed.retired_at, 0):
+                await self._jetstream.delete_consumer(self._stream, observed.name)
+
+    async def _delete_refused(self, name: str, others: tuple[tuple[str, ...], ...]) -> None:
+        # The server obeys the deletion of a consumer without a leader, and does not always answer it.
+        with suppress(ApiError, BrokerUnavailableError):
+            info = await self._jetstream.consumer(self._stream, name)
+            if any(overlap(info.config.filters, other) for other in others):
+                await self._jetstream.delete_consumer(self._stream, name)
+
+    async def _delete_idle(self, idle: DeleteIdle) -> str | None:
+        """Delete a consumer while it is paused, so that it delivers nothing between the last look and its deletion."""
+        name = idle.name
+        try:
+            if not await self._is_idle(name):
+                return None
+            paused = await self._pause(name, PAUSE)
+            if not await self._is_idle(name):
+                if paused:
+                    await self._resume(name)
+                return None
+            await self._jetstream.delete_consumer(self._stream, name)
+        except (ApiError, BrokerUnavailableError) as error:
+            if not (isinstance(error, ApiError) and error.err_code == ErrorCode.CONSUMER_NOT_FOUND):
+                self._jetstream.connection.report_failure(f"deleting the consumer {name}, which is idle", error)
+                return None
+        return idle.subject
+
+    async def _is_idle(self, name: str) -> bool:
+        found = consumer_state(await self._jetstream.consumer(self._stream, name))
+        return found.layout == FUNCTION and not found.num_ack_pending and not found.num_pending
+
+    async def _pause(self, name: str, seconds: float) -> bool:
+        """Pause a consumer by the server's clock, and return whether it is paused; not so before nats-server 2.11."""
+        info = await self._jetstream.consumer(self._stream, name)
+        until = parse_time(info.ts) + timedelta(seconds=seconds)
+        try:
+            return await self._jetstream.pause_consumer(self._stream, name, until.isoformat().replace("+00:00", "Z"))
+        except NoRespondersError:
+            return False
+
+    async def _resume(self, name: str) -> None:
+        """Let a consumer go on soon.
+
+        A pause that ends wakes the open pull requests. One that is taken back does not: they wait for the next message,
+        or for another request (measured, nats-server 2.15.1).
+        """
+        await self._pause(name, _RESUMED)
+
+
+async def _for_each(items: Iterable[T], act: Callable[[T], Awaitable[R]]) -> list[R]:
+    """Act on items, on a few at the same time; return the results, or raise the first error once all have ended."""
+    room = asyncio.Semaphore(_AT_ONCE)
+
+    async def act_within(item: T) -> R:
+        async with room:
+            return await act(item)
+
+    results = []
+    for result in await asyncio.gather(*map(act_within, items), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
