@@ -56,7 +56,7 @@ class Replica:
         self.events: list[Event] = []
         self.told: dict[str, Quota] = {}
         self.dead = False
-        self._came = came
+        self._came, self._changed = came, changed
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
         self.jetstream = JetStream(self.connection)
         self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
@@ -120,6 +120,7 @@ class Replica:
                 if isinstance(each, QuotaChanged):
                     self.told[each.function] = each.quota
                     self.wallet.set_quota(each.function, each.quota)
+                    self._changed(self)
                 elif isinstance(each, Delivery) and self._came:
                     self._came(self, each, self.leases.add(each))
                 elif isinstance(each, Delivery):
