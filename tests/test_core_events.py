@@ -64,7 +64,7 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
             (11.5, ignored),
             (11.5, InvocationStarted(invocation, 2, 11.5)),
             (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
-            (13.75, DeadLetterNotStored(second, "call-1", "nobody confirmed it")),
+            (13.75, DeadLetterNotStored(second, "call-1", "it was not confirmed")),
             (14.5, DeadLettered(second, "call-1", "resize.openfaas-fn", given_up.reason, 2, stored=True)),
             (14.5, CallbackPosted(invocation, 500, delivered=False, retry_in=1.0, duration=0.0)),
             (17.5, CallbackPosted(invocation, 200, delivered=True, retry_in=None, duration=2.0)),

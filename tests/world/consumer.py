@@ -1,20 +1,19 @@
-"""What JetStream's pull consumer keeps, and what it makes of what it hears. No clock: time (s) is an argument.
+"""The state of JetStream's pull consumer, and its rules. It has no clock: time (s) is an argument.
 
-Its law is that of nats-server 2.15 (``server/consumer.go``, and ``encodeConsumerState`` in ``server/store.go``), also
-where one would wish otherwise:
+The rules are those of nats-server 2.15 (``server/consumer.go``, and ``encodeConsumerState`` in ``server/store.go``),
+including the surprising ones:
 
-* All is keyed by the message's stream sequence, not by the delivery. Only a NAK names its delivery: it is passed over
-  where that cannot be one of this consumer's, made anew or gone back in time.
-* All is answered, also what makes no difference, except the end of a message that the consumer has not come to.
-* What was handed out is due its ack wait later; an extension begins that anew; a NAK's delay moves it. So another ack
-  wait moves all that wait.
-* What is due, or was given back without a delay, stands in a queue and goes before what is new. An extension does not
-  take it out of that queue; a NAK with a delay does.
-* A disk keeps of all this what a restart needs, by the second, and less than one would think. The queue is not kept.
-  And for a message that was neither extended nor given back with a delay since it was handed out, its ack wait is
-  counted from when it was *published*.
-* The disk is written at once if that was not done for 100 ms, else when they are over. A crash goes back to what was
-  written last.
+* The key of all state is the message's stream sequence, not the delivery. Only a NAK names its delivery: the consumer
+  ignores it if that delivery cannot be its own, because the consumer was recreated or lost state in a crash.
+* The consumer answers every verb, also one without effect, except the end of a message that it has not delivered yet.
+* A delivered message is due after its ack wait; an extension restarts that wait, and a NAK's delay changes it. So a
+  change of the ack wait moves the due times of all pending messages.
+* A message that is due, or was nakked without a delay, stands in a queue and is delivered before new messages. An
+  extension does not take it out of that queue; a NAK with a delay does.
+* The disk keeps only what a restart needs, with times in whole seconds, and does not keep the queue. The ack wait of a
+  message that was neither extended nor nakked with a delay since its delivery then counts from when it was *published*.
+* The state is written at once if the last write was at least 100 ms ago, else 100 ms after it. A crash restores the
+  state that was written last.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ from math import floor, inf
 FLUSH = 0.1
 """Least time (s) between two writes of the state."""
 RECONSIDER = 0.1
-"""Seconds after another ack wait was set until it counts."""
+"""Seconds after a change of the ack wait until it applies."""
 
 
 @dataclass(slots=True)
 class Pending:
-    """A message that was handed out and has not ended."""
+    """A message that was delivered and has not ended."""
 
     number: int
-    """Of its first delivery, among all deliveries of the consumer."""
+    """Number of its first delivery, among all deliveries of the consumer."""
     since: float
-    """Its ack wait counts from then."""
+    """Time (s) from which its ack wait counts."""
     kept: float
-    """The same, as the disk has it."""
+    """Value of ``since`` on the disk."""
     naked: bool = False
-    """It waits for a NAK's delay, not for somebody's answer."""
+    """Whether the message waits for a NAK's delay, not for a settlement."""
 
 
 @dataclass(slots=True)
 class State:
-    """What outlives the server."""
+    """State that survives a restart of the server."""
 
     reached: int = 0
-    """The last stream sequence that was ever handed out."""
+    """The highest stream sequence that was ever delivered."""
     handed: int = 0
-    """How many deliveries there were."""
+    """Number of deliveries."""
     pending: dict[int, Pending] = field(default_factory=dict)
-    """By stream sequence, in the order of the first deliveries."""
+    """Stream sequence -> pending message, in the order of the first deliveries."""
     again: dict[int, int] = field(default_factory=dict)
-    """How often a message came again, for those that did and have not ended."""
+    """Stream sequence -> number of redeliveries, for messages that were redelivered and have not ended."""
 
     def copy(self) -> State:
         pending = {sequence: replace(each) for sequence, each in self.pending.items()}
@@ -62,7 +61,7 @@ class State:
 
 
 class PullConsumer:
-    """The books of one consumer.
+    """State and rules of one consumer.
 
     Args:
         ack_wait: seconds.
@@ -72,25 +71,25 @@ class PullConsumer:
         self.begin(ack_wait)
 
     def begin(self, ack_wait: float, first: int = 1) -> None:
-        """Know nothing: be made, perhaps anew, for a stream whose first message has that sequence."""
+        """Reset all state, as for a new consumer of a stream whose first message has the sequence *first*."""
         self.ack_wait = ack_wait
         self.state = State(reached=first - 1)
         self.due: deque[int] = deque()
-        """What goes before what is new, unless it has ended meanwhile."""
+        """Sequences to deliver before new messages, unless they have ended since."""
         self._quiet_until = -inf
-        """Nothing falls due before."""
+        """Time (s) before which no message is due."""
         self._disk = self.state.copy()
         self._written = -inf
         self._to_write = inf
-        """When the disk will have what is said now."""
+        """Time (s) of the next write."""
 
     def held(self, sequence: int) -> bool:
-        """Whether somebody has it, and in time."""
+        """Return whether a worker holds the message within its ack wait."""
         pending = self.state.pending.get(sequence)
         return pending is not None and not pending.naked and sequence not in self.due
 
     def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
-        """Deliver a message; the delivery's count for this message, and its number among all."""
+        """Deliver a message, and return the delivery's count for this message and its number among all deliveries."""
         self._write(now)
         state = self.state
         state.handed += 1
@@ -103,7 +102,7 @@ class PullConsumer:
         return state.again.get(sequence, 0) + 1, state.handed
 
     def end(self, sequence: int, now: float) -> bool:
-        """An acknowledgement; whether it is heeded, and answered."""
+        """End a message by an ack or term, and return whether the consumer accepts and answers it."""
         if sequence > self.state.reached:
             return False
         self._write(now)
@@ -111,19 +110,19 @@ class PullConsumer:
         return True
 
     def forget(self, sequence: int) -> None:
-        """That message is no more."""
+        """Delete the state of a message that has left the stream."""
         self.state.pending.pop(sequence, None)
         self.state.again.pop(sequence, None)
 
     def extend(self, sequence: int, now: float) -> None:
-        """A sign of work."""
+        """Restart the ack wait of a message (+WPI)."""
         if pending := self.state.pending.get(sequence):
             self._write(now)
             pending.since = pending.kept = now
             pending.naked = False
 
     def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
-        """A NAK of a delivery; whether it is heeded."""
+        """Apply a NAK of a delivery, and return whether it is valid."""
         pending = self.state.pending.get(sequence)
         if pending is None or not self._floor() < number <= self.state.handed + 1:
             return False
@@ -138,17 +137,17 @@ class PullConsumer:
         return True
 
     def configure(self, ack_wait: float, now: float) -> None:
-        """Another ack wait moves all that wait; what is due then comes a tenth of a second later."""
+        """Change the ack wait of all pending messages; those that are due then follow 100 ms later."""
         self.ack_wait = ack_wait
         self._quiet_until = now + RECONSIDER
 
     def put_back(self, sequence: int) -> None:
-        """Nobody was there for it after all: if it stood in the queue, it goes to its end."""
+        """Append a pending message to the queue again, because no request was open for it."""
         if sequence in self.state.pending:
             self.due.append(sequence)
 
     def expire(self, now: float) -> None:
-        """Put what is due by now into the queue, the lowest sequence first."""
+        """Append the messages that are due to the queue, the lowest sequence first."""
         if now < self._quiet_until:
             return
         expired = [
@@ -159,23 +158,23 @@ class PullConsumer:
         self.due.extend(sorted(expired))
 
     def next_due(self) -> float:
-        """When there will be something to expire."""
+        """Return the time (s) at which the next message is due."""
         waiting = (each.since for sequence, each in self.state.pending.items() if sequence not in self.due)
         return max(min(waiting, default=inf) + self.ack_wait, self._quiet_until)
 
-    # Losing the memory.
+    # Loss of state.
 
     def stop(self) -> None:
-        """End in order: all is written."""
+        """Stop in order, after writing all state."""
         self._disk = self.state.copy()
 
     def crash(self, now: float) -> None:
-        """End at once: what was not written by now never was."""
+        """Stop at once, and lose the state that was not written yet."""
         if self._to_write < now:
             self._disk = self.state.copy()
 
     def start(self) -> None:
-        """Go on with what the disk has: whole seconds."""
+        """Restore the state on the disk, with its times in whole seconds."""
         self.state = self._disk.copy()
         for pending in self.state.pending.values():
             pending.since = pending.kept = floor(pending.kept)
@@ -183,19 +182,19 @@ class PullConsumer:
         self.due.clear()
 
     def take_over(self) -> None:
-        """Go on elsewhere, as another replica that knows all that a disk would be told: not rounded."""
+        """Continue as another replica, which has all state that is written to disk, without rounding."""
         for pending in self.state.pending.values():
             pending.since = pending.kept
         self.due.clear()
 
     def _write(self, now: float) -> None:
-        """To be called before a change."""
+        """Schedule a write of the state, or perform the one that is due; call this before each change."""
         if self._to_write < now:
             self._disk, self._written, self._to_write = self.state.copy(), self._to_write, inf
         if self._to_write == inf:
             self._to_write = max(now, self._written + FLUSH)
 
     def _floor(self) -> int:
-        """The number of the last delivery before the first that has not ended."""
+        """Return the number of the last delivery before the first pending one."""
         first = next(iter(self.state.pending.values()), None)
         return first.number - 1 if first else self.state.handed

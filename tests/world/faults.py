@@ -1,4 +1,4 @@
-"""What goes wrong in a life, and what is noted of it."""
+"""Faults of a simulated life, and the record of their effects."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from .world import Hired, World
 
 HOUR = 3600.0
 AT_ONCE = frozenset({"clock ahead", "clock back", "kill", "anew"})
-"""Faults that do not last."""
+"""Faults without a duration."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Fault:
-    """What goes wrong at *at* (s), for so many seconds. Its kinds are the keys of :data:`ONE` and :data:`ALL`."""
+    """One fault that begins at *at* (s) and lasts *seconds*. Its kinds are the keys of :data:`ONE` and :data:`ALL`."""
 
     kind: str
     at: float = 0.0
     seconds: float = 0.0
     worker: int = 0
-    """Whom it befalls, if one: which of the workers, counted round. An ``elect`` of 0 is told, others are silent."""
+    """Index of the affected worker, modulo their number. An ``elect`` with 0 notifies clients, others do not."""
 
     __repr__ = brief
 
 
 class Swallowing(Collection[str]):
-    """What a pipe swallows, each kind of message until some time."""
+    """Kinds of messages that a pipe drops, each until a time of its own."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
         self.swallowed = 0
 
     def swallow(self, kinds: Collection[str], seconds: float) -> None:
-        """Swallow these for so long from now."""
+        """Drop messages of these kinds for *seconds* from now."""
         for kind in kinds:
             self._until[kind] = max(self._until.get(kind, 0.0), trio.current_time() + seconds)
 
@@ -59,25 +59,25 @@ class Swallowing(Collection[str]):
 
 
 class Nemesis:
-    """Brings faults about in a world, and notes what it did."""
+    """Injector of faults into a world, with a record of their effects."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.troubles: list[Trouble] = []
         self.effects: Counter[str] = Counter()
-        """How many faults of each kind met something that they could spoil."""
+        """Kind -> number of faults that affected something."""
         self.killed: set[str] = set()
-        """Workers."""
+        """Names of the workers that were killed."""
         self.refusing = 0
-        """Faults in force that refuse dead letters."""
+        """Number of faults in force that refuse dead letters."""
 
     @property
     def refused(self) -> int:
-        """Dead letters that were not stored, as the workers tell."""
+        """Number of events about dead letters that were not stored."""
         return sum(len(worker.told(DeadLetterNotStored)) for worker in self.world.workers)
 
     async def bring(self, fault: Fault) -> None:
-        """Bring it about in its time."""
+        """Inject a fault at its time, and record its effect."""
         await trio.sleep_until(fault.at)
         workers, now = self.world.workers, trio.current_time()
         worker = workers[fault.worker % len(workers)]
@@ -94,31 +94,31 @@ class Nemesis:
 
 
 async def _stall(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """Nothing arrives, either way, and then all of it."""
+    """Delay all messages in both directions until the end of the fault."""
     pipes = (worker.link.there, worker.link.down)
     for pipe in pipes:
         pipe.stands_until = max(pipe.stands_until, trio.current_time() + fault.seconds)
-    await trio.sleep(fault.seconds * 0.999)  # just before the end, when all that it kept back is still there
+    await trio.sleep(fault.seconds * 0.999)  # just before the end, while the delayed messages are still in the pipe
     return any(pipe._air for pipe in pipes)
 
 
 async def _cut(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """The connection is lost, with what was in the air, and comes again."""
+    """Cut the connection, with all messages in flight, until the end of the fault."""
     up = worker.link.up
     worker.link.cut(fault.seconds)
     return up
 
 
 async def _late(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """The connection stands still and is lost; the next is there at once; what the old one brought is read later."""
+    """Stall and cut a connection; the next one opens at once, and the server reads the old one's messages later."""
     pipe, stuck = worker.link.there, fault.seconds / 2
     pipe.stands_until = max(pipe.stands_until, trio.current_time() + stuck)
     await trio.sleep(stuck * 0.999)
-    said = any(sent.kind in SAID for sent in pipe._air)
+    affected = any(sent.kind in SAID for sent in pipe._air)
     if worker.working:
         pipe.stands_until = trio.current_time()
         worker.link.cut(0.0, late=fault.seconds - stuck)
-    return said
+    return affected
 
 
 async def _swallow(pipe: Pipe, kinds: Collection[str], seconds: float) -> bool:
@@ -130,42 +130,42 @@ async def _swallow(pipe: Pipe, kinds: Collection[str], seconds: float) -> bool:
 
 
 async def _deaf(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """What the worker says is lost."""
+    """Drop all messages from the worker."""
     return await _swallow(worker.link.there, ("settlement", "extension", "request"), fault.seconds)
 
 
 async def _mute(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """What confirms or answers it is lost."""
+    """Drop all confirmations and answers to the worker."""
     return await _swallow(worker.link.down, ("confirmation", "answer"), fault.seconds)
 
 
 async def _freeze(_: Nemesis, fault: Fault, worker: Hired) -> bool:
-    """The worker's process stands still; all else goes on."""
+    """Suspend the worker's process, and nothing else."""
     await worker.stand_still(fault.seconds)
     return worker.working
 
 
 async def _ahead(_: Nemesis, __: Fault, worker: Hired) -> bool:
-    """The worker's wall clock jumps an hour ahead."""
+    """Set the worker's wall clock an hour ahead."""
     worker.jumps.append((trio.current_time(), HOUR))
     return True
 
 
 async def _back(_: Nemesis, __: Fault, worker: Hired) -> bool:
-    """The worker's wall clock jumps an hour back."""
+    """Set the worker's wall clock an hour back."""
     worker.jumps.append((trio.current_time(), -HOUR))
     return True
 
 
 async def _kill(nemesis: Nemesis, _: Fault, worker: Hired) -> bool:
-    """The worker is killed."""
+    """Kill the worker."""
     nemesis.killed.add(worker.name)
     worker.kill()
     return True
 
 
 async def _anew(nemesis: Nemesis, _: Fault) -> bool:
-    """The consumer is deleted and made anew: counts, waits and who has what are forgotten."""
+    """Recreate the consumer, which loses its delivery counts, waits and pending messages."""
     known = nemesis.world.server.pending
     nemesis.world.server.make_anew()
     return known
@@ -176,21 +176,21 @@ def _connected(nemesis: Nemesis) -> bool:
 
 
 async def _restart(nemesis: Nemesis, fault: Fault) -> bool:
-    """The broker ends in order, and is back after so long."""
+    """Stop the broker in order, and start it after the fault's time."""
     connected = _connected(nemesis)
     nemesis.world.server.restart(fault.seconds)
     return connected
 
 
 async def _crash(nemesis: Nemesis, fault: Fault) -> bool:
-    """The broker is killed, and is back after so long, without what it has not yet written."""
+    """Kill the broker, and start it after the fault's time, without the state that it had not written."""
     connected = _connected(nemesis)
     nemesis.world.server.crash(fault.seconds)
     return connected
 
 
 async def _elect(nemesis: Nemesis, fault: Fault) -> bool:
-    """The consumer loses its leader for so long; the next one does not always tell. There is none to lose before."""
+    """Take the consumer's leader away, unless it has none; the next one does not always notify its clients."""
     server = nemesis.world.server
     if server.answers:
         server.elect(fault.seconds, told=fault.worker == 0)
@@ -198,7 +198,7 @@ async def _elect(nemesis: Nemesis, fault: Fault) -> bool:
 
 
 async def _no_letters(nemesis: Nemesis, fault: Fault) -> bool:
-    """Dead letters are refused."""
+    """Refuse dead letters."""
     server, before = nemesis.world.server, nemesis.refused
     nemesis.refusing += 1
     server.refuses_letters = True
@@ -209,7 +209,7 @@ async def _no_letters(nemesis: Nemesis, fault: Fault) -> bool:
 
 
 async def _pause(nemesis: Nemesis, fault: Fault) -> bool:
-    """The whole machine stands still, and then all that fell due meanwhile happens at once."""
+    """Suspend the whole machine; afterwards everything that became due happens at once."""
     assert nemesis.world.clock
     nemesis.world.clock.jump(fault.seconds)
     return any(worker.working for worker in nemesis.world.workers)
@@ -226,7 +226,7 @@ ONE: dict[str, Callable[[Nemesis, Fault, Hired], Awaitable[bool]]] = {
     "clock back": _back,
     "kill": _kill,
 }
-"""Faults of one worker. Each tells whether it could spoil something."""
+"""Kind -> fault of one worker, which returns whether it affected something."""
 ALL: dict[str, Callable[[Nemesis, Fault], Awaitable[bool]]] = {
     "anew": _anew,
     "restart": _restart,
@@ -235,4 +235,4 @@ ALL: dict[str, Callable[[Nemesis, Fault], Awaitable[bool]]] = {
     "no letters": _no_letters,
     "pause": _pause,
 }
-"""Faults of the broker, and of the machine. Each tells whether it could spoil something."""
+"""Kind -> fault of the broker or the machine, which returns whether it affected something."""

@@ -1,8 +1,8 @@
 """Scripted functions and callback receivers.
 
-What a function does is told by its message: each attempt takes one :class:`Reply` of the message's script, the last one
-again and again. So a script says how often and how long a message runs, whatever else the worker has to do. Before that
-the function itself may turn it away: a :class:`Deployment` has room for so many at once, and may be scaled to zero.
+The message determines what its function does: each attempt takes the next :class:`Reply` of the message's script, and
+repeats the last one. So a script alone decides how often and how long a message runs. Before that the function itself
+may reject the call: a :class:`Deployment` has a capacity, and may be scaled to zero.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from worker.model import Attempted, Callback, Headers, Invocation, Responded
 
 
 def brief(value: Any) -> str:
-    """The code that makes a dataclass, without what is as it is by default."""
-    said = [(each.name, getattr(value, each.name)) for each in fields(value)]
+    """Return the code that creates a dataclass, without the fields that have their defaults."""
+    values = [(each.name, getattr(value, each.name)) for each in fields(value)]
     usual = {each.name: each.default for each in fields(value)}
-    return f"{type(value).__name__}({', '.join(f'{name}={it!r}' for name, it in said if it != usual[name])})"
+    return f"{type(value).__name__}({', '.join(f'{name}={it!r}' for name, it in values if it != usual[name])})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reply:
-    """What an attempt comes to.
+    """Scripted outcome of an attempt.
 
-    An exception as the outcome stands for a bug of the adapter, which the port says does not happen.
+    An exception as the outcome stands for a bug of the adapter, which the port excludes.
     """
 
     outcome: Attempted | Exception
     after: float = 0.0
-    """Seconds."""
+    """Seconds until the outcome."""
 
     def __repr__(self) -> str:
         if isinstance(self.outcome, Responded) and not (self.outcome.size or self.outcome.truncated):
             usual = {"after": 0.0, "headers": (), "body": b""}
-            said = {"after": self.after, "headers": self.outcome.headers, "body": self.outcome.body}
-            return f"reply({self.outcome.status}{''.join(f', {k}={v!r}' for k, v in said.items() if v != usual[k])})"
+            values = {"after": self.after, "headers": self.outcome.headers, "body": self.outcome.body}
+            return f"reply({self.outcome.status}{''.join(f', {k}={v!r}' for k, v in values.items() if v != usual[k])})"
         return brief(self)
 
 
 def reply(status: int, after: float = 0.0, headers: Headers = (), body: bytes = b"") -> Reply:
-    """A response."""
+    """Create a scripted response."""
     return Reply(Responded(status, headers, body), after)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Answer:
-    """What posting a callback comes to."""
+    """Scripted result of posting a callback."""
 
     result: int | str | Exception = 200
     after: float = 0.0
@@ -61,51 +61,51 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Deployment:
-    """How a function is deployed, as far as that decides whether it takes a call."""
+    """Deployment of a function: its capacity and the time when it is scaled to zero."""
 
     capacity: int | None = None
-    """Most calls at once; one more is answered 429."""
+    """Maximum of concurrent calls; one more is answered with 429. None is no limit."""
     gone_from: float = 0.0
     gone_until: float = 0.0
-    """When (s) it is scaled to zero: every call is answered 503."""
+    """Time (s) until which it is scaled to zero, from ``gone_from`` on: calls are answered with 503."""
     warms_up: float = 0.0
-    """Seconds after that in which a call waits for it to be there."""
+    """Seconds of a cold start, after ``gone_until``, for whose end a call waits."""
     patience: str | None = None
-    """The Retry-After of those answers."""
+    """Retry-After header of those answers."""
 
     __repr__ = brief
 
     def refusal(self, running: int, now: float) -> int | None:
-        """The status of a call that it does not take, with so many running already."""
+        """Return the status that rejects a call while *running* others run; None: it is accepted."""
         if self.gone_from <= now < self.gone_until:
             return 503
         return 429 if self.capacity is not None and running >= self.capacity else None
 
     def delay(self, now: float) -> float:
-        """How long (s) a call waits for it to be there."""
+        """Return the seconds that a call waits for the cold start."""
         begun = self.gone_until <= now < self.gone_until + self.warms_up
         return self.gone_until + self.warms_up - now if begun else 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One invocation, as the function saw it."""
+    """One invocation, as the function received it."""
 
     invocation: Invocation
     worker: str
     began: float
     due: float = inf
-    """When the function is done with it, whoever still listens."""
+    """Time (s) at which the function ends, also after its caller has left."""
     ended: float | None = None
     outcome: Attempted | Exception | None = None
-    """None while it runs, and when it was cancelled."""
+    """Outcome; None while the call runs, and when it was cancelled."""
     refused: bool = False
-    """It was turned away, so it took nothing of the message's script."""
+    """Whether the deployment rejected the call, which then took no reply of the message's script."""
 
 
 @dataclass(slots=True, eq=False)
 class Post:
-    """One callback, as its receiver saw it."""
+    """One callback, as its receiver got it."""
 
     callback: Callback
     worker: str
@@ -119,36 +119,36 @@ class Post:
 
 
 class Outside:
-    """All functions and receivers of callbacks, and what they saw."""
+    """All functions and receivers of callbacks, with a record of their calls."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Sequence[Reply]] = {}
-        """By call id."""
+        """Call id -> script."""
         self.answers: dict[str, Sequence[Answer]] = {}
-        """By URL."""
+        """URL -> answers."""
         self.deployments: dict[str, Deployment] = {}
-        """By function; those that are not here take every call."""
+        """Function -> deployment; functions without one accept every call."""
         self.calls: list[Call] = []
         self.posts: list[Post] = []
         self.overlaps: list[tuple[Call, Call]] = []
-        """Invocations of one message at the same time."""
+        """Pairs of invocations of one message that ran at the same time."""
         self.peak: Counter[str] = Counter()
-        """Most invocations at once, by worker."""
+        """Worker -> maximum of concurrent invocations."""
         self._running: Counter[str] = Counter()
-        """Calls that each function has taken and not answered."""
+        """Function -> number of calls that it has accepted and not answered."""
         self._calls: defaultdict[str, list[Call]] = defaultdict(list)
         self._posts: defaultdict[str, list[Post]] = defaultdict(list)
 
     def calls_of(self, call_id: str) -> list[Call]:
-        """The invocations of one message, in order."""
+        """Return the invocations of one message, in order."""
         return self._calls[call_id]
 
     def posts_to(self, url: str) -> list[Post]:
-        """The callbacks that one receiver saw, in order."""
+        """Return the callbacks that one receiver got, in order."""
         return self._posts[url]
 
     def called(self, invocation: Invocation, worker: str) -> tuple[Call, Reply]:
-        """A call begins; what it comes to."""
+        """Record the start of a call, and return it with its scripted reply."""
         now, before = trio.current_time(), self._calls[invocation.call_id]
         call = Call(invocation, worker, now)
         self.overlaps += [(other, call) for other in before if other.ended is None and now < other.due]
@@ -167,13 +167,13 @@ class Outside:
         return call, scripted
 
     def ended(self, call: Call) -> None:
-        """A call is over, for its caller."""
+        """Record the end of a call for its caller."""
         call.ended = trio.current_time()
         if not call.refused:
             self._running[call.invocation.function] -= 1
 
     def posted(self, callback: Callback, worker: str) -> tuple[Post, Answer]:
-        """A callback comes; what it is answered."""
+        """Record a callback, and return it with its scripted answer."""
         before, answers = self._posts[callback.url], self.answers[callback.url]
         post = Post(callback, worker, trio.current_time())
         self.posts.append(post)
@@ -182,7 +182,7 @@ class Outside:
 
 
 class Reach:
-    """One worker's way to the outside: :class:`worker.ports.SubjectDiscovery` and :class:`worker.ports.Callbacks`."""
+    """One worker's :class:`worker.ports.SubjectDiscovery` and :class:`worker.ports.Callbacks`, on the outside."""
 
     def __init__(self, outside: Outside, worker: str) -> None:
         self._outside, self._worker = outside, worker
@@ -218,5 +218,5 @@ class Reach:
 
 
 def _another(error: Exception) -> Exception:
-    """One of the same kind: the scripted one would keep the traceback of each time that it was raised."""
+    """Copy an exception, because the scripted one would collect the tracebacks of each raise."""
     return type(error)(*error.args)

@@ -1,9 +1,9 @@
-"""One connection to the broker: two pipes, and all that can go wrong with them.
+"""One connection to the broker: two pipes, and their faults.
 
-Each pipe keeps the order of what is sent. It can stand still (a frozen network or server: everything comes, late),
-swallow some kinds of messages, and be cut: what was in the air is then lost, and nothing is sent until it is mended.
-Or it is not lost: a server goes on to read what a connection brought before it was cut, and that can take longer than
-to make the next connection and to say it there again.
+Each pipe keeps messages in order. It can stall, as with a frozen network or server, and deliver everything late; it
+can drop some kinds of messages; and it can be cut. A cut loses the messages in flight, and nothing is sent until the
+connection is restored. A cut can also be late: a server continues to read what a connection brought before the cut,
+and this can take longer than to reconnect and to send the same again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from math import inf
 import trio
 
 SAID = frozenset({"settlement", "extension"})
-"""What is said about messages."""
+"""Kinds of messages that settle or extend a delivery."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A message in the air. *effect* happens when it arrives."""
+    """A message in flight. *effect* is called when it arrives."""
 
     due: float
     kind: str
@@ -29,7 +29,7 @@ class Sent:
 
 
 class Pipe:
-    """One direction.
+    """One direction of a connection.
 
     Args:
         latency: of each message (s).
@@ -38,23 +38,23 @@ class Pipe:
     def __init__(self, latency: float) -> None:
         self.latency = latency
         self.swallows: Collection[str] = ()
-        """Kinds of messages that do not arrive."""
+        """Kinds of messages that the pipe drops."""
         self.stands_until = 0.0
-        """Nothing arrives before."""
+        """Time (s) before which nothing arrives."""
         self._air: deque[Sent] = deque()
         self._late: deque[Sent] = deque()
-        """What a connection that was cut has brought."""
+        """Messages of a connection that was cut, which the server still reads."""
         self._wait = trio.CancelScope()
-        """Around waiting for what comes first; what is sent may shorten it."""
+        """Scope around the wait for the first arrival; a new message may shorten it."""
 
     def send(self, kind: str, effect: Callable[[], None], after: float = 0.0) -> None:
-        """Have *effect* happen at the other end, *after* so many seconds more than it takes."""
+        """Call *effect* at the other end, *after* seconds later than the latency."""
         if kind not in self.swallows:
             self._air.append(Sent(trio.current_time() + self.latency + after, kind, effect))
             self._wait.deadline = min(self._wait.deadline, self._next())
 
     def lose(self, late: float = 0.0) -> None:
-        """Lose what is in the air; *late*: not what is said about messages, which arrives after so many seconds."""
+        """Drop the messages in flight; with *late*, settlements and extensions arrive after so many seconds instead."""
         if late:
             due = trio.current_time() + late
             self._late.extend(Sent(due, sent.kind, sent.effect) for sent in self._air if sent.kind in SAID)
@@ -62,7 +62,7 @@ class Pipe:
         self._air.clear()
 
     async def run(self) -> None:
-        """Deliver, for ever."""
+        """Deliver messages forever."""
         while True:
             with trio.CancelScope(deadline=self._next()) as self._wait:
                 await trio.sleep_forever()
@@ -70,11 +70,11 @@ class Pipe:
                 self._first().popleft().effect()
 
     def _first(self) -> deque[Sent]:
-        """Where what comes first is."""
+        """Return the queue that holds the next message."""
         return min(filter(None, (self._air, self._late)), key=lambda queue: queue[0].due)
 
     def _next(self) -> float:
-        """When it comes."""
+        """Return the time (s) of the next arrival."""
         return max(self._first()[0].due, self.stands_until) if self._air or self._late else inf
 
 
@@ -83,20 +83,20 @@ class Link:
 
     Args:
         latency: of each message, either way (s).
-        up: whether it can be made from the start.
+        up: whether it can be opened from the start.
     """
 
     def __init__(self, latency: float, *, up: bool = True) -> None:
         self.there, self.down = Pipe(latency), Pipe(latency)
-        """To the broker, and from it."""
+        """Pipes to the broker, and from it."""
         self.changed: list[Callable[[bool], None]] = []
-        """Called when the connection has come or gone."""
+        """Callbacks for a connection that was opened or lost."""
         self._back_at = 0.0 if up else inf
         self._moved = trio.Event()
         self.up = False
 
     def cut(self, seconds: float, late: float = 0.0) -> None:
-        """Break it for so long; *late*: when what was said before arrives, if it does."""
+        """Cut the connection for *seconds*; *late*: seconds until earlier settlements arrive, or 0 to drop them."""
         self._back_at = max(self._back_at, trio.current_time() + seconds)
         if self.up:
             self.there.lose(late)
@@ -104,17 +104,17 @@ class Link:
         self._moved.set()
 
     def mend(self) -> None:
-        """Let it be made now."""
+        """Restore the connection now."""
         self._back_at = trio.current_time()
         self._moved.set()
 
     def stand_still(self, seconds: float) -> None:
-        """Let nothing arrive, either way, for so long."""
+        """Delay all messages in both directions for *seconds*."""
         for pipe in (self.there, self.down):
             pipe.stands_until = trio.current_time() + seconds
 
     async def run(self) -> None:
-        """Carry, for ever."""
+        """Open the connection and carry messages, forever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.there.run)
             nursery.start_soon(self.down.run)

@@ -1,8 +1,8 @@
-"""The queue as the worker sees it, on the in-memory broker: what :mod:`worker.nats` is, without NATS.
+"""The queue as the worker sees it, on the in-memory broker: the counterpart of :mod:`worker.nats`, without NATS.
 
-It keeps the adapter's rules: what is not confirmed is said again, an extension never after the settlement of its
-delivery, a NAK never when somebody else may have the message; no more is handed out than was wanted. What the worker
-does wrong is recorded, never raised into it, where its own net would catch it.
+It follows the adapter's rules. Unconfirmed settlements and extensions are sent again, but no extension after the
+settlement of its delivery, and no NAK when another worker may have the message. No more messages are delivered than
+were requested. A violation by the worker is recorded and not raised, because the worker would catch the exception.
 """
 
 from __future__ import annotations
@@ -42,16 +42,15 @@ from .server import Server
 T = TypeVar("T")
 
 PATIENCE = 2.0
-"""Seconds without an answer after which something is said again; also the longest that stopping waits."""
+"""Seconds without a confirmation until something is sent again; also the longest wait of stopping."""
 ANSWER = 5.0
-"""Seconds to wait for an answer to a request."""
+"""Timeout of a request (s)."""
 INACTIVE = 30.0
-"""Seconds after which a flow of which nothing is stored is gone."""
+"""Seconds after which a flow without stored messages ends."""
 LOOK = 2.0
-"""Seconds between two looks at what is stored."""
+"""Seconds between two reads of the backlog."""
 SILENCE = 11.0
-"""Seconds after which requests that nobody answers any more are missed: two heartbeats, as :mod:`worker.nats.credit`
-has it."""
+"""Seconds after which lost pull requests are detected: two heartbeats, as in :mod:`worker.nats.credit`."""
 
 
 class FakeConsumer:
@@ -60,19 +59,19 @@ class FakeConsumer:
     def __init__(self, queue: FakeQueue, server: Server, link: Link, violated: Callable[[str], None]) -> None:
         self.ack_wait = server.ack_wait
         self.wants: dict[str, int] = {}
-        """What may still come, by flow."""
+        """Flow -> credit: the number of messages that may still arrive."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
         published = self._published if server.by_function else None
         self.client = Client(link, self._deliver, self._dismiss, self._abandon, published=published)
         self.missed_at = inf
-        """When it will be noticed that requests are no longer there."""
+        """Time (s) at which the loss of requests will be detected."""
         self._missing: dict[str, int] = {}
-        """What they could have brought, by flow."""
+        """Flow -> credit of the lost requests."""
         self._session = 0
         self._stopped = False
         self._recalled: set[str] = set()
         self._told: dict[str, float] = {}
-        """When a flow was last seen to be stored."""
+        """Flow -> time (s) when it last had stored messages."""
         self._here: list[Delivery | Notice] = []
         self._something = trio.Event()
         server.join(self.client)
@@ -82,7 +81,7 @@ class FakeConsumer:
 
     @property
     def wanted(self) -> int:
-        """What may still come, of all flows."""
+        """Credit of all flows."""
         return sum(self.wants.values())
 
     def add_credit(self, count: int, flow: str) -> None:
@@ -103,7 +102,7 @@ class FakeConsumer:
             self._link.there.send("recall", partial(self._take_back, flow, self._session))
 
     def _take_back(self, flow: str, session: int) -> None:
-        """At the broker: the answer comes after all that was sent before it."""
+        """Withdraw a flow's requests at the broker; its answer follows all earlier deliveries."""
         self._server.withdraw(self.client, flow)
         self._link.down.send("recall", partial(self._returned, flow, session))
 
@@ -127,7 +126,7 @@ class FakeConsumer:
         """See :meth:`worker.ports.Consumer.stop`."""
         self._stopped = True
         with trio.move_on_after(PATIENCE):
-            # The answer comes after all that was sent before it.
+            # The answer follows all earlier deliveries.
             await self._queue.request(partial(self._server.withdraw, self.client))
         return [each for each in self._taken() if isinstance(each, Delivery)]
 
@@ -139,7 +138,7 @@ class FakeConsumer:
         return taken
 
     def tell(self, what: Delivery | Notice) -> None:
-        """It has come."""
+        """Hand a delivery or notice to the worker."""
         self._here.append(what)
         self._something.set()
 
@@ -150,7 +149,7 @@ class FakeConsumer:
             self._violated(f"message {handed.id[0]} was more than was wanted")
         now = trio.current_time()
         if now - handed.sent > self.ack_wait / 3:
-            # A lease is counted from the arrival. That one was as long on its way is nothing that a worker can know.
+            # A lease counts from the arrival. A worker cannot know how long a delivery was on its way.
             self._server.disturbed.add(handed.id[0])
         self.tell(
             Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload, flow, handed.behind)
@@ -161,7 +160,7 @@ class FakeConsumer:
         self._told[flow] = trio.current_time()
 
     def seen(self, backlog: Backlog) -> None:
-        """A look at the stream: which flows there are, and which have been gone for long."""
+        """Apply a read of the backlog: report the stored messages of each flow, and close flows that stayed empty."""
         now = trio.current_time()
         for flow, stored in backlog.by_subject.items():
             self._told[flow] = now
@@ -194,7 +193,7 @@ class FakeConsumer:
             self._queue.look_at(self.missed_at)
 
     def ask_again(self) -> None:
-        """Ask for what requests that are no longer there do not bring."""
+        """Pull again for the credit of lost requests."""
         missing, self._missing, self.missed_at = self._missing, {}, inf
         for flow, count in missing.items():
             self._pull(min(count, self.wants.get(flow, 0)), flow)
@@ -217,7 +216,7 @@ class FakeConsumer:
             self._link.there.send("pull", partial(self._ask, self._session, batch, flow))
 
     def _ask(self, session: int, batch: int, flow: str) -> None:
-        """At the broker."""
+        """Open a pull request at the broker."""
         if flow and flow not in self._server.groups and self._server.answers:
             self._link.down.send("status", partial(self.tell, PendingCount(flow, self._server.open(flow))))
         self._server.pull(self.client, session, batch, flow=flow)
@@ -225,19 +224,19 @@ class FakeConsumer:
 
 @dataclass(slots=True, eq=False)
 class Said:
-    """One thing to say about one delivery. *settlement* is None for an extension."""
+    """One entry of the outbox, about one delivery. *settlement* is None for an extension."""
 
     delivery: Delivery
     settlement: Settlement | None
     before: float
     confirmed: Callable[[], None]
     due: float
-    """When a NAK's delay is over."""
+    """Time (s) at which a NAK's delay ends."""
     sent: float = inf
     tries: int = 0
 
-    def sayable(self, now: float) -> bool:
-        """Whether it may still be said: for the first time, or once more."""
+    def sendable(self, now: float) -> bool:
+        """Return whether it may still be sent, for the first time or again."""
         match self.settlement:
             case None:
                 return now < self.before
@@ -252,32 +251,32 @@ class FakeQueue:
 
     Args:
         server: the broker.
-        link: the way to it; carried by someone else, as :meth:`run` is run by someone else.
-        violated: told what the worker does wrong.
+        link: the connection to the broker; the caller runs it, and also :meth:`run`.
+        violated: called with each violation by the worker.
     """
 
     def __init__(self, server: Server, link: Link, violated: Callable[[str], None]) -> None:
         self.link = link
         self.consumer: FakeConsumer | None = None
         self.held: dict[str, Delivery] = {}
-        """What was handed out and not settled, by token."""
+        """Token -> delivery that the worker has received and not settled."""
         self._newest: dict[MessageId, str] = {}
-        """The token of the newest delivery of each message."""
+        """Message -> token of its newest delivery."""
         self.kept: dict[MessageId, float] = {}
-        """When it was handed out, or its last confirmed extension was asked for."""
+        """Message -> time (s) when it was received, or its last confirmed extension was sent."""
         self.said: list[tuple[float, Delivery, Settlement]] = []
-        """All settlements that the worker has noted, and when."""
+        """All settlements by the worker, with time (s) and delivery."""
         self._server, self._violated = server, violated
         self._outbox: dict[int, Said] = {}
-        """What is not confirmed, in order."""
+        """Number -> unconfirmed settlement or extension, in order."""
         self._number = 0
         self._changed = trio.Event()
         self._wait = trio.CancelScope()
-        """Around waiting for the next time to say something again; what is said may shorten it."""
+        """Scope around the wait for the next repetition; a new entry may shorten it."""
         link.changed.append(self._on_change)
 
     def handed_out(self, delivery: Delivery) -> None:
-        """The worker has it now."""
+        """Record that the worker has received a delivery."""
         self.held[delivery.token] = delivery
         self._newest[delivery.id] = delivery.token
         self.kept[delivery.id] = delivery.received_at
@@ -299,7 +298,7 @@ class FakeQueue:
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
         if isinstance(settlement, Nak) and before > self.kept[delivery.id] + self._server.ack_wait_of(delivery.flow):
-            self._violated(f"{settlement} for {delivery.token} to be said when others may have it")
+            self._violated(f"{settlement} for {delivery.token} to be sent when others may have it")
         self.held.pop(delivery.token, None)
         self.said.append((now, delivery, settlement))
         delay = settlement.delay if isinstance(settlement, Nak) else inf
@@ -313,11 +312,11 @@ class FakeQueue:
         self._check(delivery, None)
         now = trio.current_time()
 
-        def heard() -> None:
+        def on_confirmed() -> None:
             self.kept[delivery.id] = max(self.kept[delivery.id], now)
             confirmed()
 
-        self._note(Said(delivery, None, before, heard, inf))
+        self._note(Said(delivery, None, before, on_confirmed, inf))
 
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
@@ -328,7 +327,7 @@ class FakeQueue:
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.bury`."""
         if not await self.request(partial(self._server.bury, letter)):
-            raise BrokerUnavailableError("nobody confirmed it")
+            raise BrokerUnavailableError("it was not confirmed")
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
@@ -337,32 +336,32 @@ class FakeQueue:
         return backlog
 
     async def request(self, effect: Callable[[], T]) -> T | None:
-        """What *effect* gives at the broker; None where no answer came."""
+        """Call *effect* at the broker, and return its result; None without an answer."""
         answered, answers = trio.Event(), list[T]()
 
         def answer(result: T) -> None:
             answers.append(result)
             answered.set()
 
-        def heard() -> None:
+        def arrive() -> None:
             if self._server.answers:
                 self.link.down.send("answer", partial(answer, effect()))
 
         await trio.lowlevel.checkpoint()
         if self.link.up:
-            self.link.there.send("request", heard)
+            self.link.there.send("request", arrive)
             with trio.move_on_after(ANSWER):
                 await answered.wait()
         return answers[0] if answers else None
 
     async def run(self) -> None:
-        """All that happens by itself, for ever."""
+        """Read the backlog and repeat unconfirmed messages, forever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look)
             await self._repeat()
 
     async def _look(self) -> None:
-        """See which flows there are."""
+        """Read the backlog every two seconds."""
         while self._server.by_function:
             with suppress(BrokerUnavailableError):
                 backlog = await self.backlog()
@@ -371,7 +370,7 @@ class FakeQueue:
             await trio.sleep(LOOK)
 
     async def _repeat(self) -> None:
-        """Say again what was not confirmed in time, and ask again for what does not come."""
+        """Send unconfirmed settlements and extensions again, and replace lost pull requests."""
         while True:
             oldest = min((said.sent for said in self._outbox.values()), default=inf)
             missed = self.consumer.missed_at if self.consumer else inf
@@ -382,12 +381,12 @@ class FakeQueue:
                 self.consumer.ask_again()
             for number, said in [*self._outbox.items()]:
                 if self.link.up and trio.current_time() >= said.sent + PATIENCE:
-                    self._say(number, said)
+                    self._send(number, said)
 
     def _check(self, delivery: Delivery, settlement: Settlement | None) -> None:
         what = f"{settlement or 'extension'} for {delivery.token}"
         if delivery.token not in self.held:
-            self._violated(f"{what}, which is settled, or was never handed out")
+            self._violated(f"{what}, which is settled, or was never received")
         if self._newest.get(delivery.id) != delivery.token and not isinstance(settlement, Final):
             self._violated(f"{what}, while {self._newest.get(delivery.id)} is the newest")
 
@@ -395,11 +394,11 @@ class FakeQueue:
         self._number += 1
         self._outbox[self._number] = said
         if self.link.up:
-            self._say(self._number, said)
+            self._send(self._number, said)
 
-    def _say(self, number: int, said: Said) -> None:
+    def _send(self, number: int, said: Said) -> None:
         now = trio.current_time()
-        if not said.sayable(now):
+        if not said.sendable(now):
             self._forget(number)
             return
         said.sent, said.tries = now, said.tries + 1
@@ -407,16 +406,16 @@ class FakeQueue:
         again = said.tries > 1 and isinstance(said.settlement, Nak)
         settlement = Nak(said.due - now) if again else said.settlement
 
-        def heard() -> None:
+        def arrive() -> None:
             if self._server.say(said.delivery.token, settlement) and self.link.up:
                 self.link.down.send("confirmation", partial(self._confirm, number))
 
-        self.link.there.send("settlement" if settlement else "extension", heard)
+        self.link.there.send("settlement" if settlement else "extension", arrive)
 
     def _confirm(self, number: int) -> None:
         if said := self._outbox.get(number):
             self._forget(number)
-            said.confirmed()  # which may say more
+            said.confirmed()  # this may send more
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]
@@ -425,7 +424,7 @@ class FakeQueue:
     def _on_change(self, up: bool) -> None:
         for number, said in [*self._outbox.items()]:
             if up:
-                self._say(number, said)
+                self._send(number, said)
         if up:
             self.look_at(trio.current_time())
         self._tell()
@@ -434,10 +433,10 @@ class FakeQueue:
         await self._changed.wait()
 
     def _tell(self) -> None:
-        """Something has changed."""
+        """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = trio.Event()
 
     def look_at(self, when: float) -> None:
-        """Look by then what is to be said again."""
+        """Check for repetitions by that time (s)."""
         self._wait.deadline = min(self._wait.deadline, when)

@@ -1,4 +1,4 @@
-"""What functions may have, in a world: what is limited is so by tokens, in the same broker as the messages."""
+"""Quotas of functions in a world: tokens in the in-memory broker enforce caps and rates."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ FOR_GOOD = 1 << 62
 
 
 class Agreed:
-    """What all workers of a world have agreed on, at the broker, and the tokens for it.
+    """Agreed quotas of all workers of a world, as the broker stores them, and their tokens.
 
     Args:
-        server: keeps the tokens.
+        server: stores the tokens.
     """
 
     def __init__(self, server: Server) -> None:
         self.quotas: dict[str, tuple[Quota, int]] = {}
-        """By function, and when the message was stored that said it."""
+        """Function -> its quota, and when the message that contained it was stored."""
         self._server = server
         self._workers: list[Callable[[str, Quota], None]] = []
 
     def join(self, queue: FakeQueue) -> FakeQuotas:
-        """A worker's part of it."""
+        """Create one worker's view of the quotas."""
         worker = FakeQuotas(self, queue)
         self._workers.append(worker.tell)
         return worker
 
     def agree(self, function: str, quota: Quota, stored: int = FOR_GOOD) -> None:
-        """The newest word counts; without a time, whatever messages say.
+        """Store a quota if it is the newest; without a time, it takes precedence over all messages.
 
-        Tokens that are missing are made at once. Those that are too many leave when they are given back.
+        Missing tokens are created at once. Surplus tokens are deleted when they are given back.
         """
         if function in self.quotas and self.quotas[function][1] > stored:
             return
@@ -57,12 +57,12 @@ class Agreed:
         for kind in (CAP, RATE):
             for number in range(token_count(quota, kind)):
                 self._server.store_token(kind, function, number)
-        for tell in self._workers:
-            tell(function, quota)
+        for notify in self._workers:
+            notify(function, quota)
 
 
 class FakeQuotas:
-    """See :class:`worker.ports.Quotas`: one worker's."""
+    """One worker's view of the quotas: see :class:`worker.ports.Quotas`."""
 
     def __init__(self, agreed: Agreed, queue: FakeQueue) -> None:
         self._agreed, self._queue = agreed, queue
@@ -86,11 +86,11 @@ class FakeQuotas:
         self._queue.settle(token, Nak(delay) if good else Ack(), before=before)
 
     def tell(self, function: str, quota: Quota) -> None:
-        """At the broker: something is agreed on."""
+        """Send an agreed quota from the broker to this worker."""
         if self._queue.link.up:
-            self._queue.link.down.send("agreed", partial(self._heard, function, quota))
+            self._queue.link.down.send("agreed", partial(self._receive, function, quota))
 
-    def _heard(self, function: str, quota: Quota) -> None:
+    def _receive(self, function: str, quota: Quota) -> None:
         if self._known.get(function) != quota and (needs_tokens(quota) or function in self._known):
             self._known[function] = quota
             if self._queue.consumer:

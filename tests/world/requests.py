@@ -1,4 +1,4 @@
-"""Who waits for messages: pull requests, each served one message at a time, in turn."""
+"""Open pull requests, each served one message at a time, in turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .link import Link
 
 @dataclass(frozen=True, slots=True)
 class HandedOut:
-    """A delivery as it goes over the wire."""
+    """A delivery as the server sends it."""
 
     id: MessageId
     token: str
@@ -24,21 +24,21 @@ class HandedOut:
     subject: str
     payload: bytes
     inbox: str
-    """Of the request that it answers."""
+    """Inbox of the request that it answers."""
     flow: str = ""
     behind: int = 0
 
 
 class Client:
-    """What a server knows of one connection.
+    """One connection, as the server sees it.
 
     Args:
-        link: the way there.
-        deliver: what a delivery does at the other end.
-        dismiss: what is told there when requests were dropped; later ones count only if they name the session told.
-        abandon: called when requests for so many messages of each flow were dropped and nothing is told.
-        status: what a request's end does at the other end: its inbox, and the status.
-        published: what the storing of a message does at the other end: its flow. None: it does not listen.
+        link: the connection to the client.
+        deliver: called at the other end with a delivery.
+        dismiss: called there with a new session when requests were dropped; later requests must name that session.
+        abandon: called with flow -> number of messages when requests were dropped without a notification.
+        status: called at the other end with the inbox and the status of a request that ended.
+        published: called at the other end with the flow of a stored message. None: the client does not subscribe.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class Client:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A pull: *batch* more may be sent there, until it expires."""
+    """A pull request: *batch* more messages may be sent for it, until it expires."""
 
     client: Client
     batch: int
     until: float
     inbox: str
     gone: bool = False
-    """Nobody listens there any more. The server finds that out when it wants to serve it, or looks around."""
+    """Whether its inbox has no subscriber left. The server detects that when it serves it or checks all requests."""
 
     def end(self, status: str) -> None:
-        """Tell it that nothing more will come."""
+        """Send a status that ends the request."""
         if not self.gone:
             self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
 
 
 class Requests:
-    """All that wait."""
+    """All open pull requests of a consumer."""
 
     def __init__(self) -> None:
         self._waiting: deque[Request] = deque()
@@ -84,19 +84,19 @@ class Requests:
         return bool(self._waiting)
 
     def add(self, request: Request) -> None:
-        """One more."""
+        """Append a request."""
         self._waiting.append(request)
 
     def of(self, client: Client) -> list[Request]:
-        """One connection's, that somebody listens for."""
+        """List one connection's requests whose inboxes have subscribers."""
         return [request for request in self._waiting if request.client is client and not request.gone]
 
     def drop(self, client: Client) -> None:
-        """Forget one connection's."""
+        """Delete one connection's requests."""
         self._waiting = deque(request for request in self._waiting if request.client is not client)
 
     def take(self) -> Request | None:
-        """The one whose turn it is to be sent a message; it waits for the rest of its batch at the end."""
+        """Return the request that is next in turn, and append it again for the rest of its batch."""
         while self._waiting:
             request = self._waiting.popleft()
             if not request.gone:
@@ -107,15 +107,15 @@ class Requests:
         return None
 
     def look_around(self) -> None:
-        """Forget those that nobody listens for."""
+        """Delete the requests whose inboxes have no subscribers."""
         self._waiting = deque(request for request in self._waiting if not request.gone)
 
     def expire(self, now: float) -> None:
-        """End those whose time is over."""
+        """End the requests that have expired."""
         for request in [request for request in self._waiting if request.until <= now]:
             self._waiting.remove(request)
             request.end("408 Request Timeout")
 
     def next_end(self) -> float:
-        """When one will expire."""
+        """Return the time (s) at which the next request expires."""
         return min((request.until for request in self._waiting), default=inf)

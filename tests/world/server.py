@@ -1,15 +1,15 @@
 """An in-memory JetStream: one work-queue stream, its pull consumers, and the stream of dead letters.
 
-In static mode there is one consumer, of all messages. In function mode there is one for each subject that anyone ever
-pulled from, until it is idle.
+In static mode one consumer serves all messages. In function mode each subject with a pull request gets a consumer of
+its own, which is deleted when it is idle.
 
-What a consumer makes of what it hears, and what it forgets, is told in :mod:`tests.world.consumer`. Here is who asked
-for messages, what is stored, and what may befall a server. Time is Trio's clock, so all of this runs under a virtual
-one; it begins at a whole second of the wall clock.
+The rules and the state of a consumer are in :mod:`tests.world.consumer`. This module has the pull requests, the stored
+messages and the faults of a server. Its time is Trio's clock, so it runs under a virtual clock, which begins at a whole
+second of the wall clock.
 
-Drawn scripts are played on this and on a nats-server, and show the same
-(:mod:`tests.conformance.test_same_as_nats`, where ``compare.DIFFERENCES`` has the exceptions). What the worker does not
-use is missing: requests with ``no_wait``, and limits of waiting requests and of unacknowledged messages.
+Drawn scripts have the same results on this server and on nats-server (:mod:`tests.conformance.test_same_as_nats`;
+``compare.DIFFERENCES`` lists the exceptions). Features that the worker does not use are missing: requests with
+``no_wait``, and limits of waiting requests and of unacknowledged messages.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ EPOCH = 1_700_000_000.0
 """Wall-clock time (s since the epoch) at which the virtual clock shows zero."""
 STREAM = "faas-request"
 _TOKENS = "QUOTAS.q."
-"""What the subjects of tokens begin with."""
+"""Prefix of the subjects of tokens."""
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One that is stored."""
+    """A stored message."""
 
     id: MessageId
     subject: str
     payload: bytes
     published: float
     token: str = ""
-    """Of the newest hand-out."""
+    """Token of its newest delivery."""
     over: trio.Event = field(default_factory=trio.Event)
-    """It has left the stream."""
+    """Event that is set when the message has left the stream."""
     verdict: Settlement | None = None
-    """What made it leave."""
+    """Settlement that took it off the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One verb that was heeded. *settlement* is None for an extension."""
+    """One verb that the server applied. *settlement* is None for an extension."""
 
     at: float
     sequence: int
@@ -66,7 +66,7 @@ def _key(message: MessageId) -> str:
 
 
 class Group:
-    """A consumer, who asked for its messages, and how many it has never handed out."""
+    """A consumer, its pull requests, and the number of messages that it has never delivered."""
 
     def __init__(self, flow: str, consumer: PullConsumer) -> None:
         self.flow = flow
@@ -86,22 +86,22 @@ class Server:
     def __init__(self, ack_wait: float, *, by_function: bool = False) -> None:
         self.by_function = by_function
         self.groups: dict[str, Group] = {} if by_function else {"": Group("", PullConsumer(ack_wait))}
-        """By flow."""
+        """Flow -> consumer."""
         self._ack_wait = ack_wait
         self.ack_waits: dict[str, float] = {}
-        """Of flows that have one of their own (s)."""
+        """Flow -> its own ack wait (s), where it has one."""
         self.messages: dict[int, Message] = {}
-        """What the stream holds, by sequence, oldest first."""
+        """Sequence -> stored message, oldest first."""
         self.letters: dict[str, Stored] = {}
-        """Dead letters by message id, which keeps a second copy out."""
+        """Message id -> dead letter; the id prevents duplicates."""
         self.heard: list[Heard] = []
-        """All that was said and heeded, in order."""
+        """All verbs that the server applied, in order."""
         self.disturbed: set[int] = set()
-        """Messages that were given out although somebody held them: two workers may rightly run one at once."""
+        """Messages that were redelivered while a worker held them: two workers may run these at once."""
         self.unburied: set[int] = set()
-        """Messages that were given up with no dead letter stored."""
+        """Messages that were given up without a stored dead letter."""
         self.unusable = ""
-        """Why the consumer cannot be used, if so."""
+        """Reason why the consumer cannot be used; empty if it can."""
         self.refuses_letters = False
         self.taken = 0
         self.deliveries = 0
@@ -109,16 +109,16 @@ class Server:
         self._by_flow: dict[str, dict[int, Message]] = {}
         self._silent_until = 0.0
         self._wait = trio.CancelScope()
-        """Around waiting for the next thing to fall due; each change tells when that is."""
+        """Scope around the wait for the next due time; each change updates its deadline."""
 
     @property
     def ack_wait(self) -> float:
-        """The consumers' (s)."""
+        """The consumers' ack wait (s)."""
         return self.consumer.ack_wait if not self.by_function else self._ack_wait
 
     @property
     def consumer(self) -> PullConsumer:
-        """The only one, of static mode."""
+        """The only consumer, in static mode."""
         return self.groups[""].consumer
 
     @consumer.setter
@@ -127,12 +127,12 @@ class Server:
 
     @property
     def pending(self) -> bool:
-        """Whether anything is handed out."""
+        """Whether any delivery is pending."""
         return any(group.consumer.state.pending for group in self.groups.values())
 
     @property
     def answers(self) -> bool:
-        """Whether there is somebody to hear what is said."""
+        """Whether the server runs and has a leader."""
         return trio.current_time() >= self._silent_until
 
     # Publishing.
@@ -153,7 +153,7 @@ class Server:
         return message
 
     def store_token(self, kind: str, function: str, number: int) -> None:
-        """Make a token, if it is not there. It is no message of the queue: nobody is told, and no look shows it."""
+        """Create a token unless it exists. It is no message of the queue: it is in no notification and no backlog."""
         flow, subject = token_flow(kind, function), f"{_TOKENS}{kind}.{function}.{number}"
         stored = self._by_flow.setdefault(flow, {})
         if any(message.subject == subject for message in stored.values()):
@@ -167,7 +167,7 @@ class Server:
         self._serve(flow)
 
     def ack_wait_of(self, flow: str) -> float:
-        """A flow's consumer's (s)."""
+        """Return the ack wait (s) of a flow's consumer."""
         return self.ack_waits.get(flow, self._ack_wait) if self.by_function else self.ack_wait
 
     def _flow(self, message: Message) -> str:
@@ -180,7 +180,7 @@ class Server:
         return [self.groups[flow]] if flow in self.groups else []
 
     def bury(self, letter: DeadLetter) -> bool:
-        """Store a dead letter; whether it was."""
+        """Store a dead letter, and return whether it was stored."""
         if self.refuses_letters:
             return False
         headers = dead_letter_headers(letter, stream=STREAM)
@@ -199,7 +199,7 @@ class Server:
         return Backlog(self.taken, by_subject)
 
     def numbers(self) -> dict[str, int]:
-        """What the server would tell of the stream and its consumer."""
+        """Return the numbers that nats-server reports of the stream and its consumer."""
         self.groups[""].requests.look_around()
         state = self.consumer.state
         return {
@@ -212,11 +212,11 @@ class Server:
     # Consuming.
 
     def join(self, client: Client) -> None:
-        """A connection is there."""
+        """Add a connection."""
         self._clients.append(client)
 
     def open(self, flow: str) -> int:
-        """Make a flow's consumer, if there is none; how many messages it has not handed out."""
+        """Create a flow's consumer unless it exists, and return the number of messages that it has not delivered."""
         if flow not in self.groups:
             group = self.groups[flow] = Group(flow, PullConsumer(self.ack_wait_of(flow)))
             stored = self._by_flow.get(flow, {})
@@ -225,7 +225,7 @@ class Server:
         return self.groups[flow].fresh
 
     def close(self, flow: str) -> bool:
-        """Delete a flow's consumer, if nothing of it is stored; whether it is gone."""
+        """Delete a flow's consumer unless it has messages, and return whether it is deleted."""
         if not self.answers or self._by_flow.get(flow):
             return False
         if group := self.groups.pop(flow, None):
@@ -237,9 +237,9 @@ class Server:
     def pull(
         self, client: Client, session: int, batch: int, seconds: float = inf, *, inbox: str = "", flow: str = ""
     ) -> None:
-        """A connection may be sent *batch* more of a flow, within so many seconds."""
+        """Open a pull request for *batch* messages of a flow, which expires after *seconds*."""
         if not self.answers:
-            # Turned down, it is asked for again several times a second. Here we wait with the answer.
+            # A real client is rejected and retries several times a second. This server delays its answer instead.
             self._dismiss(client)
         elif session == client.session:
             self.open(flow)
@@ -247,20 +247,20 @@ class Server:
             self._serve(flow)
 
     def withdraw(self, client: Client, flow: str | None = None) -> None:
-        """It may be sent nothing (of a flow): it asked for that, or is gone."""
+        """Withdraw a connection's requests, of one flow or of all: it asked for that, or was lost."""
         for group in self.groups.values():
             if flow in (None, group.flow):
                 for request in group.requests.of(client):
                     request.gone = True
 
     def say(self, token: str, settlement: Settlement | None) -> bool:
-        """Heed what is said about a delivery; whether it is answered."""
+        """Apply a settlement or an extension, and return whether it is confirmed."""
         if not self.answers:
             return False
-        said, _, flow = token.partition("|")
+        delivery, _, flow = token.partition("|")
         if flow not in self.groups:
             return False
-        sequence, number = (int(part) for part in said.split(".")[:2])
+        sequence, number = (int(part) for part in delivery.split(".")[:2])
         consumer, now = self.groups[flow].consumer, trio.current_time()
         match settlement:
             case Ack() | Term():
@@ -278,10 +278,10 @@ class Server:
         self._serve(flow)
         return True
 
-    # What may befall it.
+    # Faults.
 
     def make_anew(self, ack_wait: float | None = None) -> None:
-        """Delete the consumers and make them again, perhaps with another ack wait."""
+        """Recreate the consumers, with another ack wait (s) if one is given."""
         self._disturb()
         self._ack_wait = ack_wait or self.ack_wait
         for group in self.groups.values():
@@ -295,7 +295,7 @@ class Server:
             self._dismiss(client)
 
     def configure(self, ack_wait: float) -> None:
-        """Give the consumers another ack wait (s), in the middle of their work."""
+        """Change the ack wait (s) of the running consumers."""
         self._disturb()
         self._ack_wait = ack_wait
         for group in self.groups.values():
@@ -303,7 +303,7 @@ class Server:
         self._wait.deadline = self._next_event()
 
     def restart(self, down: float) -> None:
-        """End in order and be back after *down* seconds."""
+        """Stop in order, and start again after *down* seconds."""
         for client in self._clients:
             for group in self.groups.values():
                 for request in group.requests.of(client):
@@ -313,14 +313,14 @@ class Server:
         self._come_back(down)
 
     def crash(self, down: float, *, forgets: bool = True) -> None:
-        """End at once (SIGKILL), with what is on its way there, and be back after *down* seconds.
+        """Stop at once (SIGKILL), lose the messages in flight, and start again after *down* seconds.
 
-        Messages, dead letters and the ends of messages were stored before they were confirmed. Of the consumer, what
-        was said within the last 100 ms may be forgotten: delays of NAKs, extensions, and counts of deliveries.
+        Messages, dead letters and acks are stored before they are confirmed. The consumer may lose its state of the
+        last 100 ms: delays of NAKs, extensions, and delivery counts.
 
         Args:
             down: seconds.
-            forgets: whether it is.
+            forgets: whether the consumer loses that state.
         """
         for group in self.groups.values():
             if forgets:
@@ -330,11 +330,9 @@ class Server:
         self._come_back(down)
 
     def elect(self, seconds: float, *, told: bool = True) -> None:
-        """Lose the leader of the replicated consumer for so long; connections stay, and nothing is heard meanwhile.
+        """Lose the leader of the replicated consumer for *seconds*; connections stay, but the server receives nothing.
 
-        Args:
-            seconds: until there is a new one.
-            told: whether the new leader ends open requests with a status; an old one that died says nothing.
+        With ``told``, open requests end with a status; without it they do not, as after the old leader was killed.
         """
         self._silent_until = trio.current_time() + seconds
         self._disturb()
@@ -345,7 +343,7 @@ class Server:
         self._wait.deadline = self._next_event()
 
     async def run(self) -> None:
-        """Give out again what is due, for ever."""
+        """Redeliver messages that are due, forever."""
         while True:
             with trio.CancelScope(deadline=self._next_event()) as self._wait:
                 await trio.sleep_forever()
@@ -368,12 +366,12 @@ class Server:
         self._wait.deadline = self._next_event()
 
     def _disturb(self) -> None:
-        """What somebody holds can be given out again."""
+        """Record the held messages as disturbed, because they can be redelivered."""
         for group in self.groups.values():
             self.disturbed.update(filter(group.consumer.held, self._by_flow.get(group.flow, {})))
 
     def _drop(self, client: Client) -> dict[str, int]:
-        """Forget its requests; how many messages they were for, by flow."""
+        """Delete a connection's requests, and return flow -> number of messages that they were for."""
         missing = {}
         for flow, group in self.groups.items():
             missing[flow] = sum(request.batch for request in group.requests.of(client))
@@ -381,14 +379,14 @@ class Server:
         return missing
 
     def _dismiss(self, client: Client) -> None:
-        """Drop its requests, and tell it as soon as there is somebody to tell."""
+        """Delete a connection's requests, and notify it as soon as the server answers."""
         self._drop(client)
         client.session += 1
         after = max(self._silent_until - trio.current_time(), 0.0)
         client.link.down.send("status", partial(client.dismiss, client.session), after)
 
     def _abandon(self, client: Client) -> None:
-        """Drop its requests, and tell nobody."""
+        """Delete a connection's requests without notifying it."""
         client.abandon(self._drop(client))
 
     def _remove(self, sequence: int, settlement: Ack | Term) -> None:
@@ -400,7 +398,7 @@ class Server:
             message.over.set()
 
     def _serve(self, flow: str | None = None) -> None:
-        """Give out what can be given out now, of a flow or of all."""
+        """Deliver the messages of one flow or of all for which requests are open."""
         groups = [*self.groups.values()] if flow is None else self._groups(flow)
         if self.answers:
             for group in groups:
@@ -421,7 +419,7 @@ class Server:
         group.requests.look_around()
 
     def _next(self, group: Group) -> Message | None:
-        """The message whose turn it is, taken out of the queue if it stood there."""
+        """Return the message that is next in turn, and take it out of the queue of due messages."""
         consumer, stored = group.consumer, self._by_flow.get(group.flow, {})
         while consumer.due:
             sequence = consumer.due.popleft()
@@ -438,7 +436,9 @@ class Server:
         group.fresh -= sequence > group.consumer.state.reached
         count, number = group.consumer.hand_out(sequence, message.published, now)
         self.deliveries += 1
-        message.token = f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another can have the same
+        message.token = (
+            f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another delivery can have the same token
+        )
         if group.flow:
             message.token += f"|{group.flow}"
         handed = HandedOut(

@@ -1,7 +1,7 @@
-"""A whole life of a queue, from a plan: messages, functions, workers that come and go, signals and faults.
+"""A simulated life of a queue, from a plan: messages, functions, workers that start and stop, signals and faults.
 
-A plan is a value that prints as the code that makes it, and decides all, the order of tasks included. So what a test
-found is lived through again, step by step, from what it printed::
+A plan is a value that prints as the code that creates it, and decides everything, including the order of tasks. So the
+printed plan of a failed test repeats the failure, step by step::
 
     simulate(Plan(messages=(Planned(script=(reply(503),)),), faults=(Fault("cut", at=1.0, seconds=3.0),), schedule=7))
 """
@@ -29,10 +29,11 @@ from .standstill import Gates
 from .world import Hired, World
 
 SETTLE_WITHIN = 3.0
-"""Seconds that a drain waits for the last confirmations, as the command sets it."""
+"""Seconds that a drain waits for the last confirmations, as in the worker's command."""
 REST = 1000.0
-"""Seconds after the last message has left in which everything must come to rest: more than any call or callback takes
-here, waits between included."""
+"""Seconds in which all work must end after the last message has left the queue.
+
+It is longer than any call or callback here, with the waits between its tries."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,35 +44,35 @@ class Planned:
     callback: tuple[Answer, ...] | None = None
     at: float = 0.0
     function: int = 0
-    """Which of the plan's functions it invokes."""
+    """Index of the function that it invokes, among the plan's functions."""
     annotations: tuple[tuple[str, str], ...] = ()
     payload: bytes | None = None
-    """Instead of all that; then nothing is invoked."""
+    """Payload instead of a request; then no function is invoked."""
 
     __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Shift:
-    """One worker, from *starts* (s) on."""
+    """The life of one worker, from *starts* (s) on."""
 
     starts: float = 0.0
     stops: float | None = None
-    """When the first signal comes; without, it stays until the queue is empty."""
+    """Time (s) of the first signal; without one, the worker runs until the queue is empty."""
     hurry_after: float | None = None
-    """When the second signal comes, counted from the first."""
+    """Seconds from the first signal to the second."""
 
     __repr__ = brief
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """All that is decided beforehand. Times in seconds from the start."""
+    """All decisions of a life. Times are in seconds from its start."""
 
     messages: tuple[Planned, ...]
     functions: tuple[Deployment, ...] = ()
     workers: tuple[Shift, ...] = (Shift(),)
-    """When all of them have gone and work is left, one more comes."""
+    """Planned workers. When all have stopped and messages remain, one more starts."""
     faults: tuple[Fault, ...] = ()
     slots: int = 2
     attempts: int = 3
@@ -86,22 +87,22 @@ class Plan:
     latency: float = 0.001
     shutdown_timeout: float = 25.0
     by_function: bool = False
-    """Each function has a consumer of its own."""
+    """Whether each function has a consumer of its own."""
     learns: bool = False
-    """Then workers learn how many of it may be in flight."""
+    """Whether workers limit each function's concurrency adaptively; only with ``by_function``."""
     schedule: int = 0
-    """Decides in which order Trio runs what can run at once, and what the workers' dice show."""
+    """Seed of the order in which Trio runs tasks, and of the workers' random numbers."""
 
     __repr__ = brief
 
     @property
     def retry(self) -> Retry:
-        """The workers' policy."""
+        """The workers' retry policy."""
         return Retry(self.attempts, backoff=Backoff(self.initial, self.longest, Jitter(self.backoff)))
 
 
 class Life:
-    """What came of a plan."""
+    """The simulated life of a plan, and its results."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -110,29 +111,29 @@ class Life:
         self.workers = self.world.workers
         self.nemesis = Nemesis(self.world)
         self.free: dict[str, int] = {}
-        """Slots that were free in the workers that stayed, when all had come to rest."""
+        """Worker -> credit at the end, for the workers that were not stopped."""
         self._messages: dict[int, Message] = {}
         self._leaving: set[str] = set()
         self._started: dict[str, float] = {}
 
     @property
     def messages(self) -> list[Message]:
-        """In the order of the plan."""
+        """Messages in the order of the plan."""
         return [self._messages[number] for number in range(len(self._messages))]
 
     def started_at(self, worker: Hired) -> float:
-        """When it started."""
+        """Return the time (s) at which a worker started."""
         return self._started[worker.name]
 
     def trace(self) -> list[str]:
-        """All that was told, said, called and posted, with its time."""
-        told = [f"{at!r} {worker.name} {each!r}" for worker in self.workers for at, each in worker.log]
-        said = [repr(heard) for heard in self.world.server.heard]
+        """Return all events, settlements, calls and callbacks, with their times."""
+        events = [f"{at!r} {worker.name} {each!r}" for worker in self.workers for at, each in worker.log]
+        settlements = [repr(heard) for heard in self.world.server.heard]
         calls = [f"{call!r}" for call in self.world.outside.calls]
-        return [*told, *said, *calls, *(f"{post!r}" for post in self.world.outside.posts)]
+        return [*events, *settlements, *calls, *(f"{post!r}" for post in self.world.outside.posts)]
 
     async def live(self) -> Life:
-        """From the first message to the last worker's end."""
+        """Run the plan from the first message to the end of the last worker."""
         plan, world = self.plan, self.world
         world.outside.deployments = {f"f{number}": each for number, each in enumerate(plan.functions)}
         for _ in plan.workers:
@@ -145,7 +146,7 @@ class Life:
                     nursery.start_soon(self.nemesis.bring, fault)
                 for number, planned in enumerate(plan.messages):
                     nursery.start_soon(self._publish, number, planned)
-            # All that was planned has happened.
+            # The plan is executed; remaining messages need a worker.
             if all(worker.name in self._leaving | self.nemesis.killed for worker in self.workers):
                 self._start(self._worker())
             for message in self.messages:
@@ -200,14 +201,14 @@ class Life:
 
 
 def _marked(scripted: Reply, number: int) -> Reply:
-    """The same with a body of its own, by which a callback shows what it tells."""
+    """Return a copy with a unique body, by which a callback can be matched with its reply."""
     if not isinstance(scripted.outcome, Responded):
         return scripted
     return replace(scripted, outcome=structs.replace(scripted.outcome, body=f"reply {number}".encode()))
 
 
 def simulate(plan: Plan) -> Life:
-    """Live through it on a virtual clock.
+    """Run a plan on a virtual clock, and return its life.
 
     Raises:
         AssertionError: a worker broke a rule of its ports, or some message never left the queue.
@@ -220,9 +221,9 @@ def simulate(plan: Plan) -> Life:
 
 @contextmanager
 def _scheduled(seed: int) -> Iterator[None]:
-    """Let *seed* alone decide the order in which Trio runs what can run at once: any order can come of it.
+    """Let *seed* alone decide the order in which Trio runs tasks that are ready at the same time.
 
-    These two names are what pytest-trio uses to the same end.
+    pytest-trio uses these two private names for the same purpose.
     """
     allowed, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # final to all but tests

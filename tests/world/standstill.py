@@ -1,10 +1,10 @@
-"""Processes that can be stopped and go on, as by SIGSTOP and SIGCONT, inside one Trio run.
+"""Processes that can be suspended and continued, as by SIGSTOP and SIGCONT, inside one Trio run.
 
-Each task that is started in a :class:`Process` belongs to it, and so do that task's children. While the process stands
-still, its tasks take no step; what they are sent meanwhile (a timer that fell due, an answer, a cancellation) they get
-when it goes on, all at once, as a stopped process does. Everything else in the run goes on.
+Each task that is started in a :class:`Process` belongs to it, and so do that task's children. While the process is
+suspended, its tasks take no step. They get timers, answers and cancellations of that time when the process continues,
+all at once, as a real process does. All other tasks in the run continue.
 
-Trio has no such thing, so a task's coroutine is put behind a gate as the task is spawned.
+Trio has no such feature, so a task's coroutine is wrapped in a gate when the task is spawned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _process: ContextVar[Process | None] = ContextVar("_process", default=None)
 
 
 class Process:
-    """Some tasks that stand still together."""
+    """Tasks that are suspended together."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -28,7 +28,7 @@ class Process:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Tasks started in this block belong to it."""
+        """Add the tasks that are started in this block to the process."""
         token = _process.set(self)
         try:
             yield
@@ -36,25 +36,25 @@ class Process:
             _process.reset(token)
 
     def stop(self) -> None:
-        """Let no task take a step."""
+        """Suspend the tasks."""
         self.stopped = True
 
     def go_on(self) -> None:
-        """Give the tasks what they were sent meanwhile."""
+        """Continue the tasks with the values that they were sent while they were suspended."""
         self.stopped = False
         waiting, self._waiting = self._waiting, []
         for task, sent in waiting:
             trio.lowlevel.reschedule(task, sent)
 
     def hold(self, sent: Any) -> Any:
-        """Keep what the current task was sent; what its gate then gives to Trio's loop: a wait that nothing aborts."""
+        """Keep the value that the current task was sent, and return a wait that cannot be aborted, for Trio's loop."""
         self._waiting.append((trio.lowlevel.current_task(), sent))
         waiting = trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)  # noqa: ASYNC105 -- its gate waits
         return waiting.send(None)
 
 
 class _Gate:
-    """A task's coroutine, as Trio's loop sees it."""
+    """Wrapper of a task's coroutine, for Trio's loop."""
 
     def __init__(self, coroutine: Any, process: Process) -> None:
         self._coroutine, self._process = coroutine, process
@@ -67,9 +67,9 @@ class _Gate:
 
 
 class Gates(trio.abc.Instrument):
-    """To be given to :func:`trio.run` where processes are to be stopped."""
+    """Instrument for a :func:`trio.run` whose processes are suspended."""
 
     def task_spawned(self, task: trio.lowlevel.Task) -> None:
-        """Put the tasks of processes behind gates."""
+        """Wrap the coroutines of tasks that belong to processes in gates."""
         if process := task.context.get(_process):
-            task.coro = _Gate(task.coro, process)  # type: ignore[assignment]  # as good as one
+            task.coro = _Gate(task.coro, process)  # type: ignore[assignment]  # it has a coroutine's methods

@@ -1,4 +1,4 @@
-"""The world itself, and the workers in it."""
+"""The simulated world, and its workers."""
 
 from __future__ import annotations
 
@@ -37,25 +37,26 @@ from .standstill import Process
 T = TypeVar("T")
 
 LONGEST = 200_000.0
-"""Seconds that a world lasts on a virtual clock, where what is waited for in vain would keep the test for ever. It is
-above what any life can take: five attempts an hour apart, and as many again for each of six faults."""
+"""Longest time (s) of a world on a virtual clock, after which a test that waits for nothing fails.
+
+It is above any life's: five attempts an hour apart, and as many again for each of six faults."""
 
 
 def ms(seconds: float) -> int:
-    """A time of the virtual clock, in whole milliseconds."""
+    """Convert a time of the virtual clock to whole milliseconds."""
     return round(seconds * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A delivery that the queue handed to a worker."""
+    """A delivery that a worker received."""
 
     delivery: Delivery
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a worker noted to be said about a delivery."""
+    """A settlement that a worker passed to its queue."""
 
     delivery: Delivery
     settlement: Settlement
@@ -68,7 +69,7 @@ def _flow_of(name: str, slots: int, *, learns: bool) -> Flow:
 
 
 class Witnessed(FakeQueue):
-    """A queue that tells what it handed out, and what it was to say."""
+    """A queue that records its deliveries and settlements."""
 
     def __init__(
         self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Taken | Said], None]
@@ -86,7 +87,7 @@ class Witnessed(FakeQueue):
 
 
 class Hired:
-    """One worker: its parts, what it told, and the ways to end it."""
+    """One worker: its parts, its events, and methods to stop and kill it."""
 
     def __init__(
         self,
@@ -101,14 +102,14 @@ class Hired:
         self.link = link
         self.process = Process()
         self.jumps: list[tuple[float, float]] = []
-        """Jumps of its wall clock: when, and by how much."""
+        """Jumps of its wall clock: time (s) and distance (s)."""
         self.log: list[tuple[float, Event | Taken | Said]] = []
-        """What it told, took and said, in order."""
+        """Its events, deliveries and settlements, with their times (s), in order."""
         self.queue = Witnessed(world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit)
         self.started = False
         self.ended = trio.Event()
         self.took = 0.0
-        """How long its drain took, once it has ended."""
+        """Seconds that its drain took; 0 until then."""
         self._scope = trio.CancelScope()
         self._signal, self._signals = trio.open_memory_channel[None](2)
         reach = Reach(world.outside, name)
@@ -129,33 +130,33 @@ class Hired:
 
     @property
     def working(self) -> bool:
-        """It has started and not ended."""
+        """Whether it has started and not ended."""
         return self.started and not self.ended.is_set()
 
     def wall_at(self, now: float) -> float:
-        """What its wall clock showed."""
+        """Return the time (s since the epoch) of its wall clock."""
         return EPOCH + now + sum(jump for at, jump in self.jumps if at <= now)
 
     def walls_at(self, now: float) -> list[float]:
-        """All that its wall clock showed in that instant, in which it may have jumped."""
+        """Return all times (s since the epoch) of its wall clock at a moment, before and after each jump."""
         before = [jump for at, jump in self.jumps if at < now]
         then = [jump for at, jump in self.jumps if at == now]
         return [EPOCH + now + sum(before) + sum(then[:number]) for number in range(len(then) + 1)]
 
     def signal(self) -> None:
-        """Ask it to stop; the second time, to hurry."""
+        """Send a signal to stop; the second one cancels what still runs."""
         self._signal.send_nowait(None)
 
     def kill(self) -> None:
-        """End it at once, as SIGKILL does, also while it stands still."""
+        """End it at once, as SIGKILL does, also while it is suspended."""
         self.link.cut(float("inf"))
         self.process.go_on()
         self._scope.cancel()
 
     async def stand_still(self, seconds: float) -> None:
-        """Stop its process for so long, as SIGSTOP does; what comes meanwhile it finds when it goes on.
+        """Suspend its process for *seconds*, as SIGSTOP does; messages of that time arrive afterwards.
 
-        Only with :class:`tests.world.standstill.Gates` among the run's instruments.
+        This takes :class:`tests.world.standstill.Gates` among the run's instruments.
         """
         self.process.stop()
         self.link.down.stands_until = trio.current_time() + seconds
@@ -164,30 +165,30 @@ class Hired:
 
     @property
     def wanted(self) -> int:
-        """How many deliveries it would take now."""
+        """Number of messages that it has requested and not received."""
         assert self.queue.consumer
         return self.queue.consumer.wanted
 
     @property
     def events(self) -> list[tuple[float, Event]]:
-        """All that it told."""
+        """Its events, with their times (s)."""
         return [(at, each) for at, each in self.log if not isinstance(each, Taken | Said)]
 
     @property
     def taken(self) -> list[tuple[float, Delivery]]:
-        """All deliveries that it was handed, and when."""
+        """Its deliveries, with their times (s)."""
         return [(at, each.delivery) for at, each in self.log if isinstance(each, Taken)]
 
     def told(self, kind: type[T]) -> list[T]:
-        """Its events of one kind."""
+        """Return its events of one kind."""
         return [event for _, event in self.log if isinstance(event, kind)]
 
     def times(self, kind: type[Event]) -> list[int]:
-        """When it told those (ms)."""
+        """Return the times (ms) of its events of one kind."""
         return [ms(at) for at, event in self.log if isinstance(event, kind)]
 
     async def work(self) -> None:
-        """Run to the end, its connection with it.
+        """Run the worker and its connection to the end.
 
         Raises:
             worker.ports.MisconfiguredError: in an exception group, as :func:`worker.run.run` does.
@@ -213,7 +214,7 @@ class Hired:
 
 
 class World:
-    """A broker, functions, and workers. Leaving it kills the workers and raises what they did wrong.
+    """A broker, functions, and workers. Leaving it kills the workers and raises their violations.
 
     Args:
         clock: the virtual clock that it runs on; None for the real one.
@@ -222,7 +223,7 @@ class World:
         by_function: whether the queue is in function mode.
 
     Raises:
-        AssertionError: on leaving it, for the violations.
+        AssertionError: on leaving it, if a worker violated a rule of its ports.
     """
 
     def __init__(
@@ -256,10 +257,10 @@ class World:
     ) -> None:
         late = self.nursery.cancel_scope.cancel_called
         self.nursery.cancel_scope.cancel()
-        # The test's own error goes its way alone, not in a group with what it cancels here.
+        # The test's own error must not be raised in a group with the cancellations of this nursery.
         mine = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
         await self._open.__aexit__(*mine)
-        assert not late, "what the test waits for does not happen"
+        assert not late, "the world's time is over: the test waits for something that does not happen"
         if error is None:
             assert not self.violations, self.violations
 
@@ -274,11 +275,11 @@ class World:
         """Store a message.
 
         Args:
-            script: what its attempts come to, the last one again and again.
-            function: whom it invokes.
-            callback: what posting its result comes to, in the same way; None: it asks for no callback.
-            annotations: the function's.
-            payload: instead of all that.
+            script: replies to its attempts; the last one is repeated.
+            function: the function that it invokes.
+            callback: answers to its callback, in the same way; None: it has no callback.
+            annotations: annotations of the function.
+            payload: payload instead of a request.
         """
         number = self.server.taken + 1
         url = f"http://results/{number}"
@@ -308,9 +309,10 @@ class World:
         learns: bool = False,
         dice: float | Callable[[], float] = 0.5,
     ) -> Hired:
-        """A worker that nobody has started yet.
+        """Create a worker without starting it.
 
-        *connected*: the broker is there; *learns*: how many a function takes; the rest as in the settings.
+        *connected*: whether the broker can be reached; *learns*: whether it limits each function's concurrency
+        adaptively; *dice*: its random number, or a function that draws them; the others are as in the settings.
         """
         config = CoreConfig(
             slots=slots,
@@ -328,17 +330,17 @@ class World:
         return hired
 
     def start(self, worker: Hired) -> Hired:
-        """Let it work."""
+        """Start a worker."""
         worker.started = True
         self.nursery.start_soon(worker.work, name=worker.name)
         return worker
 
-    # What came of it.
+    # Results.
 
     def starts(self, message: Message) -> list[int]:
-        """When its invocations began (ms)."""
+        """Return the times (ms) at which a message's invocations began."""
         return [ms(call.began) for call in self.outside.calls_of(f"call-{message.id[0]}")]
 
     def heard(self, message: Message) -> list[tuple[int, Settlement | None]]:
-        """What the broker heard about it, and when (ms); None is an extension."""
+        """Return the settlements of a message that the broker applied, with their times (ms); None is an extension."""
         return [(ms(heard.at), heard.settlement) for heard in self.server.heard if heard.sequence == message.id[0]]
