@@ -1,7 +1,7 @@
-"""Why an invocation ran again: each cause that docs/guarantees.md lists under "At least once", as a predicate.
+"""Causes of a repeated invocation: each one that docs/guarantees.md lists under "At least once", as a predicate.
 
-It is given the runs of one message, as their workers knew them, and the troubles that there were. A dead worker cannot
-be asked: what is known of real ones is seen from outside, and judged by :mod:`tests.chaos.ledger`.
+A predicate gets the runs of one message, as their workers recorded them, and the troubles of that time. A real worker
+that was killed has no such record; :mod:`tests.chaos.ledger` judges real workers from outside.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONNECTION = frozenset({"stall", "cut", "late", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
-"""Troubles that can keep what a worker says, or its confirmation, from getting through in time."""
+"""Kinds of troubles that can delay or lose a worker's messages, or their confirmations."""
 FORGETFUL = frozenset({"anew", "crash"})
-"""Troubles after which the queue may not know who has a message, nor how long it must wait."""
+"""Kinds of troubles after which the queue may have lost which worker has a message, and how long it waits."""
 ROUNDING = 1.0
-"""Seconds by which nats-server can cut short what it keeps over a restart (measured)."""
+"""Seconds by which a restart of nats-server can shorten a stored time (measured)."""
 HELD = 1.0
-"""Seconds for which a worker may hold a message before it starts it: the rest of a back-off."""
+"""Longest time (s) for which a worker holds a message before its start: the rest of a backoff."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that went wrong, from *begins* to *ends* (s); *worker*: whom alone it befell.
+    """A fault from *begins* to *ends* (s); *worker*: name of the only affected worker, or None for all.
 
-    Besides the faults: ``kill`` of a worker, and ``drain``, from when its time was up to its end.
+    Two further kinds are ``kill`` of a worker, and ``drain``, from the end of a drain's time limit to its end.
     """
 
     kind: str
@@ -35,46 +35,48 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation, as its worker saw it."""
+    """One invocation, as its worker recorded it."""
 
     worker: str
     began: float
     ended: float
-    """When the worker had its outcome, or stopped it, or died."""
+    """Time (s) at which the worker got the outcome, cancelled the invocation, or was killed."""
     how: Literal["final", "retry", "given back", "lost", "died"]
-    """The message is done or given up; is tried again; was stopped by the drain; its lease was lost; nobody told."""
-    then: Literal["settled", "given back", "buried not", "nothing", "unknown"] = "unknown"
-    """What became of a final verdict: noted to be said; the drain stopped the callback or the burial; its dead letter
-    could not be stored; nothing, since the lease was lost or the worker died."""
+    """Outcome: finished or given up, retried, cancelled by the drain, lease lost, or worker killed."""
+    then: Literal["settled", "given back", "dead letter not stored", "nothing", "unknown"] = "unknown"
+    """Result of a final verdict.
+
+    It was settled; the drain cancelled its callback or dead letter; the dead letter could not be stored; or nothing
+    happened, because the lease was lost or the worker was killed."""
 
     @property
-    def gave_back(self) -> bool:
-        """Whether it ended with a NAK."""
-        return self.how in ("retry", "given back") or self.then in ("given back", "buried not")
+    def was_nakked(self) -> bool:
+        """Whether the run ended with a NAK."""
+        return self.how in ("retry", "given back") or self.then in ("given back", "dead letter not stored")
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the queue was set to."""
+    """Settings of the queue."""
 
     ack_wait: float
     trip: float
-    """Longest time (s) that something is on its way to the queue or back."""
+    """Longest latency (s) to the queue or back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Two runs of a message, and what went wrong around them."""
+    """Two runs of a message, and the troubles around them."""
 
     first: Run
     again: Run
     terms: Terms
     troubles: Sequence[Trouble]
     runs: Sequence[Run] = ()
-    """All of the message."""
+    """All runs of the message."""
 
     def any(self, kinds: Iterable[str], begins: float, ends: float) -> bool:
-        """Whether one of these was in force for the first run's worker, or for all, between *begins* and *ends*."""
+        """Return whether a trouble of these kinds affected the first run's worker between *begins* and *ends*."""
         return any(
             trouble.kind in kinds
             and trouble.worker in (None, self.first.worker)
@@ -84,7 +86,7 @@ class Between:
         )
 
     def slow(self, run: Run, longest: float, begins: float, ends: float, *kinds: str) -> bool:
-        """Whether one of these befell a run's worker for longer than *longest*, ending between *begins* and *ends*."""
+        """Return whether a trouble of these kinds, longer than *longest*, affected a run's worker in that time."""
         return any(
             trouble.kind in kinds
             and trouble.worker in (None, run.worker)
@@ -94,21 +96,21 @@ class Between:
             for trouble in self.troubles
         )
 
-    def stood_still(self) -> bool:
-        """Whether the first run's worker stood still so long that its lease could end without its knowing."""
+    def was_suspended(self) -> bool:
+        """Return whether the first run's worker was suspended so long that its lease could end undetected."""
         longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
         return self.slow(self.first, longest, self.first.began - HELD, self.again.began, "freeze", "pause")
 
-    def came_late(self) -> bool:
-        """Whether one of them began only when its delivery was no longer valid: it had been on its way for too long."""
+    def arrived_late(self) -> bool:
+        """Return whether one of the runs began with a delivery that had been on its way for too long."""
         longest = self.terms.ack_wait / 3 - self.terms.trip
         return any(
             self.slow(run, longest, run.began - HELD - self.terms.trip, run.began, "stall", "freeze", "pause")
             for run in (self.first, self.again)
         )
 
-    def heard_late(self) -> bool:
-        """Whether the queue heard so late what one that had the message had said of it that it no longer was true."""
+    def settled_late(self) -> bool:
+        """Return whether the queue received a settlement so late that the message had been redelivered since."""
         longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
         had_it = {run.worker for run in (self.first, self.again, *self.runs) if run.began <= self.again.began}
         return any(
@@ -120,38 +122,38 @@ class Between:
         )
 
     def shared(self) -> bool:
-        """Whether a third had the message together with the first, for a reason, and gave it back: neither can know."""
-        # What the third said can be heard after the first was sent the message, which it may hold before it runs it.
+        """Return whether a third run overlapped with the first, for a known cause, and ended with a NAK."""
+        # The third run's NAK can arrive after the first delivery was sent, which its worker may hold before the start.
         slack = 2 * self.terms.trip + HELD
         return any(
             third not in (self.first, self.again)
-            and third.gave_back
-            and (self.first.began - slack < third.ended or third.how == "final")  # which is given back after its end
+            and third.was_nakked
+            and (self.first.began - slack < third.ended or third.how == "final")  # its NAK follows after its end
             and third.ended <= self.again.began
             and self._excused(third)
             for third in self.runs
         )
 
     def _excused(self, third: Run) -> bool:
-        """Whether something lets the first and a third have the message together: this again, in what came before."""
+        """Return whether a cause lets the first run overlap with a third, by this same rule on the earlier runs."""
         earlier, later = sorted((self.first, third), key=lambda run: run.began)
         before = [run for run in self.runs if run.began < later.began]
         both = Between(earlier, later, self.terms, self.troubles, before)
         return any(cause.overlaps and cause.holds(both) for cause in CAUSES)
 
-    def made_anew(self) -> bool:
-        """Whether the consumer was made anew while the first had it."""
+    def was_recreated(self) -> bool:
+        """Return whether the consumer was recreated during the first run."""
         return self.any({"anew"}, self.first.began - HELD - self.terms.trip, self.again.began)
 
-    def forgotten(self) -> bool:
-        """Whether the server was killed while the first had it, and what it had not written was lost."""
+    def lost_state(self) -> bool:
+        """Return whether the server was killed during the first run, and lost the state that it had not written."""
         return self.any({"crash"}, self.first.began - HELD - self.terms.trip, self.again.began)
 
     def restarted(self) -> bool:
-        """Whether a restart ended the first run's lease earlier than its worker could know.
+        """Return whether a restart ended the first run's lease earlier than its worker could detect.
 
-        What a delivery had not been extended by then is counted from when the message was published; what it had been
-        is kept to the second.
+        Without an extension by then, the lease counts from the publishing of the message; with one, its time is rounded
+        down to a second.
         """
         begins = self.first.began - HELD - self.terms.trip
         first_extension = self.first.began + self.terms.ack_wait / 3 + 2 * self.terms.trip
@@ -163,25 +165,25 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One reason to run a message again. *listed*: its number in docs/guarantees.md, "At least once"."""
+    """One cause of a repeat. *listed*: its number in docs/guarantees.md, "At least once"."""
 
     name: str
     listed: int
     holds: Callable[[Between], bool]
     overlaps: bool = False
-    """Whether both can run at once."""
+    """Whether the two runs can overlap."""
 
 
 def _unconfirmed(it: Between) -> bool:
-    told = it.first.ended - it.terms.trip
-    return it.first.how == "final" and it.any(CONNECTION | {"kill", "anew"}, told, it.again.began)
+    sent_at = it.first.ended - it.terms.trip
+    return it.first.how == "final" and it.any(CONNECTION | {"kill", "anew"}, sent_at, it.again.began)
 
 
 def _lost(it: Between) -> bool:
-    unheard = it.first.ended - it.terms.ack_wait
+    unconfirmed_since = it.first.ended - it.terms.ack_wait
     stopped = it.first.how == "lost" or (it.first.how == "final" and it.first.then == "nothing")
     return stopped and it.any(
-        CONNECTION | {"anew"}, unheard, it.first.ended if it.first.how == "lost" else it.again.began
+        CONNECTION | {"anew"}, unconfirmed_since, it.first.ended if it.first.how == "lost" else it.again.began
     )
 
 
@@ -189,19 +191,19 @@ CAUSES = (
     Cause("retry", 1, lambda it: it.first.how == "retry"),
     Cause("the worker died", 2, lambda it: it.first.how == "died" and it.any({"kill"}, it.first.began, it.again.began)),
     Cause("the lease was lost", 3, _lost),
-    Cause("the worker stood still", 4, Between.stood_still, overlaps=True),
-    Cause("the end was not heard", 5, _unconfirmed),
-    Cause("the drain gave it back", 7, lambda it: it.first.how == "given back" and _drained(it)),
-    Cause("the drain stopped its callback", 8, lambda it: it.first.then == "given back" and _drained(it)),
-    Cause("the consumer was made anew", 9, Between.made_anew, overlaps=True),
-    Cause("no dead letter could be stored", 11, lambda it: it.first.then == "buried not"),
-    Cause("it came late", 12, Between.came_late, overlaps=True),
+    Cause("the worker was suspended", 4, Between.was_suspended, overlaps=True),
+    Cause("the ack was not confirmed", 5, _unconfirmed),
+    Cause("the drain sent a nak", 7, lambda it: it.first.how == "given back" and _drained(it)),
+    Cause("the drain cancelled its callback", 8, lambda it: it.first.then == "given back" and _drained(it)),
+    Cause("the consumer was recreated", 9, Between.was_recreated, overlaps=True),
+    Cause("no dead letter could be stored", 11, lambda it: it.first.then == "dead letter not stored"),
+    Cause("the delivery arrived late", 12, Between.arrived_late, overlaps=True),
     Cause("a restart cut its lease short", 13, Between.restarted, overlaps=True),
-    Cause("the server forgot", 6, Between.forgotten, overlaps=True),
-    Cause("it was heard late what was said", 14, Between.heard_late, overlaps=True),
-    Cause("another that had it too gave it back", 15, Between.shared, overlaps=True),
+    Cause("the server lost state", 6, Between.lost_state, overlaps=True),
+    Cause("a settlement arrived late", 14, Between.settled_late, overlaps=True),
+    Cause("another worker with the message sent a nak", 15, Between.shared, overlaps=True),
 )
-"""The first that holds is what counts as the reason."""
+"""All causes; the first that holds counts."""
 
 
 def _drained(it: Between) -> bool:
@@ -211,14 +213,14 @@ def _drained(it: Between) -> bool:
 def explained(
     first: Run, again: Run, troubles: Sequence[Trouble], terms: Terms, runs: Sequence[Run] = ()
 ) -> list[Cause]:
-    """Why a message that *first* had run was run *again*; empty where there is no reason that we know.
+    """Return the causes for which a message ran *again* after *first*; empty without a known one.
 
     Args:
         first: an earlier run of the message.
-        again: a later one: the next, or one that began before *first* had ended.
-        troubles: all that there were.
-        terms: what the queue was set to.
-        runs: all of the message, also those that were given back unstarted.
+        again: a later run: the next, or one that began before *first* had ended.
+        troubles: all troubles of the life.
+        terms: settings of the queue.
+        runs: all runs of the message, and its deliveries that were nakked unstarted.
     """
     between, together = Between(first, again, terms, troubles, runs), again.began < first.ended
     return [cause for cause in CAUSES if (cause.overlaps or not together) and cause.holds(between)]

@@ -1,4 +1,4 @@
-"""Why an invocation ran again: each cause with its smallest example, and what is no cause. Times in seconds."""
+"""Causes of a repeated invocation: the smallest example of each, and cases without a cause. Times in seconds."""
 
 from __future__ import annotations
 
@@ -13,55 +13,59 @@ EXAMPLES = {
     "retry": (Run("a", 0.0, 1.0, "retry"), AGAIN, ()),
     "the worker died": (Run("a", 0.0, 1.0, "died"), AGAIN, (Trouble("kill", 1.0, 1.0, "a"),)),
     "the lease was lost": (Run("a", 0.0, 20.0, "lost"), AGAIN, (Trouble("cut", 5.0, 25.0, "a"),)),
-    "the worker stood still": (Run("a", 0.0, 60.0, "lost"), AGAIN, (Trouble("freeze", 5.0, 60.0, "a"),)),
-    "the end was not heard": (Run("a", 0.0, 1.0, "final"), AGAIN, (Trouble("deaf", 0.5, 40.0, "a"),)),
-    "the drain gave it back": (Run("a", 0.0, 1.0, "given back"), AGAIN, (Trouble("drain", 1.0, 2.0, "a"),)),
-    "the drain stopped its callback": (
+    "the worker was suspended": (Run("a", 0.0, 60.0, "lost"), AGAIN, (Trouble("freeze", 5.0, 60.0, "a"),)),
+    "the ack was not confirmed": (Run("a", 0.0, 1.0, "final"), AGAIN, (Trouble("deaf", 0.5, 40.0, "a"),)),
+    "the drain sent a nak": (Run("a", 0.0, 1.0, "given back"), AGAIN, (Trouble("drain", 1.0, 2.0, "a"),)),
+    "the drain cancelled its callback": (
         Run("a", 0.0, 1.0, "final", "given back"),
         AGAIN,
         (Trouble("drain", 3.0, 4.0, "a"),),
     ),
-    "the consumer was made anew": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("anew", 49.0, 49.0),)),
-    "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "buried not"), AGAIN, ()),
-    "it came late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("freeze", 10.0, 50.0, "b"),)),
+    "the consumer was recreated": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("anew", 49.0, 49.0),)),
+    "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "dead letter not stored"), AGAIN, ()),
+    "the delivery arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("freeze", 10.0, 50.0, "b"),)),
     "a restart cut its lease short": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("restart", 47.0, 48.0),)),
-    "the server forgot": (Run("a", 20.0, 60.0, "final"), AGAIN, (Trouble("crash", 47.0, 48.0),)),
-    "it was heard late what was said": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("late", 40.0, 48.0, "a"),)),
-    "another that had it too gave it back": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("anew", 42.0, 42.0),)),
+    "the server lost state": (Run("a", 20.0, 60.0, "final"), AGAIN, (Trouble("crash", 47.0, 48.0),)),
+    "a settlement arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("late", 40.0, 48.0, "a"),)),
+    "another worker with the message sent a nak": (
+        Run("a", 45.0, 60.0, "final"),
+        AGAIN,
+        (Trouble("anew", 42.0, 42.0),),
+    ),
 }
-"""The first run, the next, and the troubles. Of the last of them, a third run is what explains it."""
+"""Cause -> first run, next run, troubles. The last cause takes a third run."""
 THIRD = Run("c", 40.0, 49.0, "given back")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_cause(name: str) -> None:
-    """Each cause explains what it says, without any other."""
+def test_explained_example_has_its_cause_alone(name: str) -> None:
+    """Each cause alone explains its own example."""
     first, again, troubles = EXAMPLES[name]
-    runs = (first, again, THIRD) if name == "another that had it too gave it back" else (first, again)
+    runs = (first, again, THIRD) if name == "another worker with the message sent a nak" else (first, again)
     assert [cause.name for cause in explained(first, again, troubles, TERMS, runs)] == [name]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_nothing_without_its_trouble(name: str) -> None:
-    """What takes a trouble is not explained without one, nor by the same one to another worker or long before."""
+def test_explained_without_its_trouble_is_empty(name: str) -> None:
+    """A cause that takes a trouble holds neither without it, nor if it was 500 s earlier or at another worker."""
     first, again, troubles = EXAMPLES[name]
     if troubles:
         assert not explained(first, again, (), TERMS)
         early = [Trouble(each.kind, each.begins - 500.0, each.ends - 500.0, each.worker) for each in troubles]
         assert not explained(first, again, early, TERMS)
-        theirs = [Trouble(each.kind, each.begins, each.ends, "d") for each in troubles if each.worker == "a"]
-        assert not explained(first, again, theirs, TERMS)
+        elsewhere = [Trouble(each.kind, each.begins, each.ends, "d") for each in troubles if each.worker == "a"]
+        assert not explained(first, again, elsewhere, TERMS)
 
 
 @pytest.mark.parametrize("how", ["retry", "given back", "final"])
-def test_nothing_excuses_two_at_once(how: str) -> None:
-    """A retry, a drain or a lost acknowledgement explains no run that began before the first had ended."""
+def test_explained_overlap_without_a_cause_is_empty(how: str) -> None:
+    """A retry, a drain or a lost ack explains no run that began before the first had ended."""
     first = Run("a", 0.0, 60.0, how)  # type: ignore[arg-type]  # one of the literals
     troubles = (Trouble("deaf", 0.0, 60.0, "a"), Trouble("drain", 0.0, 60.0, "a"))
     assert not explained(first, AGAIN, troubles, TERMS)
 
 
-def test_all_causes() -> None:
-    """Each cause has an example, and a place of its own in the list."""
+def test_causes_all_have_examples_and_numbers() -> None:
+    """Each cause has an example, and its own number in docs/guarantees.md."""
     assert {cause.name for cause in CAUSES} == {*EXAMPLES}
     assert len({cause.listed for cause in CAUSES}) == len(CAUSES)

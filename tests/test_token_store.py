@@ -1,4 +1,4 @@
-"""What a worker makes of the tokens that it is handed. No broker: what it says is looked at."""
+"""A worker's use of the tokens that it receives. There is no broker: the tests check the calls of the ports."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ ACK_WAIT = 60.0
 FN = "echo.fn"
 
 
-class Said:
-    """Queue, quotas and consumer in one: all that a wallet says."""
+class FakePorts:
+    """A fake of queue, quotas and consumer in one, which records the calls of a token store."""
 
     def __init__(self, clock: MockClock) -> None:
         self.clock = clock
         self.wanted: dict[str, int] = {}
         self.given: list[tuple[int, float, float]] = []
-        """Number, delay and until when it may be said."""
+        """Number of the token, delay (s), and seconds in which its NAK may be sent."""
         self.extended: list[Callable[[], None]] = []
         self.changed: list[str] = []
-        self.leases = Leases(self, lambda _: None)  # type: ignore[arg-type]  # of a queue it takes this much
+        self.leases = Leases(self, lambda _: None)  # type: ignore[arg-type]  # leases use only ``extend`` of a queue
         self.leases.set_ack_wait(ACK_WAIT)
         parts: Any = self
-        self.wallet = TokenStore(parts, parts, self.leases, self.changed.append)
+        self.store = TokenStore(parts, parts, self.leases, self.changed.append)
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:  # noqa: ARG002 -- the port's
         self.extended.append(confirmed)
@@ -42,149 +42,149 @@ class Said:
     def add_credit(self, count: int, flow: str) -> None:
         self.wanted[flow] = self.wanted.get(flow, 0) + count
 
-    def balance(self, wish: int) -> None:
+    def balance(self, desired: int) -> None:
         consumer: Any = self
-        self.wallet.balance(FN, wish, consumer)
+        self.store.balance(FN, desired, consumer)
 
     def take(self, kind: str, number: int, count: int = 1, *, confirm: bool = True) -> None:
-        """Hand it a token."""
+        """Deliver a token to the store."""
         now = trio.current_time()
         subject = f"QUOTAS.q.{kind}.{FN}.{number}"
-        self.wallet.receive(Delivery((number + 1, 7), f"t{count}", count, now, subject, b"", token_flow(kind, FN)))
+        self.store.receive(Delivery((number + 1, 7), f"t{count}", count, now, subject, b"", token_flow(kind, FN)))
         if confirm:
             self.extended.pop()()
 
 
-async def test_who_is_not_limited_needs_none(autojump_clock: MockClock) -> None:
-    """There is room for any number, nothing is wanted, and an invocation holds nothing."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(weight=3))
-    assert said.wallet.room(FN) == float("inf")
-    said.balance(9)
-    assert said.wanted == {}
-    assert said.wallet.start(FN) is None
-    said.wallet.finish(FN, None)
+async def test_store_without_limits_requests_no_token(autojump_clock: MockClock) -> None:
+    """A function without a cap or rate has unlimited room, and the store requests no token for it."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(weight=3))
+    assert fake.store.room(FN) == float("inf")
+    fake.balance(9)
+    assert fake.wanted == {}
+    assert fake.store.start(FN) is None
+    fake.store.finish(FN, None)
 
 
-async def test_a_token_counts_once_we_are_known_to_keep_it(autojump_clock: MockClock) -> None:
-    """One that was merely handed out can be handed to others by a server that restarts."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(max_inflight=5))
-    said.balance(2)
-    assert said.wanted == {token_flow(CAP, FN): 2}
-    said.take(CAP, 0, confirm=False)
-    assert said.wallet.room(FN) == 0
-    said.extended.pop()()
-    assert said.wallet.room(FN) == 1
-    assert said.changed == [FN]
+async def test_token_unconfirmed_does_not_count(autojump_clock: MockClock) -> None:
+    """A token counts only after its first extension is confirmed, because a restarted server may deliver it twice."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.balance(2)
+    assert fake.wanted == {token_flow(CAP, FN): 2}
+    fake.take(CAP, 0, confirm=False)
+    assert fake.store.room(FN) == 0
+    fake.extended.pop()()
+    assert fake.store.room(FN) == 1
+    assert fake.changed == [FN]
 
 
-async def test_what_was_handed_to_us_twice_we_have_once(autojump_clock: MockClock) -> None:
-    """Before it counts, when it is free, and when an invocation holds it: the newest delivery is the one to answer."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(max_inflight=5))
-    said.take(CAP, 0, confirm=False)
-    said.take(CAP, 0, 2, confirm=False)
-    (confirmed,) = said.extended
+async def test_token_delivered_twice_counts_once(autojump_clock: MockClock) -> None:
+    """A token that is delivered again, in any state, counts once, and its newest delivery is the one to settle."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.take(CAP, 0, confirm=False)
+    fake.take(CAP, 0, 2, confirm=False)
+    (confirmed,) = fake.extended
     confirmed()
-    said.take(CAP, 0, 3, confirm=False)
-    assert said.wallet.room(FN) == 1
-    held = said.wallet.start(FN)
+    fake.take(CAP, 0, 3, confirm=False)
+    assert fake.store.room(FN) == 1
+    held = fake.store.start(FN)
     assert held
-    said.take(CAP, 0, 4, confirm=False)
-    assert said.wallet.room(FN) == 0
+    fake.take(CAP, 0, 4, confirm=False)
+    assert fake.store.room(FN) == 0
     assert held.delivery.token == "t4"
-    said.wallet.finish(FN, held)
-    said.balance(0)
-    assert said.given == [(0, 0.0, ACK_WAIT * 2 / 3)]
-    said.take(CAP, 0, 5)
-    assert said.wallet.room(FN) == 1
+    fake.store.finish(FN, held)
+    fake.balance(0)
+    assert fake.given == [(0, 0.0, ACK_WAIT * 2 / 3)]
+    fake.take(CAP, 0, 5)
+    assert fake.store.room(FN) == 1
 
 
-async def test_a_cap_s_token_is_kept_and_given_back(autojump_clock: MockClock) -> None:
-    """It is extended for as long as it is here, and not after that."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(max_inflight=5))
-    said.take(CAP, 0)
-    said.take(CAP, 1)
+async def test_token_of_cap_is_extended_until_given_back(autojump_clock: MockClock) -> None:
+    """The token of a cap is extended until the store gives it back, and not after that."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.take(CAP, 0)
+    fake.take(CAP, 1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(said.leases.run)
+        nursery.start_soon(fake.leases.run)
         await trio.sleep(ACK_WAIT / 3 + 1)
-        assert len(said.extended) == 2
-        for confirmed in said.extended:
+        assert len(fake.extended) == 2
+        for confirmed in fake.extended:
             confirmed()
-        said.extended.clear()
-        said.wallet.give_back_unused()
-        assert sorted(said.given) == [(0, 0.0, ACK_WAIT * 2 / 3 - 1), (1, 0.0, ACK_WAIT * 2 / 3 - 1)]
+        fake.extended.clear()
+        fake.store.give_back_unused()
+        assert sorted(fake.given) == [(0, 0.0, ACK_WAIT * 2 / 3 - 1), (1, 0.0, ACK_WAIT * 2 / 3 - 1)]
         await trio.sleep(ACK_WAIT)
-        assert said.extended == []
+        assert fake.extended == []
         nursery.cancel_scope.cancel()
 
 
-async def test_a_lease_that_is_lost_ends_what_holds_it(autojump_clock: MockClock) -> None:
-    """The invocation is cancelled, and neither its token nor a free one is used or given back by us again."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(max_inflight=5))
-    said.take(CAP, 0)
-    said.take(CAP, 1)
-    held = said.wallet.start(FN)
+async def test_token_with_lost_lease_cancels_its_invocation(autojump_clock: MockClock) -> None:
+    """A lost lease of a token cancels its invocation, and the store neither uses nor returns a lost token."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.take(CAP, 0)
+    fake.take(CAP, 1)
+    held = fake.store.start(FN)
     assert held
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(said.leases.run)
+        nursery.start_soon(fake.leases.run)
         with trio.CancelScope() as scope:
             held.guard(scope)
             await trio.sleep_forever()
         assert trio.current_time() == ACK_WAIT * 2 / 3  # extensions go unconfirmed
         nursery.cancel_scope.cancel()
-    said.wallet.finish(FN, held)
-    assert said.wallet.room(FN) == 0
-    said.balance(0)
-    assert said.given == []
+    fake.store.finish(FN, held)
+    assert fake.store.room(FN) == 0
+    fake.balance(0)
+    assert fake.given == []
 
 
-async def test_a_rate_s_token_is_not_extended(autojump_clock: MockClock) -> None:
-    """It is used up, or given back when it is too old; from when we asked to keep it."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(rate=Rate(2, 60.0)))
-    said.take(RATE, 0, confirm=False)
+async def test_token_of_rate_is_not_extended(autojump_clock: MockClock) -> None:
+    """The token of a rate is used once, or given back when it is too old, counted from the request to extend it."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(rate=Rate(2, 60.0)))
+    fake.take(RATE, 0, confirm=False)
     await trio.sleep(1)
-    said.extended.pop()()
-    said.take(RATE, 1)
-    assert said.wallet.start(FN) is None
-    assert said.given == [(0, 60.0, USABLE + 60.0 - 1)]
-    assert said.wallet.room(FN) == 1
+    fake.extended.pop()()
+    fake.take(RATE, 1)
+    assert fake.store.start(FN) is None
+    assert fake.given == [(0, 60.0, USABLE + 60.0 - 1)]
+    assert fake.store.room(FN) == 1
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(said.leases.run)
+        nursery.start_soon(fake.leases.run)
         await trio.sleep(USABLE)
-        assert said.wallet.room(FN) == 0
-        said.balance(1)
-        assert said.given[1:] == [(1, 0.0, 60.0)]
+        assert fake.store.room(FN) == 0
+        fake.balance(1)
+        assert fake.given[1:] == [(1, 0.0, 60.0)]
         await trio.sleep(10 * ACK_WAIT)
-        assert said.extended == []
+        assert fake.extended == []
         nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("quota", [Quota(max_inflight=1), Quota(), None])
-async def test_a_token_that_is_too_many_is_given_back(autojump_clock: MockClock, quota: Quota | None) -> None:
-    """After a cap was lowered, or lifted, or of a function that nobody knows: the adapter takes it off the queue."""
-    said = Said(autojump_clock)
+async def test_token_beyond_the_cap_is_given_back(autojump_clock: MockClock, quota: Quota | None) -> None:
+    """A surplus token is given back after its cap was lowered or removed, and where the function is unknown."""
+    fake = FakePorts(autojump_clock)
     if quota:
-        said.wallet.set_quota(FN, Quota(max_inflight=5))
-        said.balance(2)
-        said.wallet.set_quota(FN, quota)
-    said.take(CAP, 1)
-    assert [number for number, _, _ in said.given] == [1]
+        fake.store.set_quota(FN, Quota(max_inflight=5))
+        fake.balance(2)
+        fake.store.set_quota(FN, quota)
+    fake.take(CAP, 1)
+    assert [number for number, _, _ in fake.given] == [1]
     if quota and quota.max_inflight:
-        assert said.wallet.room(FN) == 0
+        assert fake.store.room(FN) == 0
 
 
-async def test_what_does_not_come_is_wanted_again(autojump_clock: MockClock) -> None:
-    """What was returned is lacking once more."""
-    said = Said(autojump_clock)
-    said.wallet.set_quota(FN, Quota(max_inflight=5))
-    said.balance(2)
-    said.balance(2)
-    assert said.wanted == {token_flow(CAP, FN): 2}
-    said.wallet.take_back(token_flow(CAP, FN), 2)
-    said.balance(2)
-    assert said.wanted == {token_flow(CAP, FN): 4}
+async def test_store_after_returned_credit_requests_again(autojump_clock: MockClock) -> None:
+    """The store requests tokens again after their credit was returned."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.balance(2)
+    fake.balance(2)
+    assert fake.wanted == {token_flow(CAP, FN): 2}
+    fake.store.take_back(token_flow(CAP, FN), 2)
+    fake.balance(2)
+    assert fake.wanted == {token_flow(CAP, FN): 4}

@@ -1,4 +1,4 @@
-"""Lives through a plan that a failing test printed, tells what happened and which law it breaks.
+"""Command that runs a plan that a failed test printed, prints its events, and raises the violated law.
 
 ::
 
@@ -22,11 +22,11 @@ NAMES = {
     each.__name__: each
     for each in (Answer, Deployment, Fault, NoResponse, Plan, Planned, Reply, Responded, Shift, TimedOut, reply)
 }
-"""What a printed plan is made of."""
+"""Names that a printed plan uses."""
 
 
-def told(life: Life) -> Iterator[tuple[float, str]]:
-    """What happened, and when (s)."""
+def events_of(life: Life) -> Iterator[tuple[float, str]]:
+    """Yield the events of a life, with their times (s)."""
     for trouble in life.nemesis.troubles:
         yield trouble.begins, f"fault     {trouble}"
     for worker in life.workers:
@@ -36,15 +36,15 @@ def told(life: Life) -> Iterator[tuple[float, str]]:
 
 
 def main() -> None:
-    """Read a plan from standard input."""
+    """Run the plan from standard input."""
     plan = eval(sys.stdin.read(), dict(NAMES))  # code that the tests have printed
     life = simulate(plan)
-    for at, line in sorted(told(life), key=lambda each: each[0]):
+    for at, line in sorted(events_of(life), key=lambda each: each[0]):
         sys.stdout.write(f"{at:12.3f}  {line}\n")
     stories, causes = check(life)
     if not plan.faults:
         check_exactly(life, stories)
-    sys.stdout.write(f"No law is broken. Repeats: {dict(causes)}\n")
+    sys.stdout.write(f"No law is violated. Repeats: {dict(causes)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bugs to be put into the worker, to see whether the simulation finds them."""
+"""Bugs that tests put into the worker, to check that the simulation finds them."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ RARE: list[Bug] = []
 
 
 def always(bug: Bug) -> Bug:
-    """A bug that shows where nothing fails."""
+    """Mark a bug that shows without faults."""
     HEALTHY.append(bug)
     return bug
 
 
 def in_trouble(bug: Bug) -> Bug:
-    """A bug that takes a fault to show."""
+    """Mark a bug that shows only after a fault."""
     FAULTY.append(bug)
     return bug
 
 
 def seldom(bug: Bug) -> Bug:
-    """A bug that takes a certain fault in a certain moment to show."""
+    """Mark a bug that shows only after a certain fault at a certain moment."""
     RARE.append(bug)
     return bug
 
 
 @always
 def acknowledged_before_the_callback(patch: Patch) -> None:
-    """What is done is acknowledged first, and then called back."""
+    """Ack a message before its callback."""
     conclude = Job.conclude
     early: list[Lease] = []
 
@@ -72,33 +72,33 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
 
 @always
 def called_back_before_the_end(patch: Patch) -> None:
-    """Each answer is called back, also one that is retried."""
+    """Post a callback for each response, also for one that is retried."""
     outcome_of = Job.decode_and_invoke
 
-    async def telling(self: Job) -> Any:
+    async def eager(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
             await self._post_callback(self.invocation, outcome, lambda: None)
         return outcome
 
-    patch.setattr(Job, "decode_and_invoke", telling)
+    patch.setattr(Job, "decode_and_invoke", eager)
 
 
 @always
 def what_is_given_up_is_not_called_back(patch: Patch) -> None:
-    """Only what is done is called back."""
-    tell = Job._post_callback
+    """Post no callback for a message that is given up."""
+    post = Job._post_callback
 
     async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
         if self.attempt < self.retry.attempts:
-            await tell(self, invocation, outcome, failed_once)
+            await post(self, invocation, outcome, failed_once)
 
     patch.setattr(Job, "_post_callback", silent)
 
 
 @always
 def retries_told_off_by_one(patch: Patch) -> None:
-    """X-Retry tells the attempts, not the retries."""
+    """Put the number of attempts, not of retries, into X-Retry."""
     patch.setattr(
         "worker.job.make_callback", lambda *given, attempt, **rest: make_callback(*given, attempt=attempt + 1, **rest)
     )
@@ -106,13 +106,13 @@ def retries_told_off_by_one(patch: Patch) -> None:
 
 @always
 def extended_after_it_was_settled(patch: Patch) -> None:
-    """A lease is kept after it was settled."""
+    """Extend a lease after the settlement."""
     patch.setattr(Leases, "remove", lambda *_: None)
 
 
 @always
 def a_drain_without_bound(patch: Patch) -> None:
-    """The end of shutdown_timeout cancels nothing."""
+    """Cancel nothing at the end of shutdown_timeout."""
 
     async def patient(self: Drain, stops: Any) -> None:
         await anext(stops)
@@ -123,7 +123,7 @@ def a_drain_without_bound(patch: Patch) -> None:
 
 @always
 def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
-    """What is on its way when the worker stops asking is not given back."""
+    """Drop the deliveries that arrive while the worker stops, without a nak."""
 
     async def stop(self: Intake) -> None:
         if consumer := self._consumer:
@@ -135,7 +135,7 @@ def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
 
 @always
 def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
-    """What the drain stopped waits as if it had failed."""
+    """Nak a message that the drain cancelled with a delay, as after a failed attempt."""
     patch.setattr(
         "worker.job.decide",
         lambda outcome, **rest: (Nak(10.0), False) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
@@ -144,7 +144,7 @@ def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
 
 @always
 def one_attempt_too_many(patch: Patch) -> None:
-    """The policy's last attempt is not the last."""
+    """Retry after the policy's last attempt."""
     patch.setattr(
         "worker.job.decide", lambda outcome, attempt, **rest: decide(outcome, attempt=attempt - 1 or 1, **rest)
     )
@@ -152,7 +152,7 @@ def one_attempt_too_many(patch: Patch) -> None:
 
 @always
 def one_slot_too_many(patch: Patch) -> None:
-    """The worker asks for one message more than it has slots."""
+    """Request one message more than the worker has slots."""
     begin = Intake.__init__
 
     def greedy(self: Intake, services: Any, jobs: Any) -> None:
@@ -165,17 +165,17 @@ def one_slot_too_many(patch: Patch) -> None:
 
 @always
 def jitter_both_ways(patch: Patch) -> None:
-    """A jittered wait can be longer than the wait."""
+    """Let jitter lengthen a wait."""
     delay = Backoff.delay
     patch.setattr(Backoff, "delay", lambda self, attempt, *, draw: delay(self, attempt, draw=2 * draw))
 
 
 @always
 def nothing_is_extended_in_a_drain(patch: Patch) -> None:
-    """Once a worker is told to stop, it only believes that it extends its leases."""
+    """Record extensions in a drain without sending them."""
     begin, pull, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
 
-    def begin_anew(self: Leases, queue: Any, emit: Any) -> None:
+    def begin_again(self: Leases, queue: Any, emit: Any) -> None:
         begin(self, queue, emit)
         draining.clear()
 
@@ -190,20 +190,20 @@ def nothing_is_extended_in_a_drain(patch: Patch) -> None:
             lease.confirmed_at = lease.sent_at = now
         return None
 
-    patch.setattr(Leases, "__init__", begin_anew)
+    patch.setattr(Leases, "__init__", begin_again)
     patch.setattr(CancelGroup, "cancel", noted)
     patch.setattr(Leases, "_renew", idle)
 
 
 @seldom
 def a_second_early_is_early_enough(patch: Patch) -> None:
-    """What a restart of the server brings too early is run at once."""
+    """Run a message at once that a restart of the server redelivers too early."""
     patch.setattr(ledger, "EARLY", 1.0)
 
 
 @in_trouble
 def what_is_lost_runs_on(patch: Patch) -> None:
-    """A lost lease does not end the invocation."""
+    """Continue an invocation after its lease was lost."""
 
     def lose(self: Leases, lease: Lease) -> None:
         self.remove(lease)
@@ -215,7 +215,7 @@ def what_is_lost_runs_on(patch: Patch) -> None:
 
 @in_trouble
 def unconfirmed_extensions_count(patch: Patch) -> None:
-    """An extension that was merely sent is trusted."""
+    """Treat each sent extension as confirmed."""
     renew = Leases._renew
 
     def trusting(self: Leases, now: float) -> None:
@@ -228,13 +228,13 @@ def unconfirmed_extensions_count(patch: Patch) -> None:
 
 @in_trouble
 def leases_are_never_lost(patch: Patch) -> None:
-    """What cannot be extended in time runs on."""
+    """Keep leases that were not extended in time."""
     patch.setattr(LeaseTerms, "lost_at", lambda _, kept: kept + 1e6)
 
 
 @in_trouble
 def given_back_after_the_lease(patch: Patch) -> None:
-    """A lost lease is given back, and disturbs whoever has the message now."""
+    """Nak a message whose lease was lost, which disturbs the next worker."""
 
     def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         lease.lost = False
@@ -250,7 +250,7 @@ def given_back_after_the_lease(patch: Patch) -> None:
 
 @in_trouble
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
-    """The slot of a message whose lease was lost is not asked for again."""
+    """Lose the credit of a message whose lease was lost."""
     stopped = Job.settle_cancelled
 
     def costly(self: Job) -> None:
@@ -271,7 +271,7 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
 
 @always
 def given_up_to_learn(patch: Patch) -> None:
-    """What was sent to learn how many a function takes is given up after its last attempt, though it was none."""
+    """Give up a message after a probe of the limiter was rejected, though this is no attempt."""
 
     def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
         verdict, counts = decide(outcome, probe_wait=probe_wait, **rest)
@@ -282,7 +282,7 @@ def given_up_to_learn(patch: Patch) -> None:
 
 @seldom
 def given_up_unburied(patch: Patch) -> None:
-    """What cannot be buried is given up all the same."""
+    """Give up a message whose dead letter was not stored."""
     store = Job._try_to_store
 
     async def careless(self: Job, letter: Any) -> bool:
@@ -294,7 +294,7 @@ def given_up_unburied(patch: Patch) -> None:
 
 @in_trouble
 def what_runs_is_run_again(patch: Patch) -> None:
-    """The ledger does not know what runs."""
+    """Forget the running messages in the ledger."""
     arrived = Ledger.classify
 
     def blind(self: Ledger, delivery: Any, *, now: float) -> Any:
@@ -306,7 +306,7 @@ def what_runs_is_run_again(patch: Patch) -> None:
 
 @seldom
 def what_has_ended_is_run_again(patch: Patch) -> None:
-    """The ledger forgets what it has ended."""
+    """Forget the finished messages in the ledger."""
     ended = Ledger.record
 
     def forgetful(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
@@ -319,12 +319,12 @@ def what_has_ended_is_run_again(patch: Patch) -> None:
 
 @seldom
 def what_comes_early_is_run(patch: Patch) -> None:
-    """A message that comes before its wait is over is run at once."""
+    """Run a message at once that is redelivered before its wait is over."""
     arrived = Ledger.classify
     patch.setattr(Ledger, "classify", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
 
 
 @in_trouble
 def the_newest_delivery_is_ignored(patch: Patch) -> None:
-    """A message that comes again while it runs keeps the old token."""
+    """Ignore the token of a redelivery while its message runs."""
     patch.setattr(Leases, "replace_delivery", lambda *_: None)

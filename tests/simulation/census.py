@@ -1,4 +1,4 @@
-"""What was lived through, counted: a test that looks at nothing must not pass."""
+"""Counts of what happened in the simulated lives, because a test without any events must not pass."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ ORDINARY = frozenset(
     .strip()
     .split("; ")
 )
-"""What a census must have seen, faults or not."""
+"""Events that each census must contain, with and without faults."""
 FAULTY = frozenset(
     {*(f"fault: {kind}" for kind in [*ONE, *ALL]), *(f"again: {cause.name}" for cause in CAUSES)}
     | {"a lease expired", "early redelivery", "finished redelivery", "running redelivery", "a dead letter refused"}
 )
-"""What a census of faulty lives must have seen besides."""
+"""Further events that a census of lives with faults must contain."""
 
 
 class Census:
-    """Counts of one test's lives."""
+    """Event counts of one test's lives."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -70,11 +70,11 @@ class Census:
                     self.seen[name] += 1
 
     def missing(self, expected: frozenset[str]) -> list[str]:
-        """What never happened."""
+        """List the expected events that never happened."""
         return sorted(what for what in expected if not self.seen[what])
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Format the counts for people."""
         head = f"{self.name}: {self.lives:,} lives, {self.messages:,} messages, {self.invocations:,} invocations"
         return [
             f"{head}, {self.faults:,} faults",

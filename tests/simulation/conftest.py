@@ -1,4 +1,4 @@
-"""Counts what the simulations live through; :mod:`tests.conftest` tells it after the tests."""
+"""Event counts of the simulations, which :mod:`tests.conftest` prints after the tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.simulation.census import Census
 
 @pytest.fixture
 def census(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Census]:
-    """Counts the lives of one test. It goes with the test's report, which may come from another process."""
+    """Count the events of one test, and attach them to its report, which may come from another process."""
     census = Census(request.function.__name__.removeprefix("test_"))
     yield census
     record_property("census", census.lines())

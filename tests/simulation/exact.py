@@ -1,4 +1,4 @@
-"""What must hold besides where nothing fails: everything is exact."""
+"""Further laws of lives without faults, where all counts and times are exact."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .laws import EPSILON
 from .story import Hold, Story
 
 FUNCTIONS = 3
-"""Of a plan."""
+"""Number of functions in a plan."""
 
 
 def check_exactly(life: Life, stories: list[Story]) -> int:
-    """All of it. Returns how many waits were measured to their end."""
+    """Check all of these laws, and return how many waits were measured to their end."""
     settled_once_each(life)
     for worker in life.workers:
         drains_at_once(life, worker)
@@ -32,39 +32,41 @@ def check_exactly(life: Life, stories: list[Story]) -> int:
 
 
 def settled_once_each(life: Life) -> None:
-    """No message runs twice at once, and each delivery is settled once."""
+    """Check that no message runs twice at once, and that each delivery is settled once."""
     assert not life.world.outside.overlaps, "a message ran twice at once"
-    said = Counter(delivery.token for worker in life.workers for _, delivery, _ in worker.queue.said)
-    assert life.world.server.deliveries == len(said) == said.total(), "a delivery was not settled exactly once"
+    settlements = Counter(delivery.token for worker in life.workers for _, delivery, _ in worker.queue.said)
+    assert life.world.server.deliveries == len(settlements) == settlements.total(), (
+        "a delivery was not settled exactly once"
+    )
     for worker in life.workers:
-        assert not worker.queue.held, "something is left in a worker that has ended"
+        assert not worker.queue.held, "a worker that has ended holds an unsettled delivery"
 
 
 def drains_at_once(life: Life, worker: Hired) -> None:
-    """A drain takes no longer than what runs.
+    """Check that a drain takes no longer than the running invocations.
 
-    Stopping takes a round trip, and so does the last settlement; what is on its way back takes both.
+    Stopping takes a round trip, and so does the last settlement; a delivery that arrives in between takes both.
     """
     trip = 2 * life.plan.latency
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
     running = min(life.plan.shutdown_timeout, expired - worker.services.drain.started_at)
-    assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "something was left unsaid"
+    assert not any(event.unconfirmed for event in worker.told(DrainEnded)), "a settlement was not confirmed"
     assert ms(worker.took) <= ms(max(trip, running) + trip), "the drain took too long"
 
 
 def counts_right(life: Life, story: Story) -> None:
-    """Attempts are numbered one after the other, and callbacks are as many as their answers make them."""
+    """Check that attempts have consecutive numbers, and that the number of callbacks follows from their answers."""
     attempts = [hold.started.attempt for hold in story.started if hold.started]
     counted = [hold.ended is None or hold.ended.counts for hold in story.started]
     if all(counted):
         assert attempts == sorted(set(attempts)), "an attempt was made twice"
     elif len(life.workers) > 1:
-        return  # what did not count for one worker does for the next: it cannot know
+        return  # an attempt that did not count for one worker counts for the next, which cannot know it
     if story.given_back:
-        # Attempts that were given back do not count, but the next worker cannot know that.
+        # Attempts that the drain nakked do not count, but the next worker cannot know that.
         return
-    assert attempts == [1 + sum(counted[:number]) for number in range(len(attempts))], "an attempt was left out"
-    # A callback that has failed is given up with the drain.
+    assert attempts == [1 + sum(counted[:number]) for number in range(len(attempts))], "an attempt is missing"
+    # The drain gives up a callback that has failed.
     hurried = {
         worker.name: at for worker in life.workers for at, event in worker.log if isinstance(event, DrainExpired)
     }
@@ -83,29 +85,32 @@ def _expected_posts(story: Story) -> int:
 
 
 def not_too_late(life: Life, story: Story, stories: list[Story]) -> int:
-    """Where a worker has a free slot when a wait is over, the next attempt starts within a round trip to the server.
+    """Check that an attempt starts within a round trip after its wait if a worker has a free slot.
 
-    The NAK takes half of it and the delivery the other. Where each function has a consumer, a free slot may just be
-    asked for of another, and who did not give it back has to guess when to ask. Who learns how many a function takes
-    may have to wait for others to end. Returns how many waits it was so for.
+    The NAK takes half of the round trip, and the delivery the other half. Where each function has a consumer, the
+    credit of a free slot may belong to another flow, and a worker that did not send the NAK has to guess when to pull.
+    With limiters, an attempt may also have to wait for others to end, so nothing is checked.
+
+    Returns:
+        how many waits were checked.
     """
     if life.plan.by_function and life.plan.learns:
         return 0
     trip, measured = life.plan.latency, 0
     guess = LONGEST_QUIET + FUNCTIONS * (PATIENCE + 4 * trip) if life.plan.by_function else 0.0
-    for first, again in pairwise(story.holds):  # what was given back unstarted may then wait for another worker
+    for first, again in pairwise(story.holds):  # a message that was nakked unstarted may then wait for another worker
         if first.ended and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak):
             due = first.said_at + trip + first.said.delay
             if any(_has_room(life, worker, due, again, stories, guess=guess) for worker in life.workers):
-                assert again.delivery.received_at <= due + trip + guess + EPSILON, "it came too late"
+                assert again.delivery.received_at <= due + trip + guess + EPSILON, "a retry was delivered too late"
                 measured += 1
     return measured
 
 
 def _has_room(life: Life, worker: Hired, now: float, but: Hold, stories: list[Story], *, guess: float) -> bool:
-    """Whether the broker could send *worker* a message at that time, the deliveries then on their way all counted.
+    """Return whether the broker could send *worker* a message at that time, counting the deliveries in flight.
 
-    *guess*: seconds in which it might be asked for others.
+    *guess*: seconds in which the worker might pull from other flows.
     """
     trip = life.plan.latency
     stops = next((at for at, event in worker.log if isinstance(event, DrainStarted)), inf)

@@ -1,4 +1,4 @@
-"""What must come of an outcome, worked out from docs/guarantees.md alone: the worker's own policies are not asked."""
+"""Expected verdicts and waits, from docs/guarantees.md alone, without the worker's own policies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
     ("com.openfaas.retry.max_wait", "3s"): {"longest": 3.0},
     ("com.openfaas.retry.max_wait", "-3s"): {},
 }
-"""Annotations, and what each changes: nothing, where it is not valid."""
+"""Annotation -> settings that it changes; none where it is invalid."""
 _AT = EPOCH + 60.0
 PATIENCE: Mapping[str, float | None] = {
     "0": 0.0,
@@ -34,14 +34,14 @@ PATIENCE: Mapping[str, float | None] = {
     "-3": None,
     format_datetime(datetime.fromtimestamp(_AT, UTC), usegmt=True): None,
 }
-"""Values of Retry-After, and the seconds that they ask for: None where it is not valid, or a date."""
+"""Value of Retry-After -> its seconds; None where it is invalid, or a date."""
 MOST_PATIENCE = 3600.0
 CODES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """For one message."""
+    """Retry policy of one message."""
 
     attempts: int
     initial: float
@@ -50,14 +50,14 @@ class Policy:
     codes: frozenset[int] = CODES
 
     def final(self, outcome: Outcome) -> bool:
-        """Whether it ends the message, whichever attempt it was."""
+        """Return whether an outcome ends the message at any attempt."""
         if not isinstance(outcome, Responded):
             return False
         internal = any(name.lower() == b"x-openfaas-internal" for name, _ in outcome.headers)
         return outcome.status not in self.codes and not (outcome.status >= 400 and internal)
 
     def waits(self, outcome: Outcome, attempt: int, wall: float) -> tuple[float, float]:
-        """The shortest and longest wait (s) after it; *wall*: what the worker's clock showed."""
+        """Return the shortest and longest wait (s) after an outcome; *wall*: time of the worker's wall clock."""
         asked = _asked(outcome, wall)
         if asked is not None:
             wait = max(self.initial, min(asked, MOST_PATIENCE))
@@ -67,7 +67,7 @@ class Policy:
 
 
 def policy_of(plan: Plan, planned: Planned) -> Policy:
-    """The settings under the message's annotations."""
+    """Return the policy from the plan's settings and the message's annotations."""
     values = {"attempts": plan.attempts, "initial": plan.initial, "longest": plan.longest, "backoff": plan.backoff}
     for annotation in planned.annotations:
         values |= ANNOTATIONS[annotation]
@@ -75,7 +75,7 @@ def policy_of(plan: Plan, planned: Planned) -> Policy:
 
 
 def status_of(outcome: Outcome) -> int:
-    """What a callback tells of it."""
+    """Return the status that a callback reports for an outcome."""
     match outcome:
         case Responded(status):
             return status

@@ -1,4 +1,4 @@
-"""Plans, drawn by Hypothesis: settings that go together, and what happens under them."""
+"""Plans, drawn by Hypothesis: settings that fit together, with messages, workers and faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_WORKERS = 4
 
 
 def seconds(most: float) -> st.SearchStrategy[float]:
-    """Tenths of a second: round numbers make things coincide."""
+    """Draw tenths of a second, because round numbers let events coincide."""
     return st.integers(0, round(most * 10)).map(lambda tenths: tenths / 10)
 
 
@@ -86,11 +86,11 @@ faults = st.builds(
 
 @st.composite
 def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[Shift, ...]:
-    """One to four workers: some from the start, some later, some that go, some that stay.
+    """Draw one to four workers, which start at once or later, and stop or run to the end.
 
     Args:
-        draw: of Hypothesis.
-        interesting: times (s) at which something else happens.
+        draw: the draw function of Hypothesis.
+        interesting: times (s) of other events.
     """
     starts, stops = st.just(0.0) | seconds(100), st.none() | st.sampled_from(interesting) | seconds(120)
     return tuple(
@@ -105,10 +105,10 @@ def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[Shift, ...]:
 
 @st.composite
 def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan:
-    """Settings that go together, and what happens under them."""
+    """Draw settings that fit together, with messages, workers and faults."""
     initial = draw(seconds(10)) + 0.1
     ack_wait = draw(st.sampled_from([1.5, 3.0, 5.0, 10.0, 30.0]))
-    # A round trip takes less than a third of the ack wait, or no extension is ever confirmed in time.
+    # A round trip must take less than a third of the ack wait; otherwise no extension is confirmed in time.
     latency = draw(st.sampled_from([latency for latency in (0.001, 0.02, 0.24, 0.8) if latency < ack_wait / 6]))
     messages = tuple(planned for burst in draw(st.lists(bursts, min_size=1, max_size=6)) for planned in burst)
     return Plan(
@@ -141,9 +141,9 @@ _BUSY = Deployment(capacity=1, gone_from=2.0, gone_until=20.0, warms_up=2.0, pat
 _TWO = (Shift(), Shift())
 _UNANSWERED = Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), reply(200, after=20.0)))
 RARE_HEALTHY = (
-    # A function that has no room, and then is not there.
+    # A function at its capacity, which is then scaled to zero.
     Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
-    # The same, found out.
+    # The same function, with a limiter.
     Plan(
         (Planned((reply(200, after=3.0),)),) * 6,
         functions=(_BUSY,),
@@ -152,44 +152,45 @@ RARE_HEALTHY = (
         by_function=True,
         learns=True,
     ),
-    # Given back in the drain, after attempts without an answer.
+    # A message that the drain naks, after attempts without a response.
     Plan((_UNANSWERED,), workers=(Shift(stops=5.0),), shutdown_timeout=1.0),
 )
 RARE = (
-    # The NAK is said again on the new connection and heeded; when the old one's is read, another runs the message.
+    # The NAK is sent again on the new connection and applied. When the server reads the first one, another worker
+    # runs the message.
     Plan((_LONG,), workers=_TWO, faults=(Fault("late", 9.9, 6.0), Fault("late", 9.9, 6.0, 1)), initial=5.0),
-    # Both have it, and the first gives it back while the second runs it.
+    # Both workers have the message, and the first naks it while the second runs it.
     Plan((_LONG,), workers=(Shift(), Shift(starts=3.0)), faults=(Fault("anew", 1.0),), slots=1),
-    # Killed, and standing still, while it runs.
+    # The worker is killed, or suspended, while the message runs.
     Plan((_LONG,), faults=(Fault("kill", 5.0),)),
     Plan((_LONG,), workers=(Shift(), Shift(starts=1.0)), faults=(Fault("freeze", 5.0, 60.0),)),
-    # Its acknowledgement has not got through when the worker dies.
+    # The ack has not arrived when the worker is killed.
     Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 60.0), Fault("kill", 2.0))),
-    # Given up while dead letters are refused.
+    # The message is given up while dead letters are refused.
     Plan((_LONG,), faults=(Fault("no letters", 5.0, 60.0),), attempts=1),
-    # Published longer ago than the ack wait, and not extended yet when the server ends, in order or at once.
+    # The server stops, in order or at once, before the first extension of a message that is older than the ack wait.
     Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("restart", 45.0, 1.0),)),
     Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("crash", 45.0, 1.0),)),
-    # The drain stops the first try of its callback.
+    # The drain cancels the first try of a callback.
     Plan(
         (Planned((reply(200),), callback=(Answer(after=15.0),)),),
         workers=(Shift(stops=1.0),),
         shutdown_timeout=1.0,
     ),
-    # It comes again because its acknowledgement is not heard, to the worker that has ended it.
+    # The ack is lost, and the message is redelivered to the worker that has finished it.
     Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 35.0),)),
-    # The consumer is made anew while it waits, so it comes too early.
+    # The consumer is recreated during the wait of a retry, which then arrives too early.
     Plan((Planned((reply(503), reply(200))),), faults=(Fault("anew", 2.0),), initial=5.0),
-    # Another leader is elected while it runs.
+    # Another leader is elected while the message runs.
     Plan((_LONG,), faults=(Fault("elect", 5.0, 1.0),)),
-    # On its way to the first for longer than the ack wait, so the second has it when it comes.
+    # A delivery is on its way for longer than the ack wait, so another worker runs the message when it arrives.
     Plan(
         (Planned((reply(200, after=10.0),), at=1.0),),
         workers=(Shift(), Shift(starts=10.0)),
         faults=(Fault("stall", 0.5, 35.0),),
         slots=1,
     ),
-    # No extension gets through while it runs: its lease is lost, and the other worker has it.
+    # No extension arrives while the message runs: its lease is lost, and the other worker runs it.
     Plan(
         (Planned((reply(200, after=40.0),)),),
         workers=(Shift(), Shift(starts=1.0)),
@@ -197,4 +198,4 @@ RARE = (
         slots=1,
     ),
 )
-"""Lives that chance seldom comes upon: one for each cause of a repeat that is rare."""
+"""Plans that are seldom drawn: one for each rare cause of a repeat."""

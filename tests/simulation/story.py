@@ -1,4 +1,4 @@
-"""What became of one message in a life, gathered from all that saw it: functions, receivers, broker and workers."""
+"""The story of one message in a life, from the records of functions, receivers, broker and workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .expected import Policy, policy_of
 
 
 class Hold:
-    """A worker's hold on a message: from a delivery that it had not known to the settlement."""
+    """A worker's hold on a message: from its first delivery to the settlement."""
 
     def __init__(self, worker: str, taken_at: float, delivery: Delivery) -> None:
         self.worker, self.taken_at, self.delivery = worker, taken_at, delivery
@@ -29,7 +29,7 @@ class Hold:
         self.ended: InvocationEnded | None = None
         self.said_at = inf
         self.said: Settlement | None = None
-        """None where nothing was."""
+        """The settlement, or None without one."""
 
     @property
     def final(self) -> bool:
@@ -37,7 +37,7 @@ class Hold:
         return self.ended is not None and isinstance(self.ended.verdict, Final)
 
     def run(self) -> Run:
-        """Its invocation, as :func:`tests.explained.explained` takes it."""
+        """Return its invocation, for :func:`tests.explained.explained`."""
         assert self.call
         ended = self.ended_at if self.ended else self.call.ended
         assert ended is not None
@@ -52,7 +52,7 @@ class Hold:
             return "lost"
         return "retry" if isinstance(self.ended.verdict, Nak) else "final"
 
-    def _then(self) -> Literal["settled", "given back", "buried not", "nothing", "unknown"]:
+    def _then(self) -> Literal["settled", "given back", "dead letter not stored", "nothing", "unknown"]:
         if not self.final:
             return "unknown"
         match self.said:
@@ -63,11 +63,11 @@ class Hold:
             case Nak(0.0):
                 return "given back"
             case _:
-                return "buried not"
+                return "dead letter not stored"
 
 
 class Story:
-    """One message's."""
+    """The story of one message."""
 
     def __init__(self, life: Life, planned: Planned, message: Message, holds: list[Hold]) -> None:
         self.plan, self.planned, self.message = life.plan, planned, message
@@ -76,7 +76,7 @@ class Story:
         self.posts: list[Post] = life.world.outside.posts_to(f"http://results/{message.id[0]}")
         self.holds = sorted(holds, key=lambda hold: hold.taken_at)
         self.started = sorted((hold for hold in holds if hold.started), key=lambda hold: hold.began)
-        """Those that came to an invocation."""
+        """Holds with an invocation, in the order of their starts."""
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -85,7 +85,7 @@ class Story:
 
     @cached_property
     def had(self) -> list[Run]:
-        """The same, and what was given back unstarted."""
+        """Its invocations, and its deliveries that were nakked unstarted."""
         return self.runs + [
             Run(hold.worker, hold.taken_at, hold.said_at, "given back")
             for hold in self.holds
@@ -94,12 +94,12 @@ class Story:
 
     @cached_property
     def given_back(self) -> int:
-        """How often a drain gave it back, run or not."""
+        """Number of times that a drain nakked it, with or without an invocation."""
         return sum(hold.said == Nak() for hold in self.holds)
 
 
 def stories_of(life: Life) -> list[Story]:
-    """One a message, in the order of the plan."""
+    """Return the story of each message, in the order of the plan."""
     holds: defaultdict[int, list[Hold]] = defaultdict(list)
     for worker in life.workers:
         for hold in _holds_of(life, worker):
@@ -111,9 +111,9 @@ def stories_of(life: Life) -> list[Story]:
 
 
 def _holds_of(life: Life, worker: Hired) -> list[Hold]:
-    # The very objects: a server that has lost its memory gives a delivery the token of an earlier one.
-    known = {id(told.delivery) for told in worker.told(Redelivered)}
-    settled_anew = {id(told.delivery) for told in worker.told(Redelivered) if told.state != "running"}
+    # Identities, not tokens: a server that lost state can give a delivery the token of an earlier one.
+    known = {id(event.delivery) for event in worker.told(Redelivered)}
+    settled_again = {id(event.delivery) for event in worker.told(Redelivered) if event.state != "running"}
     calls: defaultdict[int, list[Call]] = defaultdict(list)
     for call in reversed(life.world.outside.calls):
         if call.worker == worker.name:
@@ -125,7 +125,7 @@ def _holds_of(life: Life, worker: Hired) -> list[Hold]:
             case Taken(delivery) if id(delivery) not in known:
                 newest[delivery.id[0]] = Hold(worker.name, at, delivery)
                 holds.append(newest[delivery.id[0]])
-            case Said(delivery, settlement) if id(delivery) not in settled_anew:
+            case Said(delivery, settlement) if id(delivery) not in settled_again:
                 newest[delivery.id[0]].said_at, newest[delivery.id[0]].said = at, settlement
             case InvocationStarted(invocation):
                 hold = newest[number := _number(invocation.call_id)]

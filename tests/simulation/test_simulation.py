@@ -1,9 +1,9 @@
-"""Whole lives of a queue, drawn by Hypothesis: what must hold whatever happens, and what must hold when nothing does.
+"""Whole lives of a queue, drawn by Hypothesis, with the laws that hold with faults, and those without.
 
-Each life has messages with their scripts and callbacks, functions that have room for so many, up to four workers that
-come and go, signals, and faults. A failing example prints as a :class:`tests.world.simulation.Plan`, and
-:mod:`tests.simulation.__main__` lives through exactly that again and tells what happened. ``make test`` looks at the
-same lives each time, ``make nightly`` at many others.
+Each life has messages with scripts and callbacks, functions with capacities, up to four workers that start and stop,
+signals, and faults. A failing example prints as a :class:`tests.world.simulation.Plan`. Given that plan,
+:mod:`tests.simulation.__main__` repeats the same life and prints its events. ``make test`` runs the same lives each
+time, and ``make nightly`` many others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from worker.model import NoResponse, TimedOut
 
 NIGHTLY = not settings().derandomize
 HEALTHY, FAULTY_LIVES = (settings().max_examples // 2, settings().max_examples * 2) if NIGHTLY else (150, 300)
-"""How many lives: at night as many as give more than a hundred thousand invocations."""
+"""Numbers of lives; those of ``make nightly`` give more than a hundred thousand invocations."""
 
 
 def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callable[[Plan], None]]:
-    """Live through these first."""
+    """Run these plans first."""
 
     def apply(live: Callable[[Plan], None]) -> Callable[[Plan], None]:
         return reduce(lambda live, plan: example(plan=plan)(live), plans, live)
@@ -39,7 +39,7 @@ def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callab
 
 
 def test_healthy(census: Census) -> None:
-    """Where nothing fails, everything is exact: attempts, waits, callbacks, drains, and one settlement a delivery."""
+    """Without faults, attempts, waits, callbacks and drains are exact, and each delivery is settled once."""
 
     @settings(max_examples=HEALTHY)
     @given(plan=healthy)
@@ -50,11 +50,11 @@ def test_healthy(census: Census) -> None:
         census.add(life, stories, causes, check_exactly(life, stories))
 
     live()
-    assert not census.missing(ORDINARY), "some of what was to be tested never happened"
+    assert not census.missing(ORDINARY), "an event that the test must cover never happened"
 
 
 def test_faulty(census: Census) -> None:
-    """Whatever fails, nothing is lost or ended too early, each repeat has a named reason, and at last all ends."""
+    """With any faults, no message is lost or ended too early, each repeat has a known cause, and all work ends."""
 
     @settings(max_examples=FAULTY_LIVES)
     @given(plan=faulty)
@@ -65,11 +65,13 @@ def test_faulty(census: Census) -> None:
         census.add(life, stories, causes)
         for cause in causes:
             event(f"again: {cause}")
-        if NIGHTLY:  # where lives are few, their neighbours tell less than others would
+        if NIGHTLY:  # with few lives, varied ones find more than similar ones
             target(len(causes), label="causes of repeats in one life")
 
     live()
-    assert not census.missing(FAULTY | (ORDINARY - {"a wait measured to its end"})), "some of it never happened"
+    assert not census.missing(FAULTY | (ORDINARY - {"a wait measured to its end"})), (
+        "an event that the test must cover never happened"
+    )
 
 
 PLAN = Plan(
@@ -90,18 +92,18 @@ PLAN = Plan(
     ack_wait=3.0,
     schedule=42,
 )  # fmt: skip
-"""A plan with all that plans can have."""
+"""A plan that uses every feature of plans."""
 
 
 def test_a_plan_prints_as_code() -> None:
-    """What is printed of a plan makes the same plan."""
+    """The printed form of a plan evaluates to the same plan."""
     for plan in (PLAN, *RARE, *RARE_HEALTHY):
         assert repr(eval(repr(plan), dict(NAMES))) == repr(plan)
     assert repr(Plan(messages=(Planned((reply(200),)),))) == "Plan(messages=(Planned(script=(reply(200),)),))"
 
 
 def test_a_plan_decides_everything() -> None:
-    """A plan lived through twice is the same life, to the last event and its time; another schedule is another life."""
+    """A plan that runs twice has the same events at the same times; another schedule has others."""
     first, again = simulate(PLAN), simulate(eval(repr(PLAN)))
     assert first.trace() == again.trace()
     check(first)
@@ -112,5 +114,5 @@ def test_a_plan_decides_everything() -> None:
 @settings(max_examples=settings().max_examples // 10)
 @given(plan=faulty)
 def test_any_plan_decides_everything(plan: Plan) -> None:
-    """The same of any plan."""
+    """Any drawn plan that runs twice has the same events at the same times."""
     assert simulate(plan).trace() == simulate(plan).trace()

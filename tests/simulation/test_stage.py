@@ -1,4 +1,4 @@
-"""What lives are played on: processes that stand still, functions that have no room. On the virtual clock."""
+"""The simulated world: suspended processes, and functions at their capacity. On the virtual clock."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from worker.policy.backoff import Backoff
 from worker.policy.retry import Retry
 
 
-def test_a_process_stands_still() -> None:
-    """It takes no step, while all else goes on; then it gets what it was sent, also what its own tasks started."""
+def test_process_suspended_takes_no_step() -> None:
+    """A suspended process and its child tasks take no step while other tasks run, and get their timers afterwards."""
     steps: list[tuple[str, float]] = []
 
     async def tick(name: str, child: str | None = None) -> None:
@@ -44,8 +44,8 @@ def test_a_process_stands_still() -> None:
         assert [at for each, at in steps if each == name] == [1.0, 10.0, 11.0]
 
 
-def test_a_cancelled_process_stands_still() -> None:
-    """A cancellation too waits until it goes on."""
+def test_process_cancelled_while_suspended_ends_on_continue() -> None:
+    """A cancellation takes effect when the suspended process continues."""
 
     async def stage() -> float:
         process, scope = Process(), trio.CancelScope()
@@ -67,8 +67,8 @@ def test_a_cancelled_process_stands_still() -> None:
     assert trio.run(stage, clock=MockClock(autojump_threshold=0), instruments=[Gates()]) == 5.0
 
 
-def test_a_frozen_worker_loses_its_message() -> None:
-    """Another runs it meanwhile; the frozen one learns of it when it goes on, and says nothing."""
+def test_worker_suspended_loses_its_message() -> None:
+    """Another worker runs a suspended one's message, and the latter sends no settlement after its lost lease."""
     life = simulate(
         Plan(
             (Planned((reply(200, after=60.0),)),),
@@ -77,7 +77,7 @@ def test_a_frozen_worker_loses_its_message() -> None:
             slots=1,
         )
     )
-    # Handed out at 1 ms and not extended before 5 s, it comes again 30 s later: the other runs it from 30.002 s on.
+    # Delivered at 1 ms and not extended before 5 s, it is redelivered 30 s later; the other worker starts it at 30.002.
     first, second = life.workers
     assert [round(call.began, 3) for call in life.world.outside.calls] == [0.002, 30.002]
     assert first.times(LeaseExpired) == [55_000]
@@ -85,8 +85,8 @@ def test_a_frozen_worker_loses_its_message() -> None:
     assert second.times(InvocationEnded) == [90_002]
 
 
-async def test_a_function_without_room(autojump_clock: MockClock) -> None:
-    """What it has no room for is answered 429, with its patience, and takes nothing of the message's script."""
+async def test_function_at_capacity_answers_429(autojump_clock: MockClock) -> None:
+    """A function at its capacity answers 429 with its Retry-After, and takes no reply of the message's script."""
     async with World(autojump_clock) as world:
         world.outside.deployments["echo"] = Deployment(capacity=1, patience="2")
         messages = [world.publish(reply(200, after=1)) for _ in range(2)]
@@ -94,13 +94,13 @@ async def test_a_function_without_room(autojump_clock: MockClock) -> None:
         for message in messages:
             await message.over.wait()
         calls = sorted((ms(call.began), call.refused) for call in world.outside.calls)
-        # Turned away at 2, it is told 2 s: it comes again 2 ms after those, and ends 1 s later.
+        # Rejected at 2 with a wait of 2 s, it arrives again 2 ms after that wait, and ends 1 s later.
         assert calls == [(2, False), (2, True), (2_004, False)]
         assert ms(trio.current_time()) == 3_005
 
 
-def test_a_function_scaled_to_zero() -> None:
-    """It answers 503 while it is gone; after that a call waits for it to be there."""
+def test_function_scaled_to_zero_answers_503() -> None:
+    """A function answers 503 while it is scaled to zero; after that, a call waits for its cold start."""
     deployment = Deployment(capacity=2, gone_from=3.0, gone_until=5.0, warms_up=2.0)
     assert [deployment.refusal(0, now) for now in (2.9, 3.0, 4.9, 5.0)] == [None, 503, 503, None]
     assert [deployment.refusal(running, 6.0) for running in (1, 2)] == [None, 429]
