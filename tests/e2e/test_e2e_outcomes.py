@@ -211,7 +211,7 @@ def test_dead_letters_switched_off(queue: Queue, functions: Functions, start: St
     queue.wait_empty()
     assert functions.calls() == {"one": 2}
     assert queue.dead_letter_stream not in queue.nats.api("STREAM.NAMES")["streams"]
-    assert len(worker.logged("Given up")) == 2
+    assert len(worker.logged("Message discarded because dead_letter is false")) == 2
     assert worker.metric("queue_worker_messages_processed_total") == 2
 
 
