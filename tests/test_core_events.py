@@ -44,6 +44,9 @@ async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await trio.sleep_until(14)
         world.server.refuses_letters = False
+        assert worker.services.timers.waiting == {"dead letter": 1}
+        await trio.sleep_until(15)
+        assert worker.services.timers.waiting == {"callback": 1, "dead letter": 0}
         await message.over.wait()
         first, second = (delivery for _, delivery, _ in worker.queue.said)
         assert (first.id, first.num_delivered, second.id, second.num_delivered) == (message.id, 1, message.id, 2)

@@ -81,10 +81,10 @@ async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) ->
         await trio.sleep_until(10.5)
         # Due at 10_803, which the restart made a whole second: it is there at 10_001, and waits until 10 s after the
         # verdict at 802.
-        assert len(worker.services.drain.work) == 1
+        assert worker.services.timers.waiting["early redelivery"] == 1
         await message.over.wait()
         assert world.starts(message) == [802, 10_802]
-        assert len(worker.services.drain.work) == 0
+        assert worker.services.timers.waiting["early redelivery"] == 0
 
 
 async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
     ("admission",),
     ("token_store",),
     ("slot",),
-    ("drain", "heartbeat"),
+    ("drain", "heartbeat", "timers"),
     ("nats", "http"),
     ("config",),
     ("policy",),

@@ -27,4 +27,4 @@ async def call_back(
         if wait is None:
             return
         failed_once()
-        await trio.sleep(wait)
+        await services.timers.wait(wait, "callback")

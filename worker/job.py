@@ -130,7 +130,7 @@ class Job:
             self.services.emit(CallbackIgnored(invocation.call_id, invocation.label, callback_error))
         self._apply_annotations(invocation)
         if self.delay:
-            await trio.sleep(self.delay)
+            await self.services.timers.wait(self.delay, "early redelivery")
         return await self._invoke(invocation)
 
     def _apply_annotations(self, invocation: Invocation) -> None:
@@ -232,7 +232,7 @@ class Job:
             except BrokerUnavailableError as error:
                 self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
                 if number < _DEAD_LETTER_TRIES:
-                    await trio.sleep(_DEAD_LETTER_WAIT.ceiling(number))
+                    await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
             else:
                 return True
         return False

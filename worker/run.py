@@ -24,6 +24,7 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
     async with trio.open_nursery() as background:
         background.start_soon(services.drain.watch, stops)
         background.start_soon(services.leases.run)
+        background.start_soon(services.timers.run)
         async with trio.open_nursery() as jobs:
             intake = Intake(services, jobs)
             with services.drain.intake.scope():

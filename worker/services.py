@@ -12,6 +12,7 @@ from .policy.flow import Flow
 from .policy.ledger import Ledger
 from .policy.retry import Retry
 from .ports import Callbacks, Emit, Functions, Queue, Quotas
+from .timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Services:
     emit: Emit
     leases: Leases
     ledger: Ledger
+    timers: Timers
     drain: Drain
     config: CoreConfig
     rng: Callable[[], float]

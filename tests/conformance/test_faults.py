@@ -53,7 +53,7 @@ async def test_a_crash_keeps_what_was_written(autojump_clock: MockClock) -> None
         world.server.crash(down=1)
         await trio.sleep_until(10.25)
         # Given back at 503 for 10 s, which the disk has as to 10_000; the worker waits for the rest.
-        assert len(worker.services.drain.work) == 1
+        assert worker.services.timers.waiting["early redelivery"] == 1
         await message.over.wait()
         assert world.starts(message) == [502, 10_502]
 

@@ -108,7 +108,7 @@ def test_what_is_deleted_is_made_again(queue: Queue, functions: Functions, start
         queue.wait_empty()
     assert functions.calls() == {"before": 1, "after-0": 1, "after-1": 1}
     assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == config
-    warnings = [line for line in worker.logged("made again") if line["level"] == "warning" and what in line]
+    warnings = [line for line in worker.logged("Recreated the missing") if line["level"] == "warning" and what in line]
     assert len(warnings) == 2
     wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again")
 
@@ -124,14 +124,14 @@ def test_a_consumer_deleted_under_running_invocations(
     wait_until(lambda: functions.running == 3, "three to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
     if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
-        wait_until(lambda: worker.logged("made again"), "the new consumer")
+        wait_until(lambda: worker.logged("Recreated the missing"), "the new consumer")
         wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
     functions.release("held")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
     assert not [request for request in functions.requests if request.gone]
-    assert len(worker.logged("made again")) == 1
+    assert len(worker.logged("Recreated the missing")) == 1
 
 
 def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -141,7 +141,7 @@ def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Fun
     queue.put_calls("held", ["old-1", "old-2"])
     wait_until(lambda: functions.running == 2, "both to run")
     queue.nats.api(f"STREAM.DELETE.{queue.name}")
-    wait_until(lambda: worker.logged("made again"), "the new stream")
+    wait_until(lambda: worker.logged("Recreated the missing"), "the new stream")
     wait_until(queue.has_consumer, "the new consumer")
     functions.answer("later", Reply(held=True))
     assert queue.put(message("later", "new-1"), message("later", "new-2")) == [1, 2]

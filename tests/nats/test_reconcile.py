@@ -67,6 +67,11 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "static mode as wanted": (ONE, Observed(found(SHARED)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "OpenFaaS's own consumer": (ONE, Observed(found(OPENFAAS)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "already bound": (ONE, Observed(found(SHARED), served=ONE, bound=True), [Serve(ONE)]),
+    "served, and not bound": (
+        ONE,
+        Observed(found(SHARED), served=ONE),
+        [Serve(ONE), BindShared("w", ONE, alone=True)],
+    ),
     "bound in another layout": (
         ONE,
         Observed(found(SHARED), served=TWO, bound=True),
@@ -82,6 +87,7 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
         Observed(found(foreign=(FOREIGN,))),
         [Serve(ONE), BindShared("w", ONE, alone=False)],
     ),
+    "beside another partition": (TWO, Observed(found(PART)), [Serve(TWO), BindShared("w-p1", TWO, alone=False)]),
     "filtered, and alone since": (
         ONE,
         Observed(found(FILTERED), served=ONE, bound=True),
@@ -97,13 +103,25 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
         Observed(found(live("w", ONE, "q.0.>")), served=ONE, bound=True),
         [Serve(ONE)],
     ),
+    "filtered to more than the queue": (
+        ONE,
+        Observed(found(live("w", ONE, "q", "q.>", "more")), served=ONE, bound=True),
+        [Serve(ONE)],
+    ),
     # Another layout.
     "static to function": (FUNCTION, Observed(found(SHARED)), [Retire(("w",), FUNCTION)]),
     "partitions to function": (FUNCTION, Observed(found(PART, ECHO)), [Retire(("w-p0",), FUNCTION)]),
     "function to static": (ONE, Observed(found(ECHO, OTHER)), [Retire(("w-echo", "w-other"), ONE)]),
     "function to partitions": (TWO, Observed(found(ECHO, FAR)), [Retire(("w-echo",), TWO)]),
+    "the bare subject's to partitions": (TWO, Observed(found(live("w-any", FUNCTION, "q"))), [Retire(("w-any",), TWO)]),
+    "a shared consumer of another name": (ONE, Observed(found(live("w2", ONE))), [Retire(("w2",), ONE)]),
     "static to partitions": (TWO, Observed(found(SHARED)), [Retire(("w",), TWO)]),
     "two to three partitions": (THREE, Observed(found(PART)), [Retire(("w-p0",), THREE)]),
+    "named as the workers' are, without a mode": (
+        ONE,
+        Observed(found(SHARED, replace(FAR, has_mode=False))),
+        [Retire(("w-far",), ONE)],
+    ),
     "a foreign consumer stays": (ONE, Observed(found(SHARED, FOREIGN), served=ONE, bound=True), [Serve(ONE)]),
     "another worker wants the layout": (
         FUNCTION,
@@ -131,6 +149,16 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
         Observed(found(retired(ECHO, ONE, 5, ack_pending=1), retired(OTHER, ONE, 5), retired(SHARED, FUNCTION, 9))),
         [DeleteRetired((retired(OTHER, ONE, 5),))],
     ),
+    "one of the same time holds messages of another": (
+        FUNCTION,
+        Observed(found(retired(SHARED, FUNCTION, 9, ack_pending=1), retired(PART, FUNCTION, 9))),
+        [Serve(FUNCTION)],
+    ),
+    "a younger one holds messages": (
+        FUNCTION,
+        Observed(found(retired(ECHO, ONE, 5), retired(SHARED, FUNCTION, 9, ack_pending=1))),
+        [DeleteRetired((retired(ECHO, ONE, 5),))],
+    ),
     "the shared name is in use by a retired consumer": (
         ONE,
         Observed(found(retired(SHARED, FUNCTION, 9, ack_pending=1), ECHO)),
@@ -152,6 +180,11 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
         FUNCTION,
         Observed(found(FILTERED, retired(PART, ONE, 1), foreign=(FOREIGN,)), leaderless={"w-echo": REFUSED}),
         [DeleteRefused(("w-echo",), (("q", "q.>"), ("q.0.echo.ns",)))],
+    ),
+    "the shared consumer refused": (
+        FUNCTION,
+        Observed(found(ECHO), leaderless={"w": REFUSED}),
+        [DeleteRefused(("w",), (("q.0.echo.ns",),))],
     ),
     "a foreign one without a leader": (FUNCTION, Observed(found(SHARED), leaderless={"audit": REFUSED}), []),
 }
@@ -197,12 +230,21 @@ def test_delete_idle_is_bounded() -> None:
     [
         (found(), "w-echo"),
         (found(ECHO), "w-echo"),
+        (found(live("w-p0", TWO, "q.0.echo.ns")), "w-echo"),
         (found(retired(ECHO, ONE, 5)), "w-echo-2"),
         (found(retired(ECHO, ONE, 5), retired(replace(ECHO, name="w-echo-2"), ONE, 9)), "w-echo-3"),
         (found(replace(ECHO, name="w-echo-2")), "w-echo-2"),
         (found(retired(ECHO, ONE, 5), replace(ECHO, name="w-echo-3")), "w-echo-3"),
     ],
-    ids=["none", "there", "name retired", "both retired", "numbered by another worker", "numbered higher"],
+    ids=[
+        "none",
+        "there",
+        "a shared one",
+        "name retired",
+        "both retired",
+        "numbered by another worker",
+        "numbered higher",
+    ],
 )
 def test_name_for_subject_is_free_or_in_use(consumers: ConsumerSet, name: str) -> None:
     """A retired consumer keeps its name; the consumer that another worker created for the subject is used."""

@@ -1,4 +1,4 @@
-"""What is done with a delivery: the whole table."""
+"""The whole table of decisions about a delivery."""
 
 from __future__ import annotations
 

@@ -139,6 +139,7 @@ def comes_to_rest(life: Life, worker: Hired) -> None:
         late = len(consumer._here)  # what comes after it has stopped asking is nobody's
         assert worker.wanted + late == life.plan.slots, "a slot was lost, or one too many came back"
     assert not services.leases._held, "a lease is kept for ever"
+    assert not services.timers.waiting.total(), "something waits for ever"
     assert not services.ledger._running, "the ledger has a message run for ever"
     assert not len(services.drain.work) + len(services.drain.intake), "a block is still held by a cord"
     unsaid = any(each.settlement for each in worker.queue._outbox.values())

@@ -189,5 +189,12 @@ RARE = (
         faults=(Fault("stall", 0.5, 35.0),),
         slots=1,
     ),
+    # No extension gets through while it runs: its lease is lost, and the other worker has it.
+    Plan(
+        (Planned((reply(200, after=40.0),)),),
+        workers=(Shift(), Shift(starts=1.0)),
+        faults=(Fault("deaf", 1.0, 60.0),),
+        slots=1,
+    ),
 )
 """Lives that chance seldom comes upon: one for each cause of a repeat that is rare."""

@@ -25,6 +25,7 @@ from worker.policy.names import label_of
 from worker.policy.retry import Retry
 from worker.run import run
 from worker.services import CoreConfig, Services
+from worker.timers import Timers
 
 from .functions import Answer, Outside, Reach, Reply
 from .link import Link
@@ -119,6 +120,7 @@ class Hired:
             emit=self._emit,
             leases=Leases(self.queue, self._emit),
             ledger=Ledger(),
+            timers=Timers(),
             drain=Drain(shutdown_timeout, self._emit),
             config=config,
             rng=dice if callable(dice) else lambda: dice,

@@ -39,6 +39,7 @@ from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
 from ..run import run
 from ..services import CoreConfig, Services
+from ..timers import Timers
 from . import STOP_SIGNALS
 
 _SETTLE_WITHIN = 3.0
@@ -152,6 +153,7 @@ def build_services(
         emit=emit,
         leases=Leases(queue, emit),
         ledger=Ledger(),
+        timers=Timers(),
         drain=Drain(settings.shutdown_timeout, emit),
         config=config,
         rng=random.random,

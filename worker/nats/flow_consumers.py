@@ -102,7 +102,7 @@ class SubjectConsumers:
             full = isinstance(error, ApiError) and error.err_code == ErrorCode.MAXIMUM_CONSUMERS_LIMIT
             if full and await self._raise_limit():
                 return _RETRY_NOW
-            self._jetstream.connection.report_failure(f"making a consumer for {subject}", error)
+            self._jetstream.connection.report_failure(f"creating a consumer for {subject}", error)
             return _RETRY_LATER if self.crowded else _RETRY
         self.crowded = False
         if pull := self._flows.find(subject):

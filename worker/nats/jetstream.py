@@ -5,6 +5,7 @@ Runs on asyncio alone, so that the producer can use it, too.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -90,12 +91,7 @@ class JetStream:
 
     async def find_stream(self, name: str) -> StreamInfo | None:
         """Return a stream's info, or None where there is no such stream."""
-        try:
-            return await self.stream(name)
-        except ApiError as error:
-            if error.err_code != ErrorCode.STREAM_NOT_FOUND:
-                raise
-            return None
+        return await _none_on(ErrorCode.STREAM_NOT_FOUND, self.stream(name))
 
     async def stream_with_subjects(self, name: str, pattern: str = ">") -> StreamInfo:
         """Return a stream's info with the number of messages on each of its subjects that match *pattern*."""
@@ -115,16 +111,12 @@ class JetStream:
         Raises:
             worker.ports.MisconfiguredError: it cannot be created beside what there is.
         """
-        if found := await self.find_stream(config.name):
-            return found, False
-        try:
-            return await self._ask(f"STREAM.CREATE.{config.name}", StreamInfo, config), True
-        except ApiError as error:  # another worker may have created it at the same time
-            if error.err_code not in _CONFLICTS:
-                raise
-            if found := await self.find_stream(config.name):
-                return found, False
-            raise _conflict("stream", config.name, error) from None
+        name = config.name
+        return await _find_or_create(
+            f"stream {name}",
+            lambda: self.find_stream(name),
+            lambda: self._ask(f"STREAM.CREATE.{name}", StreamInfo, config),
+        )
 
     async def update_stream(self, info: StreamInfo, **changes: Any) -> None:
         """Change fields of a stream's configuration; the other fields are sent back as they came."""
@@ -143,12 +135,8 @@ class JetStream:
     async def next_message(self, stream: str, sequence: int, pattern: str) -> StoredMessage | None:
         """Return the first message from a sequence on whose subject matches *pattern*, or None."""
         body = {"seq": sequence, "next_by_subj": pattern}
-        try:
-            return (await self._ask(f"STREAM.MSG.GET.{stream}", _Got, body)).message
-        except ApiError as error:
-            if error.err_code != ErrorCode.NO_MESSAGE_FOUND:
-                raise
-            return None
+        got = await _none_on(ErrorCode.NO_MESSAGE_FOUND, self._ask(f"STREAM.MSG.GET.{stream}", _Got, body))
+        return got.message if got else None
 
     async def delete_message(self, stream: str, sequence: int) -> None:
         """Delete the message with a sequence, without overwriting it."""
@@ -162,12 +150,7 @@ class JetStream:
 
     async def find_consumer(self, stream: str, name: str) -> ConsumerInfo | None:
         """Return a consumer's info, or None where there is no such consumer."""
-        try:
-            return await self.consumer(stream, name)
-        except ApiError as error:
-            if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
-                raise
-            return None
+        return await _none_on(ErrorCode.CONSUMER_NOT_FOUND, self.consumer(stream, name))
 
     async def consumers(self, stream: str) -> tuple[list[ConsumerInfo], list[str]]:
         """Return all consumers of a stream, and the names of those without a leader; then the list is not complete."""
@@ -184,16 +167,12 @@ class JetStream:
         Raises:
             worker.ports.MisconfiguredError: it cannot be created beside what there is.
         """
-        if found := await self.find_consumer(stream, config.name):
-            return found, False
-        try:
-            return await self._write_consumer(stream, config.name, config, "create"), True
-        except ApiError as error:  # another worker may have created it at the same time
-            if error.err_code not in _CONFLICTS:
-                raise
-            if found := await self.find_consumer(stream, config.name):
-                return found, False
-            raise _conflict("consumer", f"{stream}.{config.name}", error) from None
+        name = config.name
+        return await _find_or_create(
+            f"consumer {stream}.{name}",
+            lambda: self.find_consumer(stream, name),
+            lambda: self._write_consumer(stream, name, config, "create"),
+        )
 
     async def update_consumer(self, stream: str, info: ConsumerInfo, **changes: Any) -> None:
         """Change fields of a consumer's configuration, or remove those that are changed to None.
@@ -219,12 +198,28 @@ class JetStream:
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer, if there is one of that name."""
-        try:
-            await self._ask(f"CONSUMER.DELETE.{stream}.{name}", _Answer)
-        except ApiError as error:
-            if error.err_code != ErrorCode.CONSUMER_NOT_FOUND:
-                raise
+        await _none_on(ErrorCode.CONSUMER_NOT_FOUND, self._ask(f"CONSUMER.DELETE.{stream}.{name}", _Answer))
 
 
-def _conflict(what: str, name: str, error: ApiError) -> MisconfiguredError:
-    return MisconfiguredError(f"cannot create the {what} {name}: {_CONFLICTS[error.err_code]} ({error})")
+async def _none_on(code: ErrorCode, answer: Awaitable[T]) -> T | None:
+    try:
+        return await answer
+    except ApiError as error:
+        if error.err_code != code:
+            raise
+        return None
+
+
+async def _find_or_create(
+    what: str, find: Callable[[], Awaitable[T | None]], create: Callable[[], Awaitable[T]]
+) -> tuple[T, bool]:
+    if found := await find():
+        return found, False
+    try:
+        return await create(), True
+    except ApiError as error:
+        if error.err_code not in _CONFLICTS:
+            raise
+        if found := await find():  # another worker created it at the same time
+            return found, False
+        raise MisconfiguredError(f"cannot create the {what}: {_CONFLICTS[error.err_code]} ({error})") from None

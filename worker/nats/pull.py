@@ -109,22 +109,6 @@ class Pull:
         may_request: called when there may be a request to send.
     """
 
-    __slots__ = (
-        "_buffer",
-        "_connection",
-        "_credit",
-        "_ending",
-        "_inboxes",
-        "_lost",
-        "_may_request",
-        "_no_requests_until",
-        "_outbox",
-        "_subject",
-        "creating",
-        "flow",
-        "recalled",
-    )
-
     def __init__(
         self,
         flow: str,
@@ -206,12 +190,10 @@ class Pull:
                 return False
         return True
 
-    def excuse_silence(self, now: float) -> None:
-        """Count no silence until now, because nothing was read."""
-        self._credit.excuse_silence(now)
-
-    async def end_silent_requests(self, now: float) -> None:
-        """End the requests without a sign of life, and replace their inboxes."""
+    async def end_silent_requests(self, now: float, *, suspended: bool) -> None:
+        """End the requests without a sign of life, and replace their inboxes; where nothing was read, excuse them."""
+        if suspended:
+            self._credit.excuse_silence(now)
         for inbox in self._credit.silent(now):
             self._credit.end_request(inbox)
             if old := self._inboxes.pop(inbox.number, None):
@@ -249,10 +231,8 @@ class Pull:
     async def _subscribe(self, inbox: PullInbox) -> None:
         subject = self._connection.client.new_inbox()
         on_message = partial(self._on_message, inbox, subject)
-        self._inboxes[inbox.number] = (
-            subject,
-            await nats_internals.listen(self._connection.client, subject, on_message),
-        )
+        subscription = await nats_internals.listen(self._connection.client, subject, on_message)
+        self._inboxes[inbox.number] = subject, subscription
 
     def _on_message(self, inbox: PullInbox, subject: str, message: Msg) -> None:
         now = trio.current_time()

@@ -171,9 +171,7 @@ class PullConsumer:
         if not self._connection.up:
             return
         for pull in [*self._open]:
-            if suspended:
-                pull.excuse_silence(now)
-            await pull.end_silent_requests(now)
+            await pull.end_silent_requests(now, suspended=suspended)
             if not pull.outstanding:
                 self._open.pop(pull, None)
         await self._buffer.close_old_inboxes(now)

@@ -143,10 +143,10 @@ def _delete_refused(observed: Observed, wanted: Wanted) -> list[DeleteRefused]:
 
 
 def _layout_to_serve(observed: Observed, wanted: Wanted) -> str:
-    current = observed.consumers.current
     layout = wanted.layout
-    if current not in (None, layout) and observed.current_is_wanted:
-        layout = str(current)  # workers of both layouts are alive, as in a rolling deployment: the older one wins
+    if observed.current_is_wanted:
+        # Workers of both layouts are alive, as in a rolling update: the layout changes once, after the last old one.
+        layout = observed.consumers.current or layout
     retired = {each.name for each in observed.consumers.retired}
     if layout != FUNCTION and retired & {*wanted.shared_names(layout)}:
         # A shared consumer's name is still in use by its retired predecessor. Until that one is deleted, subjects have

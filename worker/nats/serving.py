@@ -43,8 +43,8 @@ class Serving:
 
     Args:
         jetstream: the client.
-        settings: with the stream's name at the server.
         flows: the flows of this worker.
+        settings: with the stream's name at the server.
         retired: where the outbox notes what ended through retired consumers.
         emit: called with what is created and found.
         look: looks at the stream, and calls :meth:`set_stored`.

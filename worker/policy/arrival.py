@@ -1,4 +1,4 @@
-"""What to do with a delivery that has arrived."""
+"""The decision about a delivery that has arrived: start it, give it back, or leave it to another worker."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def callback_url(value: Any) -> str | None:
         value: the message's ``CallbackUrl``: None, a string, or Go's ``url.URL`` as an object.
 
     Raises:
-        ValueError: it cannot be posted to: not http or https, no host, a character no URL has. The text says which.
+        ValueError: it cannot be posted to: not http or https, no host, a character no URL has. The text names it.
     """
     if value is None or value == "":
         return None

@@ -56,7 +56,7 @@ def make_callback(
 def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
     """Return the headers of a dead letter; its body is the message as it was stored, to the byte.
 
-    Values are cut to what a header line can hold and carry no control characters, since reasons quote foreign input.
+    Values are cut to what a header line can hold and have no control characters, because reasons quote foreign input.
     """
     known = {
         "X-Dead-Letter-Reason": letter.reason,
