@@ -40,19 +40,19 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Server(Protocol):
-    """Answers the requests of all connections. All methods are called on the event loop."""
+    """The handler of all connections' requests. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
-        """A client has connected."""
+        """Note that a client has connected."""
 
     def closed(self, connection: Connection) -> None:
-        """The connection has ended."""
+        """Note that the connection has ended."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
-        """A whole request has arrived. *head* ends with an empty line; *body* is None without a Content-Length."""
+        """Handle a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
 
     def disturbed(self, connection: Connection) -> None:
-        """Bytes have arrived while the connection was :attr:`Connection.busy`."""
+        """Note that bytes have arrived while the connection was :attr:`Connection.busy`."""
 
 
 class Connection(asyncio.Protocol):
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self.busy = False
-        """The server has not answered the last request: the next one stays unread."""
+        """Whether the server has not answered the last request; then the next one stays unread."""
         self._server = server
         self._unread = b""
 
@@ -103,7 +103,7 @@ async def listen(server: Server, port: int = 0) -> asyncio.Server:
 
 
 def port_of(server: asyncio.Server) -> int:
-    """The port that a server listens on."""
+    """Return the port that a server listens on."""
     return int(server.sockets[0].getsockname()[1])
 
 
@@ -112,7 +112,7 @@ def port_of(server: asyncio.Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What to answer."""
+    """One answer to a request."""
 
     status: int = 200
     body: bytes = b"ok"
@@ -122,18 +122,18 @@ class Reply:
     held: bool = False
     """Answer only after :meth:`Functions.release` for this function."""
     framing: Literal["length", "chunked", "close"] = "length"
-    """How the body ends."""
+    """The way in which the end of the body is marked."""
     close: bool = False
     """Close the connection afterwards, without a Connection header that announces it."""
     raw: bytes | None = None
-    """Send just this, and close."""
+    """Send these bytes only, and close the connection."""
     reset: bool = False
-    """Having sent it, reset the connection."""
+    """Send the answer, and reset the connection."""
     stall: bool = False
-    """Having sent it, do nothing more; the connection stays open."""
+    """Send the answer, and leave the connection open without reading further requests."""
 
     def written(self) -> bytes:
-        """The bytes on the wire."""
+        """Return the bytes on the wire."""
         if self.raw is not None:
             return self.raw
         body, ending = self.body, f"Content-Length: {len(self.body)}"
@@ -148,31 +148,31 @@ class Reply:
 
     @property
     def last(self) -> bool:
-        """Whether the connection ends with it."""
+        """Whether the connection ends with this answer."""
         return self.close or self.reset or self.raw is not None or self.framing == "close"
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request, as it came over the wire."""
+    """One request, as it was received."""
 
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
-    """In order, names and values as they were written."""
+    """Names and values as received, in order."""
     connection: int
-    """Which connection of the server it came over."""
+    """Number of its connection among all of the server, from 1."""
     began: float
-    """When its header was read (s, ``time.monotonic``)."""
+    """Time at which its header was read (s, ``time.monotonic``)."""
     number: int = 0
-    """Which request of its call id this is, from 1."""
+    """Number of this request among those of its call id, from 1."""
     body: bytes = b""
     ended: float | None = None
-    """When its answer was about to be sent, or its sender had gone."""
+    """Time just before its answer was sent, or at which its sender closed the connection."""
     gone: bool = False
-    """The sender closed the connection before the answer."""
+    """Whether the sender closed the connection before the answer."""
     reply: Reply | None = None
-    """What it was answered; None while it runs, and where its sender had gone."""
+    """The answer; None while the request runs, and if its sender closed the connection."""
 
     @property
     def method(self) -> str:
@@ -184,13 +184,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The function asked for, without its namespace; elsewhere the path's first segment."""
+        """The function's name without its namespace; without ``/function/`` in the path, the path's first segment."""
         before, found, after = self.target.partition("?")[0].partition("/function/")
         return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
 
     @property
     def prefix(self) -> str:
-        """What stands before ``/function/`` in its path: that of its sender's ``gateway_url``."""
+        """The part of the path before ``/function/``: the path of its sender's ``gateway_url``."""
         return self.target.partition("/function/")[0].lstrip("/")
 
     @property
@@ -198,14 +198,14 @@ class Request:
         return (self.all("X-Call-Id") or [""])[0]
 
     def all(self, name: str) -> list[str]:
-        """All values of a header."""
+        """Return all values of a header."""
         return [value.decode() for key, value in self.headers if key.lower() == name.lower().encode()]
 
     def header(self, name: str) -> str | None:
-        """The one value of a header, None where there is none.
+        """Return the one value of a header, None if the header is missing.
 
         Raises:
-            AssertionError: it stands there more than once.
+            AssertionError: the header has several values.
         """
         values = self.all(name)
         assert len(values) < 2, (name, values)
@@ -217,17 +217,17 @@ class _Script:
     replies: tuple[Reply, ...]
     held: deque[asyncio.Future[None]] = field(default_factory=deque)
     released: float = 0
-    """How many held requests may still be answered."""
+    """Number of held requests that may still be answered."""
 
     def hold(self) -> asyncio.Future[None]:
-        """Hold a request: the result is done when it may be answered."""
+        """Hold a request, and return a future that is done when the request may be answered."""
         future = asyncio.get_running_loop().create_future()
         self.held.append(future)
         self.release(0)
         return future
 
     def release(self, count: float) -> None:
-        """Let *count* more requests be answered, in the order of their arrival."""
+        """Allow *count* more requests to be answered, in order of arrival."""
         self.released += count
         while self.released and self.held:
             future = self.held.popleft()
@@ -237,28 +237,24 @@ class _Script:
 
 
 class Functions:
-    """A :class:`Server` by script, in a thread of its own.
-
-    Args:
-        port: the port on the loopback; a free one by default.
-    """
+    """A :class:`Server` by script, in a thread of its own, on a port of the loopback, by default a free one."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
         self.requests: list[Request] = []
         """All requests, in order of arrival."""
         self.running = 0
-        """Requests that are not answered yet."""
+        """Number of requests that are not answered yet."""
         self.most = 0
-        """The most that ever ran at once."""
+        """Most requests that ever ran at once."""
         self.peaks: Counter[str] = Counter()
-        """The same, by function."""
+        """Most requests that ever ran at once, by function."""
         self.faults: list[str] = []
-        """What no HTTP client may do."""
+        """Violations of HTTP by clients."""
         self.instead: Reply | None = None
-        """While it is set, the reply to all requests, whatever the script says."""
+        """Reply to all requests instead of the script's, if set."""
         self.open = 0
-        """Open connections."""
+        """Number of open connections."""
         self._limits: dict[str, int] = {}
         self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
@@ -267,7 +263,7 @@ class Functions:
         self._connections: dict[Connection, int] = {}
         self._accepted = 0
         self._answering: dict[Connection, tuple[Request, asyncio.Task[None] | None]] = {}
-        """The request that each busy connection waits for, and the task that will answer it."""
+        """The unanswered request of each busy connection, and the task that will answer it."""
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="functions", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -297,29 +293,29 @@ class Functions:
         self._limits[name] = most
 
     def release(self, name: str, count: float = inf) -> None:
-        """Answer *count* held requests for *name*, in order of arrival; by default all, later ones too."""
+        """Answer *count* held requests for *name*, in order of arrival; by default all, including later ones."""
         self._loop.call_soon_threadsafe(self._scripts[name].release, count)
 
     # What arrived.
 
     def of(self, call_id: str) -> list[Request]:
-        """The requests of one call id, in order of arrival."""
+        """Return the requests of one call id, in order of arrival."""
         return [request for request in self.requests if request.call_id == call_id]
 
     def to(self, name: str) -> list[Request]:
-        """The requests for one function, in order of arrival."""
+        """Return the requests for one function, in order of arrival."""
         return [request for request in self.requests if request.name == name]
 
     def running_of(self, name: str) -> int:
-        """Requests for one function that are not answered yet."""
+        """Return the number of unanswered requests for one function."""
         return self._running[name]
 
     def calls(self) -> Counter[str]:
-        """How many requests each call id had."""
+        """Count the requests of each call id."""
         return Counter(request.call_id for request in self.requests)
 
     def gaps(self, call_id: str) -> Iterator[float]:
-        """Seconds from each answer of a call id to its next request."""
+        """Yield the seconds from each answer of a call id to its next request."""
         requests = self.of(call_id)
         for one, following in pairwise(requests):
             assert one.ended is not None
@@ -397,7 +393,7 @@ class Functions:
         connection.read()
 
     def _answer(self, connection: Connection, request: Request, reply: Reply) -> None:
-        # Before the answer is sent: its receiver may send the next request before this loop runs again.
+        # Count the request as ended before sending: its sender may send the next one before this loop runs again.
         self._end(request)
         request.reply = reply
         transport = connection.transport
