@@ -61,15 +61,15 @@ class Stage:
     Args:
         directory: for the files of all processes.
         nodes: of the broker.
-        dice: chance.
+        rng: chance.
         tell: told what happens, in words, as it does.
         mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
     """
 
     def __init__(
-        self, directory: Path, nodes: int, dice: random.Random, tell: Callable[[str], None], mode: str = "static"
+        self, directory: Path, nodes: int, rng: random.Random, log: Callable[[str], None], mode: str = "static"
     ) -> None:
-        self.dice, self.tell, self.mode = dice, tell, mode
+        self.rng, self.log, self.mode = rng, log, mode
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
@@ -86,7 +86,7 @@ class Stage:
         self._workers: list[Worker] = []
         self._directory = directory
         self._began = time.monotonic()
-        self._hired = 0
+        self._started = 0
         self._open = ExitStack()
 
     def now(self) -> float:
@@ -104,7 +104,7 @@ class Stage:
         await in_thread(lambda: self._open.enter_context(self.broker))
         await in_thread(self.broker.make_stream)
         door = free_port()
-        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.dice.random()), self.now)
+        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.rng.random()), self.now)
         nodes = ",".join(node.url for node in self.nodes)
         self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
         self.open_producer()
@@ -113,7 +113,7 @@ class Stage:
             for way in seat.ways:
                 await nursery.start(way.serve)
             self.seats.append(seat)
-            await self.hire(seat)
+            await self.start_worker(seat)
 
     async def tear_down(self) -> None:
         """Kill what is left."""
@@ -131,14 +131,14 @@ class Stage:
 
     # Workers.
 
-    async def hire(self, seat: Seat) -> None:
+    async def start_worker(self, seat: Seat) -> None:
         """Start a worker on a seat that is free."""
-        self._hired += 1
-        seat.name, seat.began, seat.stopped = f"w{self._hired}", self.now(), None
+        self._started += 1
+        seat.name, seat.began, seat.stopped = f"w{self._started}", self.now(), None
         urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
         gateway = f"{self.functions.url}/{seat.name}"
         replicas = len(self.nodes)
-        mode = self.dice.choice(["static", "function"]) if self.mode == "mixed" else self.mode
+        mode = self.rng.choice(["static", "function"]) if self.mode == "mixed" else self.mode
         settings = {
             **SETTINGS,
             "nats_url": urls,
@@ -149,7 +149,7 @@ class Stage:
         }
         seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(seat.worker)
-        # Told to stop before it can hear that, any process dies of it.
+        # RunReport to stop before it can hear that, any process dies of it.
         await in_thread(partial(seat.worker.wait_for, "Serving metrics"))
 
     @property
@@ -160,14 +160,14 @@ class Stage:
     def any_consumer(self) -> str:
         """One of those that are there."""
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
-        return str(self.dice.choice(sorted(names)))
+        return str(self.rng.choice(sorted(names)))
 
-    def tell_to_stop(self, seat: Seat) -> None:
+    def terminate(self, seat: Seat) -> None:
         """Send SIGTERM."""
         seat.stopped = seat.stopped or self.now()
         seat.worker.terminate()
 
-    async def leave(self, seat: Seat) -> None:
+    async def wait_for_end(self, seat: Seat) -> None:
         """Wait until a worker that was told to, or was killed, has ended."""
         process = seat.worker.process
         with trio.move_on_after(LAST_RESORT):
@@ -175,7 +175,7 @@ class Stage:
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
-            self.tell(f"{seat.name} does not end; see {seat.worker.output[-2000:]}")
+            self.log(f"{seat.name} does not end; see {seat.worker.output[-2000:]}")
             seat.worker.kill()
             process.wait()
         self._shifts.append(Shift(seat.name, seat.began, seat.stopped, self.now(), 99 if code is None else code))
@@ -195,7 +195,7 @@ class Stage:
     ) -> Iterator[None]:
         """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
         began = self.now()
-        self.tell(f"{kind} {' '.join(sorted(workers or ()))}")
+        self.log(f"{kind} {' '.join(sorted(workers or ()))}")
         try:
             yield
         finally:

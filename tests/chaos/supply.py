@@ -110,12 +110,12 @@ class Supply:
         nodes: the broker's; any that answers is used.
         door: the port of our own producer.
         results: the URL of the receiver of callbacks.
-        dice: chance.
+        rng: chance.
         clock: the run's clock.
     """
 
     def __init__(
-        self, nodes: Sequence[NatsServer], door: int, results: str, dice: random.Random, clock: Callable[[], float]
+        self, nodes: Sequence[NatsServer], door: int, results: str, rng: random.Random, clock: Callable[[], float]
     ) -> None:
         self.published: list[Published] = []
         self.garbled: list[bytes] = []
@@ -123,7 +123,7 @@ class Supply:
         """Messages that the consumer is not done with, when last asked."""
         self.enough = False
         """No more are wanted."""
-        self._nodes, self._door, self._results, self._dice, self._clock = nodes, door, results, dice, clock
+        self._nodes, self._door, self._results, self._dice, self._clock = nodes, door, results, rng, clock
         self._wire: Wire | None = None
         self._posts: http.client.HTTPConnection | None = None
         self._number = 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, Shift
-from tests.chaos.ledger import ANEW, STRANDS, judge
+from tests.chaos.ledger import RECREATED, STRANDS, judge
 
 RULES = Rules(attempts=3, first_wait=1.0, longest_wait=4.0, upstream_timeout=10.0, ack_wait=6.0, drain=7.0)
 W1 = Shift("w1", 0.0, 100.0, 101.0, 0)
@@ -107,7 +107,7 @@ CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
         (
             STRANDS,
             history(
-                done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 0.1, 0.2, None), Fault(ANEW, 8.9, 8.9, None)]
+                done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 0.1, 0.2, None), Fault(RECREATED, 8.9, 8.9, None)]
             ),
         ),
         ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
@@ -140,7 +140,7 @@ def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> Non
         history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
         history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
         history(done(2, 3), done(9, 10, "w2"), faults=[Fault("way still", 1, 6, frozenset({"w2"}), delays=True)]),
-        history(done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(ANEW, 8.7, 8.7, None)]),
+        history(done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(RECREATED, 8.7, 8.7, None)]),
         history(
             gone(9, 10), done(12, 13, "w2"), shifts=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
         ),
