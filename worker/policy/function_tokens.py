@@ -66,7 +66,7 @@ class FunctionTokens(Generic[T]):
         return min(caps, starts)
 
     def request(self, desired: int, now: float) -> dict[str, int]:
-        """Request tokens for *desired* invocations: count the missing ones as requested, and return how many by kind."""
+        """Request tokens for *desired* invocations: count the missing ones as requested, and return them by kind."""
         more: dict[str, int] = {}
         if self.quota.max_inflight is not None:
             more[CAP] = min(desired, self.quota.max_inflight - self.in_use) - len(self.free) - self.requested[CAP]
