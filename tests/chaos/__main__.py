@@ -78,9 +78,9 @@ def _show(told: Told) -> None:
 
 async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> Told:
     rounds, only = faults
-    dice = random.Random(f"{seed} {nodes}")
+    rng = random.Random(f"{seed} {nodes}")
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    stage = Stage(directory, nodes, dice, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"), mode)
+    stage = Stage(directory, nodes, rng, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"), mode)
     lanes = [
         {kind: does for kind, does in kinds.items() if not only or kind in only}
         for kinds in ({**WAYS, **BROKER, **(CLUSTER if nodes > 1 else {})}, OUTSIDE)
@@ -90,7 +90,7 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
             await stage.set_up(nursery)
             if not stage.disks:
                 lanes[0].pop("disk full", None)
-                stage.tell("no disk will be full: this machine does not let us mount one")
+                stage.log("no disk will be full: this machine does not let us mount one")
             nursery.start_soon(_progress, stage)
             left = await _work(stage, lanes, messages, rounds)
             history = await stage.history(left)
@@ -117,17 +117,17 @@ async def _work(stage: Stage, lanes: Sequence[Mapping[str, Does]], messages: int
             await trio.sleep(0.1)
         stage.supply.enough = True
     left = await stage.run_empty()
-    for seat in stage.seats:
-        stage.tell_to_stop(seat)
-    for seat in stage.seats:
-        await stage.leave(seat)
+    for slot in stage.slots:
+        stage.terminate(slot)
+    for slot in stage.slots:
+        await stage.wait_ended(slot)
     return left
 
 
 async def _lane(stage: Stage, kinds: Mapping[str, Does], rounds: int) -> None:
     for _ in range(rounds):
-        for kind in stage.dice.sample([*kinds], len(kinds)):
-            await trio.sleep(stage.dice.uniform(*_PAUSE))
+        for kind in stage.rng.sample([*kinds], len(kinds)):
+            await trio.sleep(stage.rng.uniform(*_PAUSE))
             await kinds[kind](stage)
 
 
@@ -135,7 +135,7 @@ async def _progress(stage: Stage) -> None:
     while True:
         await trio.sleep(_PROGRESS)
         published, runs = len(stage.supply.published), len(stage.functions.requests)
-        stage.tell(f"{published} published, {stage.supply.waiting} waiting; {runs} invocations")
+        stage.log(f"{published} published, {stage.supply.waiting} waiting; {runs} invocations")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was recorded of a run: published, invoked, called back, given up, and what went wrong meanwhile. Values only."""
+"""The records of a run: messages published, invoked, called back and given up, and all faults. Values only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Answer = Literal["final", "retry", "none"]
-"""What an invocation was answered: for good, something to be tried again, or its sender had gone before."""
+"""The answer to an invocation: a final one, one that is retried, or none, because its sender disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The workers' settings that the check goes by (s)."""
+    """The workers' settings that the check uses (s)."""
 
     attempts: int
     first_wait: float
@@ -42,7 +42,7 @@ class Run:
     worker: str
     began: float
     ended: float
-    """When it was answered, or its sender had gone."""
+    """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
     """Seconds of patience that its Retry-After asked for."""
@@ -72,13 +72,13 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class WorkerLife:
     """The life of one worker process."""
 
     worker: str
     began: float
     stopped: float | None
-    """When it was first told to stop."""
+    """The time of its first SIGTERM."""
     ended: float
     code: int
     """Its exit code; below zero, the signal that killed it."""
@@ -96,22 +96,22 @@ class Fault:
     began: float
     ended: float
     workers: frozenset[str] | None = frozenset()
-    """Whose way to the queue, or whose leases, it touched; None: everyone's who worked while it lasted or lingered."""
+    """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
     """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
     forgets: bool = False
-    """It makes the broker forget delivery counts and waits."""
+    """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
     """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
 
     delays: bool = False
-    """What a worker is sent may reach it late by it."""
+    """Whether messages may reach a worker late by it."""
 
-    def touches(self, shift: Shift) -> bool:
+    def touches(self, life: WorkerLife) -> bool:
         """Whether it touched a worker in this life of it."""
         if self.workers is None:
-            return shift.began <= self.ended + self.lingers and self.began <= shift.ended
-        return shift.worker in self.workers
+            return life.began <= self.ended + self.lingers and self.began <= life.ended
+        return life.worker in self.workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class History:
     runs: Sequence[Run]
     posts: Sequence[Post]
     letters: Sequence[Letter]
-    shifts: Sequence[Shift]
+    lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
     """Payloads that were published and cannot be understood."""
