@@ -1,4 +1,4 @@
-"""How hard Hypothesis looks: HYPOTHESIS_PROFILE is ``ci``, which looks at the same every time, or ``nightly``.
+"""The number of examples of Hypothesis: HYPOTHESIS_PROFILE is ``ci``, with the same every time, or ``nightly``.
 
 ``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: what fails need
 not be small, and nothing is remembered.
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what simulations have lived through: it comes with their reports, perhaps from another process."""
+    """Print the census of the simulations, which is in their reports, perhaps from another process."""
     for report in (each for kind in terminalreporter.stats.values() for each in kind):
         lines = dict(getattr(report, "user_properties", ())).get("census")
         if isinstance(lines, list) and report.when == "teardown":
@@ -69,10 +69,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 if "MUTANT_UNDER_TEST" in os.environ:  # set by mutmut
     from tests.world import world
 
-    # A mutant makes tests wait in vain; the longest wait of any is an hour and a minute.
+    # Under a mutant tests wait for events that do not happen; the longest wait of any is an hour and a minute.
     world.LONGEST = 10_000.0
 
     def pytest_sessionfinish(exitstatus: int) -> None:
-        """A test that is not found by its name has killed nothing, but mutmut would take it so; 35 is "suspicious"."""
+        """End with 35, "suspicious", where no test was found by its name: mutmut would count the mutant as killed."""
         if exitstatus == pytest.ExitCode.USAGE_ERROR:
             os._exit(35)

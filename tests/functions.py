@@ -43,16 +43,16 @@ class Server(Protocol):
     """The handler of all connections' requests. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
-        """Note that a client has connected."""
+        """Note a new connection."""
 
     def closed(self, connection: Connection) -> None:
-        """Note that the connection has ended."""
+        """Note the end of a connection."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
-        """Handle a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
+        """Answer a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
 
     def disturbed(self, connection: Connection) -> None:
-        """Note that bytes have arrived while the connection was :attr:`Connection.busy`."""
+        """Note bytes that arrived while the connection was :attr:`Connection.busy`."""
 
 
 class Connection(asyncio.Protocol):
@@ -112,7 +112,7 @@ def port_of(server: asyncio.Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer to a request."""
+    """The answer to a request."""
 
     status: int = 200
     body: bytes = b"ok"
@@ -154,25 +154,25 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request, as it was received."""
+    """A request, byte for byte."""
 
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
     """Names and values as received, in order."""
     connection: int
-    """Number of its connection among all of the server, from 1."""
+    """The number of its connection."""
     began: float
-    """Time at which its header was read (s, ``time.monotonic``)."""
+    """The time when its header was read (s, ``time.monotonic``)."""
     number: int = 0
-    """Number of this request among those of its call id, from 1."""
+    """Its number among the requests of its call id, from 1."""
     body: bytes = b""
     ended: float | None = None
-    """Time just before its answer was sent, or at which its sender closed the connection."""
+    """The time when its answer was about to be sent, or its sender had disconnected."""
     gone: bool = False
     """Whether the sender closed the connection before the answer."""
     reply: Reply | None = None
-    """The answer; None while the request runs, and if its sender closed the connection."""
+    """Its answer; None while it runs, and where its sender disconnected first."""
 
     @property
     def method(self) -> str:
@@ -184,13 +184,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The function's name without its namespace; without ``/function/`` in the path, the path's first segment."""
+        """The name of the invoked function, without its namespace; elsewhere the path's first segment."""
         before, found, after = self.target.partition("?")[0].partition("/function/")
         return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
 
     @property
     def prefix(self) -> str:
-        """The part of the path before ``/function/``: the path of its sender's ``gateway_url``."""
+        """The part of its path before ``/function/``, which comes from its sender's ``gateway_url``."""
         return self.target.partition("/function/")[0].lstrip("/")
 
     @property
@@ -202,7 +202,7 @@ class Request:
         return [value.decode() for key, value in self.headers if key.lower() == name.lower().encode()]
 
     def header(self, name: str) -> str | None:
-        """Return the one value of a header, None if the header is missing.
+        """Return the one value of a header, or None where there is none.
 
         Raises:
             AssertionError: the header has several values.
@@ -248,11 +248,11 @@ class Functions:
         self.most = 0
         """Most requests that ever ran at once."""
         self.peaks: Counter[str] = Counter()
-        """Most requests that ever ran at once, by function."""
+        """The most requests that ever ran at once, by function."""
         self.faults: list[str] = []
-        """Violations of HTTP by clients."""
+        """Acts of clients that HTTP does not allow."""
         self.instead: Reply | None = None
-        """Reply to all requests instead of the script's, if set."""
+        """While it is set, the reply to all requests, in place of the script's."""
         self.open = 0
         """Number of open connections."""
         self._limits: dict[str, int] = {}
@@ -307,7 +307,7 @@ class Functions:
         return [request for request in self.requests if request.name == name]
 
     def running_of(self, name: str) -> int:
-        """Return the number of unanswered requests for one function."""
+        """Count the requests for one function that are not answered yet."""
         return self._running[name]
 
     def calls(self) -> Counter[str]:

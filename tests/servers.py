@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LA
 
 
 async def until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
-    """:func:`wait_until`, with Trio's tasks running meanwhile."""
+    """Do as :func:`wait_until`, while Trio's tasks go on."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
@@ -77,7 +77,7 @@ class NatsServer:
     Args:
         directory: where it keeps its files; two servers need two.
         config: more of its configuration file, such as ``authorization { token: s3cret }``.
-        connect: what this class's own connections say, such as ``{"auth_token": "s3cret"}``.
+        connect: options of this class's own connections, such as ``{"auth_token": "s3cret"}``.
         jetstream: False for a server that has none.
         patience: how long (s) this class's own connections wait for an answer.
     """
@@ -101,7 +101,7 @@ class NatsServer:
         self.port = 0
         self.log = self._directory / "nats-server.log"
         self.store = self._directory / "jetstream"
-        """Where JetStream keeps its files."""
+        """The directory of JetStream's files."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -117,7 +117,7 @@ class NatsServer:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process, which may stand still."""
+        """Whether there is a process, perhaps a paused one."""
         return self._process is not None
 
     @property
@@ -164,7 +164,7 @@ class NatsServer:
         self._end(signal.SIGKILL)
 
     def leave(self) -> None:
-        """End it in lame duck mode (SIGUSR2), which takes as long as its configuration says."""
+        """End it in lame duck mode (SIGUSR2), which takes :data:`LAME_DUCK` seconds."""
         self._end(signal.SIGUSR2, LAME_DUCK + LAST_RESORT)
 
     def restart(self) -> None:
@@ -194,7 +194,7 @@ class NatsServer:
     # What it holds.
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Subject, payload and headers of each request, all under way at once; their answers.
+        """Send requests (subject, payload and headers) all at once, and return their answers.
 
         Raises:
             NoAnswer: one had none.
@@ -213,7 +213,7 @@ class NatsServer:
             self._wire = None
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
-        """One request to ``$JS.API.<verb>``.
+        """Send one request to ``$JS.API.<verb>``, and return its answer.
 
         Raises:
             ApiError: JetStream refused.
@@ -225,7 +225,7 @@ class NatsServer:
         return result
 
     def make_stream(self, name: str = "faas-request", queue: str | None = None, **changes: Any) -> None:
-        """The stream of *queue* (by default of the same name) as the contract has it, section 3, but for *changes*."""
+        """Create the stream of *queue* (by default its name) by section 3 of the contract, but for *changes*."""
         queue = queue or name
         config = {
             "name": name,
@@ -239,7 +239,7 @@ class NatsServer:
         self.api(f"STREAM.CREATE.{name}", **(config | changes))
 
     def state(self, stream: str = "faas-request") -> dict[str, Any]:
-        """The stream's state: ``messages``, ``first_seq``, ``last_seq`` …; empty where there is no such stream."""
+        """Return the stream's state (``messages``, ``first_seq`` …), empty where there is no such stream."""
         try:
             state: dict[str, Any] = self.api(f"STREAM.INFO.{stream}")["state"]
         except ApiError:
@@ -247,17 +247,17 @@ class NatsServer:
         return state
 
     def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Store one message; its PubAck."""
+        """Store one message, and return its PubAck."""
         return self.publish_many([(subject, payload, headers or {})])[0]
 
     def publish_many(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[dict[str, Any]]:
-        """Store many, all under way at once; their PubAcks."""
+        """Store many messages, all sent at once, and return their PubAcks."""
         acks = [json.loads(answer) for answer in self.request_many(messages)]
         assert not [ack for ack in acks if "error" in ack], acks
         return acks
 
     def messages(self, stream: str = "faas-request") -> list[Stored]:
-        """All that *stream* holds, in order; it stays there."""
+        """Return all messages of *stream*, in order; they stay there."""
         held: list[Stored] = []
         while True:
             sequence = held[-1].sequence + 1 if held else 1
@@ -362,7 +362,7 @@ class Program:
         self.process.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float = LAST_RESORT) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Wait until it ends by itself, and return its exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -376,14 +376,14 @@ def run_program(
     stdin: bytes = b"",
     timeout: float = LAST_RESORT,
 ) -> tuple[int, str, str]:
-    """Run a program to its end: exit code, standard output, standard error."""
+    """Run a program to its end, and return exit code, standard output and standard error."""
     with Program(*arguments, tmp_path=tmp_path, settings=settings, stdin=stdin) as program:
         code = program.wait(timeout)
         return code, program.stdout, program.stderr
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """What a program started by a test sees: the machine's variables less all settings, and *settings*."""
+    """Return the environment of a program under test: the machine's variables less all settings, and *settings*."""
     kept = {
         name: value for name, value in os.environ.items() if not name.islower() and not name.startswith("QUEUE_WORKER_")
     }

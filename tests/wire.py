@@ -1,4 +1,4 @@
-"""A NATS client of a page, for tests: setting up and looking must not lean on the client under test."""
+"""A NATS client of a page, for tests: they must not use the client under test to set up and to look."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NoAnswer(Exception):  # noqa: N818 -- it says what happened
 
 
 class ApiError(Exception):
-    """JetStream's API refused. *code* is its ``err_code``."""
+    """An error of JetStream's API. *code* is its ``err_code``."""
 
     def __init__(self, subject: str, error: Mapping[str, Any]) -> None:
         super().__init__(f"{subject}: {error}")
@@ -115,7 +115,7 @@ class Wire:
                     content = self._file.read(int(size) + 2)[:-2]
                     status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
                     if status == [b"503"]:
-                        raise NoAnswer("nobody answers: no stream takes this subject, or no JetStream")
+                        raise NoAnswer("no responders: no stream has this subject, or there is no JetStream")
                     return subject.decode(), content[int(headers) :]
                 case [b"PING"]:
                     self._send(b"PONG\r\n")

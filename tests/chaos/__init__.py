@@ -5,9 +5,9 @@ each of them several times. Then all faults end, the queue runs empty, and a led
 published, invoked, called back and given up. In order of reading:
 
 * :mod:`tests.chaos.faults`: the faults, one function each;
-* :mod:`tests.chaos.stage`: the processes and connections that the faults strike;
-* :mod:`tests.chaos.supply`: the publisher of the messages;
+* :mod:`tests.chaos.stage`: the processes and connections that they affect;
+* :mod:`tests.chaos.supply`: the source of the messages;
 * :mod:`tests.chaos.history`: the records of a run;
-* :mod:`tests.chaos.ledger`: the check of every message against these records;
-* :mod:`tests.chaos.report`: the tables of docs/reliability.md.
+* :mod:`tests.chaos.ledger`: the promises that must hold for every message;
+* :mod:`tests.chaos.report`: the report.
 """

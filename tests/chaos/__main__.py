@@ -90,7 +90,7 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
             await stage.set_up(nursery)
             if not stage.disks:
                 lanes[0].pop("disk full", None)
-                stage.log("no disk will be full: this machine does not allow to mount one")
+                stage.log("no disk will be full: this machine does not let us mount one")
             nursery.start_soon(_progress, stage)
             left = await _work(stage, lanes, messages, rounds)
             history = await stage.history(left)
@@ -117,10 +117,10 @@ async def _work(stage: Stage, lanes: Sequence[Mapping[str, Inject]], messages: i
             await trio.sleep(0.1)
         stage.supply.enough = True
     left = await stage.run_empty()
-    for seat in stage.seats:
-        stage.terminate(seat)
-    for seat in stage.seats:
-        await stage.wait_for_end(seat)
+    for slot in stage.slots:
+        stage.terminate(slot)
+    for slot in stage.slots:
+        await stage.wait_ended(slot)
     return left
 
 

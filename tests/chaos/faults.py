@@ -1,4 +1,4 @@
-"""The faults, one function each: it causes the fault, waits, ends it, and records which workers it affected.
+"""The faults, one function each: it does its harm, waits, heals, and notes the workers that it affected.
 
 Each function takes the stage and returns when the fault has ended. The keys of :data:`OUTSIDE`, :data:`WAYS`,
 :data:`BROKER` and :data:`CLUSTER` are the names of the faults in the report.
@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from tests.chaos.stage import RULES, Seat, Stage, in_thread
+from tests.chaos.stage import RULES, Stage, WorkerSlot, in_thread
 from tests.chaos.supply import STREAM
 from tests.functions import Functions, Reply
 from tests.servers import NatsServer
@@ -20,7 +20,7 @@ from tests.wire import ApiError, NoAnswer
 
 Inject = Callable[[Stage], Awaitable[None]]
 
-ALL_WORKERS = None
+EVERYONE = None
 """The workers that a fault of the broker affects."""
 MOMENT = RULES.ack_wait / 4
 """Duration of a fault that makes no worker lose a lease (s)."""
@@ -40,43 +40,43 @@ until a worker gives up a pull request that the old leader lost."""
 async def kill_a_worker(stage: Stage) -> None:
     """Kill a worker (SIGKILL), and start another in its place."""
     async with stage.workers_in_use:
-        seat = stage.rng.choice(stage.seats)
-        with stage.fault("worker killed", frozenset({seat.name}), fatal=True):
-            seat.worker.kill()
-            await stage.wait_for_end(seat)
-        await stage.start_worker(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker killed", frozenset({slot.name}), fatal=True):
+            slot.worker.kill()
+            await stage.wait_ended(slot)
+        await stage.start_worker(slot)
 
 
 async def restart_all(stage: Stage) -> None:
-    """Update the workers one by one: stop each (SIGTERM), and replace it when it has ended."""
+    """Do a rolling update: terminate each worker, and replace it when it has ended."""
     async with stage.workers_in_use:
-        for seat in stage.seats:
-            with stage.fault("worker stopped (rolling update)", frozenset({seat.name}), fatal=True):
-                stage.terminate(seat)
-                await stage.wait_for_end(seat)
-            await stage.start_worker(seat)
+        for slot in stage.slots:
+            with stage.fault("worker stopped (rolling update)", frozenset({slot.name}), fatal=True):
+                stage.terminate(slot)
+                await stage.wait_ended(slot)
+            await stage.start_worker(slot)
 
 
 async def stop_a_worker_twice(stage: Stage) -> None:
     """Stop a worker (SIGTERM), and send the signal again a moment later."""
     async with stage.workers_in_use:
-        seat = stage.rng.choice(stage.seats)
-        with stage.fault("worker stopped by two signals", frozenset({seat.name}), fatal=True):
-            stage.terminate(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker stopped, and hurried", frozenset({slot.name}), fatal=True):
+            stage.terminate(slot)
             await trio.sleep(stage.rng.random())
-            stage.terminate(seat)
-            await stage.wait_for_end(seat)
-        await stage.start_worker(seat)
+            stage.terminate(slot)
+            await stage.wait_ended(slot)
+        await stage.start_worker(slot)
 
 
 async def freeze_a_worker(stage: Stage) -> None:
     """Freeze a worker (SIGSTOP) for longer than its leases last, then let it continue (SIGCONT)."""
     async with stage.workers_in_use:
-        seat = stage.rng.choice(stage.seats)
-        with stage.fault("worker frozen past its leases", frozenset({seat.name}), lingers=_CONNECTS, delays=True):
-            seat.worker.process.send_signal(signal.SIGSTOP)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker frozen past its leases", frozenset({slot.name}), lingers=_CONNECTS, delays=True):
+            slot.worker.process.send_signal(signal.SIGSTOP)
             await trio.sleep(LONG)
-            seat.worker.process.send_signal(signal.SIGCONT)
+            slot.worker.process.send_signal(signal.SIGCONT)
 
 
 async def kill_the_producer(stage: Stage) -> None:
@@ -90,51 +90,51 @@ async def kill_the_producer(stage: Stage) -> None:
 # Ways to the broker.
 
 
-def _on_a_way(kind: str, harm: Callable[[Seat], None], seconds: float) -> Inject:
+def _on_a_way(kind: str, harm: Callable[[WorkerSlot], None], seconds: float) -> Does:
     async def fault(stage: Stage) -> None:
-        seat = stage.rng.choice(stage.seats)
-        with stage.fault(kind, frozenset({seat.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
-            harm(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault(kind, frozenset({slot.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
+            harm(slot)
             await trio.sleep(seconds)
-            for way in seat.ways:
+            for way in slot.ways:
                 way.heal()
 
     return fault
 
 
-def _cut(seat: Seat) -> None:
-    for way in seat.ways:
+def _cut(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.cut()
 
 
-def _close(seat: Seat) -> None:
-    for way in seat.ways:
+def _close(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.closed = True
         way.cut()
 
 
-def _tear(seat: Seat) -> None:
-    for way in seat.ways:
+def _tear(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.tear()
 
 
-def _slow(seat: Seat) -> None:
-    for way in seat.ways:
+def _slow(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.latency = 0.15
 
 
-def _still(seat: Seat) -> None:
-    for way in seat.ways:
+def _still(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.stand_still()
 
 
-def _deaf(seat: Seat) -> None:
-    for way in seat.ways:
+def _deaf(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.swallows_up = True
 
 
-def _mute(seat: Seat) -> None:
-    for way in seat.ways:
+def _mute(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.swallows_down = True
 
 
@@ -178,7 +178,7 @@ async def freeze_a_node(stage: Stage) -> None:
 
 
 async def lead_a_node_out(stage: Stage) -> None:
-    """Stop a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then closes them one by one."""
+    """End a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then disconnects them."""
     async with stage.broker_in_use:
         await _down(stage, "broker leaves (lame duck)", [stage.rng.choice(stage.nodes)], NatsServer.leave)
 
@@ -196,14 +196,14 @@ async def kill_the_majority(stage: Stage) -> None:
 
 
 async def restart_each_node(stage: Stage) -> None:
-    """Update the broker: stop and restart its nodes one by one."""
+    """Do a rolling update of the broker."""
     async with stage.broker_in_use:
         for node in stage.nodes:
             await _down(stage, "broker stopped (rolling update)", [node], NatsServer.stop)
 
 
 async def change_leaders(stage: Stage) -> None:
-    """Make the leaders of the stream and of its consumer step down."""
+    """Let the leaders of the stream and of its consumer step down."""
     async with stage.broker_in_use:
         with stage.fault("leaders stepped down", ALL_WORKERS, lingers=_ELECTS):
             consumer = await in_thread(stage.any_consumer)
@@ -222,7 +222,7 @@ async def delete_the_consumer(stage: Stage) -> None:
 
 
 async def fill_the_disk(stage: Stage) -> None:
-    """Fill the disk of a node, in a cluster the leader's; then free it, and restart the node."""
+    """Fill the disk of a node (of a cluster, the leader's); then make room again, and restart it."""
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
@@ -242,7 +242,7 @@ def _try(stage: Stage, verb: str) -> None:
     for _ in range(10):
         try:
             stage.broker.api(verb)
-        except (ApiError, NoAnswer):  # for example, there is no leader yet
+        except (ApiError, NoAnswer):  # perhaps no leader yet
             continue
         return
 
@@ -294,7 +294,7 @@ OUTSIDE: Mapping[str, Inject] = {
         ("callbacks reset", RESET, 3.0, _receiver),
     )
 }
-"""The faults of workers, functions and receivers of callbacks, by name."""
+"""Faults of workers, functions and receivers."""
 
 WAYS: Mapping[str, Inject] = {
     kind: _on_a_way(kind, harm, seconds)

@@ -1,4 +1,4 @@
-"""Records of a run: messages published, invocations, callbacks, dead letters, workers and faults. Values only."""
+"""The records of a run: messages published, invoked, called back and given up, and all faults. Values only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Answer = Literal["final", "retry", "none"]
-"""Outcome of an invocation: a final answer, an answer that is to be retried, or none, as the worker left before it."""
+"""The answer to an invocation: a final one, one that is retried, or none, because its sender disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The workers' settings that the check depends on (times in seconds)."""
+    """The workers' settings that the check uses (s)."""
 
     attempts: int
     first_wait: float
@@ -42,7 +42,7 @@ class Run:
     worker: str
     began: float
     ended: float
-    """Time of its answer, or of the moment when its worker closed the connection."""
+    """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
     """Seconds that the answer's Retry-After asked for."""
@@ -72,13 +72,13 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class WorkerLife:
     """The life of one worker process."""
 
     worker: str
     began: float
     stopped: float | None
-    """Time of the first SIGTERM."""
+    """The time of its first SIGTERM."""
     ended: float
     code: int
     """Exit code of the process; below zero, the signal that killed it."""
@@ -96,21 +96,21 @@ class Fault:
     began: float
     ended: float
     workers: frozenset[str] | None = frozenset()
-    """The workers whose connections or leases it affected; None: all that ran while it lasted or lingered."""
+    """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
     """Seconds after its end in which its consequences can begin: until all workers are connected, and there are leaders."""
     forgets: bool = False
-    """Whether the broker loses delivery counts and waits by it."""
+    """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
     """Whether the workers that it affected ended by it, which then is all that it explains."""
     delays: bool = False
-    """Whether messages to a worker may arrive late by it."""
+    """Whether messages may reach a worker late by it."""
 
-    def touches(self, shift: Shift) -> bool:
-        """Return whether the fault affected a worker process."""
+    def touches(self, life: WorkerLife) -> bool:
+        """Whether it touched a worker in this life of it."""
         if self.workers is None:
-            return shift.began <= self.ended + self.lingers and self.began <= shift.ended
-        return shift.worker in self.workers
+            return life.began <= self.ended + self.lingers and self.began <= life.ended
+        return life.worker in self.workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class History:
     runs: Sequence[Run]
     posts: Sequence[Post]
     letters: Sequence[Letter]
-    shifts: Sequence[Shift]
+    lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
     """Published payloads that cannot be decoded."""

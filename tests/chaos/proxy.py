@@ -28,9 +28,9 @@ class Way:
         self.latency = 0.0
         """Seconds that what is read at once takes longer, either way."""
         self.swallows_up = self.swallows_down = False
-        """What goes to the server, or comes from it, is lost."""
+        """Whether bytes to the server, or from it, are lost."""
         self.closed = False
-        """Who comes is turned away."""
+        """Whether new connections are refused."""
         self._target = target
         self._tears = False
         self._spoilt: set[trio.SocketStream] = set()
@@ -65,7 +65,7 @@ class Way:
         self._moves.set()
 
     def heal(self) -> None:
-        """As if nothing had been wrong, but for connections that lost something: those are cut."""
+        """End all faults, and cut the connections that have lost bytes."""
         self.latency, self.closed, self._tears = 0.0, False, False
         self.swallows_up = self.swallows_down = False
         self.move()

@@ -1,4 +1,4 @@
-"""What is told of a run."""
+"""The report of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.chaos.history import History
 from tests.chaos.ledger import RETRY, Verdict
 
 BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
-"""What stands around it in docs/reliability.md."""
+"""The marks around it in docs/reliability.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class RunReport:
         return self.verdict.sound and not self.complaints
 
 
-def markdown(told: Sequence[RunReport]) -> str:
-    """The tables of docs/reliability.md for some runs: what came of them, and what each fault did in all of them."""
+def markdown(told: Sequence[Told]) -> str:
+    """Write the tables of docs/reliability.md for some runs: their results, and the effects of each fault."""
     columns = [_figures(each) for each in told]
     lines = [
         "| | " + " | ".join(each.name for each in told) + " |",
@@ -93,5 +93,5 @@ def write(document: Path, told: Sequence[RunReport]) -> None:
 
 
 def _workers(history: History) -> str:
-    killed = sum(shift.killed for shift in history.shifts)
-    return f"{len(history.shifts)}; {killed}, {len(history.shifts) - killed}"
+    killed = sum(life.killed for life in history.lives)
+    return f"{len(history.lives)}; {killed}, {len(history.lives) - killed}"

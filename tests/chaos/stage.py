@@ -1,4 +1,4 @@
-"""What the faults befall: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
+"""The system under test: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 import trio
 
 from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, WorkerLife
 from tests.chaos.proxy import Way
 from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
@@ -26,7 +26,7 @@ from worker.dev.stack import free_port
 
 T = TypeVar("T")
 
-SEATS = 3
+WORKERS = 3
 """Workers at a time."""
 RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
 SETTINGS: Mapping[str, object] = {
@@ -44,7 +44,7 @@ SETTINGS: Mapping[str, object] = {
 CODES = (408, 429, 500, 502, 503, 504)
 
 
-class Seat:
+class WorkerSlot:
     """A place for a worker: its ways to the broker's nodes, and who sits there now."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
@@ -56,13 +56,13 @@ class Seat:
 
 
 class Stage:
-    """All of it. Faults change it, and :meth:`history` tells what happened on it.
+    """The system under test. Faults change it, and :meth:`history` returns its records.
 
     Args:
         directory: for the files of all processes.
         nodes: of the broker.
         rng: chance.
-        tell: told what happens, in words, as it does.
+        log: called with a line of text for each event.
         mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
     """
 
@@ -73,7 +73,7 @@ class Stage:
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
-        self.seats: list[Seat] = []
+        self.slots: list[WorkerSlot] = []
         self.faults: list[Fault] = []
         self.supply: Supply
         self.producer: Program
@@ -82,7 +82,7 @@ class Stage:
         """A fault that kills a node, or a worker, waits until the one before it is over."""
         self.disks: dict[NatsServer, Disk] = {}
         """Of the nodes, where this machine lets us give them disks of their own."""
-        self._shifts: list[Shift] = []
+        self._lives: list[WorkerLife] = []
         self._workers: list[Worker] = []
         self._directory = directory
         self._began = time.monotonic()
@@ -108,12 +108,12 @@ class Stage:
         nodes = ",".join(node.url for node in self.nodes)
         self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
         self.open_producer()
-        for _ in range(SEATS):
-            seat = Seat([Way(node.port) for node in self.nodes])
-            for way in seat.ways:
+        for _ in range(WORKERS):
+            slot = WorkerSlot([Way(node.port) for node in self.nodes])
+            for way in slot.ways:
                 await nursery.start(way.serve)
-            self.seats.append(seat)
-            await self.start_worker(seat)
+            self.slots.append(slot)
+            await self.start_worker(slot)
 
     async def tear_down(self) -> None:
         """Kill what is left."""
@@ -131,12 +131,12 @@ class Stage:
 
     # Workers.
 
-    async def start_worker(self, seat: Seat) -> None:
-        """Start a worker on a seat that is free."""
+    async def start_worker(self, slot: WorkerSlot) -> None:
+        """Start a worker on a slot that is free."""
         self._started += 1
-        seat.name, seat.began, seat.stopped = f"w{self._started}", self.now(), None
-        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
-        gateway = f"{self.functions.url}/{seat.name}"
+        slot.name, slot.began, slot.stopped = f"w{self._started}", self.now(), None
+        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in slot.ways)
+        gateway = f"{self.functions.url}/{slot.name}"
         replicas = len(self.nodes)
         mode = self.rng.choice(["static", "function"]) if self.mode == "mixed" else self.mode
         settings = {
@@ -147,10 +147,10 @@ class Stage:
             "scaling_mode": mode,
             "limiter_enabled": "false",  # what it gives back is by no rule that the ledger knows
         }
-        seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
-        self._workers.append(seat.worker)
-        # RunReport to stop before it can hear that, any process dies of it.
-        await in_thread(partial(seat.worker.wait_for, "Serving metrics"))
+        slot.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
+        self._workers.append(slot.worker)
+        # A process without a signal handler yet dies of SIGTERM.
+        await in_thread(partial(slot.worker.wait_for, "Serving metrics"))
 
     @property
     def consumer(self) -> str:
@@ -162,23 +162,23 @@ class Stage:
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
         return str(self.rng.choice(sorted(names)))
 
-    def terminate(self, seat: Seat) -> None:
+    def terminate(self, slot: WorkerSlot) -> None:
         """Send SIGTERM."""
-        seat.stopped = seat.stopped or self.now()
-        seat.worker.terminate()
+        slot.stopped = slot.stopped or self.now()
+        slot.worker.terminate()
 
-    async def wait_for_end(self, seat: Seat) -> None:
-        """Wait until a worker that was told to, or was killed, has ended."""
-        process = seat.worker.process
+    async def wait_ended(self, slot: WorkerSlot) -> None:
+        """Wait until a worker that was terminated or killed has ended."""
+        process = slot.worker.process
         with trio.move_on_after(LAST_RESORT):
             while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
-            self.log(f"{seat.name} does not end; see {seat.worker.output[-2000:]}")
-            seat.worker.kill()
+            self.log(f"{slot.name} does not end; see {slot.worker.output[-2000:]}")
+            slot.worker.kill()
             process.wait()
-        self._shifts.append(Shift(seat.name, seat.began, seat.stopped, self.now(), 99 if code is None else code))
+        self._lives.append(WorkerLife(slot.name, slot.began, slot.stopped, self.now(), 99 if code is None else code))
 
     # What happens.
 
@@ -202,7 +202,7 @@ class Stage:
             self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
 
     async def run_empty(self) -> int:
-        """Let the queue run empty; how many messages are left when that takes for ever."""
+        """Let the queue run empty; return how many messages are left when that takes forever."""
         with trio.move_on_after(LAST_RESORT):
             while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
                 await trio.sleep(0.1)
@@ -216,7 +216,7 @@ class Stage:
             runs=[self._run(request) for request in self.functions.requests],
             posts=[self._post(request) for request in self.receiver.requests],
             letters=await in_thread(self._letters),
-            shifts=self._shifts,
+            lives=self._lives,
             faults=self.faults,
             undecodable=self.supply.garbled,
             left=left,
@@ -224,7 +224,7 @@ class Stage:
         )
 
     def complaints(self) -> list[str]:
-        """What no log of a worker may hold: a bug that it met, a traceback."""
+        """Return the log lines that no worker may write: bugs and tracebacks."""
         return [
             line
             for worker in self._workers
@@ -264,5 +264,5 @@ class Stage:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """What blocks, beside Trio's tasks."""
+    """Run a blocking call beside Trio's tasks."""
     return await trio.to_thread.run_sync(call)

@@ -1,4 +1,4 @@
-"""Where the messages come from: a queue that is never empty, and never long, whatever happens to its broker.
+"""The source of the messages: a queue that is never empty, and never long, whatever happens to its broker.
 
 Some are published as OpenFaaS's gateway does, straight to the broker on the bare subject; the others go through our own
 producer. What was not confirmed to be stored is published again under the same id, as any careful producer does, until
@@ -64,7 +64,7 @@ BY_DOOR = 0.3
 
 
 def body_of(call_id: str) -> bytes:
-    """The body of a message: of a size, and of bytes, that follow from its call id."""
+    """Return the body of a message: its size and bytes follow from its call id."""
     digest = hashlib.sha256(call_id.encode()).digest()
     return digest * (digest[0] if digest[1] % 50 else 4_000)
 
@@ -104,7 +104,7 @@ class Draft:
 
 
 class Supply:
-    """Publishes until told to stop.
+    """A publisher that works until there is enough.
 
     Args:
         nodes: the broker's; any that answers is used.
@@ -123,7 +123,7 @@ class Supply:
         """Messages that the consumer is not done with, when last asked."""
         self.enough = False
         """No more are wanted."""
-        self._nodes, self._door, self._results, self._dice, self._clock = nodes, door, results, rng, clock
+        self._nodes, self._door, self._results, self._rng, self._clock = nodes, door, results, rng, clock
         self._wire: Wire | None = None
         self._posts: http.client.HTTPConnection | None = None
         self._number = 0
@@ -132,8 +132,8 @@ class Supply:
         """Publish until there is enough, each batch until it is confirmed."""
         while not self.enough:
             if await self._asked(self._look) and self.waiting < WAITING:
-                by_door = self._dice.random() < BY_DOOR
-                batch = [self._draft(garbled=not by_door and self._dice.random() < GARBLED) for _ in range(BATCH)]
+                by_door = self._rng.random() < BY_DOOR
+                batch = [self._draft(garbled=not by_door and self._rng.random() < GARBLED) for _ in range(BATCH)]
                 publish = partial(self._post if by_door else self._publish, batch)
                 while batch:
                     await self._asked(publish)
@@ -141,7 +141,7 @@ class Supply:
                 await trio.sleep(_AGAIN / 4)
 
     async def left(self) -> int:
-        """How many messages the consumer is not done with."""
+        """Return how many messages the consumer is not done with."""
         while not await self._asked(self._look):
             pass
         return self.waiting
@@ -196,7 +196,7 @@ class Supply:
             response = self._posts.getresponse()
             response.read()
             if response.status != 202:
-                raise NoAnswer(f"the producer says {response.status}")
+                raise NoAnswer(f"the producer answered {response.status}")
             self._stored(batch.pop())
 
     def _stored(self, draft: Draft) -> None:
@@ -208,7 +208,7 @@ class Supply:
 
     def _connected(self) -> Wire:
         if self._wire is None:
-            for node in self._dice.sample(self._nodes, len(self._nodes)):
+            for node in self._rng.sample(self._nodes, len(self._nodes)):
                 try:
                     self._wire = Wire(node.port, {}, _ANSWER)
                 except NoAnswer:
@@ -219,6 +219,6 @@ class Supply:
 
     def _draft(self, *, garbled: bool) -> Draft:
         self._number += 1
-        (function,) = self._dice.choices([*FUNCTIONS], [each.weight for each in FUNCTIONS.values()])
-        callback = f"{self._results}/results" if self._dice.random() < 0.4 else None
+        (function,) = self._rng.choices([*FUNCTIONS], [each.weight for each in FUNCTIONS.values()])
+        callback = f"{self._results}/results" if self._rng.random() < 0.4 else None
         return Draft(f"call-{self._number}", function, callback, garbled)

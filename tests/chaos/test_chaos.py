@@ -21,5 +21,5 @@ def test_a_short_run(tmp_path: Path) -> None:
 
 
 def test_every_fault_has_a_name_of_its_own() -> None:
-    """The report tells faults apart by their names."""
+    """No two faults have the same name in the report."""
     assert len({*OUTSIDE, *WAYS, *BROKER, *CLUSTER}) == len(OUTSIDE) + len(WAYS) + len(BROKER) + len(CLUSTER)

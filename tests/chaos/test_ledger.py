@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, Shift
+from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, WorkerLife
 from tests.chaos.ledger import RECREATED, STRANDS, judge
 
 RULES = Rules(attempts=3, first_wait=1.0, longest_wait=4.0, upstream_timeout=10.0, ack_wait=6.0, drain=7.0)
-W1 = Shift("w1", 0.0, 100.0, 101.0, 0)
-W2 = Shift("w2", 0.0, 100.0, 102.0, 0)
+W1 = WorkerLife("w1", 0.0, 100.0, 101.0, 0)
+W2 = WorkerLife("w2", 0.0, 100.0, 102.0, 0)
 
 
 def history(*runs: Run, letters: Sequence[Letter] = (), posts: Sequence[Post] = (), **changes: object) -> History:
@@ -73,10 +73,10 @@ def test_given_up() -> None:
         ("callbacks", history(done(2, 3), posts=[Post("call", 2.5, 2.6, "200")])),
         ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 3.5, 3.6, "500")])),
         ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 5.5, 5.6, "500")])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, ended=107.5)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=1)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=0, stopped=None)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=-signal.SIGSEGV)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, ended=107.5)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=1)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=0, stopped=None)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=-signal.SIGSEGV)])),
     ],
 )
 def test_what_is_not_well_is_found(promise: str, spoilt: History) -> None:
@@ -110,16 +110,16 @@ CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
                 done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 0.1, 0.2, None), Fault(RECREATED, 8.9, 8.9, None)]
             ),
         ),
-        ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
-        ("worker killed", history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.1, code=-9), W2])),
-        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2])),
-        ("worker stopped in the end", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2], faults=[FATAL])),
+        ("worker killed", history(gone(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=3.0, code=-9), W2])),
+        ("worker killed", history(done(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=3.1, code=-9), W2])),
+        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), lives=[STOPPED, W2])),
+        ("worker stopped in the end", history(gone(2, 3), done(3, 10, "w2"), lives=[STOPPED, W2], faults=[FATAL])),
         (
             "worker stopped in the end",
             history(
                 done(2, 2.5),
                 done(3, 10, "w2"),
-                shifts=[STOPPED, W2],
+                lives=[STOPPED, W2],
                 faults=[FATAL],
                 posts=[Post("call", 2.6, 3.0, "200"), Post("call", 10, 10.1, "200")],
             ),
@@ -140,13 +140,15 @@ def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> Non
         history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
         history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
         history(done(2, 3), done(9, 10, "w2"), faults=[Fault("way still", 1, 6, frozenset({"w2"}), delays=True)]),
-        history(done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(RECREATED, 8.7, 8.7, None)]),
         history(
-            gone(9, 10), done(12, 13, "w2"), shifts=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
+            done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(RECREATED, 8.7, 8.7, None)]
         ),
-        history(done(2, 2.5), done(4, 5, "w2"), shifts=[STOPPED, W2], faults=[FATAL]),
-        history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
-        history(gone(2, 3), done(4, 5, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
+        history(
+            gone(9, 10), done(12, 13, "w2"), lives=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
+        ),
+        history(done(2, 2.5), done(4, 5, "w2"), lives=[STOPPED, W2], faults=[FATAL]),
+        history(done(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=6.0, code=-9), W2]),
+        history(gone(2, 3), done(4, 5, "w2"), lives=[replace(W1, ended=6.0, code=-9), W2]),
     ],
 )
 def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: History) -> None:
@@ -166,7 +168,7 @@ def test_what_another_said_is_heard_late() -> None:
 def test_attempts_that_the_broker_forgot() -> None:
     """Where the broker has forgotten its counts there may be more attempts, each still after its back-off.
 
-    What was begun before that counts no more, whenever it ended: nobody could take note of it.
+    Attempts that were begun before that do not count, whenever they ended: no record of them was kept.
     """
     forgets = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), forgets=True)
     again = judge(history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(12, 14), faults=[forgets]))
@@ -179,7 +181,7 @@ def test_attempts_that_the_broker_forgot() -> None:
 
 
 def test_a_full_disk_may_strand_what_was_acknowledged() -> None:
-    """What no consumer is given any more is told of, and not taken for lost, where a disk was full."""
+    """Stored messages without a consumer are reported, and do not count as lost, where a disk was full."""
     assert judge(history(done(2, 3), stored=1, faults=[Fault(STRANDS, 1, 2)])).sound
 
 
@@ -188,7 +190,7 @@ def test_recoveries() -> None:
     cut = judge(history(failed(2, 3), done(4, 5), faults=[CUT]))
     assert cut.recoveries == {"way cut": [pytest.approx(1.4)]}
     killed = Fault("worker killed", 3.0, 3.0, frozenset({"w1"}), fatal=True)
-    shifts = [replace(W1, ended=3.0, code=-9), W2]
-    assert judge(history(gone(2, 3), done(9, 10, "w2"), shifts=shifts, faults=[killed])).recoveries == {
+    lives = [replace(W1, ended=3.0, code=-9), W2]
+    assert judge(history(gone(2, 3), done(9, 10, "w2"), lives=lives, faults=[killed])).recoveries == {
         "worker killed": [6.0]
     }

@@ -15,7 +15,7 @@ from tests.patience import LAST_RESORT
 
 @asynccontextmanager
 async def echoing() -> AsyncIterator[tuple[Way, trio.SocketStream]]:
-    """A way to a server that sends back what it gets, and a connection over it."""
+    """Open a way to an echo server, and a connection over it."""
 
     async def echo(stream: trio.SocketStream) -> None:
         try:
@@ -79,7 +79,7 @@ async def test_closed() -> None:
 
 
 async def test_nobody_there() -> None:
-    """A way to where nobody listens resets."""
+    """A way to a closed port resets connections."""
     async with echoing() as (way, _):
         way._target = 1
         await is_reset(await trio.open_tcp_stream("127.0.0.1", way.port))

@@ -26,14 +26,14 @@ IMPATIENT: dict[str, object] = {
     "upstream_timeout": f"{TIMEOUT:g}s",
     "callback_timeout": f"{TIMEOUT:g}s",
 }
-"""That worker's settings. On a busy machine a good answer may be late too, so it has many attempts."""
+"""The settings of the worker for timeouts. On a busy machine a good answer may be late too: hence many attempts."""
 STARTED = "1646739420463153513"
 _numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the cases share."""
+    """The worker, and its peers, that cases share."""
 
     queue: Queue
     functions: Functions
@@ -53,11 +53,11 @@ class Case:
         self._logged = len(shared.worker.lines())
 
     def answer(self, *replies: Reply) -> None:
-        """Have the function answer so."""
+        """Set the function's answers."""
         self.shared.functions.answer(self.name, *replies)
 
     def answer_callbacks(self, *replies: Reply) -> None:
-        """Have the receiver of callbacks answer so."""
+        """Set the answers of the receiver of callbacks."""
         self.shared.receiver.answer(self.name, *replies)
 
     @property
@@ -76,7 +76,7 @@ class Case:
         self.queue.put(self.payload)
 
     def run(self, *replies: Reply, **message: Any) -> int:
-        """Put the message, the function answering like this, and wait for its end: how often it was sent."""
+        """Put the message, set the function's replies, wait for the end, and return how often it was sent."""
         if replies:
             self.answer(*replies)
         self.put(**message)
@@ -85,12 +85,12 @@ class Case:
 
     @property
     def requests(self) -> list[Request]:
-        """What the function received."""
+        """The function's requests."""
         return self.shared.functions.of(self.call_id)
 
     @property
     def callbacks(self) -> list[Request]:
-        """What the receiver received."""
+        """The receiver's requests."""
         return self.shared.receiver.to(self.name)
 
     @property
@@ -118,15 +118,15 @@ class Case:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What the worker has logged since."""
+        """The worker's log lines since the case began."""
         return self.worker.lines()[self._logged :]
 
     @property
     def waits(self) -> list[float]:
-        """The waits between attempts that it has logged."""
+        """The waits between attempts in these lines."""
         return [line["retry_in"] for line in self.lines if "retry_in" in line]
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
-        """The warnings that it has logged since."""
+        """The warnings in these lines."""
         return [line for line in self.lines if line["level"] == "warning"]
