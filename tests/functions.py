@@ -40,7 +40,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Server(Protocol):
-    """The handler of all connections' requests. All methods are called on the event loop."""
+    """Answers the requests of all connections. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
         """Note a new connection."""
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self.busy = False
-        """Whether the server has not answered the last request; then the next one stays unread."""
+        """The server has not answered the last request: the next one stays unread."""
         self._server = server
         self._unread = b""
 
@@ -126,11 +126,11 @@ class Reply:
     close: bool = False
     """Close the connection afterwards, without a Connection header that announces it."""
     raw: bytes | None = None
-    """Send these bytes only, and close the connection."""
+    """Send just this, and close."""
     reset: bool = False
-    """Send the answer, and reset the connection."""
+    """Having sent it, reset the connection."""
     stall: bool = False
-    """Send the answer, and leave the connection open without reading further requests."""
+    """Having sent it, do nothing more; the connection stays open."""
 
     def written(self) -> bytes:
         """Return the bytes on the wire."""
@@ -148,7 +148,7 @@ class Reply:
 
     @property
     def last(self) -> bool:
-        """Whether the connection ends with this answer."""
+        """Whether the connection ends with it."""
         return self.close or self.reset or self.raw is not None or self.framing == "close"
 
 
@@ -159,7 +159,7 @@ class Request:
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
-    """Names and values as received, in order."""
+    """In order, names and values as they were written."""
     connection: int
     """The number of its connection."""
     began: float
@@ -205,7 +205,7 @@ class Request:
         """Return the one value of a header, or None where there is none.
 
         Raises:
-            AssertionError: the header has several values.
+            AssertionError: it stands there more than once.
         """
         values = self.all(name)
         assert len(values) < 2, (name, values)
@@ -220,14 +220,14 @@ class _Script:
     """Number of held requests that may still be answered."""
 
     def hold(self) -> asyncio.Future[None]:
-        """Hold a request, and return a future that is done when the request may be answered."""
+        """Hold a request: the result is done when it may be answered."""
         future = asyncio.get_running_loop().create_future()
         self.held.append(future)
         self.release(0)
         return future
 
     def release(self, count: float) -> None:
-        """Allow *count* more requests to be answered, in order of arrival."""
+        """Let *count* more requests be answered, in the order of their arrival."""
         self.released += count
         while self.released and self.held:
             future = self.held.popleft()
@@ -237,16 +237,20 @@ class _Script:
 
 
 class Functions:
-    """A :class:`Server` by script, in a thread of its own, on a port of the loopback, by default a free one."""
+    """A :class:`Server` by script, in a thread of its own.
+
+    Args:
+        port: the port on the loopback; a free one by default.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
         self.requests: list[Request] = []
         """All requests, in order of arrival."""
         self.running = 0
-        """Number of requests that are not answered yet."""
+        """Requests that are not answered yet."""
         self.most = 0
-        """Most requests that ever ran at once."""
+        """The most that ever ran at once."""
         self.peaks: Counter[str] = Counter()
         """The most requests that ever ran at once, by function."""
         self.faults: list[str] = []
@@ -254,7 +258,7 @@ class Functions:
         self.instead: Reply | None = None
         """While it is set, the reply to all requests, in place of the script's."""
         self.open = 0
-        """Number of open connections."""
+        """Open connections."""
         self._limits: dict[str, int] = {}
         self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
@@ -263,7 +267,7 @@ class Functions:
         self._connections: dict[Connection, int] = {}
         self._accepted = 0
         self._answering: dict[Connection, tuple[Request, asyncio.Task[None] | None]] = {}
-        """The unanswered request of each busy connection, and the task that will answer it."""
+        """The request that each busy connection waits for, and the task that will answer it."""
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="functions", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -293,7 +297,7 @@ class Functions:
         self._limits[name] = most
 
     def release(self, name: str, count: float = inf) -> None:
-        """Answer *count* held requests for *name*, in order of arrival; by default all, including later ones."""
+        """Answer *count* held requests for *name*, in order of arrival; by default all, later ones too."""
         self._loop.call_soon_threadsafe(self._scripts[name].release, count)
 
     # What arrived.
@@ -393,7 +397,7 @@ class Functions:
         connection.read()
 
     def _answer(self, connection: Connection, request: Request, reply: Reply) -> None:
-        # Count the request as ended before sending: its sender may send the next one before this loop runs again.
+        # Before the answer is sent: its receiver may send the next request before this loop runs again.
         self._end(request)
         request.reply = reply
         transport = connection.transport

@@ -14,23 +14,23 @@ import click
 import msgspec
 import trio
 
-from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS, Inject
+from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS, Does
 from tests.chaos.ledger import judge
-from tests.chaos.report import RunReport, markdown, write
+from tests.chaos.report import Told, markdown, write
 from tests.chaos.stage import Stage
 
 _PAUSE = (1.0, 4.0)
-"""Minimum and maximum pause between two faults of a lane (s): some faults overlap the recovery from the one before."""
+"""Seconds between two faults of a lane, least and most: some faults meet what the last one left, most do not."""
 _SHOWN = 20
-"""Number of cases printed for each broken promise."""
+"""Cases of a promise that was not kept."""
 _PROGRESS = 10.0
 """Seconds between two lines of progress."""
 
 
 @click.command()
-@click.option("--seed", type=int, default=None, help="Seed of all random draws. By default another one at each run.")
-@click.option("--messages", default=20_000, show_default=True, help="Fewest messages that go through each broker.")
-@click.option("--rounds", default=2, show_default=True, help="How often each fault is caused.")
+@click.option("--seed", type=int, default=None, help="What chance begins with. By default another one at each run.")
+@click.option("--messages", default=20_000, show_default=True, help="How many at least go through each broker.")
+@click.option("--rounds", default=2, show_default=True, help="How often each fault comes.")
 @click.option(
     "--nodes", type=click.Choice(["1", "3"]), multiple=True, default=["1", "3"], help="Brokers: each in turn."
 )
@@ -41,7 +41,7 @@ _PROGRESS = 10.0
     multiple=True,
     default=["static"],
     show_default=True,
-    help="The workers' scaling_mode; mixed: each worker's is drawn, so that the queue changes back and forth.",
+    help="The workers' scaling_mode; mixed: each one's is chance, so that the queue changes to and fro.",
 )
 @click.option("--only", multiple=True, metavar="FAULT", help="Only these faults.")
 @click.option("--report", type=click.Path(path_type=Path), help="The document whose tables are replaced.")
@@ -55,7 +55,7 @@ def main(
     only: Sequence[str],
     report: Path | None,
 ) -> None:
-    """Cause every fault, and check that no message is lost. The exit code is 1 if a promise was broken."""
+    """Make everything fail, and see that nothing is lost. Ends with 1 where a promise was not kept."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
     told = []
@@ -68,7 +68,7 @@ def main(
     raise SystemExit(0 if all(each.sound for each in told) else 1)
 
 
-def _show(told: RunReport) -> None:
+def _show(told: Told) -> None:
     click.echo(markdown([told]))
     for promise, cases in told.verdict.broken.items():
         click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:_SHOWN]))
@@ -76,7 +76,7 @@ def _show(told: RunReport) -> None:
         click.echo(f"COMPLAINT: {line}")
 
 
-async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> RunReport:
+async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> Told:
     rounds, only = faults
     rng = random.Random(f"{seed} {nodes}")
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -95,7 +95,7 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
             left = await _work(stage, lanes, messages, rounds)
             history = await stage.history(left)
             nursery.cancel_scope.cancel()
-        told = RunReport(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
+        told = Told(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
     finally:
         await stage.tear_down()
     if told.sound:
@@ -106,8 +106,8 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
     return told
 
 
-async def _work(stage: Stage, lanes: Sequence[Mapping[str, Inject]], messages: int, rounds: int) -> int:
-    """Keep the queue busy under all faults, let it run empty, stop all workers; return how many messages are left."""
+async def _work(stage: Stage, lanes: Sequence[Mapping[str, Does]], messages: int, rounds: int) -> int:
+    """Keep the queue busy under all faults, then let it run empty and stop everyone: how many messages are left."""
     async with trio.open_nursery() as supply:
         supply.start_soon(stage.supply.run)
         async with trio.open_nursery() as faults:
@@ -124,7 +124,7 @@ async def _work(stage: Stage, lanes: Sequence[Mapping[str, Inject]], messages: i
     return left
 
 
-async def _lane(stage: Stage, kinds: Mapping[str, Inject], rounds: int) -> None:
+async def _lane(stage: Stage, kinds: Mapping[str, Does], rounds: int) -> None:
     for _ in range(rounds):
         for kind in stage.rng.sample([*kinds], len(kinds)):
             await trio.sleep(stage.rng.uniform(*_PAUSE))

@@ -1,7 +1,6 @@
 """The faults, one function each: it does its harm, waits, heals, and notes the workers that it affected.
 
-Each function takes the stage and returns when the fault has ended. The keys of :data:`OUTSIDE`, :data:`WAYS`,
-:data:`BROKER` and :data:`CLUSTER` are the names of the faults in the report.
+Each takes the stage and returns when all is well again. The names in :data:`FAULTS` are those of the report.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ from tests.functions import Functions, Reply
 from tests.servers import NatsServer
 from tests.wire import ApiError, NoAnswer
 
-Inject = Callable[[Stage], Awaitable[None]]
+Does = Callable[[Stage], Awaitable[None]]
 
 EVERYONE = None
 """The workers that a fault of the broker affects."""
 MOMENT = RULES.ack_wait / 4
-"""Duration of a fault that makes no worker lose a lease (s)."""
+"""Seconds: no lease is lost by it."""
 LONG = RULES.ack_wait * 1.5
-"""Duration of a fault that makes its workers lose all leases (s)."""
+"""Seconds: all leases are lost by it."""
 _CONNECTS = 3.0
-"""Longest time until a worker has reconnected to a broker that runs (s): it tries every 0.25 s, and gives up a stuck
-connection after 3 s."""
+"""Seconds in which a worker is connected again to a broker that is there: tries are a quarter of a second apart, and
+what is stuck is given up after three."""
 _ELECTS = 12.0
-"""Longest time until a cluster has leaders again and workers pull from them (s): two elections in sequence, and 11 s
-until a worker gives up a pull request that the old leader lost."""
+"""Seconds in which a cluster has leaders again, and workers have found them: two elections, one after the other, and a
+pull request that the old leader took with it, which is missed after eleven."""
 
 
 # Workers.
 
 
 async def kill_a_worker(stage: Stage) -> None:
-    """Kill a worker (SIGKILL), and start another in its place."""
+    """SIGKILL, and another one takes its place."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
         with stage.fault("worker killed", frozenset({slot.name}), fatal=True):
@@ -57,8 +56,8 @@ async def restart_all(stage: Stage) -> None:
             await stage.start_worker(slot)
 
 
-async def stop_a_worker_twice(stage: Stage) -> None:
-    """Stop a worker (SIGTERM), and send the signal again a moment later."""
+async def hurry_a_worker(stage: Stage) -> None:
+    """SIGTERM, and again a moment later."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
         with stage.fault("worker stopped, and hurried", frozenset({slot.name}), fatal=True):
@@ -70,7 +69,7 @@ async def stop_a_worker_twice(stage: Stage) -> None:
 
 
 async def freeze_a_worker(stage: Stage) -> None:
-    """Freeze a worker (SIGSTOP) for longer than its leases last, then let it continue (SIGCONT)."""
+    """SIGSTOP for longer than its leases last, then SIGCONT."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
         with stage.fault("worker frozen past its leases", frozenset({slot.name}), lingers=_CONNECTS, delays=True):
@@ -80,7 +79,7 @@ async def freeze_a_worker(stage: Stage) -> None:
 
 
 async def kill_the_producer(stage: Stage) -> None:
-    """Kill the producer (SIGKILL), and start another in its place."""
+    """SIGKILL, and another one takes its place."""
     with stage.fault("producer killed"):
         stage.producer.kill()
         stage.producer.process.wait()
@@ -142,9 +141,9 @@ def _mute(slot: WorkerSlot) -> None:
 
 
 async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
-    """Stop nodes by *end*, wait, and start them again."""
+    """End nodes, wait, and start them again."""
     alone = len(stage.nodes) == 1
-    with stage.fault(kind, ALL_WORKERS, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
+    with stage.fault(kind, EVERYONE, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
         for node in nodes:
             await in_thread(partial(end, node))
         await trio.sleep(stage.rng.choice([0.0, MOMENT, LONG]))
@@ -154,23 +153,23 @@ async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Calla
 
 
 async def kill_a_node(stage: Stage) -> None:
-    """Kill a node (SIGKILL), in a cluster any of them."""
+    """SIGKILL: of a cluster, any node."""
     async with stage.broker_in_use:
         await _down(stage, "broker killed", [stage.rng.choice(stage.nodes)], NatsServer.kill)
 
 
 async def stop_a_node(stage: Stage) -> None:
-    """Stop a node (SIGTERM), in a cluster any of them."""
+    """SIGTERM: of a cluster, any node."""
     async with stage.broker_in_use:
         await _down(stage, "broker stopped", [stage.rng.choice(stage.nodes)], NatsServer.stop)
 
 
 async def freeze_a_node(stage: Stage) -> None:
-    """Freeze a node (SIGSTOP) for longer than the leases last, in a cluster the leader."""
+    """SIGSTOP for longer than the leases last; of a cluster the leader."""
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
-        with stage.fault("broker frozen past all leases", ALL_WORKERS, lingers=lingers, delays=True):
+        with stage.fault("broker frozen past all leases", EVERYONE, lingers=lingers, delays=True):
             node.pause()
             await trio.sleep(LONG)
             node.resume()
@@ -184,13 +183,13 @@ async def lead_a_node_out(stage: Stage) -> None:
 
 
 async def kill_the_leader(stage: Stage) -> None:
-    """Kill the node that leads the consumer (SIGKILL)."""
+    """SIGKILL of the node that leads the consumer."""
     async with stage.broker_in_use:
         await _down(stage, "leader killed", [await _leader(stage)], NatsServer.kill)
 
 
 async def kill_the_majority(stage: Stage) -> None:
-    """Kill all nodes but one (SIGKILL), which then has no quorum."""
+    """SIGKILL of all nodes but one, which then can do nothing."""
     async with stage.broker_in_use:
         await _down(stage, "quorum lost", stage.rng.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
 
@@ -205,7 +204,7 @@ async def restart_each_node(stage: Stage) -> None:
 async def change_leaders(stage: Stage) -> None:
     """Let the leaders of the stream and of its consumer step down."""
     async with stage.broker_in_use:
-        with stage.fault("leaders stepped down", ALL_WORKERS, lingers=_ELECTS):
+        with stage.fault("leaders stepped down", EVERYONE, lingers=_ELECTS):
             consumer = await in_thread(stage.any_consumer)
             for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{consumer}"):
                 await in_thread(partial(_try, stage, verb))
@@ -215,7 +214,7 @@ async def change_leaders(stage: Stage) -> None:
 async def delete_the_consumer(stage: Stage) -> None:
     """Delete a consumer, as an operator may; the workers recreate it."""
     async with stage.broker_in_use:
-        with stage.fault("consumer deleted", ALL_WORKERS, lingers=_CONNECTS, forgets=True):
+        with stage.fault("consumer deleted", EVERYONE, lingers=_CONNECTS, forgets=True):
             consumer = await in_thread(stage.any_consumer)
             await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{consumer}"))
             await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
@@ -226,7 +225,7 @@ async def fill_the_disk(stage: Stage) -> None:
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
-        with stage.fault("disk full", ALL_WORKERS, lingers=lingers, forgets=alone):
+        with stage.fault("disk full", EVERYONE, lingers=lingers, forgets=alone):
             with stage.disks[node].full():
                 await trio.sleep(LONG)
             await in_thread(node.restart)
@@ -256,7 +255,7 @@ HANGS = Reply(raw=b"", stall=True)
 BUSY = Reply(503, headers=(("Retry-After", "1"),))
 
 
-def _of_functions(kind: str, instead: Reply, seconds: float, server: Callable[[Stage], Functions]) -> Inject:
+def _of_functions(kind: str, instead: Reply, seconds: float, server: Callable[[Stage], Functions]) -> Does:
     async def fault(stage: Stage) -> None:
         with stage.fault(kind):
             server(stage).instead = instead
@@ -274,10 +273,10 @@ def _receiver(stage: Stage) -> Functions:
     return stage.receiver
 
 
-OUTSIDE: Mapping[str, Inject] = {
+OUTSIDE: Mapping[str, Does] = {
     "worker killed": kill_a_worker,
     "worker stopped (rolling update)": restart_all,
-    "worker stopped by two signals": stop_a_worker_twice,
+    "worker stopped, and hurried": hurry_a_worker,
     "worker frozen past its leases": freeze_a_worker,
     "producer killed": kill_the_producer,
 } | {
@@ -296,7 +295,7 @@ OUTSIDE: Mapping[str, Inject] = {
 }
 """Faults of workers, functions and receivers."""
 
-WAYS: Mapping[str, Inject] = {
+WAYS: Mapping[str, Does] = {
     kind: _on_a_way(kind, harm, seconds)
     for kind, harm, seconds in (
         ("way cut", _cut, 0.0),
@@ -305,12 +304,11 @@ WAYS: Mapping[str, Inject] = {
         ("way slow", _slow, LONG),
         ("way still for a moment", _still, MOMENT),
         ("way still past all leases", _still, LONG),
-        ("messages of a worker are dropped", _deaf, LONG),
-        ("messages to a worker are dropped", _mute, LONG),
+        ("what a worker says is lost", _deaf, LONG),
+        ("what a worker hears is lost", _mute, LONG),
     )
 }
-"""The faults of connections between workers and broker, by name."""
-BROKER: Mapping[str, Inject] = {
+BROKER: Mapping[str, Does] = {
     "broker killed": kill_a_node,
     "broker stopped": stop_a_node,
     "broker leaves (lame duck)": lead_a_node_out,
@@ -318,11 +316,10 @@ BROKER: Mapping[str, Inject] = {
     "consumer deleted": delete_the_consumer,
     "disk full": fill_the_disk,
 }
-"""The faults of the broker, by name."""
-CLUSTER: Mapping[str, Inject] = {
+CLUSTER: Mapping[str, Does] = {
     "leader killed": kill_the_leader,
     "quorum lost": kill_the_majority,
     "broker stopped (rolling update)": restart_each_node,
     "leaders stepped down": change_leaders,
 }
-"""The faults that only a broker of several nodes can have, by name."""
+"""Only where there are several nodes."""

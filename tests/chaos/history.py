@@ -26,7 +26,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A message whose storing was confirmed. All times here and below are of one clock (s)."""
+    """A message whose storing was confirmed. Times are of one clock (s), here and below."""
 
     call_id: str
     function: str
@@ -36,7 +36,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation, as its function received it."""
+    """One invocation, as its function saw it."""
 
     call_id: str
     worker: str
@@ -45,25 +45,25 @@ class Run:
     """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
-    """Seconds that the answer's Retry-After asked for."""
+    """Seconds of patience that its Retry-After asked for."""
     whole: bool = True
-    """Whether method, path and body arrived as they were published."""
+    """Method, path and body came as they were published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One callback, as its receiver received it."""
+    """One callback, as its receiver saw it."""
 
     call_id: str
     began: float
     ended: float
     status: str
-    """Value of its X-Function-Status header."""
+    """Its X-Function-Status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. *call_id* is None if the message could not be decoded."""
+    """One dead letter. *call_id* is None where the message could not be understood."""
 
     call_id: str | None
     attempts: int
@@ -81,7 +81,7 @@ class WorkerLife:
     """The time of its first SIGTERM."""
     ended: float
     code: int
-    """Exit code of the process; below zero, the signal that killed it."""
+    """Its exit code; below zero, the signal that killed it."""
 
     @property
     def killed(self) -> bool:
@@ -90,7 +90,7 @@ class WorkerLife:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, from its beginning to its end."""
+    """Something that went wrong for a while."""
 
     kind: str
     began: float
@@ -98,11 +98,12 @@ class Fault:
     workers: frozenset[str] | None = frozenset()
     """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
-    """Seconds after its end in which its consequences can begin: until all workers are connected, and there are leaders."""
+    """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
     forgets: bool = False
     """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
-    """Whether the workers that it affected ended by it, which then is all that it explains."""
+    """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
+
     delays: bool = False
     """Whether messages may reach a worker late by it."""
 
@@ -115,7 +116,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All records of one run."""
+    """All that was recorded in one run."""
 
     rules: Rules
     published: Sequence[Published]
@@ -125,8 +126,8 @@ class History:
     lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
-    """Published payloads that cannot be decoded."""
+    """Payloads that were published and cannot be understood."""
     left: int = 0
-    """Number of messages that the consumer had not finished when the queue should have been empty."""
+    """Messages that the consumer had not done with when all should have ended."""
     stored: int = 0
-    """Number of messages that the stream held then."""
+    """Messages that the stream held then."""

@@ -1,9 +1,9 @@
 """The promises that must hold for every message under all faults, checked on the records of a run. No I/O.
 
-Each message that the broker confirmed to have stored must have ended: by a final answer of its function, or by a dead
-letter. Each invocation after a message's first must have a cause. Either the invocation before it failed, and its
-back-off was over; or a fault affected that invocation's worker while it had the message. docs/guarantees.md lists these
-causes; a repeat with none of them is a defect.
+Each message that the broker confirmed to have stored must have ended: a final answer of its function, or a dead letter.
+Each invocation after a message's first must have a cause: the one before it failed and was to be tried again, after
+its back-off; or a fault that was in force, for that message's worker, while that worker had the message. These are the
+causes that docs/guarantees.md lists; whatever has none of them is a defect.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import pairwise
 from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, WorkerLife
 
 RETRY = "retry"
-"""The only cause of a repeat that is not a fault."""
+"""The cause that is no fault."""
 EARLY = 0.05
-"""Longest difference between clocks (s): the worker's own tolerance (worker/policy/ledger.py)."""
+"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py)."""
 SETTLE = 2.5
 """Seconds after its last request in which a worker may still be settling: the time after which it sends
 again what was not confirmed, and a half."""
@@ -35,16 +35,16 @@ class Verdict:
 
     lost: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Invocations and callbacks of messages that were never published, or not as they were published."""
+    """Invoked and never published, or not as it was published."""
     causes: Counter[str] = field(default_factory=Counter)
-    """Number of invocations after a message's first, by cause."""
+    """Invocations after a message's first, by why."""
     unexplained: list[str] = field(default_factory=list)
     out_of_policy: list[str] = field(default_factory=list)
     """Attempts too early or too many, and messages given up too early."""
     untold: list[str] = field(default_factory=list)
     """Messages without a callback, with one before the end, or with a wrong one."""
     drains: list[tuple[str, float]] = field(default_factory=list)
-    """Name of each stopped worker, and seconds from SIGTERM to its end."""
+    """Worker, and seconds from SIGTERM to its end."""
     badly_ended: list[str] = field(default_factory=list)
     """Workers that ended too late, or with a wrong exit code."""
     recoveries: dict[str, list[float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Return whether every promise was kept."""
+        """Whether every promise was kept."""
         return not self.broken
 
     @property
@@ -63,7 +63,7 @@ class Verdict:
             "not as published": self.foreign,
             "invoked again without cause": self.unexplained,
             "attempts out of policy": self.out_of_policy,
-            "callbacks": self.wrong_callbacks,
+            "callbacks": self.untold,
             "ends of workers": self.badly_ended,
         }
         return {name: cases for name, cases in found.items() if cases}
@@ -71,14 +71,14 @@ class Verdict:
 
 @dataclass(slots=True)
 class Story:
-    """All records of one message."""
+    """All about one message."""
 
     published: Published
     runs: list[Run]
     posts: list[Post]
     letter: Letter | None
     disturbed: int = 0
-    """Number of repeats that a fault caused."""
+    """Invocations that a fault made necessary."""
 
 
 def judge(history: History) -> Verdict:
@@ -92,7 +92,7 @@ def judge(history: History) -> Verdict:
         _judge_callbacks(story, verdict)
     _judge_undecodable(history, verdict)
     if history.left:
-        verdict.lost.append(f"{history.left} messages have not ended")
+        verdict.lost.append(f"{history.left} messages are still to be done")
     if history.stored > history.left and not any(fault.kind == STRANDS for fault in history.faults):
         verdict.lost.append(f"{history.stored - history.left} messages are stranded in the stream")
     for life in history.lives:
@@ -137,18 +137,18 @@ def _judge_repeats(story: Story, history: History, verdict: Verdict) -> None:
             verdict.causes[cause] += 1
             story.disturbed += 1
         elif _failed(earlier, history.rules) and earlier.ended <= later.began:
-            verdict.out_of_policy.append(f"{_both(earlier, later)}: before its back-off was over")
+            verdict.out_of_policy.append(f"{_told(earlier, later)}: before its back-off was over")
         else:
-            verdict.unexplained.append(_both(earlier, later))
+            verdict.unexplained.append(_told(earlier, later))
 
 
 def _failed(run: Run, rules: Rules) -> bool:
-    """Return whether a run is to be retried: because of its answer, or because it had none in time."""
+    """Whether a run is to be tried again: by its answer, or because none came in time."""
     return run.answer == "retry" or (run.answer == "none" and run.ended - run.began >= rules.upstream_timeout - EARLY)
 
 
 def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
-    """Return whether *later* is a permitted retry of *earlier*, after at least its back-off."""
+    """Whether it is a retry, one that is allowed, after no less than its back-off."""
     rules = history.rules
     # The number of this attempt, at least: attempts that the broker forgot do not count, nor those begun before it
     # forgot, because no record of their end is kept.
@@ -175,7 +175,7 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
     for fault in touching:
         if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
-    late = _delivered_late(later, history) or _nak_received_late(earlier, later, story, history)
+    late = _came_late(later, history) or _heard_late(earlier, later, story, history)
     return late or (STRANDS if _stranded(later, history) else None)
 
 
@@ -236,7 +236,7 @@ def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
         return
     if letter.attempts < rules.attempts:
         verdict.out_of_policy.append(f"{call_id}: given up after {letter.attempts} of {rules.attempts} attempts")
-    # Deliveries that led to no attempt count too, so there are at least as many deliveries as attempts.
+    # What was handed out and came to no attempt counts too; nothing else may.
     if letter.deliveries < rules.attempts and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: given up with {letter.deliveries} deliveries")
     if not failures:
@@ -247,16 +247,16 @@ def _judge_callbacks(story: Story, verdict: Verdict) -> None:
     call_id = story.published.call_id
     if not story.published.callback:
         if story.posts:
-            verdict.wrong_callbacks.append(f"{call_id}: called back, but wanted no callback")
+            verdict.untold.append(f"{call_id}: called back, and asked for none")
         return
     ends = [run for run in story.runs if run.answer == "final" or story.letter]
     if not story.posts:
-        verdict.wrong_callbacks.append(f"{call_id}: ended without a callback")
+        verdict.untold.append(f"{call_id}: ended, and nobody was told")
     for post in story.posts:
         if not any(run.ended <= post.began + EARLY for run in ends):
-            verdict.wrong_callbacks.append(f"{call_id}: called back at {post.began:.2f}, before its end")
+            verdict.untold.append(f"{call_id}: told at {post.began:.2f}, before its end")
         if post.status not in ("200", "404") and not story.letter:
-            verdict.wrong_callbacks.append(f"{call_id}: called back with status {post.status}, but not given up")
+            verdict.untold.append(f"{call_id}: told status {post.status}, and it was not given up")
 
 
 def _judge_undecodable(history: History, verdict: Verdict) -> None:
@@ -279,10 +279,10 @@ def _judge_worker(life: WorkerLife, rules: Rules, verdict: Verdict) -> None:
 
 
 def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) -> Iterator[float]:
-    """Yield the time from the end of a fault to each recovery from it (s).
+    """From the end of a fault to when what it touched worked again (s).
 
-    A recovery is the next invocation of each affected worker that still runs, or of each message that an ended worker
-    had not finished. After a fault of functions it is their next final answer, after one of callbacks the next callback.
+    That is the next invocation of each worker that lived on, or of each message that one that ended had not finished;
+    where functions failed, their next good answer; where callbacks did, the next one.
     """
     for life in history.lives:
         if fault.fatal and fault.touches(life):
@@ -309,6 +309,6 @@ def _left_behind(worker: str, ended: float, stories: Mapping[str, Story]) -> Ite
                 yield max(later.began, ended)
 
 
-def _both(earlier: Run, later: Run) -> str:
+def _told(earlier: Run, later: Run) -> str:
     ran = f"{earlier.worker} {earlier.began:.2f}-{earlier.ended:.2f} ({earlier.answer})"
     return f"{later.call_id}: {ran}, then {later.worker} at {later.began:.2f}"

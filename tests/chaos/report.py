@@ -17,7 +17,7 @@ BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
+class Told:
     """One run and what was found."""
 
     seed: int
@@ -59,7 +59,7 @@ def markdown(told: Sequence[Told]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figures(told: RunReport) -> dict[str, str]:
+def _figures(told: Told) -> dict[str, str]:
     history, verdict = told.history, told.verdict
     again = sum(verdict.causes.values())
     worst, took = max(verdict.drains, key=lambda drain: drain[1], default=("", 0.0))
@@ -72,7 +72,7 @@ def _figures(told: RunReport) -> dict[str, str]:
         "invoked more than once: without cause": f"{len(verdict.unexplained)}",
         "attempts out of policy": f"{len(verdict.out_of_policy)}",
         "callbacks received": f"{len(history.posts):,}",
-        "callbacks missing, too early or untrue": f"{len(verdict.wrong_callbacks)}",
+        "callbacks missing, too early or untrue": f"{len(verdict.untold)}",
         "acknowledged, and left in the stream by a full disk": f"{history.stored - history.left:,}",
         "dead letters": f"{len(history.letters):,}",
         "workers; killed, stopped": f"{_workers(history)}",
@@ -81,7 +81,7 @@ def _figures(told: RunReport) -> dict[str, str]:
     }
 
 
-def write(document: Path, told: Sequence[RunReport]) -> None:
+def write(document: Path, told: Sequence[Told]) -> None:
     """Put the tables of these runs in the place of those that *document* has."""
     before, _, rest = document.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
