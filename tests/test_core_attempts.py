@@ -1,8 +1,8 @@
-"""What runs when: slots, attempts, the waits between them. Whole workers in a world of their own, on the virtual clock.
+"""Times of invocations: slots, attempts, and the waits between them, with whole workers on the virtual clock.
 
-The arithmetic of the times: a message takes 1 ms either way. A worker that starts at 0 asks, the broker hears it at 1
-and the delivery is there at 2. A verdict at t is heard at t+1; with a delay of d the next delivery is there at t+1+d+1.
-A slot that comes free at t is filled at t+2.
+The arithmetic of the times: a message takes 1 ms either way. A worker that starts at 0 sends its pull request; the
+broker receives it at 1, and the delivery arrives at 2. The broker receives a verdict of t at t+1; with a delay of d,
+the next delivery arrives at t+1+d+1. A slot that becomes free at t is filled at t+2.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from worker.policy.backoff import Backoff, Jitter
 from worker.policy.retry import Retry
 
 
-async def test_no_more_run_at_once_than_there_are_slots(autojump_clock: MockClock) -> None:
-    """max_inflight is kept, and a slot that comes free is filled at once."""
+async def test_intake_more_messages_than_slots_runs_one_per_slot(autojump_clock: MockClock) -> None:
+    """A worker never runs more than max_inflight invocations, and fills a free slot at once."""
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(200, after=1)) for _ in range(7)]
         world.start(world.worker(slots=3))
         for message in messages:
             await message.over.wait()
-        # Three at 2; each slot is free after 1000 and filled again after 2 more.
+        # Three start at 2. Each slot is free 1000 ms later and filled 2 ms after that.
         assert [world.starts(message)[0] for message in messages] == [2, 2, 2, 1_004, 1_004, 1_004, 2_006]
         assert world.outside.peak["worker-1"] == 3
 
 
-async def test_order(autojump_clock: MockClock) -> None:
-    """Messages are started in the order in which they were published."""
+async def test_intake_with_one_slot_starts_messages_in_order(autojump_clock: MockClock) -> None:
+    """A worker starts messages in the order in which they were published."""
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(200, after=0.1)) for _ in range(20)]
         world.start(world.worker(slots=1))
@@ -42,8 +42,8 @@ async def test_order(autojump_clock: MockClock) -> None:
         assert [call.invocation.call_id for call in world.outside.calls] == [f"call-{n}" for n in range(1, 21)]
 
 
-async def test_credit_returns(autojump_clock: MockClock) -> None:
-    """When all is done, however it ended, the worker wants as many messages as it has slots."""
+async def test_credit_after_any_outcome_equals_slots(autojump_clock: MockClock) -> None:
+    """When all messages are settled, with any outcome, the worker has requested one message for each of its slots."""
     async with World(autojump_clock) as world:
         scripts = [reply(200)], [reply(503), reply(200)], [Reply(KeyError("a bug")), reply(200)], [reply(500)]
         messages = [world.publish(*script) for script in scripts]
@@ -55,10 +55,10 @@ async def test_credit_returns(autojump_clock: MockClock) -> None:
         assert worker.wanted == 2
 
 
-async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None:
-    """What comes beyond the slots is given back unstarted, which is no attempt, and the books balance after it.
+async def test_intake_delivery_beyond_slots_is_nakked(autojump_clock: MockClock) -> None:
+    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit stays right.
 
-    A slot that a message has left is one slot still.
+    Each slot counts once, also after a message has left it.
     """
     async with World(autojump_clock) as world:
         world.publish(reply(200))
@@ -70,7 +70,7 @@ async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None
         for message in messages:
             await message.over.wait()
         await trio.sleep(1)
-        # There at 1_001; what goes back is heard at 1_002.
+        # They arrive at 1_001; the broker receives the naks at 1_002.
         assert [world.heard(message)[0] for message in messages] == [(2_002, Ack()), (1_002, Nak()), (1_002, Nak())]
         assert world.violations == [f"worker-1: message {number} was more than was wanted" for number in (3, 4)]
         world.violations.clear()
@@ -79,26 +79,26 @@ async def test_more_than_was_wanted_goes_back(autojump_clock: MockClock) -> None
         assert world.outside.peak["worker-1"] == 1
 
 
-async def test_a_waiting_retry_takes_no_slot(autojump_clock: MockClock) -> None:
-    """While a message waits for its next attempt, others run in its slot."""
+async def test_retry_while_waiting_takes_no_slot(autojump_clock: MockClock) -> None:
+    """While a message waits for its next attempt, other messages run in its slot."""
     async with World(autojump_clock) as world:
         failing, other = world.publish(reply(503), reply(200)), world.publish(reply(200, after=60))
         world.start(world.worker(slots=1))
         await failing.over.wait()
-        # The NAK at 2 frees the slot for the other from 4 to 60_004; what fell due at 10_003 comes when that ends.
+        # The NAK at 2 frees the slot for the other message from 4 to 60_004. The retry, due at 10_003, follows it.
         assert world.starts(other) == [4]
         assert world.starts(failing) == [2, 60_006]
 
 
 async def test_waits_double_up_to_the_longest(autojump_clock: MockClock) -> None:
-    """Attempt n that must be retried waits initial * 2^(n-1), at most the longest; the last one is given up."""
+    """The wait after attempt n is initial * 2^(n-1), at most the maximum; the last attempt is followed by a term."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=1))
         world.start(world.worker(retry=Retry(attempts=5, backoff=Backoff(10, 60))))
         await message.over.wait()
-        # Each attempt takes 1000 and its NAK and redelivery 2; between them 10_000, 20_000, 40_000 and 60_000.
+        # Each attempt takes 1000, its NAK and redelivery 2; the waits are 10_000, 20_000, 40_000 and 60_000.
         assert world.starts(message) == [2, 11_004, 32_006, 73_008, 134_010]
-        # The fifth ends at 135_010; its dead letter is confirmed 2 later, and 1 later the broker hears of it.
+        # The fifth ends at 135_010; its dead letter is confirmed 2 later; the broker receives the term 1 after that.
         assert world.heard(message)[-1] == (135_013, Term("gave up after 5 of 5 attempts: status 503"))
 
 
@@ -107,7 +107,7 @@ async def test_waits_double_up_to_the_longest(autojump_clock: MockClock) -> None
     [(Jitter.EXPONENTIAL, 10_004), (Jitter.FULL, 2_504), (Jitter.EQUAL, 6_254)],
 )
 async def test_jitter(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
-    """Jitter takes its share of the wait: none, all of it, or half. The die is at 0.25: 10, 2.5 and 6.25 s."""
+    """Jitter randomizes none, all or half of the wait: with 0.25 drawn, 10 s become 10, 2.5 and 6.25 s."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(200))
         world.start(world.worker(retry=Retry(backoff=Backoff(10, 60, jitter)), dice=0.25))
@@ -126,10 +126,10 @@ async def test_jitter(jitter: Jitter, second: int, autojump_clock: MockClock) ->
     ],
     ids=["seconds", "date", "below the least", "above an hour", "invalid"],
 )
-async def test_retry_after(asked: bytes, second: int, autojump_clock: MockClock) -> None:
-    """Retry-After replaces the wait: never below the first wait, at most an hour, ignored where it is not valid.
+async def test_retry_after_header_replaces_wait(asked: bytes, second: int, autojump_clock: MockClock) -> None:
+    """Retry-After replaces the wait: at least the initial wait, at most an hour; an invalid value is ignored.
 
-    The world begins at 22:13:20, and the date is 45 s later: at 2, 44_998 remain.
+    The world begins at 22:13:20, and the date is 45 s later: at 2 ms, 44_998 ms remain.
     """
     async with World(autojump_clock) as world:
         message = world.publish(reply(429, headers=((b"Retry-After", asked),)), reply(200))
@@ -149,8 +149,8 @@ async def test_retry_after(asked: bytes, second: int, autojump_clock: MockClock)
     ],
     ids=["in the list", "from OpenFaaS itself", "no response", "timed out", "a bug"],
 )
-async def test_what_is_retried(outcome: Reply, autojump_clock: MockClock) -> None:
-    """A code in the list, any error code from OpenFaaS itself, no response, a timeout and a bug of ours are retried."""
+async def test_attempt_with_retryable_outcome_is_retried(outcome: Reply, autojump_clock: MockClock) -> None:
+    """A worker retries listed codes, all error codes of OpenFaaS itself, a missing response, a timeout and its bugs."""
     async with World(autojump_clock) as world:
         message = world.publish(outcome, reply(200))
         world.start(world.worker())
@@ -159,8 +159,8 @@ async def test_what_is_retried(outcome: Reply, autojump_clock: MockClock) -> Non
 
 
 @pytest.mark.parametrize("status", [200, 202, 301, 400, 404, 501])
-async def test_what_is_final(status: int, autojump_clock: MockClock) -> None:
-    """A code that is not in the list ends the message, an error too."""
+async def test_attempt_with_unlisted_code_is_final(status: int, autojump_clock: MockClock) -> None:
+    """A worker acks a message whose function answers with a code that is not listed, also with an error code."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(status))
         world.start(world.worker())
@@ -168,8 +168,8 @@ async def test_what_is_final(status: int, autojump_clock: MockClock) -> None:
         assert world.heard(message) == [(3, Ack())]
 
 
-async def test_a_bug_stops_nothing_else(autojump_clock: MockClock) -> None:
-    """What breaks while one message is worked on is told and tried again like a failed attempt, and stops no other."""
+async def test_bug_in_an_invocation_stops_no_other_message(autojump_clock: MockClock) -> None:
+    """An exception in the work on one message is logged and retried as a failed attempt, and stops no other message."""
     async with World(autojump_clock) as world:
         broken, other = world.publish(Reply(KeyError("a bug"), after=1)), world.publish(reply(200, after=2))
         worker = world.start(world.worker(retry=Retry(attempts=2)))
@@ -181,21 +181,21 @@ async def test_a_bug_stops_nothing_else(autojump_clock: MockClock) -> None:
 
 
 async def test_a_bug_in_a_decision_stops_nothing_else(autojump_clock: MockClock) -> None:
-    """What breaks while an answer is judged is a bug like any other: told, and tried again like a failed attempt."""
+    """An exception while a response is judged is logged and retried as a failed attempt, and stops no other message."""
     async with World(autojump_clock) as world:
         unreadable: Any = ((None, b"no name"),)
         broken, other = world.publish(reply(503, headers=unreadable)), world.publish(reply(200, after=2))
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await broken.over.wait()
         assert world.heard(other) == [(2_003, Ack())]
-        # How long to wait is asked of the first answer only: after the last attempt nobody waits.
+        # Only the first response needs a wait, so only it meets the bug: after the last attempt there is no wait.
         assert len(worker.told(WorkCrashed)) == 1
         assert world.starts(broken) == [2, 10_004]
         assert broken.verdict == Term("gave up after 2 of 2 attempts: status 503")
 
 
-async def test_annotations(autojump_clock: MockClock) -> None:
-    """The function's annotations override the settings, each on its own; an invalid one is told at each attempt."""
+async def test_annotations_override_settings(autojump_clock: MockClock) -> None:
+    """Each annotation of the function overrides one setting; an invalid one is logged at each attempt."""
     async with World(autojump_clock) as world:
         annotations = {
             "com.openfaas.retry.attempts": "3",
@@ -206,14 +206,14 @@ async def test_annotations(autojump_clock: MockClock) -> None:
         message = world.publish(reply(418), annotations=annotations)
         worker = world.start(world.worker(retry=Retry(backoff=Backoff(10, 3))))
         await message.over.wait()
-        # 2 s, and then 4 s cut to the setting's 3.
+        # The waits are 2 s, and then 4 s, which the setting limits to 3.
         assert world.starts(message) == [2, 2_004, 5_006]
         assert [told.annotation for told in worker.told(AnnotationIgnored)] == ["com.openfaas.retry.max_wait"] * 3
         assert {told.max_attempts for told in worker.told(InvocationEnded)} == {3}
 
 
 async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) -> None:
-    """Another worker goes on with the attempt number that follows from the delivery count, up to the same limit."""
+    """Another worker continues with the attempt number that the delivery count gives, up to the same limit."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=1))
         first = world.start(world.worker(retry=Retry(attempts=3)))
@@ -226,7 +226,7 @@ async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) ->
         assert ms(trio.current_time()) == 11_004 + 1_000 + 2 + 20_000 + 1_000 + 3
 
 
-async def test_an_idle_worker_waits(autojump_clock: MockClock) -> None:
+async def test_idle_worker_starts_a_new_message_at_once(autojump_clock: MockClock) -> None:
     """A message that is published to an idle worker starts at once."""
     async with World(autojump_clock) as world:
         world.start(world.worker(slots=1))

@@ -1,6 +1,6 @@
-"""Ending: in order, within its time, and so that the next worker need not wait. On the virtual clock, in milliseconds.
+"""The drain: orderly, within its time limit, and without delay for the next worker. On the virtual clock, in ms.
 
-A message takes 1 ms either way: a drain that has nothing to wait for ends with the answer to its last request, after 2.
+A message takes 1 ms either way: a drain with nothing to wait for ends with the answer to its last request, after 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.policy.retry import Retry
 from worker.ports import MisconfiguredError
 
 
-async def test_idle(autojump_clock: MockClock) -> None:
+async def test_drain_of_idle_worker_ends_at_once(autojump_clock: MockClock) -> None:
     """An idle worker ends at once."""
     async with World(autojump_clock) as world:
         worker = world.start(world.worker())
@@ -28,8 +28,8 @@ async def test_idle(autojump_clock: MockClock) -> None:
         assert worker.told(DrainExpired) == []
 
 
-async def test_what_has_ended_is_not_running(autojump_clock: MockClock) -> None:
-    """The drain tells how many run when it begins; what has ended is not among them."""
+async def test_drain_started_event_counts_only_running_messages(autojump_clock: MockClock) -> None:
+    """The event of the drain's start counts the running messages, without those that have ended."""
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(200), callback=[Answer()]) for _ in range(3)]
         world.publish(reply(200, after=5))
@@ -40,24 +40,24 @@ async def test_what_has_ended_is_not_running(autojump_clock: MockClock) -> None:
         assert worker.told(DrainStarted) == [DrainStarted(1, 25.0)]
 
 
-async def test_a_cord_stays_pulled(autojump_clock: MockClock) -> None:
-    """What begins to wait after the cord was pulled does not wait."""
-    cord = CancelGroup()
-    cord.cancel()
-    with cord.scope() as scope:
+async def test_cancel_group_after_cancel_cancels_new_scopes(autojump_clock: MockClock) -> None:
+    """A scope of a group that was cancelled before is cancelled at once."""
+    group = CancelGroup()
+    group.cancel()
+    with group.scope() as scope:
         await trio.sleep(1)
     assert scope.cancelled_caught
     assert autojump_clock.current_time() == 0
-    assert len(cord) == 0
+    assert len(group) == 0
 
 
 async def test_running_invocations_end(autojump_clock: MockClock) -> None:
-    """What runs when the stop comes runs to its end and is settled; nothing new is started; then the worker ends."""
+    """On a signal, running invocations end and are settled, no other one starts, and then the worker ends."""
     async with World(autojump_clock) as world:
         running, waiting = world.publish(reply(200, after=5)), world.publish(reply(200))
         worker = world.start(world.worker(slots=1))
         await _stop(worker, at=1)
-        # The end at 5_002, its confirmation 2 later, less the second before the stop.
+        # The invocation ends at 5_002 and is confirmed 2 later; the signal came at 1_000.
         assert ms(worker.took) == 4_004
         assert world.heard(running) == [(5_003, Ack())]
         assert world.starts(waiting) == []
@@ -65,8 +65,8 @@ async def test_running_invocations_end(autojump_clock: MockClock) -> None:
         assert [(ms(told.seconds), told.unconfirmed) for told in worker.told(DrainEnded)] == [(4_004, False)]
 
 
-async def test_leases_are_kept(autojump_clock: MockClock) -> None:
-    """While it drains the worker goes on extending leases: another worker is not given what runs here."""
+async def test_drain_extends_leases(autojump_clock: MockClock) -> None:
+    """A draining worker extends its leases, so that no other worker receives its running messages."""
     async with World(autojump_clock, ack_wait=3) as world:
         message = world.publish(reply(200, after=20))
         worker = world.start(world.worker())
@@ -78,8 +78,8 @@ async def test_leases_are_kept(autojump_clock: MockClock) -> None:
         assert successor.told(InvocationStarted) == []
 
 
-async def test_past_shutdown_timeout_it_is_given_back(autojump_clock: MockClock) -> None:
-    """What runs longer than shutdown_timeout is cancelled and given back at once: the next worker starts it then."""
+async def test_drain_past_shutdown_timeout_naks(autojump_clock: MockClock) -> None:
+    """An invocation that exceeds shutdown_timeout is cancelled and nakked, and another worker starts it at once."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=100), reply(200))
         worker = world.start(world.worker())
@@ -90,13 +90,13 @@ async def test_past_shutdown_timeout_it_is_given_back(autojump_clock: MockClock)
         assert worker.told(DrainExpired) == [DrainExpired(1, "shutdown_timeout")]
         assert [told.outcome for told in worker.told(InvocationEnded)] == [Interrupted()]
         await message.over.wait()
-        # Extended at 10_002 and 20_002; given back at 26_000, heard 1 later, at the other worker 1 later again.
+        # Extended at 10_002 and 20_002, nakked at 26_000. The NAK takes 1, and the redelivery 1 more.
         assert world.heard(message) == [(10_003, None), (20_003, None), (26_001, Nak()), (26_003, Ack())]
         assert world.starts(message) == [2, 26_002]
 
 
 async def test_the_second_signal_gives_back_at_once(autojump_clock: MockClock) -> None:
-    """A second signal does not wait for shutdown_timeout; a third changes nothing."""
+    """A second signal cancels and naks at once, before shutdown_timeout; a third changes nothing."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=100), reply(200))
         worker = world.start(world.worker())
@@ -111,8 +111,8 @@ async def test_the_second_signal_gives_back_at_once(autojump_clock: MockClock) -
         assert world.starts(message) == [2, 2_002]
 
 
-async def test_no_time_at_all(autojump_clock: MockClock) -> None:
-    """With a shutdown_timeout of nothing the first signal gives back at once."""
+async def test_drain_without_time_naks_at_once(autojump_clock: MockClock) -> None:
+    """With a shutdown_timeout of 0 the first signal cancels and naks at once."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=100))
         worker = world.start(world.worker(shutdown_timeout=0))
@@ -121,24 +121,24 @@ async def test_no_time_at_all(autojump_clock: MockClock) -> None:
         assert world.heard(message) == [(1_001, Nak())]
 
 
-async def test_what_arrives_meanwhile_is_handed_back(autojump_clock: MockClock) -> None:
-    """A delivery that is on its way when the stop comes goes back unstarted, without waiting for what runs."""
+async def test_drain_late_delivery_is_nakked_unstarted(autojump_clock: MockClock) -> None:
+    """A delivery that is on its way at the signal is nakked unstarted, without waiting for running invocations."""
     async with World(autojump_clock, latency=0.1) as world:
         running = world.publish(reply(200, after=10))
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
-        late = world.publish(reply(200))  # sent at 1_000, there at 1_100
+        late = world.publish(reply(200))  # sent at 1_000, received at 1_100
         await _stop(worker, at=1.05)
-        # The stop's answer is there at 1_250, and with it all that was sent before; the NAK is heard 100 later.
+        # The answer to the stop arrives at 1_250, after all earlier deliveries; the broker receives the NAK 100 later.
         assert world.heard(late) == [(1_350, Nak())]
         assert world.starts(late) == []
         assert world.starts(running) == [200]
-        # The other runs to 10_200, and is confirmed 200 later.
+        # The other message runs to 10_200, and is confirmed 200 later.
         assert ms(worker.took) == 10_400 - 1_050
 
 
-async def test_what_comes_twice_meanwhile_is_handed_back_once(autojump_clock: MockClock) -> None:
-    """Of a message that arrives twice while the worker stops, only the newest delivery is given back."""
+async def test_drain_late_delivery_twice_is_nakked_once(autojump_clock: MockClock) -> None:
+    """When a message arrives twice while the worker stops, only its newest delivery is nakked."""
     async with World(autojump_clock, latency=0.1) as world:
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
@@ -147,7 +147,7 @@ async def test_what_comes_twice_meanwhile_is_handed_back_once(autojump_clock: Mo
         await trio.sleep_until(31.4)
         worker.signal()
         await worker.ended.wait()
-        # Sent at 1_000 and 31_000, both there at 31_500; the stop's answer comes at 31_600.
+        # Sent at 1_000 and 31_000, both received at 31_500; the answer to the stop arrives at 31_600.
         assert world.heard(message) == [(31_700, Nak())]
         assert world.server.heard[-1].token == message.token
 
@@ -163,20 +163,20 @@ async def test_a_stop_before_the_broker_answers(autojump_clock: MockClock) -> No
 
 
 async def test_a_stop_while_the_connection_is_lost(autojump_clock: MockClock) -> None:
-    """Without a connection the drain waits settle_within for confirmations, and says that it had none."""
+    """Without a connection the drain waits settle_within for confirmations, and reports that they are missing."""
     async with World(autojump_clock) as world:
         world.publish(reply(200, after=2))
         worker = world.start(world.worker(settle_within=3))
         await trio.sleep(0.5)
         worker.link.cut(1000)
         await _stop(worker, at=1)
-        # The end at 2_002, and 3_000.
+        # The invocation ends at 2_002, and the drain waits 3_000 more.
         assert ms(worker.took) == 4_002
         assert [told.unconfirmed for told in worker.told(DrainEnded)] == [True]
 
 
-async def test_lost_confirmations_are_waited_for(autojump_clock: MockClock) -> None:
-    """The drain ends when every settlement is confirmed, also when it must be said again for that."""
+async def test_drain_with_lost_settlement_waits_for_confirmation(autojump_clock: MockClock) -> None:
+    """The drain ends when every settlement is confirmed, also when one must be sent again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=2))
         worker = world.start(world.worker())
@@ -186,28 +186,28 @@ async def test_lost_confirmations_are_waited_for(autojump_clock: MockClock) -> N
         await trio.sleep_until(3)
         worker.link.there.swallows = ()
         await worker.ended.wait()
-        # Said at 2_002 in vain, again at 4_002.
+        # Sent at 2_002 and lost, sent again at 4_002.
         assert ms(worker.took) == 4_004 - 1_000
         assert world.heard(message) == [(4_003, Ack())]
         assert [told.unconfirmed for told in worker.told(DrainEnded)] == [False]
 
 
-async def test_a_held_early_redelivery_goes_back(autojump_clock: MockClock) -> None:
-    """A message that waits here for the rest of its back-off is given back when the drain's time is up."""
+async def test_drain_with_held_early_redelivery_naks_it(autojump_clock: MockClock) -> None:
+    """A message that waits in its slot for the rest of its backoff is nakked when the drain's time has passed."""
     async with World(autojump_clock) as world:
         await trio.sleep(0.8)
         message = world.publish(reply(503), reply(200))
         worker = world.start(world.worker(shutdown_timeout=0.25))
         await trio.sleep(2)
-        world.server.restart(down=0)  # by whole seconds: due at 10_803, it comes at 10_000
+        world.server.restart(down=0)  # rounds to whole seconds: due at 10_803, it is redelivered at 10_000
         await _stop(worker, at=10.5)
         assert ms(worker.took) == 252
         assert world.heard(message) == [(803, Nak(10)), (10_751, Nak())]
         assert [told.attempt for told in worker.told(InvocationStarted)] == [1]
 
 
-async def test_credit_returns_with_what_is_given_back(autojump_clock: MockClock) -> None:
-    """After the drain the books balance: there is a slot wanted for each that the worker has, whatever was in them."""
+async def test_drain_after_any_outcome_credit_equals_slots(autojump_clock: MockClock) -> None:
+    """After a drain with any outcome, the worker has requested one message for each of its slots, and holds none."""
     async with World(autojump_clock, latency=0.1) as world:
         for after in (1, 100, 100):
             world.publish(reply(200, after=after))
@@ -219,8 +219,8 @@ async def test_credit_returns_with_what_is_given_back(autojump_clock: MockClock)
         assert worker.queue.held == {}
 
 
-async def test_a_callback_that_has_failed_is_given_up_with_the_drain(autojump_clock: MockClock) -> None:
-    """A function whose callback has failed before does not run again for it: the drain's end gives the callback up."""
+async def test_drain_with_failed_callback_gives_it_up(autojump_clock: MockClock) -> None:
+    """A callback that has failed before is given up at the end of the drain's time; its function does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500)])
         worker = world.start(world.worker(callback_backoff=Backoff(40, 40), shutdown_timeout=5))
@@ -230,8 +230,8 @@ async def test_a_callback_that_has_failed_is_given_up_with_the_drain(autojump_cl
         assert len(world.outside.posts) == 1
 
 
-async def test_a_callback_that_is_under_way_is_done_again(autojump_clock: MockClock) -> None:
-    """Stopped in its first try, a callback may never have been told: the next worker does all of it again."""
+async def test_drain_with_running_callback_naks_the_message(autojump_clock: MockClock) -> None:
+    """When the drain cancels the first try of a callback, the next worker runs the function and the callback again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(200, after=60), Answer(200)])
         worker = world.start(world.worker(shutdown_timeout=5))
@@ -244,8 +244,8 @@ async def test_a_callback_that_is_under_way_is_done_again(autojump_clock: MockCl
         assert [post.result for post in world.outside.posts] == [None, 200]
 
 
-async def test_a_dead_letter_that_is_not_stored_goes_back(autojump_clock: MockClock) -> None:
-    """What is given up and could not be buried by the end of the drain stays on the queue."""
+async def test_drain_with_unstored_dead_letter_naks_the_message(autojump_clock: MockClock) -> None:
+    """A message whose dead letter could not be stored by the end of the drain is nakked and stays on the queue."""
     async with World(autojump_clock) as world:
         world.server.refuses_letters = True
         message = world.publish(reply(500))
@@ -259,8 +259,8 @@ async def test_a_dead_letter_that_is_not_stored_goes_back(autojump_clock: MockCl
         assert len(world.server.letters) == 1
 
 
-async def test_an_unusable_broker_ends_the_worker(autojump_clock: MockClock) -> None:
-    """What cannot work, and waiting will not mend, is raised out of the worker."""
+async def test_worker_with_misconfigured_broker_raises(autojump_clock: MockClock) -> None:
+    """An error of configuration, which waiting cannot fix, is raised out of the worker."""
     async with World(autojump_clock) as world:
         world.server.unusable = "its retention is 'limits'"
         worker = world.worker()

@@ -1,7 +1,7 @@
-"""What must have happened before a message leaves the queue: its dead letter stored, its result told.
+"""Conditions for taking a message off the queue: its dead letter is stored, and its callback has been posted.
 
 On the virtual clock, in milliseconds: a message takes 1 to the broker and 1 back, so a dead letter is confirmed 2 after
-it was sent. Functions and receivers of callbacks answer after what their scripts say.
+it was sent. Functions and receivers of callbacks answer after the times in their scripts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ONCE = Retry(attempts=1)
 GIVEN_UP = Term("gave up after 1 of 1 attempts: status 500")
 
 
-async def test_buried_before_it_is_given_up(autojump_clock: MockClock) -> None:
-    """The dead letter is stored, with all that someone needs to look into it, before the message leaves the queue."""
+async def test_dead_letter_is_stored_before_the_term(autojump_clock: MockClock) -> None:
+    """The dead letter, with payload, reason and origin, is stored before the message is taken off the queue."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(500), function="resize.images")
         world.start(world.worker(retry=Retry(attempts=2)))
         await message.over.wait()
-        # The second attempt at 10_004; the letter heard at 10_005 and confirmed at 10_006.
+        # The second attempt is at 10_004; the broker receives the letter at 10_005, and confirms it at 10_006.
         assert world.heard(message) == [(3, Nak(10)), (10_007, Term("gave up after 2 of 2 attempts: status 500"))]
         (letter,) = world.server.letters.values()
         assert letter.data == message.payload
@@ -50,8 +50,8 @@ async def test_buried_before_it_is_given_up(autojump_clock: MockClock) -> None:
         }
 
 
-async def test_not_stored_is_tried_again(autojump_clock: MockClock) -> None:
-    """A dead letter that is not stored is sent again while the message is kept: its function does not run for that."""
+async def test_dead_letter_not_stored_is_sent_again(autojump_clock: MockClock) -> None:
+    """A dead letter that was not stored is sent again while the lease is extended; the function does not run again."""
     async with World(autojump_clock) as world:
         world.server.refuses_letters = True
         message = world.publish(reply(500))
@@ -59,15 +59,15 @@ async def test_not_stored_is_tried_again(autojump_clock: MockClock) -> None:
         await trio.sleep(2)
         world.server.refuses_letters = False
         await message.over.wait()
-        # Each try takes 2; 500, 1_000 and 2_000 lie between them.
+        # Each try takes 2; the waits between them are 500, 1_000 and 2_000.
         assert worker.times(DeadLetterNotStored) == [4, 506, 1_508]
         assert world.heard(message) == [(3_511, GIVEN_UP)]
         assert world.starts(message) == [2]
         assert len(world.server.letters) == 1
 
 
-async def test_what_cannot_be_stored_goes_back(autojump_clock: MockClock) -> None:
-    """After five tries the message goes back to the queue for the longest wait, and its slot to others."""
+async def test_dead_letter_after_five_tries_message_is_nakked(autojump_clock: MockClock) -> None:
+    """After five tries to store its dead letter, a message is nakked with the maximum wait, and its slot is free."""
     async with World(autojump_clock) as world:
         world.server.refuses_letters = True
         message, other = world.publish(reply(500)), world.publish(reply(200))
@@ -78,13 +78,13 @@ async def test_what_cannot_be_stored_goes_back(autojump_clock: MockClock) -> Non
         assert world.starts(other) == [7_514]
         world.server.refuses_letters = False
         await message.over.wait()
-        # Heard 120_000 later and there 1 after that; the next attempt is the same one again, and is buried in 2.
+        # Due 120_000 later, it arrives 1 after that. The attempt keeps its number; its letter is stored within 2.
         assert world.starts(message) == [2, 127_514]
         assert message.verdict == GIVEN_UP
 
 
-async def test_without_dead_letters(autojump_clock: MockClock) -> None:
-    """With dead_letter off, what is given up is told and taken off the queue, and nothing is stored."""
+async def test_dead_letter_off_stores_nothing(autojump_clock: MockClock) -> None:
+    """With dead_letter off, a message that is given up is logged and taken off the queue, and no letter is stored."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(500))
         worker = world.start(world.worker(retry=ONCE, dead_letters=False))
@@ -95,8 +95,8 @@ async def test_without_dead_letters(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"no JSON", b"{}", b'{"Function": "../etc"}', b"\xff\xfe"])
-async def test_malformed(payload: bytes, autojump_clock: MockClock) -> None:
-    """What cannot be understood is never invoked and never lost: it goes to the dead letters with the reason."""
+async def test_dead_letter_of_malformed_payload_has_the_reason(payload: bytes, autojump_clock: MockClock) -> None:
+    """A payload that cannot be decoded is stored as a dead letter with the reason, and no function is invoked."""
     async with World(autojump_clock) as world:
         message = world.publish(payload=payload)
         worker = world.start(world.worker())
@@ -111,15 +111,15 @@ async def test_malformed(payload: bytes, autojump_clock: MockClock) -> None:
         assert worker.told(InvocationStarted) == []
 
 
-async def test_told_before_it_is_done(autojump_clock: MockClock) -> None:
-    """The result is posted once, after the last attempt, and the message is settled after that."""
+async def test_callback_is_posted_before_the_ack(autojump_clock: MockClock) -> None:
+    """The callback is posted once, after the last attempt, and the message is acked after that."""
     async with World(autojump_clock) as world:
         script = reply(503, after=1), reply(200, after=2, body=b"done", headers=((b"Content-Type", b"text/plain"),))
         message = world.publish(*script, callback=[Answer(202, after=3)])
         world.start(world.worker())
         await message.over.wait()
         (post,) = world.outside.posts
-        # The second attempt runs from 11_004 to 13_004, the callback takes 3_000 more.
+        # The second attempt runs from 11_004 to 13_004; the callback takes 3_000 more.
         assert ms(post.began) == 13_004
         assert world.heard(message)[-1] == (16_005, Ack())
         assert (post.callback.url, post.callback.body) == ("http://results/1", b"done")
@@ -136,26 +136,26 @@ async def test_told_before_it_is_done(autojump_clock: MockClock) -> None:
         }
 
 
-async def test_told_when_given_up(autojump_clock: MockClock) -> None:
-    """What is given up is told too, once it is buried, with as many retries as were allowed."""
+async def test_callback_of_given_up_message_follows_its_dead_letter(autojump_clock: MockClock) -> None:
+    """The callback of a message that is given up follows its dead letter, with the number of retries."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(500), callback=[Answer()])
         world.start(world.worker(retry=Retry(attempts=3)))
         await message.over.wait()
         (post,) = world.outside.posts
-        # The third attempt at 2 + 10_002 + 20_002 = 30_006; buried 2 later.
+        # The third attempt is at 2 + 10_002 + 20_002 = 30_006; its dead letter is stored 2 later.
         assert ms(post.began) == 30_008
         assert (post.headers["X-Retry"], post.headers["X-Retry-Max"]) == ("2", "2")
         assert post.headers["X-Function-Status"] == "500"
 
 
-async def test_a_callback_is_tried_again_on_its_own(autojump_clock: MockClock) -> None:
-    """A callback that fails is posted again after waits of its own, and its function does not run again."""
+async def test_callback_that_fails_is_posted_again(autojump_clock: MockClock) -> None:
+    """A callback that fails is posted again after its own backoff, and its function does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer("refused", after=1), Answer(200)])
         worker = world.start(world.worker(callback_backoff=Backoff(1, 5)))
         await message.over.wait()
-        # 1_000 after the first failed, 2_000 after the second did.
+        # 1_000 after the first failure, 2_000 after the second.
         assert [ms(post.began) for post in world.outside.posts] == [2, 1_002, 4_002]
         assert [(told.result, told.delivered, told.retry_in) for told in worker.told(CallbackPosted)] == [
             (500, False, 1.0),
@@ -168,7 +168,7 @@ async def test_a_callback_is_tried_again_on_its_own(autojump_clock: MockClock) -
 
 @pytest.mark.parametrize(("jitter", "second"), [(Jitter.EXPONENTIAL, 1_002), (Jitter.FULL, 252), (Jitter.EQUAL, 627)])
 async def test_jitter_of_a_callback(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
-    """The waits between a callback's tries have their own jitter. The die is at 0.25: 1, 0.25 and 0.625 s."""
+    """The waits between a callback's tries have their own jitter: with 0.25 drawn, 1 s becomes 1, 0.25 and 0.625 s."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
         world.start(world.worker(callback_backoff=Backoff(1, 5, jitter), dice=0.25))
@@ -179,10 +179,10 @@ async def test_jitter_of_a_callback(jitter: Jitter, second: int, autojump_clock:
 @pytest.mark.parametrize(
     ("answers", "posts"),
     [([Answer(500)], 3), ([Answer("refused")], 3), ([Answer(404)], 1), ([Answer(429), Answer(410)], 2)],
-    ids=["always failing", "nobody there", "not wanted", "no longer wanted"],
+    ids=["always failing", "refused", "not found", "gone"],
 )
 async def test_a_callback_is_given_up(answers: list[Answer], posts: int, autojump_clock: MockClock) -> None:
-    """A callback that goes on failing, or is not wanted, is given up; the message is done all the same."""
+    """A callback that keeps failing, or whose receiver rejects it, is given up, and the message is acked."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=answers)
         world.start(world.worker(callback_attempts=3))
@@ -193,7 +193,7 @@ async def test_a_callback_is_given_up(answers: list[Answer], posts: int, autojum
 
 
 async def test_a_bug_in_a_callback_does_not_run_the_function_again(autojump_clock: MockClock) -> None:
-    """Whatever breaks while a result is told, the invocation that it is the result of has ended."""
+    """An exception while a callback is posted is logged; the message is acked, and its function does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(KeyError("a bug"))])
         worker = world.start(world.worker())
@@ -203,8 +203,8 @@ async def test_a_bug_in_a_callback_does_not_run_the_function_again(autojump_cloc
         assert len(worker.told(WorkCrashed)) == 1
 
 
-async def test_a_bug_in_a_burial_keeps_the_message(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
-    """What a bug of ours kept from being buried stays on the queue, and is tried again after the longest wait."""
+async def test_dead_letter_bug_naks_the_message(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
+    """When a bug prevents storing a dead letter, the message is nakked with the maximum wait and retried."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(500))
         worker = world.worker(retry=ONCE)
@@ -223,7 +223,7 @@ async def test_a_bug_in_a_burial_keeps_the_message(monkeypatch: pytest.MonkeyPat
 
 
 async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) -> None:
-    """A callback that is no URL does not spoil the invocation: it runs, and that nobody is told is told."""
+    """A message with an invalid callback URL is invoked and acked, and an event reports the ignored callback."""
     async with World(autojump_clock) as world:
         message = world.publish(
             payload=b'{"Function": "echo", "CallbackUrl": "ftp://x", "Header": {"X-Call-Id": ["a"]}}'
@@ -236,8 +236,8 @@ async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) ->
         assert message.verdict == Ack()
 
 
-async def test_a_callback_holds_its_slot(autojump_clock: MockClock) -> None:
-    """A message whose result is being told is in its slot still: no more are held than there are slots."""
+async def test_callback_keeps_its_slot(autojump_clock: MockClock) -> None:
+    """A message keeps its slot while its callback is posted, so that no worker holds more messages than slots."""
     async with World(autojump_clock) as world:
         world.publish(reply(200), callback=[Answer(200, after=5)])
         other = world.publish(reply(200))

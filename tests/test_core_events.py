@@ -1,7 +1,7 @@
-"""What is told of a message, to the field: whoever reads logs and metrics sees nothing else. On the virtual clock.
+"""The events of a message, with every field: logs and metrics are made of these alone. On the virtual clock.
 
-A message takes 1/8 s either way, so that floats add times up exactly: a delivery is there at 0.25, and what is said at
-t is confirmed at t + 0.25.
+A message takes 1/8 s either way, so that floats add times up exactly: a delivery arrives at 0.25, and a settlement
+sent at t is confirmed at t + 0.25.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from worker.model import Crashed, Nak, Responded, Term
 from worker.policy.retry import Retry
 
 
-async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock) -> None:
-    """Two attempts, a dead letter that is refused once, a callback that fails once: each step, when, and whose.
+async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
+    """Two attempts, a dead letter that is refused once and a callback that fails once each emit an event at its time.
 
-    The first attempt runs from 0.25 to 1.25 and waits 10 s; its NAK is heard at 1.375 and the message there again at
-    11.5. The second ends at 13.5. The letter is refused at 13.75, sent again at 14.25, and stored.
+    The first attempt runs from 0.25 to 1.25 and waits 10 s; the broker receives its NAK at 1.375, and redelivers
+    the message, which arrives at 11.5. The second attempt ends at 13.5. The letter is refused
+    at 13.75, sent again at 14.25, and stored.
     """
     async with World(autojump_clock, latency=1 / 8) as world:
         world.server.refuses_letters = True
@@ -71,8 +72,8 @@ async def test_the_story_of_a_message_that_is_given_up(autojump_clock: MockClock
         ]
 
 
-async def test_the_story_of_a_message_that_cannot_be_understood(autojump_clock: MockClock) -> None:
-    """Nothing was invoked, so there is neither a start nor an end: a dead letter of nobody's, after no attempt."""
+async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
+    """A message that cannot be decoded emits no start and no end, but a dead letter without function and attempts."""
     async with World(autojump_clock, latency=1 / 8) as world:
         message = world.publish(payload=b'{"Function": "../etc"}')
         worker = world.start(world.worker())
@@ -85,8 +86,8 @@ async def test_the_story_of_a_message_that_cannot_be_understood(autojump_clock: 
         ]
 
 
-async def test_the_story_of_a_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
-    """The bug is told with the message that met it, and is the outcome of the attempt."""
+async def test_events_of_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
+    """A bug emits an event with the delivery that met it, and is the outcome of the attempt."""
     async with World(autojump_clock, latency=1 / 8) as world:
         world.publish(Reply(KeyError("a bug"), after=1))
         worker = world.start(world.worker())
@@ -104,8 +105,8 @@ async def test_the_story_of_a_message_that_meets_a_bug(autojump_clock: MockClock
 
 
 @pytest.mark.parametrize(("ahead", "waited"), [(0.0, 0.25), (0.125, 0.125), (5.0, 0.0)])
-async def test_what_a_message_has_waited(ahead: float, waited: float, autojump_clock: MockClock) -> None:
-    """From when it was stored until it starts; of a broker whose clock is ahead of ours, never less than nothing."""
+async def test_invocation_started_event_has_the_wait(ahead: float, waited: float, autojump_clock: MockClock) -> None:
+    """A start's wait is the time since the message was stored; it is 0 where the broker's clock is ahead."""
     async with World(autojump_clock, latency=1 / 8) as world:
         message = world.publish(reply(200))
         message.id = message.id[0], message.id[1] + round(ahead * 1e9)

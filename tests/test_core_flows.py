@@ -1,4 +1,4 @@
-"""Function mode in the core: many flows, one worker's slots among them. On the in-memory broker, on a virtual clock."""
+"""Function mode in the core: many flows share one worker's slots. On the in-memory broker, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.world.functions import Call
 
 
 def running(world: World, at: float) -> Counter[str]:
-    """How many invocations of each function ran at that moment."""
+    """Count the invocations of each function that ran at that moment."""
 
     def ran(call: Call) -> bool:
         return call.began <= at and (call.ended is None or call.ended > at)
@@ -21,23 +21,23 @@ def running(world: World, at: float) -> Counter[str]:
 
 
 def backlog(world: World, function: str, count: int, seconds: float) -> list[Message]:
-    """So many messages for a function, each of which runs for so long."""
+    """Publish *count* messages for a function, each of which runs for *seconds*."""
     return [world.publish(reply(200, after=seconds), function=function) for _ in range(count)]
 
 
 def started(world: World, slots: int = 10) -> Hired:
-    """A worker."""
+    """Start a worker."""
     return world.start(world.worker(slots=slots))
 
 
 async def over(messages: list[Message]) -> None:
-    """Wait for all of them."""
+    """Wait until all messages are settled."""
     for message in messages:
         await message.over.wait()
 
 
-async def test_one_alone_has_all(autojump_clock: MockClock) -> None:
-    """A function that is alone has all slots, at once."""
+async def test_flow_alone_gets_all_slots(autojump_clock: MockClock) -> None:
+    """A function without competitors gets all slots at once."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "a", 30, 10)
         started(world)
@@ -45,8 +45,8 @@ async def test_one_alone_has_all(autojump_clock: MockClock) -> None:
         assert running(world, 1) == {"a": 10}
 
 
-async def test_two_share_evenly(autojump_clock: MockClock) -> None:
-    """Two with a backlog have half the slots each, and the one that is left has all again."""
+async def test_flows_with_backlogs_share_slots_evenly(autojump_clock: MockClock) -> None:
+    """Two functions with a backlog get half the slots each; when one is empty, the other gets all slots."""
     async with World(autojump_clock, by_function=True) as world:
         one, other = backlog(world, "a", 60, 1), backlog(world, "b", 30, 1)
         started(world)
@@ -61,7 +61,7 @@ async def test_two_share_evenly(autojump_clock: MockClock) -> None:
 
 
 async def test_a_newcomer_does_not_wait_for_the_backlog(autojump_clock: MockClock) -> None:
-    """Behind any backlog, a new function's first invocation starts when the next of the running ones ends."""
+    """Behind any backlog, a new function's first invocation starts as soon as a running invocation ends."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "a", 1_000, 1)
         started(world)
@@ -71,8 +71,8 @@ async def test_a_newcomer_does_not_wait_for_the_backlog(autojump_clock: MockCloc
         assert trio.current_time() < 4.1
 
 
-async def test_a_newcomer_where_slots_are_free(autojump_clock: MockClock) -> None:
-    """With free slots, a new function's first invocation starts at once, though all of them were lent to others."""
+async def test_flow_new_with_free_slots_starts_at_once(autojump_clock: MockClock) -> None:
+    """With free slots, a new function's first invocation starts at once, also when other flows hold all credit."""
     async with World(autojump_clock, by_function=True) as world:
         started(world)
         first = world.publish(reply(200), function="a")
@@ -84,8 +84,8 @@ async def test_a_newcomer_where_slots_are_free(autojump_clock: MockClock) -> Non
         assert ms(world.outside.calls[-1].began - begun) < 10
 
 
-async def test_more_functions_than_slots(autojump_clock: MockClock) -> None:
-    """With more functions than slots, they take turns: none is served a third time before all were twice."""
+async def test_flows_more_than_slots_take_turns(autojump_clock: MockClock) -> None:
+    """With more functions than slots, no function is served a third time before every other was served twice."""
     async with World(autojump_clock, by_function=True) as world:
         for number in range(25):
             backlog(world, f"f{number}", 6, 1)
@@ -96,8 +96,8 @@ async def test_more_functions_than_slots(autojump_clock: MockClock) -> None:
         assert max(served.values()) - min(served.values()) <= 1
 
 
-async def test_a_retry_is_found(autojump_clock: MockClock) -> None:
-    """A message that comes back after its wait runs soon after that, also where there are more functions than slots."""
+async def test_flow_with_due_retry_is_served(autojump_clock: MockClock) -> None:
+    """A retry starts within 3 s of its due time, also where there are more functions than slots."""
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(503), reply(200), function=f"f{number}") for number in range(20)]
         started(world, slots=2)
@@ -106,8 +106,8 @@ async def test_a_retry_is_found(autojump_clock: MockClock) -> None:
         assert all(10_000 <= each < 13_000 for each in seconds)
 
 
-async def test_thousands_of_idle_functions(autojump_clock: MockClock) -> None:
-    """Functions that have nothing stored have no consumer after a while, and the worker wants nothing of them."""
+async def test_flows_idle_have_no_consumer(autojump_clock: MockClock) -> None:
+    """After 40 s without messages, a function has no consumer and no credit, and its next message starts at once."""
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(200), function=f"f{number}") for number in range(1_000)]
         worker = started(world)
@@ -122,8 +122,8 @@ async def test_thousands_of_idle_functions(autojump_clock: MockClock) -> None:
         assert ms(world.outside.calls[-1].began - begun) < 10
 
 
-async def test_two_workers_share_a_function(autojump_clock: MockClock) -> None:
-    """Two workers work on the same functions, and no message runs twice."""
+async def test_flows_of_two_workers_run_each_message_once(autojump_clock: MockClock) -> None:
+    """Two workers that run the same functions run each message once."""
     async with World(autojump_clock, by_function=True) as world:
         messages = backlog(world, "a", 100, 1) + backlog(world, "b", 100, 1)
         started(world, slots=5)

@@ -1,4 +1,4 @@
-"""What the simulation has found: its smallest failing cases. On the virtual clock, in milliseconds."""
+"""Bugs that the simulation found, as its smallest failing cases. On the virtual clock, in milliseconds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from worker.policy.retry import Retry
 
 
 async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockClock) -> None:
-    """Of deliveries of one message that come together, too early, only the newest goes back for the rest of the wait.
+    """Of two early deliveries of one message that arrive together, only the newest is nakked, for the rest of the wait.
 
-    Each would give the message out again, and nobody knows who has it by the time that the second is heard.
+    Each NAK makes the broker redeliver the message. When it receives the second, another worker may run the message.
     """
     async with World(autojump_clock, ack_wait=3) as world:
         message = world.publish(reply(503, after=1), reply(200))
@@ -22,18 +22,21 @@ async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockC
         await trio.sleep(0.5)
         worker.link.stand_still(7.5)
         await message.over.wait()
-        # The NAK of 1_002 is stuck until 8_000; so the message comes again after 3_001 and 6_001 (1 each way), both
-        # are there at 8_000, and 3_002 of its 10_000 are left.
-        said = [(ms(at), settlement) for at, _, settlement in worker.queue.said]
-        assert [(at, ms(nak.delay)) for at, nak in said if isinstance(nak, Nak)] == [(1_002, 10_000), (8_000, 3_002)]
+        # The NAK of 1_002 is delayed until 8_000. So the broker redelivers at 3_001 and 6_001 (1 each way), both
+        # deliveries arrive at 8_000, and 3_002 of the wait's 10_000 remain.
+        settlements = [(ms(at), settlement) for at, _, settlement in worker.queue.said]
+        assert [(at, ms(nak.delay)) for at, nak in settlements if isinstance(nak, Nak)] == [
+            (1_002, 10_000),
+            (8_000, 3_002),
+        ]
         assert worker.times(Redelivered) == [8_000]
-        assert worker.wanted == 3, "each of both has its credit back"
+        assert worker.wanted == 3, "the credit of both deliveries has returned"
 
 
 async def test_what_asks_to_come_in_an_hour_is_given_up_in_time(autojump_clock: MockClock) -> None:
-    """Where the worker learns how many a function takes, too, all attempts are over in as many hours.
+    """With a limiter, a message whose function always answers 429 with Retry-After 3600 is given up in three attempts.
 
-    Refusals to learn from are no attempts; while each asked for an hour, they went on for a day.
+    A refusal that only teaches the limiter is no attempt. When each one asked for an hour, the retries took a day.
     """
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, headers=((b"Retry-After", b"3600"),)))
@@ -44,9 +47,9 @@ async def test_what_asks_to_come_in_an_hour_is_given_up_in_time(autojump_clock: 
 
 
 async def test_what_is_refused_slowly_is_given_up_in_time(autojump_clock: MockClock) -> None:
-    """A function that says 429 after three seconds is not thought to have taken what it then refuses.
+    """With a limiter, a message whose function always answers 429 after three seconds is given up within 300 s.
 
-    As long as silence was proof of that, its refusals were no attempts, for ever.
+    The limiter once took a call without a response for an accepted one. Then no refusal counted as an attempt.
     """
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, after=3))

@@ -1,8 +1,8 @@
-"""Whose a message is: leases kept and lost, redeliveries, lost connections. On the virtual clock.
+"""Leases: extended and lost, over redeliveries and lost connections. On the virtual clock.
 
-The ack wait is 30 s, so a lease is renewed 10 s after it was last, and taken for lost 20 s after the last extension
-that the broker confirmed. A message takes 1 ms either way: a delivery is there at 2, and the extension of 10_002 is
-heard at 10_003.
+The ack wait is 30 s, so a worker extends a lease every 10 s, and considers it lost 20 s after the last extension that
+the broker confirmed. A message takes 1 ms either way: a delivery arrives at 2, and the broker receives the extension
+of 10_002 at 10_003.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worker.settle import settle
 
 
 async def test_renewed_at_a_third(autojump_clock: MockClock) -> None:
-    """While an invocation runs, its lease is extended every third of the ack wait, and not once more after it."""
+    """While an invocation runs, its lease is extended every third of the ack wait, and never after its end."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=35))
         world.start(world.worker())
@@ -32,8 +32,8 @@ async def test_renewed_at_a_third(autojump_clock: MockClock) -> None:
         assert world.heard(message) == [(10_003, None), (20_003, None), (30_003, None), (35_003, Ack())]
 
 
-async def test_a_long_invocation_runs_once(autojump_clock: MockClock) -> None:
-    """The ack wait does not bound how long a function may run."""
+async def test_lease_of_long_invocation_is_extended(autojump_clock: MockClock) -> None:
+    """An invocation of 3605 s, many times the ack wait, runs once."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=3605))
         world.start(world.worker())
@@ -44,13 +44,13 @@ async def test_a_long_invocation_runs_once(autojump_clock: MockClock) -> None:
         assert world.server.deliveries == 1
 
 
-async def test_each_lease_has_its_own_times(autojump_clock: MockClock) -> None:
-    """Leases that began at different times are renewed each in its time, and those due together in one go."""
+async def test_leases_of_different_age_are_extended_at_their_own_times(autojump_clock: MockClock) -> None:
+    """Leases that began at different times are extended at their own times, and those due together at once."""
     async with World(autojump_clock) as world:
         first = [world.publish(reply(200, after=25)) for _ in range(2)]
         worker = world.start(world.worker())
         await trio.sleep(4)
-        later = world.publish(reply(200, after=25))  # it is there at 4_001
+        later = world.publish(reply(200, after=25))  # it arrives at 4_001
         await later.over.wait()
         for message in first:
             assert world.heard(message) == [(10_003, None), (20_003, None), (25_003, Ack())]
@@ -58,8 +58,8 @@ async def test_each_lease_has_its_own_times(autojump_clock: MockClock) -> None:
         assert [told.count for told in worker.told(LeasesExtended)] == [2, 1, 2, 1]
 
 
-async def test_lost_when_nothing_is_confirmed(autojump_clock: MockClock) -> None:
-    """Two thirds of the ack wait after the last confirmed extension it is cancelled, and nothing is said."""
+async def test_lease_without_confirmation_is_lost(autojump_clock: MockClock) -> None:
+    """Two thirds of the ack wait after the last confirmation the invocation is cancelled, and no settlement is sent."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=60), reply(200))
         worker = world.worker()
@@ -73,17 +73,17 @@ async def test_lost_when_nothing_is_confirmed(autojump_clock: MockClock) -> None
         assert [told.outcome for told in worker.told(InvocationEnded)] == [LeaseLost()]
         assert worker.told(Settled) == [Settled(Abandon())]
         await message.over.wait()
-        # The extension of 10_002 is said again every 2 s while it may be; the broker gives the message out 30 s
-        # after the last, which it heard at 18_003.
+        # The extension of 10_002 is sent again every 2 s until 20_002. The broker redelivers the message 30 s after
+        # the last one, which it received at 18_003.
         assert world.heard(message)[:6] == [*((ms, None) for ms in range(10_003, 18_004, 2_000)), (48_005, Ack())]
         assert world.starts(message) == [2, 48_004]
 
 
 @pytest.mark.parametrize("latency", [0.002, 0.005, 0.028])
-async def test_lost_however_the_thirds_round(latency: float, autojump_clock: MockClock) -> None:
-    """Two thirds of a lease can come to less than a third and a third: it is lost all the same, not a third later.
+async def test_lease_with_any_rounding_is_lost_after_two_thirds(latency: float, autojump_clock: MockClock) -> None:
+    """A lease is lost after two thirds of the ack wait, also where two thirds round to less than a third and a third.
 
-    With these, a delivery's arrival + 10 + 10 is a little less than its arrival + 20, as floats go.
+    With these latencies, a delivery's arrival + 10 + 10 is a little less than its arrival + 20, in floats.
     """
     async with World(autojump_clock, latency=latency) as world:
         world.publish(reply(200, after=60))
@@ -95,8 +95,10 @@ async def test_lost_however_the_thirds_round(latency: float, autojump_clock: Moc
 
 
 @pytest.mark.parametrize(("until", "lost"), [(20.125, []), (20.25, [20_250])])
-async def test_lost_to_the_moment(until: float, lost: list[int], autojump_clock: MockClock) -> None:
-    """A worker that stood still may go on a moment before two thirds are over, and not when they are."""
+async def test_lease_of_suspended_worker_is_lost_exactly_after_two_thirds(
+    until: float, lost: list[int], autojump_clock: MockClock
+) -> None:
+    """A suspended worker keeps a lease until just before two thirds of the ack wait, and loses it exactly then."""
     async with World(autojump_clock, latency=1 / 8) as world:
         world.publish(reply(200, after=25))
         worker = world.start(world.worker())
@@ -107,8 +109,8 @@ async def test_lost_to_the_moment(until: float, lost: list[int], autojump_clock:
         assert len(worker.told(LeasesExtended)) == (not lost)
 
 
-async def test_lost_when_nothing_is_heard(autojump_clock: MockClock) -> None:
-    """The same when the extensions never arrive: the next worker has it when the ack wait is over."""
+async def test_lease_without_received_extension_is_lost(autojump_clock: MockClock) -> None:
+    """When no extension arrives, the invocation is cancelled, and the message runs again after the ack wait."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=60), reply(200))
         worker = world.worker()
@@ -116,13 +118,13 @@ async def test_lost_when_nothing_is_heard(autojump_clock: MockClock) -> None:
         world.start(worker)
         await message.over.wait()
         assert [ms(call.ended or 0) for call in world.outside.calls] == [20_002, 30_002]
-        # Handed out at 1, and again 30_000 later.
+        # Delivered at 1, and again 30_000 later.
         assert world.starts(message) == [2, 30_002]
         assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
 
 
-async def test_a_late_confirmation_counts_from_the_sending(autojump_clock: MockClock) -> None:
-    """What counts is when the confirmed extension was sent, not when its confirmation came."""
+async def test_lease_with_late_confirmation_counts_from_the_sending(autojump_clock: MockClock) -> None:
+    """A lease counts from when the confirmed extension was sent, not from when its confirmation arrived."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=25), reply(200))
         worker = world.start(world.worker())
@@ -131,14 +133,14 @@ async def test_a_late_confirmation_counts_from_the_sending(autojump_clock: MockC
         await trio.sleep_until(19.5)
         worker.link.cut(15)
         await message.over.wait()
-        # Sent at 10_002, confirmed at 19_000: the NAK of 25_002 may be said until 30_002, and the connection is back at
-        # 34_500. The broker heard the extension last at 18_003, said again, and waits for 30_000 from then.
+        # Sent at 10_002, confirmed at 19_000: the NAK of 25_002 may be sent until 30_002, and the connection returns at
+        # 34_500. The broker last received an extension at 18_003, and waits 30_000 from then.
         assert world.heard(message)[-2:] == [(18_003, None), (48_005, Ack())]
         assert world.starts(message) == [2, 48_004]
 
 
-async def test_a_short_cut_stops_nothing(autojump_clock: MockClock) -> None:
-    """Over a lost connection the invocation goes on; the extension that fell due is sent when it is back."""
+async def test_lease_over_a_short_cut_is_kept(autojump_clock: MockClock) -> None:
+    """An invocation continues while the connection is lost; the due extension is sent after the reconnect."""
     async with World(autojump_clock) as world:
         message, worker = await _cut(world, begin=8, seconds=5)
         assert world.heard(message) == [(13_001, None), (20_003, None), (30_003, None), (40_003, None), (45_003, Ack())]
@@ -146,31 +148,31 @@ async def test_a_short_cut_stops_nothing(autojump_clock: MockClock) -> None:
         assert worker.told(LeaseExpired) == []
 
 
-async def test_a_long_cut_loses_the_lease(autojump_clock: MockClock) -> None:
-    """With nothing confirmed for two thirds of the ack wait the invocation is cancelled, connection or none."""
+async def test_lease_over_a_long_cut_is_lost(autojump_clock: MockClock) -> None:
+    """When the connection is lost for more than two thirds of the ack wait, the invocation is cancelled."""
     async with World(autojump_clock) as world:
         message, worker = await _cut(world, begin=5, seconds=40)
         assert worker.times(LeaseExpired) == [20_002]
-        # Back at 45_000: asked at once, heard at 45_001, there at 45_002.
+        # Reconnected at 45_000: the pull request is received at 45_001, the delivery at 45_002.
         assert world.starts(message) == [2, 45_002]
         assert [_ended(call) for call in world.outside.calls] == [20_002, 90_002]
 
 
-async def test_what_could_not_be_given_back_in_time_is_not(autojump_clock: MockClock) -> None:
-    """A NAK that finds no connection until somebody else may have the message is never said."""
+async def test_nak_too_late_is_not_sent(autojump_clock: MockClock) -> None:
+    """A NAK that finds no connection until the lease is over is never sent: another worker may have the message."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=5), reply(200))
         worker = world.start(world.worker())
         await trio.sleep(1)
         worker.link.cut(40)
         await message.over.wait()
-        # Decided at 5_002, to be said before 20_002. Out again since 30_001, it is there 2 after the connection.
+        # Decided at 5_002, to be sent before 20_002. Due again at 30_001, it arrives 2 after the reconnect.
         assert world.heard(message) == [(41_003, Ack())]
         assert world.starts(message) == [2, 41_002]
 
 
 async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, Hired]:
-    """A message that runs for 45 s, and a connection that breaks meanwhile."""
+    """Run a message of 45 s, and cut the connection at *begin* for *seconds*."""
     message = world.publish(reply(200, after=45))
     worker = world.start(world.worker())
     await trio.sleep(begin)
@@ -184,8 +186,8 @@ def _ended(call: Call) -> int:
     return ms(call.ended)
 
 
-async def test_no_work_comes_over_a_cut_connection(autojump_clock: MockClock) -> None:
-    """A lost connection stops intake only until it is back, and costs no credit."""
+async def test_intake_after_a_cut_has_all_credit(autojump_clock: MockClock) -> None:
+    """Intake stops while the connection is lost, and continues after the reconnect with all its credit."""
     async with World(autojump_clock) as world:
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
@@ -197,20 +199,20 @@ async def test_no_work_comes_over_a_cut_connection(autojump_clock: MockClock) ->
         assert world.outside.peak["worker-1"] == 2
 
 
-async def test_another_ack_wait(autojump_clock: MockClock) -> None:
-    """Leases last as long as the consumer's ack wait says, also when the consumer was made anew with another one."""
+async def test_lease_follows_a_changed_ack_wait(autojump_clock: MockClock) -> None:
+    """Leases follow the consumer's ack wait, also after the consumer was recreated with another one."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=12))
         world.start(world.worker())
         await trio.sleep(5)
         world.server.make_anew(ack_wait=9)
         await message.over.wait()
-        # There again at 5_003, and from then on extended every 3_000.
+        # Redelivered at 5_003, and extended every 3_000 from then on.
         assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
 
 
-async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -> None:
-    """A lease that a redelivery made younger is renewed after those that are older now, and they in their time."""
+async def test_lease_of_redelivered_message_delays_no_other(autojump_clock: MockClock) -> None:
+    """A redelivered message's lease is extended a third of the ack wait later, and other leases at their own times."""
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(200)) for _ in range(2)]
         worker = world.worker()
@@ -229,8 +231,8 @@ async def test_a_redelivery_does_not_hold_up_others(autojump_clock: MockClock) -
         assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
 
 
-async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
-    """What is held before the consumer is known is neither renewed nor lost; then, what is due is done at once."""
+async def test_lease_before_ack_wait_is_known_is_kept(autojump_clock: MockClock) -> None:
+    """Before the ack wait is known, no lease is extended or lost; once it is set, a due lease is extended at once."""
     async with World(autojump_clock) as world:
         world.publish(reply(200))
         worker = world.worker()
@@ -249,8 +251,8 @@ async def test_before_the_ack_wait_is_known(autojump_clock: MockClock) -> None:
         assert worker.events == [(5, LeasesExtended(1))]
 
 
-async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
-    """A lease that is lost while a callback is posted ends that too, and nothing is said: it is done again."""
+async def test_lease_lost_during_a_callback_cancels_it(autojump_clock: MockClock) -> None:
+    """A lease that is lost while a callback is posted cancels it, and the message runs again, with its callback."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(200, after=60), Answer(200)])
         worker = world.worker()
@@ -262,8 +264,8 @@ async def test_lost_while_the_result_is_told(autojump_clock: MockClock) -> None:
         assert world.heard(message) == [(30_003, Ack())]
 
 
-async def test_lost_while_a_callback_waits_for_its_next_try(autojump_clock: MockClock) -> None:
-    """Also a callback that has failed before is left to whoever has the message now."""
+async def test_lease_lost_between_callbacks_ends_them(autojump_clock: MockClock) -> None:
+    """A lease that is lost between two tries of a callback ends them, and the message runs again, with its callback."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
         worker = world.worker(callback_backoff=Backoff(60, 60))
@@ -275,8 +277,8 @@ async def test_lost_while_a_callback_waits_for_its_next_try(autojump_clock: Mock
         assert world.heard(message) == [(30_003, Ack())]
 
 
-async def test_kept_while_a_callback_waits_for_its_next_try(autojump_clock: MockClock) -> None:
-    """The lease covers the waits between a callback's tries, so that its function does not run again."""
+async def test_lease_between_callbacks_is_extended(autojump_clock: MockClock) -> None:
+    """The lease is extended during the waits between a callback's tries, so that the function does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(500), Answer(200)])
         world.start(world.worker(callback_backoff=Backoff(40, 100)))
@@ -287,8 +289,8 @@ async def test_kept_while_a_callback_waits_for_its_next_try(autojump_clock: Mock
         assert world.server.deliveries == 1
 
 
-async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
-    """A confirmation that comes when a lease has been lost does not bring it back: nothing waits, nothing is said."""
+async def test_lease_lost_stays_lost(autojump_clock: MockClock) -> None:
+    """A late confirmation does not restore a lost lease: its scopes are cancelled, and no settlement is sent."""
     async with World(autojump_clock) as world:
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
@@ -306,14 +308,14 @@ async def test_what_is_lost_stays_lost(autojump_clock: MockClock) -> None:
 
 
 async def deliveries(consumer: Consumer) -> list[Delivery]:
-    """What comes next."""
+    """Receive until there are deliveries, and return these."""
     while True:
         if here := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
             return here
 
 
 async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
-    """A lease on a message, and nothing that works on it."""
+    """Receive a message and return its lease, without starting it."""
     world.publish(reply(200))
     world.nursery.start_soon(worker.link.run)
     consumer = await worker.queue.consume()
@@ -324,24 +326,24 @@ async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "after", "said"),
+    ("verdict", "after", "sent"),
     [(Nak(10), 19.999, True), (Nak(10), 20, False), (Term("given up"), 20, False), (Ack(), 100, True)],
 )
-async def test_a_verdict_that_comes_late(
-    verdict: Settlement, after: float, said: bool, autojump_clock: MockClock
+async def test_settle_after_the_lease_sends_only_an_ack(
+    verdict: Settlement, after: float, sent: bool, autojump_clock: MockClock
 ) -> None:
-    """Past its lease's time, a message is neither given back nor given up: only that it is done stays true."""
+    """After the lease's time a worker sends no nak and no term; it still sends an ack."""
     async with World(autojump_clock) as world:
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
         await trio.sleep_until(delivery.received_at + after)
         settle(worker.services, lease, 1, verdict, counts=True)
-        assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if said else [])
-        assert worker.told(Settled) == [Settled(verdict if said else Abandon())]
+        assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if sent else [])
+        assert worker.told(Settled) == [Settled(verdict if sent else Abandon())]
 
 
-async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) -> None:
-    """A delivery whose lease is over before it could be looked at is left to others, and its credit returns."""
+async def test_intake_delivery_without_lease_is_not_started(autojump_clock: MockClock) -> None:
+    """A delivery whose lease ends before intake decides on it is abandoned, and its credit returns."""
     async with World(autojump_clock) as world:
         world.publish(reply(200))
         worker = world.worker()
@@ -358,11 +360,11 @@ async def test_what_lay_here_too_long_is_not_started(autojump_clock: MockClock) 
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []
         assert worker.told(Settled) == [Settled(Abandon())]
-        assert worker.wanted == 10 + 1, "for each slot, and what was wanted besides"
+        assert worker.wanted == 10 + 1, "one for each slot, and the one that the test requested"
 
 
-async def test_a_process_that_stood_still(autojump_clock: MockClock) -> None:
-    """A worker that did not run for longer than its leases last gives nothing back that others may have by then."""
+async def test_settle_in_suspended_process_sends_no_nak(autojump_clock: MockClock) -> None:
+    """A worker that was suspended for longer than its leases last sends no nak; other workers may have the messages."""
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(503, after=5), reply(200)) for _ in range(10)]
         world.start(world.worker())

@@ -1,7 +1,7 @@
-"""Messages that come again: while they run, when they have ended, before their back-off is over. On the virtual clock.
+"""Redeliveries of messages that run, have ended, or still wait for their backoff. On the virtual clock.
 
-The ack wait is 30 s, and a message takes 1 ms either way. When the consumer is made anew at t, the worker hears of it
-at t+1, what it asks for then is heard at t+2, and what had not been settled is there at t+3.
+The ack wait is 30 s, and a message takes 1 ms either way. When the consumer is recreated at t, the worker detects
+it at t+1, the broker receives its pull request at t+2, and the unsettled messages arrive at t+3.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from worker.policy.backoff import Backoff
 from worker.policy.retry import Retry
 
 
-async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
-    """A message that comes again while it runs here is not run twice, and its newest delivery is what is settled."""
+async def test_redelivery_while_running_is_not_run(autojump_clock: MockClock) -> None:
+    """A message that is redelivered while it runs does not run twice, and the worker settles its newest delivery."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=12))
         worker = world.start(world.worker())
         await trio.sleep(5)
         world.server.make_anew()
         await message.over.wait()
-        # Told at 5_001, asked for at 5_002, there at 5_003: the next extension is due at 15_003, after the end.
+        # Detected at 5_001, requested at 5_002, redelivered at 5_003. The next extension, at 15_003, is after the end.
         assert worker.times(Redelivered) == [5_003]
         ((_, newest, _),) = worker.queue.said
         assert worker.told(Redelivered) == [Redelivered(newest, "running")]
@@ -34,8 +34,8 @@ async def test_redelivered_while_running(autojump_clock: MockClock) -> None:
         assert worker.wanted == 10
 
 
-async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
-    """A message that ended here and comes again, because the broker never heard, is settled again and not run again."""
+async def test_redelivery_when_finished_is_acked_again(autojump_clock: MockClock) -> None:
+    """A finished message that is redelivered, because its ack was lost, is acked again and does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=1))
         worker = world.start(world.worker(slots=1))
@@ -43,21 +43,21 @@ async def test_redelivered_when_finished(autojump_clock: MockClock) -> None:
         await trio.sleep(30.5)
         worker.link.there.swallows = ()
         await message.over.wait()
-        # Handed out at 1 and again at 30_001. The first that gets through is the first acknowledgement, said again
-        # every 2_000: 1_002 + 15 * 2_000 = 31_002.
+        # Delivered at 1 and again at 30_001. The first ack, which is sent again every 2_000, arrives first:
+        # 1_002 + 15 * 2_000 = 31_002.
         assert worker.times(Redelivered) == [30_002]
         (_, first, _), (_, second, _) = worker.queue.said
         assert worker.told(Redelivered) == [Redelivered(second, "finished")]
         assert world.heard(message)[0] == (31_003, Ack())
-        assert [(ms(at), said) for at, _, said in worker.queue.said] == [(1_002, Ack()), (30_002, Ack())]
+        assert [(ms(at), settlement) for at, _, settlement in worker.queue.said] == [(1_002, Ack()), (30_002, Ack())]
         assert first.token != second.token
         assert world.starts(message) == [2]
         assert worker.wanted == 1
         assert world.server.backlog().by_subject == {}
 
 
-async def test_given_up_and_redelivered(autojump_clock: MockClock) -> None:
-    """What was given up here and comes again is given up again, for the same reason, and not run or buried again."""
+async def test_redelivery_when_given_up_is_termed_again(autojump_clock: MockClock) -> None:
+    """A redelivered message that was given up gets the same term again, without another run or dead letter."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(500, after=1))
         worker = world.start(world.worker(retry=Retry(attempts=1)))
@@ -70,8 +70,8 @@ async def test_given_up_and_redelivered(autojump_clock: MockClock) -> None:
         assert len(world.server.letters) == 1
 
 
-async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
-    """A message that comes up to a second before its back-off is over waits for the rest of it in its slot."""
+async def test_redelivery_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
+    """A message that is redelivered less than a second early waits in its slot for the rest of its backoff."""
     async with World(autojump_clock) as world:
         await trio.sleep(0.8)
         message = world.publish(reply(503), reply(200))
@@ -79,23 +79,23 @@ async def test_early_by_less_than_a_second_is_held(autojump_clock: MockClock) ->
         await trio.sleep(2)
         world.server.restart(down=1)
         await trio.sleep_until(10.5)
-        # Due at 10_803, which the restart made a whole second: it is there at 10_001, and waits until 10 s after the
-        # verdict at 802.
+        # Due at 10_803, which the restart rounds to a whole second: it arrives at 10_001, and waits until 10 s after
+        # the verdict at 802.
         assert worker.services.timers.waiting["early redelivery"] == 1
         await message.over.wait()
         assert world.starts(message) == [802, 10_802]
         assert worker.services.timers.waiting["early redelivery"] == 0
 
 
-async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
-    """A message that comes earlier than that is given back for the rest, and that is no attempt."""
+async def test_redelivery_early_by_more_is_nakked(autojump_clock: MockClock) -> None:
+    """A message that is redelivered over a second early is nakked for the rest of its backoff; this is no attempt."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(200))
         worker = world.start(world.worker())
         await trio.sleep(5)
         world.server.make_anew()
         await message.over.wait()
-        # There again at 5_003, when 4_999 are left; heard at 5_004, over at 10_003.
+        # Redelivered at 5_003, when 4_999 remain; the broker receives the NAK at 5_004, and its delay ends at 10_003.
         assert worker.times(Redelivered) == [5_003]
         (_, _, _), (_, early, _), (_, _, _) = worker.queue.said
         assert worker.told(Redelivered) == [Redelivered(early, "early")]
@@ -105,8 +105,8 @@ async def test_early_by_more_goes_back(autojump_clock: MockClock) -> None:
         assert worker.wanted == 10
 
 
-async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) -> None:
-    """Waiting for the rest of a back-off, a message is leased like any other: nobody else is given it."""
+async def test_redelivery_held_is_extended(autojump_clock: MockClock) -> None:
+    """The lease of a message that waits for the rest of its backoff is extended; no other worker receives it."""
     async with World(autojump_clock, ack_wait=0.9) as world:
         await trio.sleep(0.84)
         message = world.publish(reply(503), reply(200))
@@ -114,7 +114,7 @@ async def test_the_lease_of_a_held_message_is_kept(autojump_clock: MockClock) ->
         await trio.sleep(2)
         world.server.restart(down=0)
         await message.over.wait()
-        # Due at 10_843, an ack wait after 9_943, which the restart made 9_000. So it is out at 9_900, there at 9_901,
-        # started 10 s after 842, and extended at 10_201, 10_501 and 10_801.
+        # Due at 10_843, an ack wait after 9_943, which the restart rounds to 9_000. So it is redelivered at 9_900,
+        # arrives at 9_901, starts 10 s after 842, and is extended at 10_201, 10_501 and 10_801.
         extended = [(10_202, None), (10_502, None), (10_802, None)]
         assert world.heard(message) == [(843, Nak(10)), *extended, (10_843, Ack())]

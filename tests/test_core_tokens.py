@@ -17,28 +17,28 @@ from worker.policy.arrival import NO_TOKEN
 
 ACK_WAIT = 30.0
 FLOW = "faas-request.0.a.openfaas-fn"
-"""Of function a."""
+"""The flow of function a."""
 MESSAGES = 60
-"""Of each function in a drawn world."""
+"""Number of messages of each function in a drawn world."""
 
 
 def label(function: str) -> str:
-    """A function as quotas name it."""
+    """Return the name that quotas use for a function."""
     return f"{function}.openfaas-fn"
 
 
 def backlog(world: World, function: str, count: int, seconds: float) -> list[Message]:
-    """So many messages for a function, each of which runs for so long."""
+    """Publish *count* messages for a function, each of which runs for *seconds*."""
     return [world.publish(reply(200, after=seconds), function=function) for _ in range(count)]
 
 
 def calls(world: World, function: str) -> list[Call]:
-    """A function's invocations, in the order of their starts."""
+    """List a function's invocations, in the order of their starts."""
     return [call for call in world.outside.calls if call.invocation.function == function]
 
 
 def most_at_once(world: World, function: str) -> int:
-    """The most of a function's invocations at once, over all workers; one whose worker was killed ended with it."""
+    """Count a function's invocations at their peak, over all workers; those of a killed worker end with it."""
     ends = [(call.ended, -1) for call in calls(world, function) if call.ended is not None]
     running = most = 0
     for _, change in sorted([*((call.began, 1) for call in calls(world, function)), *ends]):
@@ -48,25 +48,25 @@ def most_at_once(world: World, function: str) -> int:
 
 
 def most_in(world: World, function: str, window: float) -> int:
-    """The most starts in any window of so many seconds."""
+    """Count a function's starts in the busiest window of *window* seconds."""
     starts = [call.began for call in calls(world, function)]
     return max((sum(at <= other < at + window for other in starts) for at in starts), default=0)
 
 
 def started(world: World, count: int = 2, slots: int = 10) -> list[Hired]:
-    """Workers."""
+    """Start *count* workers."""
     return [world.start(world.worker(slots=slots)) for _ in range(count)]
 
 
 async def over(messages: list[Message]) -> float:
-    """Wait for all of them; when the last was over."""
+    """Wait until all messages are settled, and return the time."""
     for message in messages:
         await message.over.wait()
     return trio.current_time()
 
 
 async def test_a_cap_is_never_exceeded_and_fully_used(autojump_clock: MockClock) -> None:
-    """Of two workers' 20 slots a function with a cap of 5 has 5 at once, all the time."""
+    """A function with a cap of 5 runs 5 invocations at any time, on two workers with 20 slots."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=5))
         messages = backlog(world, "a", 100, 1)
@@ -76,7 +76,7 @@ async def test_a_cap_is_never_exceeded_and_fully_used(autojump_clock: MockClock)
 
 
 async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None:
-    """With a rate of 5/s no second has more than 5 starts over two workers, and few have less."""
+    """With a rate of 5/s, two workers start at most 5 invocations in any second, and all 50 within 13 s."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         messages = backlog(world, "a", 50, 0.01)
@@ -85,8 +85,8 @@ async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None
         assert most_in(world, "a", 1.0) == 5
 
 
-async def test_both_at_once(autojump_clock: MockClock) -> None:
-    """A cap and a rate hold side by side."""
+async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
+    """A function with a cap and a rate exceeds neither."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
         messages = backlog(world, "a", 30, 0.5)
@@ -96,8 +96,8 @@ async def test_both_at_once(autojump_clock: MockClock) -> None:
         assert most_in(world, "a", 1.0) <= 10
 
 
-async def test_another_function_is_not_held_up(autojump_clock: MockClock) -> None:
-    """What a limited function may not use, the others have."""
+async def test_cap_of_one_function_delays_no_other(autojump_clock: MockClock) -> None:
+    """Slots that a capped function may not use go to other functions."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=1))
         backlog(world, "a", 100, 1)
@@ -106,8 +106,8 @@ async def test_another_function_is_not_held_up(autojump_clock: MockClock) -> Non
         assert await over(others) < 11.5
 
 
-async def test_a_worker_without_free_slots_does_not_sit_on_tokens(autojump_clock: MockClock) -> None:
-    """Where one worker's slots are all taken by long work, another's have a function's whole cap."""
+async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -> None:
+    """When one worker's slots are all busy, another worker can use the whole cap of a function."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "long", 10, 600)
         started(world, count=1)
@@ -120,8 +120,8 @@ async def test_a_worker_without_free_slots_does_not_sit_on_tokens(autojump_clock
         assert await over(messages) - began < 13
 
 
-async def test_a_killed_worker_s_tokens_come_back(autojump_clock: MockClock) -> None:
-    """After the ack wait, to the other; until then that has what it had."""
+async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock: MockClock) -> None:
+    """A killed worker's tokens return to the other worker after the ack wait, and the cap holds throughout."""
     async with World(autojump_clock, by_function=True, ack_wait=ACK_WAIT) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 400, 1)
@@ -135,8 +135,8 @@ async def test_a_killed_worker_s_tokens_come_back(autojump_clock: MockClock) -> 
         assert most_at_once(world, "a") <= 4
 
 
-async def test_a_paused_function_s_tokens_are_given_back(autojump_clock: MockClock) -> None:
-    """Once it is paused for a worker that one has none; what it runs ends first."""
+async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockClock) -> None:
+    """A worker gives back a function's tokens when the function is paused, after its running invocations."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=5))
         backlog(world, "a", 100, 1)
@@ -148,8 +148,8 @@ async def test_a_paused_function_s_tokens_are_given_back(autojump_clock: MockClo
         assert not [token for token in worker.queue.held.values() if token.flow.startswith("quota/")]
 
 
-async def test_a_drain_gives_all_tokens_back(autojump_clock: MockClock) -> None:
-    """Those of invocations that end meanwhile too, so that the other worker need not wait for the ack wait."""
+async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> None:
+    """A drain gives all tokens back, so that another worker uses the whole cap at once, before the ack wait."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 100, 2)
@@ -167,8 +167,8 @@ async def test_a_drain_gives_all_tokens_back(autojump_clock: MockClock) -> None:
         assert most_at_once(world, "a") == 4
 
 
-async def test_a_cap_that_is_set_meanwhile(autojump_clock: MockClock) -> None:
-    """What runs is not cancelled for it; once that has ended, the cap holds. Lifted, all slots are its again."""
+async def test_cap_set_under_load_holds_until_removed(autojump_clock: MockClock) -> None:
+    """A new cap holds once running invocations have ended; without the cap, the function uses all slots again."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "a", 1_000, 1)
         started(world)
@@ -184,24 +184,24 @@ async def test_a_cap_that_is_set_meanwhile(autojump_clock: MockClock) -> None:
         assert not [message for message in world.server.messages.values() if message.subject.startswith("QUOTAS.")]
 
 
-async def test_what_messages_say_is_agreed_on(autojump_clock: MockClock) -> None:
-    """An annotation counts for all workers, once its first message was read."""
+async def test_cap_of_an_annotation_applies_to_all_workers(autojump_clock: MockClock) -> None:
+    """An annotation applies to all workers after one of them has read the first message."""
     async with World(autojump_clock, by_function=True) as world:
-        said = {"com.openfaas.queue.max_inflight": "3"}
+        annotations = {"com.openfaas.queue.max_inflight": "3"}
         started(world)
-        await over([world.publish(reply(200), function="a", annotations=said)])
+        await over([world.publish(reply(200), function="a", annotations=annotations)])
         await trio.sleep(1)
-        messages = [world.publish(reply(200, after=1), function="a", annotations=said) for _ in range(30)]
+        messages = [world.publish(reply(200, after=1), function="a", annotations=annotations) for _ in range(30)]
         await over(messages)
         assert most_at_once(world, "a") == 3
 
 
 @pytest.mark.parametrize("fault", ["cut", "elect", "restart", "crash"])
-async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> None:
-    """Neither lost connections nor elections make more start than may; restarts do not for caps.
+async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault: str) -> None:
+    """Lost connections and elections never exceed a cap or a rate, and restarts never exceed a cap.
 
-    For rates they can: a server that comes back counts delays from whole seconds (:mod:`tests.world.consumer`), so
-    a window may be up to a second short once.
+    A restart can exceed a rate: the server rounds delays to whole seconds (:mod:`tests.world.consumer`), so a window
+    may be up to a second short once.
     """
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
@@ -234,17 +234,17 @@ async def test_a_broker_in_trouble(autojump_clock: MockClock, fault: str) -> Non
     ],
 )
 async def test_no_message_comes_without_a_token(autojump_clock: MockClock, quota: Quota, seconds: float) -> None:
-    """Where nothing is lost on the way, a message is asked for only by who can start it: none is given back."""
+    """Without faults, a worker requests only messages that it has tokens for, and naks none."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), quota)
         messages = backlog(world, "a", 100, seconds)
         started(world)
         await over(messages)
-        assert {heard for message in messages for _, heard in world.heard(message)} <= {None, Ack()}
+        assert {verdict for message in messages for _, verdict in world.heard(message)} <= {None, Ack()}
 
 
 async def test_what_comes_twice_without_a_token_goes_back_once(autojump_clock: MockClock) -> None:
-    """Where its token was lost on the way, of a message that comes twice at once only the newest is given back."""
+    """When a message without a token arrives twice at once, only the newest delivery is nakked."""
     async with World(autojump_clock, by_function=True) as world:
         world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         worker = world.start(world.worker(slots=2))
@@ -254,7 +254,7 @@ async def test_what_comes_twice_without_a_token_goes_back_once(autojump_clock: M
         for each in twice:
             worker.queue.consumer.tell(each)
         await trio.sleep(1)
-        assert [(told, verdict) for _, told, verdict in worker.queue.said] == [(twice[1], Nak(NO_TOKEN))]
+        assert [(delivery, verdict) for _, delivery, verdict in worker.queue.said] == [(twice[1], Nak(NO_TOKEN))]
 
 
 class Plan(NamedTuple):
@@ -262,11 +262,11 @@ class Plan(NamedTuple):
 
     quotas: list[Quota]
     slots: list[int]
-    """Of each worker."""
+    """Number of slots of each worker."""
     takes: list[float]
-    """How long messages run."""
+    """Seconds for which messages run."""
     kills: list[float]
-    """When a worker is killed, and another hired."""
+    """Times (s) at which a worker is killed and another started."""
 
 
 PLANS = st.builds(
@@ -302,13 +302,13 @@ async def play(plan: Plan, clock: MockClock) -> None:
             name = f"f{number}"
             assert quota.max_inflight is None or most_at_once(world, name) <= quota.max_inflight
             assert quota.rate is None or most_in(world, name, quota.rate.window) <= quota.rate.starts
-            if quota.rate is None or quota.rate.window == 1.0:  # else it may rightly take an hour
+            if quota.rate is None or quota.rate.window == 1.0:  # a rate per minute can take an hour
                 assert len({call.invocation.call_id for call in calls(world, name)}) == MESSAGES
 
 
 @hypothesis.given(PLANS)
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_no_limit_is_ever_exceeded(plan: Plan) -> None:
-    """Whoever is killed when: never more at once than a cap, nor in a window than a rate; and all get done."""
+    """With any workers killed at any time, no function exceeds its cap or rate, and all messages run."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)
