@@ -58,21 +58,21 @@ def main(
     """Cause every fault, and check that no message is lost. The exit code is 1 if a promise was broken."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}: repeat with  python -m tests.chaos --seed {seed}")
-    told = []
+    reports = []
     for mode, size in product(modes, nodes):
         click.echo(f"{mode}, {size} nodes:")
-        told.append(trio.run(_live, seed, int(size), mode, messages, (rounds, only)))
-        _show(told[-1])
+        reports.append(trio.run(_live, seed, int(size), mode, messages, (rounds, only)))
+        _show(reports[-1])
         if report:
-            write(report, told)
-    raise SystemExit(0 if all(each.sound for each in told) else 1)
+            write(report, reports)
+    raise SystemExit(0 if all(each.sound for each in reports) else 1)
 
 
-def _show(told: RunReport) -> None:
-    click.echo(markdown([told]))
-    for promise, cases in told.verdict.broken.items():
+def _show(run: RunReport) -> None:
+    click.echo(markdown([run]))
+    for promise, cases in run.verdict.broken.items():
         click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:_SHOWN]))
-    for line in told.complaints[:_SHOWN]:
+    for line in run.complaints[:_SHOWN]:
         click.echo(f"COMPLAINT: {line}")
 
 
@@ -95,15 +95,15 @@ async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[i
             left = await _work(stage, lanes, messages, rounds)
             history = await stage.history(left)
             nursery.cancel_scope.cancel()
-        told = RunReport(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
+        run = RunReport(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
     finally:
         await stage.tear_down()
-    if told.sound:
+    if run.sound:
         shutil.rmtree(directory)
     else:
-        (directory / "history.json").write_bytes(msgspec.json.encode(told.history))
+        (directory / "history.json").write_bytes(msgspec.json.encode(run.history))
         click.echo(f"What was recorded, and the files of all processes, are in {directory}")
-    return told
+    return run
 
 
 async def _work(stage: Stage, lanes: Sequence[Mapping[str, Inject]], messages: int, rounds: int) -> int:

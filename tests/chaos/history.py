@@ -98,7 +98,7 @@ class Fault:
     workers: frozenset[str] | None = frozenset()
     """The workers whose connections or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
-    """Seconds after its end in which its consequences can begin: until all workers are connected, and there are leaders."""
+    """Seconds after its end in which its consequences can begin: until all workers have reconnected to leaders."""
     forgets: bool = False
     """Whether the broker loses delivery counts and waits by it."""
     fatal: bool = False

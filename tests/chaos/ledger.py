@@ -283,7 +283,7 @@ def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) ->
     """Yield the time from the end of a fault to each recovery from it (s).
 
     A recovery is the next invocation of each affected worker that still runs, or of each message that an ended worker
-    had not finished. After a fault of functions it is their next final answer, after one of callbacks the next callback.
+    had not finished. After a fault of functions it is their next final answer; after one of callbacks, the next one.
     """
     for shift in history.shifts:
         if fault.fatal and fault.touches(shift):
