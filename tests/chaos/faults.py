@@ -178,7 +178,7 @@ async def freeze_a_node(stage: Stage) -> None:
 
 
 async def lead_a_node_out(stage: Stage) -> None:
-    """Stop a node in lame duck mode, as nats-server's chart does: it asks its clients to leave, then disconnects them."""
+    """Stop a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then disconnects them."""
     async with stage.broker_in_use:
         await _down(stage, "broker leaves (lame duck)", [stage.rng.choice(stage.nodes)], NatsServer.leave)
 
