@@ -1,4 +1,4 @@
-"""A cluster of nats-servers, by default of three nodes, so that a stream can have three replicas.
+"""Several nats-servers as one: three nodes, so that a stream can have three replicas.
 
 ::
 
@@ -6,7 +6,7 @@
         cluster.make_stream(num_replicas=3)
         cluster.node_of(cluster.leader()).kill()
 
-Like those of :mod:`tests.servers`, all functions here block.
+Like :mod:`tests.servers`, all of it blocks.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from worker.dev.stack import free_port
 T = TypeVar("T")
 
 _ANSWER = 5.0
-"""Longest wait for one node's answer (s): if a node stands still, the next one is asked."""
+"""Longest wait for one node's answer (s): one that stands still has others beside it."""
 
 
 class NatsCluster:
     """Nodes ``n1``, ``n2`` … of one cluster, on the loopback.
 
     Args:
-        directory: the directory in which each node has one of its name for its files.
-        size: the number of nodes; a single node runs without a cluster.
+        directory: where they keep their files, each below its name.
+        size: how many there are; a single one stands alone, with no cluster around it.
     """
 
     def __init__(self, directory: Path, size: int = 3) -> None:
         routes = [free_port() for _ in range(size)]
-        # The nodes do not advertise each other, so that a test decides which addresses a client uses.
+        # The nodes do not advertise each other to clients: a test decides which addresses a client has.
         cluster = "cluster {{ name: test, listen: '127.0.0.1:{}', no_advertise: true, routes: [{}] }}"
         peers = ", ".join(f"'nats-route://127.0.0.1:{port}'" for port in routes)
         self.nodes = {
@@ -60,10 +60,10 @@ class NatsCluster:
         self._open.close()
 
     def ask(self, question: Callable[[NatsServer], T]) -> T:
-        """Call *question* with one running node after the other, and return the first answer.
+        """Return the answer of the first node that has one.
 
         Raises:
-            NoAnswer: no node answered.
+            NoAnswer: none does.
         """
         last = NoAnswer("no node is up")
         for node in self.nodes.values():
@@ -75,11 +75,11 @@ class NatsCluster:
         raise last
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
-        """Send a request to ``$JS.API.<verb>`` of one node after the other until one answers, and return the answer."""
+        """Send a request to ``$JS.API.<verb>`` of each node in turn, until one answers."""
         return self.ask(lambda node: node.api(verb, **body))
 
     def make_stream(self, name: str = "faas-request", **changes: Any) -> None:
-        """Create a stream as :meth:`.NatsServer.make_stream` does, once the nodes have formed a cluster."""
+        """Create a stream (:meth:`tests.servers.NatsServer.make_stream`), once the nodes have found each other."""
 
         def made() -> bool:
             try:
@@ -91,7 +91,7 @@ class NatsCluster:
         wait_until(made, "the cluster to make a stream")
 
     def leader(self, stream: str = "faas-request", consumer: str = "") -> str:
-        """Return the name of the node that leads a stream or one of its consumers; empty without a leader."""
+        """Return the name of the node that leads a stream, or one of its consumers; empty while there is none."""
         verb = f"CONSUMER.INFO.{stream}.{consumer}" if consumer else f"STREAM.INFO.{stream}"
         try:
             return str(self.api(verb).get("cluster", {"leader": "n1"}).get("leader", ""))
@@ -99,5 +99,5 @@ class NatsCluster:
             return ""
 
     def wait_for_leader(self, stream: str = "faas-request", consumer: str = "") -> str:
-        """Wait until a stream or one of its consumers has a leader, and return the leader's name."""
+        """Wait until there is a leader, and return its name."""
         return wait_until(lambda: self.leader(stream, consumer), f"a leader of {stream} {consumer}")

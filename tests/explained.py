@@ -1,4 +1,4 @@
-"""Why an invocation ran again: each cause that docs/guarantees.md lists under "At least once", as a predicate.
+"""The causes of a repeated invocation: each one in docs/guarantees.md under "At least once", as a predicate.
 
 It is given the runs of one message, as their workers knew them, and the troubles that there were. A dead worker cannot
 be asked: what is known of real ones is seen from outside, and judged by :mod:`tests.chaos.ledger`.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONNECTION = frozenset({"stall", "cut", "late", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
-"""Troubles that can keep what a worker says, or its confirmation, from getting through in time."""
+"""Troubles that can delay a settlement, an extension, or its confirmation."""
 FORGETFUL = frozenset({"anew", "crash"})
 """Troubles after which the queue may not know who has a message, nor how long it must wait."""
 ROUNDING = 1.0
@@ -22,7 +22,7 @@ HELD = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something that went wrong, from *begins* to *ends* (s); *worker*: whom alone it befell.
+    """A fault from *begins* to *ends* (s); *worker*: the only worker that it affects.
 
     Besides the faults: ``kill`` of a worker, and ``drain``, from when its time was up to its end.
     """
@@ -40,11 +40,11 @@ class Run:
     worker: str
     began: float
     ended: float
-    """When the worker had its outcome, or stopped it, or died."""
+    """The time when the worker had its outcome, or stopped it, or died."""
     how: Literal["final", "retry", "given back", "lost", "died"]
-    """The message is done or given up; is tried again; was stopped by the drain; its lease was lost; nobody told."""
+    """The message is done or given up; is retried; was stopped by the drain; lost its lease; or the worker died."""
     then: Literal["settled", "given back", "buried not", "nothing", "unknown"] = "unknown"
-    """What became of a final verdict: noted to be said; the drain stopped the callback or the burial; its dead letter
+    """The result of a final verdict: settled; the drain stopped its callback or dead letter; its dead letter
     could not be stored; nothing, since the lease was lost or the worker died."""
 
     @property
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the queue was set to."""
+    """The settings of the queue."""
 
     ack_wait: float
     trip: float
@@ -108,7 +108,7 @@ class Between:
         )
 
     def heard_late(self) -> bool:
-        """Whether the queue heard so late what one that had the message had said of it that it no longer was true."""
+        """Whether a settlement reached the queue so late that another worker had the message."""
         longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
         had_it = {run.worker for run in (self.first, self.again, *self.runs) if run.began <= self.again.began}
         return any(
@@ -121,7 +121,7 @@ class Between:
 
     def shared(self) -> bool:
         """Whether a third had the message together with the first, for a reason, and gave it back: neither can know."""
-        # What the third said can be heard after the first was sent the message, which it may hold before it runs it.
+        # The third one's settlement can arrive after the message was sent to the first, where it may wait to be run.
         slack = 2 * self.terms.trip + HELD
         return any(
             third not in (self.first, self.again)
@@ -140,7 +140,7 @@ class Between:
         return any(cause.overlaps and cause.holds(both) for cause in CAUSES)
 
     def made_anew(self) -> bool:
-        """Whether the consumer was made anew while the first had it."""
+        """Whether the consumer was recreated while the first worker had the message."""
         return self.any({"anew"}, self.first.began - HELD - self.terms.trip, self.again.began)
 
     def forgotten(self) -> bool:
@@ -211,7 +211,7 @@ def _drained(it: Between) -> bool:
 def explained(
     first: Run, again: Run, troubles: Sequence[Trouble], terms: Terms, runs: Sequence[Run] = ()
 ) -> list[Cause]:
-    """Why a message that *first* had run was run *again*; empty where there is no reason that we know.
+    """Return the causes why a message that *first* had run was run *again*; empty where there is none.
 
     Args:
         first: an earlier run of the message.

@@ -40,19 +40,19 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Server(Protocol):
-    """The handler of all connections' requests. All methods are called on the event loop."""
+    """Answers the requests of all connections. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
-        """Note that a client has connected."""
+        """Note a new connection."""
 
     def closed(self, connection: Connection) -> None:
-        """Note that the connection has ended."""
+        """Note the end of a connection."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
-        """Handle a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
+        """Answer a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
 
     def disturbed(self, connection: Connection) -> None:
-        """Note that bytes have arrived while the connection was :attr:`Connection.busy`."""
+        """Note bytes that arrived while the connection was :attr:`Connection.busy`."""
 
 
 class Connection(asyncio.Protocol):
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: Server) -> None:
         self.busy = False
-        """Whether the server has not answered the last request; then the next one stays unread."""
+        """The server has not answered the last request: the next one stays unread."""
         self._server = server
         self._unread = b""
 
@@ -112,7 +112,7 @@ def port_of(server: asyncio.Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer to a request."""
+    """The answer to a request."""
 
     status: int = 200
     body: bytes = b"ok"
@@ -126,11 +126,11 @@ class Reply:
     close: bool = False
     """Close the connection afterwards, without a Connection header that announces it."""
     raw: bytes | None = None
-    """Send these bytes only, and close the connection."""
+    """Send just this, and close."""
     reset: bool = False
-    """Send the answer, and reset the connection."""
+    """Having sent it, reset the connection."""
     stall: bool = False
-    """Send the answer, and leave the connection open without reading further requests."""
+    """Having sent it, do nothing more; the connection stays open."""
 
     def written(self) -> bytes:
         """Return the bytes on the wire."""
@@ -148,31 +148,31 @@ class Reply:
 
     @property
     def last(self) -> bool:
-        """Whether the connection ends with this answer."""
+        """Whether the connection ends with it."""
         return self.close or self.reset or self.raw is not None or self.framing == "close"
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request, as it was received."""
+    """A request, byte for byte."""
 
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
-    """Names and values as received, in order."""
+    """In order, names and values as they were written."""
     connection: int
-    """Number of its connection among all of the server, from 1."""
+    """The number of its connection."""
     began: float
-    """Time at which its header was read (s, ``time.monotonic``)."""
+    """The time when its header was read (s, ``time.monotonic``)."""
     number: int = 0
-    """Number of this request among those of its call id, from 1."""
+    """Its number among the requests of its call id, from 1."""
     body: bytes = b""
     ended: float | None = None
-    """Time just before its answer was sent, or at which its sender closed the connection."""
+    """The time when its answer was about to be sent, or its sender had disconnected."""
     gone: bool = False
     """Whether the sender closed the connection before the answer."""
     reply: Reply | None = None
-    """The answer; None while the request runs, and if its sender closed the connection."""
+    """Its answer; None while it runs, and where its sender disconnected first."""
 
     @property
     def method(self) -> str:
@@ -184,13 +184,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The function's name without its namespace; without ``/function/`` in the path, the path's first segment."""
+        """The name of the invoked function, without its namespace; elsewhere the path's first segment."""
         before, found, after = self.target.partition("?")[0].partition("/function/")
         return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
 
     @property
     def prefix(self) -> str:
-        """The part of the path before ``/function/``: the path of its sender's ``gateway_url``."""
+        """The part of its path before ``/function/``, which comes from its sender's ``gateway_url``."""
         return self.target.partition("/function/")[0].lstrip("/")
 
     @property
@@ -202,10 +202,10 @@ class Request:
         return [value.decode() for key, value in self.headers if key.lower() == name.lower().encode()]
 
     def header(self, name: str) -> str | None:
-        """Return the one value of a header, None if the header is missing.
+        """Return the one value of a header, or None where there is none.
 
         Raises:
-            AssertionError: the header has several values.
+            AssertionError: it stands there more than once.
         """
         values = self.all(name)
         assert len(values) < 2, (name, values)
@@ -220,14 +220,14 @@ class _Script:
     """Number of held requests that may still be answered."""
 
     def hold(self) -> asyncio.Future[None]:
-        """Hold a request, and return a future that is done when the request may be answered."""
+        """Hold a request: the result is done when it may be answered."""
         future = asyncio.get_running_loop().create_future()
         self.held.append(future)
         self.release(0)
         return future
 
     def release(self, count: float) -> None:
-        """Allow *count* more requests to be answered, in order of arrival."""
+        """Let *count* more requests be answered, in the order of their arrival."""
         self.released += count
         while self.released and self.held:
             future = self.held.popleft()
@@ -237,24 +237,28 @@ class _Script:
 
 
 class Functions:
-    """A :class:`Server` by script, in a thread of its own, on a port of the loopback, by default a free one."""
+    """A :class:`Server` by script, in a thread of its own.
+
+    Args:
+        port: the port on the loopback; a free one by default.
+    """
 
     def __init__(self, port: int = 0) -> None:
         self.port = port
         self.requests: list[Request] = []
         """All requests, in order of arrival."""
         self.running = 0
-        """Number of requests that are not answered yet."""
+        """Requests that are not answered yet."""
         self.most = 0
-        """Most requests that ever ran at once."""
+        """The most that ever ran at once."""
         self.peaks: Counter[str] = Counter()
-        """Most requests that ever ran at once, by function."""
+        """The most requests that ever ran at once, by function."""
         self.faults: list[str] = []
-        """Violations of HTTP by clients."""
+        """Acts of clients that HTTP does not allow."""
         self.instead: Reply | None = None
-        """Reply to all requests instead of the script's, if set."""
+        """While it is set, the reply to all requests, in place of the script's."""
         self.open = 0
-        """Number of open connections."""
+        """Open connections."""
         self._limits: dict[str, int] = {}
         self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
@@ -263,7 +267,7 @@ class Functions:
         self._connections: dict[Connection, int] = {}
         self._accepted = 0
         self._answering: dict[Connection, tuple[Request, asyncio.Task[None] | None]] = {}
-        """The unanswered request of each busy connection, and the task that will answer it."""
+        """The request that each busy connection waits for, and the task that will answer it."""
         self._up = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="functions", daemon=True)
         self._loop: asyncio.AbstractEventLoop
@@ -293,7 +297,7 @@ class Functions:
         self._limits[name] = most
 
     def release(self, name: str, count: float = inf) -> None:
-        """Answer *count* held requests for *name*, in order of arrival; by default all, including later ones."""
+        """Answer *count* held requests for *name*, in order of arrival; by default all, later ones too."""
         self._loop.call_soon_threadsafe(self._scripts[name].release, count)
 
     # What arrived.
@@ -307,7 +311,7 @@ class Functions:
         return [request for request in self.requests if request.name == name]
 
     def running_of(self, name: str) -> int:
-        """Return the number of unanswered requests for one function."""
+        """Count the requests for one function that are not answered yet."""
         return self._running[name]
 
     def calls(self) -> Counter[str]:
@@ -393,7 +397,7 @@ class Functions:
         connection.read()
 
     def _answer(self, connection: Connection, request: Request, reply: Reply) -> None:
-        # Count the request as ended before sending: its sender may send the next one before this loop runs again.
+        # Before the answer is sent: its receiver may send the next request before this loop runs again.
         self._end(request)
         request.reply = reply
         transport = connection.transport

@@ -1,4 +1,4 @@
-"""Why an invocation ran again: each cause with its smallest example, and what is no cause. Times in seconds."""
+"""The causes of a repeated invocation: each with its smallest example, and events that are none. Times in seconds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ THIRD = Run("c", 40.0, 49.0, "given back")
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_cause(name: str) -> None:
-    """Each cause explains what it says, without any other."""
+    """Each cause explains its own example, without any other."""
     first, again, troubles = EXAMPLES[name]
     runs = (first, again, THIRD) if name == "another that had it too gave it back" else (first, again)
     assert [cause.name for cause in explained(first, again, troubles, TERMS, runs)] == [name]

@@ -1,4 +1,4 @@
-"""Records of a run: messages published, invocations, callbacks, dead letters, workers and faults. Values only."""
+"""The records of a run: messages published, invoked, called back and given up, and all faults. Values only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Answer = Literal["final", "retry", "none"]
-"""Outcome of an invocation: a final answer, an answer that is to be retried, or none, as the worker left before it."""
+"""The answer to an invocation: a final one, one that is retried, or none, because its sender disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The workers' settings that the check depends on (times in seconds)."""
+    """The workers' settings that the check uses (s)."""
 
     attempts: int
     first_wait: float
@@ -26,7 +26,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A message whose storing was confirmed. All times here and below are of one clock (s)."""
+    """A message whose storing was confirmed. Times are of one clock (s), here and below."""
 
     call_id: str
     function: str
@@ -36,34 +36,34 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation, as its function received it."""
+    """One invocation, as its function saw it."""
 
     call_id: str
     worker: str
     began: float
     ended: float
-    """Time of its answer, or of the moment when its worker closed the connection."""
+    """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
-    """Seconds that the answer's Retry-After asked for."""
+    """Seconds of patience that its Retry-After asked for."""
     whole: bool = True
-    """Whether method, path and body arrived as they were published."""
+    """Method, path and body came as they were published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One callback, as its receiver received it."""
+    """One callback, as its receiver saw it."""
 
     call_id: str
     began: float
     ended: float
     status: str
-    """Value of its X-Function-Status header."""
+    """Its X-Function-Status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. *call_id* is None if the message could not be decoded."""
+    """One dead letter. *call_id* is None where the message could not be understood."""
 
     call_id: str | None
     attempts: int
@@ -72,16 +72,16 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class WorkerLife:
     """The life of one worker process."""
 
     worker: str
     began: float
     stopped: float | None
-    """Time of the first SIGTERM."""
+    """The time of its first SIGTERM."""
     ended: float
     code: int
-    """Exit code of the process; below zero, the signal that killed it."""
+    """Its exit code; below zero, the signal that killed it."""
 
     @property
     def killed(self) -> bool:
@@ -90,43 +90,44 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, from its beginning to its end."""
+    """Something that went wrong for a while."""
 
     kind: str
     began: float
     ended: float
     workers: frozenset[str] | None = frozenset()
-    """The workers whose connections or leases it affected; None: all that ran while it lasted or lingered."""
+    """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
-    """Seconds after its end in which its consequences can begin: until all workers have reconnected to leaders."""
+    """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
     forgets: bool = False
-    """Whether the broker loses delivery counts and waits by it."""
+    """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
-    """Whether the workers that it affected ended by it, which then is all that it explains."""
-    delays: bool = False
-    """Whether messages to a worker may arrive late by it."""
+    """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
 
-    def touches(self, shift: Shift) -> bool:
-        """Return whether the fault affected a worker process."""
+    delays: bool = False
+    """Whether messages may reach a worker late by it."""
+
+    def touches(self, life: WorkerLife) -> bool:
+        """Whether it touched a worker in this life of it."""
         if self.workers is None:
-            return shift.began <= self.ended + self.lingers and self.began <= shift.ended
-        return shift.worker in self.workers
+            return life.began <= self.ended + self.lingers and self.began <= life.ended
+        return life.worker in self.workers
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All records of one run."""
+    """All that was recorded in one run."""
 
     rules: Rules
     published: Sequence[Published]
     runs: Sequence[Run]
     posts: Sequence[Post]
     letters: Sequence[Letter]
-    shifts: Sequence[Shift]
+    lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
-    """Published payloads that cannot be decoded."""
+    """Payloads that were published and cannot be understood."""
     left: int = 0
-    """Number of messages that the consumer had not finished when the queue should have been empty."""
+    """Messages that the consumer had not done with when all should have ended."""
     stored: int = 0
-    """Number of messages that the stream held then."""
+    """Messages that the stream held then."""

@@ -1,4 +1,4 @@
-"""The processes that the faults strike: broker, workers, producer, functions, receiver, and the ways between them."""
+"""The system under test: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 import trio
 
 from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, WorkerLife
 from tests.chaos.proxy import Way
 from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
@@ -26,8 +26,8 @@ from worker.dev.stack import free_port
 
 T = TypeVar("T")
 
-SEATS = 3
-"""Number of workers that run at a time."""
+WORKERS = 3
+"""Workers at a time."""
 RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
 SETTINGS: Mapping[str, object] = {
     "max_inflight": 12,
@@ -44,8 +44,8 @@ SETTINGS: Mapping[str, object] = {
 CODES = (408, 429, 500, 502, 503, 504)
 
 
-class Seat:
-    """A place for a worker: the ways to the broker's nodes, and the worker that uses them now."""
+class WorkerSlot:
+    """A place for a worker: its ways to the broker's nodes, and who sits there now."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
         self.ways = ways
@@ -56,14 +56,14 @@ class Seat:
 
 
 class Stage:
-    """All processes of a run. Faults change them, and :meth:`history` returns the records.
+    """The system under test. Faults change it, and :meth:`history` returns its records.
 
     Args:
-        directory: the directory for the files of all processes.
-        nodes: the number of the broker's nodes.
-        rng: the source of all random draws.
-        log: called with one line of text for each event.
-        mode: the workers' ``scaling_mode``; ``mixed``: each worker's is drawn.
+        directory: for the files of all processes.
+        nodes: of the broker.
+        rng: chance.
+        log: called with a line of text for each event.
+        mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stage:
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
-        self.seats: list[Seat] = []
+        self.slots: list[WorkerSlot] = []
         self.faults: list[Fault] = []
         self.supply: Supply
         self.producer: Program
@@ -81,8 +81,8 @@ class Stage:
         self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
         """A fault that kills a node, or a worker, waits until the one before it is over."""
         self.disks: dict[NatsServer, Disk] = {}
-        """The disk of each node; empty if this machine does not allow to mount disks."""
-        self._shifts: list[Shift] = []
+        """Of the nodes, where this machine lets us give them disks of their own."""
+        self._lives: list[WorkerLife] = []
         self._workers: list[Worker] = []
         self._directory = directory
         self._began = time.monotonic()
@@ -90,11 +90,11 @@ class Stage:
         self._open = ExitStack()
 
     def now(self) -> float:
-        """Return the seconds since the beginning: the clock of all records."""
+        """Seconds since the beginning: the clock of all that is recorded."""
         return time.monotonic() - self._began
 
     async def set_up(self, nursery: trio.Nursery) -> None:
-        """Start all processes and servers."""
+        """Start everything."""
         for server in (self.functions, self.receiver):
             self._open.enter_context(server)
         for name, function in FUNCTIONS.items():
@@ -108,22 +108,22 @@ class Stage:
         nodes = ",".join(node.url for node in self.nodes)
         self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
         self.open_producer()
-        for _ in range(SEATS):
-            seat = Seat([Way(node.port) for node in self.nodes])
-            for way in seat.ways:
+        for _ in range(WORKERS):
+            slot = WorkerSlot([Way(node.port) for node in self.nodes])
+            for way in slot.ways:
                 await nursery.start(way.serve)
-            self.seats.append(seat)
-            await self.start_worker(seat)
+            self.slots.append(slot)
+            await self.start_worker(slot)
 
     async def tear_down(self) -> None:
-        """Kill the processes that still run."""
+        """Kill what is left."""
         with trio.CancelScope(shield=True):
             await in_thread(self._open.close)
 
     # The producer.
 
     def open_producer(self) -> None:
-        """Start this project's producer, or start it again after it was killed."""
+        """Start our own producer, in the place of one that ended."""
         settings = {"nats_stream_replicas": len(self.nodes), "log_encoding": "json", **self._producer_settings}
         self.producer = self._open.enter_context(
             Program("worker.cli", "gateway", tmp_path=self._directory, settings=settings)
@@ -131,12 +131,12 @@ class Stage:
 
     # Workers.
 
-    async def start_worker(self, seat: Seat) -> None:
-        """Start a worker on a free seat."""
+    async def start_worker(self, slot: WorkerSlot) -> None:
+        """Start a worker on a slot that is free."""
         self._started += 1
-        seat.name, seat.began, seat.stopped = f"w{self._started}", self.now(), None
-        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
-        gateway = f"{self.functions.url}/{seat.name}"
+        slot.name, slot.began, slot.stopped = f"w{self._started}", self.now(), None
+        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in slot.ways)
+        gateway = f"{self.functions.url}/{slot.name}"
         replicas = len(self.nodes)
         mode = self.rng.choice(["static", "function"]) if self.mode == "mixed" else self.mode
         settings = {
@@ -145,40 +145,40 @@ class Stage:
             "gateway_url": gateway,
             "nats_stream_replicas": replicas,
             "scaling_mode": mode,
-            "limiter_enabled": "false",  # the ledger does not model which messages it returns
+            "limiter_enabled": "false",  # what it gives back is by no rule that the ledger knows
         }
-        seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
-        self._workers.append(seat.worker)
-        # A SIGTERM before a process has a handler ends it with that signal, which the ledger would count as a defect.
-        await in_thread(partial(seat.worker.wait_for, "Serving metrics"))
+        slot.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
+        self._workers.append(slot.worker)
+        # A process without a signal handler yet dies of SIGTERM.
+        await in_thread(partial(slot.worker.wait_for, "Serving metrics"))
 
     @property
     def consumer(self) -> str:
-        """Return the name of the consumer that exists all the time; empty if the mode has none."""
+        """The one that is always there; empty where there is none such."""
         return CONSUMER if self.mode == "static" else ""
 
     def any_consumer(self) -> str:
-        """Return the name of an existing consumer, drawn at random."""
+        """One of those that are there."""
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
         return str(self.rng.choice(sorted(names)))
 
-    def terminate(self, seat: Seat) -> None:
-        """Send SIGTERM to a seat's worker, and record the time of the first one."""
-        seat.stopped = seat.stopped or self.now()
-        seat.worker.terminate()
+    def terminate(self, slot: WorkerSlot) -> None:
+        """Send SIGTERM."""
+        slot.stopped = slot.stopped or self.now()
+        slot.worker.terminate()
 
-    async def wait_for_end(self, seat: Seat) -> None:
-        """Wait until a worker that was stopped or killed has ended, and record its exit code."""
-        process = seat.worker.process
+    async def wait_ended(self, slot: WorkerSlot) -> None:
+        """Wait until a worker that was terminated or killed has ended."""
+        process = slot.worker.process
         with trio.move_on_after(LAST_RESORT):
-            while process.poll() is None:  # noqa: ASYNC110 -- there is no event for the end of a process
+            while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
-            self.log(f"{seat.name} does not end; its output: {seat.worker.output[-2000:]}")
-            seat.worker.kill()
+            self.log(f"{slot.name} does not end; see {slot.worker.output[-2000:]}")
+            slot.worker.kill()
             process.wait()
-        self._shifts.append(Shift(seat.name, seat.began, seat.stopped, self.now(), 99 if code is None else code))
+        self._lives.append(WorkerLife(slot.name, slot.began, slot.stopped, self.now(), 99 if code is None else code))
 
     # What happens.
 
@@ -193,7 +193,7 @@ class Stage:
         fatal: bool = False,
         delays: bool = False,
     ) -> Iterator[None]:
-        """Record a fault that lasts as long as this block; the arguments are the fields of ``Fault``."""
+        """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
         began = self.now()
         self.log(f"{kind} {' '.join(sorted(workers or ()))}")
         try:
@@ -202,21 +202,21 @@ class Stage:
             self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
 
     async def run_empty(self) -> int:
-        """Wait until the queue is empty, or LAST_RESORT has passed; return how many messages are left."""
+        """Let the queue run empty; return how many messages are left when that takes forever."""
         with trio.move_on_after(LAST_RESORT):
-            while await self.supply.left():  # noqa: ASYNC110 -- the broker sends no event for it
+            while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
                 await trio.sleep(0.1)
         return self.supply.waiting
 
     async def history(self, left: int) -> History:
-        """Return all records, after all workers have ended."""
+        """All that was recorded, when all workers have ended."""
         return History(
             rules=RULES,
             published=self.supply.published,
             runs=[self._run(request) for request in self.functions.requests],
             posts=[self._post(request) for request in self.receiver.requests],
             letters=await in_thread(self._letters),
-            shifts=self._shifts,
+            lives=self._lives,
             faults=self.faults,
             undecodable=self.supply.garbled,
             left=left,
@@ -224,7 +224,7 @@ class Stage:
         )
 
     def complaints(self) -> list[str]:
-        """Return the log lines that no worker may write: reports of a bug, and tracebacks."""
+        """Return the log lines that no worker may write: bugs and tracebacks."""
         return [
             line
             for worker in self._workers
@@ -264,5 +264,5 @@ class Stage:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call in a thread, and return its result."""
+    """Run a blocking call beside Trio's tasks."""
     return await trio.to_thread.run_sync(call)

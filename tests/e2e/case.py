@@ -1,4 +1,4 @@
-"""One message for one function, on a worker that many tests share because the start of a worker takes long."""
+"""One message for one function, on a worker that many tests share: each starting its own would take too long."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
     "debug": "true",
 }
-"""The shared worker's settings, in addition to those of all tests. Its timeouts are long, for busy machines."""
+"""The shared worker's settings, beside those of all tests. Its timeouts are long, for busy machines."""
 TIMEOUT = 0.5
-"""Timeout of invocations and callbacks of the worker for tests about timeouts (s)."""
+"""Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
 IMPATIENT: dict[str, object] = {
     "max_retry_attempts": 100,
     "callback_attempts": 100,
     "upstream_timeout": f"{TIMEOUT:g}s",
     "callback_timeout": f"{TIMEOUT:g}s",
 }
-"""Settings of that worker. It has many attempts, because on a busy machine any answer may be late."""
+"""The settings of the worker for timeouts. On a busy machine a good answer may be late too: hence many attempts."""
 STARTED = "1646739420463153513"
 _numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The queue, servers and worker that the cases share."""
+    """The worker, and its peers, that cases share."""
 
     queue: Queue
     functions: Functions
@@ -42,7 +42,7 @@ class Shared:
 
 
 class Case:
-    """A function, a receiver of its callbacks, and a call id, each used by this case only."""
+    """A function, a receiver of its callbacks, and a call id, each like no other case's."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -53,20 +53,20 @@ class Case:
         self._logged = len(shared.worker.lines())
 
     def answer(self, *replies: Reply) -> None:
-        """Set the replies of the function."""
+        """Set the function's answers."""
         self.shared.functions.answer(self.name, *replies)
 
     def answer_callbacks(self, *replies: Reply) -> None:
-        """Set the replies of the receiver of callbacks."""
+        """Set the answers of the receiver of callbacks."""
         self.shared.receiver.answer(self.name, *replies)
 
     @property
     def callback(self) -> str:
-        """Return the URL of this case's receiver of callbacks."""
+        """The URL that takes this case's callbacks."""
         return f"{self.shared.receiver.url}/{self.name}"
 
     def put(self, *, annotations: dict[str, str] | None = None, callback: str | None = None, **fields: Any) -> None:
-        """Publish the message on the queue, with the URL *callback* in the gateway's form."""
+        """Put the message on the queue; *callback* as the gateway writes it."""
         usual: dict[str, Any] = {
             "Header": {"X-Call-Id": [self.call_id], "X-Start-Time": [STARTED]},
             "Annotations": annotations or {},
@@ -76,7 +76,7 @@ class Case:
         self.queue.put(self.payload)
 
     def run(self, *replies: Reply, **message: Any) -> int:
-        """Publish the message, wait until it is settled, and return how many requests the function received."""
+        """Put the message, set the function's replies, wait for the end, and return how often it was sent."""
         if replies:
             self.answer(*replies)
         self.put(**message)
@@ -85,48 +85,48 @@ class Case:
 
     @property
     def requests(self) -> list[Request]:
-        """Return the requests that the function received."""
+        """The function's requests."""
         return self.shared.functions.of(self.call_id)
 
     @property
     def callbacks(self) -> list[Request]:
-        """Return the callbacks that the receiver received."""
+        """The receiver's requests."""
         return self.shared.receiver.to(self.name)
 
     @property
     def called_back(self) -> Request:
-        """Return the only callback."""
+        """The one callback."""
         (request,) = self.callbacks
         return request
 
     @property
     def gaps(self) -> list[float]:
-        """Return the seconds from each answer to the next request."""
+        """Seconds from each answer to the next request."""
         return list(self.shared.functions.gaps(self.call_id))
 
     @property
     def letters(self) -> list[Stored]:
-        """Return the dead letters of the message."""
+        """Its dead letters."""
         return [letter for letter in self.queue.letters() if letter.headers.get("X-Call-Id") == self.call_id]
 
     @property
     def letter(self) -> Stored:
-        """Return the only dead letter of the message, after a check that it holds the message."""
+        """Its one dead letter, which holds the message."""
         (letter,) = self.letters
         assert letter.data == self.payload
         return letter
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Return the lines that the worker has logged since the case began."""
+        """The worker's log lines since the case began."""
         return self.worker.lines()[self._logged :]
 
     @property
     def waits(self) -> list[float]:
-        """Return the logged waits between attempts (s)."""
+        """The waits between attempts in these lines."""
         return [line["retry_in"] for line in self.lines if "retry_in" in line]
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
-        """Return the warnings that the worker has logged since the case began."""
+        """The warnings in these lines."""
         return [line for line in self.lines if line["level"] == "warning"]

@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests. The tests may block, because the servers do not run in their thread."""
+"""Fixtures of the end-to-end tests. These block: the programs under test, and the function server, run beside them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Start one server for all tests that do not stop or reconfigure it; each test has its own queue."""
+    """Start a server for all tests that do not stop it; each has a queue of its own there."""
     with NatsServer(tmp_path_factory.mktemp("shared-nats")) as server:
         yield server
 
 
 @pytest.fixture
 def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """Start a server for one test, which may stop or reconfigure it."""
+    """Start a server for one test, which may stop, pause and kill it."""
     with NatsServer(tmp_path) as server:
         yield server
 
 
 @pytest.fixture
 def queue(nats: NatsServer) -> Queue:
-    """Return a queue for one test; neither its stream nor its consumer is created yet."""
+    """Name a queue for one test; its stream does not exist yet."""
     return Queue(nats, f"queue-{next(_numbers)}")
 
 
@@ -47,7 +47,7 @@ def functions() -> Iterator[Functions]:
 
 @pytest.fixture
 def receiver() -> Iterator[Functions]:
-    """Start the receiver of callbacks of one test."""
+    """Start a receiver for the callbacks of one test."""
     with Functions() as server:
         yield server
         assert not server.faults, server.faults
@@ -55,7 +55,7 @@ def receiver() -> Iterator[Functions]:
 
 @pytest.fixture
 def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartWorker]:
-    """Return a function that starts a worker on the test's queue and functions, with settings as keyword arguments."""
+    """Return a function that starts a ready worker on the test's queue and functions; settings by keyword."""
     with ExitStack() as stack:
 
         def begin(**settings: object) -> Worker:
@@ -68,7 +68,7 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
 
 @pytest.fixture(scope="session")
 def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Start one worker for all tests that need no special settings."""
+    """Start one worker for all tests that need nothing special of it."""
     with _shared_worker(Queue(nats, "shared"), tmp_path_factory.mktemp("shared"), SETTINGS) as shared:
         yield shared
 
@@ -97,14 +97,14 @@ def _shared_worker(queue: Queue, directory: Path, settings: Mapping[str, object]
 
 @pytest.fixture
 def case(shared: Shared) -> Iterator[Case]:
-    """Create a case on the shared worker, and purge the queue afterwards, so that the next test finds it empty."""
+    """Make a case, and purge its messages afterwards, so that no other test receives them."""
     with _case(shared) as case:
         yield case
 
 
 @pytest.fixture
 def timeout_case(impatient: Shared) -> Iterator[Case]:
-    """Create a case on the worker with short timeouts, and purge the queue afterwards."""
+    """Make a case on the worker with short timeouts."""
     with _case(impatient) as case:
         yield case
 

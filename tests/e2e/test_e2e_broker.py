@@ -1,4 +1,4 @@
-"""Contract, sections 2, 3 and 7: NATS as operators run it, mend it, and break it."""
+"""Contract, sections 2, 3 and 7: NATS as operators run it, repair it, and break it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.ports import BrokerUnavailableError
 
 
 def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
-    """The message with which a worker ends at once: exit 1, no traceback."""
+    """Return the message with which a worker ends at once, with exit 1 and no traceback."""
     with Worker(queue, tmp_path=tmp_path, **settings) as worker:
         assert worker.wait() == 1
         assert "Traceback" not in worker.output
@@ -123,7 +123,7 @@ def test_a_consumer_deleted_under_running_invocations(
     calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
     wait_until(lambda: functions.running == 3, "three to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
-    if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
+    if slots > 3:  # a worker without free slots requests nothing, so it notices at its next settlement
         wait_until(lambda: worker.logged("Recreated the missing"), "the new consumer")
         wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
@@ -135,7 +135,7 @@ def test_a_consumer_deleted_under_running_invocations(
 
 
 def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What runs ends in peace, and its end is not told of the new stream's messages, which have the same numbers."""
+    """Running invocations end, and settle none of the new stream's messages, which have the same numbers."""
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=4)
     queue.put_calls("held", ["old-1", "old-2"])
@@ -168,7 +168,7 @@ def test_a_purged_stream(queue: Queue, functions: Functions, start: StartWorker)
     wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending")
 
 
-# What cannot work is said at once, all of it.
+# All faults of a configuration are reported at once.
 
 
 def make_consumer(queue: Queue, **config: Any) -> None:
@@ -179,7 +179,7 @@ def make_consumer(queue: Queue, **config: Any) -> None:
 
 
 def test_a_stream_that_does_not_forget(queue: Queue, tmp_path: Path) -> None:
-    """Retention other than work-queue: exit 1, and the message says so and what to do."""
+    """Retention other than work-queue is exit 1, with a message that names the fault and the remedy."""
     queue.nats.make_stream(queue.name, retention="limits")
     line = fatal(queue, tmp_path)
     assert queue.name in line

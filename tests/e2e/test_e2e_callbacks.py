@@ -17,7 +17,7 @@ from worker.dev.stack import free_port
 
 
 def test_the_result_is_posted(case: Case) -> None:
-    """The function's body and response headers, with ours; X-Retry and X-Retry-Max only where there was a retry."""
+    """A callback has the function's body and headers, and the worker's; X-Retry and X-Retry-Max only after a retry."""
     theirs = (
         ("Content-Type", "text/x-result"),
         ("Set-Cookie", "a=1"),
@@ -69,7 +69,7 @@ def test_without_a_url_nobody_is_told(case: Case) -> None:
 
 @pytest.mark.parametrize("status", [200, 404, 302])
 def test_whatever_ended_it_is_told(case: Case, status: int) -> None:
-    """A code that is not retried is told as it is, with its body, below 400 or not."""
+    """A callback has the status and body of any answer that is not retried, below 400 or not."""
     case.run(Reply(status, b"so it is", (("Location", "/elsewhere"),)), callback=case.callback)
     assert (case.called_back.header("X-Function-Status"), case.called_back.body) == (str(status), b"so it is")
 
@@ -85,7 +85,7 @@ def test_it_comes_after_the_last_attempt(case: Case) -> None:
 
 
 def test_giving_up_is_told(case: Case) -> None:
-    """Given up: the last answer, X-Retry equal to X-Retry-Max; the dead letter is kept as well."""
+    """The callback of a message that is given up has the last answer, and X-Retry equal to X-Retry-Max."""
     replies = Reply(500, b"first"), Reply(503, b"last", (("X-Why", "because"),))
     assert case.run(*replies, callback=case.callback) == ATTEMPTS
     request = case.called_back
@@ -110,7 +110,7 @@ def test_no_response_is_told(timeout_case: Case, status: str) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 def test_bodies_go_on_byte_for_byte(case: Case, framing: Any) -> None:
-    """However the function sent its body; one that it compressed stays so, and says so."""
+    """A body is passed on byte for byte, with its Content-Encoding, whatever its framing."""
     body = gzip.compress(bytes(range(256)) * 2_000, mtime=0)
     case.run(Reply(200, body, (("Content-Encoding", "gzip"),), framing=framing), callback=case.callback)
     request = case.called_back
@@ -145,7 +145,7 @@ def test_a_callback_is_given_up(queue: Queue, functions: Functions, receiver: Fu
 
 @pytest.mark.parametrize("status", [400, 404, 410])
 def test_a_callback_that_can_never_succeed(case: Case, status: int) -> None:
-    """A refusal that trying again does not mend is given up at once."""
+    """A refusal that a retry cannot change is given up at once."""
     case.answer_callbacks(Reply(status))
     assert case.run(callback=case.callback) == 1
     assert case.called_back
@@ -163,7 +163,7 @@ def test_redirects_are_not_followed(case: Case, status: int) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:", "no-such-host.invalid", "[::1]:1", "127.0.0.1:0"])
 def test_a_dead_host(case: Case, host: str) -> None:
-    """A callback that nobody takes holds up its own message only, and that not for ever; the function ran once."""
+    """A callback without a receiver delays its own message only, and not forever; the function runs once."""
     port = free_port() if host.endswith(":") else ""
     assert case.run(callback=f"http://{host}{port}/callback") == 1
     assert case.letters == []
@@ -196,7 +196,7 @@ def test_a_callback_that_never_answers(timeout_case: Case) -> None:
     ids=str,
 )
 def test_a_callback_that_cannot_be_posted_to(case: Case, url: Any) -> None:
-    """It does not spoil the invocation: the function runs once, nobody is told, and a warning says why."""
+    """An unusable callback URL does not affect the invocation: the function runs once, and a warning has the reason."""
     assert case.run(CallbackUrl=url) == 1
     assert case.letters == []
     (warning,) = case.warnings

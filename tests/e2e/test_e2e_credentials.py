@@ -41,7 +41,7 @@ def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Pa
 
 @pytest.mark.parametrize("way", ["none", "wrong", "wrong in the URL"])
 def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
-    """Exit 1 with a message that says what is wrong and which settings to look at; the token is never printed."""
+    """A wrong token is exit 1 with a message that names the fault and the settings; the token is never printed."""
     with guarded:
         given: dict[str, dict[str, object]] = {
             "none": {},
@@ -92,7 +92,7 @@ def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
 
 
 def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions) -> None:
-    """A server that refuses a worker it knew is taken for one being mended: not ready, and back when it is let in."""
+    """A worker that is refused after it was connected waits: it is not ready, and goes on when it is admitted again."""
     with NatsServer(tmp_path) as nats:
         queue = Queue(nats)
         with Worker(queue, functions, tmp_path=tmp_path) as worker:
@@ -122,7 +122,7 @@ def test_the_first_server_that_answers(own_nats: NatsServer, functions: Function
 
 
 def test_config_shows_no_password(tmp_path: Path) -> None:
-    """`queue-worker config` prints what holds and where it came from; secrets are masked, in URLs as well."""
+    """`queue-worker config` prints each value and its origin; secrets are masked, also in URLs."""
     secret = tmp_path / "seed"
     secret.write_text("SUA-s3cret")
     settings = {

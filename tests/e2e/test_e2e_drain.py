@@ -1,6 +1,6 @@
 """Contract, section 8: SIGTERM, SIGINT, and what becomes of the work.
 
-`ack_wait` is a minute unless a test says otherwise, so what another worker gets within the tests' patience was given
+`ack_wait` is a minute in most tests, so a message that another worker gets within the tests' patience was given
 back.
 """
 
@@ -21,7 +21,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids
 
 
 def draining(worker: Worker) -> None:
-    """Wait until the worker has said that it is."""
+    """Wait until the worker logs that it is draining."""
     worker.wait_for('"event":"Draining"')
 
 
@@ -111,7 +111,7 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
 
 
 def test_signals_to_the_very_end(start: StartWorker) -> None:
-    """A worker that is told to stop again and again until it is gone ends with 0, whatever it is just doing."""
+    """A worker that gets signals until it has ended exits with 0, whatever it is doing when they arrive."""
     worker = start()
     while worker.process.poll() is None:
         worker.terminate()
@@ -218,7 +218,7 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
 
 @SIGNALS
 def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
-    """A worker that is still waiting for NATS ends as well: exit 0, no traceback."""
+    """A worker that is still waiting for NATS ends with 0, without a traceback."""
     with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
         worker.wait_for("Trouble with NATS")
         worker.process.send_signal(number)
@@ -227,7 +227,7 @@ def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> None:
-    """A server that takes connections and says nothing does not keep a worker from ending."""
+    """A server that accepts connections and sends nothing does not keep a worker from ending."""
     queue = Queue(own_nats)
     own_nats.pause()
     with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
@@ -239,7 +239,7 @@ def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", ["stopped", "killed", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
-    """With NATS gone, an idle worker ends, exit 0; and one whose invocation ends meanwhile does too."""
+    """With NATS down, an idle worker ends with 0, and so does a busy one once its invocation has ended."""
     queue = Queue(own_nats)
     with (
         Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as busy,

@@ -1,4 +1,4 @@
-"""Where OpenFaaS's own worker has run before, changing the image is all there is to do; and NATS over WebSockets."""
+"""Replacing OpenFaaS's own worker by changing the image only; and NATS over WebSockets."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ STATES = [
 def test_a_worker_killed_in_each_state(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, state: str
 ) -> None:
-    """Wherever one message was, it ends as it must; the function runs once more at most, the dead letter is one."""
+    """In every state the message ends as it must; the function runs at most twice, and there is one dead letter."""
     url = go_url(f"{receiver.url}/callback")
     functions.answer("fails", Reply(500), Reply(500))
     functions.answer("held", Reply(held=True), Reply(200))
@@ -127,7 +127,7 @@ def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tm
 def test_what_runs_goes_on_while_nats_is_away(
     own_nats: NatsServer, functions: Functions, receiver: Functions, tmp_path: Path, how: str
 ) -> None:
-    """A running invocation is not disturbed; one that ends meanwhile is settled afterwards; none runs twice."""
+    """A running invocation is not disturbed; one that ends without NATS is settled afterwards; none runs twice."""
     queue = Queue(own_nats)
     for name in ("held", "short", "broken"):
         functions.answer(name, Reply(500 if name == "broken" else 200, held=True))
@@ -188,9 +188,9 @@ def test_both_killed_again_and_again(
 
 @pytest.mark.slow
 def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A worker that stood still past its lease disturbs nobody: what it would have given back runs elsewhere by now."""
+    """A worker that was frozen past its lease settles nothing: another worker runs the message by then."""
     functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
-    # With a slot to spare it would have a request open, and find the message in it once more when it wakes.
+    # With a free slot it would have a request open, and receive the message again when it wakes.
     frozen = start(ack_wait=f"{LEASE}s", max_inflight=1)
     queue.put_calls("slow", ["one"])
     wait_until(lambda: functions.running == 1, "it to run")

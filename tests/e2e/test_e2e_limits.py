@@ -11,7 +11,7 @@ from tests.servers import wait_until
 
 @pytest.mark.parametrize("pull", [None, 3])
 def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start: StartWorker, pull: int | None) -> None:
-    """As many run at once as `max_inflight` says, and never one more, however many are pulled at a time."""
+    """As many invocations run at once as `max_inflight` allows, however many are pulled at a time."""
     functions.answer("echo", Reply(held=True))
     start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])

@@ -145,7 +145,7 @@ def test_what_must_not_be_logged(
 
 
 def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """By default lines are plain text, one an event, in no colours where nobody watches."""
+    """By default lines are plain text, one for each event, without colours where the output is no terminal."""
     with Worker(queue, functions, tmp_path=tmp_path, log_encoding="") as worker:
         worker.wait_for("Consuming")
         queue.put_calls("echo", ["one"])

@@ -99,7 +99,7 @@ def test_a_timeout_is_the_longest_invocation(case: Case) -> None:
 
 
 def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> None:
-    """While nobody listens at `gateway_url`, invocations wait; when someone does, they succeed."""
+    """While connections to `gateway_url` are refused, invocations are retried; they succeed when it listens."""
     port = free_port()
     worker = start(gateway_url=f"http://127.0.0.1:{port}")
     queue.put_calls("echo", ["one", "two"])
@@ -129,7 +129,7 @@ def test_a_server_without_tls(queue: Queue, start: StartWorker) -> None:
 
 
 def test_codes_of_ones_own(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """`retry_http_codes` replaces the list; no response is retried as well where 502 is not in it."""
+    """`retry_http_codes` replaces the list; a missing response is also retried where 502 is not in it."""
     functions.answer("teapot", Reply(418), Reply(200))
     functions.answer("broken", Reply(500))
     functions.answer("bad", Reply(502))

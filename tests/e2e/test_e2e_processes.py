@@ -18,7 +18,7 @@ COUNTS = re.compile(r"(?m)^(\w+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$")
 
 
 def children(parent: int) -> list[int]:
-    """The processes that *parent* has started."""
+    """Return the child processes of *parent*."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -31,7 +31,7 @@ def children(parent: int) -> list[int]:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether none of them is there any more, though perhaps as a zombie that somebody else has to reap."""
+    """Whether all of these processes have ended; a zombie that another process must reap has ended."""
     states = [path.read_text().rpartition(") ")[2][0] for pid in pids if (path := Path(f"/proc/{pid}/stat")).exists()]
     return set(states) <= {"Z"}
 
@@ -50,7 +50,7 @@ def seven() -> list[str]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Processes that the test has stopped, and that are to go on at its end, so that they can end."""
+    """Continue at the test's end all processes that it has stopped, so that they can end."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -132,7 +132,7 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
 
 
 def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
-    """Metrics come all the same, the last that it said among them; neither alive nor ready, and both say which."""
+    """The metrics page has the last values of a hanging process; both health pages fail, and name it."""
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
@@ -176,7 +176,7 @@ def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_p
 
 
 def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
-    """NATS refuses the credentials: exit 1 with one line, as one process would say it, however many there are."""
+    """Refused credentials are exit 1 with one line, the same for one process and for many."""
     with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
         one, three = (
             Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")

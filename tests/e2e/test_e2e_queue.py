@@ -38,7 +38,7 @@ CONSUMER = {
 
 
 def written(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration less its name, less what stands for nothing, and less notes of the server and of the worker."""
+    """Drop from a configuration its name, all empty values, and the notes of the server and of the worker."""
     neutral = ("name", "metadata", "compression", "consumer_limits", "allow_direct", "mirror_direct", "first_seq")
     return {name: value for name, value in config.items() if value and name not in neutral}
 
@@ -70,7 +70,7 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
 
 
 def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: StartWorker) -> None:
-    """Where they are missing, both are made exactly as section 3 says, and JetStream shows just that."""
+    """Where they are missing, both are created exactly as section 3 defines them."""
     start()
     stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
     subjects = [subject.replace("<queue>", queue.name) for subject in STREAM["subjects"]]  # type: ignore[attr-defined]  # a list
@@ -126,7 +126,7 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
         f"{queue.name}.echo",
         f"{queue.name}.a.b.c.d.e.f",
     ]
-    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which say nothing to us
+    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which mean nothing to a worker
     queue.nats.publish_many((subject, message("echo", subject), headers) for subject in subjects[:1])
     queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects[1:])
     queue.wait_empty()
@@ -188,7 +188,7 @@ def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: S
 
 
 def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Whoever is first makes the stream and its consumer; none of the others fails, or makes them otherwise."""
+    """The first worker creates the stream and its consumer; no other one fails, or creates different ones."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(queue, functions, tmp_path=tmp_path)) for _ in range(4)]
         for worker in workers:

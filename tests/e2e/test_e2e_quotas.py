@@ -49,7 +49,7 @@ def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: Start
 def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Of a function with a rate of 20/s, three workers start 80 in no less than three seconds.
 
-    Between the start of one and the start of the 20th after it there is a second. When a request arrives says less: a
+    Between the start of one and the start of the 20th after it there is a second. Its arrival proves less: a
     busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
     """
     annotations = {RATE: "20/s"}

@@ -77,7 +77,7 @@ EXPECTED: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {
 
 
 def fields(request: Request) -> list[tuple[str, str]]:
-    """A request's headers, less those that the client writes and those that it makes where the message has none."""
+    """Return a request's headers, less those that the client writes, or generates where they are missing."""
     made = {"host", "content-length"}
     if request.header("User-Agent") == f"queue-worker/{__version__}":
         made |= {"user-agent", "x-call-id"}
@@ -88,7 +88,7 @@ def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver
     """Method, path, query, headers and body of what OpenFaaS's gateway writes reach the function byte for byte.
 
     Their callbacks name foreign hosts, so this worker has a proxy, as it may in a cluster: what goes to the others
-    shows there, and reaches nobody.
+    shows there, and goes no further.
     """
     corpus = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     assert [entry["note"] for entry in corpus] == list(EXPECTED)
@@ -147,7 +147,7 @@ def test_headers_about_the_connection_are_dropped(case: Case) -> None:
 
 
 def test_what_is_made_where_it_is_missing(case: Case) -> None:
-    """X-Call-Id is made, the same at every attempt, and the User-Agent is ours; the method is POST."""
+    """A missing X-Call-Id is generated, the same for all attempts; the User-Agent is the worker's, the method POST."""
     case.answer(Reply(500), Reply(200))
     case.queue.put(json.dumps({"Function": case.name}).encode())
     case.queue.wait_empty()
@@ -237,7 +237,7 @@ def test_every_method(queue: Queue, functions: Functions, start: StartWorker) ->
 
 
 def test_connections_are_used_again(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """One at a time needs few connections; one that the function closed meanwhile costs no attempt."""
+    """One invocation at a time needs one connection; one that the function closed between two costs no attempt."""
     functions.answer("closes", Reply(close=True))
     worker = start(max_inflight=1)
     queue.put_calls("echo", [f"kept-{number}" for number in range(20)])

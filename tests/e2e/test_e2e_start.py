@@ -1,4 +1,4 @@
-"""Contract, sections 1 and 2: the programs, their flags, their settings, and how they say what is wrong."""
+"""Contract, sections 1 and 2: the programs, their flags, their settings, and their messages about errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Installed(Worker):
 
 
 class Charts(Worker):
-    """What the charts of OpenFaaS start."""
+    """The command of OpenFaaS's charts."""
 
     PROGRAM = (RUN, "jetstream-queue-worker", "-license-file=/var/secrets/license", "-pprof", "-pprof=true")
 
 
 class ChartsApart(Worker):
-    """The same, as Go's flags may be written too."""
+    """The command of OpenFaaS's charts, in the other syntax of Go's flags."""
 
     PROGRAM = (RUN, "jetstream-queue-worker", "--license-file", "/var/secrets/license", "--pprof=false")
 
@@ -70,7 +70,7 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
     ],
 )
 def test_told_to_stop_while_it_is_being_imported(start: str) -> None:
-    """SIGTERM before anything works ends with 0; process 1 of a container would not hear it without a handler."""
+    """SIGTERM during the imports ends a program with 0; process 1 of a container ignores it without a handler."""
     told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
     code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
@@ -109,7 +109,7 @@ def test_bad_settings(tmp_path: Path, program: tuple[str, ...]) -> None:
 
 
 def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
-    """What is wrong about a secret is said without it."""
+    """A message about a bad secret does not show it."""
     settings = {
         "nats_token": "s3cret-1",
         "nats_user": "me",
@@ -238,7 +238,7 @@ def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken
 
 
 def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Metrics and health are served where `http_host` and `http_port` say, and nowhere after the end."""
+    """Metrics and health are served at `http_host` and `http_port`, and no longer after the end."""
     port = free_port()
     with Worker(queue, functions, tmp_path=tmp_path, http_port=port) as worker:
         worker.wait_ready()

@@ -16,7 +16,7 @@ MOST = 1_048_576
 
 
 def odd(**fields: Any) -> bytes:
-    """A QueueRequest that is right but for some fields."""
+    """Return a QueueRequest that is right but for some fields."""
     return json.dumps({"Function": "echo", "Method": "POST", "Body": ""} | fields).encode()
 
 
