@@ -1,4 +1,4 @@
-"""Several nats-servers as one: three nodes, so that a stream can have three replicas.
+"""A cluster of nats-servers, by default of three nodes, so that a stream can have three replicas.
 
 ::
 
@@ -6,7 +6,7 @@
         cluster.make_stream(num_replicas=3)
         cluster.node_of(cluster.leader()).kill()
 
-Like :mod:`tests.servers`, all of it blocks.
+Like those of :mod:`tests.servers`, all functions here block.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from worker.dev.stack import free_port
 T = TypeVar("T")
 
 _ANSWER = 5.0
-"""Longest wait for one node's answer (s): one that stands still has others beside it."""
+"""Longest wait for one node's answer (s): if a node stands still, the next one is asked."""
 
 
 class NatsCluster:
     """Nodes ``n1``, ``n2`` … of one cluster, on the loopback.
 
     Args:
-        directory: where they keep their files, each below its name.
-        size: how many there are; a single one stands alone, with no cluster around it.
+        directory: the directory in which each node has one of its name for its files.
+        size: the number of nodes; a single node runs without a cluster.
     """
 
     def __init__(self, directory: Path, size: int = 3) -> None:

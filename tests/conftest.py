@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
 
-# No time limits: what a busy machine makes slow must not fail.
+# There are no time limits, because a test must not fail on a busy machine.
 _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 settings.register_profile("ci", _patient, max_examples=100, derandomize=True)
@@ -25,9 +25,9 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 if settings().derandomize:
-    # Hypothesis draws constants from all imported modules: what it draws for one test would depend on what other tests
-    # of the same process import. (A bug of tests/simulation/bugs.py was found in a run of all tests only.)
-    assert hasattr(HypothesisProvider, "_local_constants"), "Hypothesis has changed: find its constants again"
+    # Hypothesis draws constants from all imported modules. So the cases of one test would depend on the imports of the
+    # other tests in its process. (Only a run of all tests found one of the bugs in tests/simulation/bugs.py.)
+    assert hasattr(HypothesisProvider, "_local_constants"), "Hypothesis has changed: its constants have another name"
     HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]  # a property, cached
 
 
@@ -42,9 +42,9 @@ LONG = (
     "simulation/test_simulation.py",
     "test_dev.py",
 )
-"""Tests that `make test` leaves to `make test-rest`, by their paths."""
+"""Paths of the tests that `make test` leaves to `make test-rest`."""
 SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")
-"""Tests among these that `make test` runs."""
+"""Paths of the tests among these that `make test` runs nevertheless."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

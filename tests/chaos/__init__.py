@@ -1,8 +1,8 @@
 """Faults for real: worker processes, nats-servers, HTTP servers and the ways between them, all made to fail.
 
-``make chaos`` (``python -m tests.chaos``) keeps a queue busy while a schedule of faults, drawn from a seed, works
-through everything that can go wrong; then everything is healed, the queue runs empty, and a ledger of what was
-published, invoked, called back and given up is checked message by message. In order of reading:
+``make chaos`` (``python -m tests.chaos``) keeps a queue busy while a schedule of faults, drawn from a seed, causes
+each of them several times. Then all faults end, the queue runs empty, and a ledger checks message by message which were
+published, invoked, called back and given up. In order of reading:
 
 * :mod:`tests.chaos.faults`: the faults, one function each;
 * :mod:`tests.chaos.stage`: the processes and connections that they affect;

@@ -22,22 +22,22 @@ Does = Callable[[Stage], Awaitable[None]]
 EVERYONE = None
 """The workers that a fault of the broker affects."""
 MOMENT = RULES.ack_wait / 4
-"""Seconds: no lease is lost by it."""
+"""Duration of a fault that makes no worker lose a lease (s)."""
 LONG = RULES.ack_wait * 1.5
-"""Seconds: all leases are lost by it."""
+"""Duration of a fault that makes its workers lose all leases (s)."""
 _CONNECTS = 3.0
-"""Seconds in which a worker is connected again to a broker that is there: tries are a quarter of a second apart, and
-what is stuck is given up after three."""
+"""Longest time until a worker has reconnected to a broker that runs (s): it tries every 0.25 s, and gives up a stuck
+connection after 3 s."""
 _ELECTS = 12.0
-"""Seconds in which a cluster has leaders again, and workers have found them: two elections, one after the other, and a
-pull request that the old leader took with it, which is missed after eleven."""
+"""Longest time until a cluster has leaders again and workers pull from them (s): two elections in sequence, and 11 s
+until a worker gives up a pull request that the old leader lost."""
 
 
 # Workers.
 
 
 async def kill_a_worker(stage: Stage) -> None:
-    """SIGKILL, and another one takes its place."""
+    """Kill a worker (SIGKILL), and start another in its place."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
         with stage.fault("worker killed", frozenset({slot.name}), fatal=True):
@@ -56,11 +56,11 @@ async def restart_all(stage: Stage) -> None:
             await stage.start_worker(slot)
 
 
-async def hurry_a_worker(stage: Stage) -> None:
-    """SIGTERM, and again a moment later."""
+async def stop_a_worker_twice(stage: Stage) -> None:
+    """Stop a worker (SIGTERM), and send the signal again a moment later."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
-        with stage.fault("worker stopped, and hurried", frozenset({slot.name}), fatal=True):
+        with stage.fault("worker stopped by two signals", frozenset({slot.name}), fatal=True):
             stage.terminate(slot)
             await trio.sleep(stage.rng.random())
             stage.terminate(slot)
@@ -69,7 +69,7 @@ async def hurry_a_worker(stage: Stage) -> None:
 
 
 async def freeze_a_worker(stage: Stage) -> None:
-    """SIGSTOP for longer than its leases last, then SIGCONT."""
+    """Freeze a worker (SIGSTOP) for longer than its leases last, then let it continue (SIGCONT)."""
     async with stage.workers_in_use:
         slot = stage.rng.choice(stage.slots)
         with stage.fault("worker frozen past its leases", frozenset({slot.name}), lingers=_CONNECTS, delays=True):
@@ -79,7 +79,7 @@ async def freeze_a_worker(stage: Stage) -> None:
 
 
 async def kill_the_producer(stage: Stage) -> None:
-    """SIGKILL, and another one takes its place."""
+    """Kill the producer (SIGKILL), and start another in its place."""
     with stage.fault("producer killed"):
         stage.producer.kill()
         stage.producer.process.wait()
@@ -141,7 +141,7 @@ def _mute(slot: WorkerSlot) -> None:
 
 
 async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
-    """End nodes, wait, and start them again."""
+    """Stop nodes by *end*, wait, and start them again."""
     alone = len(stage.nodes) == 1
     with stage.fault(kind, EVERYONE, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
         for node in nodes:
@@ -153,19 +153,19 @@ async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Calla
 
 
 async def kill_a_node(stage: Stage) -> None:
-    """SIGKILL: of a cluster, any node."""
+    """Kill a node (SIGKILL), in a cluster any of them."""
     async with stage.broker_in_use:
         await _down(stage, "broker killed", [stage.rng.choice(stage.nodes)], NatsServer.kill)
 
 
 async def stop_a_node(stage: Stage) -> None:
-    """SIGTERM: of a cluster, any node."""
+    """Stop a node (SIGTERM), in a cluster any of them."""
     async with stage.broker_in_use:
         await _down(stage, "broker stopped", [stage.rng.choice(stage.nodes)], NatsServer.stop)
 
 
 async def freeze_a_node(stage: Stage) -> None:
-    """SIGSTOP for longer than the leases last; of a cluster the leader."""
+    """Freeze a node (SIGSTOP) for longer than the leases last, in a cluster the leader."""
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
@@ -183,13 +183,13 @@ async def lead_a_node_out(stage: Stage) -> None:
 
 
 async def kill_the_leader(stage: Stage) -> None:
-    """SIGKILL of the node that leads the consumer."""
+    """Kill the node that leads the consumer (SIGKILL)."""
     async with stage.broker_in_use:
         await _down(stage, "leader killed", [await _leader(stage)], NatsServer.kill)
 
 
 async def kill_the_majority(stage: Stage) -> None:
-    """SIGKILL of all nodes but one, which then can do nothing."""
+    """Kill all nodes but one (SIGKILL), which then has no quorum."""
     async with stage.broker_in_use:
         await _down(stage, "quorum lost", stage.rng.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
 
@@ -276,7 +276,7 @@ def _receiver(stage: Stage) -> Functions:
 OUTSIDE: Mapping[str, Does] = {
     "worker killed": kill_a_worker,
     "worker stopped (rolling update)": restart_all,
-    "worker stopped, and hurried": hurry_a_worker,
+    "worker stopped by two signals": stop_a_worker_twice,
     "worker frozen past its leases": freeze_a_worker,
     "producer killed": kill_the_producer,
 } | {
@@ -304,10 +304,11 @@ WAYS: Mapping[str, Does] = {
         ("way slow", _slow, LONG),
         ("way still for a moment", _still, MOMENT),
         ("way still past all leases", _still, LONG),
-        ("what a worker says is lost", _deaf, LONG),
-        ("what a worker hears is lost", _mute, LONG),
+        ("messages of a worker are dropped", _deaf, LONG),
+        ("messages to a worker are dropped", _mute, LONG),
     )
 }
+"""The faults of connections between workers and broker, by name."""
 BROKER: Mapping[str, Does] = {
     "broker killed": kill_a_node,
     "broker stopped": stop_a_node,
@@ -316,10 +317,11 @@ BROKER: Mapping[str, Does] = {
     "consumer deleted": delete_the_consumer,
     "disk full": fill_the_disk,
 }
+"""The faults of the broker, by name."""
 CLUSTER: Mapping[str, Does] = {
     "leader killed": kill_the_leader,
     "quorum lost": kill_the_majority,
     "broker stopped (rolling update)": restart_each_node,
     "leaders stepped down": change_leaders,
 }
-"""Only where there are several nodes."""
+"""The faults that only a broker of several nodes can have, by name."""

@@ -26,7 +26,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A message whose storing was confirmed. Times are of one clock (s), here and below."""
+    """A message whose storing was confirmed. All times here and below are of one clock (s)."""
 
     call_id: str
     function: str
@@ -36,7 +36,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation, as its function saw it."""
+    """One invocation, as its function received it."""
 
     call_id: str
     worker: str
@@ -45,25 +45,25 @@ class Run:
     """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
-    """Seconds of patience that its Retry-After asked for."""
+    """Seconds that the answer's Retry-After asked for."""
     whole: bool = True
-    """Method, path and body came as they were published."""
+    """Whether method, path and body arrived as they were published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One callback, as its receiver saw it."""
+    """One callback, as its receiver received it."""
 
     call_id: str
     began: float
     ended: float
     status: str
-    """Its X-Function-Status."""
+    """Value of its X-Function-Status header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. *call_id* is None where the message could not be understood."""
+    """One dead letter. *call_id* is None if the message could not be decoded."""
 
     call_id: str | None
     attempts: int
@@ -81,7 +81,7 @@ class WorkerLife:
     """The time of its first SIGTERM."""
     ended: float
     code: int
-    """Its exit code; below zero, the signal that killed it."""
+    """Exit code of the process; below zero, the signal that killed it."""
 
     @property
     def killed(self) -> bool:
@@ -90,7 +90,7 @@ class WorkerLife:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that went wrong for a while."""
+    """One fault, from its beginning to its end."""
 
     kind: str
     began: float
@@ -98,7 +98,7 @@ class Fault:
     workers: frozenset[str] | None = frozenset()
     """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
-    """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
+    """Seconds after its end in which its consequences can begin: until all workers have reconnected to leaders."""
     forgets: bool = False
     """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
@@ -108,7 +108,7 @@ class Fault:
     """Whether messages may reach a worker late by it."""
 
     def touches(self, life: WorkerLife) -> bool:
-        """Whether it touched a worker in this life of it."""
+        """Return whether the fault affected a worker process."""
         if self.workers is None:
             return life.began <= self.ended + self.lingers and self.began <= life.ended
         return life.worker in self.workers
@@ -116,7 +116,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that was recorded in one run."""
+    """All records of one run."""
 
     rules: Rules
     published: Sequence[Published]
@@ -126,8 +126,8 @@ class History:
     lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
-    """Payloads that were published and cannot be understood."""
+    """Published payloads that cannot be decoded."""
     left: int = 0
-    """Messages that the consumer had not done with when all should have ended."""
+    """Number of messages that the consumer had not finished when the queue should have been empty."""
     stored: int = 0
-    """Messages that the stream held then."""
+    """Number of messages that the stream held then."""

@@ -16,9 +16,9 @@ from itertools import pairwise
 from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, WorkerLife
 
 RETRY = "retry"
-"""The cause that is no fault."""
+"""The only cause of a repeat that is not a fault."""
 EARLY = 0.05
-"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py)."""
+"""Longest difference between clocks (s): the worker's own tolerance (worker/policy/ledger.py)."""
 SETTLE = 2.5
 """Seconds after its last request in which a worker may still be settling: the time after which it sends
 again what was not confirmed, and a half."""
@@ -35,16 +35,16 @@ class Verdict:
 
     lost: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Invoked and never published, or not as it was published."""
+    """Invocations and callbacks of messages that were never published, or not as they were published."""
     causes: Counter[str] = field(default_factory=Counter)
-    """Invocations after a message's first, by why."""
+    """Number of invocations after a message's first, by cause."""
     unexplained: list[str] = field(default_factory=list)
     out_of_policy: list[str] = field(default_factory=list)
-    """Attempts too early or too many, and messages given up too early."""
-    untold: list[str] = field(default_factory=list)
+    """Attempts that were too early or too many, and messages that were given up too early."""
+    wrong_callbacks: list[str] = field(default_factory=list)
     """Messages without a callback, with one before the end, or with a wrong one."""
     drains: list[tuple[str, float]] = field(default_factory=list)
-    """Worker, and seconds from SIGTERM to its end."""
+    """Name of each stopped worker, and seconds from SIGTERM to its end."""
     badly_ended: list[str] = field(default_factory=list)
     """Workers that ended too late, or with a wrong exit code."""
     recoveries: dict[str, list[float]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Whether every promise was kept."""
+        """Return whether every promise was kept."""
         return not self.broken
 
     @property
@@ -63,7 +63,7 @@ class Verdict:
             "not as published": self.foreign,
             "invoked again without cause": self.unexplained,
             "attempts out of policy": self.out_of_policy,
-            "callbacks": self.untold,
+            "callbacks": self.wrong_callbacks,
             "ends of workers": self.badly_ended,
         }
         return {name: cases for name, cases in found.items() if cases}
@@ -71,14 +71,14 @@ class Verdict:
 
 @dataclass(slots=True)
 class Story:
-    """All about one message."""
+    """All records of one message."""
 
     published: Published
     runs: list[Run]
     posts: list[Post]
     letter: Letter | None
     disturbed: int = 0
-    """Invocations that a fault made necessary."""
+    """Number of repeats that a fault caused."""
 
 
 def judge(history: History) -> Verdict:
@@ -92,7 +92,7 @@ def judge(history: History) -> Verdict:
         _judge_callbacks(story, verdict)
     _judge_undecodable(history, verdict)
     if history.left:
-        verdict.lost.append(f"{history.left} messages are still to be done")
+        verdict.lost.append(f"{history.left} messages have not ended")
     if history.stored > history.left and not any(fault.kind == STRANDS for fault in history.faults):
         verdict.lost.append(f"{history.stored - history.left} messages are stranded in the stream")
     for life in history.lives:
@@ -137,18 +137,18 @@ def _judge_repeats(story: Story, history: History, verdict: Verdict) -> None:
             verdict.causes[cause] += 1
             story.disturbed += 1
         elif _failed(earlier, history.rules) and earlier.ended <= later.began:
-            verdict.out_of_policy.append(f"{_told(earlier, later)}: before its back-off was over")
+            verdict.out_of_policy.append(f"{_both(earlier, later)}: before its back-off was over")
         else:
-            verdict.unexplained.append(_told(earlier, later))
+            verdict.unexplained.append(_both(earlier, later))
 
 
 def _failed(run: Run, rules: Rules) -> bool:
-    """Whether a run is to be tried again: by its answer, or because none came in time."""
+    """Return whether a run is to be retried: because of its answer, or because it had none in time."""
     return run.answer == "retry" or (run.answer == "none" and run.ended - run.began >= rules.upstream_timeout - EARLY)
 
 
 def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
-    """Whether it is a retry, one that is allowed, after no less than its back-off."""
+    """Return whether *later* is a permitted retry of *earlier*, after at least its back-off."""
     rules = history.rules
     # The number of this attempt, at least: attempts that the broker forgot do not count, nor those begun before it
     # forgot, because no record of their end is kept.
@@ -200,8 +200,8 @@ def _came_late(later: Run, history: History) -> str | None:
 def _stranded(later: Run, history: History) -> bool:
     """Whether the message may have been acknowledged, stayed in the stream, and gone to a recreated consumer."""
     full = [fault.began for fault in history.faults if fault.kind == STRANDS]
-    anew = [fault.began for fault in history.faults if fault.kind == RECREATED and fault.began <= later.began]
-    return bool(full and anew) and min(full) <= max(anew)
+    recreated = [fault.began for fault in history.faults if fault.kind == RECREATED and fault.began <= later.began]
+    return bool(full and recreated) and min(full) <= max(recreated)
 
 
 def _left_by(life: WorkerLife, earlier: Run, later: Run, until: float, story: Story) -> bool:
@@ -236,7 +236,7 @@ def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
         return
     if letter.attempts < rules.attempts:
         verdict.out_of_policy.append(f"{call_id}: given up after {letter.attempts} of {rules.attempts} attempts")
-    # What was handed out and came to no attempt counts too; nothing else may.
+    # Deliveries that led to no attempt count too, so there are at least as many deliveries as attempts.
     if letter.deliveries < rules.attempts and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: given up with {letter.deliveries} deliveries")
     if not failures:
@@ -247,16 +247,16 @@ def _judge_callbacks(story: Story, verdict: Verdict) -> None:
     call_id = story.published.call_id
     if not story.published.callback:
         if story.posts:
-            verdict.untold.append(f"{call_id}: called back, and asked for none")
+            verdict.wrong_callbacks.append(f"{call_id}: called back, but wanted no callback")
         return
     ends = [run for run in story.runs if run.answer == "final" or story.letter]
     if not story.posts:
-        verdict.untold.append(f"{call_id}: ended, and nobody was told")
+        verdict.wrong_callbacks.append(f"{call_id}: ended without a callback")
     for post in story.posts:
         if not any(run.ended <= post.began + EARLY for run in ends):
-            verdict.untold.append(f"{call_id}: told at {post.began:.2f}, before its end")
+            verdict.wrong_callbacks.append(f"{call_id}: called back at {post.began:.2f}, before its end")
         if post.status not in ("200", "404") and not story.letter:
-            verdict.untold.append(f"{call_id}: told status {post.status}, and it was not given up")
+            verdict.wrong_callbacks.append(f"{call_id}: called back with status {post.status}, but not given up")
 
 
 def _judge_undecodable(history: History, verdict: Verdict) -> None:
@@ -279,10 +279,10 @@ def _judge_worker(life: WorkerLife, rules: Rules, verdict: Verdict) -> None:
 
 
 def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) -> Iterator[float]:
-    """From the end of a fault to when what it touched worked again (s).
+    """Yield the time from the end of a fault to each recovery from it (s).
 
-    That is the next invocation of each worker that lived on, or of each message that one that ended had not finished;
-    where functions failed, their next good answer; where callbacks did, the next one.
+    A recovery is the next invocation of each affected worker that still runs, or of each message that an ended worker
+    had not finished. After a fault of functions it is their next final answer; after one of callbacks, the next one.
     """
     for life in history.lives:
         if fault.fatal and fault.touches(life):
@@ -309,6 +309,6 @@ def _left_behind(worker: str, ended: float, stories: Mapping[str, Story]) -> Ite
                 yield max(later.began, ended)
 
 
-def _told(earlier: Run, later: Run) -> str:
+def _both(earlier: Run, later: Run) -> str:
     ran = f"{earlier.worker} {earlier.began:.2f}-{earlier.ended:.2f} ({earlier.answer})"
     return f"{later.call_id}: {ran}, then {later.worker} at {later.began:.2f}"

@@ -27,7 +27,7 @@ from worker.dev.stack import free_port
 T = TypeVar("T")
 
 WORKERS = 3
-"""Workers at a time."""
+"""Number of workers that run at a time."""
 RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
 SETTINGS: Mapping[str, object] = {
     "max_inflight": 12,
@@ -45,7 +45,7 @@ CODES = (408, 429, 500, 502, 503, 504)
 
 
 class WorkerSlot:
-    """A place for a worker: its ways to the broker's nodes, and who sits there now."""
+    """A place for a worker: the ways to the broker's nodes, and the worker that uses them now."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
         self.ways = ways
@@ -81,7 +81,7 @@ class Stage:
         self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
         """A fault that kills a node, or a worker, waits until the one before it is over."""
         self.disks: dict[NatsServer, Disk] = {}
-        """Of the nodes, where this machine lets us give them disks of their own."""
+        """The disk of each node; empty if this machine does not allow to mount disks."""
         self._lives: list[WorkerLife] = []
         self._workers: list[Worker] = []
         self._directory = directory
@@ -90,11 +90,11 @@ class Stage:
         self._open = ExitStack()
 
     def now(self) -> float:
-        """Seconds since the beginning: the clock of all that is recorded."""
+        """Return the seconds since the beginning: the clock of all records."""
         return time.monotonic() - self._began
 
     async def set_up(self, nursery: trio.Nursery) -> None:
-        """Start everything."""
+        """Start all processes and servers."""
         for server in (self.functions, self.receiver):
             self._open.enter_context(server)
         for name, function in FUNCTIONS.items():
@@ -116,14 +116,14 @@ class Stage:
             await self.start_worker(slot)
 
     async def tear_down(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that still run."""
         with trio.CancelScope(shield=True):
             await in_thread(self._open.close)
 
     # The producer.
 
     def open_producer(self) -> None:
-        """Start our own producer, in the place of one that ended."""
+        """Start this project's producer, or start it again after it was killed."""
         settings = {"nats_stream_replicas": len(self.nodes), "log_encoding": "json", **self._producer_settings}
         self.producer = self._open.enter_context(
             Program("worker.cli", "gateway", tmp_path=self._directory, settings=settings)
@@ -145,7 +145,7 @@ class Stage:
             "gateway_url": gateway,
             "nats_stream_replicas": replicas,
             "scaling_mode": mode,
-            "limiter_enabled": "false",  # what it gives back is by no rule that the ledger knows
+            "limiter_enabled": "false",  # the ledger does not model which messages it returns
         }
         slot.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
         self._workers.append(slot.worker)
@@ -154,16 +154,16 @@ class Stage:
 
     @property
     def consumer(self) -> str:
-        """The one that is always there; empty where there is none such."""
+        """Return the name of the consumer that exists all the time; empty if the mode has none."""
         return CONSUMER if self.mode == "static" else ""
 
     def any_consumer(self) -> str:
-        """One of those that are there."""
+        """Return the name of an existing consumer, drawn at random."""
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
         return str(self.rng.choice(sorted(names)))
 
     def terminate(self, slot: WorkerSlot) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM to a seat's worker, and record the time of the first one."""
         slot.stopped = slot.stopped or self.now()
         slot.worker.terminate()
 
@@ -171,7 +171,7 @@ class Stage:
         """Wait until a worker that was terminated or killed has ended."""
         process = slot.worker.process
         with trio.move_on_after(LAST_RESORT):
-            while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
+            while process.poll() is None:  # noqa: ASYNC110 -- there is no event for the end of a process
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
@@ -193,7 +193,7 @@ class Stage:
         fatal: bool = False,
         delays: bool = False,
     ) -> Iterator[None]:
-        """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
+        """Record a fault that lasts as long as this block; the arguments are the fields of ``Fault``."""
         began = self.now()
         self.log(f"{kind} {' '.join(sorted(workers or ()))}")
         try:
@@ -204,12 +204,12 @@ class Stage:
     async def run_empty(self) -> int:
         """Let the queue run empty; return how many messages are left when that takes forever."""
         with trio.move_on_after(LAST_RESORT):
-            while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
+            while await self.supply.left():  # noqa: ASYNC110 -- the broker sends no event for it
                 await trio.sleep(0.1)
         return self.supply.waiting
 
     async def history(self, left: int) -> History:
-        """All that was recorded, when all workers have ended."""
+        """Return all records, after all workers have ended."""
         return History(
             rules=RULES,
             published=self.supply.published,

@@ -1,4 +1,4 @@
-"""One message for one function, on a worker that many tests share: each starting its own would take too long."""
+"""One message for one function, on a worker that many tests share because the start of a worker takes long."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
     "debug": "true",
 }
-"""The shared worker's settings, beside those of all tests. Its timeouts are long, for busy machines."""
+"""The shared worker's settings, in addition to those of all tests. Its timeouts are long, for busy machines."""
 TIMEOUT = 0.5
-"""Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
+"""Timeout of invocations and callbacks of the worker for tests about timeouts (s)."""
 IMPATIENT: dict[str, object] = {
     "max_retry_attempts": 100,
     "callback_attempts": 100,
@@ -42,7 +42,7 @@ class Shared:
 
 
 class Case:
-    """A function, a receiver of its callbacks, and a call id, each like no other case's."""
+    """A function, a receiver of its callbacks, and a call id, each used by this case only."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -62,11 +62,11 @@ class Case:
 
     @property
     def callback(self) -> str:
-        """The URL that takes this case's callbacks."""
+        """Return the URL of this case's receiver of callbacks."""
         return f"{self.shared.receiver.url}/{self.name}"
 
     def put(self, *, annotations: dict[str, str] | None = None, callback: str | None = None, **fields: Any) -> None:
-        """Put the message on the queue; *callback* as the gateway writes it."""
+        """Publish the message on the queue, with the URL *callback* in the gateway's form."""
         usual: dict[str, Any] = {
             "Header": {"X-Call-Id": [self.call_id], "X-Start-Time": [STARTED]},
             "Annotations": annotations or {},
@@ -95,23 +95,23 @@ class Case:
 
     @property
     def called_back(self) -> Request:
-        """The one callback."""
+        """Return the only callback."""
         (request,) = self.callbacks
         return request
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds from each answer to the next request."""
+        """Return the seconds from each answer to the next request."""
         return list(self.shared.functions.gaps(self.call_id))
 
     @property
     def letters(self) -> list[Stored]:
-        """Its dead letters."""
+        """Return the dead letters of the message."""
         return [letter for letter in self.queue.letters() if letter.headers.get("X-Call-Id") == self.call_id]
 
     @property
     def letter(self) -> Stored:
-        """Its one dead letter, which holds the message."""
+        """Return the only dead letter of the message, after a check that it holds the message."""
         (letter,) = self.letters
         assert letter.data == self.payload
         return letter

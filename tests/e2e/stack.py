@@ -1,4 +1,4 @@
-"""A worker process, the queue it serves, and messages for it."""
+"""A worker process, its queue, and messages for it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.servers import NatsServer, Program, wait_until
 from tests.wire import ApiError, Stored
 
 LEASE = 8
-"""An `ack_wait` (s) for tests that wait until a lease is over. A worker that the machine keeps from running for two
-thirds of it loses its leases, as it must: so it is no shorter."""
+"""An `ack_wait` for tests that wait until a lease is over (s). A worker that a busy machine does not run for two thirds
+of it loses its leases, so it is no shorter."""
 QUIET = 0.6
-"""Seconds to wait where nothing may happen: several times what the event would take."""
+"""Duration of a wait in which an event must not occur (s): several times what the event would take."""
 
 
 def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
@@ -87,7 +87,7 @@ class Queue:
         return calls
 
     def empty(self) -> bool:
-        """Whether the stream is there and holds nothing."""
+        """Return whether the stream exists and is empty."""
         return self.nats.state(self.name).get("messages") == 0
 
     def wait_empty(self, timeout: float = LAST_RESORT) -> None:
@@ -108,7 +108,7 @@ class Queue:
         return [letter for letter in self.letters() if letter.headers.get("X-Call-Id") == call_id]
 
     def consumer(self, durable: str = "faas-workers") -> dict[str, Any]:
-        """CONSUMER.INFO."""
+        """Return the CONSUMER.INFO of a consumer."""
         return self.nats.api(f"CONSUMER.INFO.{self.name}.{durable}")
 
     def has_consumer(self) -> bool:
@@ -142,7 +142,7 @@ class Worker(Program):
             "max_retry_wait": "200ms",
             "callback_initial_wait": "50ms",
             "callback_max_wait": "200ms",
-            "NO_PROXY": "*",  # whatever the machine that runs the tests has for its own use
+            "NO_PROXY": "*",  # overrides the proxy settings of the machine that runs the tests
         }
         if queue:
             usual |= {"nats_port": queue.nats.port, "nats_stream": queue.name}
@@ -181,13 +181,13 @@ class Worker(Program):
         return sum(value for found, value in self.samples(name).items() if labels.items() <= dict(found).items())
 
     def lines(self) -> list[dict[str, Any]]:
-        """All log lines that are complete.
+        """Return all log lines that are complete.
 
         A worker writes its log just before it waits for the network, so after a message was settled its line may be
         missing for a moment. A worker that answers a request has written all lines from before that request.
 
         Raises:
-            json.JSONDecodeError: one is not JSON.
+            json.JSONDecodeError: a line is not JSON.
         """
         if self._port and self.process.poll() is None:
             with suppress(OSError, HTTPException):
