@@ -107,7 +107,7 @@ def test_a_second_signal_makes_all_processes_return_messages(
 
 
 def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What it ran runs again, nothing is lost, the others go on; and no counter falls."""
+    """After a process is killed it is restarted: its messages run again, none is lost, and no counter falls."""
     worker = start(processes=2, max_inflight=4, ack_wait=f"{LEASE}s")
     queue.put_calls("echo", [f"before-{number}" for number in range(50)])
     queue.wait_empty()
