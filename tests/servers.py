@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LA
 
 
 async def until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
-    """Do as :func:`wait_until`, while Trio's tasks go on."""
+    """Wait as :func:`wait_until` does, and let Trio's tasks run until then."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"

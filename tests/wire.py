@@ -1,4 +1,4 @@
-"""A NATS client of a page, for tests: they must not use the client under test to set up and to look."""
+"""A NATS client of one page, for tests: their setup and checks must not depend on the client under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults, one function each: it does its harm, waits, heals, and notes the workers that it affected.
+"""The faults, one function each: it causes the fault, waits, ends it, and records the workers that it affected.
 
 Each takes the stage and returns when all is well again. The names in :data:`FAULTS` are those of the report.
 """

@@ -102,7 +102,7 @@ class Fault:
     forgets: bool = False
     """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
-    """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
+    """Whether the workers that it affected ended by it; then it explains only the messages that they left."""
 
     delays: bool = False
     """Whether messages may reach a worker late by it."""

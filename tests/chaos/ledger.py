@@ -57,7 +57,7 @@ class Verdict:
 
     @property
     def broken(self) -> dict[str, list[str]]:
-        """The broken promises, and their cases."""
+        """Return the broken promises, each with its cases."""
         found = {
             "lost": self.lost,
             "not as published": self.foreign,
@@ -180,7 +180,7 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
 
 
 def _heard_late(earlier: Run, later: Run, story: Story, history: History) -> str | None:
-    """Return the fault that delayed another worker's settlement until *earlier* ran: it ended that run's lease."""
+    """Return the fault that delayed another worker's nak until *earlier* had run, and so ended its back-off."""
     for run in story.runs:
         (life,) = (life for life in history.lives if life.worker == run.worker)
         for fault in history.faults:
@@ -198,14 +198,14 @@ def _came_late(later: Run, history: History) -> str | None:
 
 
 def _stranded(later: Run, history: History) -> bool:
-    """Whether the message may have been acknowledged, stayed in the stream, and gone to a recreated consumer."""
+    """Return whether the message may have been acknowledged, stayed in the stream, and gone to a recreated consumer."""
     full = [fault.began for fault in history.faults if fault.kind == STRANDS]
     recreated = [fault.began for fault in history.faults if fault.kind == RECREATED and fault.began <= later.began]
     return bool(full and recreated) and min(full) <= max(recreated)
 
 
 def _left_by(life: WorkerLife, earlier: Run, later: Run, until: float, story: Story) -> bool:
-    """Whether a worker ended with a run of its own unsettled.
+    """Return whether a worker ended before it had settled *earlier*.
 
     A killed one may have whatever it had not settled. One that was stopped settles what it was answered; what was not,
     or has no callback yet, it may give back from then on.

@@ -1,4 +1,4 @@
-"""The report of a run."""
+"""The report of one or several runs: tables in Markdown for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunReport:
 
 
 def markdown(runs: Sequence[RunReport]) -> str:
-    """Write the tables of docs/reliability.md for some runs: their results, and the effects of each fault."""
+    """Return the tables of docs/reliability.md for some runs: their results, and the effects of each fault."""
     columns = [_figures(each) for each in runs]
     lines = [
         "| | " + " | ".join(each.name for each in runs) + " |",

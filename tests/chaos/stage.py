@@ -163,7 +163,7 @@ class Stage:
         return str(self.rng.choice(sorted(names)))
 
     def terminate(self, slot: WorkerSlot) -> None:
-        """Send SIGTERM to a seat's worker, and record the time of the first one."""
+        """Send SIGTERM to a slot's worker, and record the time of the first one."""
         slot.stopped = slot.stopped or self.now()
         slot.worker.terminate()
 
@@ -202,7 +202,7 @@ class Stage:
             self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
 
     async def run_empty(self) -> int:
-        """Let the queue run empty; return how many messages are left when that takes forever."""
+        """Let the queue run empty; return how many messages are left after LAST_RESORT seconds."""
         with trio.move_on_after(LAST_RESORT):
             while await self.supply.left():  # noqa: ASYNC110 -- the broker sends no event for it
                 await trio.sleep(0.1)

@@ -166,7 +166,7 @@ def test_judge_nak_that_arrives_late_ends_a_back_off() -> None:
 
 
 def test_judge_lost_delivery_counts_allow_more_attempts() -> None:
-    """Where the broker has forgotten its counts there may be more attempts, each still after its back-off.
+    """After the broker has lost its counts there may be more attempts, each still after its back-off.
 
     Attempts that were begun before that do not count, whenever they ended: no record of them was kept.
     """

@@ -33,7 +33,7 @@ _numbers = count(1)
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The worker, and its peers, that cases share."""
+    """The queue, servers and worker that the cases share."""
 
     queue: Queue
     functions: Functions
@@ -85,12 +85,12 @@ class Case:
 
     @property
     def requests(self) -> list[Request]:
-        """The function's requests."""
+        """Return the requests that the function received."""
         return self.shared.functions.of(self.call_id)
 
     @property
     def callbacks(self) -> list[Request]:
-        """The receiver's requests."""
+        """Return the callbacks that the receiver received."""
         return self.shared.receiver.to(self.name)
 
     @property
@@ -118,15 +118,15 @@ class Case:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The worker's log lines since the case began."""
+        """Return the worker's log lines since the case began."""
         return self.worker.lines()[self._logged :]
 
     @property
     def waits(self) -> list[float]:
-        """The waits between attempts in these lines."""
+        """Return the waits between attempts in these lines (s)."""
         return [line["retry_in"] for line in self.lines if "retry_in" in line]
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
-        """The warnings in these lines."""
+        """Return the warnings in these lines."""
         return [line for line in self.lines if line["level"] == "warning"]

@@ -1,4 +1,4 @@
-"""Contract, section 8: SIGTERM, SIGINT, and what becomes of the work.
+"""Contract, section 8: a worker that drains after SIGTERM or SIGINT, and its messages.
 
 `ack_wait` is a minute in most tests, so a message that another worker gets within the tests' patience was given
 back.
