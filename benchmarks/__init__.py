@@ -1,4 +1,4 @@
-"""How fast the worker is, beside its peers: ``make bench``; docs/performance.md says what is measured and how.
+"""The speed of the worker beside its peers: ``make bench``. docs/performance.md describes all measurements.
 
 Read in this order: :mod:`benchmarks.stage` is one run, a broker, a function server and a contender on it (with
 :mod:`benchmarks.programs` and :mod:`benchmarks.queue` below it);

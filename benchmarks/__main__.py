@@ -36,7 +36,7 @@ _DOCS = Path(__file__).parent.parent / "docs"
 )
 @click.option("--again", is_flag=True, help="Measure nothing: write the tables again from what was measured.")
 def main(*, only: Sequence[str], pairs: int, names: Sequence[str], long: bool, write: bool | None, again: bool) -> None:
-    """How fast the worker is, beside its peers, on the same work in the same run."""
+    """Measure the speed of the worker and of its peers, on the same work in the same run."""
     if again:
         report.write(_DOCS)
         return

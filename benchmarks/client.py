@@ -21,7 +21,7 @@ _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 
 
 class Load:
-    """What all connections share: how many requests are still to be sent, and to be answered."""
+    """The counts that all connections share: requests still to be sent, and to be answered."""
 
     def __init__(self, request: bytes, count: int) -> None:
         self.request = request
@@ -82,7 +82,7 @@ async def load(address: str, path: str, body: bytes, count: int, connections: in
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     address, path, count, connections = sys.argv[1:]
     uvloop.run(load(address, path, sys.stdin.buffer.read(), int(count), int(connections)))
 

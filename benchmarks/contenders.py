@@ -1,4 +1,4 @@
-"""Who runs: our worker and its peers, each as a command that takes the same settings from the environment."""
+"""The contenders: the worker and its peers, each a command that takes the same settings from the environment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
 _DEBIAN = Path("/usr/share/gocode")
-"""Where Debian puts the sources of Go libraries; ``golang-github-nats-io-go-nats-dev`` is one."""
+"""Debian's directory for the sources of Go libraries; ``golang-github-nats-io-go-nats-dev`` is one."""
 
 
 class Missing(Exception):  # noqa: N818 -- it says what happened
-    """A contender cannot run here. The text says what it needs."""
+    """A contender cannot run here. The text names what it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ GO, GO_FULL = "go", "go_full"
 
 
 def go(directory: Path, *, full: bool) -> Contender:
-    """The peer in Go, compiled into *directory*.
+    """Compile the peer in Go into *directory*.
 
     Raises:
         Missing: there is no Go, or not its NATS client.

@@ -39,7 +39,7 @@ class FixedAnswer:
         self.delay = delay
         self.served = self.running = self.connections = self.refused = 0
         self.last = 0.0
-        """When the last answer was given, by the machine's monotonic clock (s)."""
+        """The time of the last answer, by the machine's monotonic clock (s)."""
         self._waiting: deque[tuple[float, asyncio.Transport]] = deque()
 
     def opened(self, connection: Connection) -> None:  # noqa: ARG002 -- the protocol's signature
@@ -112,7 +112,7 @@ def write_port(port_file: Path, server: asyncio.Server) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port_file", type=Path)
     parser.add_argument("--delay", type=float, default=0.0)

@@ -1,4 +1,4 @@
-"""What Linux tells of processes: the processor time they had, the memory they hold."""
+"""The numbers that Linux has of processes: their processor time and their memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a figure is: something that measures, and something that judges what was measured."""
+"""A figure: a function that measures, and one that judges the measurements."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tests.servers import NatsServer
 from .contenders import Contender
 
 Samples = Mapping[str, Mapping[str, Sequence[float]]]
-"""What was measured: by quantity, by who; the samples of one pair stand at the same place in each sequence."""
+"""Measurements by quantity and contender. The samples of one pair have the same index in each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a figure measures with."""
+    """The programs and settings with which a figure measures."""
 
     directory: Path
     """For what programs write: thrown away afterwards."""
     pairs: int
-    """How often each contender has its turn."""
+    """Number of runs of each contender."""
     peers: Sequence[Contender]
-    """Those that can run here."""
+    """The contenders that can run here."""
     say: Callable[[str], None]
-    """Told the progress, a line at a time."""
+    """A function that prints a line of progress."""
     nats: NatsServer
 
 

@@ -25,7 +25,7 @@ text { font: 13px system-ui, sans-serif; fill: #57606a } .title { font-weight: 6
 
 
 def bars(title: str, by: Mapping[str, Sequence[float]]) -> str:
-    """A bar for the median of each, shortest first, a whisker from least to most; ``ours`` stands out."""
+    """Draw a bar for the median of each, shortest first, a whisker from least to most; ``ours`` stands out."""
     spreads = sorted(((who, Spread.of(each)) for who, each in by.items()), key=lambda pair: pair[1].middle)
     scale = (_WIDTH - _LEFT - _RIGHT) / max(spread.most for _, spread in spreads)
     parts = []
@@ -44,7 +44,7 @@ def bars(title: str, by: Mapping[str, Sequence[float]]) -> str:
 
 
 def line(title: str, along: Sequence[float], samples: Sequence[float], unit: str) -> str:
-    """A line through *samples*, from nothing upwards, each above its place in *along* (whole thousands are shown)."""
+    """Draw a line through *samples*, from zero upwards, each above its place in *along* (in whole thousands)."""
     bottom, right = _HEIGHT - 40, _WIDTH - 40
     across, up = (right - 60) / max(along), (bottom - _TOP) / (1.1 * max(samples))
     points = [f"{60 + across * x:.1f} {bottom - up * y:.1f}" for x, y in zip(along, samples, strict=True)]

@@ -1,4 +1,4 @@
-"""How long from being published to being invoked: publisher and function in one process, so that one clock tells.
+"""The time from publication to invocation: publisher and function are in one process, with one clock.
 
 ``python -m benchmarks.prober PORT_FILE NATS_PORT SUBJECT COUNT PACE < message``
 
@@ -64,7 +64,7 @@ async def _answer_pings(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     port_file, nats_port, subject, count, pace = sys.argv[1:]
     uvloop.run(probe(Path(port_file), int(nats_port), subject, int(count), float(pace)))
 

@@ -22,7 +22,7 @@ _LOOK = 0.01
 
 
 class Failed(Exception):  # noqa: N818 -- it says what happened
-    """A run is not worth anything: a program ended, or nothing moved. The text says which."""
+    """A run is worthless: a program ended, or nothing moved. The text names the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Running:
 
     @property
     def told(self) -> str:
-        """What it wrote."""
+        """Its output."""
         return self.output.read_text(errors="replace")
 
     def finish(self, patience: float) -> str:
@@ -75,7 +75,7 @@ def program(
     cores: frozenset[int] = REST,
     stdin: bytes = b"",
 ) -> Iterator[Running]:
-    """A program for the time of the block, on some cores; both its outputs in one file, which is really written."""
+    """Run a program for the time of the block, on some cores; both its outputs are in one file, really written."""
     output, given = (directory / f"{name}.{time.monotonic_ns()}.{suffix}" for suffix in ("out", "in"))
     given.write_bytes(stdin)
     with output.open("wb") as file, given.open("rb") as fed:

@@ -20,11 +20,11 @@ _HEADERS = {
     "X-Forwarded-For": ["10.42.0.17"],
     "X-Forwarded-Host": ["gateway.openfaas.example"],
 }
-"""What a gateway behind an ingress gets."""
+"""Headers that a gateway behind an ingress receives."""
 
 
 def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> None:
-    """Stream and consumer anew, as the worker itself makes them, but in memory, and for *changes* of the consumer's."""
+    """Recreate stream and consumer as the worker does, but in memory, and with *changes* of the consumer."""
     if nats.state():
         nats.api(f"STREAM.DELETE.{STREAM}")
     nats.make_stream(STREAM, storage=storage)
@@ -42,20 +42,20 @@ def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> No
 
 
 def message(number: int, function: str = "echo") -> bytes:
-    """An invocation with a body of 256 bytes, as OpenFaaS's gateway and our producer write it."""
+    """Return an invocation with a body of 256 bytes, as OpenFaaS's gateway and this project's producer write it."""
     call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
     draft = compose(function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=time.time_ns())
     return draft.message(BODY).payload
 
 
 def asked(nats: NatsServer) -> int:
-    """How many requests for messages wait at the consumer."""
+    """Count the pull requests that wait at the consumer."""
     waiting: int = nats.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")["num_waiting"]
     return waiting
 
 
 def stored_at(nats: NatsServer, sequence: int) -> float:
-    """When the message of that number was stored (s since the epoch)."""
+    """Return the time when the message of that number was stored (s since the epoch)."""
     stored: str = nats.api(f"STREAM.MSG.GET.{STREAM}", seq=sequence)["message"]["time"]
     return datetime.fromisoformat(stored[:26].rstrip("Z")).replace(tzinfo=UTC).timestamp()
 

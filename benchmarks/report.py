@@ -1,4 +1,4 @@
-"""What was measured, as tables and plots in docs/performance.md."""
+"""The measurements as tables and plots in docs/performance.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .model import Figure, Line, Samples
 from .statistics import Spread, ratios
 
 Say = Callable[[str], None]
-"""Told a line of progress."""
+"""A function that prints a line of progress."""
 BEGIN, END = "<!-- measured: {} -->", "<!-- its end -->"
 """Around what a run replaces; the text around it stays."""
 _KEPT = "performance.json"
@@ -66,14 +66,14 @@ def between_markers(text: str, name: str, new: str) -> str:
 
 
 def lines(judged: Sequence[Line]) -> str:
-    """The table of what was to be reached."""
+    """Write the table of goals."""
     signs = {True: "✓", False: "✗", None: ""}
     rows = [f"| {line.figure} | {line.reach} | {line.measured} | {signs[line.reached]} |" for line in judged]
     return "\n".join(["| figure | reach | measured | |", "| --- | --- | --- | --- |", *rows]) + "\n"
 
 
 def table(samples: Samples) -> str:
-    """Every quantity of every contender: the median, the ends, and how many times that ours is."""
+    """Write every quantity of every contender: the median, the ends, and the worker's value divided by it."""
     rows = ["| | | median | least | most | ours is |", "| --- | --- | --- | --- | --- | --- |"]
     for what, by in samples.items():
         for who, each in by.items():

@@ -22,7 +22,7 @@ from .queue import DURABLE, STREAM, empty_queue, fill
 
 
 class FunctionServer:
-    """Ours to ask what it has seen: see :mod:`benchmarks.functions`."""
+    """A running function server, which can be asked for its counts: see :mod:`benchmarks.functions`."""
 
     def __init__(self, running: Running, port: int) -> None:
         self.running = running
@@ -48,7 +48,7 @@ class FunctionServer:
 
 @contextmanager
 def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
-    """A function server with all its counts at nothing."""
+    """Run a function server with all its counts at zero."""
     port_file = directory / "functions.port"
     port_file.unlink(missing_ok=True)
     command = (sys.executable, "-m", "benchmarks.functions", str(port_file), "--delay", str(delay))
@@ -67,7 +67,7 @@ def contender(
     cores: frozenset[int] = MEASURED,
     **settings: object,
 ) -> Iterator[Running]:
-    """*who*, at work on the queue, its functions at *gateway*; told our other settings by name."""
+    """Run *who* on the queue, with its functions at *gateway* and the worker's other settings by name."""
     told = {
         "nats_port": nats.port,
         "nats_stream": STREAM,
@@ -85,7 +85,7 @@ def contender(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where things stand."""
+    """The counts at one time."""
 
     at: float
     served: int
@@ -98,7 +98,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a run took between two samples."""
+    """The cost of a run between two samples."""
 
     messages: int
     rate: float
@@ -113,7 +113,7 @@ class Span:
 
 
 def between(first: Sample, last: Sample) -> Span:
-    """What happened from the first sample to the last."""
+    """Compute the cost from the first sample to the last."""
     count = last.served - first.served
     return Span(
         count,
@@ -137,7 +137,7 @@ def work_off(
     cores: frozenset[int] = MEASURED,
     **settings: object,
 ) -> Span:
-    """Let *who* work off a full queue, and tell what *count* messages took once *warm* were done.
+    """Let *who* work off a full queue, and return the cost of *count* messages once *warm* were done.
 
     The queue is filled before the clock starts, and is not empty when it stops.
     """

@@ -28,10 +28,10 @@ class Spread:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """How many times theirs ours is, pair by pair: what disturbs the machine for longer than a run disturbs both."""
+    """Divide the worker's samples by a peer's, pair by pair: a disturbance longer than a run affects both."""
     return Spread.of([mine / other for mine, other in zip(ours, theirs, strict=True)])
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The least sample that *share* of all (0 to 1) do not exceed: the nearest rank, nothing made up between two."""
+    """Return the least sample that *share* of all (0 to 1) do not exceed: the nearest rank, without interpolation."""
     return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]

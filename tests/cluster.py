@@ -1,4 +1,4 @@
-"""Several nats-servers as one: three nodes, so that a stream can have three replicas.
+"""A cluster of nats-servers, by default of three nodes, so that a stream can have three replicas.
 
 ::
 
@@ -6,7 +6,7 @@
         cluster.make_stream(num_replicas=3)
         cluster.node_of(cluster.leader()).kill()
 
-Like :mod:`tests.servers`, all of it blocks.
+Like those of :mod:`tests.servers`, all functions here block.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from worker.dev.stack import free_port
 T = TypeVar("T")
 
 _ANSWER = 5.0
-"""Longest wait for one node's answer (s): one that stands still has others beside it."""
+"""Longest wait for one node's answer (s): if a node stands still, the next one is asked."""
 
 
 class NatsCluster:
     """Nodes ``n1``, ``n2`` … of one cluster, on the loopback.
 
     Args:
-        directory: where they keep their files, each below its name.
-        size: how many there are; a single one stands alone, with no cluster around it.
+        directory: the directory in which each node has one of its name for its files.
+        size: the number of nodes; a single node runs without a cluster.
     """
 
     def __init__(self, directory: Path, size: int = 3) -> None:
         routes = [free_port() for _ in range(size)]
-        # Clients are not told of the other nodes: a test decides by which ways a client can come.
+        # The nodes do not advertise each other to clients: a test decides which addresses a client has.
         cluster = "cluster {{ name: test, listen: '127.0.0.1:{}', no_advertise: true, routes: [{}] }}"
         peers = ", ".join(f"'nats-route://127.0.0.1:{port}'" for port in routes)
         self.nodes = {
@@ -60,7 +60,7 @@ class NatsCluster:
         self._open.close()
 
     def ask(self, question: Callable[[NatsServer], T]) -> T:
-        """What the first node that answers says.
+        """Return the answer of the first node that has one.
 
         Raises:
             NoAnswer: none does.
@@ -75,11 +75,11 @@ class NatsCluster:
         raise last
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
-        """One request to ``$JS.API.<verb>``, asked of each node in turn until one answers."""
+        """Send a request to ``$JS.API.<verb>`` of each node in turn, until one answers."""
         return self.ask(lambda node: node.api(verb, **body))
 
     def make_stream(self, name: str = "faas-request", **changes: Any) -> None:
-        """See :meth:`tests.servers.NatsServer.make_stream`; once the nodes have found each other."""
+        """Create a stream (:meth:`tests.servers.NatsServer.make_stream`), once the nodes have found each other."""
 
         def made() -> bool:
             try:
@@ -91,7 +91,7 @@ class NatsCluster:
         wait_until(made, "the cluster to make a stream")
 
     def leader(self, stream: str = "faas-request", consumer: str = "") -> str:
-        """The name of the node that leads a stream, or one of its consumers; nothing while there is none."""
+        """Return the name of the node that leads a stream, or one of its consumers; empty while there is none."""
         verb = f"CONSUMER.INFO.{stream}.{consumer}" if consumer else f"STREAM.INFO.{stream}"
         try:
             return str(self.api(verb).get("cluster", {"leader": "n1"}).get("leader", ""))
@@ -99,5 +99,5 @@ class NatsCluster:
             return ""
 
     def wait_for_leader(self, stream: str = "faas-request", consumer: str = "") -> str:
-        """The same, once there is one."""
+        """Wait until there is a leader, and return its name."""
         return wait_until(lambda: self.leader(stream, consumer), f"a leader of {stream} {consumer}")

@@ -1,4 +1,4 @@
-"""How hard Hypothesis looks: HYPOTHESIS_PROFILE is ``ci``, which looks at the same every time, or ``nightly``.
+"""The number of examples of Hypothesis: HYPOTHESIS_PROFILE is ``ci``, with the same every time, or ``nightly``.
 
 ``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: what fails need
 not be small, and nothing is remembered.
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
 
-# No time limits: what a busy machine makes slow must not fail.
+# There are no time limits, because a test must not fail on a busy machine.
 _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 settings.register_profile("ci", _patient, max_examples=100, derandomize=True)
@@ -25,9 +25,9 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 if settings().derandomize:
-    # Hypothesis draws constants from all imported modules: what it draws for one test would depend on what other tests
-    # of the same process import. (A bug of tests/simulation/bugs.py was found in a run of all tests only.)
-    assert hasattr(HypothesisProvider, "_local_constants"), "Hypothesis has changed: find its constants again"
+    # Hypothesis draws constants from all imported modules. So the cases of one test would depend on the imports of the
+    # other tests in its process. (Only a run of all tests found one of the bugs in tests/simulation/bugs.py.)
+    assert hasattr(HypothesisProvider, "_local_constants"), "Hypothesis has changed: its constants have another name"
     HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]  # a property, cached
 
 
@@ -42,9 +42,9 @@ LONG = (
     "simulation/test_simulation.py",
     "test_dev.py",
 )
-"""Tests that `make test` leaves to `make test-rest`, by their paths."""
+"""Paths of the tests that `make test` leaves to `make test-rest`."""
 SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")
-"""Tests among these that `make test` runs."""
+"""Paths of the tests among these that `make test` runs nevertheless."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what simulations have lived through: it comes with their reports, perhaps from another process."""
+    """Print the census of the simulations, which is in their reports, perhaps from another process."""
     for report in (each for kind in terminalreporter.stats.values() for each in kind):
         lines = dict(getattr(report, "user_properties", ())).get("census")
         if isinstance(lines, list) and report.when == "teardown":
@@ -69,10 +69,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 if "MUTANT_UNDER_TEST" in os.environ:  # set by mutmut
     from tests.world import world
 
-    # A mutant makes tests wait in vain; the longest wait of any is an hour and a minute.
+    # Under a mutant tests wait for events that do not happen; the longest wait of any is an hour and a minute.
     world.LONGEST = 10_000.0
 
     def pytest_sessionfinish(exitstatus: int) -> None:
-        """A test that is not found by its name has killed nothing, but mutmut would take it so; 35 is "suspicious"."""
+        """End with 35, "suspicious", where no test was found by its name: mutmut would count the mutant as killed."""
         if exitstatus == pytest.ExitCode.USAGE_ERROR:
             os._exit(35)

@@ -43,16 +43,16 @@ class Server(Protocol):
     """Answers the requests of all connections. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
-        """A client has connected."""
+        """Note a new connection."""
 
     def closed(self, connection: Connection) -> None:
-        """The connection has ended."""
+        """Note the end of a connection."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
-        """A whole request has arrived. *head* ends with an empty line; *body* is None without a Content-Length."""
+        """Answer a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
 
     def disturbed(self, connection: Connection) -> None:
-        """Bytes have arrived while the connection was :attr:`Connection.busy`."""
+        """Note bytes that arrived while the connection was :attr:`Connection.busy`."""
 
 
 class Connection(asyncio.Protocol):
@@ -103,7 +103,7 @@ async def listen(server: Server, port: int = 0) -> asyncio.Server:
 
 
 def port_of(server: asyncio.Server) -> int:
-    """The port that a server listens on."""
+    """Return the port that a server listens on."""
     return int(server.sockets[0].getsockname()[1])
 
 
@@ -112,7 +112,7 @@ def port_of(server: asyncio.Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What to answer."""
+    """The answer to a request."""
 
     status: int = 200
     body: bytes = b"ok"
@@ -122,7 +122,7 @@ class Reply:
     held: bool = False
     """Answer only after :meth:`Functions.release` for this function."""
     framing: Literal["length", "chunked", "close"] = "length"
-    """How the body ends."""
+    """The way in which the end of the body is marked."""
     close: bool = False
     """Close the connection afterwards, without a Connection header that announces it."""
     raw: bytes | None = None
@@ -133,7 +133,7 @@ class Reply:
     """Having sent it, do nothing more; the connection stays open."""
 
     def written(self) -> bytes:
-        """The bytes on the wire."""
+        """Return the bytes on the wire."""
         if self.raw is not None:
             return self.raw
         body, ending = self.body, f"Content-Length: {len(self.body)}"
@@ -154,25 +154,25 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request, as it came over the wire."""
+    """A request, byte for byte."""
 
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
     """In order, names and values as they were written."""
     connection: int
-    """Which connection of the server it came over."""
+    """The number of its connection."""
     began: float
-    """When its header was read (s, ``time.monotonic``)."""
+    """The time when its header was read (s, ``time.monotonic``)."""
     number: int = 0
-    """Which request of its call id this is, from 1."""
+    """Its number among the requests of its call id, from 1."""
     body: bytes = b""
     ended: float | None = None
-    """When its answer was about to be sent, or its sender had gone."""
+    """The time when its answer was about to be sent, or its sender had disconnected."""
     gone: bool = False
-    """The sender closed the connection before the answer."""
+    """Whether the sender closed the connection before the answer."""
     reply: Reply | None = None
-    """What it was answered; None while it runs, and where its sender had gone."""
+    """Its answer; None while it runs, and where its sender disconnected first."""
 
     @property
     def method(self) -> str:
@@ -184,13 +184,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The function asked for, without its namespace; elsewhere the path's first segment."""
+        """The name of the invoked function, without its namespace; elsewhere the path's first segment."""
         before, found, after = self.target.partition("?")[0].partition("/function/")
         return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
 
     @property
     def prefix(self) -> str:
-        """What stands before ``/function/`` in its path: that of its sender's ``gateway_url``."""
+        """The part of its path before ``/function/``, which comes from its sender's ``gateway_url``."""
         return self.target.partition("/function/")[0].lstrip("/")
 
     @property
@@ -198,11 +198,11 @@ class Request:
         return (self.all("X-Call-Id") or [""])[0]
 
     def all(self, name: str) -> list[str]:
-        """All values of a header."""
+        """Return all values of a header."""
         return [value.decode() for key, value in self.headers if key.lower() == name.lower().encode()]
 
     def header(self, name: str) -> str | None:
-        """The one value of a header, None where there is none.
+        """Return the one value of a header, or None where there is none.
 
         Raises:
             AssertionError: it stands there more than once.
@@ -217,7 +217,7 @@ class _Script:
     replies: tuple[Reply, ...]
     held: deque[asyncio.Future[None]] = field(default_factory=deque)
     released: float = 0
-    """How many held requests may still be answered."""
+    """Number of held requests that may still be answered."""
 
     def hold(self) -> asyncio.Future[None]:
         """Hold a request: the result is done when it may be answered."""
@@ -252,11 +252,11 @@ class Functions:
         self.most = 0
         """The most that ever ran at once."""
         self.peaks: Counter[str] = Counter()
-        """The same, by function."""
+        """The most requests that ever ran at once, by function."""
         self.faults: list[str] = []
-        """What no HTTP client may do."""
+        """Acts of clients that HTTP does not allow."""
         self.instead: Reply | None = None
-        """While it is set, the reply to all requests, whatever the script says."""
+        """While it is set, the reply to all requests, in place of the script's."""
         self.open = 0
         """Open connections."""
         self._limits: dict[str, int] = {}
@@ -303,23 +303,23 @@ class Functions:
     # What arrived.
 
     def of(self, call_id: str) -> list[Request]:
-        """The requests of one call id, in order of arrival."""
+        """Return the requests of one call id, in order of arrival."""
         return [request for request in self.requests if request.call_id == call_id]
 
     def to(self, name: str) -> list[Request]:
-        """The requests for one function, in order of arrival."""
+        """Return the requests for one function, in order of arrival."""
         return [request for request in self.requests if request.name == name]
 
     def running_of(self, name: str) -> int:
-        """Requests for one function that are not answered yet."""
+        """Count the requests for one function that are not answered yet."""
         return self._running[name]
 
     def calls(self) -> Counter[str]:
-        """How many requests each call id had."""
+        """Count the requests of each call id."""
         return Counter(request.call_id for request in self.requests)
 
     def gaps(self, call_id: str) -> Iterator[float]:
-        """Seconds from each answer of a call id to its next request."""
+        """Yield the seconds from each answer of a call id to its next request."""
         requests = self.of(call_id)
         for one, following in pairwise(requests):
             assert one.ended is not None

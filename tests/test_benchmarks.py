@@ -1,4 +1,4 @@
-"""The benchmark: its arithmetic, its report, and that peers and programs do what they say.
+"""The benchmark: its arithmetic, its report, and the work of its peers and programs.
 
 What needs the packages of the bench extra is skipped where `make bench` has not installed them.
 """
@@ -125,7 +125,7 @@ def test_what_stands_around_the_tables_stays() -> None:
 
 
 def test_table() -> None:
-    """A row for each; how many times the others' ours is; as many digits as the number carries."""
+    """The table has a row for each, the worker's share of the others' value, and only digits that mean something."""
     samples = {"CPU (µs)": {"ours": [50.0, 60.0, 70.0], "go": [100.0, 100.0, 1400.0]}}
     assert report.table(samples).splitlines()[2:] == [
         "| CPU (µs) | ours | 60.0 | 50.0 | 70.0 |  |",
@@ -150,7 +150,7 @@ def test_document_says_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_plots_are_svg() -> None:
-    """Well-formed, whatever the names; ours stands out."""
+    """Plots are well-formed with any names, and the worker of this project stands out."""
     bars = ET.fromstring(plot.bars("CPU <µs>", {"ours": [1.0, 2.0], "a & b": [3.0]}))
     assert [each.get("class") for each in bars.findall(".//{*}rect")] == ["ours", "other"]
     line = ET.fromstring(plot.line("memory", [50.0, 100.0], [1.0, 2.0], "MB"))

@@ -1,4 +1,4 @@
-"""A NATS client of a page, for tests: setting up and looking must not lean on the client under test."""
+"""A NATS client of one page, for tests: their setup and checks must not depend on the client under test."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any, Self
 from tests.patience import LAST_RESORT
 
 
-class NoAnswer(Exception):  # noqa: N818 -- it says what happened
-    """The server did not answer: it went away, is too slow, has no JetStream, or refuses us."""
+class NoAnswer(Exception):  # noqa: N818 -- the name is the message
+    """The server did not answer: it has stopped, is too slow, has no JetStream, or refuses the connection."""
 
 
 class ApiError(Exception):
-    """JetStream's API refused. *code* is its ``err_code``."""
+    """An error of JetStream's API. *code* is its ``err_code``."""
 
     def __init__(self, subject: str, error: Mapping[str, Any]) -> None:
         super().__init__(f"{subject}: {error}")
@@ -29,7 +29,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message as a stream holds it."""
+    """A message as it is stored in a stream."""
 
     sequence: int
     subject: str
@@ -38,7 +38,7 @@ class Stored:
 
     @classmethod
     def from_api(cls, message: Mapping[str, Any]) -> Self:
-        """From an answer of ``STREAM.MSG.GET``."""
+        """Create the message from an answer of ``STREAM.MSG.GET``."""
         lines = base64.b64decode(message.get("hdrs", "")).decode().split("\r\n")[1:]
         headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
         return cls(message["seq"], message["subject"], headers, base64.b64decode(message.get("data", "")))
@@ -49,10 +49,10 @@ class Stored:
 
 
 class Wire:
-    """One connection. It blocks, no longer than *patience* (s) for each thing that comes.
+    """One connection to a server. Its methods block, at most for *patience* (s) before each line that they read.
 
     Raises:
-        NoAnswer: from everything here, where nothing comes or the connection breaks. It is of no use after that.
+        NoAnswer: from every method, if no line arrives or the connection breaks; the connection cannot be used then.
     """
 
     def __init__(self, port: int, connect: Mapping[str, str], patience: float = LAST_RESORT) -> None:
@@ -82,11 +82,11 @@ class Wire:
         self._socket.close()
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Send all, then take the answers, in the order of the requests."""
+        """Send all requests, then receive their answers; return these in the order of the requests."""
         inboxes, answers = list[str](), dict[str, bytes]()
         with _translated():
             for subject, payload, headers in requests:
-                # No inbox is used twice: around a change of leaders a cluster may answer one request twice.
+                # Each request has its own inbox, because around a change of leaders a cluster may answer one twice.
                 inboxes.append(f"{self._inbox}.{next(self._numbers)}")
                 self._publish(subject, inboxes[-1], payload, headers)
             self._file.flush()
@@ -115,7 +115,7 @@ class Wire:
                     content = self._file.read(int(size) + 2)[:-2]
                     status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
                     if status == [b"503"]:
-                        raise NoAnswer("nobody answers: no stream takes this subject, or no JetStream")
+                        raise NoAnswer("no responders: no stream has this subject, or there is no JetStream")
                     return subject.decode(), content[int(headers) :]
                 case [b"PING"]:
                     self._send(b"PONG\r\n")

@@ -23,15 +23,7 @@ from .token_store import TokenStore
 
 
 class Admission:
-    """The quotas of all flows of one worker.
-
-    Args:
-        queue: extends tokens.
-        quotas: the quotas that all workers have agreed on.
-        leases: renews the leases of tokens.
-        shares: gives slots to flows.
-        decide: called when a flow may have become able to start more.
-    """
+    """The quotas of all flows of one worker. *decide* is called when a flow may have become able to start more."""
 
     def __init__(
         self, queue: Queue, quotas: Quotas, leases: Leases, shares: Shares, decide: Callable[[], None]

@@ -61,7 +61,7 @@ class Drain:
         self.intake = CancelGroup()
         self.work = CancelGroup()
         self.started_at = 0.0
-        """When the worker was first asked to stop."""
+        """Time of the first stop (s, Trio's clock)."""
         self._emit = emit
 
     async def watch(self, stops: AsyncIterator[object]) -> None:

@@ -1,4 +1,4 @@
-"""Leases: a delivery stays this worker's as long as the queue confirms extensions of it.
+"""Leases: this worker has the right to a delivery as long as the queue confirms its extensions.
 
 One task renews all leases. The ack wait is the same for all, so the next to renew is always the one whose last
 extension is oldest: an ordered dict by time of sending, O(1) a message, with no timer and no nursery for each.
@@ -20,8 +20,8 @@ from .ports import Emit, Queue
 class Lease:
     """The right of this worker to a message, from its arrival until it is settled.
 
-    Only an extension that the queue *confirmed* counts. One that was merely sent may never have arrived, and a worker
-    that trusted it would give back, or settle, what another worker is already running.
+    Only an extension that the queue *confirmed* counts. One that was merely sent may never have arrived, so another
+    worker may run the message already.
     """
 
     __slots__ = ("_scope", "confirmed_at", "delivery", "lost", "sent_at")
@@ -30,9 +30,9 @@ class Lease:
         self.delivery = delivery
         """The newest delivery of the message; a redelivery while the lease lasts replaces the older."""
         self.confirmed_at = delivery.received_at
-        """When the last confirmed extension was sent."""
+        """Time at which the last confirmed extension was sent."""
         self.sent_at = delivery.received_at
-        """When the last extension was sent."""
+        """Time at which the last extension was sent, confirmed or not."""
         self.lost = False
         self._scope: trio.CancelScope | None = None
 

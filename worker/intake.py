@@ -41,12 +41,7 @@ from .slot import Slot
 
 
 class Intake:
-    """Receives from a consumer, and runs a job for each delivery that is to be attempted.
-
-    Args:
-        services: the ports, the books and the configuration.
-        nursery: runs the tasks that run jobs.
-    """
+    """Receives from a consumer, and runs a job for each delivery that is to be attempted."""
 
     def __init__(self, services: Services, nursery: trio.Nursery) -> None:
         self._services, self._nursery = services, nursery

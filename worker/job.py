@@ -48,14 +48,14 @@ from .slot import Slot
 T = TypeVar("T")
 
 _DEAD_LETTER_TRIES = 5
-"""How many times storing a dead letter is tried before its message goes back to the queue."""
+"""Attempts to store a dead letter before its message is returned to the queue."""
 _DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
-"""Between those tries: 7.5 s in all, longer than the election of a stream's leader takes."""
+"""Waits between those attempts: 7.5 s in all, longer than the election of a stream's leader takes."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One attempt at one message. It settles whatever happens, and the lease covers all of it."""
+    """One attempt at one message. It always settles the message, and the lease covers all of it."""
 
     lease: Lease
     attempt: int
@@ -65,27 +65,27 @@ class Job:
     admission: Admission
     services: Services
     retry: Retry
-    """The policy; the message's annotations may change it."""
+    """The retry policy; the message's annotations may change it."""
     invocation: Invocation | None = None
     """None until the request is sent."""
     started_at: float = 0.0
     duration: float = 0.0
     outcome: Outcome | None = None
     counts: bool = True
-    """Whether it counts as an attempt."""
+    """Whether the job counts as an attempt."""
     if_cancelled: Verdict = Nak()  # noqa: RUF009 -- an immutable value
     """The verdict if the job is cancelled between the outcome and the settlement."""
     final: bool = False
     """Whether the message has left the queue."""
     redelivery_in: float | None = None
-    """Seconds until the message returns, if it was given back."""
+    """Seconds until the queue redelivers the message, after a nak."""
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Attempt the message, and settle it.
 
         Args:
-            scope: around this call alone, until it returns. It is cancelled when the drain's time is up or the lease is
-                lost; then :meth:`settle_cancelled` is to be called.
+            scope: the scope around this call alone. The end of the drain's time or the loss of the lease cancels it;
+                then the caller must call :meth:`settle_cancelled`.
         """
         self.services.drain.work.add(scope)
         self.lease.guard(scope)
@@ -105,7 +105,7 @@ class Job:
             self.services.drain.work.discard(scope)
 
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
-        """Await a step; return an exception as :class:`Crashed`, so that a bug met by one message stops no other."""
+        """Await a step; return an exception as :class:`Crashed`, so that a bug in one message stops no other."""
         try:
             return await step
         except Exception as error:  # noqa: BLE001 -- the package's one net; Cancelled is no Exception
@@ -120,7 +120,7 @@ class Job:
         return outcome, self.decide(outcome)
 
     async def decode_and_invoke(self) -> Outcome:
-        """Return what happened to the message."""
+        """Decode the message, wait out its back-off, invoke the function, and return the outcome."""
         config = self.services.config
         decoded = decode(self.lease.delivery, namespace=config.namespace, user_agent=config.user_agent)
         if isinstance(decoded, Malformed):
@@ -134,7 +134,7 @@ class Job:
         return await self._invoke(invocation)
 
     def _apply_annotations(self, invocation: Invocation) -> None:
-        """Use the function's annotations: for this job's retries, and for the function's quota on all workers."""
+        """Apply the function's annotations to this job's retries, and to the function's quota on all workers."""
         self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
         if self.slot.flow.function:
             ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
@@ -184,8 +184,8 @@ class Job:
     async def conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
         """Store the dead letter, post the callback, and return the verdict that stands after that.
 
-        If the job is cancelled before that, the message goes back to the queue, and its next delivery does all of it
-        again. But a callback that has failed once does not make a function run twice: the drain gives it up.
+        If the job is cancelled before that, the message returns to the queue, and its next delivery repeats all steps.
+        After a callback has failed once, the verdict stands instead: a callback must not make a function run twice.
         """
         concluded = await self.catch_crash(self._conclude(outcome, verdict))
         if isinstance(concluded, Crashed):
@@ -199,7 +199,7 @@ class Job:
             self.if_cancelled = verdict
 
         if isinstance(verdict, Term) and not await self._store_dead_letter(outcome, verdict):
-            # Back to the queue, where the message is safe, because other messages need the slot.
+            # Return the message to the queue, where it is safe, because other messages need the slot.
             return Nak(self.retry.backoff.max_wait)
         if self.invocation:
             # The verdict stands even if this crashes: a bug in a callback must not make the function run again.

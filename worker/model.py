@@ -1,7 +1,7 @@
-"""The values that flow through the worker. Nothing here does anything.
+"""The values that flow through the worker: data without behaviour.
 
-They are msgspec's structs, made in C: 0.06 µs each, where a frozen dataclass takes 0.7 to 1.0. None can be part
-of a cycle, so the garbage collector does not track them (``gc=False``), but for the one with an exception.
+They are structs of msgspec, which are created in C: 0.06 µs each, where a frozen dataclass takes 0.7 to 1.0. None can
+be part of a cycle, so the garbage collector does not track them (``gc=False``); :class:`Crashed` is the exception.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ SHARED = ""
 
 
 class Delivery(Struct, frozen=True, gc=False):
-    """One hand-out of one message."""
+    """One message, as the queue delivered it once."""
 
     id: MessageId
     token: str
     """The reply subject: the right to settle and extend this delivery."""
     num_delivered: int
-    """How many times the queue has delivered this message, this time included. See docs/guarantees.md."""
+    """Number of deliveries of this message by the queue, including this one. See docs/guarantees.md."""
     received_at: float
-    """When it arrived (s, the worker's own clock)."""
+    """Time of arrival (s, Trio's clock)."""
     subject: str
     payload: bytes
     flow: str = SHARED
-    """The flow that it belongs to; see :class:`worker.ports.Consumer`."""
+    """The flow of the message; see :class:`worker.ports.Consumer`."""
     num_pending: int = 0
     """Messages of the flow that the queue had never delivered when it delivered this one."""
 
 
 class Invocation(Struct, frozen=True, gc=False):
-    """What a message asks for: one HTTP request to one function."""
+    """The HTTP request to a function that a message asks for."""
 
     call_id: str
     function: str
@@ -53,9 +53,9 @@ class Invocation(Struct, frozen=True, gc=False):
     body: bytes
     annotations: Mapping[str, str]
     callback: str | None
-    """Where the result is sent, an absolute http(s) URL."""
+    """Absolute http(s) URL that receives the result."""
     started: str
-    """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
+    """X-Start-Time: the time at which the invocation was accepted (ns since the epoch)."""
 
 
 # Outcomes: what happened to an attempt.
@@ -67,11 +67,11 @@ class Responded(Struct, frozen=True, gc=False):
     status: int
     headers: Headers = ()
     body: bytes = b""
-    """Kept only where a callback needs it."""
+    """Empty if no callback needs it."""
     size: int = 0
     """Bytes of body that were read."""
     truncated: bool = False
-    """Whether the body exceeded its bound; *body* is its beginning."""
+    """Whether the body exceeded the limit; then *body* is its beginning."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):
@@ -151,20 +151,20 @@ class Rate(Struct, frozen=True, gc=False):
 
 
 class Quota(Struct, frozen=True, gc=False):
-    """What a function's annotations allow; see :mod:`worker.policy.quota`."""
+    """The limits in a function's annotations; see :mod:`worker.policy.quota`."""
 
     weight: int = 1
     max_inflight: int | None = None
-    """Invocations at once, over all workers."""
+    """Most invocations at once, over all workers."""
     rate: Rate | None = None
-    """Starts, over all workers."""
+    """Most starts, over all workers."""
 
 
 # Notices: what a consumer receives besides deliveries.
 
 
 class QueueShared(Struct, frozen=True, gc=False):
-    """All messages arrive by the flow :data:`SHARED`, whose messages nothing counts."""
+    """Notice that all messages arrive by the flow :data:`SHARED`, whose pending messages are not counted."""
 
 
 class StoredCount(Struct, frozen=True, gc=False):
@@ -201,7 +201,7 @@ class FlowEnded(Struct, frozen=True, gc=False):
 
 
 class PausedFunctions(Struct, frozen=True, gc=False):
-    """These functions, by label, are paused, and no others."""
+    """The labels of all functions that are paused."""
 
     functions: frozenset[str]
 
@@ -222,13 +222,13 @@ Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
 
 
 class DeadLetter(Struct, frozen=True, gc=False):
-    """A message that was given up, with all that is needed to look into it."""
+    """A message that was given up, with the data to find out why."""
 
     delivery: Delivery
     reason: str
     attempts: int
     call_id: str | None
-    """None, as are *function* and *status*, where the message could not be decoded or nothing answered."""
+    """None, like *function* and *status*, if the message could not be decoded or no function responded."""
     function: str | None
     status: int | None
 
@@ -242,9 +242,9 @@ class Callback(Struct, frozen=True, gc=False):
 
 
 class Backlog(Struct, frozen=True, gc=False):
-    """What the stream holds."""
+    """The counts of a stream's messages."""
 
     last_sequence: int
     """Messages that the stream has ever stored."""
     by_subject: Mapping[str, int]
-    """Messages that are stored now, pending or in work."""
+    """Messages that are stored now, pending or running, by subject."""

@@ -14,56 +14,55 @@ class BrokerUnavailableError(Exception):
 
 
 class Consumer(Protocol):
-    """The queue, read by credit, one *flow* beside the other.
+    """The queue's messages, requested by credit for each *flow*.
 
     A flow is a series of messages that are delivered in order and separately from all others: one distinct subject, or
     the whole queue where all workers share one consumer. A flow begins with a :class:`~worker.model.QueueShared`, a
     :class:`~worker.model.StoredCount` or a :class:`~worker.model.PendingCount`, and ends with a
-    :class:`~worker.model.FlowEnded`. In between the consumer reports what is stored whenever it sees a change, and
-    repeats that for a flow without credit.
+    :class:`~worker.model.FlowEnded`. In between the consumer reports the stored messages at every change, and
+    repeats the report for a flow without credit.
 
     Credit lasts across lost connections and recreated consumers, until its messages arrive, it is returned, or the flow
-    ends. No more messages than credit arrive, however the server and the network behave.
+    ends. Never do more messages arrive than there was credit.
     """
 
     ack_wait: float
-    """How long (s) the queue waits for a settlement or an extension before it redelivers a message. It may change when
-    a consumer is recreated."""
+    """Seconds that the queue waits for a settlement or an extension before it redelivers a message. The value may
+    change when a consumer is recreated."""
 
     def add_credit(self, count: int, flow: str) -> None:
         """Request *count* more messages of a flow."""
 
     def recall_credit(self, flow: str) -> None:
-        """Take back the credit of a flow for which no message is on its way.
+        """Cancel the credit of a flow for which no message is on its way.
 
         One :class:`~worker.model.CreditReturned` follows soon, perhaps with a count of zero.
         """
 
     async def receive(self) -> Sequence[Delivery | Notice]:
-        """Return all that has arrived, in order; wait until there is something."""
+        """Wait until a delivery or notice has arrived, and return all of them in order."""
 
     async def stop(self) -> Sequence[Delivery]:
-        """Request nothing more, and return the deliveries that had arrived or were on their way."""
+        """Cancel all credit, and return the deliveries that had arrived or were on their way."""
 
 
 class Queue(Protocol):
-    """The broker. Settling and extending only queue what is to be sent, so they cannot be cancelled half-way."""
+    """The broker. Settling and extending only append to the outbox, so they cannot be cancelled half-way."""
 
     async def consume(self) -> Consumer:
-        """Return a consumer of the queue, or of this worker's partition of it; create what is missing.
+        """Return a consumer of the queue, or of this worker's partition; create a stream or consumer that is missing.
 
-        Waits for the broker as long as it takes.
+        Wait for the broker without a limit.
 
         Raises:
-            worker.ports.MisconfiguredError: the stream or consumer found there cannot work, or credentials are refused.
+            MisconfiguredError: the existing stream or consumer cannot be used, or the broker refuses the credentials.
         """
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
         """End a delivery. The settlement is sent again until the queue confirms it.
 
-        A :class:`Nak` is not sent after *before* (s, the worker's clock), when another worker may have the message: it
-        would have the queue redeliver what that worker runs. An :class:`Ack` or :class:`Term` states a fact about the
-        message that stays true, and is sent even then.
+        A :class:`Nak` is not sent after *before* (s, Trio's clock), when another worker may have the message: the queue
+        would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
@@ -76,11 +75,11 @@ class Queue(Protocol):
         """Store a dead letter.
 
         Raises:
-            BrokerUnavailableError: it was not confirmed.
+            BrokerUnavailableError: the broker did not confirm it.
         """
 
     async def backlog(self) -> Backlog:
-        """Return what the stream holds now.
+        """Return the counts of the stream's messages.
 
         Raises:
             BrokerUnavailableError: the queue did not answer.
@@ -88,7 +87,7 @@ class Queue(Protocol):
 
 
 class Quotas(Protocol):
-    """The quotas of functions, which all workers keep together by tokens; see :mod:`worker.policy.quota`.
+    """The quotas of functions, which all workers enforce together by tokens; see :mod:`worker.policy.quota`.
 
     Tokens arrive as deliveries of flows that are named after their kind and their function: ``quota/cap/echo.fn`` and
     ``quota/rate/echo.fn``. They are requested and recalled like the messages of any flow. A cap's token has a lease, as
@@ -96,37 +95,37 @@ class Quotas(Protocol):
     """
 
     def agreed(self, function: str) -> Quota | None:
-        """Return the quota that all workers have agreed on for a function; None where there never was one.
+        """Return the quota that all workers have agreed on for a function, None if there never was one.
 
         The consumer reports changes as :class:`~worker.model.QuotaChanged`.
         """
 
     def propose(self, function: str, quota: Quota, stored: int) -> None:
-        """Propose the quota in a message that was stored at that time (ns since the epoch).
+        """Propose the quota in a message that was stored at time *stored* (ns since the epoch).
 
-        The newest message's quota is used by all workers, once they have agreed.
+        All workers use the newest message's quota, once they have agreed on it.
         """
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        """Give a token back, to be redelivered *delay* seconds from now; like a NAK it is not sent after *before*."""
+        """Return a token, to be redelivered *delay* seconds from now. Like a nak it is not sent after *before*."""
 
 
 class MisconfiguredError(Exception):
-    """The stream or consumer at the broker cannot work, and waiting does not help. The text is for the operator."""
+    """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
 
 
 class Functions(Protocol):
-    """The functions."""
+    """The functions, behind a gateway or reached directly."""
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """Send the request and wait for its answer, at most ``upstream_timeout``. No answer of a server raises."""
+        """Send the request and wait for the response, at most ``upstream_timeout``. No response raises an exception."""
 
 
 class Callbacks(Protocol):
     """The receivers of results."""
 
     async def post(self, callback: Callback) -> int | str:
-        """Send a callback once, and return the response's status, or why there was none."""
+        """Post a callback once, and return the response's status, or a text that explains why there was no response."""
 
 
 Emit = Callable[[Event], None]

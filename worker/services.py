@@ -1,4 +1,4 @@
-"""What every job needs: the ports, the books, and the configuration."""
+"""The services that all jobs of a worker share, and the settings of the core."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class CoreConfig:
     slots: int
     """Most invocations at once."""
     retry: Retry
-    """The policy before a function's annotations."""
+    """The retry policy for functions without annotations."""
     callback_attempts: int
     callback_backoff: Backoff
     dead_letters: bool
     """Whether messages that are given up are stored; if not, they are only logged."""
     settle_within: float
-    """How long (s) the end of a drain waits for the queue to confirm the last settlements."""
+    """Seconds that the end of a drain waits until the queue has confirmed the last settlements."""
     namespace: str
     """The namespace of a function that is named without one."""
     user_agent: str
@@ -38,7 +38,7 @@ class CoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One for the whole worker, shared by all its jobs."""
+    """The services of one worker, shared by all its jobs."""
 
     queue: Queue
     quotas: Quotas
@@ -53,4 +53,4 @@ class Services:
     rng: Callable[[], float]
     """Random numbers in [0, 1)."""
     utc_now: Callable[[], float]
-    """Wall-clock time (s since the epoch), to be compared with dates; never for waiting."""
+    """Wall-clock time (s since the epoch), for comparison with dates only: waits use Trio's clock."""

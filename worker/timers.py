@@ -19,7 +19,7 @@ class Timers:
 
     def __init__(self) -> None:
         self.waiting: Counter[str] = Counter()
-        """How many wait now, by purpose."""
+        """Number of tasks that wait now, by purpose."""
         self._heap: list[tuple[float, int, trio.Event]] = []
         self._order = count()
         self._earlier = trio.Event()

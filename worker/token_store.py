@@ -20,14 +20,7 @@ from .ports import Consumer, Queue, Quotas
 
 
 class TokenStore:
-    """All tokens of one worker.
-
-    Args:
-        queue: extends tokens.
-        quotas: gives tokens back.
-        leases: renews the leases of caps' tokens for as long as they are here.
-        has_room: called with a function's label when a token of it was added.
-    """
+    """All tokens of one worker. *has_room* is called with a function's label when a token of it was added."""
 
     def __init__(self, queue: Queue, quotas: Quotas, leases: Leases, has_room: Callable[[str], None]) -> None:
         self._queue, self._quotas, self._leases, self._has_room = queue, quotas, leases, has_room

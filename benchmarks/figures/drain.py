@@ -20,7 +20,7 @@ _AFTER, _LEFT = "seconds from the last answer to the end", "messages left in the
 
 
 def measure(session: Session) -> Samples:
-    """Seconds from the function's last answer to the worker's end, told to end while all were running."""
+    """Measure the seconds from the function's last answer to the worker's end, with SIGTERM while all were running."""
     after, left = list[float](), list[float]()
     for turn in range(session.pairs):
         empty_queue(session.nats)

@@ -36,7 +36,7 @@ def measure(session: Session) -> Samples:
 
 
 def judge(samples: Samples) -> Sequence[Line]:
-    """The end against the first 50,000."""
+    """Compare the end with the first 50,000 messages."""
     held = samples[_QUANTITY][OURS.name]
     grown = held[-1] - held[0]
     measured = f"{grown:+.1f} MB ({held[0]:.1f} MB, then {held[-1]:.1f} MB)"

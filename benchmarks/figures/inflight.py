@@ -42,7 +42,7 @@ def _quantity(inflight: int) -> str:
 
 
 def judge(samples: Samples) -> Sequence[Line]:
-    """Ours against ours."""
+    """Compare the worker at 10,000 invocations with itself at fewer."""
     against = ratios(samples[_quantity(MANY)][OURS.name], samples[_quantity(FEW)][OURS.name])
     return [Line("CPU per message at 2,000 in flight against 50", "at most 1.2", f"{against}", against.middle <= 1.2)]
 

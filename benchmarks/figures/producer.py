@@ -64,7 +64,7 @@ def _through_gateway(session: Session, command: tuple[str, ...]) -> dict[str, fl
 
 
 def _load(session: Session, port: int, count: int) -> tuple[float, float]:
-    """How long the client took until all its requests were answered with 202, and its CPU (s)."""
+    """Measure the client's time until all its requests were answered with 202, and its CPU (s)."""
     arguments = (f"127.0.0.1:{port}", "/async-function/echo", str(count), str(_CONNECTIONS))
     command = (sys.executable, "-m", "benchmarks.client", *arguments)
     with program("client", command, session.directory, {}, stdin=BODY) as client:

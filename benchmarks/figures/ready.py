@@ -22,7 +22,7 @@ _READY, _MEMORY = "from exec to ready (s)", "memory idle (MB)"
 
 
 def measure(session: Session) -> Samples:
-    """Seconds until ``/readyz`` says 200, asked every 10 ms; and the memory held a while later."""
+    """Measure the seconds until ``/readyz`` answers 200, asked every 10 ms, and the memory held later."""
     empty_queue(session.nats)
     ready, idle = list[float](), list[float]()
     for turn in range(session.pairs):

@@ -1,4 +1,4 @@
-"""What the function server can take by itself: that it is never the bottleneck."""
+"""The capacity of the function server alone, to show that it is never the bottleneck."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHO = "function server"
 
 
 def measure(session: Session) -> Samples:
-    """Requests a second with a raw client on the other core, and the CPU (µs) of one."""
+    """Measure requests a second with a raw client on the other core, and the CPU (µs) of one."""
     rates, each = list[float](), list[float]()
     for turn in range(session.pairs):
         with functions(session.directory) as server:

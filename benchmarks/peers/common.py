@@ -1,4 +1,4 @@
-"""What the Python peers share: the environment they are told by, and the message they read.
+"""The parts that the Python peers share: settings from the environment, and the parser of messages.
 
 They read the same environment variables as our worker, and do the bare work: receive, decode, POST, acknowledge.
 """
@@ -33,7 +33,7 @@ decode = msgspec.json.Decoder(QueueRequest).decode
 
 
 def variable(name: str) -> str:
-    """A setting, under the name that our worker has for it."""
+    """Return a setting, under the name that the worker has for it."""
     return os.environ[name]
 
 
@@ -49,7 +49,7 @@ class Told:
 
 
 def request_of(gateway: str, data: bytes) -> tuple[str, str, list[tuple[str, str]], bytes]:
-    """Method, URL, headers and body of the invocation that a message asks for."""
+    """Return method, URL, headers and body of the invocation that a message asks for."""
     message = decode(data)
     query = f"?{message.QueryString}" if message.QueryString else ""
     url = f"{gateway}/function/{message.Function}{message.Path}{query}"
@@ -71,7 +71,7 @@ def stopped() -> asyncio.Event:
 
 
 async def fetch_and_invoke(told: Told, invoke: Invoke) -> None:
-    """The bare loop over nats-py: fetch what is free once half of it is, a task for each message, until SIGTERM."""
+    """Run a bare loop over nats-py: fetch when half of the slots are free, one task for each message, until SIGTERM."""
     client = await nats.connect(told.nats)
     subscription = await client.jetstream().pull_subscribe_bind(told.durable, told.stream)
     loop = asyncio.create_task(_fetch_for_ever(told, subscription, invoke))

@@ -28,7 +28,7 @@ class OpenFaaS(TaskiqFormatter):
         raise NotImplementedError
 
     def loads(self, message: bytes) -> TaskiqMessage:
-        """The task."""
+        """Run one invocation as a task."""
         return TaskiqMessage(
             task_id="", task_name="invoke", labels={}, args=[*request_of(self._gateway, message)], kwargs={}
         )

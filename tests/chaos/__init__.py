@@ -1,13 +1,13 @@
 """Faults for real: worker processes, nats-servers, HTTP servers and the ways between them, all made to fail.
 
-``make chaos`` (``python -m tests.chaos``) keeps a queue busy while a schedule of faults, drawn from a seed, works
-through everything that can go wrong; then everything is healed, the queue runs empty, and a ledger of what was
-published, invoked, called back and given up is checked message by message. In order of reading:
+``make chaos`` (``python -m tests.chaos``) keeps a queue busy while a schedule of faults, drawn from a seed, causes
+each of them several times. Then all faults end, the queue runs empty, and a ledger checks message by message which were
+published, invoked, called back and given up. In order of reading:
 
-* :mod:`tests.chaos.faults`: what can go wrong, one function a fault;
-* :mod:`tests.chaos.stage`: what they befall;
-* :mod:`tests.chaos.supply`: where the messages come from;
-* :mod:`tests.chaos.history`: what is recorded;
-* :mod:`tests.chaos.ledger`: what must be true of every message, whatever happened;
-* :mod:`tests.chaos.report`: what is told of it.
+* :mod:`tests.chaos.faults`: the faults, one function each;
+* :mod:`tests.chaos.stage`: the processes and connections that they affect;
+* :mod:`tests.chaos.supply`: the source of the messages;
+* :mod:`tests.chaos.history`: the records of a run;
+* :mod:`tests.chaos.ledger`: the promises that must hold for every message;
+* :mod:`tests.chaos.report`: the report.
 """

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Self
 
 _MEGABYTES = 256
-"""Room for what a run stores, many times over."""
+"""Size of the disk: many times what a run stores."""
 
 
-class NotPermitted(Exception):  # noqa: N818 -- it says what is the matter
-    """This machine does not let us mount."""
+class NotPermitted(Exception):  # noqa: N818 -- the name is the message
+    """The machine does not allow this process to mount a file system."""
 
 
 class Disk:
-    """Mounted at *directory* as long as it is entered.
+    """A disk that is mounted at *directory* inside its ``with`` block.
 
     Raises:
         NotPermitted: on entering.
@@ -41,7 +41,7 @@ class Disk:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """Let nothing more be stored there in this block."""
+        """Fill the disk inside this block, so that nothing more can be stored there."""
         ballast = self._directory / "ballast"
         try:
             with ballast.open("wb", buffering=0) as file:

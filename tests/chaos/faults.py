@@ -1,4 +1,4 @@
-"""What can go wrong, one function a fault: it does its harm, waits, heals, and notes whom it touched.
+"""The faults, one function each: it causes the fault, waits, ends it, and records the workers that it affected.
 
 Each takes the stage and returns when all is well again. The names in :data:`FAULTS` are those of the report.
 """
@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from tests.chaos.stage import RULES, Seat, Stage, in_thread
+from tests.chaos.stage import RULES, Stage, WorkerSlot, in_thread
 from tests.chaos.supply import STREAM
 from tests.functions import Functions, Reply
 from tests.servers import NatsServer
@@ -20,66 +20,66 @@ from tests.wire import ApiError, NoAnswer
 Does = Callable[[Stage], Awaitable[None]]
 
 EVERYONE = None
-"""Whom a fault of the broker touches."""
+"""The workers that a fault of the broker affects."""
 MOMENT = RULES.ack_wait / 4
-"""Seconds: no lease is lost by it."""
+"""Duration of a fault that makes no worker lose a lease (s)."""
 LONG = RULES.ack_wait * 1.5
-"""Seconds: all leases are lost by it."""
+"""Duration of a fault that makes its workers lose all leases (s)."""
 _CONNECTS = 3.0
-"""Seconds in which a worker is connected again to a broker that is there: tries are a quarter of a second apart, and
-what is stuck is given up after three."""
+"""Longest time until a worker has reconnected to a broker that runs (s): it tries every 0.25 s, and gives up a stuck
+connection after 3 s."""
 _ELECTS = 12.0
-"""Seconds in which a cluster has leaders again, and workers have found them: two elections, one after the other, and a
-pull request that the old leader took with it, which is missed after eleven."""
+"""Longest time until a cluster has leaders again and workers pull from them (s): two elections in sequence, and 11 s
+until a worker gives up a pull request that the old leader lost."""
 
 
 # Workers.
 
 
 async def kill_a_worker(stage: Stage) -> None:
-    """SIGKILL, and another one takes its place."""
+    """Kill a worker (SIGKILL), and start another in its place."""
     async with stage.workers_in_use:
-        seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker killed", frozenset({seat.name}), fatal=True):
-            seat.worker.kill()
-            await stage.leave(seat)
-        await stage.hire(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker killed", frozenset({slot.name}), fatal=True):
+            slot.worker.kill()
+            await stage.wait_ended(slot)
+        await stage.start_worker(slot)
 
 
 async def restart_all(stage: Stage) -> None:
-    """A rolling update: each worker is told to stop, and replaced when it has ended."""
+    """Do a rolling update: terminate each worker, and replace it when it has ended."""
     async with stage.workers_in_use:
-        for seat in stage.seats:
-            with stage.fault("worker stopped (rolling update)", frozenset({seat.name}), fatal=True):
-                stage.tell_to_stop(seat)
-                await stage.leave(seat)
-            await stage.hire(seat)
+        for slot in stage.slots:
+            with stage.fault("worker stopped (rolling update)", frozenset({slot.name}), fatal=True):
+                stage.terminate(slot)
+                await stage.wait_ended(slot)
+            await stage.start_worker(slot)
 
 
-async def hurry_a_worker(stage: Stage) -> None:
-    """SIGTERM, and again a moment later."""
+async def stop_a_worker_twice(stage: Stage) -> None:
+    """Stop a worker (SIGTERM), and send the signal again a moment later."""
     async with stage.workers_in_use:
-        seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker stopped, and hurried", frozenset({seat.name}), fatal=True):
-            stage.tell_to_stop(seat)
-            await trio.sleep(stage.dice.random())
-            stage.tell_to_stop(seat)
-            await stage.leave(seat)
-        await stage.hire(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker stopped by two signals", frozenset({slot.name}), fatal=True):
+            stage.terminate(slot)
+            await trio.sleep(stage.rng.random())
+            stage.terminate(slot)
+            await stage.wait_ended(slot)
+        await stage.start_worker(slot)
 
 
 async def freeze_a_worker(stage: Stage) -> None:
-    """SIGSTOP for longer than its leases last, then SIGCONT."""
+    """Freeze a worker (SIGSTOP) for longer than its leases last, then let it continue (SIGCONT)."""
     async with stage.workers_in_use:
-        seat = stage.dice.choice(stage.seats)
-        with stage.fault("worker frozen past its leases", frozenset({seat.name}), lingers=_CONNECTS, delays=True):
-            seat.worker.process.send_signal(signal.SIGSTOP)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault("worker frozen past its leases", frozenset({slot.name}), lingers=_CONNECTS, delays=True):
+            slot.worker.process.send_signal(signal.SIGSTOP)
             await trio.sleep(LONG)
-            seat.worker.process.send_signal(signal.SIGCONT)
+            slot.worker.process.send_signal(signal.SIGCONT)
 
 
 async def kill_the_producer(stage: Stage) -> None:
-    """SIGKILL, and another one takes its place."""
+    """Kill the producer (SIGKILL), and start another in its place."""
     with stage.fault("producer killed"):
         stage.producer.kill()
         stage.producer.process.wait()
@@ -89,51 +89,51 @@ async def kill_the_producer(stage: Stage) -> None:
 # Ways to the broker.
 
 
-def _on_a_way(kind: str, harm: Callable[[Seat], None], seconds: float) -> Does:
+def _on_a_way(kind: str, harm: Callable[[WorkerSlot], None], seconds: float) -> Does:
     async def fault(stage: Stage) -> None:
-        seat = stage.dice.choice(stage.seats)
-        with stage.fault(kind, frozenset({seat.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
-            harm(seat)
+        slot = stage.rng.choice(stage.slots)
+        with stage.fault(kind, frozenset({slot.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
+            harm(slot)
             await trio.sleep(seconds)
-            for way in seat.ways:
+            for way in slot.ways:
                 way.heal()
 
     return fault
 
 
-def _cut(seat: Seat) -> None:
-    for way in seat.ways:
+def _cut(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.cut()
 
 
-def _close(seat: Seat) -> None:
-    for way in seat.ways:
+def _close(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.closed = True
         way.cut()
 
 
-def _tear(seat: Seat) -> None:
-    for way in seat.ways:
+def _tear(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.tear()
 
 
-def _slow(seat: Seat) -> None:
-    for way in seat.ways:
+def _slow(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.latency = 0.15
 
 
-def _still(seat: Seat) -> None:
-    for way in seat.ways:
+def _still(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.stand_still()
 
 
-def _deaf(seat: Seat) -> None:
-    for way in seat.ways:
+def _deaf(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.swallows_up = True
 
 
-def _mute(seat: Seat) -> None:
-    for way in seat.ways:
+def _mute(slot: WorkerSlot) -> None:
+    for way in slot.ways:
         way.swallows_down = True
 
 
@@ -141,31 +141,31 @@ def _mute(seat: Seat) -> None:
 
 
 async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
-    """End nodes, wait, and start them again."""
+    """Stop nodes by *end*, wait, and start them again."""
     alone = len(stage.nodes) == 1
     with stage.fault(kind, EVERYONE, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
         for node in nodes:
             await in_thread(partial(end, node))
-        await trio.sleep(stage.dice.choice([0.0, MOMENT, LONG]))
+        await trio.sleep(stage.rng.choice([0.0, MOMENT, LONG]))
         for node in nodes:
             await in_thread(node.start)
         await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
 
 
 async def kill_a_node(stage: Stage) -> None:
-    """SIGKILL: of a cluster, any node."""
+    """Kill a node (SIGKILL), in a cluster any of them."""
     async with stage.broker_in_use:
-        await _down(stage, "broker killed", [stage.dice.choice(stage.nodes)], NatsServer.kill)
+        await _down(stage, "broker killed", [stage.rng.choice(stage.nodes)], NatsServer.kill)
 
 
 async def stop_a_node(stage: Stage) -> None:
-    """SIGTERM: of a cluster, any node."""
+    """Stop a node (SIGTERM), in a cluster any of them."""
     async with stage.broker_in_use:
-        await _down(stage, "broker stopped", [stage.dice.choice(stage.nodes)], NatsServer.stop)
+        await _down(stage, "broker stopped", [stage.rng.choice(stage.nodes)], NatsServer.stop)
 
 
 async def freeze_a_node(stage: Stage) -> None:
-    """SIGSTOP for longer than the leases last; of a cluster the leader."""
+    """Freeze a node (SIGSTOP) for longer than the leases last, in a cluster the leader."""
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
@@ -177,32 +177,32 @@ async def freeze_a_node(stage: Stage) -> None:
 
 
 async def lead_a_node_out(stage: Stage) -> None:
-    """Lame duck mode, as nats-server's own chart ends it: clients are told to leave, and turned out one by one."""
+    """End a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then disconnects them."""
     async with stage.broker_in_use:
-        await _down(stage, "broker leaves (lame duck)", [stage.dice.choice(stage.nodes)], NatsServer.leave)
+        await _down(stage, "broker leaves (lame duck)", [stage.rng.choice(stage.nodes)], NatsServer.leave)
 
 
 async def kill_the_leader(stage: Stage) -> None:
-    """SIGKILL of the node that leads the consumer."""
+    """Kill the node that leads the consumer (SIGKILL)."""
     async with stage.broker_in_use:
         await _down(stage, "leader killed", [await _leader(stage)], NatsServer.kill)
 
 
 async def kill_the_majority(stage: Stage) -> None:
-    """SIGKILL of all nodes but one, which then can do nothing."""
+    """Kill all nodes but one (SIGKILL), which then has no quorum."""
     async with stage.broker_in_use:
-        await _down(stage, "quorum lost", stage.dice.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
+        await _down(stage, "quorum lost", stage.rng.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
 
 
 async def restart_each_node(stage: Stage) -> None:
-    """A rolling update of the broker."""
+    """Do a rolling update of the broker."""
     async with stage.broker_in_use:
         for node in stage.nodes:
             await _down(stage, "broker stopped (rolling update)", [node], NatsServer.stop)
 
 
 async def change_leaders(stage: Stage) -> None:
-    """The leaders of the stream and of its consumer step down."""
+    """Let the leaders of the stream and of its consumer step down."""
     async with stage.broker_in_use:
         with stage.fault("leaders stepped down", EVERYONE, lingers=_ELECTS):
             consumer = await in_thread(stage.any_consumer)
@@ -212,7 +212,7 @@ async def change_leaders(stage: Stage) -> None:
 
 
 async def delete_the_consumer(stage: Stage) -> None:
-    """An operator deletes a consumer; the workers make it anew."""
+    """Delete a consumer, as an operator may; the workers recreate it."""
     async with stage.broker_in_use:
         with stage.fault("consumer deleted", EVERYONE, lingers=_CONNECTS, forgets=True):
             consumer = await in_thread(stage.any_consumer)
@@ -221,7 +221,7 @@ async def delete_the_consumer(stage: Stage) -> None:
 
 
 async def fill_the_disk(stage: Stage) -> None:
-    """The store of a node, of a cluster the leader's, cannot grow; then there is room again, and it is restarted."""
+    """Fill the disk of a node (of a cluster, the leader's); then make room again, and restart it."""
     async with stage.broker_in_use:
         node = await _leader(stage)
         lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
@@ -241,7 +241,7 @@ def _try(stage: Stage, verb: str) -> None:
     for _ in range(10):
         try:
             stage.broker.api(verb)
-        except (ApiError, NoAnswer):  # no leader yet, say
+        except (ApiError, NoAnswer):  # perhaps no leader yet
             continue
         return
 
@@ -276,7 +276,7 @@ def _receiver(stage: Stage) -> Functions:
 OUTSIDE: Mapping[str, Does] = {
     "worker killed": kill_a_worker,
     "worker stopped (rolling update)": restart_all,
-    "worker stopped, and hurried": hurry_a_worker,
+    "worker stopped by two signals": stop_a_worker_twice,
     "worker frozen past its leases": freeze_a_worker,
     "producer killed": kill_the_producer,
 } | {
@@ -293,7 +293,7 @@ OUTSIDE: Mapping[str, Does] = {
         ("callbacks reset", RESET, 3.0, _receiver),
     )
 }
-"""What befalls workers, functions and receivers."""
+"""Faults of workers, functions and receivers."""
 
 WAYS: Mapping[str, Does] = {
     kind: _on_a_way(kind, harm, seconds)
@@ -304,10 +304,11 @@ WAYS: Mapping[str, Does] = {
         ("way slow", _slow, LONG),
         ("way still for a moment", _still, MOMENT),
         ("way still past all leases", _still, LONG),
-        ("what a worker says is lost", _deaf, LONG),
-        ("what a worker hears is lost", _mute, LONG),
+        ("messages of a worker are dropped", _deaf, LONG),
+        ("messages to a worker are dropped", _mute, LONG),
     )
 }
+"""The faults of connections between workers and broker, by name."""
 BROKER: Mapping[str, Does] = {
     "broker killed": kill_a_node,
     "broker stopped": stop_a_node,
@@ -316,10 +317,11 @@ BROKER: Mapping[str, Does] = {
     "consumer deleted": delete_the_consumer,
     "disk full": fill_the_disk,
 }
+"""The faults of the broker, by name."""
 CLUSTER: Mapping[str, Does] = {
     "leader killed": kill_the_leader,
     "quorum lost": kill_the_majority,
     "broker stopped (rolling update)": restart_each_node,
     "leaders stepped down": change_leaders,
 }
-"""Only where there are several nodes."""
+"""The faults that only a broker of several nodes can have, by name."""

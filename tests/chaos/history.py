@@ -1,4 +1,4 @@
-"""What was recorded of a run: published, invoked, called back, given up, and what went wrong meanwhile. Values only."""
+"""The records of a run: messages published, invoked, called back and given up, and all faults. Values only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Answer = Literal["final", "retry", "none"]
-"""What an invocation was answered: for good, something to be tried again, or its sender had gone before."""
+"""The answer to an invocation: a final one, one that is retried, or none, because its sender disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The workers' settings that the check goes by (s)."""
+    """The workers' settings that the check uses (s)."""
 
     attempts: int
     first_wait: float
@@ -26,7 +26,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A message whose storing was confirmed. Times are of one clock (s), here and below."""
+    """A message whose storing was confirmed. All times here and below are of one clock (s)."""
 
     call_id: str
     function: str
@@ -36,34 +36,34 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation, as its function saw it."""
+    """One invocation, as its function received it."""
 
     call_id: str
     worker: str
     began: float
     ended: float
-    """When it was answered, or its sender had gone."""
+    """The time when it was answered, or its sender disconnected."""
     answer: Answer
     asks: float = 0.0
-    """Seconds of patience that its Retry-After asked for."""
+    """Seconds that the answer's Retry-After asked for."""
     whole: bool = True
-    """Method, path and body came as they were published."""
+    """Whether method, path and body arrived as they were published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One callback, as its receiver saw it."""
+    """One callback, as its receiver received it."""
 
     call_id: str
     began: float
     ended: float
     status: str
-    """Its X-Function-Status."""
+    """Value of its X-Function-Status header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. *call_id* is None where the message could not be understood."""
+    """One dead letter. *call_id* is None if the message could not be decoded."""
 
     call_id: str | None
     attempts: int
@@ -72,16 +72,16 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class WorkerLife:
     """The life of one worker process."""
 
     worker: str
     began: float
     stopped: float | None
-    """When it was first told to stop."""
+    """The time of its first SIGTERM."""
     ended: float
     code: int
-    """Its exit code; below zero, the signal that killed it."""
+    """Exit code of the process; below zero, the signal that killed it."""
 
     @property
     def killed(self) -> bool:
@@ -90,44 +90,44 @@ class Shift:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that went wrong for a while."""
+    """One fault, from its beginning to its end."""
 
     kind: str
     began: float
     ended: float
     workers: frozenset[str] | None = frozenset()
-    """Whose way to the queue, or whose leases, it touched; None: everyone's who worked while it lasted or lingered."""
+    """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
     lingers: float = 0.0
-    """Seconds after its end in which its consequences can begin: until all are connected, and there are leaders."""
+    """Seconds after its end in which its consequences can begin: until all workers have reconnected to leaders."""
     forgets: bool = False
-    """It makes the broker forget delivery counts and waits."""
+    """Whether the broker forgets delivery counts and waits by it."""
     fatal: bool = False
-    """The workers that it touched ended: what they had is explained by that, and by nothing else about it."""
+    """Whether the workers that it affected ended by it; then it explains only the messages that they left."""
 
     delays: bool = False
-    """What a worker is sent may reach it late by it."""
+    """Whether messages may reach a worker late by it."""
 
-    def touches(self, shift: Shift) -> bool:
-        """Whether it touched a worker in this life of it."""
+    def touches(self, life: WorkerLife) -> bool:
+        """Return whether the fault affected a worker process."""
         if self.workers is None:
-            return shift.began <= self.ended + self.lingers and self.began <= shift.ended
-        return shift.worker in self.workers
+            return life.began <= self.ended + self.lingers and self.began <= life.ended
+        return life.worker in self.workers
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All that was recorded in one run."""
+    """All records of one run."""
 
     rules: Rules
     published: Sequence[Published]
     runs: Sequence[Run]
     posts: Sequence[Post]
     letters: Sequence[Letter]
-    shifts: Sequence[Shift]
+    lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
-    """Payloads that were published and cannot be understood."""
+    """Published payloads that cannot be decoded."""
     left: int = 0
-    """Messages that the consumer had not done with when all should have ended."""
+    """Number of messages that the consumer had not finished when the queue should have been empty."""
     stored: int = 0
-    """Messages that the stream held then."""
+    """Number of messages that the stream held then."""

@@ -1,4 +1,4 @@
-"""What must be true of every message, whatever went wrong: the check of a run, from what was recorded. No I/O.
+"""The promises that must hold for every message under all faults, checked on the records of a run. No I/O.
 
 Each message that the broker confirmed to have stored must have ended: a final answer of its function, or a dead letter.
 Each invocation after a message's first must have a cause: the one before it failed and was to be tried again, after
@@ -13,38 +13,38 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, Shift
+from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, WorkerLife
 
 RETRY = "retry"
-"""The cause that is no fault."""
+"""The only cause of a repeat that is not a fault."""
 EARLY = 0.05
-"""Seconds by which clocks may differ: the worker's own tolerance (worker/policy/ledger.py)."""
+"""Longest difference between clocks (s): the worker's own tolerance (worker/policy/ledger.py)."""
 SETTLE = 2.5
-"""Seconds after its last word with the outside in which a worker may still be settling: the time after which it says
+"""Seconds after its last request in which a worker may still be settling: the time after which it sends
 again what was not confirmed, and a half."""
 
 STRANDS = "disk full"
-"""What lets nats-server 2.15.1 leave acknowledged messages in the stream for ever: a full disk cannot take note that
-they are deleted, and once it has room nobody does. No consumer is given them, but one that is made anew."""
-ANEW = "consumer deleted"
+"""The fault by which nats-server 2.15.1 leaves acknowledged messages in the stream forever: a full disk cannot store
+their deletion, which is not repeated once it has room. Only a recreated consumer delivers them."""
+RECREATED = "consumer deleted"
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What the check found."""
+    """The result of the check."""
 
     lost: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Invoked and never published, or not as it was published."""
+    """Invocations and callbacks of messages that were never published, or not as they were published."""
     causes: Counter[str] = field(default_factory=Counter)
-    """Invocations after a message's first, by why."""
+    """Number of invocations after a message's first, by cause."""
     unexplained: list[str] = field(default_factory=list)
     out_of_policy: list[str] = field(default_factory=list)
-    """Attempts too early or too many, and messages given up too early."""
-    untold: list[str] = field(default_factory=list)
-    """Ended with no callback, or told before the end, or told what is not so."""
+    """Attempts that were too early or too many, and messages that were given up too early."""
+    wrong_callbacks: list[str] = field(default_factory=list)
+    """Messages without a callback, with one before the end, or with a wrong one."""
     drains: list[tuple[str, float]] = field(default_factory=list)
-    """Worker, and seconds from SIGTERM to its end."""
+    """Name of each stopped worker, and seconds from SIGTERM to its end."""
     badly_ended: list[str] = field(default_factory=list)
     """Workers that ended too late, or with a wrong exit code."""
     recoveries: dict[str, list[float]] = field(default_factory=dict)
@@ -52,18 +52,18 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Whether every promise was kept."""
+        """Return whether every promise was kept."""
         return not self.broken
 
     @property
     def broken(self) -> dict[str, list[str]]:
-        """The promises that were not kept, and how."""
+        """Return the broken promises, each with its cases."""
         found = {
             "lost": self.lost,
             "not as published": self.foreign,
             "invoked again without cause": self.unexplained,
             "attempts out of policy": self.out_of_policy,
-            "callbacks": self.untold,
+            "callbacks": self.wrong_callbacks,
             "ends of workers": self.badly_ended,
         }
         return {name: cases for name, cases in found.items() if cases}
@@ -71,14 +71,14 @@ class Verdict:
 
 @dataclass(slots=True)
 class Story:
-    """All about one message."""
+    """All records of one message."""
 
     published: Published
     runs: list[Run]
     posts: list[Post]
     letter: Letter | None
     disturbed: int = 0
-    """Invocations that a fault made necessary."""
+    """Number of repeats that a fault caused."""
 
 
 def judge(history: History) -> Verdict:
@@ -92,11 +92,11 @@ def judge(history: History) -> Verdict:
         _judge_callbacks(story, verdict)
     _judge_undecodable(history, verdict)
     if history.left:
-        verdict.lost.append(f"{history.left} messages are still to be done")
+        verdict.lost.append(f"{history.left} messages have not ended")
     if history.stored > history.left and not any(fault.kind == STRANDS for fault in history.faults):
         verdict.lost.append(f"{history.stored - history.left} messages are stranded in the stream")
-    for shift in history.shifts:
-        _judge_worker(shift, history.rules, verdict)
+    for life in history.lives:
+        _judge_worker(life, history.rules, verdict)
     for fault in history.faults:
         verdict.recoveries.setdefault(fault.kind, []).extend(_recoveries(fault, history, stories))
     return verdict
@@ -137,21 +137,21 @@ def _judge_repeats(story: Story, history: History, verdict: Verdict) -> None:
             verdict.causes[cause] += 1
             story.disturbed += 1
         elif _failed(earlier, history.rules) and earlier.ended <= later.began:
-            verdict.out_of_policy.append(f"{_told(earlier, later)}: before its back-off was over")
+            verdict.out_of_policy.append(f"{_both(earlier, later)}: before its back-off was over")
         else:
-            verdict.unexplained.append(_told(earlier, later))
+            verdict.unexplained.append(_both(earlier, later))
 
 
 def _failed(run: Run, rules: Rules) -> bool:
-    """Whether a run is to be tried again: by its answer, or because none came in time."""
+    """Return whether a run is to be retried: because of its answer, or because it had none in time."""
     return run.answer == "retry" or (run.answer == "none" and run.ended - run.began >= rules.upstream_timeout - EARLY)
 
 
 def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool:
-    """Whether it is a retry, one that is allowed, after no less than its back-off."""
+    """Return whether *later* is a permitted retry of *earlier*, after at least its back-off."""
     rules = history.rules
-    # The number of this attempt, at least: what the broker has forgotten counts no more, nor what was begun before it
-    # forgot, since nobody took note of its end.
+    # The number of this attempt, at least: attempts that the broker forgot do not count, nor those begun before it
+    # forgot, because no record of their end is kept.
     since = max((fault.ended for fault in _forgetting(story, history) if fault.began <= later.began), default=0.0)
     counted = (run for run in story.runs if since <= run.began and run.ended <= earlier.ended)
     failures = sum(_failed(run, rules) for run in counted)
@@ -160,18 +160,18 @@ def _asked_for(earlier: Run, later: Run, story: Story, history: History) -> bool
 
 
 def _forgetting(story: Story, history: History) -> list[Fault]:
-    """The faults since which the broker may count a message's attempts from one again."""
+    """Return the faults by which the broker may count a message's attempts from one again."""
     return [fault for fault in history.faults if fault.forgets and fault.ended >= story.published.at]
 
 
 def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> str | None:
-    """What kept *earlier* from being settled, if anything did while its worker had it."""
+    """Return the fault that kept *earlier* from being settled while its worker had the message."""
     until = _settled_by(earlier, story)
-    (shift,) = (shift for shift in history.shifts if shift.worker == earlier.worker)
-    touching = [fault for fault in history.faults if fault.touches(shift) and fault.began <= later.began]
-    if _left_by(shift, earlier, later, until, story):
+    (life,) = (life for life in history.lives if life.worker == earlier.worker)
+    touching = [fault for fault in history.faults if fault.touches(life) and fault.began <= later.began]
+    if _left_by(life, earlier, later, until, story):
         ends = (fault.kind for fault in touching if fault.fatal)
-        return next(ends, "worker killed" if shift.killed else "worker stopped")
+        return next(ends, "worker killed" if life.killed else "worker stopped")
     for fault in touching:
         if not fault.fatal and fault.began <= until and earlier.began <= fault.ended + fault.lingers:
             return fault.kind
@@ -180,47 +180,47 @@ def _fault_between(earlier: Run, later: Run, story: Story, history: History) -> 
 
 
 def _heard_late(earlier: Run, later: Run, story: Story, history: History) -> str | None:
-    """What kept back what another worker had said of the message until *earlier* had it: that ended its wait."""
+    """Return the fault that delayed another worker's nak until *earlier* had run, and so ended its back-off."""
     for run in story.runs:
-        (shift,) = (shift for shift in history.shifts if shift.worker == run.worker)
+        (life,) = (life for life in history.lives if life.worker == run.worker)
         for fault in history.faults:
             said = run.began < earlier.began and fault.began <= run.ended + SETTLE and run.ended <= fault.ended
-            if said and fault.delays and fault.touches(shift) and earlier.began <= fault.ended <= later.began:
+            if said and fault.delays and fault.touches(life) and earlier.began <= fault.ended <= later.began:
                 return fault.kind
     return None
 
 
 def _came_late(later: Run, history: History) -> str | None:
-    """What let *later* begin when its delivery was no longer valid: it counts a lease from the arrival."""
-    (shift,) = (shift for shift in history.shifts if shift.worker == later.worker)
-    late = (fault for fault in history.faults if fault.delays and fault.touches(shift))
+    """Return the fault that let *later* begin with a stale delivery: a worker counts a lease from the arrival."""
+    (life,) = (life for life in history.lives if life.worker == later.worker)
+    late = (fault for fault in history.faults if fault.delays and fault.touches(life))
     return next((fault.kind for fault in late if fault.began <= later.began <= fault.ended + SETTLE), None)
 
 
 def _stranded(later: Run, history: History) -> bool:
-    """Whether it may be one that was acknowledged, stayed in the stream, and was given to a consumer made anew."""
+    """Return whether the message may have been acknowledged, stayed in the stream, and gone to a recreated consumer."""
     full = [fault.began for fault in history.faults if fault.kind == STRANDS]
-    anew = [fault.began for fault in history.faults if fault.kind == ANEW and fault.began <= later.began]
-    return bool(full and anew) and min(full) <= max(anew)
+    recreated = [fault.began for fault in history.faults if fault.kind == RECREATED and fault.began <= later.began]
+    return bool(full and recreated) and min(full) <= max(recreated)
 
 
-def _left_by(shift: Shift, earlier: Run, later: Run, until: float, story: Story) -> bool:
-    """Whether a worker ended with a run of its own unsettled.
+def _left_by(life: WorkerLife, earlier: Run, later: Run, until: float, story: Story) -> bool:
+    """Return whether a worker ended before it had settled *earlier*.
 
     A killed one may have whatever it had not settled. One that was stopped settles what it was answered; what was not,
-    or was still to be told, it may give back from then on.
+    or has no callback yet, it may give back from then on.
     """
-    if shift.killed:
-        return earlier.began <= shift.ended <= min(until, later.began + EARLY)
-    if shift.stopped is None:
+    if life.killed:
+        return earlier.began <= life.ended <= min(until, later.began + EARLY)
+    if life.stopped is None:
         return False
-    ends = [post.ended for post in story.posts if earlier.ended - EARLY <= post.began <= shift.ended]
+    ends = [post.ended for post in story.posts if earlier.ended - EARLY <= post.began <= life.ended]
     unsettled = [earlier.ended] if earlier.answer == "none" else ends if earlier.answer == "final" else []
-    return any(shift.stopped <= end for end in unsettled)
+    return any(life.stopped <= end for end in unsettled)
 
 
 def _settled_by(run: Run, story: Story) -> float:
-    """When its worker had settled a run at the latest, had nothing been in its way."""
+    """Return the time when its worker had settled a run at the latest, without faults."""
     told = max((post.ended for post in story.posts if post.began >= run.ended - EARLY), default=0.0)
     return max(run.ended, told if run.answer == "final" else 0.0) + SETTLE
 
@@ -229,14 +229,14 @@ def _judge_attempts(story: Story, history: History, verdict: Verdict) -> None:
     rules, call_id = history.rules, story.published.call_id
     failures = sum(_failed(run, rules) for run in story.runs)
     forgotten = bool(_forgetting(story, history))
-    # One given up in vain, because its settlement was lost, is tried by the next worker before it is given up again.
+    # A message whose term was lost is run by the next worker before it is given up again.
     if failures > rules.attempts + story.disturbed and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: {failures} attempts failed, {rules.attempts} are allowed")
     if (letter := story.letter) is None:
         return
     if letter.attempts < rules.attempts:
         verdict.out_of_policy.append(f"{call_id}: given up after {letter.attempts} of {rules.attempts} attempts")
-    # What was handed out and came to no attempt counts too; nothing else may.
+    # Deliveries that led to no attempt count too, so there are at least as many deliveries as attempts.
     if letter.deliveries < rules.attempts and not forgotten:
         verdict.out_of_policy.append(f"{call_id}: given up with {letter.deliveries} deliveries")
     if not failures:
@@ -247,16 +247,16 @@ def _judge_callbacks(story: Story, verdict: Verdict) -> None:
     call_id = story.published.call_id
     if not story.published.callback:
         if story.posts:
-            verdict.untold.append(f"{call_id}: called back, and asked for none")
+            verdict.wrong_callbacks.append(f"{call_id}: called back, but wanted no callback")
         return
     ends = [run for run in story.runs if run.answer == "final" or story.letter]
     if not story.posts:
-        verdict.untold.append(f"{call_id}: ended, and nobody was told")
+        verdict.wrong_callbacks.append(f"{call_id}: ended without a callback")
     for post in story.posts:
         if not any(run.ended <= post.began + EARLY for run in ends):
-            verdict.untold.append(f"{call_id}: told at {post.began:.2f}, before its end")
+            verdict.wrong_callbacks.append(f"{call_id}: called back at {post.began:.2f}, before its end")
         if post.status not in ("200", "404") and not story.letter:
-            verdict.untold.append(f"{call_id}: told status {post.status}, and it was not given up")
+            verdict.wrong_callbacks.append(f"{call_id}: called back with status {post.status}, but not given up")
 
 
 def _judge_undecodable(history: History, verdict: Verdict) -> None:
@@ -266,29 +266,29 @@ def _judge_undecodable(history: History, verdict: Verdict) -> None:
             verdict.lost.append(f"undecodable: {count - buried[payload]} of {payload!r}")
 
 
-def _judge_worker(shift: Shift, rules: Rules, verdict: Verdict) -> None:
-    if shift.killed:
+def _judge_worker(life: WorkerLife, rules: Rules, verdict: Verdict) -> None:
+    if life.killed:
         return
-    if shift.code != 0 or shift.stopped is None:
-        verdict.badly_ended.append(f"{shift.worker} ended with {shift.code} at {shift.ended:.2f}")
+    if life.code != 0 or life.stopped is None:
+        verdict.badly_ended.append(f"{life.worker} ended with {life.code} at {life.ended:.2f}")
         return
-    took = shift.ended - shift.stopped
-    verdict.drains.append((shift.worker, took))
+    took = life.ended - life.stopped
+    verdict.drains.append((life.worker, took))
     if took > rules.drain:
-        verdict.badly_ended.append(f"{shift.worker} took {took:.2f} s to end; {rules.drain:g} s are promised")
+        verdict.badly_ended.append(f"{life.worker} took {took:.2f} s to end; {rules.drain:g} s are promised")
 
 
 def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) -> Iterator[float]:
-    """From the end of a fault to when what it touched worked again (s).
+    """Yield the time from the end of a fault to each recovery from it (s).
 
-    That is the next invocation of each worker that lived on, or of each message that one that ended had not finished;
-    where functions failed, their next good answer; where callbacks did, the next one.
+    A recovery is the next invocation of each affected worker that still runs, or of each message that an ended worker
+    had not finished. After a fault of functions it is their next final answer; after one of callbacks, the next one.
     """
-    for shift in history.shifts:
-        if fault.fatal and fault.touches(shift):
-            yield from (again - shift.ended for again in _left_behind(shift.worker, shift.ended, stories))
-        elif fault.touches(shift) and shift.began <= fault.began:
-            yield from _first(run.began - fault.ended for run in history.runs if run.worker == shift.worker)
+    for life in history.lives:
+        if fault.fatal and fault.touches(life):
+            yield from (again - life.ended for again in _left_behind(life.worker, life.ended, stories))
+        elif fault.touches(life) and life.began <= fault.began:
+            yield from _first(run.began - fault.ended for run in history.runs if run.worker == life.worker)
     if fault.kind.startswith("functions"):
         yield from _first(run.ended - fault.ended for run in history.runs if run.answer == "final")
     if fault.kind.startswith("callbacks"):
@@ -296,19 +296,19 @@ def _recoveries(fault: Fault, history: History, stories: Mapping[str, Story]) ->
 
 
 def _first(moments: Iterator[float]) -> Iterator[float]:
-    """The first one that is not over."""
+    """Yield the first moment that is not past."""
     later = [moment for moment in moments if moment >= 0]
     yield from [min(later)] if later else []
 
 
 def _left_behind(worker: str, ended: float, stories: Mapping[str, Story]) -> Iterator[float]:
-    """When what a worker was running at its end was begun again."""
+    """Yield the times when the invocations that a worker ran at its end were begun again."""
     for story in stories.values():
         for earlier, later in pairwise(story.runs):
             if earlier.worker == worker and earlier.answer == "none" and earlier.ended >= ended - EARLY:
                 yield max(later.began, ended)
 
 
-def _told(earlier: Run, later: Run) -> str:
+def _both(earlier: Run, later: Run) -> str:
     ran = f"{earlier.worker} {earlier.began:.2f}-{earlier.ended:.2f} ({earlier.answer})"
     return f"{later.call_id}: {ran}, then {later.worker} at {later.began:.2f}"

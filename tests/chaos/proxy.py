@@ -1,7 +1,7 @@
-"""A way to a TCP server, and what can go wrong with it.
+"""A way to a TCP server: a proxy that can cut, delay, hold and drop what passes.
 
-TCP loses no bytes in the middle of a connection, so what a way swallows ends with the connection being cut, as it does
-where a network has been gone for too long.
+TCP loses no bytes in the middle of a connection. So a connection of which a way has dropped bytes is cut in the end, as
+after a long outage of a network.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from contextlib import suppress
 import trio
 
 _NO_LINGER = struct.pack("ii", 1, 0)
-"""With it, closing a socket resets the connection."""
+"""Value of SO_LINGER with which closing a socket resets the connection."""
 
 
 class Way:
-    """A port of the loopback that leads to another one.
+    """A port of the loopback whose connections are passed on to another port.
 
     Args:
-        target: the port it leads to.
+        target: the other port.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
         self.latency = 0.0
-        """Seconds that what is read at once takes longer, either way."""
+        """Delay of each block of bytes, in both directions (s)."""
         self.swallows_up = self.swallows_down = False
-        """What goes to the server, or comes from it, is lost."""
+        """Whether bytes to the server, or from it, are lost."""
         self.closed = False
-        """Who comes is turned away."""
+        """Whether new connections are refused."""
         self._target = target
         self._tears = False
         self._spoilt: set[trio.SocketStream] = set()
@@ -39,7 +39,7 @@ class Way:
         self._moves = trio.Event()
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Lead there, until cancelled."""
+        """Accept connections and pass them on, until cancelled."""
         listeners = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
         task_status.started()
@@ -52,20 +52,20 @@ class Way:
             _reset(far)
 
     def tear(self) -> None:
-        """Let half of what comes next from the server pass, and reset its connection in the middle of it."""
+        """Pass half of the next block from the server, then reset its connection."""
         self._tears = True
 
     def stand_still(self) -> None:
-        """Let nothing pass until :meth:`move`; nothing is lost."""
+        """Hold all bytes until :meth:`move`; none is lost."""
         self._still = True
 
     def move(self) -> None:
-        """Let pass again what was kept."""
+        """Pass on the held bytes, and all that follow."""
         self._still = False
         self._moves.set()
 
     def heal(self) -> None:
-        """As if nothing had been wrong, but for connections that lost something: those are cut."""
+        """End all faults, and cut the connections that have lost bytes."""
         self.latency, self.closed, self._tears = 0.0, False, False
         self.swallows_up = self.swallows_down = False
         self.move()
@@ -98,7 +98,7 @@ class Way:
     async def _carry(
         self, read: trio.SocketStream, write: trio.SocketStream, near: trio.SocketStream, both: trio.CancelScope
     ) -> None:
-        """One direction, to its end; whatever is not an end in order ends *both*."""
+        """Pass on the bytes of one direction until its end; a fault or a broken connection cancels *both*."""
         down = write is near
         try:
             async for data in read:
@@ -128,6 +128,6 @@ def _close(stream: trio.SocketStream) -> None:
 
 
 def _reset(stream: trio.SocketStream) -> None:
-    with suppress(OSError):  # it is closed already
+    with suppress(OSError):  # the socket is closed already
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     stream.socket.close()

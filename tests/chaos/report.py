@@ -1,4 +1,4 @@
-"""What is told of a run."""
+"""The report of one or several runs: tables in Markdown for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.chaos.history import History
 from tests.chaos.ledger import RETRY, Verdict
 
 BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
-"""What stands around it in docs/reliability.md."""
+"""The marks around it in docs/reliability.md."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One run and what was found."""
+class RunReport:
+    """One run and the findings about it."""
 
     seed: int
     nodes: int
@@ -26,12 +26,12 @@ class Told:
     history: History
     verdict: Verdict
     complaints: Sequence[str]
-    """Of the workers' logs."""
+    """Lines of the workers' logs that must not be there."""
     seconds: float
 
     @property
     def name(self) -> str:
-        """Which run it is."""
+        """Return the heading of the run's column."""
         return f"{self.mode}, one node" if self.nodes == 1 else f"{self.mode}, {self.nodes} nodes"
 
     @property
@@ -39,28 +39,28 @@ class Told:
         return self.verdict.sound and not self.complaints
 
 
-def markdown(told: Sequence[Told]) -> str:
-    """The tables of docs/reliability.md for some runs: what came of them, and what each fault did in all of them."""
-    columns = [_figures(each) for each in told]
+def markdown(runs: Sequence[RunReport]) -> str:
+    """Return the tables of docs/reliability.md for some runs: their results, and the effects of each fault."""
+    columns = [_figures(each) for each in runs]
     lines = [
-        "| | " + " | ".join(each.name for each in told) + " |",
-        "| --- |" + " --- |" * len(told),
+        "| | " + " | ".join(each.name for each in runs) + " |",
+        "| --- |" + " --- |" * len(runs),
         *("| " + " | ".join([what, *(column[what] for column in columns)]) + " |" for what in columns[0]),
         "",
         "| fault | times | invoked again by it | longest recovery |",
         "| --- | --- | --- | --- |",
     ]
-    for kind in sorted({kind for each in told for kind in each.verdict.recoveries}):
-        times = sum(fault.kind == kind for each in told for fault in each.history.faults)
-        again = sum(each.verdict.causes[kind] for each in told)
-        longest = max((took for each in told for took in each.verdict.recoveries.get(kind, ())), default=None)
+    for kind in sorted({kind for each in runs for kind in each.verdict.recoveries}):
+        times = sum(fault.kind == kind for each in runs for fault in each.history.faults)
+        again = sum(each.verdict.causes[kind] for each in runs)
+        longest = max((took for each in runs for took in each.verdict.recoveries.get(kind, ())), default=None)
         recovery = "" if longest is None else f"{longest:.1f} s"
         lines.append(f"| {kind} | {times} | {again or ''} | {recovery} |")
     return "\n".join(lines) + "\n"
 
 
-def _figures(told: Told) -> dict[str, str]:
-    history, verdict = told.history, told.verdict
+def _figures(run: RunReport) -> dict[str, str]:
+    history, verdict = run.history, run.verdict
     again = sum(verdict.causes.values())
     worst, took = max(verdict.drains, key=lambda drain: drain[1], default=("", 0.0))
     return {
@@ -72,26 +72,26 @@ def _figures(told: Told) -> dict[str, str]:
         "invoked more than once: without cause": f"{len(verdict.unexplained)}",
         "attempts out of policy": f"{len(verdict.out_of_policy)}",
         "callbacks received": f"{len(history.posts):,}",
-        "callbacks missing, too early or untrue": f"{len(verdict.untold)}",
+        "callbacks missing, too early or untrue": f"{len(verdict.wrong_callbacks)}",
         "acknowledged, and left in the stream by a full disk": f"{history.stored - history.left:,}",
         "dead letters": f"{len(history.letters):,}",
         "workers; killed, stopped": f"{_workers(history)}",
         "longest drain; its bound": f"{took:.2f} s; {history.rules.drain:g} s ({worst})",
-        "faults": f"{len(history.faults)} in {told.seconds:.0f} s",
+        "faults": f"{len(history.faults)} in {run.seconds:.0f} s",
     }
 
 
-def write(document: Path, told: Sequence[Told]) -> None:
-    """Put the tables of these runs in the place of those that *document* has."""
+def write(document: Path, runs: Sequence[RunReport]) -> None:
+    """Replace the tables in *document* by those of these runs."""
     before, _, rest = document.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert end, f"{document} has no place for them: {BEGIN} ... {END}"
+    assert end, f"{document} has no place for the tables: {BEGIN} ... {END}"
     today = datetime.now(UTC).date().isoformat()
     machine = f"{platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}"
-    how = f"{today}, seed {told[0].seed}, {machine}"
-    document.write_text(f"{before}{BEGIN}\n\n{how}.\n\n{markdown(told)}\n{END}{after}")
+    how = f"{today}, seed {runs[0].seed}, {machine}"
+    document.write_text(f"{before}{BEGIN}\n\n{how}.\n\n{markdown(runs)}\n{END}{after}")
 
 
 def _workers(history: History) -> str:
-    killed = sum(shift.killed for shift in history.shifts)
-    return f"{len(history.shifts)}; {killed}, {len(history.shifts) - killed}"
+    killed = sum(life.killed for life in history.lives)
+    return f"{len(history.lives)}; {killed}, {len(history.lives) - killed}"

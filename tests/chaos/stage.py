@@ -1,4 +1,4 @@
-"""What the faults befall: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
+"""The system under test: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 import trio
 
 from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, Shift
+from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, WorkerLife
 from tests.chaos.proxy import Way
 from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
 from tests.cluster import NatsCluster
@@ -26,8 +26,8 @@ from worker.dev.stack import free_port
 
 T = TypeVar("T")
 
-SEATS = 3
-"""Workers at a time."""
+WORKERS = 3
+"""Number of workers that run at a time."""
 RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
 SETTINGS: Mapping[str, object] = {
     "max_inflight": 12,
@@ -44,8 +44,8 @@ SETTINGS: Mapping[str, object] = {
 CODES = (408, 429, 500, 502, 503, 504)
 
 
-class Seat:
-    """A place for a worker: its ways to the broker's nodes, and who sits there now."""
+class WorkerSlot:
+    """A place for a worker: the ways to the broker's nodes, and the worker that uses them now."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
         self.ways = ways
@@ -56,24 +56,24 @@ class Seat:
 
 
 class Stage:
-    """All of it. Faults change it, and :meth:`history` tells what happened on it.
+    """The system under test. Faults change it, and :meth:`history` returns its records.
 
     Args:
         directory: for the files of all processes.
         nodes: of the broker.
-        dice: chance.
-        tell: told what happens, in words, as it does.
+        rng: chance.
+        log: called with a line of text for each event.
         mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
     """
 
     def __init__(
-        self, directory: Path, nodes: int, dice: random.Random, tell: Callable[[str], None], mode: str = "static"
+        self, directory: Path, nodes: int, rng: random.Random, log: Callable[[str], None], mode: str = "static"
     ) -> None:
-        self.dice, self.tell, self.mode = dice, tell, mode
+        self.rng, self.log, self.mode = rng, log, mode
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
-        self.seats: list[Seat] = []
+        self.slots: list[WorkerSlot] = []
         self.faults: list[Fault] = []
         self.supply: Supply
         self.producer: Program
@@ -81,20 +81,20 @@ class Stage:
         self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
         """A fault that kills a node, or a worker, waits until the one before it is over."""
         self.disks: dict[NatsServer, Disk] = {}
-        """Of the nodes, where this machine lets us give them disks of their own."""
-        self._shifts: list[Shift] = []
+        """The disk of each node; empty if this machine does not allow to mount disks."""
+        self._lives: list[WorkerLife] = []
         self._workers: list[Worker] = []
         self._directory = directory
         self._began = time.monotonic()
-        self._hired = 0
+        self._started = 0
         self._open = ExitStack()
 
     def now(self) -> float:
-        """Seconds since the beginning: the clock of all that is recorded."""
+        """Return the seconds since the beginning: the clock of all records."""
         return time.monotonic() - self._began
 
     async def set_up(self, nursery: trio.Nursery) -> None:
-        """Start everything."""
+        """Start all processes and servers."""
         for server in (self.functions, self.receiver):
             self._open.enter_context(server)
         for name, function in FUNCTIONS.items():
@@ -104,26 +104,26 @@ class Stage:
         await in_thread(lambda: self._open.enter_context(self.broker))
         await in_thread(self.broker.make_stream)
         door = free_port()
-        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.dice.random()), self.now)
+        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.rng.random()), self.now)
         nodes = ",".join(node.url for node in self.nodes)
         self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
         self.open_producer()
-        for _ in range(SEATS):
-            seat = Seat([Way(node.port) for node in self.nodes])
-            for way in seat.ways:
+        for _ in range(WORKERS):
+            slot = WorkerSlot([Way(node.port) for node in self.nodes])
+            for way in slot.ways:
                 await nursery.start(way.serve)
-            self.seats.append(seat)
-            await self.hire(seat)
+            self.slots.append(slot)
+            await self.start_worker(slot)
 
     async def tear_down(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that still run."""
         with trio.CancelScope(shield=True):
             await in_thread(self._open.close)
 
     # The producer.
 
     def open_producer(self) -> None:
-        """Start our own producer, in the place of one that ended."""
+        """Start this project's producer, or start it again after it was killed."""
         settings = {"nats_stream_replicas": len(self.nodes), "log_encoding": "json", **self._producer_settings}
         self.producer = self._open.enter_context(
             Program("worker.cli", "gateway", tmp_path=self._directory, settings=settings)
@@ -131,54 +131,54 @@ class Stage:
 
     # Workers.
 
-    async def hire(self, seat: Seat) -> None:
-        """Start a worker on a seat that is free."""
-        self._hired += 1
-        seat.name, seat.began, seat.stopped = f"w{self._hired}", self.now(), None
-        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in seat.ways)
-        gateway = f"{self.functions.url}/{seat.name}"
+    async def start_worker(self, slot: WorkerSlot) -> None:
+        """Start a worker on a slot that is free."""
+        self._started += 1
+        slot.name, slot.began, slot.stopped = f"w{self._started}", self.now(), None
+        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in slot.ways)
+        gateway = f"{self.functions.url}/{slot.name}"
         replicas = len(self.nodes)
-        mode = self.dice.choice(["static", "function"]) if self.mode == "mixed" else self.mode
+        mode = self.rng.choice(["static", "function"]) if self.mode == "mixed" else self.mode
         settings = {
             **SETTINGS,
             "nats_url": urls,
             "gateway_url": gateway,
             "nats_stream_replicas": replicas,
             "scaling_mode": mode,
-            "limiter_enabled": "false",  # what it gives back is by no rule that the ledger knows
+            "limiter_enabled": "false",  # the ledger does not model which messages it returns
         }
-        seat.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
-        self._workers.append(seat.worker)
-        # Told to stop before it can hear that, any process dies of it.
-        await in_thread(partial(seat.worker.wait_for, "Serving metrics"))
+        slot.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
+        self._workers.append(slot.worker)
+        # A process without a signal handler yet dies of SIGTERM.
+        await in_thread(partial(slot.worker.wait_for, "Serving metrics"))
 
     @property
     def consumer(self) -> str:
-        """The one that is always there; empty where there is none such."""
+        """Return the name of the consumer that exists all the time; empty if the mode has none."""
         return CONSUMER if self.mode == "static" else ""
 
     def any_consumer(self) -> str:
-        """One of those that are there."""
+        """Return the name of an existing consumer, drawn at random."""
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
-        return str(self.dice.choice(sorted(names)))
+        return str(self.rng.choice(sorted(names)))
 
-    def tell_to_stop(self, seat: Seat) -> None:
-        """Send SIGTERM."""
-        seat.stopped = seat.stopped or self.now()
-        seat.worker.terminate()
+    def terminate(self, slot: WorkerSlot) -> None:
+        """Send SIGTERM to a slot's worker, and record the time of the first one."""
+        slot.stopped = slot.stopped or self.now()
+        slot.worker.terminate()
 
-    async def leave(self, seat: Seat) -> None:
-        """Wait until a worker that was told to, or was killed, has ended."""
-        process = seat.worker.process
+    async def wait_ended(self, slot: WorkerSlot) -> None:
+        """Wait until a worker that was terminated or killed has ended."""
+        process = slot.worker.process
         with trio.move_on_after(LAST_RESORT):
-            while process.poll() is None:  # noqa: ASYNC110 -- a process tells nobody
+            while process.poll() is None:  # noqa: ASYNC110 -- there is no event for the end of a process
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
-            self.tell(f"{seat.name} does not end; see {seat.worker.output[-2000:]}")
-            seat.worker.kill()
+            self.log(f"{slot.name} does not end; see {slot.worker.output[-2000:]}")
+            slot.worker.kill()
             process.wait()
-        self._shifts.append(Shift(seat.name, seat.began, seat.stopped, self.now(), 99 if code is None else code))
+        self._lives.append(WorkerLife(slot.name, slot.began, slot.stopped, self.now(), 99 if code is None else code))
 
     # What happens.
 
@@ -193,30 +193,30 @@ class Stage:
         fatal: bool = False,
         delays: bool = False,
     ) -> Iterator[None]:
-        """Note that something goes wrong, from the beginning of this block to its end. The rest as in Fault."""
+        """Record a fault that lasts as long as this block; the arguments are the fields of ``Fault``."""
         began = self.now()
-        self.tell(f"{kind} {' '.join(sorted(workers or ()))}")
+        self.log(f"{kind} {' '.join(sorted(workers or ()))}")
         try:
             yield
         finally:
             self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
 
     async def run_empty(self) -> int:
-        """Let the queue run empty; how many messages are left when that takes for ever."""
+        """Let the queue run empty; return how many messages are left after LAST_RESORT seconds."""
         with trio.move_on_after(LAST_RESORT):
-            while await self.supply.left():  # noqa: ASYNC110 -- what changes is at the broker
+            while await self.supply.left():  # noqa: ASYNC110 -- the broker sends no event for it
                 await trio.sleep(0.1)
         return self.supply.waiting
 
     async def history(self, left: int) -> History:
-        """All that was recorded, when all workers have ended."""
+        """Return all records, after all workers have ended."""
         return History(
             rules=RULES,
             published=self.supply.published,
             runs=[self._run(request) for request in self.functions.requests],
             posts=[self._post(request) for request in self.receiver.requests],
             letters=await in_thread(self._letters),
-            shifts=self._shifts,
+            lives=self._lives,
             faults=self.faults,
             undecodable=self.supply.garbled,
             left=left,
@@ -224,7 +224,7 @@ class Stage:
         )
 
     def complaints(self) -> list[str]:
-        """What no log of a worker may hold: a bug that it met, a traceback."""
+        """Return the log lines that no worker may write: bugs and tracebacks."""
         return [
             line
             for worker in self._workers
@@ -264,5 +264,5 @@ class Stage:
 
 
 async def in_thread(call: Callable[[], T]) -> T:
-    """What blocks, beside Trio's tasks."""
+    """Run a blocking call beside Trio's tasks."""
     return await trio.to_thread.run_sync(call)

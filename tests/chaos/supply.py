@@ -1,4 +1,4 @@
-"""Where the messages come from: a queue that is never empty, and never long, whatever happens to its broker.
+"""The source of the messages: a queue that is never empty, and never long, whatever happens to its broker.
 
 Some are published as OpenFaaS's gateway does, straight to the broker on the bare subject; the others go through our own
 producer. What was not confirmed to be stored is published again under the same id, as any careful producer does, until
@@ -26,18 +26,18 @@ from tests.wire import NoAnswer, Wire
 
 STREAM, CONSUMER = "faas-request", "faas-workers"
 BATCH = 25
-"""Messages published at once."""
+"""Number of messages that are published at once."""
 WAITING = 300
-"""Messages in the stream above which none are published: so many that no worker ever waits for one, and no more."""
+"""Fewest unfinished messages that pause the publisher: just so many that no worker ever waits for a message."""
 _ANSWER = 2.0
-"""Longest wait for the broker (s)."""
+"""Longest wait for an answer of broker or producer (s)."""
 _AGAIN = 0.2
-"""Seconds before another try."""
+"""Pause before another try (s)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function, and how much of the supply is for it."""
+    """A function: its share of the messages, and its replies."""
 
     weight: int
     replies: tuple[Reply, ...]
@@ -54,29 +54,29 @@ FUNCTIONS: Mapping[str, Function] = {
     "refusing": Function(6, (_after(0.05, 404),)),
     "flaky": Function(8, (_after(0.05, 500), _after(0.02, 503), _after(0.05))),
     "broken": Function(4, (_after(0.02, 500),)),
-    # Longer than the leases of the run, so that it lives by their being extended.
+    # Slower than a lease lasts, so that each invocation depends on extensions.
     "slow": Function(2, (_after(5.0),)),
 }
 GARBLED = 0.005
-"""Share of messages that cannot be understood."""
+"""Share of messages that cannot be decoded."""
 BY_DOOR = 0.3
-"""Share of batches that go through our own producer."""
+"""Share of batches that go through this project's producer."""
 
 
 def body_of(call_id: str) -> bytes:
-    """The body of a message: of a size, and of bytes, that follow from its call id."""
+    """Return the body of a message: its size and bytes follow from its call id."""
     digest = hashlib.sha256(call_id.encode()).digest()
     return digest * (digest[0] if digest[1] % 50 else 4_000)
 
 
 def is_whole(request: Request) -> bool:
-    """Whether a function was sent what was published, to the byte."""
+    """Return whether a function received method and body as they were published, to the byte."""
     return request.method == "POST" and request.body == body_of(request.call_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message to be published; *garbled*: one that cannot be understood."""
+    """A message to be published; a *garbled* one cannot be decoded."""
 
     call_id: str
     function: str = ""
@@ -85,7 +85,7 @@ class Draft:
 
     @property
     def payload(self) -> bytes:
-        """As OpenFaaS's gateway puts it on the queue."""
+        """Return the message as OpenFaaS's gateway publishes it."""
         if self.garbled:
             return b"not JSON " + self.call_id.encode()
         request = {
@@ -99,41 +99,41 @@ class Draft:
 
     @property
     def headers(self) -> dict[str, str]:
-        """As its caller sends it to the producer."""
+        """Return the headers of the request to the producer."""
         return {"X-Call-Id": self.call_id, **({"X-Callback-Url": self.callback} if self.callback else {})}
 
 
 class Supply:
-    """Publishes until told to stop.
+    """A publisher that works until there is enough.
 
     Args:
         nodes: the broker's; any that answers is used.
         door: the port of our own producer.
         results: the URL of the receiver of callbacks.
-        dice: chance.
+        rng: chance.
         clock: the run's clock.
     """
 
     def __init__(
-        self, nodes: Sequence[NatsServer], door: int, results: str, dice: random.Random, clock: Callable[[], float]
+        self, nodes: Sequence[NatsServer], door: int, results: str, rng: random.Random, clock: Callable[[], float]
     ) -> None:
         self.published: list[Published] = []
         self.garbled: list[bytes] = []
         self.waiting = 0
-        """Messages that the consumer is not done with, when last asked."""
+        """Number of messages that the consumer had not finished at the last look."""
         self.enough = False
-        """No more are wanted."""
-        self._nodes, self._door, self._results, self._dice, self._clock = nodes, door, results, dice, clock
+        """Whether no more messages are wanted."""
+        self._nodes, self._door, self._results, self._rng, self._clock = nodes, door, results, rng, clock
         self._wire: Wire | None = None
         self._posts: http.client.HTTPConnection | None = None
         self._number = 0
 
     async def run(self) -> None:
-        """Publish until there is enough, each batch until it is confirmed."""
+        """Publish until there are enough messages, and repeat each batch until it is confirmed."""
         while not self.enough:
             if await self._asked(self._look) and self.waiting < WAITING:
-                by_door = self._dice.random() < BY_DOOR
-                batch = [self._draft(garbled=not by_door and self._dice.random() < GARBLED) for _ in range(BATCH)]
+                by_door = self._rng.random() < BY_DOOR
+                batch = [self._draft(garbled=not by_door and self._rng.random() < GARBLED) for _ in range(BATCH)]
                 publish = partial(self._post if by_door else self._publish, batch)
                 while batch:
                     await self._asked(publish)
@@ -141,13 +141,13 @@ class Supply:
                 await trio.sleep(_AGAIN / 4)
 
     async def left(self) -> int:
-        """How many messages the consumer is not done with."""
+        """Return how many messages the consumer is not done with."""
         while not await self._asked(self._look):
             pass
         return self.waiting
 
     async def _asked(self, question: Callable[[], None]) -> bool:
-        """Ask in a thread; False where there was no answer, after a pause."""
+        """Run a blocking request in a thread; without an answer pause, and return False."""
         try:
             await trio.to_thread.run_sync(question)
         except (NoAnswer, OSError, http.client.HTTPException):
@@ -168,7 +168,7 @@ class Supply:
         stream, listed = (json.loads(answer) for answer in answers)
         if "error" in stream or "error" in listed:
             raise NoAnswer(str(stream.get("error") or listed.get("error")))
-        # A full disk leaves acknowledged messages in the stream. They are over for their consumer, and that counts.
+        # The stream's own count does not serve, because a full disk leaves acknowledged messages in the stream.
         consumers = listed["consumers"] or []
         self.waiting = sum(each["num_pending"] + each["num_ack_pending"] for each in consumers)
         if all(each["config"].get("filter_subject") for each in consumers):
@@ -177,7 +177,7 @@ class Supply:
             self.waiting += sum(stored for subject, stored in subjects.items() if subject not in covered)
 
     def _publish(self, batch: list[Draft]) -> None:
-        """Publish to the broker what is left of a batch, all or nothing."""
+        """Publish the rest of a batch to the broker; without an answer to each message none is recorded."""
         answers = self._connected().request_many(
             (STREAM, draft.payload, {"Nats-Msg-Id": draft.call_id}) for draft in batch
         )
@@ -187,7 +187,7 @@ class Supply:
             self._stored(batch.pop())
 
     def _post(self, batch: list[Draft]) -> None:
-        """Publish by the producer what is left of a batch, one after the other."""
+        """Publish the rest of a batch through the producer, one message after the other."""
         if self._posts is None:
             self._posts = http.client.HTTPConnection("127.0.0.1", self._door, timeout=_ANSWER)
         while batch:
@@ -196,7 +196,7 @@ class Supply:
             response = self._posts.getresponse()
             response.read()
             if response.status != 202:
-                raise NoAnswer(f"the producer says {response.status}")
+                raise NoAnswer(f"the producer answered {response.status}")
             self._stored(batch.pop())
 
     def _stored(self, draft: Draft) -> None:
@@ -208,7 +208,7 @@ class Supply:
 
     def _connected(self) -> Wire:
         if self._wire is None:
-            for node in self._dice.sample(self._nodes, len(self._nodes)):
+            for node in self._rng.sample(self._nodes, len(self._nodes)):
                 try:
                     self._wire = Wire(node.port, {}, _ANSWER)
                 except NoAnswer:
@@ -219,6 +219,6 @@ class Supply:
 
     def _draft(self, *, garbled: bool) -> Draft:
         self._number += 1
-        (function,) = self._dice.choices([*FUNCTIONS], [each.weight for each in FUNCTIONS.values()])
-        callback = f"{self._results}/results" if self._dice.random() < 0.4 else None
+        (function,) = self._rng.choices([*FUNCTIONS], [each.weight for each in FUNCTIONS.values()])
+        callback = f"{self._results}/results" if self._rng.random() < 0.4 else None
         return Draft(f"call-{self._number}", function, callback, garbled)

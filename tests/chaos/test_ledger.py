@@ -1,4 +1,4 @@
-"""The ledger finds what it is there to find: a history in which all is well, and each way to spoil it."""
+"""Tests of the ledger: histories that keep every promise, and histories that break one each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, Shift
-from tests.chaos.ledger import ANEW, STRANDS, judge
+from tests.chaos.history import Fault, History, Letter, Post, Published, Rules, Run, WorkerLife
+from tests.chaos.ledger import RECREATED, STRANDS, judge
 
 RULES = Rules(attempts=3, first_wait=1.0, longest_wait=4.0, upstream_timeout=10.0, ack_wait=6.0, drain=7.0)
-W1 = Shift("w1", 0.0, 100.0, 101.0, 0)
-W2 = Shift("w2", 0.0, 100.0, 102.0, 0)
+W1 = WorkerLife("w1", 0.0, 100.0, 101.0, 0)
+W2 = WorkerLife("w2", 0.0, 100.0, 102.0, 0)
 
 
 def history(*runs: Run, letters: Sequence[Letter] = (), posts: Sequence[Post] = (), **changes: object) -> History:
-    """One message, ``call``, published at 1 s, and what became of it."""
+    """Return the history of one message, ``call``, that is published at 1 s."""
     callback = bool(posts)
     usual = History(RULES, [Published("call", "f", 1.0, callback)], runs, posts, letters, [W1, W2], [])
     return replace(usual, **changes)  # type: ignore[arg-type]  # mypy cannot see which
@@ -35,16 +35,16 @@ def gone(began: float, ended: float, worker: str = "w1") -> Run:
     return Run("call", worker, began, ended, "none")
 
 
-def test_all_is_well() -> None:
-    """A retry after its back-off is a cause; an invocation that was answered for good is an end."""
+def test_judge_retry_after_back_off_is_sound() -> None:
+    """The ledger accepts a retry after its back-off as a cause, and a final answer as an end."""
     verdict = judge(history(failed(2, 3), done(4, 5)))
     assert verdict.sound
     assert verdict.causes == {"retry": 1}
     assert verdict.drains == [("w1", 1.0), ("w2", 2.0)]
 
 
-def test_given_up() -> None:
-    """A dead letter after all attempts, each after its back-off, is an end."""
+def test_judge_dead_letter_after_all_attempts_is_sound() -> None:
+    """The ledger accepts a dead letter after all attempts, each after its back-off, as an end."""
     assert judge(history(failed(2, 3), failed(4, 5), failed(7, 8), letters=[Letter("call", 3, 3)])).sound
 
 
@@ -73,14 +73,14 @@ def test_given_up() -> None:
         ("callbacks", history(done(2, 3), posts=[Post("call", 2.5, 2.6, "200")])),
         ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 3.5, 3.6, "500")])),
         ("callbacks", history(failed(2, 3), done(4, 5), posts=[Post("call", 5.5, 5.6, "500")])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, ended=107.5)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=1)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=0, stopped=None)])),
-        ("ends of workers", history(done(2, 3), shifts=[replace(W1, code=-signal.SIGSEGV)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, ended=107.5)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=1)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=0, stopped=None)])),
+        ("ends of workers", history(done(2, 3), lives=[replace(W1, code=-signal.SIGSEGV)])),
     ],
 )
-def test_what_is_not_well_is_found(promise: str, spoilt: History) -> None:
-    """Each promise that a history breaks is found, and none that it keeps."""
+def test_judge_broken_promise_is_the_only_one_found(promise: str, spoilt: History) -> None:
+    """The ledger finds the promise that a history breaks, and no other."""
     assert list(judge(spoilt).broken) == [promise]
 
 
@@ -107,27 +107,27 @@ CUT = Fault("way cut", 2.5, 2.6, frozenset({"w1"}), lingers=1.0)
         (
             STRANDS,
             history(
-                done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 0.1, 0.2, None), Fault(ANEW, 8.9, 8.9, None)]
+                done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 0.1, 0.2, None), Fault(RECREATED, 8.9, 8.9, None)]
             ),
         ),
-        ("worker killed", history(gone(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.0, code=-9), W2])),
-        ("worker killed", history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=3.1, code=-9), W2])),
-        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2])),
-        ("worker stopped in the end", history(gone(2, 3), done(3, 10, "w2"), shifts=[STOPPED, W2], faults=[FATAL])),
+        ("worker killed", history(gone(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=3.0, code=-9), W2])),
+        ("worker killed", history(done(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=3.1, code=-9), W2])),
+        ("worker stopped", history(gone(2, 3), done(3, 10, "w2"), lives=[STOPPED, W2])),
+        ("worker stopped in the end", history(gone(2, 3), done(3, 10, "w2"), lives=[STOPPED, W2], faults=[FATAL])),
         (
             "worker stopped in the end",
             history(
                 done(2, 2.5),
                 done(3, 10, "w2"),
-                shifts=[STOPPED, W2],
+                lives=[STOPPED, W2],
                 faults=[FATAL],
                 posts=[Post("call", 2.6, 3.0, "200"), Post("call", 10, 10.1, "200")],
             ),
         ),
     ],
 )
-def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> None:
-    """A fault that touched a worker while it had the message is a cause of its being invoked again."""
+def test_judge_fault_while_the_worker_had_the_message_is_a_cause(cause: str, explained: History) -> None:
+    """A fault that affected a worker while it had the message explains a repeat of the invocation."""
     verdict = judge(explained)
     assert verdict.sound, verdict.broken
     assert verdict.causes == {cause: 1}
@@ -140,22 +140,24 @@ def test_a_fault_explains_what_it_touched(cause: str, explained: History) -> Non
         history(done(2, 3), done(9, 10), faults=[replace(CUT, began=5.6, ended=5.7)]),
         history(gone(3.7, 3.8), done(9, 10), faults=[CUT]),
         history(done(2, 3), done(9, 10, "w2"), faults=[Fault("way still", 1, 6, frozenset({"w2"}), delays=True)]),
-        history(done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(ANEW, 8.7, 8.7, None)]),
         history(
-            gone(9, 10), done(12, 13, "w2"), shifts=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
+            done(2, 3), done(9, 10, "w2"), faults=[Fault(STRANDS, 8.8, 8.85, None), Fault(RECREATED, 8.7, 8.7, None)]
         ),
-        history(done(2, 2.5), done(4, 5, "w2"), shifts=[STOPPED, W2], faults=[FATAL]),
-        history(done(2, 3), done(9, 10, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
-        history(gone(2, 3), done(4, 5, "w2"), shifts=[replace(W1, ended=6.0, code=-9), W2]),
+        history(
+            gone(9, 10), done(12, 13, "w2"), lives=[replace(W1, began=8.0), W2], faults=[replace(CUT, workers=None)]
+        ),
+        history(done(2, 2.5), done(4, 5, "w2"), lives=[STOPPED, W2], faults=[FATAL]),
+        history(done(2, 3), done(9, 10, "w2"), lives=[replace(W1, ended=6.0, code=-9), W2]),
+        history(gone(2, 3), done(4, 5, "w2"), lives=[replace(W1, ended=6.0, code=-9), W2]),
     ],
 )
-def test_a_fault_elsewhere_or_at_another_time_explains_nothing(unexplained: History) -> None:
-    """Another worker's fault, one after the message was settled, or long before it came, is no cause."""
+def test_judge_fault_elsewhere_or_at_another_time_is_no_cause(unexplained: History) -> None:
+    """A fault of another worker, after the settlement, or long before the delivery explains no repeat."""
     assert list(judge(unexplained).broken) == ["invoked again without cause"]
 
 
-def test_what_another_said_is_heard_late() -> None:
-    """A NAK that lay in the way of a worker while others tried the message ends their wait; else nothing does."""
+def test_judge_nak_that_arrives_late_ends_a_back_off() -> None:
+    """A worker's nak that a fault held until another worker had attempted the message ends the wait of that attempt."""
     runs = failed(2, 3, "w2"), failed(7, 8), done(8.5, 9)
     still = Fault("way still", 3.1, 8.2, frozenset({"w2"}), delays=True)
     assert judge(history(*runs, faults=[still])).sound
@@ -163,10 +165,10 @@ def test_what_another_said_is_heard_late() -> None:
     assert list(judge(history(*runs, faults=[over])).broken) == ["attempts out of policy"]
 
 
-def test_attempts_that_the_broker_forgot() -> None:
-    """Where the broker has forgotten its counts there may be more attempts, each still after its back-off.
+def test_judge_lost_delivery_counts_allow_more_attempts() -> None:
+    """After the broker has lost its counts there may be more attempts, each still after its back-off.
 
-    What was begun before that counts no more, whenever it ended: nobody could take note of it.
+    Attempts that were begun before that do not count, whenever they ended: no record of them was kept.
     """
     forgets = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), forgets=True)
     again = judge(history(failed(2, 3), failed(4, 5), failed(7, 9), failed(10, 11), done(12, 14), faults=[forgets]))
@@ -178,17 +180,17 @@ def test_attempts_that_the_broker_forgot() -> None:
     assert list(too_early.broken) == ["attempts out of policy"]
 
 
-def test_a_full_disk_may_strand_what_was_acknowledged() -> None:
-    """What no consumer is given any more is told of, and not taken for lost, where a disk was full."""
+def test_judge_message_stranded_by_a_full_disk_is_not_lost() -> None:
+    """Stored messages without a consumer are reported, and do not count as lost, where a disk was full."""
     assert judge(history(done(2, 3), stored=1, faults=[Fault(STRANDS, 1, 2)])).sound
 
 
-def test_recoveries() -> None:
-    """How long what a fault touched took to work again: its worker, or what a dead one was running."""
+def test_judge_fault_with_later_invocations_has_recoveries() -> None:
+    """A recovery lasts until the affected worker's next invocation, or until a dead worker's runs elsewhere."""
     cut = judge(history(failed(2, 3), done(4, 5), faults=[CUT]))
     assert cut.recoveries == {"way cut": [pytest.approx(1.4)]}
     killed = Fault("worker killed", 3.0, 3.0, frozenset({"w1"}), fatal=True)
-    shifts = [replace(W1, ended=3.0, code=-9), W2]
-    assert judge(history(gone(2, 3), done(9, 10, "w2"), shifts=shifts, faults=[killed])).recoveries == {
+    lives = [replace(W1, ended=3.0, code=-9), W2]
+    assert judge(history(gone(2, 3), done(9, 10, "w2"), lives=lives, faults=[killed])).recoveries == {
         "worker killed": [6.0]
     }

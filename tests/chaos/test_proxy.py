@@ -1,4 +1,4 @@
-"""Each thing that can go wrong with a way, seen from both of its ends."""
+"""Tests of each fault of a way, observed at both of its ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.patience import LAST_RESORT
 
 @asynccontextmanager
 async def echoing() -> AsyncIterator[tuple[Way, trio.SocketStream]]:
-    """A way to a server that sends back what it gets, and a connection over it."""
+    """Open a way to an echo server, and a connection over it."""
 
     async def echo(stream: trio.SocketStream) -> None:
         try:
@@ -32,15 +32,15 @@ async def echoing() -> AsyncIterator[tuple[Way, trio.SocketStream]]:
         nursery.cancel_scope.cancel()
 
 
-async def said(stream: trio.SocketStream, what: bytes) -> bytes:
-    """Send something, and what comes back as soon as anything does."""
-    await stream.send_all(what)
+async def exchanged(stream: trio.SocketStream, data: bytes) -> bytes:
+    """Send bytes, and return the first block of the answer."""
+    await stream.send_all(data)
     with trio.fail_after(LAST_RESORT):
         return await stream.receive_some()
 
 
 async def is_reset(stream: trio.SocketStream) -> None:
-    with trio.fail_after(LAST_RESORT), pytest.raises(trio.BrokenResourceError):  # noqa: PT012 -- what had come is read first
+    with trio.fail_after(LAST_RESORT), pytest.raises(trio.BrokenResourceError):  # noqa: PT012 -- bytes from before the reset are read first
         while await stream.receive_some():
             pass
 
@@ -51,50 +51,50 @@ async def nothing_comes(stream: trio.SocketStream) -> None:
     assert waiting.cancelled_caught
 
 
-async def test_it_leads_there_and_back() -> None:
-    """With nothing wrong, bytes pass."""
+async def test_way_without_faults_passes_bytes_both_ways() -> None:
+    """A way without faults passes bytes and the end of the stream in both directions."""
     async with echoing() as (_, stream):
-        assert await said(stream, b"hello") == b"hello"
+        assert await exchanged(stream, b"hello") == b"hello"
         await stream.send_eof()
         with trio.fail_after(LAST_RESORT):
             assert await stream.receive_some() == b""
 
 
-async def test_cut() -> None:
-    """Cut, a connection is reset; a new one can be made."""
+async def test_way_cut_resets_connections() -> None:
+    """A cut resets the open connections, and a new connection can be opened at once."""
     async with echoing() as (way, stream):
-        assert await said(stream, b"hello") == b"hello"
+        assert await exchanged(stream, b"hello") == b"hello"
         way.cut()
         await is_reset(stream)
-        assert await said(await trio.open_tcp_stream("127.0.0.1", way.port), b"again") == b"again"
+        assert await exchanged(await trio.open_tcp_stream("127.0.0.1", way.port), b"again") == b"again"
 
 
-async def test_closed() -> None:
-    """Closed, it turns away who comes, until it is healed."""
+async def test_way_closed_resets_new_connections_until_healed() -> None:
+    """A closed way resets new connections until it is healed."""
     async with echoing() as (way, _):
         way.closed = True
         await is_reset(await trio.open_tcp_stream("127.0.0.1", way.port))
         way.heal()
-        assert await said(await trio.open_tcp_stream("127.0.0.1", way.port), b"again") == b"again"
+        assert await exchanged(await trio.open_tcp_stream("127.0.0.1", way.port), b"again") == b"again"
 
 
-async def test_nobody_there() -> None:
-    """A way to where nobody listens resets."""
+async def test_way_without_a_server_resets_connections() -> None:
+    """A way to a closed port resets connections."""
     async with echoing() as (way, _):
         way._target = 1
         await is_reset(await trio.open_tcp_stream("127.0.0.1", way.port))
 
 
-async def test_torn() -> None:
-    """Torn, half of the next thing passes."""
+async def test_way_torn_passes_half_a_block() -> None:
+    """A torn way passes half of the next block, and resets the connection."""
     async with echoing() as (way, stream):
         way.tear()
-        assert await said(stream, b"12345678") == b"1234"
+        assert await exchanged(stream, b"12345678") == b"1234"
         await is_reset(stream)
 
 
-async def test_still() -> None:
-    """Nothing passes while it stands still; all of it does afterwards."""
+async def test_way_still_delivers_held_bytes_later() -> None:
+    """A way that stands still passes no bytes; when it moves again, it passes all of them."""
     async with echoing() as (way, stream):
         way.stand_still()
         await stream.send_all(b"hello")
@@ -105,8 +105,8 @@ async def test_still() -> None:
 
 
 @pytest.mark.parametrize("direction", ["swallows_up", "swallows_down"])
-async def test_what_is_swallowed_is_lost(direction: str) -> None:
-    """What is swallowed does not come later: the connection is cut when the way heals."""
+async def test_way_that_drops_bytes_cuts_the_connection_when_healed(direction: str) -> None:
+    """Bytes that a way has dropped never arrive: the connection is cut when the way heals."""
     async with echoing() as (way, stream):
         setattr(way, direction, True)
         await stream.send_all(b"hello")
@@ -115,10 +115,10 @@ async def test_what_is_swallowed_is_lost(direction: str) -> None:
         await is_reset(stream)
 
 
-async def test_slow() -> None:
-    """A slow way takes its time for each direction."""
+async def test_way_slow_delays_both_directions() -> None:
+    """A way with a latency delays the bytes of each direction by it."""
     async with echoing() as (way, stream):
         way.latency = 0.05
         began = trio.current_time()
-        assert await said(stream, b"hello") == b"hello"
+        assert await exchanged(stream, b"hello") == b"hello"
         assert trio.current_time() - began >= 2 * way.latency

@@ -1,8 +1,8 @@
-"""Scripts played on both brokers, and what differs: told, and made small.
+"""Scripts played on both brokers; differences are reported, and made small.
 
-A script during which the machine was late is played again. One that two brokers make different things of is played
-again as well: a law shows every time, and what differs only once is a machine that was late unnoticed. Where chance has
-a hand in what is seen (see :func:`.play_fake.play`), nothing is compared.
+A script during which the machine was late is played again. A script with different traces on the two brokers is played
+again, too: a law shows every time, and a single difference is an unnoticed delay of the machine. Where chance has
+a hand in a trace (see :func:`.play_fake.play`), nothing is compared.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ DIFFERENCES = {
     "409 Server Shutdown": "A server that stops goes on for about a second after that: a request can expire meanwhile."
     " The simulated one is gone at once.",
 }
-"""What is not compared: all that comes into an inbox after this, and why."""
+"""Answers after which an inbox is not compared, and why."""
 ROUNDS = 5
-"""How often a script is played at most when the machine is late."""
+"""Most times that a script is played when the machine is late."""
 BELIEVED = 2
-"""How often a difference must show once more."""
+"""Repetitions in which a difference must show again."""
 STEPS = 15
 """Most steps in which one is made smaller: each takes the time of a script."""
 SMALLER = 60
@@ -47,16 +47,16 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of some scripts."""
+    """The result of some scripts."""
 
     compared: int
-    """How many were played on both."""
+    """Number of scripts that were played on both."""
     differences: list[Difference]
-    """Those that differ, every time."""
+    """The scripts that differ every time."""
 
 
 def expected(script: Script) -> list[Trace]:
-    """What may be seen, by the simulated broker; nothing where chance has a hand in it."""
+    """Return the possible traces of the simulated broker; none where chance decides."""
     short = script.restart and script.restart.how == "cut short"
     traces = [play_fake.play(script, forgetful=forgetful) for forgetful in ((True, False) if short else (True,))]
     return [] if None in traces else [trace for trace in traces if trace]
@@ -78,7 +78,7 @@ def compare(scripts: Iterable[Script]) -> Comparison:
 
 
 def smallest(difference: Difference) -> Difference:
-    """The same with less done: all that are one step smaller are played side by side, until none of them differs."""
+    """Make a difference smaller: play all scripts that are one step smaller, until none of them differs."""
     for _ in range(STEPS):
         candidates = list(one_step_smaller(difference.script))[:SMALLER]
         if not (smaller := compare(candidates).differences):
@@ -97,7 +97,7 @@ def replay(script: Script) -> None:
 
 
 def one_step_smaller(script: Script) -> Iterable[Script]:
-    """That script without its end, without one kind of actions, without one action, or with a smaller one."""
+    """Yield the script without its end, without one kind of actions, without one action, or with a smaller one."""
     ticks = script.ticks
     yield from (replace(script, ticks=ticks[:number]) for number in range(1, len(ticks)))
     for kind in (Say, Leave, MakeAnew, ChangeAckWait, Publish):
@@ -130,7 +130,7 @@ def _size(script: Script) -> int:
 
 
 def _play(scripts: Sequence[Script]) -> dict[Script, Trace]:
-    """What is seen on a nats-server, of those for which the machine kept time at last."""
+    """Play scripts on a nats-server, and return the traces of those for which the machine kept time."""
     seen: dict[Script, Trace] = {}
     for _ in range(ROUNDS):
         if left := [script for script in scripts if script not in seen]:

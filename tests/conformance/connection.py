@@ -51,24 +51,24 @@ class Connection:
         self.publish_line(payload)
 
     def subscribe(self, hear: Hear) -> tuple[str, str]:
-        """An inbox of its own: its subject and its subscription."""
+        """Subscribe to a new inbox, and return its subject and its subscription."""
         number = str(next(self._numbers))
         self._hearers[number] = hear
         self.publish_line(f"SUB {self._inbox}.{number} {number}".encode())
         return f"{self._inbox}.{number}", number
 
     def unsubscribe(self, subscription: str) -> None:
-        """Hear no more of it."""
+        """End a subscription."""
         self.publish_line(f"UNSUB {subscription}".encode())
 
     def expect(self, hear: Hear) -> str:
-        """A reply subject; *hear* is told each answer."""
+        """Return a new reply subject, whose answers go to the callback."""
         subject = f"{self._inbox}.answer.{next(self._numbers)}"
         self._answers[subject] = hear
         return subject
 
     async def request(self, subject: str, body: object = None) -> dict[str, Any]:
-        """An answer of JetStream's API."""
+        """Send a request to JetStream's API, and return the answer."""
         answered, answers = trio.Event(), list[bytes]()
 
         def hear(came: Came) -> None:
@@ -102,7 +102,7 @@ class Connection:
             return
 
     def _take(self, data: bytearray) -> int:
-        """Hear the first message of *data*; its size, or 0 if it is not all there."""
+        """Handle the first message of *data*, and return its size, or 0 if it is incomplete."""
         end = data.find(b"\r\n") + 2
         if end < 2:
             return 0

@@ -17,7 +17,7 @@ verbs = st.sampled_from(["+ACK", "-NAK", "+TERM", "+WPI", "+WPI"])
 
 
 def ticks(waits: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[Action, ...]]:
-    """What is done in a tick."""
+    """Draw the actions of a tick."""
     said: list[st.SearchStrategy[Action]] = [
         st.builds(Say, verb=verbs, about=about, client=clients),
         st.builds(Say, verb=st.just("-NAK"), about=about, delay=waits, client=clients),
@@ -32,7 +32,7 @@ def ticks(waits: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[Action, ...]
 
 
 def scripts(restart: Restart | None) -> st.SearchStrategy[Script]:
-    """Those with that restart. They begin with messages that are asked for, so that there is much to talk about.
+    """Draw scripts with that restart. They begin with messages and pulls, so that there are many deliveries to settle.
 
     Much of what waits when a server goes away still waits when it is back.
     """
@@ -43,7 +43,7 @@ def scripts(restart: Restart | None) -> st.SearchStrategy[Script]:
 
 
 def draw(restart: Restart | None, count: int, wanted: Callable[[Script], object]) -> list[Script]:
-    """So many of them that are *wanted*, or nearly: none twice."""
+    """Return about *count* scripts that are *wanted*, none twice."""
     drawn: dict[Script, None] = {}
 
     @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=[*HealthCheck], database=None)

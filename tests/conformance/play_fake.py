@@ -34,13 +34,13 @@ from .script import (
 from .trace import Trace
 
 LATENCY = 0.001
-"""Seconds that everything takes to be heard."""
+"""Seconds that each message takes to arrive."""
 
 
 def play(script: Script, *, forgetful: bool = True) -> Trace | None:
-    """What is seen. *forgetful*: a server that is killed knows no more than what was surely written.
+    """Play a script, and return its trace. *forgetful*: a killed server keeps only what was surely written.
 
-    None where two things fall due at the same time for different reasons: only chance tells which comes first.
+    None where two events fall due at the same time for different reasons, so that chance decides their order.
     """
     played = _Play(script, forgetful=forgetful)
     trio.run(played.run, clock=MockClock(autojump_threshold=0))
@@ -58,7 +58,7 @@ class _Watched(PullConsumer):
     def begin(self, ack_wait: float, first: int = 1) -> None:
         super().begin(ack_wait, first)
         self.causes: dict[int, tuple[float, int]] = {}
-        """When it was settled when a message falls due, and by the how manieth hand-out."""
+        """The time when a message's due time was set, and the number of the hand-out that set it."""
 
     def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
         handed = super().hand_out(sequence, published, now)
@@ -105,9 +105,9 @@ class _Play:
     tokens: list[tuple[float, int, str]] = field(default_factory=list)
     """Of each delivery, in the order in which the server sent them."""
     pulls: list[float] = field(default_factory=list)
-    """When each ends."""
+    """The end of each pull."""
     done: list[float] = field(default_factory=list)
-    """When something was done."""
+    """The time of each action."""
     said: int = 0
 
     async def run(self) -> None:

@@ -37,12 +37,12 @@ from .script import (
 from .trace import Trace
 
 APART = 0.6 * SLOT
-"""Least time (s) between two things done: the server hears them over different connections, and the second can be about
-what the first brought."""
+"""Least time (s) between two actions: they go over different connections, and the second can be about
+a delivery of the first."""
 
 
 async def play(scripts: Sequence[Script], directory: Path) -> list[Trace | None]:
-    """What is seen of each; None where the machine was late, so that it would tell more of that than of the server.
+    """Play scripts on a nats-server and return their traces; None for each during which the machine was late.
 
     All must have the same restart.
     """
@@ -59,21 +59,21 @@ async def play(scripts: Sequence[Script], directory: Path) -> list[Trace | None]
 
 @dataclass(slots=True)
 class _Stage:
-    """Where one script is played, and what was seen there."""
+    """A stream for one script, and its trace."""
 
     name: str
     script: Script
     trace: Trace = field(default_factory=Trace)
     acks: list[tuple[int, int, str]] = field(default_factory=list)
-    """Where to say something about each delivery, in the order in which the server sent them, over two connections."""
+    """The ack subject of each delivery, in the order in which the server sent them, over two connections."""
     era: int = 0
-    """How often the server began to count deliveries anew."""
+    """Number of times that the server began to count deliveries again."""
     inboxes: list[tuple[int, str]] = field(default_factory=list)
     """Client and subscription of each pull."""
     said: int = 0
     ack_wait: int = 0
     late: float = 0.0
-    """How late (s) something was done, or an answer came."""
+    """Greatest delay (s) of an action or an answer."""
 
     def config(self) -> dict[str, object]:
         """Of the consumer, as the worker makes it."""

@@ -39,13 +39,13 @@ class Rig(Protocol):
     """By which all messages come."""
 
     def connect(self) -> AbstractAsyncContextManager[Queue]:
-        """A worker's queue. A second one may be opened when the first has nothing more to do but to be settled."""
+        """Open a worker's queue. A second one may be opened when the first has only settlements left to do."""
 
     async def publish(self, *payloads: bytes) -> None:
         """Store messages."""
 
     async def left(self) -> int:
-        """How many messages are stored."""
+        """Count the stored messages."""
 
     async def handed_out(self, count: int) -> None:
         """Wait until the broker has sent so many deliveries."""
@@ -190,7 +190,7 @@ class NatsRig:
 
 
 class FunctionRig(NatsRig):
-    """The same, in function mode: with a consumer for the one subject that there is."""
+    """A NatsRig in function mode: with a consumer for its only subject."""
 
     flow = STREAM
     mode = "function"

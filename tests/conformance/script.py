@@ -1,4 +1,4 @@
-"""What is done to a broker, tick by tick: a value that can be drawn, replayed on any broker, and printed as code.
+"""A script of actions on a broker, tick by tick: it can be drawn, replayed on any broker, and printed as code.
 
 Time goes in ticks. What is done is done within the first fifth of a tick, one thing after another; whatever lasts,
 lasts so many ticks and a half. So nothing falls due while something is done, and a slow machine has :data:`LATE` to be
@@ -18,11 +18,11 @@ SLOT = TICK / 10
 SLOTS = 3
 """Most things done in a tick."""
 LOOK = 3.5 * SLOT
-"""When in a tick the numbers are looked at (s)."""
+"""The time in a tick when the numbers are read (s)."""
 LATE = 1.5 * SLOT
-"""How late (s) all may be: the last thing done is done before the look, and that before half the tick is over."""
+"""Greatest delay (s): the last action comes before the look, and the look before half the tick is over."""
 LOOKS = 4
-"""A script looks in every so manieth tick, and not all scripts in the same: it costs more than all else."""
+"""Ticks between two looks of a script. Scripts look in different ticks, because a look costs more than all else."""
 LAST = 16
 """The tick after the last."""
 DOWN = 4
@@ -30,7 +30,7 @@ DOWN = 4
 
 
 def lasting(ticks: int) -> float:
-    """How long (s) something lasts that is to last so many ticks."""
+    """Return the duration (s) of so many ticks."""
     return (ticks + 0.5) * TICK
 
 
@@ -52,7 +52,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Say something about a delivery: the newest of all is 0, the one before is 1.
+    """Settle or extend a delivery: the newest of all is 0, the one before is 1.
 
     *delay*: of a NAK, in ticks.
     """
@@ -65,7 +65,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """A client hears no more of what it asked for."""
+    """Let a client unsubscribe from its pulls."""
 
     client: Literal[0, 1] = 0
 
@@ -97,22 +97,22 @@ class Restart:
 
     @property
     def time(self) -> float:
-        """When it ends (s)."""
+        """The time when it ends (s)."""
         return self.at * TICK + (1.8 if self.how == "cut short" else 9) * SLOT
 
     @property
     def last(self) -> float:
-        """When something is done before it for the last time (s)."""
+        """The time of the last action before it (s)."""
         return self.time - 0.8 * SLOT
 
     @property
     def back(self) -> float:
-        """When it is there again (s), give or take less than half a tick: nothing is due so near to a whole one."""
+        """The time when it is back (s), within half a tick: nothing is due so near to a whole one."""
         return (self.at + DOWN) * TICK
 
     @property
     def first(self) -> float:
-        """When something is done after it for the first time (s)."""
+        """The time of the first action after it (s)."""
         return self.back + TICK
 
 
@@ -125,7 +125,7 @@ class Script:
     restart: Restart | None = None
 
     def timetable(self) -> Iterator[tuple[float, Action | None]]:
-        """When (s from the start) to do what, in order; None: look at the numbers. Nothing while the server is away."""
+        """Yield the actions with their times (s from the start); None: read the numbers. Nothing while it is down."""
         for tick in range(LAST):
             for slot, action in enumerate(self.ticks[tick] if tick < len(self.ticks) else ()):
                 if self.there(tick * TICK + slot * SLOT):

@@ -1,4 +1,4 @@
-"""What may befall the simulated broker, told to the millisecond. The ack wait is 30 s, and a message takes 1 ms.
+"""Faults of the simulated broker, to the millisecond. The ack wait is 30 s, and a message takes 1 ms.
 
 That a restart and a crash are so is compared with a nats-server in :mod:`tests.conformance.test_same_as_nats`. A change
 of leaders was tried on three of them: published at 0.3 s, handed out at 5.3 s with an ack wait of 12 s, given back at
@@ -24,7 +24,7 @@ async def test_a_restart_counts_from_the_publishing(autojump_clock: MockClock) -
         await trio.sleep(2)
         world.server.restart(down=1)
         await message.over.wait()
-        # Back at 53_000; asked for then, heard at 53_001, there at 53_002, and known here.
+        # Back at 53_000; requested then, the request arrives at 53_001, the message at 53_002; the ledger has it.
         assert worker.times(Redelivered) == [53_002]
         assert world.starts(message) == [50_002]
         assert world.server.disturbed == {1}
@@ -59,7 +59,7 @@ async def test_a_crash_keeps_what_was_written(autojump_clock: MockClock) -> None
 
 
 async def test_nobody_hears_while_there_is_no_leader(autojump_clock: MockClock) -> None:
-    """What is said meanwhile is not heeded, and is said again; requests are made again when the new one tells."""
+    """Settlements without a leader are lost and sent again; requests are sent again when a new leader is announced."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=5))
         worker = world.start(world.worker(slots=2))
@@ -68,7 +68,7 @@ async def test_nobody_hears_while_there_is_no_leader(autojump_clock: MockClock) 
         other = world.publish(reply(200))
         await other.over.wait()
         await message.over.wait()
-        # Said at 5_002 in vain, and again at 7_002. Told at 7_001 of the new leader, who hears the request at 7_002.
+        # Sent at 5_002 and lost, and again at 7_002. The new leader is announced at 7_001, the request there at 7_002.
         assert world.heard(message) == [(7_003, Ack())]
         assert world.starts(other) == [7_003]
         assert worker.wanted == 2
@@ -105,14 +105,14 @@ async def test_a_new_leader_knows_delays_exactly(autojump_clock: MockClock) -> N
 
 
 async def test_what_was_said_before_a_cut_can_be_heard_after_it(autojump_clock: MockClock) -> None:
-    """A settlement that is said again on the next connection may be heard there first, and then once more."""
+    """A settlement that is sent again on the next connection may arrive there first, and the old one after it."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=1))
         worker = world.start(world.worker())
         await trio.sleep(1.0025)
         worker.link.cut(0.1, late=3)
         await trio.sleep(10)
-        # Said at 1_002 and on its way; said again at 1_102.5; the first arrives 3 s after the cut.
+        # Sent at 1_002 and on its way; sent again at 1_102.5; the first arrives 3 s after the cut.
         assert [settlement for _, settlement in world.heard(message)] == [Ack(), Ack()]
         assert [round(heard.at, 4) for heard in world.server.heard] == [1.1035, 4.0025]
         assert worker.wanted == 10

@@ -1,4 +1,4 @@
-"""What every queue does, the one on NATS and the one that the worker's tests run on: the laws of :mod:`worker.ports`.
+"""The laws of every queue (:mod:`worker.ports`): the one on NATS, and the fake one of the worker's tests.
 
 They are about order and number. The real queue runs in real time, on a machine that may be slow, so a law may require
 that something happens no sooner than it should, and never how soon. Leases are long, but for the laws about leases.
@@ -20,7 +20,7 @@ from worker.ports import BrokerUnavailableError, Consumer, Queue
 
 
 async def receive(consumer: Consumer, count: int) -> list[Delivery]:
-    """The next *count* deliveries, and no more with them."""
+    """Return the next *count* deliveries, and check that no more arrive with them."""
     came: list[Delivery] = []
     with trio.fail_after(LAST_RESORT):
         while len(came) < count:
@@ -30,7 +30,7 @@ async def receive(consumer: Consumer, count: int) -> list[Delivery]:
 
 
 async def some(consumer: Consumer) -> list[Delivery]:
-    """What has come, at least one delivery; notices are passed over."""
+    """Return the next deliveries, at least one, without notices."""
     while True:
         came = [each for each in await consumer.receive() if isinstance(each, Delivery)]
         if came:
@@ -38,7 +38,7 @@ async def some(consumer: Consumer) -> list[Delivery]:
 
 
 async def found_anew(consumer: Consumer, flow: str) -> None:
-    """A flow is gone, and then there again."""
+    """Wait until a flow has ended, and begun again."""
     told: list[Delivery | Notice] = []
     with trio.fail_after(LAST_RESORT):
         while not (
@@ -140,7 +140,7 @@ async def test_ack_removes(rig: Rig) -> None:
 
 @on_each_broker
 async def test_term_removes(rig: Rig) -> None:
-    """What is given up leaves the queue as well, whatever its reason says."""
+    """A message that is given up leaves the queue too, whatever its reason contains."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -170,7 +170,7 @@ async def test_nak_gives_out_again(rig: Rig) -> None:
 
 @on_each_broker
 async def test_nak_with_a_delay(rig: Rig) -> None:
-    """What is given back with a delay comes again after it, not after the ack wait, and others come meanwhile."""
+    """A nak with a delay redelivers after it, not after the ack wait, and others are delivered before."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -201,7 +201,7 @@ async def test_nak_with_a_long_delay(rig: Rig) -> None:
 
 @on_each_broker_with_short_leases
 async def test_a_late_nak_is_not_said(rig: Rig) -> None:
-    """A NAK is not said when its time is over, and settled() does not wait for it; the ack wait ends it."""
+    """A nak is not sent when its time is over, and wait_settled() does not wait for it; the ack wait ends the lease."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -216,7 +216,7 @@ async def test_a_late_nak_is_not_said(rig: Rig) -> None:
 
 @on_each_broker_with_short_leases
 async def test_a_late_ack_is_said(rig: Rig) -> None:
-    """An acknowledgement is said whenever it is, and ends the message also when that was given out again meanwhile."""
+    """An ack is sent at any time, and ends the message also when that was redelivered before."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -432,7 +432,7 @@ async def test_credit_outlives_the_connection(rig: Rig) -> None:
 
 @on_each_broker
 async def test_settlements_outlive_the_connection(rig: Rig) -> None:
-    """What was said while the broker was away is said when it is back: settled() waits for that."""
+    """Settlements without a connection are sent when the broker is back: wait_settled() waits for that."""
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -496,7 +496,7 @@ async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
 
 @on_each_broker
 async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
-    """With no broker to confirm it, bury() and backlog() say so."""
+    """Without a broker, store_dead_letter() and backlog() raise."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -511,9 +511,9 @@ async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
 
 @on_each_broker
 async def test_a_consumer_made_anew(rig: Rig) -> None:
-    """When the consumer is deleted it is made again: what was not settled comes at once, counted from one.
+    """A deleted consumer is recreated: messages that were not settled are delivered at once, counted from one.
 
-    A flow among others is gone then, and so is what was wanted of it; that it is stored still is told anew.
+    A flow among others has ended then, with its credit; a new notice reports its stored messages.
     """
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:

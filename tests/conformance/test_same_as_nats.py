@@ -1,7 +1,7 @@
-"""The simulated broker is a JetStream: what a client can see of it is what it sees of a nats-server.
+"""The simulated broker behaves as JetStream: clients see the same of it and of a nats-server.
 
-Scripts are drawn by Hypothesis and played on both, dozens at the same time: publishing, pulling, everything that can be
-said about deliveries old and new, by two clients; consumers made anew or given another ack wait; servers that stop, are
+Scripts are drawn by Hypothesis and played on both, dozens at the same time: publications, pulls, and all settlements
+of deliveries old and new, by two clients; consumers recreated or given another ack wait; servers that stop, are
 killed, and are killed while they write. A difference prints as code that plays the script again.
 """
 
@@ -23,7 +23,7 @@ REPORTED = 2
 
 
 def report(comparison: Comparison) -> str:
-    """What differs."""
+    """Describe the differences."""
     differences = comparison.differences
     small = [str(smallest(difference)) for difference in differences[:REPORTED]]
     return "\n\n".join([f"{len(differences)} of {comparison.compared} scripts differ", *small])
@@ -37,7 +37,7 @@ def test_laws_are_no_matter_of_chance() -> None:
 @pytest.mark.parametrize("number", range(max(1, settings().max_examples // 100)))
 def test_scripts(number: int) -> None:
     """Whatever is done, both show the same: messages, order, counts, times, answers, statuses and numbers."""
-    del number  # each draws anew, where Hypothesis is not told to draw the same
+    del number  # each draws other scripts, unless Hypothesis draws the same every time
     drawn = [script for restart in RESTARTS for script in draw(restart, SIDE_BY_SIDE, expected)]
     comparison = compare([*LAWS.values(), *drawn])
     print(f"{comparison.compared} scripts compared")  # noqa: T201 -- to be seen with pytest -s

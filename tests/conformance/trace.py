@@ -1,4 +1,4 @@
-"""What clients of a broker saw in each inbox, every answer and every look at the numbers, and in which half tick."""
+"""The messages in each inbox of a broker's clients, every answer and every look at the numbers, by half ticks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .script import TICK
 
 
 class Trace:
-    """What was seen while one script was played."""
+    """The trace of one script."""
 
     def __init__(self) -> None:
         self.seen: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)

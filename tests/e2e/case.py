@@ -1,4 +1,4 @@
-"""One message for one function, on a worker that many tests share: each starting its own would take too long."""
+"""One message for one function, on a worker that many tests share because the start of a worker takes long."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
     "debug": "true",
 }
-"""The shared worker's settings, beside those of all tests. Its timeouts are long, for busy machines."""
+"""The shared worker's settings, in addition to those of all tests. Its timeouts are long, for busy machines."""
 TIMEOUT = 0.5
-"""Timeout of invocations and callbacks (s) of the worker for tests about timeouts."""
+"""Timeout of invocations and callbacks of the worker for tests about timeouts (s)."""
 IMPATIENT: dict[str, object] = {
     "max_retry_attempts": 100,
     "callback_attempts": 100,
     "upstream_timeout": f"{TIMEOUT:g}s",
     "callback_timeout": f"{TIMEOUT:g}s",
 }
-"""That worker's settings. On a busy machine a good answer may be late too, so it has many attempts."""
+"""The settings of the worker for timeouts. On a busy machine a good answer may be late too: hence many attempts."""
 STARTED = "1646739420463153513"
 _numbers = count(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the cases share."""
+    """The queue, servers and worker that the cases share."""
 
     queue: Queue
     functions: Functions
@@ -42,7 +42,7 @@ class Shared:
 
 
 class Case:
-    """A function, a receiver of its callbacks, and a call id, each like no other case's."""
+    """A function, a receiver of its callbacks, and a call id, each used by this case only."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -53,20 +53,20 @@ class Case:
         self._logged = len(shared.worker.lines())
 
     def answer(self, *replies: Reply) -> None:
-        """Have the function answer so."""
+        """Set the function's answers."""
         self.shared.functions.answer(self.name, *replies)
 
     def answer_callbacks(self, *replies: Reply) -> None:
-        """Have the receiver of callbacks answer so."""
+        """Set the answers of the receiver of callbacks."""
         self.shared.receiver.answer(self.name, *replies)
 
     @property
     def callback(self) -> str:
-        """The URL that takes this case's callbacks."""
+        """Return the URL of this case's receiver of callbacks."""
         return f"{self.shared.receiver.url}/{self.name}"
 
     def put(self, *, annotations: dict[str, str] | None = None, callback: str | None = None, **fields: Any) -> None:
-        """Put the message on the queue; *callback* as the gateway writes it."""
+        """Publish the message on the queue, with the URL *callback* in the gateway's form."""
         usual: dict[str, Any] = {
             "Header": {"X-Call-Id": [self.call_id], "X-Start-Time": [STARTED]},
             "Annotations": annotations or {},
@@ -76,7 +76,7 @@ class Case:
         self.queue.put(self.payload)
 
     def run(self, *replies: Reply, **message: Any) -> int:
-        """Put the message, the function answering like this, and wait for its end: how often it was sent."""
+        """Put the message, set the function's replies, wait for the end, and return how often it was sent."""
         if replies:
             self.answer(*replies)
         self.put(**message)
@@ -85,48 +85,48 @@ class Case:
 
     @property
     def requests(self) -> list[Request]:
-        """What the function received."""
+        """Return the requests that the function received."""
         return self.shared.functions.of(self.call_id)
 
     @property
     def callbacks(self) -> list[Request]:
-        """What the receiver received."""
+        """Return the callbacks that the receiver received."""
         return self.shared.receiver.to(self.name)
 
     @property
     def called_back(self) -> Request:
-        """The one callback."""
+        """Return the only callback."""
         (request,) = self.callbacks
         return request
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds from each answer to the next request."""
+        """Return the seconds from each answer to the next request."""
         return list(self.shared.functions.gaps(self.call_id))
 
     @property
     def letters(self) -> list[Stored]:
-        """Its dead letters."""
+        """Return the dead letters of the message."""
         return [letter for letter in self.queue.letters() if letter.headers.get("X-Call-Id") == self.call_id]
 
     @property
     def letter(self) -> Stored:
-        """Its one dead letter, which holds the message."""
+        """Return the only dead letter of the message, after a check that it holds the message."""
         (letter,) = self.letters
         assert letter.data == self.payload
         return letter
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What the worker has logged since."""
+        """Return the worker's log lines since the case began."""
         return self.worker.lines()[self._logged :]
 
     @property
     def waits(self) -> list[float]:
-        """The waits between attempts that it has logged."""
+        """Return the waits between attempts in these lines (s)."""
         return [line["retry_in"] for line in self.lines if "retry_in" in line]
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
-        """The warnings that it has logged since."""
+        """Return the warnings in these lines."""
         return [line for line in self.lines if line["level"] == "warning"]

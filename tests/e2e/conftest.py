@@ -1,4 +1,4 @@
-"""What the end-to-end tests share. They block: the programs under test, and the function server, run beside them."""
+"""Fixtures of the end-to-end tests. These block: the programs under test, and the function server, run beside them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _numbers = count(1)
 
 @pytest.fixture(scope="session")
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """A server for all tests that leave it alone; each has a queue of its own there."""
+    """Start a server for all tests that do not stop it; each has a queue of its own there."""
     with NatsServer(tmp_path_factory.mktemp("shared-nats")) as server:
         yield server
 
 
 @pytest.fixture
 def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server for one test, which may do to it what it likes."""
+    """Start a server for one test, which may stop, pause and kill it."""
     with NatsServer(tmp_path) as server:
         yield server
 
 
 @pytest.fixture
 def queue(nats: NatsServer) -> Queue:
-    """A queue for one test; nothing of it is made yet."""
+    """Name a queue for one test; its stream does not exist yet."""
     return Queue(nats, f"queue-{next(_numbers)}")
 
 
 @pytest.fixture
 def functions() -> Iterator[Functions]:
-    """The functions of one test."""
+    """Start the function server of one test."""
     with Functions() as server:
         yield server
         assert not server.faults, server.faults
@@ -47,7 +47,7 @@ def functions() -> Iterator[Functions]:
 
 @pytest.fixture
 def receiver() -> Iterator[Functions]:
-    """What takes the callbacks of one test."""
+    """Start a receiver for the callbacks of one test."""
     with Functions() as server:
         yield server
         assert not server.faults, server.faults
@@ -55,7 +55,7 @@ def receiver() -> Iterator[Functions]:
 
 @pytest.fixture
 def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts workers on the test's queue and functions, and waits until they are ready; settings by keyword."""
+    """Return a function that starts a ready worker on the test's queue and functions; settings by keyword."""
     with ExitStack() as stack:
 
         def begin(**settings: object) -> Worker:
@@ -68,14 +68,14 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
 
 @pytest.fixture(scope="session")
 def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """One worker for all tests that need nothing special of it."""
+    """Start one worker for all tests that need nothing special of it."""
     with _shared_worker(Queue(nats, "shared"), tmp_path_factory.mktemp("shared"), SETTINGS) as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
 def impatient(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """One worker with short timeouts, for all tests about timeouts."""
+    """Start one worker with short timeouts, for all tests about timeouts."""
     with _shared_worker(Queue(nats, "impatient"), tmp_path_factory.mktemp("impatient"), IMPATIENT) as shared:
         yield shared
 
@@ -97,14 +97,14 @@ def _shared_worker(queue: Queue, directory: Path, settings: Mapping[str, object]
 
 @pytest.fixture
 def case(shared: Shared) -> Iterator[Case]:
-    """One message and its function; what is left of it afterwards is swept away, so that no other test meets it."""
+    """Make a case, and purge its messages afterwards, so that no other test receives them."""
     with _case(shared) as case:
         yield case
 
 
 @pytest.fixture
 def timeout_case(impatient: Shared) -> Iterator[Case]:
-    """The same, on the worker with short timeouts."""
+    """Make a case on the worker with short timeouts."""
     with _case(impatient) as case:
         yield case
 

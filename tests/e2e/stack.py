@@ -1,4 +1,4 @@
-"""A worker process, the queue it serves, and messages for it."""
+"""A worker process, its queue, and messages for it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.servers import NatsServer, Program, wait_until
 from tests.wire import ApiError, Stored
 
 LEASE = 8
-"""An `ack_wait` (s) for tests that wait until a lease is over. A worker that the machine keeps from running for two
-thirds of it loses its leases, as it must: so it is no shorter."""
+"""An `ack_wait` for tests that wait until a lease is over (s). A worker that a busy machine does not run for two thirds
+of it loses its leases, so it is no shorter."""
 QUIET = 0.6
-"""Seconds to wait where nothing may happen: several times what the event would take."""
+"""Duration of a wait in which an event must not occur (s): several times what the event would take."""
 
 
 def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **fields: Any) -> bytes:
-    """A QueueRequest, as Go's encoding/json writes it."""
+    """Return a QueueRequest, as Go's encoding/json writes it."""
     header = {"X-Call-Id": [call_id]} if call_id else {}
     request = {
         "Header": header,
@@ -45,7 +45,7 @@ def message(function: str = "echo", /, call_id: str = "", body: bytes = b"", **f
 
 
 def go_url(url: str) -> dict[str, Any]:
-    """An ``http://host/path?query`` as Go's ``url.URL`` is written by encoding/json."""
+    """Return a URL, ``http://host/path?query``, as encoding/json writes Go's ``url.URL``."""
     scheme, _, rest = url.partition("://")
     where, _, query = rest.partition("?")
     host, slash, path = where.partition("/")
@@ -77,17 +77,17 @@ class Queue:
         return f"{self.name}-dead-letters"
 
     def put(self, *payloads: bytes) -> list[int]:
-        """Store messages, as OpenFaaS does; their sequences."""
+        """Store messages, as OpenFaaS does, and return their sequences."""
         return [ack["seq"] for ack in self.nats.publish_many((self.name, payload, {}) for payload in payloads)]
 
     def put_calls(self, function: str, call_ids: Iterable[str], **fields: Any) -> list[str]:
-        """Store one message a call id; the call ids."""
+        """Store one message for each call id, and return the call ids."""
         calls = list(call_ids)
         self.put(*(message(function, call, **fields) for call in calls))
         return calls
 
     def empty(self) -> bool:
-        """Whether the stream is there and holds nothing."""
+        """Return whether the stream exists and is empty."""
         return self.nats.state(self.name).get("messages") == 0
 
     def wait_empty(self, timeout: float = LAST_RESORT) -> None:
@@ -95,7 +95,7 @@ class Queue:
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
     def letters(self) -> list[Stored]:
-        """The dead letters, oldest first; none where there is no such stream."""
+        """Return the dead letters, oldest first; none where there is no such stream."""
         try:
             return self.nats.messages(self.dead_letter_stream)
         except ApiError as error:
@@ -104,11 +104,11 @@ class Queue:
             raise
 
     def letters_of(self, call_id: str) -> list[Stored]:
-        """The dead letters of one call id."""
+        """Return the dead letters of one call id."""
         return [letter for letter in self.letters() if letter.headers.get("X-Call-Id") == call_id]
 
     def consumer(self, durable: str = "faas-workers") -> dict[str, Any]:
-        """CONSUMER.INFO."""
+        """Return the CONSUMER.INFO of a consumer."""
         return self.nats.api(f"CONSUMER.INFO.{self.name}.{durable}")
 
     def has_consumer(self) -> bool:
@@ -122,7 +122,7 @@ class Worker(Program):
     """``python -m worker``, by default with short waits, JSON logs and a free port for metrics and health.
 
     Args:
-        queue: what it serves; None for one that only *settings* tell of.
+        queue: the queue that it serves; None where *settings* name it.
         functions: where its functions are.
         tmp_path: where its output goes.
         settings: more settings, or others.
@@ -142,7 +142,7 @@ class Worker(Program):
             "max_retry_wait": "200ms",
             "callback_initial_wait": "50ms",
             "callback_max_wait": "200ms",
-            "NO_PROXY": "*",  # whatever the machine that runs the tests has for its own use
+            "NO_PROXY": "*",  # overrides the proxy settings of the machine that runs the tests
         }
         if queue:
             usual |= {"nats_port": queue.nats.port, "nats_stream": queue.name}
@@ -152,7 +152,7 @@ class Worker(Program):
         self._port = 0
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text of a page of its own."""
+        """Return status and text of a page of the worker."""
         if not self._port:
             found = self.wait_for(r'"address":"(?:http://)?127\.0\.0\.1:(\d+)"')
             self._port = int(found[1])
@@ -168,7 +168,7 @@ class Worker(Program):
         wait_until(lambda: self.get("/readyz")[0] == 200, "the worker to be ready")
 
     def samples(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """The values of one series, by its labels, in the order of their names."""
+        """Return the values of one series, by its labels, in the order of their names."""
         return {
             tuple(sorted(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(self.get("/metrics")[1])
@@ -177,17 +177,17 @@ class Worker(Program):
         }
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum over all series of that name that have these labels."""
+        """Add up all series of that name that have these labels."""
         return sum(value for found, value in self.samples(name).items() if labels.items() <= dict(found).items())
 
     def lines(self) -> list[dict[str, Any]]:
-        """All log lines that are complete.
+        """Return all log lines that are complete.
 
         A worker writes its log just before it waits for the network, so after a message was settled its line may be
         missing for a moment. A worker that answers a request has written all lines from before that request.
 
         Raises:
-            json.JSONDecodeError: one is not JSON.
+            json.JSONDecodeError: a line is not JSON.
         """
         if self._port and self.process.poll() is None:
             with suppress(OSError, HTTPException):
@@ -195,18 +195,18 @@ class Worker(Program):
         return [json.loads(line) for line in self.stdout.split("\n")[:-1]]
 
     def lines_of(self, call_id: str) -> list[dict[str, Any]]:
-        """The log lines about one call id."""
+        """Return the log lines about one call id."""
         return [line for line in self.lines() if line.get("call_id") == call_id]
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """The log lines whose event matches a pattern."""
+        """Return the log lines whose event matches a pattern."""
         return [line for line in self.lines() if re.search(event, line["event"])]
 
 
 StartWorker = Callable[..., Worker]
-"""Starts a worker on a test's queue and functions, and waits until it is ready; settings by keyword."""
+"""A function that starts a worker on a test's queue and functions, and waits until it is ready."""
 
 
 def look_on(seconds: float = QUIET) -> None:
-    """Let time pass in which nothing may happen."""
+    """Wait for a time in which nothing may happen."""
     time.sleep(seconds)

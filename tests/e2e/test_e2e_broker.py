@@ -1,4 +1,4 @@
-"""Contract, sections 2, 3 and 7: NATS as operators run it, mend it, and break it."""
+"""Contract, sections 2, 3 and 7: NATS as operators run it, repair it, and break it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.ports import BrokerUnavailableError
 
 
 def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
-    """The message with which a worker ends at once: exit 1, no traceback."""
+    """Return the message with which a worker ends at once, with exit 1 and no traceback."""
     with Worker(queue, tmp_path=tmp_path, **settings) as worker:
         assert worker.wait() == 1
         assert "Traceback" not in worker.output
@@ -26,11 +26,11 @@ def fatal(queue: Queue, tmp_path: Path, **settings: object) -> str:
         return line
 
 
-# Not there yet, and gone again.
+# NATS or JetStream is absent; stream or consumer is deleted.
 
 
 def test_nats_comes_later(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """With NATS absent at start the worker waits: alive, not ready; when it comes, it works, no restart needed."""
+    """A worker that starts before NATS is alive and not ready until NATS runs; then it works without a restart."""
     queue = Queue(own_nats)
     own_nats.stop()
     with Worker(queue, functions, tmp_path=tmp_path) as worker:
@@ -47,23 +47,23 @@ def test_nats_comes_later(own_nats: NatsServer, functions: Functions, tmp_path: 
 
 
 def test_jetstream_comes_later(tmp_path: Path, functions: Functions) -> None:
-    """A server whose JetStream is not there yet is waited for in the same way."""
+    """A worker that starts before JetStream is enabled is alive and not ready until it is; then it works."""
     with NatsServer(tmp_path, jetstream=False) as nats, Worker(Queue(nats), functions, tmp_path=tmp_path) as worker:
         worker.wait_for("looking for the stream")
         assert (worker.get("/healthz")[0], worker.get("/readyz")[0]) == (200, 503)
         nats.stop()
-        mended = NatsServer(tmp_path)
-        mended.port = nats.port
-        with mended:
+        repaired = NatsServer(tmp_path)
+        repaired.port = nats.port
+        with repaired:
             worker.wait_ready()
-            queue = Queue(mended)
+            queue = Queue(repaired)
             queue.put_calls("echo", ["one"])
             queue.wait_empty()
             assert functions.calls() == {"one": 1}
 
 
 async def test_a_question_ends_with_its_connection(own_nats: NatsServer) -> None:
-    """An answer can only come over the connection of its question; waiting longer would hold up the way back."""
+    """A request fails as soon as its connection is lost, because an answer could arrive on that connection only."""
     settings = load({"nats_port": str(own_nats.port)}).settings
     failures: list[str] = []
 
@@ -79,12 +79,12 @@ async def test_a_question_ends_with_its_connection(own_nats: NatsServer) -> None
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
         own_nats.kill()
-        await until(lambda: failures, "the question to end")
+        await until(lambda: failures, "the request to end")
     assert failures == [f"no answer on $JS.API.STREAM.INFO.{settings.nats_stream}: the connection was lost"]
 
 
 async def test_a_question_before_there_is_a_connection(own_nats: NatsServer) -> None:
-    """It is no error of the program: the backlog is looked at from the start, perhaps before NATS has come."""
+    """A request for the backlog before the first connection raises BrokerUnavailableError, and no other error."""
     settings = load({"nats_port": str(own_nats.port)}).settings
     async with open_queue(settings, lambda _: None) as queue:
         with pytest.raises(BrokerUnavailableError):
@@ -93,7 +93,7 @@ async def test_a_question_before_there_is_a_connection(own_nats: NatsServer) -> 
 
 @pytest.mark.parametrize("what", ["consumer", "stream"])
 def test_what_is_deleted_is_made_again(queue: Queue, functions: Functions, start: StartWorker, what: str) -> None:
-    """A stream or consumer deleted while the worker runs is made again, with a warning; later messages are served."""
+    """The worker recreates a stream or consumer that is deleted while it runs, with a warning, and serves on."""
     worker = start()
     config = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]
     queue.put_calls("echo", ["before"])
@@ -103,27 +103,27 @@ def test_what_is_deleted_is_made_again(queue: Queue, functions: Functions, start
             queue.nats.api(f"STREAM.DELETE.{queue.name}")
         else:
             queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
-        wait_until(queue.has_consumer, "it to be made again")
+        wait_until(queue.has_consumer, "the consumer to be recreated")
         queue.put_calls("echo", [f"after-{time}"])
         queue.wait_empty()
     assert functions.calls() == {"before": 1, "after-0": 1, "after-1": 1}
     assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == config
     warnings = [line for line in worker.logged("Recreated the missing") if line["level"] == "warning" and what in line]
     assert len(warnings) == 2
-    wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again")
+    wait_until(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready again")
 
 
 @pytest.mark.parametrize("slots", [3, 5], ids=["a full worker", "slots to spare"])
 def test_a_consumer_deleted_under_running_invocations(
     queue: Queue, functions: Functions, start: StartWorker, slots: int
 ) -> None:
-    """What runs goes on and is settled with the new consumer; what waited is served; nothing runs twice."""
+    """If the consumer is deleted, running invocations end and are settled with the new one; no message runs twice."""
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=slots)
     calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
     wait_until(lambda: functions.running == 3, "three to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
-    if slots > 3:  # a full worker asks for nothing, so it comes to know when it has something to say
+    if slots > 3:  # a worker without free slots requests nothing, so it notices at its next settlement
         wait_until(lambda: worker.logged("Recreated the missing"), "the new consumer")
         wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
@@ -135,7 +135,7 @@ def test_a_consumer_deleted_under_running_invocations(
 
 
 def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What runs ends in peace, and its end is not told of the new stream's messages, which have the same numbers."""
+    """Running invocations end, and settle none of the new stream's messages, which have the same numbers."""
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=4)
     queue.put_calls("held", ["old-1", "old-2"])
@@ -145,7 +145,7 @@ def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Fun
     wait_until(queue.has_consumer, "the new consumer")
     functions.answer("later", Reply(held=True))
     assert queue.put(message("later", "new-1"), message("later", "new-2")) == [1, 2]
-    wait_until(lambda: functions.running == 4, "the new ones to run as well")
+    wait_until(lambda: functions.running == 4, "the new ones to run too")
     functions.release("held")
     wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old ones to end")
     assert queue.nats.state(queue.name)["messages"] == 2
@@ -155,7 +155,7 @@ def test_a_stream_deleted_under_running_invocations(queue: Queue, functions: Fun
 
 
 def test_a_purged_stream(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Messages purged while they run are simply gone; the worker goes on."""
+    """The worker continues after running messages were purged, and runs none of the purged messages again."""
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=2)
     queue.put_calls("held", [f"call-{number}" for number in range(5)])
@@ -168,7 +168,7 @@ def test_a_purged_stream(queue: Queue, functions: Functions, start: StartWorker)
     wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending")
 
 
-# What cannot work is said at once, all of it.
+# All faults of a configuration are reported at once.
 
 
 def make_consumer(queue: Queue, **config: Any) -> None:
@@ -179,7 +179,7 @@ def make_consumer(queue: Queue, **config: Any) -> None:
 
 
 def test_a_stream_that_does_not_forget(queue: Queue, tmp_path: Path) -> None:
-    """Retention other than work-queue: exit 1, and the message says so and what to do."""
+    """Retention other than work-queue is exit 1, with a message that names the fault and the remedy."""
     queue.nats.make_stream(queue.name, retention="limits")
     line = fatal(queue, tmp_path)
     assert queue.name in line
@@ -188,7 +188,7 @@ def test_a_stream_that_does_not_forget(queue: Queue, tmp_path: Path) -> None:
 
 
 def test_every_fault_is_named(queue: Queue, tmp_path: Path) -> None:
-    """Retention not work-queue, acks not explicit, a push consumer, max-deliver: one message names each of them."""
+    """One message names every problem: wrong retention, wrong ack policy, a push consumer, and max-deliver."""
     queue.nats.make_stream(queue.name, retention="limits")
     make_consumer(queue, ack_policy="all", deliver_subject="push.there", max_deliver=5)
     line = fatal(queue, tmp_path)
@@ -202,7 +202,7 @@ def test_every_fault_is_named(queue: Queue, tmp_path: Path) -> None:
     ids=["max-deliver", "push"],
 )
 def test_a_fault_of_a_consumer(queue: Queue, tmp_path: Path, config: dict[str, Any], word: str) -> None:
-    """On a work queue too: a consumer that drops messages, or pushes them, cannot be used."""
+    """A consumer of a work queue that drops messages (max-deliver) or pushes them ends the worker with exit 1."""
     queue.nats.make_stream(queue.name)
     make_consumer(queue, **config)
     line = fatal(queue, tmp_path)
@@ -211,7 +211,7 @@ def test_a_fault_of_a_consumer(queue: Queue, tmp_path: Path, config: dict[str, A
 
 
 def test_subjects_that_belong_to_another_stream(queue: Queue, tmp_path: Path) -> None:
-    """A subject overlap is named, with the stream that it stands in the way of."""
+    """A subject that another stream already has ends the worker with a message that names the overlap."""
     queue.nats.make_stream(f"{queue.name}-other", queue.name)
     line = fatal(queue, tmp_path)
     assert "overlap" in line
@@ -219,7 +219,7 @@ def test_subjects_that_belong_to_another_stream(queue: Queue, tmp_path: Path) ->
 
 
 def test_another_consumer_of_the_same_messages(queue: Queue, tmp_path: Path) -> None:
-    """A work queue has one consumer a message: another one's filter is an overlap."""
+    """Another consumer of the same messages ends the worker, because a work queue allows one consumer per message."""
     queue.nats.make_stream(queue.name)
     make_consumer(queue, durable_name="other", filter_subject=f"{queue.name}.0.*.*")
     line = fatal(queue, tmp_path)

@@ -1,4 +1,4 @@
-"""Contract, section 6: the result goes to the CallbackUrl, once the invocation has ended for good."""
+"""Contract, section 6: the worker posts the result to the CallbackUrl after the final attempt of the invocation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.dev.stack import free_port
 
 
 def test_the_result_is_posted(case: Case) -> None:
-    """The function's body and response headers, with ours; X-Retry and X-Retry-Max only where there was a retry."""
+    """A callback has the function's body and headers, and the worker's; X-Retry and X-Retry-Max only after a retry."""
     theirs = (
         ("Content-Type", "text/x-result"),
         ("Set-Cookie", "a=1"),
@@ -53,15 +53,15 @@ def test_the_result_is_posted(case: Case) -> None:
     assert 0.1 <= float(request.header("X-Duration-Seconds") or 0) < took
 
 
-def test_start_time_is_told_where_the_message_has_none(case: Case) -> None:
-    """X-Start-Time is then when the message was stored, in nanoseconds."""
+def test_callback_without_a_start_time_has_the_time_of_storing(case: Case) -> None:
+    """If the message has no X-Start-Time, the callback's is the time at which it was stored, in nanoseconds."""
     before = time.time_ns()
     case.run(CallbackUrl=case.callback, Header={"X-Call-Id": [case.call_id]})
     assert before <= int(case.called_back.header("X-Start-Time") or 0) <= time.time_ns()
 
 
-def test_without_a_url_nobody_is_told(case: Case) -> None:
-    """No callback where the message has none: null, or an empty string."""
+def test_callback_without_a_url_is_not_sent(case: Case) -> None:
+    """A message whose CallbackUrl is null or empty causes no callback."""
     assert case.run(CallbackUrl=None) == 1
     assert case.run(CallbackUrl="") == 2
     assert not [line for line in case.lines if "allback" in line["event"]]
@@ -69,13 +69,13 @@ def test_without_a_url_nobody_is_told(case: Case) -> None:
 
 @pytest.mark.parametrize("status", [200, 404, 302])
 def test_whatever_ended_it_is_told(case: Case, status: int) -> None:
-    """A code that is not retried is told as it is, with its body, below 400 or not."""
+    """A callback has the status and body of any answer that is not retried, below 400 or not."""
     case.run(Reply(status, b"so it is", (("Location", "/elsewhere"),)), callback=case.callback)
     assert (case.called_back.header("X-Function-Status"), case.called_back.body) == (str(status), b"so it is")
 
 
-def test_it_comes_after_the_last_attempt(case: Case) -> None:
-    """One callback, after the retries: the last body and status, and how many retries were made and allowed."""
+def test_callback_is_sent_once_after_the_last_attempt(case: Case) -> None:
+    """One callback follows the retries, with the last body and status, and the numbers of retries made and allowed."""
     case.run(Reply(500, b"no"), Reply(503, b"not yet"), Reply(201, b"yes"), callback=case.callback)
     request, last = case.called_back, case.requests[-1]
     assert (request.header("X-Function-Status"), request.body) == ("201", b"yes")
@@ -85,7 +85,7 @@ def test_it_comes_after_the_last_attempt(case: Case) -> None:
 
 
 def test_giving_up_is_told(case: Case) -> None:
-    """Given up: the last answer, X-Retry equal to X-Retry-Max; the dead letter is kept as well."""
+    """The callback of a message that is given up has the last answer, and X-Retry equal to X-Retry-Max."""
     replies = Reply(500, b"first"), Reply(503, b"last", (("X-Why", "because"),))
     assert case.run(*replies, callback=case.callback) == ATTEMPTS
     request = case.called_back
@@ -96,12 +96,12 @@ def test_giving_up_is_told(case: Case) -> None:
 
 
 @pytest.mark.parametrize("status", ["502", "504"])
-def test_no_response_is_told(timeout_case: Case, status: str) -> None:
-    """With no response from the function the body is empty and the status 502 or 504."""
+def test_callback_without_a_response_has_502_or_504(timeout_case: Case, status: str) -> None:
+    """Without a response of the function, the callback's body is empty, and its status is 502 or 504."""
     case = timeout_case
     cut_off = Reply(raw=b"HTTP/1.1 200 OK\r\nX-A: b\r\n", reset=status == "502", stall=status == "504")
     case.run(cut_off, callback=case.callback, annotations={"com.openfaas.retry.attempts": "2"})
-    request = case.callbacks[0]  # on a busy machine it may be sent again
+    request = case.callbacks[0]  # on a busy machine the callback may be sent again
     assert (request.header("X-Function-Status"), request.body) == (status, b"")
     assert (request.header("X-Retry"), request.header("X-Retry-Max")) == ("1", "1")
     assert request.header("Content-Length") == "0"
@@ -110,7 +110,7 @@ def test_no_response_is_told(timeout_case: Case, status: str) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 def test_bodies_go_on_byte_for_byte(case: Case, framing: Any) -> None:
-    """However the function sent its body; one that it compressed stays so, and says so."""
+    """A body is passed on byte for byte, with its Content-Encoding, whatever its framing."""
     body = gzip.compress(bytes(range(256)) * 2_000, mtime=0)
     case.run(Reply(200, body, (("Content-Encoding", "gzip"),), framing=framing), callback=case.callback)
     request = case.called_back
@@ -120,8 +120,8 @@ def test_bodies_go_on_byte_for_byte(case: Case, framing: Any) -> None:
     assert request.all("Transfer-Encoding") == []
 
 
-def test_a_failing_callback_is_tried_again(case: Case) -> None:
-    """By itself, the function not being run again; then the message leaves the queue."""
+def test_callback_that_fails_is_sent_again(case: Case) -> None:
+    """The worker sends a failed callback again without another invocation, and then settles the message."""
     case.answer_callbacks(Reply(500), Reply(raw=b"", reset=True), Reply(200))
     assert case.run(callback=case.callback) == 1
     first, second, third = ((request.line, request.headers, request.body) for request in case.callbacks)
@@ -130,7 +130,7 @@ def test_a_failing_callback_is_tried_again(case: Case) -> None:
 
 
 def test_a_callback_is_given_up(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """After its own bounded attempts: the function is not run again, and its result counts."""
+    """The worker gives up a callback after `callback_attempts`; the message is done, without another invocation."""
     receiver.answer("callback", Reply(503))
     worker = start(callback_attempts=4)
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
@@ -145,7 +145,7 @@ def test_a_callback_is_given_up(queue: Queue, functions: Functions, receiver: Fu
 
 @pytest.mark.parametrize("status", [400, 404, 410])
 def test_a_callback_that_can_never_succeed(case: Case, status: int) -> None:
-    """A refusal that trying again does not mend is given up at once."""
+    """A refusal that a retry cannot change is given up at once."""
     case.answer_callbacks(Reply(status))
     assert case.run(callback=case.callback) == 1
     assert case.called_back
@@ -153,7 +153,7 @@ def test_a_callback_that_can_never_succeed(case: Case, status: int) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_redirects_are_not_followed(case: Case, status: int) -> None:
-    """A result goes only where the caller asked for it."""
+    """The worker does not follow redirects of a receiver, so a result goes to the caller's URL only."""
     elsewhere = f"{case.name}-elsewhere"
     case.answer_callbacks(Reply(status, headers=(("Location", f"{case.shared.receiver.url}/{elsewhere}"),)))
     assert case.run(callback=case.callback) == 1
@@ -163,7 +163,7 @@ def test_redirects_are_not_followed(case: Case, status: int) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:", "no-such-host.invalid", "[::1]:1", "127.0.0.1:0"])
 def test_a_dead_host(case: Case, host: str) -> None:
-    """A callback that nobody takes holds up its own message only, and that not for ever; the function ran once."""
+    """A callback without a receiver delays its own message only, and not forever; the function runs once."""
     port = free_port() if host.endswith(":") else ""
     assert case.run(callback=f"http://{host}{port}/callback") == 1
     assert case.letters == []
@@ -171,7 +171,7 @@ def test_a_dead_host(case: Case, host: str) -> None:
 
 
 def test_a_callback_that_never_answers(timeout_case: Case) -> None:
-    """Each attempt has its `callback_timeout`; the message leaves the queue after the one that is answered."""
+    """Each attempt of a callback ends after `callback_timeout`; the first answered attempt settles the message."""
     case = timeout_case
     case.answer_callbacks(Reply(raw=b"", stall=True), Reply(raw=b"HTTP/1.1 200 OK\r\n", stall=True), Reply(200))
     case.run(callback=case.callback)
@@ -196,7 +196,7 @@ def test_a_callback_that_never_answers(timeout_case: Case) -> None:
     ids=str,
 )
 def test_a_callback_that_cannot_be_posted_to(case: Case, url: Any) -> None:
-    """It does not spoil the invocation: the function runs once, nobody is told, and a warning says why."""
+    """An unusable callback URL does not affect the invocation: the function runs once, and a warning has the reason."""
     assert case.run(CallbackUrl=url) == 1
     assert case.letters == []
     (warning,) = case.warnings
@@ -207,7 +207,7 @@ def test_a_callback_that_cannot_be_posted_to(case: Case, url: Any) -> None:
 def test_settled_only_after_the_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """While the callback is on its way the message stays on the queue; then it leaves it."""
+    """A message stays on the queue while its callback runs, and is settled after it."""
     receiver.answer("callback", Reply(held=True))
     start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
@@ -221,22 +221,22 @@ def test_settled_only_after_the_callback(
 
 @pytest.mark.parametrize("where", ["there", "dead"])
 def test_credentials_in_the_url_are_not_logged(case: Case, where: str) -> None:
-    """User, password and query of a callback's URL stay out of the log, whether it succeeds or fails."""
+    """The worker logs neither user, password nor query of a callback's URL, whether the callback succeeds or fails."""
     case.answer_callbacks(Reply(500), Reply(200))
     url = case.callback if where == "there" else f"http://127.0.0.1:{free_port()}/x"
     assert case.run(CallbackUrl=url.replace("http://", "http://user-s3cret:pass-s3cret@") + "?t=query-s3cret") == 1
     assert len(case.callbacks) == (2 if where == "there" else 0)
-    told = [str(line) for line in case.lines if "allback" in line["event"] or "result" in line["event"]]
-    assert len(told) >= 2
+    logged = [str(line) for line in case.lines if "allback" in line["event"] or "result" in line["event"]]
+    assert len(logged) >= 2
     assert "s3cret" not in case.worker.output
 
 
 def test_many_callbacks_at_once(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """Each result goes to its own caller."""
+    """Each of 200 concurrent results goes to its own caller's URL."""
     start(max_inflight=20)
     calls = [f"call-{number}" for number in range(200)]
     queue.put(*(message("echo", call, CallbackUrl=go_url(f"{receiver.url}/to/{call}")) for call in calls))
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    told = sorted((request.target, request.call_id) for request in receiver.requests)
-    assert told == sorted((f"/to/{call}", call) for call in calls)
+    received = sorted((request.target, request.call_id) for request in receiver.requests)
+    assert received == sorted((f"/to/{call}", call) for call in calls)

@@ -1,4 +1,4 @@
-"""Contract, section 2: who may connect to NATS, and what is never printed."""
+"""Contract, section 2: credentials for NATS, which are never printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def guarded(tmp_path: Path) -> NatsServer:
 
 @pytest.mark.parametrize("way", ["nats_token", "nats_token_file", "nats_url", "QUEUE_WORKER_NATS_TOKEN"])
 def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Path, way: str) -> None:
-    """By setting, by file, in the URL or in upper case: it works, and the token is never printed."""
+    """The worker connects with a token from a setting (in upper case too), a file or the URL, and never prints it."""
     secret = tmp_path / "token"
     secret.write_text("t0ken-right\n")
     with guarded:
@@ -41,7 +41,7 @@ def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Pa
 
 @pytest.mark.parametrize("way", ["none", "wrong", "wrong in the URL"])
 def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
-    """Exit 1 with a message that says what is wrong and which settings to look at; the token is never printed."""
+    """A wrong token is exit 1 with a message that names the fault and the settings; the token is never printed."""
     with guarded:
         given: dict[str, dict[str, object]] = {
             "none": {},
@@ -57,7 +57,7 @@ def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
 
 
 def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
-    """The right ones work, a wrong password is exit 1; neither is ever printed."""
+    """The worker connects with user and password; a wrong password is exit 1; no password is ever printed."""
     config = 'authorization { user: "worker", password: "p4ss-right" }'
     with NatsServer(tmp_path, config=config, connect={"user": "worker", "pass": "p4ss-right"}) as nats:
         queue = Queue(nats)
@@ -75,8 +75,8 @@ def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
 
 
 def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
-    """`nats_nkey_seed`, or a file that holds it, authenticates; the seed is never printed."""
-    # Made of the bytes 0 to 31, so it protects nothing.
+    """The worker authenticates with an nkey seed from a file, and never prints the seed."""
+    # The seed consists of the bytes 0 to 31, so it protects nothing.
     seed = "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y"
     public = "UAB2CB576PHBBPQ5ODORRZ2LYCMWPZGWGCN2KDK7DXOIMZASKUY3RLKK"
     secret = tmp_path / "seed"
@@ -92,7 +92,7 @@ def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
 
 
 def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions) -> None:
-    """A server that refuses a worker it knew is taken for one being mended: not ready, and back when it is let in."""
+    """A worker that is refused after it was connected waits: it is not ready, and goes on when it is admitted again."""
     with NatsServer(tmp_path) as nats:
         queue = Queue(nats)
         with Worker(queue, functions, tmp_path=tmp_path) as worker:
@@ -112,7 +112,7 @@ def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions)
 
 
 def test_the_first_server_that_answers(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """`nats_url` lists servers, and overrides host and port; one that is down is passed over."""
+    """A worker connects to the first server in `nats_url` that answers; the setting overrides host and port."""
     queue = Queue(own_nats)
     urls = f"nats://127.0.0.1:1, {own_nats.url}"
     with Worker(queue, functions, tmp_path=tmp_path, nats_url=urls, nats_host="no-such-host.invalid") as worker:
@@ -122,7 +122,7 @@ def test_the_first_server_that_answers(own_nats: NatsServer, functions: Function
 
 
 def test_config_shows_no_password(tmp_path: Path) -> None:
-    """`queue-worker config` prints what holds and where it came from; secrets are masked, in URLs as well."""
+    """`queue-worker config` prints each value and its origin; secrets are masked, also in URLs."""
     secret = tmp_path / "seed"
     secret.write_text("SUA-s3cret")
     settings = {

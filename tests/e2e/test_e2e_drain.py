@@ -1,6 +1,6 @@
-"""Contract, section 8: SIGTERM, SIGINT, and what becomes of the work.
+"""Contract, section 8: a worker that drains after SIGTERM or SIGINT, and its messages.
 
-`ack_wait` is a minute unless a test says otherwise, so what another worker gets within the tests' patience was given
+`ack_wait` is a minute in most tests, so a message that another worker gets within the tests' patience was given
 back.
 """
 
@@ -21,12 +21,12 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids
 
 
 def draining(worker: Worker) -> None:
-    """Wait until the worker has said that it is."""
+    """Wait until the worker logs that it is draining."""
     worker.wait_for('"event":"Draining"')
 
 
 def hold(queue: Queue, functions: Functions, *calls: str) -> None:
-    """Have invocations run until they are released."""
+    """Start one invocation for each call id, which runs until it is released."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
     wait_until(lambda: functions.running == len(calls), "all to run")
@@ -36,11 +36,11 @@ def hold(queue: Queue, functions: Functions, *calls: str) -> None:
 def test_running_invocations_end(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
-    """Not ready at once, alive still; nothing new is taken; what runs ends, is settled, and is not delivered again."""
+    """A draining worker is alive and not ready, takes no new message, and ends and settles all running invocations."""
     worker = start(max_inflight=5)
     hold(queue, functions, "one", "two", "three")
     worker.process.send_signal(number)
-    wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready")
+    wait_until(lambda: worker.get("/readyz")[0] == 503, "the worker to be not ready")
     draining(worker)
     assert worker.get("/healthz")[0] == 200
     assert worker.metric("queue_worker_draining") == 1
@@ -63,7 +63,7 @@ def test_running_invocations_end(
 def test_past_the_timeout_work_is_given_back(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
-    """At `shutdown_timeout` what still runs is cancelled and given back at once; another worker runs it; exit 0."""
+    """After `shutdown_timeout` the worker cancels and returns running invocations; another worker runs them; exit 0."""
     leaving = start(max_inflight=3, shutdown_timeout="1s")
     hold(queue, functions, "one", "two", "three")
     start(max_inflight=3)
@@ -77,10 +77,10 @@ def test_past_the_timeout_work_is_given_back(
 
 
 @SIGNALS
-def test_a_second_signal_hurries(
+def test_a_second_signal_returns_messages_at_once(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
-    """The second signal gives back at once, however long `shutdown_timeout` is; exit 0."""
+    """After a second signal the worker returns its messages at once, for any `shutdown_timeout`; exit 0."""
     leaving = start(max_inflight=3, shutdown_timeout="10m")
     hold(queue, functions, "one", "two", "three")
     start(max_inflight=3)
@@ -97,7 +97,7 @@ def test_a_second_signal_hurries(
 
 
 def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A third signal and more change nothing: the work is given back, and the exit code is 0."""
+    """More than two signals have the effect of two: the worker returns its messages, and its exit code is 0."""
     worker = start(shutdown_timeout="10m")
     hold(queue, functions, "one")
     for _ in range(20):
@@ -111,7 +111,7 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
 
 
 def test_signals_to_the_very_end(start: StartWorker) -> None:
-    """A worker that is told to stop again and again until it is gone ends with 0, whatever it is just doing."""
+    """A worker that gets signals until it has ended exits with 0, whatever it is doing when they arrive."""
     worker = start()
     while worker.process.poll() is None:
         worker.terminate()
@@ -120,7 +120,7 @@ def test_signals_to_the_very_end(start: StartWorker) -> None:
 
 
 def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
-    """An idle worker ends at once, whatever `shutdown_timeout` is."""
+    """An idle worker ends at once after SIGTERM, for any `shutdown_timeout`, and leaves no pull request."""
     worker = start(shutdown_timeout="10m")
     worker.terminate()
     assert worker.wait() == 0
@@ -129,8 +129,8 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
 
 
 @pytest.mark.slow
-def test_leases_are_extended_meanwhile(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A drain longer than `ack_wait` keeps what it waits for: another worker does not get it."""
+def test_leases_are_extended_during_a_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A worker extends its leases during a drain longer than `ack_wait`, so no other worker receives the messages."""
     functions.answer("slow", Reply(after=3.0 * LEASE))
     leaving = start(ack_wait=f"{LEASE}s")
     queue.put_calls("slow", ["one", "two"])
@@ -143,7 +143,7 @@ def test_leases_are_extended_meanwhile(queue: Queue, functions: Functions, start
 
 
 def test_what_fails_while_draining(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A drain settles every kind of end: done, to be retried, given up; and does not wait for retries."""
+    """A draining worker settles invocations that are done, to be retried or given up, and does not wait for retries."""
     for name, status in (("fine", 200), ("flaky", 500), ("broken", 500)):
         functions.answer(name, Reply(status, held=True), Reply(200))
     leaving = start(initial_retry_wait="3s", max_retry_wait="3s")
@@ -169,7 +169,7 @@ def test_what_fails_while_draining(queue: Queue, functions: Functions, start: St
 def test_a_callback_is_part_of_the_work(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """A drain waits for a callback under way as for an invocation."""
+    """A draining worker waits for a running callback as for an invocation."""
     receiver.answer("callback", Reply(held=True))
     worker = start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
@@ -187,7 +187,7 @@ def test_a_callback_is_part_of_the_work(
 def test_a_failing_callback_ends_with_the_drain(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """A callback that has failed, and is cut short by the end of a drain, does not make the function run again."""
+    """If a drain ends before a failed callback is sent again, the message is done: its function does not run again."""
     receiver.answer("callback", Reply(500))
     leaving = start(shutdown_timeout="300ms", callback_initial_wait="10m", callback_max_wait="10m")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
@@ -201,7 +201,7 @@ def test_a_failing_callback_ends_with_the_drain(
 
 
 def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """One worker after another is stopped in the middle of its work: everything runs exactly once, and soon."""
+    """If workers are stopped one after the other under load, each message runs once, without a wait for a lease."""
     functions.answer("echo", Reply(after=0.02))
     calls = [f"call-{number}" for number in range(400)]
     queue.nats.make_stream(queue.name)
@@ -218,7 +218,7 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
 
 @SIGNALS
 def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
-    """A worker that is still waiting for NATS ends as well: exit 0, no traceback."""
+    """A worker that is still waiting for NATS ends with 0, without a traceback."""
     with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
         worker.wait_for("Trouble with NATS")
         worker.process.send_signal(number)
@@ -227,7 +227,7 @@ def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> None:
-    """A server that takes connections and says nothing does not keep a worker from ending."""
+    """A server that accepts connections and sends nothing does not keep a worker from ending."""
     queue = Queue(own_nats)
     own_nats.pause()
     with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
@@ -239,7 +239,7 @@ def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", ["stopped", "killed", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
-    """With NATS gone, an idle worker ends, exit 0; and one whose invocation ends meanwhile does too."""
+    """With NATS down, an idle worker ends with 0, and so does a busy one once its invocation has ended."""
     queue = Queue(own_nats)
     with (
         Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as busy,
@@ -263,7 +263,7 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
 
 @pytest.mark.parametrize("ended", ["after", "before"])
 def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str) -> None:
-    """Every settlement is confirmed, also in a drain: what ends before the worker is connected again, or just after."""
+    """A draining worker confirms the settlements of invocations that end before it has reconnected, or just after."""
     queue = Queue(own_nats)
     with Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
         worker.wait_ready()

@@ -1,4 +1,4 @@
-"""Where OpenFaaS's own worker has run before, changing the image is all there is to do; and NATS over WebSockets."""
+"""Replacing OpenFaaS's own worker by changing the image only; and NATS over WebSockets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.dev.stack import free_port
 
 
 def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """The charts set nats_stream to the bare name; the stream OF_<queue> is there, with subjects and work."""
+    """The worker uses the stream OF_<queue> of OpenFaaS's worker and its messages if nats_stream is <queue>."""
     theirs = Queue(own_nats, "OF_faas-request")
     own_nats.make_stream("OF_faas-request", "faas-request")
     own_nats.publish("faas-request", message("echo", "one"))
@@ -28,7 +28,7 @@ def test_the_stream_that_openfaas_made_is_used(own_nats: NatsServer, functions: 
 
 
 def test_nats_over_websockets(functions: Functions, tmp_path: Path) -> None:
-    """nats_url takes ws://, as contract section 2 has it."""
+    """The worker connects to NATS over WebSockets if nats_url begins with ws://."""
     port = free_port()
     with NatsServer(tmp_path, config=f'websocket {{ host: "127.0.0.1", port: {port}, no_tls: true }}') as nats:
         queue = Queue(nats)

@@ -1,4 +1,4 @@
-"""At least once: whatever dies, nothing is lost, and what runs twice was running when something died."""
+"""At least once: if a worker or NATS is killed, no message is lost, and only messages that ran then run twice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.servers import NatsServer, wait_until
 
 
 def repeats(functions: Functions) -> int:
-    """Invocations beyond the first of each call id."""
+    """Return the number of invocations beyond the first of each call id."""
     return sum(functions.calls().values()) - len(functions.calls())
 
 
 @pytest.fixture
 def dice() -> random.Random:
-    """Another one at each run; a failing test shows its seed in its captured output."""
+    """Return a generator with another seed in each run; a failing test shows the seed in its captured output."""
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"random moments by seed {seed}")  # noqa: T201 -- shown by pytest where the test fails
     return random.Random(seed)
@@ -31,7 +31,7 @@ def dice() -> random.Random:
 def test_workers_killed_at_random_moments(
     queue: Queue, functions: Functions, start: StartWorker, dice: random.Random, running: int
 ) -> None:
-    """Every message is invoked; at most what ran at each SIGKILL is invoked again."""
+    """If workers are killed at random moments, every message runs, and only those that ran at a SIGKILL run again."""
     kills, each = 4, 12 * running
     functions.answer("echo", Reply(after=0.02))
     queue.nats.make_stream(queue.name)
@@ -61,7 +61,7 @@ STATES = [
 def test_a_worker_killed_in_each_state(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, state: str
 ) -> None:
-    """Wherever one message was, it ends as it must; the function runs once more at most, the dead letter is one."""
+    """In every state the message ends as it must; the function runs at most twice, and there is one dead letter."""
     url = go_url(f"{receiver.url}/callback")
     functions.answer("fails", Reply(500), Reply(500))
     functions.answer("held", Reply(held=True), Reply(200))
@@ -73,7 +73,7 @@ def test_a_worker_killed_in_each_state(
     match state:
         case "running":
             queue.put(message("held", "one"))
-            wait_until(lambda: functions.running == 1, "it to run")
+            wait_until(lambda: functions.running == 1, "the invocation")
         case "answered":
             queue.put(message("echo", "one"))
             wait_until(lambda: functions.requests, "the invocation")
@@ -83,7 +83,7 @@ def test_a_worker_killed_in_each_state(
         case "waiting for a retry":
             queue.put(message("flaky", "one"))
             wait_until(lambda: worker.lines_of("one"), "the first attempt to end")
-        case "burying":  # it is stored, and the message not yet taken off
+        case "burying":  # the dead letter is stored, and the message not yet acked
             queue.put(message("fails", "one", CallbackUrl=url, Annotations=once))
             wait_until(lambda: receiver.running == 1 and queue.letters(), "the dead letter")
     worker.kill()
@@ -100,7 +100,7 @@ def test_a_worker_killed_in_each_state(
 
 @pytest.mark.parametrize("how", ["in order", "at once"])
 def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
-    """The worker survives SIGTERM and SIGKILL of the server, connects again, and runs every message exactly once."""
+    """If NATS is stopped or killed under load, the worker reconnects, and runs every message exactly once."""
     queue = Queue(own_nats)
     functions.answer("echo", Reply(after=0.02))
     with Worker(queue, functions, tmp_path=tmp_path, max_inflight=10, ack_wait="30s") as worker:
@@ -109,10 +109,10 @@ def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tm
         for restart, reached in enumerate((100, 250), 1):
             wait_until(lambda: len(functions.requests) >= reached, f"{reached} invocations")  # noqa: B023 -- called here
             own_nats.stop() if how == "in order" else own_nats.kill()
-            wait_until(lambda: worker.get("/readyz")[0] == 503, "it to be not ready")
+            wait_until(lambda: worker.get("/readyz")[0] == 503, "the worker to be not ready")
             assert worker.get("/healthz")[0] == 200
             own_nats.start()
-            wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready again")
+            wait_until(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready again")
             assert worker.metric("queue_worker_nats_reconnect_total") == restart
         calls += queue.put_calls("echo", ["after"])
         queue.wait_empty()
@@ -127,7 +127,7 @@ def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tm
 def test_what_runs_goes_on_while_nats_is_away(
     own_nats: NatsServer, functions: Functions, receiver: Functions, tmp_path: Path, how: str
 ) -> None:
-    """A running invocation is not disturbed; one that ends meanwhile is settled afterwards; none runs twice."""
+    """A running invocation is not disturbed; one that ends without NATS is settled afterwards; none runs twice."""
     queue = Queue(own_nats)
     for name in ("held", "short", "broken"):
         functions.answer(name, Reply(500 if name == "broken" else 200, held=True))
@@ -157,7 +157,7 @@ def test_what_runs_goes_on_while_nats_is_away(
 def test_both_killed_again_and_again(
     own_nats: NatsServer, functions: Functions, tmp_path: Path, dice: random.Random
 ) -> None:
-    """Workers and server killed in turn, at random moments: every message is invoked in the end."""
+    """If workers and NATS are killed by turns at random moments, every message is invoked in the end."""
     queue, running, kills = Queue(own_nats), 6, 0
     functions.answer("echo", Reply(after=0.03))
     functions.answer("flaky", Reply(500, after=0.03), Reply(raw=b"", reset=True), Reply(200))
@@ -188,19 +188,19 @@ def test_both_killed_again_and_again(
 
 @pytest.mark.slow
 def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A worker that stood still past its lease disturbs nobody: what it would have given back runs elsewhere by now."""
+    """A worker that was frozen past its lease settles nothing: another worker runs the message by then."""
     functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
-    # With a slot to spare it would have a request open, and find the message in it once more when it wakes.
+    # With a free slot it would have a request open, and receive the message again when it wakes.
     frozen = start(ack_wait=f"{LEASE}s", max_inflight=1)
     queue.put_calls("slow", ["one"])
-    wait_until(lambda: functions.running == 1, "it to run")
+    wait_until(lambda: functions.running == 1, "the invocation")
     start(ack_wait=f"{LEASE}s")
     frozen.process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: len(functions.requests) == 2, "it to run elsewhere")
+    wait_until(lambda: len(functions.requests) == 2, "the message to run elsewhere")
     frozen.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: frozen.logged("Lease lost"), "the frozen one to notice")
-    wait_until(lambda: functions.requests[0].gone, "it to leave its request")
-    look_on(1.2 * LEASE)  # in which a lease disturbed would have run out
+    wait_until(lambda: frozen.logged("Lease lost"), "the frozen worker to log the lost lease")
+    wait_until(lambda: functions.requests[0].gone, "it to close its request")
+    look_on(1.2 * LEASE)  # long enough for another redelivery, if the frozen worker had settled the message
     assert functions.calls() == {"one": 2}
     functions.release("slow")
     queue.wait_empty()
@@ -210,15 +210,15 @@ def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, s
 
 @pytest.mark.slow
 def test_nats_stands_still_past_a_lease(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
-    """Where no extension is confirmed in time, the invocation is cancelled, and run again when NATS is back."""
+    """If NATS is frozen past a lease, the worker cancels the invocation, and runs it again when NATS continues."""
     queue = Queue(own_nats)
     functions.answer("slow", Reply(held=True), Reply(200))
     with Worker(queue, functions, tmp_path=tmp_path, ack_wait=f"{LEASE}s") as worker:
         worker.wait_ready()
         queue.put_calls("slow", ["one"])
-        wait_until(lambda: functions.running == 1, "it to run")
+        wait_until(lambda: functions.running == 1, "the invocation")
         own_nats.pause()
-        wait_until(lambda: functions.requests[0].gone, "it to be cancelled")
+        wait_until(lambda: functions.requests[0].gone, "the invocation to be cancelled")
         own_nats.resume()
         queue.wait_empty()
         assert functions.calls() == {"one": 2}

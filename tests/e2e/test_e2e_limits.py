@@ -11,14 +11,16 @@ from tests.servers import wait_until
 
 @pytest.mark.parametrize("pull", [None, 3])
 def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start: StartWorker, pull: int | None) -> None:
-    """As many run at once as `max_inflight` says, and never one more, however many are pulled at a time."""
+    """As many invocations run at once as `max_inflight` allows, however many are pulled at a time."""
     functions.answer("echo", Reply(held=True))
     start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])
     wait_until(lambda: functions.running == 7, "seven to run")
     look_on()
     assert len(functions.requests) == 7
-    assert queue.consumer()["num_ack_pending"] == 7  # no other worker is kept from what this one cannot run
+    assert (
+        queue.consumer()["num_ack_pending"] == 7
+    )  # the worker holds no message that it cannot run, so that another worker can
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
@@ -26,7 +28,7 @@ def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start:
 
 
 def test_never_more_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """The bound holds with failures, retries and malformed messages in between, and every slot comes back."""
+    """The worker keeps to `max_inflight` with failures, retries and malformed messages, and frees every slot."""
     functions.answer("echo", Reply(after=0.01))
     functions.answer("flaky", Reply(500, after=0.01), Reply(raw=b"", reset=True), Reply(200))
     start(max_inflight=5)
@@ -48,7 +50,7 @@ def test_never_more_under_load(queue: Queue, functions: Functions, start: StartW
 
 
 def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """With `max_inflight=1`, invocations run one after the other in the order of their messages, over all subjects."""
+    """With `max_inflight=1`, messages of all subjects are invoked one after the other, in the order of the stream."""
     start(max_inflight=1)
     subjects = [queue.name, f"{queue.name}.0.b.openfaas-fn", f"{queue.name}.0.a.openfaas-fn"]
     calls = [f"call-{number}" for number in range(200)]
@@ -61,7 +63,7 @@ def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions,
 
 
 def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What waits for its next attempt takes no slot, even the only one."""
+    """A message that waits for its next attempt uses no slot, so that other messages run with `max_inflight=1`."""
     functions.answer("broken", Reply(500), Reply(200))
     start(max_inflight=1, initial_retry_wait="10m", max_retry_wait="10m")
     queue.put(message("broken", "broken"), *(message("echo", f"call-{number}") for number in range(20)))
@@ -73,9 +75,9 @@ def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions,
 def test_a_lease_lasts_as_long_as_its_invocation(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """An invocation, a callback, a retried callback: each may take three times `ack_wait`, and runs once.
+    """An invocation, a callback or a retried callback that takes three times `ack_wait` runs once.
 
-    Another worker stands by, and would get the message if its lease ran out.
+    A second worker would receive the message if its lease expired.
     """
     functions.answer("slow", Reply(after=3.0 * LEASE))
     receiver.answer("slow", Reply(after=3.0 * LEASE))
@@ -98,8 +100,10 @@ def test_a_lease_lasts_as_long_as_its_invocation(
     assert sum(worker.metric("queue_worker_lease_extensions_total") for worker in workers) >= 6
 
 
-def test_a_dead_worker_is_noticed_after_ack_wait(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What a killed worker was running starts again in another one, once `ack_wait` is over."""
+def test_message_of_a_killed_worker_runs_again_after_ack_wait(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A message that a killed worker was running is redelivered to another worker after `ack_wait`."""
     functions.answer("echo", Reply(held=True))
     first = start(ack_wait=f"{LEASE}s")
     queue.put_calls("echo", ["one"])

@@ -1,4 +1,4 @@
-"""Contract, section 7, last sentence; and what an operator reads."""
+"""Contract, section 7, last sentence: the log lines of a worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARK = "m4rk"
 
 
 def test_one_line_an_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Each ended invocation has one info line: call id, function, attempt, status, duration and bytes."""
+    """The worker logs each ended invocation in one info line: call id, function, attempt, status, duration, bytes."""
     functions.answer("fine", Reply(201, b"x" * 1_234, after=0.05))
     functions.answer("flaky", Reply(503, b"no"), Reply(200, b"yes"))
     functions.answer("late", Reply(after=600))
@@ -46,8 +46,8 @@ def test_one_line_an_invocation(queue: Queue, functions: Functions, start: Start
     assert durations["three"] >= 0.3
 
 
-def test_debug_tells_the_start_too(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """With `debug=true` there is a line as an invocation starts; without, there is no line below info."""
+def test_debug_logs_the_start_too(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """With `debug=true` the worker logs the start of each invocation; without it, no line is below info."""
     for debug in ("true", "false"):
         worker = start(debug=debug)
         queue.put(message("echo", debug, b"12345", Method="PUT"))
@@ -65,7 +65,7 @@ def test_debug_tells_the_start_too(queue: Queue, functions: Functions, start: St
 
 
 def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """With `log_encoding=json` each line parses, has a time, a level and an event, and one line is one event."""
+    """With `log_encoding=json` each line is one event in JSON, with a time, a level and a text, whatever it quotes."""
     functions.answer("broken", Reply(500))
     functions.answer("reset", Reply(raw=b"", reset=True))
     receiver.answer("callback", Reply(500))
@@ -95,7 +95,7 @@ def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functi
 def test_what_must_not_be_logged(
     queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path, encoding: str
 ) -> None:
-    """No body, no authorization header, no other header's value and no secret, at debug level, whatever goes wrong."""
+    """The worker never logs a body, a header's value or a secret, at debug level and whatever fails."""
     marked = MARK.encode()
     body, secret = marked + b"-body", f"{MARK}-secret"
     theirs = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
@@ -115,7 +115,7 @@ def test_what_must_not_be_logged(
     names = ("fine", "broken", "reset", "garbage", "chunks", "late")
     encoded = base64.b64encode(body).decode()
     usual: dict[str, Any] = {"CallbackUrl": url, "QueryString": f"a={MARK}-query"}
-    # A good answer may be late too on a busy machine, and then has more attempts.
+    # Only this function keeps the many attempts of the setting, because on a busy machine its answer may be late.
     payloads = [
         message(name, body=body, Header=header | {"X-Call-Id": [name]}, Annotations=attempts, **usual)
         for name in names
@@ -145,7 +145,7 @@ def test_what_must_not_be_logged(
 
 
 def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """By default lines are plain text, one an event, in no colours where nobody watches."""
+    """By default lines are plain text, one for each event, without colours where the output is no terminal."""
     with Worker(queue, functions, tmp_path=tmp_path, log_encoding="") as worker:
         worker.wait_for("Consuming")
         queue.put_calls("echo", ["one"])
@@ -157,7 +157,7 @@ def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path:
 
 
 def test_nothing_but_its_events(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """An uneventful life is a handful of lines, on standard output; an idle worker adds none."""
+    """A worker without trouble logs at most ten lines, all on standard output."""
     worker = start()
     queue.put_calls("echo", ["one"])
     queue.wait_empty()

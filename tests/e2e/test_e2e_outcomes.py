@@ -10,15 +10,15 @@ from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker.dev.stack import free_port
 
-# Done, or retry.
+# Answers that end an invocation, and answers that are retried.
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 302, 304, 400, 401, 403, 404, 409, 413, 418, 422, 501])
 def test_a_code_not_in_the_list_is_done(case: Case, status: int) -> None:
-    """Below 400 or not: one invocation, off the queue, no dead letter; a redirect is not followed."""
+    """A status that is not in `retry_http_codes` is final: one invocation, no dead letter, and no redirect followed."""
     elsewhere = f"{case.name}-elsewhere"
     reply = Reply(status, b"body", (("Location", f"{case.shared.functions.url}/function/{elsewhere}"),))
-    if status in (204, 304):  # which have no body, and no length
+    if status in (204, 304):  # these have neither body nor length
         reply = Reply(raw=f"HTTP/1.1 {status} Whatever\r\n\r\n".encode())
     assert case.run(reply) == 1
     assert case.letters == []
@@ -27,7 +27,7 @@ def test_a_code_not_in_the_list_is_done(case: Case, status: int) -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_a_code_in_the_list_is_retried(case: Case, status: int) -> None:
-    """The same request comes again until it has another code."""
+    """The worker repeats the same request while its status is in `retry_http_codes`."""
     assert case.run(Reply(status), Reply(status), Reply(200)) == 3
     first, second, third = ((request.line, request.headers, request.body) for request in case.requests)
     assert first == second == third
@@ -36,14 +36,14 @@ def test_a_code_in_the_list_is_retried(case: Case, status: int) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
 def test_an_internal_error_of_openfaas_is_retried(case: Case, status: int) -> None:
-    """A code of 400 or more with an X-OpenFaaS-Internal header is retried, whatever the list."""
+    """An answer of 400 or more with an X-OpenFaaS-Internal header is retried, even if its status is not in the list."""
     internal = Reply(status, headers=(("x-openfaas-internal", "faas-netes"),))
     assert case.run(internal, Reply(status)) == 2
 
 
 @pytest.mark.parametrize("status", [200, 302])
 def test_the_internal_header_alone_is_no_error(case: Case, status: int) -> None:
-    """Below 400 the header changes nothing."""
+    """An answer below 400 with an X-OpenFaaS-Internal header is final."""
     assert case.run(Reply(status, headers=(("X-OpenFaaS-Internal", "gateway"),))) == 1
 
 
@@ -66,7 +66,7 @@ NO_ANSWER = {
 
 @pytest.mark.parametrize("reply", NO_ANSWER.values(), ids=list(NO_ANSWER))
 def test_no_valid_response_counts_as_502(case: Case, reply: Reply) -> None:
-    """Reset, malformed or truncated: retried as 502, and given up as 502 where it stays so."""
+    """A reset, malformed or truncated response is retried, and given up, with the status 502."""
     again = Case(case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "2"}) == 2
     assert case.letter.headers["X-Function-Status"] == "502"
@@ -84,7 +84,7 @@ TOO_LATE = {
 
 @pytest.mark.parametrize("reply", TOO_LATE.values(), ids=list(TOO_LATE))
 def test_past_upstream_timeout_counts_as_504(timeout_case: Case, reply: Reply) -> None:
-    """No whole answer within `upstream_timeout`: the request is left, retried as 504, and given up as 504."""
+    """Without a whole answer within `upstream_timeout` the request is cancelled, and retried or given up as 504."""
     case, again = timeout_case, Case(timeout_case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "1"}) == 1
     assert case.letter.headers["X-Function-Status"] == "504"
@@ -94,12 +94,12 @@ def test_past_upstream_timeout_counts_as_504(timeout_case: Case, reply: Reply) -
 
 
 def test_a_timeout_is_the_longest_invocation(case: Case) -> None:
-    """An answer that comes before `upstream_timeout` counts, also one longer than other tests' timeout."""
+    """An answer that arrives before `upstream_timeout` is final, here after more than the other worker's timeout."""
     assert case.run(Reply(after=1.5 * TIMEOUT)) == 1
 
 
 def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> None:
-    """While nobody listens at `gateway_url`, invocations wait; when someone does, they succeed."""
+    """While connections to `gateway_url` are refused, invocations are retried; they succeed when it listens."""
     port = free_port()
     worker = start(gateway_url=f"http://127.0.0.1:{port}")
     queue.put_calls("echo", ["one", "two"])
@@ -111,7 +111,7 @@ def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> No
 
 
 def test_a_host_that_does_not_exist(queue: Queue, start: StartWorker) -> None:
-    """What DNS does not know counts as 502: retried, then given up."""
+    """A gateway host that DNS cannot resolve counts as 502: the message is retried, then given up."""
     start(gateway_url="http://no-such-host.invalid:8080", max_retry_attempts=2)
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
@@ -120,7 +120,7 @@ def test_a_host_that_does_not_exist(queue: Queue, start: StartWorker) -> None:
 
 
 def test_a_server_without_tls(queue: Queue, start: StartWorker) -> None:
-    """A failed TLS handshake counts as 502: retried, then given up."""
+    """A failed TLS handshake with the gateway counts as 502: the message is retried, then given up."""
     start(gateway_url=f"https://127.0.0.1:{queue.nats.port}", max_retry_attempts=2)  # NATS greets first, in plain text
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
@@ -128,8 +128,8 @@ def test_a_server_without_tls(queue: Queue, start: StartWorker) -> None:
     assert (letter.headers["X-Function-Status"], letter.headers["X-Dead-Letter-Attempts"]) == ("502", "2")
 
 
-def test_codes_of_ones_own(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """`retry_http_codes` replaces the list; no response is retried as well where 502 is not in it."""
+def test_retry_http_codes_replaces_the_list(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """`retry_http_codes` replaces the list; a missing response is also retried where 502 is not in it."""
     functions.answer("teapot", Reply(418), Reply(200))
     functions.answer("broken", Reply(500))
     functions.answer("bad", Reply(502))
@@ -142,7 +142,7 @@ def test_codes_of_ones_own(queue: Queue, functions: Functions, start: StartWorke
     assert queue.letters() == []
 
 
-# Responses that are fine.
+# Complete responses.
 
 WHOLE = {
     "chunked": Reply(body=b"x" * 100_000, framing="chunked"),
@@ -163,16 +163,16 @@ WHOLE = {
 
 @pytest.mark.parametrize("reply", WHOLE.values(), ids=list(WHOLE))
 def test_however_a_body_ends(case: Case, reply: Reply) -> None:
-    """Any whole HTTP/1.1 response counts, however long, and however its body ends."""
+    """Any complete HTTP/1.1 response is final, for each length and each way to end a body."""
     assert case.run(reply) == 1
     assert case.letters == []
 
 
-# Giving up.
+# Dead letters.
 
 
 def test_given_up_after_the_last_attempt(case: Case) -> None:
-    """At attempt `max_retry_attempts` it goes to `<nats_stream>-dead-letters`, byte for byte, then off the queue."""
+    """After `max_retry_attempts` failures the message is stored in the dead letters, byte for byte, and acked."""
     assert case.run(Reply(500, b"sorry")) == ATTEMPTS
     letter, stream = case.letter, case.queue.name
     assert letter.subject == f"DEAD-LETTERS.{stream}.{case.name}.openfaas-fn"
@@ -193,7 +193,7 @@ def test_given_up_after_the_last_attempt(case: Case) -> None:
 
 
 def test_the_stream_of_dead_letters(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Dead letters are kept for `dead_letter_max_age`, in a stream that consumers may read without taking them off."""
+    """The stream of dead letters keeps them for `dead_letter_max_age`, and reading does not remove them."""
     functions.answer("echo", Reply(500))
     start(max_retry_attempts=1, dead_letter_max_age="48h", nats_stream_storage="memory")
     queue.put_calls("echo", ["one"])
@@ -203,7 +203,7 @@ def test_the_stream_of_dead_letters(queue: Queue, functions: Functions, start: S
 
 
 def test_dead_letters_switched_off(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """With `dead_letter=false` what is given up only leaves the queue; it is logged and counted all the same."""
+    """With `dead_letter=false` given-up messages are acked without a dead letter, but logged and counted."""
     functions.answer("echo", Reply(500))
     worker = start(dead_letter="false", max_retry_attempts=2)
     queue.put_calls("echo", ["one"])
@@ -211,12 +211,12 @@ def test_dead_letters_switched_off(queue: Queue, functions: Functions, start: St
     queue.wait_empty()
     assert functions.calls() == {"one": 2}
     assert queue.dead_letter_stream not in queue.nats.api("STREAM.NAMES")["streams"]
-    assert len(worker.logged("Given up")) == 2
+    assert len(worker.logged("Message discarded because dead_letter is false")) == 2
     assert worker.metric("queue_worker_messages_processed_total") == 2
 
 
 def test_attempts_are_counted_across_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """An invocation is sent `max_retry_attempts` times in all, whichever worker sends it."""
+    """Two workers together attempt each message `max_retry_attempts` times."""
     functions.answer("echo", Reply(500))
     start(max_retry_attempts=5)
     start(max_retry_attempts=5)

@@ -1,4 +1,4 @@
-"""Several processes as one worker (`processes`): what an operator sees of them, and what becomes of the work."""
+"""Several processes as one worker (`processes`): their metrics, health, signals and messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTS = re.compile(r"(?m)^(\w+_(?:total|count|sum|bucket)(?:\{.*\})?) (\S+)$")
 
 
 def children(parent: int) -> list[int]:
-    """The processes that *parent* has started."""
+    """Return the child processes of *parent*."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -31,13 +31,13 @@ def children(parent: int) -> list[int]:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether none of them is there any more, though perhaps as a zombie that somebody else has to reap."""
+    """Whether all of these processes have ended; a zombie that another process must reap has ended."""
     states = [path.read_text().rpartition(") ")[2][0] for pid in pids if (path := Path(f"/proc/{pid}/stat")).exists()]
     return set(states) <= {"Z"}
 
 
 def hold(queue: Queue, functions: Functions, *calls: str, running: int) -> None:
-    """Put invocations that run until they are released; wait until so many do."""
+    """Publish calls that run until they are released, and wait until *running* of them do."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
     wait_until(lambda: functions.running == running, f"{running} to run")
@@ -50,7 +50,7 @@ def seven() -> list[str]:
 
 @pytest.fixture
 def stopped() -> Iterator[list[int]]:
-    """Processes that the test has stopped, and that are to go on at its end, so that they can end."""
+    """Continue at the test's end all processes that it has stopped, so that they can end."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -58,8 +58,8 @@ def stopped() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_they_are_one_worker(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
-    """No more than `max_inflight` run in all; metrics are merged; one SIGTERM lets what runs in each end; exit 0."""
+def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
+    """Two processes run `max_inflight` messages in all, merge their metrics, and drain after one SIGTERM; exit 0."""
     worker = start(processes=2, max_inflight=5)
     assert len(children(worker.pid)) == 2
     hold(queue, functions, *seven, running=5)
@@ -88,8 +88,10 @@ def test_they_are_one_worker(queue: Queue, functions: Functions, start: StartWor
     assert functions.calls() == dict.fromkeys(seven, 1)
 
 
-def test_a_second_signal_hurries_all(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
-    """The second signal, of either kind, has every process give back what it runs; exit 0."""
+def test_a_second_signal_makes_all_processes_return_messages(
+    queue: Queue, functions: Functions, start: StartWorker, seven: list[str]
+) -> None:
+    """After a second signal, of either kind, every process returns its messages at once; exit 0."""
     worker = start(processes=2, max_inflight=6, shutdown_timeout="10m")
     hold(queue, functions, *seven, running=6)
     worker.terminate()
@@ -105,7 +107,7 @@ def test_a_second_signal_hurries_all(queue: Queue, functions: Functions, start: 
 
 
 def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What it ran runs again, nothing is lost, the others go on; and no counter falls."""
+    """After a process is killed it is restarted: its messages run again, none is lost, and no counter falls."""
     worker = start(processes=2, max_inflight=4, ack_wait=f"{LEASE}s")
     queue.put_calls("echo", [f"before-{number}" for number in range(50)])
     queue.wait_empty()
@@ -132,7 +134,7 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
 
 
 def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
-    """Metrics come all the same, the last that it said among them; neither alive nor ready, and both say which."""
+    """The metrics page has the last values of a hanging process; both health pages fail, and name it."""
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
@@ -150,7 +152,7 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
 
 
 def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """The parent is killed: each process lets what it runs end, takes no more, and ends."""
+    """If the parent is killed, each process drains: it finishes its invocations, takes no new message, and ends."""
     worker = start(processes=2, max_inflight=4)
     hold(queue, functions, "one", "two", "three", "four", running=4)
     orphans = children(worker.pid)
@@ -165,8 +167,8 @@ def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start
     assert queue.nats.state(queue.name)["messages"] == 1
 
 
-def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """SIGTERM before the processes have so much as a handler: all end, exit 0, nothing on standard error."""
+def test_sigterm_during_the_start_ends_all_processes(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """After a SIGTERM during the start all processes end, with exit 0 and an empty standard error."""
     with Worker(queue, functions, tmp_path=tmp_path, processes=3) as worker:
         wait_until(lambda: children(worker.pid), "a process to be started")
         worker.terminate()
@@ -176,7 +178,7 @@ def test_told_to_stop_while_they_start(queue: Queue, functions: Functions, tmp_p
 
 
 def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
-    """NATS refuses the credentials: exit 1 with one line, as one process would say it, however many there are."""
+    """Refused credentials are exit 1 with one line, the same for one process and for many."""
     with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
         one, three = (
             Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
@@ -189,7 +191,7 @@ def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
 
 
 def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path) -> None:
-    """A process that cannot use the settings when it is started again ends all, in order: exit 2, and what is wrong."""
+    """A restarted process whose settings have become unusable ends all processes in order: exit 2, with a message."""
     token = tmp_path / "token"
     token.write_text("anything")
     worker = start(processes=2, nats_token_file=token)

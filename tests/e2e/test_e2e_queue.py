@@ -1,4 +1,4 @@
-"""Contract, sections 1, 3 and 7: from the queue to the functions, with nothing in the way."""
+"""Contract, sections 1, 3 and 7: from the queue to the functions, without any failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e.stack import Queue, StartWorker, Worker, message
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
-# Copied from section 3, not from the code. What the server adds without being asked, for want of a value, is left out.
+# Copied from section 3, not from the code. Values that the server adds by itself are left out.
 STREAM = {
     "subjects": ["<queue>", "<queue>.>"],
     "retention": "workqueue",
@@ -38,13 +38,13 @@ CONSUMER = {
 
 
 def written(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration less its name, less what stands for nothing, and less notes of the server and of the worker."""
+    """Drop from a configuration its name, all empty values, and the notes of the server and of the worker."""
     neutral = ("name", "metadata", "compression", "consumer_limits", "allow_direct", "mirror_direct", "first_seq")
     return {name: value for name, value in config.items() if value and name not in neutral}
 
 
 def test_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Of 3,000 messages each is invoked exactly once; the queue ends empty, and all numbers agree with that."""
+    """The worker invokes each of 3,000 messages exactly once; then the queue is empty, and all metrics agree."""
     worker = start(max_inflight=50, HOSTNAME="pod-1")
     calls = [f"call-{number}" for number in range(3_000)]
     for at in range(0, len(calls), 500):
@@ -55,7 +55,7 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
     assert functions.most <= 50
     info = queue.consumer()
     assert (info["num_pending"], info["num_ack_pending"], info["num_redelivered"]) == (0, 0, 0)
-    assert info["delivered"]["consumer_seq"] == 3_000  # nothing was handed out that could not be run
+    assert info["delivered"]["consumer_seq"] == 3_000  # every delivered message was run
     assert queue.letters() == []
     by_pod = {"queue_name": queue.name, "kubernetes_pod_name": "pod-1"}
     assert worker.samples("queue_worker_messages_processed_total") == {tuple(sorted(by_pod.items())): 3_000}
@@ -70,7 +70,7 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
 
 
 def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: StartWorker) -> None:
-    """Where they are missing, both are made exactly as section 3 says, and JetStream shows just that."""
+    """Where they are missing, both are created exactly as section 3 defines them."""
     start()
     stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
     subjects = [subject.replace("<queue>", queue.name) for subject in STREAM["subjects"]]  # type: ignore[attr-defined]  # a list
@@ -83,7 +83,7 @@ def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: S
 
 
 def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: StartWorker) -> None:
-    """What section 2 lets an operator set about them is what they are made with."""
+    """The worker creates stream and consumer with the settings that section 2 offers for them."""
     start(
         queue_name="jobs-" + queue.name,
         nats_durable="my-workers",
@@ -100,7 +100,7 @@ def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: St
 
 
 def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A stream and a consumer that were there are not changed, and what merely surprises about them is warned of."""
+    """The worker does not change an existing stream and consumer, and warns about each unusual setting of them."""
     queue.nats.make_stream(queue.name, storage="memory", max_msgs=10_000)
     theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
     subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.faas-workers"
@@ -117,7 +117,7 @@ def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, sta
 
 
 def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """The bare subject, our producers' four tokens, and any other below the queue; the body names the function."""
+    """The worker serves the bare subject, the producers' four tokens, and any subject below the queue."""
     start()
     subjects = [
         queue.name,
@@ -126,7 +126,7 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
         f"{queue.name}.echo",
         f"{queue.name}.a.b.c.d.e.f",
     ]
-    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which say nothing to us
+    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which mean nothing to a worker
     queue.nats.publish_many((subject, message("echo", subject), headers) for subject in subjects[:1])
     queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects[1:])
     queue.wait_empty()
@@ -135,7 +135,7 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
 
 
 def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """`queue_worker_pending_messages` names functions `name.namespace`; inflight counts what runs now."""
+    """`queue_worker_pending_messages` counts by `name.namespace`, and the inflight gauge counts running invocations."""
     functions.answer("slow", Reply(held=True))
     worker = start(max_inflight=1)
     subject = f"{queue.name}.0.slow.dev"
@@ -152,7 +152,7 @@ def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, s
 
 
 def test_pages_of_its_own(start: StartWorker) -> None:
-    """`/healthz`, `/readyz` and `/metrics` answer, the last in Prometheus' format, with every promised series."""
+    """The worker serves `/healthz`, `/readyz` and `/metrics`, the last with every promised metric."""
     worker = start()
     assert worker.get("/healthz")[0] == 200
     assert worker.get("/readyz")[0] == 200
@@ -173,7 +173,7 @@ def test_pages_of_its_own(start: StartWorker) -> None:
 
 
 def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Both take part, and what one runs the other does not."""
+    """Two workers share the messages of a queue: both run some, and no message runs in both."""
     functions.answer("echo", Reply(after=0.02))
     workers = start(max_inflight=5), start(max_inflight=5)
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(300)])
@@ -188,7 +188,7 @@ def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: S
 
 
 def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Whoever is first makes the stream and its consumer; none of the others fails, or makes them otherwise."""
+    """The first worker creates the stream and its consumer; no other one fails, or creates different ones."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(queue, functions, tmp_path=tmp_path)) for _ in range(4)]
         for worker in workers:

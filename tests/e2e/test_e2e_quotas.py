@@ -1,4 +1,4 @@
-"""Caps and rates of single functions, over several real workers."""
+"""Caps and rates of single functions, kept by several real workers together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CAP, RATE = "com.openfaas.queue.max_inflight", "com.openfaas.queue.rate"
 
 
 def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) -> list[str]:
-    """Store messages of a function that has annotations; their call ids."""
+    """Publish messages of a function with annotations, and return their call ids."""
     calls = [f"{function}-{number}" for number in range(count)]
     subject = f"{queue.name}.0.{function}.openfaas-fn"
     queue.nats.publish_many((subject, message(function, call, Annotations=annotations), {}) for call in calls)
@@ -20,7 +20,7 @@ def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) ->
 
 
 def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
-    """Run one message, and wait until its annotations are stored, from where all workers read them."""
+    """Run one message, and wait until its annotations are stored in the stream from which all workers read them."""
     put(queue, function, 1, annotations)
     wait_until(lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the quota to be stored")
     queue.wait_empty()
@@ -29,14 +29,14 @@ def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
 def start_agreed(
     start: StartWorker, queue: Queue, function: str, annotations: dict[str, str], **more: object
 ) -> list[Worker]:
-    """Start three workers that know a function's quota: a worker reads all quotas before it is ready."""
+    """Start three workers that have read a function's quota, which each worker does before it is ready."""
     first = start(scaling_mode="function", max_inflight=10, **more)
     agree(queue, function, annotations)
     return [first, *(start(scaling_mode="function", max_inflight=10, **more) for _ in range(2))]
 
 
 def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Of a function with a cap of 5, three workers never run more than 5 at once, and nothing is lost."""
+    """Three workers never run more than 5 invocations of a function with a cap of 5 at once, and lose no message."""
     annotations = {CAP: "5"}
     start_agreed(start, queue, "capped", annotations)
     functions.answer("capped", Reply(after=0.05))
@@ -47,9 +47,9 @@ def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: Start
 
 
 def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Of a function with a rate of 20/s, three workers start 80 in no less than three seconds.
+    """Three workers take at least 3 s to start 80 invocations of a function with a rate of 20/s.
 
-    Between the start of one and the start of the 20th after it there is a second. When a request arrives says less: a
+    Between the start of one and the start of the 20th after it there is a second. Its arrival proves less: a
     busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
     """
     annotations = {RATE: "20/s"}
@@ -62,7 +62,7 @@ def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: Star
 
 
 def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A killed worker's share of a cap is missing for an ack wait, and never given twice."""
+    """A killed worker's tokens of a cap are missing for an ack wait, and are never held by two workers."""
     annotations = {CAP: "4"}
     workers = start_agreed(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
     functions.answer("capped", Reply(after=0.1))
@@ -70,11 +70,11 @@ def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: St
     wait_until(lambda: len(functions.requests) > 30, "some to be done")
     workers[0].kill()
     queue.wait_empty()
-    assert functions.peaks["capped"] <= 4 + 4  # what the killed one had sent may still run at the function
+    assert functions.peaks["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
 
 
 def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Messages with a cap of 2, where earlier ones had 10, have all workers run two at once; none is cancelled."""
+    """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel none."""
     start_agreed(start, queue, "capped", {CAP: "10"})
     functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
     many = put(queue, "capped", 60, {CAP: "10"})
@@ -85,7 +85,7 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
     )
 
     def only_two_run() -> bool:
-        """Whether two run, and no worker starts a third: all workers know the cap, or else one would."""
+        """Return whether two run and no worker starts a third, which proves that all workers have the new cap."""
         if functions.running_of("capped") > 2:
             functions.release("capped", 1)
             return False
@@ -94,7 +94,7 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
         look_on()
         return functions.running_of("capped") == 2
 
-    # The first of the few is started, and read, when most of the others have ended.
+    # A worker reads the new cap when it starts the first of the few, after most of the many have ended.
     wait_until(lambda: only_two_run() and any(call in functions.calls() for call in few), "all to know the cap")
     functions.peaks.clear()
     functions.release("capped")
@@ -104,9 +104,9 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
 
 
 def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A cap holds all the time; a rate does but once, where its tokens come back up to a second early.
+    """If NATS restarts, a cap still holds, and a rate does except once: its tokens return up to a second early.
 
-    Tokens that had been given back, and that no worker had taken yet, come after the ack wait.
+    Returned tokens that no worker had taken before the restart are redelivered after the ack wait.
     """
     annotations = {CAP: "4", RATE: "20/s"}
     start_agreed(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")

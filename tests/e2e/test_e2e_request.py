@@ -1,4 +1,4 @@
-"""Contract, section 5, first sentence: what a function receives, to the byte."""
+"""Contract, section 5, first sentence: the request that a function receives, to the byte."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ EXPECTED: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {
 
 
 def fields(request: Request) -> list[tuple[str, str]]:
-    """A request's headers, less those that the client writes and those that it makes where the message has none."""
+    """Return a request's headers, less those that the client writes, or generates where they are missing."""
     made = {"host", "content-length"}
     if request.header("User-Agent") == f"queue-worker/{__version__}":
         made |= {"user-agent", "x-call-id"}
@@ -85,10 +85,10 @@ def fields(request: Request) -> list[tuple[str, str]]:
 
 
 def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path) -> None:
-    """Method, path, query, headers and body of what OpenFaaS's gateway writes reach the function byte for byte.
+    """Method, path, query, headers and body of each message of OpenFaaS's gateway reach the function byte for byte.
 
     Their callbacks name foreign hosts, so this worker has a proxy, as it may in a cluster: what goes to the others
-    shows there, and reaches nobody.
+    shows there, and goes no further.
     """
     corpus = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     assert [entry["note"] for entry in corpus] == list(EXPECTED)
@@ -108,7 +108,7 @@ def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver
         assert int(request.header("Content-Length") or 0) == len(request.body)
         assert request.call_id
         assert request.header("Transfer-Encoding") is None
-    # The one to [::1] is not looked at: httpcore writes it without the brackets to a proxy.
+    # The request to [::1] is left out, because httpcore writes it to a proxy without the brackets.
     assert {request.line.decode() for request in receiver.requests if b"::1" not in request.line} == {
         "POST http://gateway:8080/function/receive HTTP/1.1",
         "CONNECT example.com:8443 HTTP/1.1",
@@ -117,7 +117,7 @@ def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver
 
 
 def test_headers_about_the_connection_are_dropped(case: Case) -> None:
-    """Hop-by-hop headers, those that Connection names, Host and a false Content-Length go no further; others do."""
+    """The worker drops hop-by-hop headers, those named by Connection, Host and a false Content-Length only."""
     dropped = {
         "Connection": ["close, X-Named", "x-other"],
         "X-Named": ["1"],
@@ -147,7 +147,7 @@ def test_headers_about_the_connection_are_dropped(case: Case) -> None:
 
 
 def test_what_is_made_where_it_is_missing(case: Case) -> None:
-    """X-Call-Id is made, the same at every attempt, and the User-Agent is ours; the method is POST."""
+    """A missing X-Call-Id is generated, the same for all attempts; the User-Agent is the worker's, the method POST."""
     case.answer(Reply(500), Reply(200))
     case.queue.put(json.dumps({"Function": case.name}).encode())
     case.queue.wait_empty()
@@ -159,7 +159,7 @@ def test_what_is_made_where_it_is_missing(case: Case) -> None:
 
 
 def test_what_the_caller_gave_is_kept(case: Case) -> None:
-    """A message's own X-Call-Id, User-Agent and X-Start-Time go to the function as they are."""
+    """The worker passes on a message's X-Call-Id, User-Agent and X-Start-Time unchanged."""
     theirs = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
     case.run(Header=theirs)
     (request,) = case.shared.functions.to(case.name)
@@ -167,12 +167,12 @@ def test_what_the_caller_gave_is_kept(case: Case) -> None:
 
 
 def test_unknown_fields_are_ignored(case: Case) -> None:
-    """A newer gateway may write what this worker does not know."""
+    """The worker ignores unknown fields of a message, as a newer gateway may write them."""
     assert case.run(Deadline="soon", Nested={"a": [1, {"b": None}]}, Zero=0, function="lower") == 1
 
 
 def test_bodies_are_base64(case: Case) -> None:
-    """The body is decoded from standard base64 with padding, as encoding/json writes it."""
+    """The worker decodes a body from standard base64 with padding, as encoding/json writes it."""
     body = b"\xfb\xff\xfe?>"
     assert b"+" in base64.b64encode(body)
     case.run(Body=base64.b64encode(body).decode())
@@ -180,7 +180,7 @@ def test_bodies_are_base64(case: Case) -> None:
 
 
 def test_large_bodies(case: Case) -> None:
-    """A body of almost the largest message that the server takes arrives whole."""
+    """A body of almost the largest message that NATS accepts reaches the function complete."""
     body = bytes(range(256)) * 3_000
     case.run(Body=base64.b64encode(body).decode())
     assert case.requests[0].body == body
@@ -203,7 +203,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_path_reaches_another_function(case: Case, path: str) -> None:
-    """Whatever path a message brings, its request line is one line and names only its own function."""
+    """The request line of a message with any path is one line, and names the message's own function only."""
     before = len(case.queue.letters())
     case.run(Path=path)
     assert len(case.requests) + len(case.queue.letters()) - before == 1
@@ -213,13 +213,13 @@ def test_no_path_reaches_another_function(case: Case, path: str) -> None:
 
 
 def test_no_query_ends_the_request_line(case: Case) -> None:
-    """What a query must not hold goes out escaped."""
+    """The worker escapes the characters of a query that would end the request line."""
     case.run(QueryString="a=b#c d\r\nX-Evil: 1")
     assert case.requests[0].target == f"/function/{case.name}?a=b%23c%20d%0D%0AX-Evil:%201"
 
 
 def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Where `gateway_url` has a path, requests go below it."""
+    """If `gateway_url` has a path, the paths of all requests begin with it."""
     start(gateway_url=f"{functions.url}/cluster/")
     queue.put(message("echo", "one", Path="/a", QueryString="b=c"))
     queue.wait_empty()
@@ -227,7 +227,7 @@ def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start:
 
 
 def test_every_method(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Any method is sent on; of the answer to HEAD no body is awaited, and the next invocation is not disturbed."""
+    """The worker passes on any method, and waits for no body after HEAD, so that the next invocation works."""
     functions.answer("head", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"))
     start(max_inflight=1)
     methods = ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"]
@@ -237,7 +237,7 @@ def test_every_method(queue: Queue, functions: Functions, start: StartWorker) ->
 
 
 def test_connections_are_used_again(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """One at a time needs few connections; one that the function closed meanwhile costs no attempt."""
+    """One invocation at a time needs one connection; one that the function closed between two costs no attempt."""
     functions.answer("closes", Reply(close=True))
     worker = start(max_inflight=1)
     queue.put_calls("echo", [f"kept-{number}" for number in range(20)])
@@ -246,7 +246,7 @@ def test_connections_are_used_again(queue: Queue, functions: Functions, start: S
     for number in range(10):
         queue.put_calls("closes", [f"closed-{number}"])
         queue.wait_empty()
-        # One that ends while the next request is on its way costs an attempt: who knows what became of it?
+        # A connection that closes after a request was sent costs an attempt, because the function may have received it.
         wait_until(lambda: not functions.open, "it to be closed")
     queue.put_calls("echo", ["last"])
     queue.wait_empty()

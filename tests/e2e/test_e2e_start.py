@@ -1,4 +1,4 @@
-"""Contract, sections 1 and 2: the programs, their flags, their settings, and how they say what is wrong."""
+"""Contract, sections 1 and 2: the programs, their flags, their settings, and their messages about errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Installed(Worker):
 
 
 class Charts(Worker):
-    """What the charts of OpenFaaS start."""
+    """The command of OpenFaaS's charts."""
 
     PROGRAM = (RUN, "jetstream-queue-worker", "-license-file=/var/secrets/license", "-pprof", "-pprof=true")
 
 
 class ChartsApart(Worker):
-    """The same, as Go's flags may be written too."""
+    """The command of OpenFaaS's charts, in the other syntax of Go's flags."""
 
     PROGRAM = (RUN, "jetstream-queue-worker", "--license-file", "/var/secrets/license", "--pprof=false")
 
@@ -46,7 +46,7 @@ class Bare(Worker):
 
 @pytest.mark.parametrize("program", [Worker, Installed, Charts, ChartsApart, Bare])
 def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Path, program: type[Worker]) -> None:
-    """`python -m worker`, `queue-worker run` and `jetstream-queue-worker` are one; the charts' flags get a log line."""
+    """Each of the commands starts the same worker, which logs that it ignores the charts' flags."""
     with program(queue, functions, tmp_path=tmp_path) as worker:
         worker.wait_ready()
         queue.put_calls("echo", ["one"])
@@ -69,15 +69,15 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
         "sys.argv = ['worker']; runpy.run_module('worker', run_name='__main__')",
     ],
 )
-def test_told_to_stop_while_it_is_being_imported(start: str) -> None:
-    """SIGTERM before anything works ends with 0; process 1 of a container would not hear it without a handler."""
+def test_sigterm_during_the_imports_is_exit_0(start: str) -> None:
+    """SIGTERM during the imports ends a program with 0; process 1 of a container ignores it without a handler."""
     told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
     code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
-# Settings that cannot be used.
+# Invalid settings.
 
 BAD = {
     "max_inflight": "0",
@@ -97,7 +97,7 @@ BAD = {
 
 @pytest.mark.parametrize("program", [("worker",), (RUN, "queue-worker", "run"), (RUN, "queue-worker", "config")])
 def test_bad_settings(tmp_path: Path, program: tuple[str, ...]) -> None:
-    """Exit 2; one message that names every bad setting and its value; no traceback; nothing else is printed."""
+    """Invalid settings are exit 2, with one message that names each setting and its value, and no traceback."""
     code, output, errors = run_program(*program, tmp_path=tmp_path, settings=BAD)
     assert code == 2
     assert output == ""
@@ -109,7 +109,7 @@ def test_bad_settings(tmp_path: Path, program: tuple[str, ...]) -> None:
 
 
 def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
-    """What is wrong about a secret is said without it."""
+    """A message about a bad secret does not show it."""
     settings = {
         "nats_token": "s3cret-1",
         "nats_user": "me",
@@ -124,7 +124,7 @@ def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_bad_usage(tmp_path: Path) -> None:
-    """An unknown command or option is exit 2, with a hint."""
+    """An unknown command or option is exit 2, with a usage message."""
     for arguments in (["queue-worker", "walk"], ["queue-worker", "run", "--fast"], ["jetstream-queue-worker", "-x"]):
         code, _, errors = run_program(RUN, *arguments, tmp_path=tmp_path)
         assert code == 2
@@ -133,7 +133,7 @@ def test_bad_usage(tmp_path: Path) -> None:
 
 
 def test_help_and_version(tmp_path: Path) -> None:
-    """Both are answered without settings, by every command that there is."""
+    """Every command prints its help, and the program its version, even with invalid settings."""
     code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=BAD)
     assert (code, __version__ in output) == (0, True)
     code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=BAD)
@@ -143,11 +143,11 @@ def test_help_and_version(tmp_path: Path) -> None:
         assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=BAD)[0] == 0
 
 
-# Settings that can.
+# Valid settings.
 
 
 def test_what_kubernetes_sets_is_harmless(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """The variables of services called nats, gateway and queue-worker disturb nothing, and are not warned of."""
+    """Kubernetes' variables of services named nats, gateway and queue-worker have no effect and cause no warning."""
     names = ("NATS", "GATEWAY", "QUEUE_WORKER", "QUEUE_WORKER_NATS", "QUEUE_WORKER_HTTP")
     service = {
         "{}_SERVICE_HOST": "10.0.0.7",
@@ -166,7 +166,7 @@ def test_what_kubernetes_sets_is_harmless(queue: Queue, functions: Functions, tm
 
 
 def test_names_in_upper_case_and_typos(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """`QUEUE_WORKER_X` is `x`; an empty value counts as not set; what looks like a typo is warned of."""
+    """`QUEUE_WORKER_X` sets `x`, an empty value sets nothing, and a name that looks like a typo causes a warning."""
     settings = {
         "QUEUE_WORKER_MAX_INFLIGHT": "3",
         "nats_durable": "",
@@ -184,7 +184,7 @@ def test_names_in_upper_case_and_typos(queue: Queue, functions: Functions, tmp_p
 
 
 def test_the_charts_settings(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Every setting that the charts make, as they make it, is taken without an error or a warning."""
+    """The worker accepts every setting of the charts, in their form, without an error or a warning."""
     settings = {
         "gateway_invoke": "true",
         "basic_auth": "false",
@@ -228,7 +228,7 @@ def taken() -> Iterator[int]:
 
 
 def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken: int) -> None:
-    """Exit 1 with one line that names the port and its setting."""
+    """A metrics port that is in use is exit 1, with one line that names the port and its setting."""
     with Worker(queue, functions, tmp_path=tmp_path, http_port=taken) as worker:
         assert worker.wait() == 1
         (line,) = worker.stderr.splitlines()
@@ -238,19 +238,19 @@ def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken
 
 
 def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Metrics and health are served where `http_host` and `http_port` say, and nowhere after the end."""
+    """Metrics and health are served at `http_host` and `http_port`, and no longer after the end."""
     port = free_port()
     with Worker(queue, functions, tmp_path=tmp_path, http_port=port) as worker:
         worker.wait_ready()
         with socket.create_connection(("127.0.0.1", port), LAST_RESORT):
-            worker.terminate()  # an idle connection to it does not hold up the end
+            worker.terminate()  # an idle connection to the port does not delay the end
             assert worker.wait() == 0
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), LAST_RESORT).close()
 
 
 def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Whatever is sent to the metrics port, the worker goes on."""
+    """The worker continues after any malformed request to its metrics port."""
     with Worker(queue, functions, tmp_path=tmp_path) as worker:
         worker.wait_ready()
         port = int(worker.logged("Serving")[0]["address"].rpartition(":")[2])
@@ -260,4 +260,4 @@ def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: 
         assert worker.get("/healthz")[0] == 200
         queue.put_calls("echo", ["one"])
         queue.wait_empty()
-        wait_until(lambda: worker.get("/readyz")[0] == 200, "it to be ready")
+        wait_until(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready")

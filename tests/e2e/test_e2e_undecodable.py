@@ -1,4 +1,4 @@
-"""Contract, section 4, last sentence: what cannot be decoded is never invoked and never lost."""
+"""Contract, section 4, last sentence: a message that cannot be decoded is never invoked and never lost."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.functions import Functions, Reply
 from tests.wire import Stored
 
 MOST = 1_048_576
-"""The largest message that nats-server takes by default (bytes)."""
+"""Size of the largest message that nats-server accepts by default (bytes)."""
 
 
 def odd(**fields: Any) -> bytes:
-    """A QueueRequest that is right but for some fields."""
+    """Return a QueueRequest that is valid except for *fields*."""
     return json.dumps({"Function": "echo", "Method": "POST", "Body": ""} | fields).encode()
 
 
@@ -82,7 +82,7 @@ MALFORMED = {
 
 
 def test_each_kind_ends_in_the_dead_letters(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Never invoked; each in the dead letters with a reason, byte for byte, and counted; nothing else is disturbed."""
+    """Each malformed message becomes a dead letter with a reason, byte for byte; it is counted, and never invoked."""
     worker = start(max_inflight=4)
     calls = [f"call-{number}" for number in range(len(MALFORMED))]
     queue.put(
@@ -111,7 +111,7 @@ def test_each_kind_ends_in_the_dead_letters(queue: Queue, functions: Functions, 
 
 
 def test_any_bytes_at_all(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Good messages with bytes changed at random are invoked or buried, each once, and the worker goes on."""
+    """Each message with randomly changed bytes is invoked once or becomes one dead letter, and the worker continues."""
     dice = random.Random(7)
     good = message("echo", "call", b"body" * 20, Path="/a", QueryString="b=c", CallbackUrl="")
     payloads = []
@@ -129,7 +129,7 @@ def test_any_bytes_at_all(queue: Queue, functions: Functions, start: StartWorker
 
 
 def assembled(letters: list[Stored]) -> dict[str, bytes]:
-    """Each dead letter's message, by its sequence, from its parts."""
+    """Join the parts of each dead letter, and return the messages by their sequences."""
     whole: dict[str, list[Stored]] = {}
     for letter in letters:
         whole.setdefault(letter.headers["X-Dead-Letter-Sequence"], []).append(letter)
@@ -140,7 +140,7 @@ def assembled(letters: list[Stored]) -> dict[str, bytes]:
 
 
 def test_messages_as_large_as_the_server_takes(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Malformed or given up, they end in the dead letters too, in parts where need be; the connection survives it."""
+    """Malformed or given-up messages of the largest size become dead letters too, in parts, without a reconnect."""
     functions.answer("broken", Reply(500))
     worker = start(max_retry_attempts=1)
     smallest = len(message("broken", "call-0000", Padding=""))
@@ -160,7 +160,7 @@ def test_messages_as_large_as_the_server_takes(queue: Queue, functions: Function
 
 
 def test_reasons_that_quote_foreign_text(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A reason is one printable header line, whatever the message holds."""
+    """The reason of a dead letter is one printable header line, for any text that it quotes."""
     nasty = ["\r\nX-Evil: 1", "\x00\x1b[31m", "ü" * 500, "\u2028", "🚀" * 200, "a: b"]
     start()
     queue.put(*(odd(Function=text) for text in nasty), *(odd(Method=text) for text in nasty))

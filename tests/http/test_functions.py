@@ -38,7 +38,7 @@ async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_cloc
                 await all_arrived.wait()  # so that each has a connection of its own
                 await stream.send_all(OK)
             elif len(server.requests) == 2 * exchanges:
-                mock_clock.jump(0.2)
+                mock_clock.jump(3.0)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         outcomes: list[Attempted] = []
@@ -66,7 +66,7 @@ async def test_invoke_that_times_out_in_a_body_has_no_response(mock_clock: MockC
                 await stream.send_all(OK)
             else:
                 await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\nthe beginning")
-                mock_clock.jump(0.1)
+                mock_clock.jump(3.0)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
         assert isinstance(await functions.invoke(invocation()), Responded)

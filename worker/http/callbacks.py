@@ -28,7 +28,6 @@ class HttpCallbacks:
     """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect.
 
     Args:
-        pools: the clients.
         timeout: seconds that one callback may take.
     """
 

@@ -51,7 +51,6 @@ class ClientPools(Generic[C]):
 
     Args:
         make: creates a client, which does not connect yet.
-        max_per_origin: clients of one origin.
     """
 
     def __init__(self, make: Callable[[], C], *, max_per_origin: float) -> None:

@@ -25,12 +25,7 @@ class StaleConnectionError(Exception):
 
 
 class Connection:
-    """A connection that runs one exchange at a time and is idle between two.
-
-    Args:
-        sock: connected and non-blocking.
-        poller: reports when something can be read.
-    """
+    """A connection that runs one exchange at a time and is idle between two. *sock* is connected and non-blocking."""
 
     __slots__ = (
         *("idle_until", "overdue"),

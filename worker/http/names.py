@@ -25,10 +25,7 @@ class NameCache(trio.abc.HostnameResolver):
     """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
 
     Args:
-        host: the name that is cached.
-        port: the port that they are looked up for.
         nursery: runs the look-ups, so that cancelling one waiter does not cancel the look-up of all.
-        look_up: asks the system.
     """
 
     def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:

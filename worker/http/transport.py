@@ -32,10 +32,6 @@ class PlainTransport:
     """Client that connects as needed and keeps idle connections. Its caller limits how many exchanges run.
 
     Args:
-        host: of the origin.
-        port: of the origin.
-        names: the resolver that Trio uses.
-        poller: reports readable connections.
         max_idle: idle connections that are kept.
         exchange_timeout: seconds that an exchange may take. :meth:`enforce_timeouts` must be running.
     """

@@ -40,14 +40,7 @@ _AT_ONCE = 16
 
 
 class Applier:
-    """Changes the consumers of one stream.
-
-    Args:
-        jetstream: the client.
-        stream: the stream's name at the server.
-        queue: the queue's name.
-        announce: notifies all workers.
-    """
+    """Changes the consumers of one stream. *announce* notifies all workers of a retirement."""
 
     def __init__(
         self, jetstream: JetStream, stream: str, queue: str, announce: Callable[[Retire], Awaitable[None]]

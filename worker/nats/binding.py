@@ -22,16 +22,7 @@ RETRY = 1.0
 
 
 class Binding:
-    """The stream of the queue, and what is served of it.
-
-    Args:
-        jetstream: the client.
-        settings: all settings, with the stream's name at the server.
-        flows: the flows of this worker.
-        outbox: drops its pending acks when the stream is replaced.
-        retired: has the names of retired consumers.
-        emit: called with what is created, found and wrong.
-    """
+    """The stream of the queue, and the flows that are served. *settings* have the stream's name at the server."""
 
     def __init__(
         self,

@@ -53,7 +53,6 @@ class Connection:
     """One client, from its connecting to its closing.
 
     Args:
-        options: nats-py's, as :func:`worker.nats.options.connect_options` makes them.
         emit: called with :class:`~worker.events.Connected`, :class:`~worker.events.Disconnected` and
             :class:`~worker.events.BrokerFailure`.
         changed: called after each connecting, with True, and after each loss of the connection, with False.

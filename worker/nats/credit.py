@@ -49,12 +49,7 @@ class Request:
 
 
 class Credit:
-    """The credit of one flow.
-
-    Args:
-        max_batch: most messages in one request.
-        max_requests: most open requests.
-    """
+    """The credit of one flow, in at most *max_requests* open requests of at most *max_batch* messages."""
 
     def __init__(self, max_batch: int = DEFAULT_BATCH, max_requests: int = MAX_REQUESTS) -> None:
         self.inboxes = tuple(PullInbox(number) for number in range(max_requests))

@@ -17,14 +17,7 @@ _HEADER_ROOM = 8_192
 
 
 class DeadLetters:
-    """Stores dead letters.
-
-    Args:
-        jetstream: the client.
-        settings: all settings.
-        stream: the queue's stream, by its name at the server.
-        emit: called when the stream of dead letters was created.
-    """
+    """Stores dead letters. *stream* is the queue's stream, by its name at the server."""
 
     def __init__(self, jetstream: JetStream, settings: Settings, stream: str, emit: Emit) -> None:
         self._jetstream, self._settings, self._stream, self._emit = jetstream, settings, stream, emit

@@ -42,14 +42,7 @@ seen to."""
 
 
 class OneShotSubscription:
-    """A subscription that ends after a few messages.
-
-    Args:
-        connection: the connection.
-        subject: the subject.
-        received: called with the subject of each message.
-        ended: called when it has ended.
-    """
+    """A subscription that ends after :data:`HEARD` messages; then *ended* is called."""
 
     def __init__(
         self, connection: Connection, subject: str, received: Callable[[str], None], ended: Callable[[], None]
@@ -90,10 +83,7 @@ class SubjectDiscovery:
     """The flows that are a subject each.
 
     Args:
-        connection: the connection.
-        subjects: patterns that cover the queue's subjects.
         threshold: seconds after which a subject without messages is no flow any more.
-        flows: notified of what is stored.
         look: looks at the stream, and calls :meth:`set_stored`.
     """
 

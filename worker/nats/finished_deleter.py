@@ -44,13 +44,7 @@ class RetiredConsumers:
 
 
 class FinishedDeleter:
-    """Deletes from one stream.
-
-    Args:
-        jetstream: the client.
-        stream: the stream's name at the server.
-        retired: has the messages.
-    """
+    """Deletes the messages in *retired* from one stream."""
 
     def __init__(self, jetstream: JetStream, stream: str, retired: RetiredConsumers) -> None:
         self._jetstream, self._stream, self._retired = jetstream, stream, retired

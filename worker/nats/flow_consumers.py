@@ -27,7 +27,6 @@ class FlowConsumers:
     """A queue of flows, and the tasks that create their consumers.
 
     Args:
-        flows: the flows of this worker.
         create: finds or creates a flow's consumer and binds the flow. Returns 0, or the seconds until another try.
     """
 
@@ -63,15 +62,7 @@ class FlowConsumers:
 
 
 class SubjectConsumers:
-    """The consumers of subjects.
-
-    Args:
-        jetstream: the client.
-        settings: with the stream's name at the server.
-        flows: the flows of this worker.
-        consumers: returns the consumers that were last observed.
-        emit: called with what is wrong.
-    """
+    """The consumers of subjects."""
 
     def __init__(
         self,

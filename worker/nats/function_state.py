@@ -139,8 +139,6 @@ class FunctionStates:
     """The states of functions, as far as this worker has read them. To be used on the asyncio side.
 
     Args:
-        jetstream: the client.
-        settings: the stream's and the queue's name.
         paused: called with the labels, ``name.namespace``, of the paused functions, whenever others are.
         agreed: called with the label of each function whose quota has changed.
     """

@@ -8,9 +8,7 @@ it has no pending ack left, it is deleted.
 
 A consumer delivers in order. So a retired consumer *holds* every message that its former filter covered, up to its
 *mark*, the last sequence that it had delivered: the new consumers may deliver such a message, and it must not run
-twice. Once the retired consumer has no pending ack, all these messages have ended. (JetStream does not delete
-a message from a work queue when one consumer has its ack and another one covers it:
-:mod:`worker.nats.finished_deleter` does.)
+twice. Once the retired consumer has no pending ack, all these messages have ended.
 """
 
 from __future__ import annotations
@@ -115,11 +113,8 @@ NO_FILTER: Mapping[str, Any] = {"filter_subject": None, "filter_subjects": None,
 def retirement(queue: str, info: ConsumerInfo, layout: str, now: int) -> dict[str, Any]:
     """Return the changes of a consumer's configuration that retire it.
 
-    Args:
-        queue: the queue's name.
-        info: received while the consumer is paused, because its mark must not move any more.
-        layout: the one that replaces it.
-        now: ns since the epoch, the server's clock.
+    *info* was received while the consumer is paused, because its mark must not move any more. *layout* replaces it.
+    *now* is the server's time (ns since the epoch).
     """
     found = consumer_state(info)
     marks = {MODE: RETIRED, _MARK: str(found.last_delivered), _WAS: json.dumps(found.subjects), _FOR: layout}

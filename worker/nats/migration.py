@@ -4,9 +4,8 @@ The queue's consumers show its layout. A worker that wants another one asks on a
 present one. If one answers, the layout stays, and this worker serves it; if none does, this worker changes it. How, is
 in :mod:`worker.nats.reconcile`.
 
-A worker that is about to retire consumers announces their names. Every worker deletes the messages that end through
-a retired consumer (:mod:`worker.nats.finished_deleter`), and must do so from the first moment, also where it has not
-looked at the consumers since.
+A worker that is about to retire consumers announces their names, because every worker must delete the messages that end
+through a retired consumer (:mod:`worker.nats.finished_deleter`) from the first moment.
 """
 
 from __future__ import annotations
@@ -36,14 +35,7 @@ _ANSWER = 1.0
 
 
 class Migration:
-    """This worker's messages to other workers, and theirs.
-
-    Args:
-        connection: the connection.
-        stream: the queue's stream, by its name at the server.
-        layout: the one that this worker wants.
-        retired: keeps the names of retired consumers.
-    """
+    """This worker's messages to other workers, and theirs. *layout* is the one that this worker wants."""
 
     def __init__(self, connection: Connection, stream: str, layout: str, retired: RetiredConsumers) -> None:
         self._connection, self._stream, self._layout, self._retired = connection, stream, layout, retired

@@ -11,11 +11,7 @@ from ..ports import MisconfiguredError
 
 
 def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
-    """Return the keyword arguments of ``nats.connect``, without its callbacks.
-
-    Args:
-        settings: all settings.
-        name: the name in the server's list of connections.
+    """Return the keyword arguments of ``nats.connect``, without its callbacks. *name* is for the server's list.
 
     Raises:
         MisconfiguredError: the settings need a package that is not installed.

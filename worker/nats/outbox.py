@@ -75,13 +75,7 @@ class PendingAck(Struct, eq=False):
 
 
 class Outbox:
-    """The pending acks of all deliveries.
-
-    Args:
-        connection: the connection that they are sent over.
-        emit: called with settlements that were never confirmed.
-        retired: gets the messages that have ended, while there are retired consumers.
-    """
+    """The pending acks of all deliveries. While consumers are retired, *retired* gets the messages that have ended."""
 
     def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
         self._connection, self._emit, self._retired = connection, emit, retired

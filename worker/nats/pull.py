@@ -1,8 +1,7 @@
 """The pulls of one flow, on plain subscriptions.
 
-nats-py's ``fetch`` requests too much, strands what arrives late, loses what it holds when it is cancelled, and costs
-several times as much (docs/architecture.md). Here a callback stamps each delivery and puts it into a buffer for Trio.
-Which requests to send is decided by :mod:`worker.nats.credit`.
+A callback stamps each delivery and puts it into a buffer for Trio; :mod:`worker.nats.credit` decides which requests to
+send. docs/architecture.md has the reasons against nats-py's ``fetch``.
 """
 
 from __future__ import annotations
@@ -100,11 +99,6 @@ class Pull:
     """The pulls of one flow.
 
     Args:
-        flow: its name.
-        connection: the connection.
-        outbox: makes the tokens of deliveries.
-        credit: decides which requests to send.
-        buffer: takes the deliveries.
         lost: called when the server reports that the consumer does not exist.
         may_request: called when there may be a request to send.
     """

@@ -35,12 +35,9 @@ class PullConsumer:
     """See :class:`worker.ports.Consumer`.
 
     Args:
-        connection: the connection.
-        outbox: sends settlements before the requests.
         create: called with a flow that has credit and no consumer.
         lost: called with a flow whose consumer, as the server reports, does not exist.
         stopping: called when it stops, on the asyncio side.
-        max_batch: most messages in one request.
     """
 
     def __init__(

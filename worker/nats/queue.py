@@ -1,7 +1,8 @@
 """The queue on JetStream: its parts, how they are connected, and the tasks that run them.
 
-One long-lived asyncio loop inside Trio runs nats-py; no other part of the worker touches asyncio. Each crossing costs
-a task, so nothing crosses over per message: deliveries are put into a buffer for Trio, settlements into an outbox.
+One long-lived asyncio loop inside Trio, the *island*, runs nats-py; no other part of the worker touches asyncio. Each
+crossing costs a task, so nothing crosses per message: deliveries are put into a buffer for Trio, settlements into an
+outbox.
 """
 
 from __future__ import annotations

@@ -75,15 +75,7 @@ def _subject(settings: Settings, kind: str, label: str, number: int | str) -> st
 
 
 class Quotas:
-    """See :class:`worker.ports.Quotas`.
-
-    Args:
-        jetstream: the client.
-        settings: all settings, as configured.
-        states: what all workers have agreed on.
-        flows: where tokens are wanted and received.
-        outbox: settles tokens.
-    """
+    """See :class:`worker.ports.Quotas`."""
 
     def __init__(
         self, jetstream: JetStream, settings: Settings, states: FunctionStates, flows: PullConsumer, outbox: Outbox

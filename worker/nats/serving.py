@@ -42,11 +42,7 @@ class Serving:
     """The flows of one worker's queue.
 
     Args:
-        jetstream: the client.
-        flows: the flows of this worker.
         settings: with the stream's name at the server.
-        retired: where the outbox notes what ended through retired consumers.
-        emit: called with what is created and found.
         look: looks at the stream, and calls :meth:`set_stored`.
         lost: called when the shared consumer is gone.
     """

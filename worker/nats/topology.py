@@ -59,10 +59,7 @@ def stream_config(settings: Settings) -> StreamConfig:
 def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool = True) -> ConsumerConfig:
     """Return the configuration of this worker's shared consumer in static mode (contract, section 3).
 
-    Args:
-        settings: all settings.
-        layout: with or without partitions.
-        alone: it is the stream's only consumer. Beside others, the server accepts none without filters.
+    *alone*: it is the stream's only consumer. Beside others, the server accepts none without filters.
     """
     if layout == static(1):
         filters = () if alone else subjects(settings)
@@ -215,11 +212,7 @@ async def as_named(jetstream: JetStream, settings: Settings, emit: Emit) -> Sett
 async def ensure_stream(jetstream: JetStream, settings: Settings, emit: Emit, *, again: bool) -> str:
     """Find or create the queue's stream, check it, and return when it was created, as the server writes it.
 
-    Args:
-        jetstream: the client.
-        settings: all settings.
-        emit: called with what was created, and with what differs from the settings.
-        again: the stream existed before, so that its absence is worth a warning.
+    *again*: the stream existed before, so that its absence is worth a warning.
 
     Raises:
         MisconfiguredError: the stream cannot be used.

@@ -23,11 +23,7 @@ _WAIT_BOUNDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 
 
 class Histogram:
-    """A histogram of durations.
-
-    Args:
-        bounds: the upper end of each bucket (s); one more bucket without end follows.
-    """
+    """A histogram of durations. *bounds* are the upper ends of the buckets (s); one more bucket without end follows."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 

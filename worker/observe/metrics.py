@@ -28,12 +28,7 @@ from .function_metrics import FunctionMetrics
 
 
 class Metrics:
-    """All series of one worker process; a sink of events.
-
-    Args:
-        settings: the ``queue_name``.
-        pod: the ``kubernetes_pod_name``.
-    """
+    """All series of one worker process; a sink of events."""
 
     def __init__(self, settings: Settings, pod: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here

@@ -7,14 +7,14 @@ from enum import StrEnum
 
 
 class Jitter(StrEnum):
-    """How much of a wait is random: names and parts as OpenFaaS documents its ``backoff`` setting."""
+    """The random part of a wait, named as OpenFaaS documents its ``backoff`` setting."""
 
     EXPONENTIAL = "exponential"
-    """Nothing is random."""
+    """No random part."""
     FULL = "full"
-    """All of it: 0-100 %."""
+    """0-100 % of the wait."""
     EQUAL = "equal"
-    """Half of it: 50-100 %."""
+    """50-100 % of the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Backoff:
         return float(min(self.max_wait, self.first_wait * 2.0 ** min(attempt - 1, 64)))
 
     def delay(self, attempt: int, *, draw: float) -> float:
-        """Return that wait after jitter; *draw* is a random number in [0, 1)."""
+        """Return the wait (s) after jitter; *draw* is a random number in [0, 1)."""
         ceiling = self.ceiling(attempt)
         match self.jitter:
             case Jitter.EXPONENTIAL:

@@ -1,4 +1,4 @@
-"""One flow's numbers: what it holds, what is pending for it, and how much it may hold."""
+"""The numbers of one flow: its slots, its pending messages, and its limits."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 from ..model import SHARED
 
 PATIENCE = 0.05
-"""Seconds in which messages that are pending usually arrive. Credit that is older is idle: others got the messages."""
+"""Seconds in which pending messages usually arrive. Older credit is idle: other workers received the messages."""
 
 
 class Limit(Protocol):
-    """A learned limit of invocations in flight: :class:`worker.policy.limiter.Limiter`."""
+    """An adaptive limit of invocations in flight: :class:`worker.policy.limiter.Limiter`."""
 
     limit: int
     due: float
-    """When :meth:`tick` may change the limit."""
+    """Time at which :meth:`tick` may change the limit."""
 
     def tick(self, now: float) -> None: ...
     def started(self, now: float) -> None: ...
@@ -32,7 +32,7 @@ class Flow:
     """
 
     name: str
-    """Its name at the queue."""
+    """The flow's name at the queue."""
     function: str = ""
     """Label ``name.namespace`` of the function that all its messages invoke, or empty."""
     limiter: Limit | None = None
@@ -51,11 +51,11 @@ class Flow:
     credit: int = 0
     """Slots that are kept free for messages that were requested and have not arrived."""
     credited_at: float = -inf
-    """When the first of the credit was given, or a message last arrived."""
+    """Time at which the first of the credit was given, or a message last arrived."""
     recalling: bool = False
     """Whether the credit was recalled and has not returned yet."""
     pending: float = 0
-    """Messages that the queue has never delivered, as last counted; the requested ones are among them."""
+    """Messages that the queue has never delivered, as last counted, including the requested ones."""
     stored: float = 0
     """Messages in the stream, as last counted: pending, running on any worker, or waiting for another attempt."""
     silence: float = 0.0
@@ -66,20 +66,20 @@ class Flow:
     last_grant: int = 0
     """Number of the last grant of a slot to this flow, among all grants."""
     demand_key: tuple[int, int] | None = None
-    """Its weight and held slots when it last entered the queue of flows with demand; None while it is not there."""
+    """The weight and held slots with which the flow entered the queue of flows with demand; None while not there."""
     ticket: int = 0
-    """Number of its valid entry in that queue."""
+    """Number of the valid entry in that queue."""
     check_at: float = inf
-    """When to look at this flow again, although nothing has happened to it."""
+    """Time at which to look at this flow again without an event."""
 
     @property
     def limit(self) -> float:
-        """Most slots that it may hold."""
+        """Most slots that the flow may hold."""
         return min(self.cap, self.limit_without_tokens)
 
     @property
     def limit_without_tokens(self) -> float:
-        """Most slots that it may hold if there are tokens enough."""
+        """Most slots that the flow may hold if it has enough tokens."""
         if self.paused:
             return 0
         return inf if self.limiter is None else self.limiter.limit
@@ -90,11 +90,11 @@ class Flow:
         return self.running + self.credit
 
     def demand(self, now: float) -> float:
-        """Return how many more slots it could use at once, as far as this worker knows."""
+        """Return the number of further slots that the flow could use at once, by this worker's counts."""
         return min(self.pending_demand(now), self.limit - self.held) if self.exists and not self.recalling else 0
 
     def pending_demand(self, now: float) -> float:
-        """Return how many more messages may be there for it, whatever its limit."""
+        """Return the number of further messages that may be pending, ignoring the limit."""
         more = self.pending - self.credit
         if more < 1 and not self.credit and self.stored > self.running and now >= self.silent_until:
             # Stored but not pending: a message may be due for its next attempt, and one request finds that out.
@@ -102,7 +102,7 @@ class Flow:
         return more
 
     def idle_credit(self, now: float) -> float:
-        """Return how much of the credit can be recalled without keeping a message from a free slot."""
+        """Return the credit that can be recalled without keeping a message from a free slot."""
         if self.recalling:
             return 0
         if now - self.credited_at >= PATIENCE:
@@ -111,9 +111,9 @@ class Flow:
 
 
 class SharedFlow(Flow):
-    """The whole queue as one flow, as all workers share one consumer in static mode.
+    """The whole queue as one flow: in static mode all workers share one consumer.
 
-    Nothing counts its pending messages, so it always has demand.
+    Its pending messages are not counted, so it always has demand.
     """
 
     __slots__ = ()

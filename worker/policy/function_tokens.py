@@ -1,14 +1,14 @@
-"""The tokens of one function at one worker: how many to request, when an invocation may start, what to give back.
+"""The tokens of one function at one worker: how many to request, when an invocation may start, which to return.
 
-The worker's part of :mod:`worker.policy.quota`. An invocation starts only with a token of each kind that its function
-has. It holds a cap's token until it has ended; then the token is free for the next one here. It uses a rate's token
-once; after its last use the token is given back, to be redelivered a window later. Tokens that are here and not needed
-are given back at once: no other worker can have them.
+This is the worker's part of :mod:`worker.policy.quota`. An invocation starts only with a token of each kind that its
+function has. It holds a cap's token until it ends; then this worker's next invocation may use the token. It uses a
+rate's token once; after the last use the worker returns the token, to be redelivered a window later. The worker
+returns tokens that it does not need at once, because no other worker can have them.
 
-A rate's tokens are requested for as many invocations as have their cap's. In the other order workers would keep from
-each other what each of them is missing.
+The worker requests a rate's tokens only for invocations that have their cap's token. In the other order two workers
+could each hold the token that the other one is missing.
 
-A token is whatever the caller uses as one; nothing here looks into it.
+The type of a token is the caller's choice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenReturn(Generic[T]):
     token: T
     delay: float = 0.0
     before: float = inf
-    """Infinite for a cap's token: its lease has the time."""
+    """Time on the worker's clock. Infinite for a cap's token, whose lease has the time."""
 
 
 @dataclass(slots=True)
@@ -40,18 +40,14 @@ class _RateToken(Generic[T]):
     uses: int
     received_at: float
     used_at: float | None = None
-    """When it was last used."""
+    """Time of the last use."""
 
     def is_usable(self, now: float) -> bool:
         return now < self.received_at + USABLE and self.uses > 0
 
 
 class FunctionTokens(Generic[T]):
-    """The tokens of one function.
-
-    Args:
-        quota: the agreed quota; may be replaced at any time.
-    """
+    """The tokens of one function. *quota* is the agreed quota; it may be replaced at any time."""
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
@@ -64,16 +60,13 @@ class FunctionTokens(Generic[T]):
         self._rate_tokens: deque[_RateToken[T]] = deque()
 
     def room(self, now: float) -> float:
-        """Return how many invocations may start now."""
+        """Return the number of invocations that may start now."""
         caps = len(self.free) if self.quota.max_inflight is not None else inf
         starts = self._starts(now) if self.quota.rate else inf
         return min(caps, starts)
 
     def request(self, desired: int, now: float) -> dict[str, int]:
-        """Return how many more tokens of each kind to request, so that *desired* invocations can start.
-
-        They count as requested from then on.
-        """
+        """Request tokens for *desired* invocations: count the missing ones as requested, and return them by kind."""
         more: dict[str, int] = {}
         if self.quota.max_inflight is not None:
             more[CAP] = min(desired, self.quota.max_inflight - self.in_use) - len(self.free) - self.requested[CAP]
@@ -99,7 +92,7 @@ class FunctionTokens(Generic[T]):
         self.requested[kind] = max(0, self.requested[kind] - count)
 
     def start(self, now: float) -> tuple[T | None, TokenReturn[T] | None]:
-        """Start an invocation, for which there must be room; return its cap's token, and a rate's that is used up."""
+        """Start an invocation, for which there must be room; return its cap's token and a used-up rate's token."""
         used_up = self._use(now) if self.quota.rate else None
         if self.quota.max_inflight is None:
             return None, used_up
@@ -112,7 +105,7 @@ class FunctionTokens(Generic[T]):
         self.free.append(token)
 
     def remove(self, token: T, *, held: bool) -> None:
-        """Remove a cap's token; *held*: an invocation has it."""
+        """Remove a cap's token; *held* is whether an invocation holds it."""
         if held:
             self.in_use -= 1
         else:

@@ -1,4 +1,4 @@
-"""How long a delivery stays this worker's."""
+"""The times of a lease."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ class LeaseTerms:
 
     The worker counts from when it *sent* the confirmed extension, which is earlier, so it errs on the safe side.
     Renewing at a third leaves room for one lost confirmation before two thirds, where the work is cancelled. The last
-    third covers what the worker cannot see: clocks that drift, a scheduler that stalls, an invocation that takes a
-    while to end.
+    third covers clocks that drift, a scheduler that stalls, and an invocation that takes a while to end.
     """
 
     ack_wait: float

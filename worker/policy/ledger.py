@@ -1,12 +1,12 @@
-"""What this worker remembers of messages that it received before.
+"""The ledger: one worker's memory of the messages that it received before.
 
-The queue's delivery count says how often a message was delivered, not how often it was attempted. It also counts
-deliveries that were given back unstarted, and a recreated consumer counts from one again. The ledger corrects what this
-worker saw. It is memory, not storage: what it forgets (a restart, more than *remember* messages) falls back to the
-delivery count, which errs towards giving up early, never towards losing or endlessly repeating.
+The queue's delivery count is the number of deliveries, not of attempts. It includes deliveries that a worker returned
+unstarted, and a recreated consumer counts from one again. The ledger corrects the count for the messages of this
+worker. It is memory, not storage: after a restart, or for messages beyond the newest *remember*, the delivery count
+stands. That count errs towards giving up early, never towards losing or endlessly repeating a message.
 
-Its laws: a message that runs here does not run a second time here. A message that ended here is settled again, not run
-again. One that arrives before its back-off is over goes back for the rest of it, or waits here where little is left.
+The rules: a message that runs on this worker does not start a second time. A message that ended is settled again, not
+run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from msgspec import Struct
 from ..model import Ack, Delivery, Final, MessageId, Nak, Term, Verdict
 
 EARLY = 0.05
-"""Seconds that a message may arrive before its back-off is over and still start: two clocks measure the same wait."""
+"""Seconds before the end of its back-off at which a message may start: two clocks measure the same wait."""
 HOLD = 1.0
-"""Seconds of back-off that a slot waits for. nats-server keeps waits over a restart to the second, so a message can
-arrive up to one early. Giving it back again would cost a delivery; holding it costs a slot for so long."""
+"""Longest rest of a back-off (s) that a message waits in its slot. After a restart nats-server keeps waits to the
+second, so a message can arrive up to 1 s early. Returning it would cost another delivery."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -32,17 +32,17 @@ class Start(Struct, frozen=True, gc=False):
 
 
 class Extend(Struct, frozen=True, gc=False):
-    """The message runs here now: use the new delivery for the same lease."""
+    """The message runs on this worker now: use the new delivery for the same lease."""
 
 
 class SettleAgain(Struct, frozen=True, gc=False):
-    """The message ended here and the queue did not receive the settlement."""
+    """The message ended on this worker, but the queue did not receive the settlement."""
 
     verdict: Final
 
 
 class Postpone(Struct, frozen=True, gc=False):
-    """The message's back-off has *remaining* seconds to go: give it back for so long."""
+    """The message's back-off lasts for *remaining* more seconds: return it to the queue until then."""
 
     remaining: float
 
@@ -57,7 +57,7 @@ class _GivenBack(Struct, frozen=True, gc=False):
 
 
 class Ledger:
-    """Memory of the messages that run here, and of at most *remember* others."""
+    """Memory of the messages that run on this worker, and of at most *remember* others."""
 
     def __init__(self, remember: int = 20_000) -> None:
         self._remember = remember
@@ -65,7 +65,7 @@ class Ledger:
         self._past: OrderedDict[MessageId, _GivenBack | Final] = OrderedDict()
 
     def classify(self, delivery: Delivery, *, now: float) -> Known:
-        """Return what the memory of a message implies for a delivery.
+        """Return what to do with a delivery.
 
         After :class:`Start` the message counts as running, until :meth:`record` or :meth:`abandon` is called.
         """
@@ -77,8 +77,8 @@ class Ledger:
             return Start(delivery.num_delivered)
         if isinstance(past, Final):
             return SettleAgain(past)
-        # One delivery more than this worker saw: its own NAK returns. Fewer or as many: the consumer was recreated, and
-        # has forgotten both the count and the wait. More: another worker had the message in between.
+        # One delivery more than recorded: this worker's nak led to it. Fewer or as many: the consumer was recreated,
+        # and has lost both the count and the wait. More: another worker had the message in between.
         more = delivery.num_delivered - past.num_delivered
         attempts = past.attempts + (more - 1 if more > 0 else delivery.num_delivered - 1)
         remaining = past.due - now
@@ -91,13 +91,13 @@ class Ledger:
         return Start(attempts + 1, remaining)
 
     def record(self, delivery: Delivery, attempt: int, verdict: Verdict, *, counts: bool, now: float) -> None:
-        """Record how a message ended here.
+        """Record the verdict on a message's newest delivery.
 
         Args:
-            delivery: its newest delivery.
-            attempt: the number that :meth:`classify` gave it.
+            delivery: the newest delivery.
+            attempt: the number from :meth:`classify`.
             verdict: the verdict.
-            counts: whether it counts as an attempt; a message that was given back by a drain, or unstarted, does not.
+            counts: whether it counts as an attempt; a message that a drain returned, or that did not start, does not.
             now: the time of the verdict, on the clock of :meth:`classify`.
         """
         self._running.discard(delivery.id)
@@ -111,7 +111,7 @@ class Ledger:
                 self._past.pop(delivery.id, None)
 
     def abandon(self, delivery: Delivery) -> None:
-        """Note that a message does not start here after all. The memory of it stays."""
+        """Note that a message does not start on this worker after all. Its entry stays."""
         self._running.discard(delivery.id)
 
     def _store(self, message: MessageId, past: _GivenBack | Final) -> None:

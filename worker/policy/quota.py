@@ -1,13 +1,14 @@
-"""How much of the workers one function may have: its weight, its cap (invocations at once), its rate (starts a window).
+"""The quota of a function: its weight, its cap (invocations at once) and its rate (starts in a window).
 
-All workers keep caps and rates together by *tokens*: messages of a stream of their own, each of which one worker at a
-time holds. A worker that runs an invocation of a function with a cap holds a token for it, and gives it back when the
-invocation has ended. To start one of a function with a rate it uses up a token, and gives it back with a delay of the
-window. No worker receives the token before the window is over, so no window has more uses than there are tokens.
+All workers keep caps and rates together by *tokens*: messages of a stream of their own, each held by one worker at a
+time. A worker that runs an invocation of a function with a cap holds a token for it, and returns the token when the
+invocation has ended. To start an invocation of a function with a rate the worker uses up a token, and returns it with
+a delay of the window. No worker receives the token before the window is over, so no window has more uses than there
+are tokens.
 
-A token of a large rate is worth several uses, so that there are at most a hundred. The delay begins with its last use.
-So a whole window lies between the uses of one round and those of the next, and the law holds for every window, not only
-for those that begin with a full one. What is not used in time is lost for a window: that makes fewer start, never more.
+A token of a large rate has several uses, so that there are at most a hundred tokens. The delay begins with the last
+use. So a whole window lies between the uses of one round and those of the next, and the rate holds for every window.
+Uses that expire are lost for a window: fewer invocations start then, never more.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from .syntax import whole_number
 CAP, RATE = "cap", "rate"
 """The kinds of tokens."""
 MOST_TOKENS = 100
-"""Tokens of a rate: a percent of it is as fine as a rate needs to be kept."""
+"""Most tokens of a rate: a percent of the rate is fine enough."""
 MOST_WEIGHT = 1_000
 MOST_INFLIGHT = 100_000
 MOST_STARTS = 1_000_000
-"""Bounds far above what one function can be sent: a higher number is a mistake."""
+"""Limits far above the needs of one function: a higher number is a mistake."""
 RATE_WAIT = 10.0
-"""Seconds above the window after which the server redelivers a token of a rate whose holder died."""
+"""Seconds beyond the window after which the server redelivers a token of a rate whose worker died."""
 USABLE = RATE_WAIT / 2
-"""Seconds in which a token of a rate may be used, from when its extension was sent. So no worker gets it earlier than a
-window after its last use, whatever happens to this worker or its NAK. The other half of :data:`RATE_WAIT` is for clocks
-that differ, and for a process that stands still."""
+"""Seconds in which a token of a rate may be used, from when its extension was sent. So no worker receives it earlier
+than a window after its last use, even if this worker or its nak is lost. The other half of :data:`RATE_WAIT` covers
+clocks that differ and a process that stands still."""
 _DIGITS = 7
-"""Most digits of a number in an annotation, zeros in front included."""
+"""Most digits of a number in an annotation, including leading zeros."""
 _FLOWS = "quota/"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SHOWN = 80
@@ -72,7 +73,7 @@ def needs_tokens(quota: Quota) -> bool:
 
 
 def token_count(quota: Quota, kind: str) -> int:
-    """Return how many tokens of a kind there are; 0 without a limit."""
+    """Return the number of tokens of a kind; 0 without a limit."""
     if kind == CAP:
         return quota.max_inflight or 0
     return -(-quota.rate.starts // uses_per_token(quota.rate)) if quota.rate else 0
@@ -84,7 +85,7 @@ def uses_per_token(rate: Rate) -> int:
 
 
 def uses_of_token(quota: Quota, kind: str, number: int) -> int:
-    """Return the uses of the token of that number; 0 for one of an earlier quota, which is to be deleted."""
+    """Return the uses of the token with this number; 0 for a token of an earlier quota, which is to be deleted."""
     if kind == CAP:
         return int(number < (quota.max_inflight or 0))
     if not quota.rate:
@@ -97,7 +98,7 @@ def parse_rate(text: str) -> Rate:
     """Parse a rate: ``10/s``, ``100/m``, ``5/h``.
 
     Raises:
-        ValueError: the text is none.
+        ValueError: the text is not a rate.
     """
     if not (found := re.fullmatch(r"([0-9]{1,7})/([smh])", text, re.ASCII)) or not 1 <= int(found[1]) <= MOST_STARTS:
         raise ValueError(f"not a rate: write a whole number from 1 to {MOST_STARTS}, a / and s, m or h, as 10/s")
@@ -113,7 +114,7 @@ def parse_minimums(text: str) -> tuple[tuple[str, int], ...]:
     """Parse the minimum of slots of each function: ``checkout=5,billing.shop=2``.
 
     Raises:
-        ValueError: the text is no such list, or names a function twice.
+        ValueError: the text is not such a list, or names a function twice.
     """
     entries = [entry.strip().partition("=") for entry in text.split(",")]
     for name, _, slots in entries:
@@ -140,7 +141,7 @@ parse_max_inflight = _whole(MOST_INFLIGHT)
 """Parse a cap.
 
 Raises:
-    ValueError: the text is none.
+    ValueError: the text is not a whole number in the range of a cap.
 """
 _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),

@@ -49,19 +49,14 @@ class Decision:
     credits: dict[Flow, int] = field(default_factory=dict)
     recalls: list[Flow] = field(default_factory=list)
     decide_at: float = inf
-    """When to decide again, although nothing has happened."""
+    """Time of the next decision without an event."""
 
 
 NOTHING = Decision()
 
 
 class Shares:
-    """The slots of one worker.
-
-    Args:
-        slots: how many.
-        make_flow: creates a flow's numbers by its name, for all but the shared flow.
-    """
+    """The slots of one worker. *make_flow* creates a flow's numbers by its name, for all but the shared flow."""
 
     def __init__(self, slots: int, make_flow: Callable[[str], Flow] = Flow) -> None:
         self.slots = self.free = slots
