@@ -39,8 +39,13 @@ LONG = (
     "nats/test_idle_consumers.py",
     "nats/test_migration.py",
     "nats/test_quotas.py",
+    "parent/test_parent.py",
     "simulation/test_simulation.py",
+    "simulation/test_teeth.py",
     "test_dev.py",
+    "test_gateway.py",
+    "test_pause.py",
+    "test_submit.py",
 )
 """Paths of the tests that `make test` leaves to `make test-rest`."""
 SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")

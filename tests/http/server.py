@@ -23,7 +23,7 @@ class Server:
     requests: list[bytes] = field(default_factory=list)
 
     async def read(self, stream: Stream) -> bytes:
-        """Read one request, by its Content-Length; return its header, b"" at the end of the connection."""
+        """Read one request, by its Content-Length; return its header, or b"" where the connection ends."""
         data = b""
         while b"\r\n\r\n" not in data:
             if not (more := await stream.receive_some(65536)):
@@ -33,7 +33,9 @@ class Server:
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
                 while len(body) < int(line[15:]):
-                    body += await stream.receive_some(65536)
+                    if not (more := await stream.receive_some(65536)):
+                        return b""
+                    body += more
         self.requests.append(head + b"\r\n\r\n" + body)
         return head
 
