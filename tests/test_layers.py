@@ -249,6 +249,12 @@ def test_policies_know_values_only() -> None:
     assert [each for each in policies if not {*map(top, ours(each))} <= {"policy", "model"}] == []
 
 
+def test_no_module_calls_wait_for() -> None:
+    """``asyncio.wait_for`` of Python 3.11 may lose a cancellation; ``asyncio.timeout`` does not."""
+    nodes = ((module, node) for module, tree in TREES.items() for node in ast.walk(tree))
+    assert [module for module, node in nodes if isinstance(node, ast.Attribute) and node.attr == "wait_for"] == []
+
+
 def test_the_checks_see_what_they_should() -> None:
     """The reading of imports knows relative ones, of modules and of names in them, and those inside functions."""
     assert "worker.policy.decide" in imports("worker.job")

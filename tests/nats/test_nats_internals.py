@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from worker.nats import nats_internals
 def test_private_names_exist() -> None:
     """A release of nats-py that moves a private name fails here, not at three in the morning."""
     client = Client()
-    for name in ("_pending", "_pending_data_size", "_pings_outstanding", "_reading_task", "_transport"):
+    for name in (
+        "_pending",
+        "_pending_data_size",
+        "_pings_outstanding",
+        "_reading_task",
+        "_reconnection_task",
+        "_transport",
+    ):
         assert hasattr(client, name), name
     assert inspect.iscoroutinefunction(Client._send_unsubscribe)
     assert inspect.iscoroutinefunction(Client.force_reconnect)
@@ -30,6 +38,34 @@ def test_excuse_pings_resets_the_count() -> None:
     """``excuse_pings`` resets the count of unanswered pings."""
     assert Client()._pings_outstanding == 0
     assert "self._pings_outstanding > self.options" in inspect.getsource(Client._ping_interval)
+
+
+async def test_end_reconnecting_cancel_lost_cancels_again() -> None:
+    """A reconnection that drops the first cancellation, as ``asyncio.wait_for`` may, is ended all the same."""
+    lost = 0
+
+    async def reconnect() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost += 1
+
+    async def close() -> bool:
+        client = Client()
+        client._reconnection_task = task = asyncio.ensure_future(reconnect())
+        await asyncio.sleep(0)
+        task.cancel()  # as the client's own close does
+        await asyncio.sleep(0)
+        await nats_internals.end_reconnecting(client)
+        return bool(task.done())
+
+    async with trio_asyncio.open_loop():
+        assert await aio_as_trio(close)()
+    assert lost == 1
 
 
 async def test_listen_calls_back_in_order(tmp_path: Path) -> None:

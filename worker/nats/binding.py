@@ -45,7 +45,8 @@ class Binding:
         connection, pause = self._jetstream.connection, RETRY
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._unbound.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for of Python 3.11 may lose a cancellation
+                    await self._unbound.wait()
             self._unbound.clear()
             while self._created and connection.up and not self.serving.bound:
                 try:

@@ -117,6 +117,7 @@ class Connection:
         if self._begun:  # the client cannot close before it has begun to connect
             nats_internals.forget_unsent(self.client)
             await self.client.close()
+            await nats_internals.end_reconnecting(self.client)
 
     async def watch(self) -> None:
         """Free the client from the states it gets stuck in; to be called a few times a second.

@@ -169,9 +169,10 @@ class SubjectDiscovery:
             self._soon.clear()
             if self._connection.up and self._is_flow:
                 await self._subscribe_and_look()
+            patience = max(0.0, self._looked_at + LOOK - trio.current_time()) or LOOK
             with suppress(TimeoutError):
-                patience = max(0.0, self._looked_at + LOOK - trio.current_time()) or LOOK
-                await asyncio.wait_for(self._soon.wait(), patience)
+                async with asyncio.timeout(patience):  # wait_for of Python 3.11 may lose a cancellation
+                    await self._soon.wait()
             pause = max(PAUSE, _SHARE * self._look_took)
             if (wait := self._looked_at + pause - trio.current_time()) > 0:
                 await asyncio.sleep(wait)

@@ -34,6 +34,17 @@ def forget_unsent(client: Client) -> None:
     client._pending_data_size = 0  # noqa: SLF001 -- no public name
 
 
+async def end_reconnecting(client: Client) -> None:
+    """Cancel a reconnection until it has ended. ``close`` cancels it once, and ``asyncio.wait_for`` may lose that.
+
+    Python 3.11 drops a cancellation that coincides with the result; nats-py then goes on to connect.
+    """
+    task = client._reconnection_task  # noqa: SLF001 -- no public name
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+
+
 class _Callback:
     """A stand-in for the future that ``subscribe`` resolves with one message; it accepts any number."""
 

@@ -1,0 +1,39 @@
+"""The task that looks for subjects, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import trio_asyncio
+from trio_asyncio import aio_as_trio
+
+from worker.nats.discovery import SubjectDiscovery
+
+PASSES = 10
+"""Passes of the event loop in which a cancelled task ends: more than the one that it takes."""
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_run_cancelled_while_it_wakes_ends(passes: int) -> None:
+    """A cancellation ends the task, in whichever pass after its wake-up it comes: a drain waits for that."""
+
+    async def cancel() -> bool:
+        discovery = SubjectDiscovery(cast(Any, SimpleNamespace(up=False)), (), 30.0, cast(Any, None), cast(Any, None))
+        task = asyncio.ensure_future(discovery.run())
+        await _pass(PASSES)
+        discovery.look_soon()
+        await _pass(passes)
+        task.cancel()
+        await _pass(PASSES)
+        return task.done()
+
+    async with trio_asyncio.open_loop():
+        assert await aio_as_trio(cancel)()
+
+
+async def _pass(passes: int) -> None:
+    for _ in range(passes):
+        await asyncio.sleep(0)
