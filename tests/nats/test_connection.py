@@ -25,14 +25,14 @@ from worker.ports import BrokerUnavailableError, Consumer
 
 
 async def test_open_connections_reset_waits(tmp_path: Path) -> None:
-    """The connection is waited for also where a proxy accepts it and resets it."""
+    """Opening the queue waits for a connection also while a proxy accepts connections and resets them."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            way = Way(server.port)
-            await nursery.start(way.serve)
+            proxy = Way(server.port)
+            await nursery.start(proxy.serve)
             server.stop()
-            async with open_queue(load({"nats_port": str(way.port)}).settings, events.append) as queue:
+            async with open_queue(load({"nats_port": str(proxy.port)}).settings, events.append) as queue:
                 nursery.start_soon(start_after, 2.0, server, events)  # checks of whether the client closed for good
                 await queue.consume()
             nursery.cancel_scope.cancel()
@@ -40,15 +40,15 @@ async def test_open_connections_reset_waits(tmp_path: Path) -> None:
 
 
 def was_reset(events: list[Event]) -> bool:
-    """Whether a connection was reset."""
+    """Return whether a connection was reset."""
     return any(isinstance(event, BrokerFailure) and "reset" in event.error for event in events)
 
 
-async def next_of(consumer: Consumer) -> Delivery:
-    """The one delivery that comes next."""
+async def next_delivery(consumer: Consumer) -> Delivery:
+    """Return the next delivery, which must be the only one received."""
     while True:
-        if came := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
-            (delivery,) = came
+        if deliveries := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
+            (delivery,) = deliveries
             return delivery
 
 
@@ -60,10 +60,10 @@ async def start_after(seconds: float, server: NatsServer, events: list[Event]) -
 
 
 async def test_watch_reader_died_reconnects(tmp_path: Path) -> None:
-    """Where nats-py's read loop has ended and the connection seems up, a new one is made, and messages arrive again."""
+    """When nats-py's read loop has ended although the connection seems up, the worker reconnects and receives."""
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
-        # What is sent to a reader that has died comes again after the ack wait.
+        # A delivery that nats-py's dead read loop did not receive is redelivered after the ack wait.
         async with open_queue(load({"nats_port": str(server.port), "ack_wait": "2s"}).settings, events.append) as queue:
             consumer = await queue.consume()
             consumer.add_credit(1, "")
@@ -72,13 +72,13 @@ async def test_watch_reader_died_reconnects(tmp_path: Path) -> None:
             reading.cancel()
             server.publish("faas-request", b"one")
             with trio.fail_after(LAST_RESORT):
-                delivery = await next_of(consumer)
+                delivery = await next_delivery(consumer)
             assert delivery.payload == b"one"
     assert Connected(f"127.0.0.1:{server.port}", reconnected=True) in events
 
 
 async def test_watch_client_closed_raises(tmp_path: Path) -> None:
-    """Where the server makes nats-py close itself, as on a message that is too large, the queue fails with an error."""
+    """When the server makes nats-py close itself, as after a message that is too large, the queue raises an error."""
     with NatsServer(tmp_path) as server, pytest.RaisesGroup(ConnectionClosedError, flatten_subgroups=True):
         async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
             await queue.consume()
@@ -89,20 +89,20 @@ async def test_watch_client_closed_raises(tmp_path: Path) -> None:
 
 
 async def test_watch_slow_reading_excuses_pings() -> None:
-    """A server that still sends is alive, also before it answers pings; one that sends nothing is disconnected.
+    """A server that sends data without answering pings stays connected; one that sends nothing is disconnected.
 
-    Ten thousand deliveries at once took so long to start that the PONG behind them came after the last ping: the
-    connection was given up, and with it all that was not read yet, until the ack wait was over.
+    Without this rule the server was disconnected after ten thousand deliveries at once: starting them took so long that
+    the PONG behind them was read after the last ping. Every unread delivery then waited for its ack wait.
     """
     events: list[Event] = []
-    server = Mute()
+    server = ServerWithoutPongs()
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
         port = await nursery.start(server.serve)
         settings = load({"nats_port": str(port)}).settings
         connection = Connection(connect_options(settings, name="") | {"ping_interval": PING}, events.append)
         await aio_as_trio(connection.open)()
-        await aio_as_trio(connection.client.subscribe)("any", cb=hear)
-        nursery.start_soon(aio_as_trio(watch), connection)
+        await aio_as_trio(connection.client.subscribe)("any", cb=ignore)
+        nursery.start_soon(aio_as_trio(watch_repeatedly), connection)
         await until(lambda: server.pings > 10 or Disconnected() in events, "more pings than may be unanswered")
         assert Disconnected() not in events
         server.sending = False
@@ -112,11 +112,11 @@ async def test_watch_slow_reading_excuses_pings() -> None:
 
 
 PING = 0.3
-"""Seconds between the client's pings: two unanswered are the most."""
+"""Seconds between the client's pings; at most two may be unanswered."""
 
 
-class Mute:
-    """A broker that answers only the first ping, that of connecting, and sends one message forever."""
+class ServerWithoutPongs:
+    """A server that answers only the first ping, which is part of connecting, and repeats one message."""
 
     def __init__(self) -> None:
         self.pings = 0
@@ -131,7 +131,7 @@ class Mute:
     async def _serve_one(self, stream: trio.SocketStream) -> None:
         await stream.send_all(b'INFO {"max_payload":1048576}\r\n')
         async with trio.open_nursery() as nursery, stream:
-            with suppress(trio.BrokenResourceError):  # who gives us up resets the connection
+            with suppress(trio.BrokenResourceError):  # a client that disconnects resets the connection
                 await self._listen(stream, nursery)
             nursery.cancel_scope.cancel()
 
@@ -150,12 +150,12 @@ class Mute:
                 await trio.sleep(PING / 10)
 
 
-async def hear(message: Msg) -> None:
-    """As a subscription wants it."""
+async def ignore(message: Msg) -> None:
+    """Accept a message as the callback of a subscription."""
 
 
-async def watch(connection: Connection) -> None:
-    """As the queue does, more often than pings are sent."""
+async def watch_repeatedly(connection: Connection) -> None:
+    """Watch the connection as the queue does, more often than pings are sent."""
     while True:
         await connection.watch()
         await asyncio.sleep(PING / 4)
@@ -163,16 +163,16 @@ async def watch(connection: Connection) -> None:
 
 @pytest.mark.slow
 async def test_watch_unsent_bytes_reconnects(tmp_path: Path) -> None:
-    """A connection that takes nothing any more, with megabytes unsent, does not keep the worker from another one.
+    """A connection that accepts no bytes, with megabytes unsent, does not keep the worker from reconnecting.
 
-    nats-py waits for its old socket to close, which those bytes put off for as long as TCP tries: a quarter of an hour.
+    nats-py waits until its old socket is closed. Unsent bytes delay that while TCP retries: a quarter of an hour.
     """
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
             dead, alive = Way(server.port), Way(server.port)
-            for way in (dead, alive):
-                await nursery.start(way.serve)
+            for proxy in (dead, alive):
+                await nursery.start(proxy.serve)
             alive.closed = True
             urls = f"nats://127.0.0.1:{dead.port},nats://127.0.0.1:{alive.port}"
             settings = load({"nats_url": urls, "ack_wait": "12s"}).settings
@@ -182,22 +182,22 @@ async def test_watch_unsent_bytes_reconnects(tmp_path: Path) -> None:
                 dead.stand_still()
                 alive.closed = False
                 for number in range(20):
-                    letter = DeadLetter(big(number), "gave up", 1, None, None, None)
-                    nursery.start_soon(bury, queue, letter)
+                    letter = DeadLetter(large_delivery(number), "gave up", 1, None, None, None)
+                    nursery.start_soon(store_ignoring_failure, queue, letter)
                 await until(
                     lambda: Connected(f"127.0.0.1:{alive.port}", reconnected=True) in events, "another connection", 60
                 )
                 server.publish("faas-request", b"one")
                 with trio.fail_after(LAST_RESORT):
-                    delivery = await next_of(consumer)
+                    delivery = await next_delivery(consumer)
                 assert delivery.payload == b"one"
             nursery.cancel_scope.cancel()
 
 
-def big(number: int) -> Delivery:
+def large_delivery(number: int) -> Delivery:
     return Delivery((number, 0), "", 1, 0.0, "faas-request", bytes(900_000))
 
 
-async def bury(queue: NatsQueue, letter: DeadLetter) -> None:
+async def store_ignoring_failure(queue: NatsQueue, letter: DeadLetter) -> None:
     with suppress(BrokerUnavailableError):
         await queue.store_dead_letter(letter)

@@ -1,4 +1,4 @@
-"""The credit of a flow is requested once, and never more than that."""
+"""Requests for the credit of a flow: all of it, and never more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.nats.credit import (
 )
 
 
-def _asked(credit: Credit, now: float = 0.0) -> list[Request]:
+def send_requests(credit: Credit, now: float = 0.0) -> list[Request]:
     requests = []
     while request := credit.next_request(now):
         requests.append(request)
@@ -29,7 +29,7 @@ def test_next_request_nothing_open_takes_all_credit() -> None:
     """The first request is for all the credit."""
     credit = Credit()
     credit.add(50)
-    assert [request.batch for request in _asked(credit)] == [50]
+    assert [request.batch for request in send_requests(credit)] == [50]
     assert (credit.unrequested, credit.outstanding) == (0, 50)
 
 
@@ -37,100 +37,100 @@ def test_next_request_max_batch_limits_each() -> None:
     """consumer_pull_max_messages limits one request; as many as may be open share the rest."""
     credit = Credit(max_batch=10)
     credit.add(100)
-    assert [request.batch for request in _asked(credit)] == [10] * MAX_REQUESTS
+    assert [request.batch for request in send_requests(credit)] == [10] * MAX_REQUESTS
 
 
 def test_next_request_large_credit_is_limited_by_default() -> None:
-    """Large credit is requested in limited parts, because no other worker can have what waits in a socket."""
+    """Large credit is requested in parts, because no other worker can get the messages that wait in a socket."""
     credit = Credit()
     credit.add(10_000)
-    assert [request.batch for request in _asked(credit)] == [DEFAULT_BATCH] * MAX_REQUESTS
+    assert [request.batch for request in send_requests(credit)] == [DEFAULT_BATCH] * MAX_REQUESTS
 
 
 def test_next_request_full_batch_is_sent_while_another_is_open() -> None:
     """A request of the largest size is sent although a quarter of the credit is more."""
     credit = Credit(max_batch=10)
     credit.add(100)
-    first, *_ = _asked(credit)
+    first, *_ = send_requests(credit)
     for _ in range(10):
         credit.received(first.inbox, 0.0)
     credit.add(-41)
     assert credit.unrequested == 19
-    assert [request.batch for request in _asked(credit)] == [10]
+    assert [request.batch for request in send_requests(credit)] == [10]
 
 
 def test_next_request_small_waits_while_another_is_open() -> None:
     """A second request is sent once a quarter of the credit is unrequested."""
     credit = Credit()
     credit.add(40)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     for _ in range(9):
         credit.received(first.inbox, 0.0)
         credit.add(1)
-    assert _asked(credit) == []
+    assert send_requests(credit) == []
     credit.received(first.inbox, 0.0)
     credit.add(1)
-    assert [request.batch for request in _asked(credit)] == [10]
+    assert [request.batch for request in send_requests(credit)] == [10]
 
 
 def test_next_request_minimum_counts_all_credit() -> None:
     """The minimum of a second request is a quarter of all the credit, requested or not: of 40 it is 10, not 5."""
     credit = Credit()
     credit.add(10)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     credit.add(30)
-    assert [request.batch for request in _asked(credit)] == [30]
+    assert [request.batch for request in send_requests(credit)] == [30]
     for room in range(1, 11):
         credit.received(first.inbox, 0.0)
         credit.add(1)
-        assert [request.batch for request in _asked(credit)] == ([10] if room == 10 else [])
+        assert [request.batch for request in send_requests(credit)] == ([10] if room == 10 else [])
 
 
 def test_received_more_than_requested_reduces_credit() -> None:
     """A message beyond what was requested uses credit that is then not requested."""
     credit = Credit()
     credit.add(1)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     for _ in range(3):
         credit.received(first.inbox, 0.0)
     assert (credit.unrequested, credit.outstanding) == (-2, 0)
     credit.add(2)
-    assert _asked(credit) == []
+    assert send_requests(credit) == []
     credit.add(1)
-    assert [request.batch for request in _asked(credit)] == [1]
+    assert [request.batch for request in send_requests(credit)] == [1]
 
 
 def test_credit_inboxes_are_numbered_from_zero() -> None:
     """Inboxes are numbered from zero."""
-    assert [lane.number for lane in Credit().inboxes] == list(range(MAX_REQUESTS))
+    assert [inbox.number for inbox in Credit().inboxes] == list(range(MAX_REQUESTS))
 
 
 def test_next_request_single_message_is_requested_when_nothing_is_open() -> None:
     """Credit for one message is requested at once while no request is open."""
     credit = Credit()
     credit.add(40)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     for _ in range(40):
         credit.received(first.inbox, 0.0)
     credit.add(1)
-    assert [request.batch for request in _asked(credit)] == [1]
+    assert [request.batch for request in send_requests(credit)] == [1]
 
 
 def test_end_request_rest_is_requested_again() -> None:
     """The rest of an expired request is requested again."""
     credit = Credit()
     credit.add(5)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     credit.received(first.inbox, 0.0)
     credit.end_request(first.inbox)
-    assert [request.batch for request in _asked(credit)] == [4]
+    assert [request.batch for request in send_requests(credit)] == [4]
 
 
 def test_silent_two_missed_heartbeats_end_the_request() -> None:
     """A request has ended after two heartbeats and a second without a sign of life, not before."""
     credit = Credit()
     credit.add(1)
-    (first,) = _asked(credit, now=100.0)
+    (first,) = send_requests(credit, now=100.0)
     credit.sign_of_life(first.inbox, 103.0)
     assert credit.silent(103.0 + SILENCE) == []
     assert credit.silent(103.1 + SILENCE) == [first.inbox]
@@ -140,7 +140,7 @@ def test_received_is_a_sign_of_life() -> None:
     """A request that has just brought a message is not silent."""
     credit = Credit()
     credit.add(2)
-    (first,) = _asked(credit, now=100.0)
+    (first,) = send_requests(credit, now=100.0)
     credit.received(first.inbox, 105.0)
     assert credit.silent(105.0 + SILENCE) == []
     assert credit.silent(105.1 + SILENCE) == [first.inbox]
@@ -155,7 +155,7 @@ def test_excuse_silence_begins_a_full_silence() -> None:
     """After this process was suspended, each request has a full silence again."""
     credit = Credit()
     credit.add(1)
-    _asked(credit, now=0.0)
+    send_requests(credit, now=0.0)
     credit.excuse_silence(1000.0)
     assert credit.silent(1000.0 + SILENCE) == []
 
@@ -170,11 +170,11 @@ def test_take_back_returns_all_credit_without_message() -> None:
     """Taking back returns what was requested and did not arrive, and what was not requested."""
     credit = Credit(max_batch=4)
     credit.add(20)
-    first, *_ = _asked(credit)
+    first, *_ = send_requests(credit)
     credit.received(first.inbox, 0.0)
     assert credit.take_back() == 19
     assert (credit.unrequested, credit.outstanding) == (0, 0)
-    assert _asked(credit) == []
+    assert send_requests(credit) == []
 
 
 def test_take_back_after_surplus_returns_nothing() -> None:
@@ -183,52 +183,52 @@ def test_take_back_after_surplus_returns_nothing() -> None:
     credit.received(None, 0.0)
     assert credit.take_back() == 0
     credit.add(3)
-    assert [request.batch for request in _asked(credit)] == [2]
+    assert [request.batch for request in send_requests(credit)] == [2]
 
 
 def test_take_back_resets_the_minimum() -> None:
-    """After taking back, the minimum of a request follows the credit since then."""
+    """After taking back, the minimum of a request depends only on credit added later."""
     credit = Credit()
     credit.add(40)
-    _asked(credit)
+    send_requests(credit)
     credit.take_back()
     credit.add(4)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     credit.received(first.inbox, 0.0)
     credit.add(1)
-    assert [request.batch for request in _asked(credit)] == [1]
+    assert [request.batch for request in send_requests(credit)] == [1]
 
 
 def test_next_request_flow_of_many_has_two_requests() -> None:
     """A flow among many has two open requests; half of its credit is the minimum of the second."""
     credit = Credit(max_requests=MAX_REQUESTS_OF_MANY)
     credit.add(4)
-    (first,) = _asked(credit)
+    (first,) = send_requests(credit)
     credit.received(first.inbox, 0.0)
     credit.add(1)
-    assert _asked(credit) == []
+    assert send_requests(credit) == []
     credit.received(first.inbox, 0.0)
     credit.add(1)
-    assert [request.batch for request in _asked(credit)] == [2]
+    assert [request.batch for request in send_requests(credit)] == [2]
 
 
 class Conservation(RuleBasedStateMachine):
-    """The law of conservation, under any answers in any order: no more arrives than there is credit for."""
+    """The law of conservation, under any answers in any order: no more messages arrive than there is credit for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.credit = Credit()
-        self.wanted = self.came = self.returned = 0
-        self.late = 0
+        self.added = self.received = self.returned = 0
+        self.undelivered = 0
         """Messages that the server may still send into replaced inboxes."""
 
     @rule(more=st.integers(1, 60))
-    def want(self, more: int) -> None:
+    def add(self, more: int) -> None:
         self.credit.add(more)
-        self.wanted += more
+        self.added += more
 
     @rule()
-    def ask(self) -> None:
+    def request(self) -> None:
         before = self.credit.unrequested
         request = self.credit.next_request(0.0)
         if request:
@@ -238,23 +238,23 @@ class Conservation(RuleBasedStateMachine):
     @precondition(lambda self: self.credit.outstanding)
     @rule(data=st.data())
     def deliver(self, data: st.DataObject) -> None:
-        lane = data.draw(st.sampled_from([lane for lane in self.credit.inboxes if lane.outstanding]))
-        self.credit.received(lane, 0.0)
-        self.came += 1
+        inbox = data.draw(st.sampled_from([inbox for inbox in self.credit.inboxes if inbox.outstanding]))
+        self.credit.received(inbox, 0.0)
+        self.received += 1
 
     @rule(number=st.integers(0, MAX_REQUESTS - 1))
     def deliver_too_much(self, number: int) -> None:
-        """A request may outlive a connection, so more can arrive in an inbox than was requested there."""
+        """Deliver a message beyond what was requested, because a request may outlive its connection."""
         if not self.credit.inboxes[number].outstanding:
             self.credit.received(self.credit.inboxes[number], 0.0)
-            self.came += 1
+            self.received += 1
 
-    @precondition(lambda self: self.late)
+    @precondition(lambda self: self.undelivered)
     @rule()
     def deliver_late(self) -> None:
         self.credit.received(None, 0.0)
-        self.late -= 1
-        self.came += 1
+        self.undelivered -= 1
+        self.received += 1
 
     @rule(number=st.integers(0, MAX_REQUESTS - 1))
     def end(self, number: int) -> None:
@@ -262,13 +262,13 @@ class Conservation(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, MAX_REQUESTS - 1))
     def give_up(self, number: int) -> None:
-        self.late = min(self.late + self.credit.inboxes[number].outstanding, 100)
+        self.undelivered = min(self.undelivered + self.credit.inboxes[number].outstanding, 100)
         self.credit.end_request(self.credit.inboxes[number])
 
     @rule()
     def recall(self) -> None:
-        """Interest has ended, and what was on its way has arrived, except through other servers."""
-        self.late = min(self.late + self.credit.outstanding, 100)
+        """Take the credit back when interest ended and deliveries arrived, except those through other servers."""
+        self.undelivered = min(self.undelivered + self.credit.outstanding, 100)
         back = self.credit.take_back()
         assert back >= 0
         assert self.credit.unrequested <= 0
@@ -276,13 +276,13 @@ class Conservation(RuleBasedStateMachine):
 
     @invariant()
     def nothing_lost_or_made(self) -> None:
-        assert self.credit.unrequested + self.credit.outstanding + self.came + self.returned == self.wanted
-        assert all(lane.outstanding >= 0 for lane in self.credit.inboxes)
-        assert self.credit.outstanding == sum(lane.outstanding for lane in self.credit.inboxes)
+        assert self.credit.unrequested + self.credit.outstanding + self.received + self.returned == self.added
+        assert all(inbox.outstanding >= 0 for inbox in self.credit.inboxes)
+        assert self.credit.outstanding == sum(inbox.outstanding for inbox in self.credit.inboxes)
 
     @invariant()
-    def something_is_open_when_something_is_wanted(self) -> None:
-        """Liveness: with credit, and no open request, the next call returns a request."""
+    def unrequested_credit_is_requested(self) -> None:
+        """Check liveness: with credit and no open request, the next call returns a request."""
         if self.credit.unrequested > 0 and not self.credit.outstanding:
             request = self.credit.next_request(0.0)
             assert request

@@ -1,4 +1,4 @@
-"""Settlements and extensions: their order, repetition and end. The connection is a stand-in that records."""
+"""Settlements and extensions: their order, repetition and end. The connection is a fake that records."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ NEVER = float("inf")
 
 
 @dataclass
-class Line:
-    """A connection: what was published, and the way to answer it."""
+class FakeConnection:
+    """A connection that records what is published, and can answer it."""
 
     up: bool = True
-    said: list[tuple[str, bytes, str]] = field(default_factory=list)
-    hear: Callable[[Any], None] | None = None
+    published: list[tuple[str, bytes, str]] = field(default_factory=list)
+    answer: Callable[[Any], None] | None = None
 
     @property
     def client(self) -> Any:
@@ -41,42 +41,42 @@ class Line:
 
     async def subscribe(self, subject: str, *, future: Any) -> None:
         if subject == "_INBOX.x.*":
-            self.hear = future.set_result
+            self.answer = future.set_result
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
-        self.said.append((subject, payload, reply))
+        self.published.append((subject, payload, reply))
 
     def report_failure(self, doing: str, error: object) -> None:
         raise AssertionError(f"{doing}: {error}")
 
     def verbs(self) -> list[tuple[str, bytes]]:
-        """Return what was sent since the last call."""
-        said, self.said = self.said, []
-        return [(subject, payload) for subject, payload, _ in said]
+        """Return the subjects and payloads that were published after the last call."""
+        published, self.published = self.published, []
+        return [(subject, payload) for subject, payload, _ in published]
 
 
 @dataclass
-class Desk:
-    """An outbox at work."""
+class OpenOutbox:
+    """An outbox that sends, its connection and its events."""
 
-    line: Line
+    connection: FakeConnection
     outbox: Outbox
     flows: PullConsumer
     events: list[Event]
 
     async def pumped(self) -> list[tuple[str, bytes]]:
-        """Return what it sends now."""
+        """Let the outbox send, and return what it sent."""
         await trio.testing.wait_all_tasks_blocked()
-        return self.line.verbs()
+        return self.connection.verbs()
 
     async def confirm(self, *, status: str | None = None) -> None:
-        """Confirm all that was sent since the last call."""
+        """Confirm all that was published after the last call."""
         await trio.testing.wait_all_tasks_blocked()
-        said, self.line.said = self.line.said, []
-        for _, _, reply in said:
-            assert self.line.hear
+        published, self.connection.published = self.connection.published, []
+        for _, _, reply in published:
+            assert self.connection.answer
             headers = {"Status": status} if status else None
-            self.line.hear(SimpleNamespace(subject=reply, headers=headers))
+            self.connection.answer(SimpleNamespace(subject=reply, headers=headers))
 
     def delivery(self, number: int = 1) -> Delivery:
         token = self.outbox.token(f"$JS.ACK.{number}")
@@ -86,28 +86,28 @@ class Desk:
         self.outbox.settle(delivery, settlement, before=before)
 
     async def later(self, seconds: float) -> list[tuple[str, bytes]]:
-        """Return what it sends that much later, what is unconfirmed being sent again."""
+        """Wait for some seconds, repeat unconfirmed settlements, and return what the outbox sent."""
         await trio.sleep(seconds)
         self.outbox.repeat_late(trio.current_time())
         return await self.pumped()
 
     async def change(self, *, up: bool) -> None:
-        self.line.up = up
+        self.connection.up = up
         self.outbox.connection_changed(up)
 
 
 @asynccontextmanager
-async def desk() -> AsyncIterator[Desk]:
-    """An outbox with its pump, on an asyncio island."""
-    line, events = Line(), list[Event]()
+async def open_outbox() -> AsyncIterator[OpenOutbox]:
+    """Open an outbox and start its pump, on an asyncio island."""
+    fake, events = FakeConnection(), list[Event]()
     async with trio_asyncio.open_loop():
-        connection: Any = line
+        connection: Any = fake
         outbox = Outbox(connection, events.append, RetiredConsumers())
         flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None)
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(flows.pump))
-            yield Desk(line, outbox, flows, events)
+            yield OpenOutbox(fake, outbox, flows, events)
             nursery.cancel_scope.cancel()
 
 
@@ -124,7 +124,7 @@ def virtual(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 @virtual
 async def test_settle_sends_jetstream_verbs() -> None:
     """Each settlement is sent as JetStream reads it, in the order in which they were noted."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Nak())
         at.settle(at.delivery(3), Nak(1.5))
@@ -140,7 +140,7 @@ async def test_settle_sends_jetstream_verbs() -> None:
 @virtual
 async def test_settle_unconfirmed_ack_is_repeated() -> None:
     """An ack is sent again every two seconds until it is confirmed, and then no more."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(), Ack())
         assert await at.pumped() == [("$JS.ACK.1", b"+ACK")]
         assert await at.later(1.9) == []
@@ -155,7 +155,7 @@ async def test_settle_unconfirmed_ack_is_repeated() -> None:
 @virtual
 async def test_settle_status_answer_is_no_confirmation() -> None:
     """A status in the inbox means that no consumer received the ack, which is sent again."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(), Ack())
         await at.confirm(status="503")
         assert await at.later(2.1) == [("$JS.ACK.1", b"+ACK")]
@@ -164,12 +164,12 @@ async def test_settle_status_answer_is_no_confirmation() -> None:
 @virtual
 async def test_settle_unconfirmed_for_a_minute_is_dropped() -> None:
     """An ack is sent thirty times, two seconds apart; then its loss is reported, and wait_settled() returns."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(), Ack())
-        said = len(await at.pumped())
+        published = len(await at.pumped())
         for _ in range(40):
-            said += len(await at.later(2.1))
-        assert said == 30
+            published += len(await at.later(2.1))
+        assert published == 30
         assert at.events == [SettlementUnconfirmed(1)]
         await at.outbox.wait_settled()
 
@@ -177,7 +177,7 @@ async def test_settle_unconfirmed_for_a_minute_is_dropped() -> None:
 @virtual
 async def test_settle_nak_without_delay_is_sent_once() -> None:
     """A nak without a delay may have arrived, and the message may run in another worker, so it is sent once."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(), Nak())
         assert await at.pumped() == [("$JS.ACK.1", b"-NAK")]
         assert await at.later(2.1) == []
@@ -187,7 +187,7 @@ async def test_settle_nak_without_delay_is_sent_once() -> None:
 @virtual
 async def test_settle_delayed_nak_is_repeated_with_rest_of_delay() -> None:
     """While its delay lasts no worker can have the message, so a nak is sent again, with the rest of the delay."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(), Nak(5.0))
         await at.pumped()
         await trio.sleep(2.5)
@@ -200,7 +200,7 @@ async def test_settle_delayed_nak_is_repeated_with_rest_of_delay() -> None:
 @virtual
 async def test_settle_nak_after_lease_is_never_sent() -> None:
     """A nak is not sent after its lease, also not for the first time, after a lost connection."""
-    async with desk() as at:
+    async with open_outbox() as at:
         await at.change(up=False)
         at.settle(at.delivery(1), Nak(60.0), before=trio.current_time() + 1)
         at.settle(at.delivery(2), Ack(), before=trio.current_time() + 1)
@@ -212,8 +212,8 @@ async def test_settle_nak_after_lease_is_never_sent() -> None:
 
 @virtual
 async def test_connection_changed_up_repeats_unconfirmed() -> None:
-    """What is unconfirmed is sent again at once after a reconnect."""
-    async with desk() as at:
+    """Unconfirmed settlements are sent again at once after a reconnect."""
+    async with open_outbox() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Term("x"))
         await at.pumped()
@@ -225,18 +225,18 @@ async def test_connection_changed_up_repeats_unconfirmed() -> None:
 @virtual
 async def test_extend_confirmed_calls_back_once() -> None:
     """A confirmed extension calls back once, and is not sent again."""
-    async with desk() as at:
-        heard: list[float] = []
-        at.outbox.extend(at.delivery(), lambda: heard.append(trio.current_time()), before=NEVER)
+    async with open_outbox() as at:
+        confirmed_at: list[float] = []
+        at.outbox.extend(at.delivery(), lambda: confirmed_at.append(trio.current_time()), before=NEVER)
         await at.confirm()
-        assert len(heard) == 1
+        assert len(confirmed_at) == 1
         assert await at.later(2.1) == []
 
 
 @virtual
 async def test_settle_drops_unconfirmed_extension() -> None:
     """An unconfirmed extension is dropped with the settlement, because it would cancel a nak's delay."""
-    async with desk() as at:
+    async with open_outbox() as at:
         delivery = at.delivery()
         at.outbox.extend(delivery, lambda: None, before=NEVER)
         assert await at.pumped() == [("$JS.ACK.1", b"+WPI")]
@@ -248,7 +248,7 @@ async def test_settle_drops_unconfirmed_extension() -> None:
 @virtual
 async def test_extend_after_lease_is_not_repeated() -> None:
     """An extension is not sent after its lease, because it would extend another worker's."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.outbox.extend(at.delivery(), lambda: None, before=trio.current_time() + 3)
         await at.pumped()
         assert await at.later(2.1) == [("$JS.ACK.1", b"+WPI")]
@@ -258,7 +258,7 @@ async def test_extend_after_lease_is_not_repeated() -> None:
 @virtual
 async def test_forget_drops_settlements_of_the_old_stream() -> None:
     """A recreated stream receives no ack of the old one, whose sequences identify other messages there."""
-    async with desk() as at:
+    async with open_outbox() as at:
         old, running = at.delivery(1), at.delivery(2)
         at.settle(old, Ack())
         await at.pumped()
@@ -276,7 +276,7 @@ async def test_forget_drops_settlements_of_the_old_stream() -> None:
 @virtual
 async def test_wait_settled_waits_for_every_confirmation() -> None:
     """wait_settled() returns once every settlement is confirmed; a drain's end depends on it."""
-    async with desk() as at:
+    async with open_outbox() as at:
         at.settle(at.delivery(1), Ack())
         at.settle(at.delivery(2), Ack())
         with trio.move_on_after(1) as waiting:
@@ -289,7 +289,7 @@ async def test_wait_settled_waits_for_every_confirmation() -> None:
 @virtual
 async def test_pump_sends_requests_after_settlements() -> None:
     """Settlements are sent before the pull requests of the same wake-up, so that the server counts them first."""
-    async with desk() as at:
+    async with open_outbox() as at:
         await aio_as_trio(at.flows.request_again)()
         at.flows.open("").bind("pull")
         await at.pumped()
@@ -303,14 +303,14 @@ def test_pull_consumer_outbox_crowded_requests_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(outbox_module, "_CROWDED", 1)
 
     async def main() -> None:
-        async with desk() as at:
+        async with open_outbox() as at:
             await aio_as_trio(at.flows.request_again)()
             at.flows.open("").bind("pull")
             for number in (1, 2):
                 at.settle(at.delivery(number), Ack())
             at.flows.add_credit(1, "")
             await trio.testing.wait_all_tasks_blocked()
-            assert [subject for subject, *_ in at.line.said] == ["$JS.ACK.1", "$JS.ACK.2"]
+            assert [subject for subject, *_ in at.connection.published] == ["$JS.ACK.1", "$JS.ACK.2"]
             await at.confirm()
             at.outbox.wake()
             assert [subject for subject, _ in await at.pumped()] == ["pull"]
@@ -323,7 +323,7 @@ def test_settle_term_long_reason_is_cut(reason: str) -> None:
     """A reason is cut to 256 bytes in one line, because JetStream repeats it in an advisory."""
 
     async def main() -> None:
-        async with desk() as at:
+        async with open_outbox() as at:
             at.settle(at.delivery(), Term(reason))
             ((_, verb),) = await at.pumped()
             assert len(verb) == len(b"+TERM ") + 256

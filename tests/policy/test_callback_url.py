@@ -14,14 +14,14 @@ from worker.policy.callback_url import callback_url
 
 
 def go_url(**parts: Any) -> dict[str, Any]:
-    """Go's ``url.URL`` as encoding/json writes it, all fields empty but *parts*."""
+    """Return Go's ``url.URL`` as encoding/json writes it, all fields empty but *parts*."""
     texts = dict.fromkeys(("Scheme", "Opaque", "Host", "Path", "RawPath", "RawQuery", "Fragment", "RawFragment"), "")
     return texts | {"User": None, "ForceQuery": False, "OmitHost": False} | parts
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_no_callback(value: str | None) -> None:
-    """Null and the empty string ask for no callback."""
+def test_callback_url_null_or_empty_is_none(value: str | None) -> None:
+    """Null and the empty string request no callback."""
     assert callback_url(value) is None
 
 
@@ -38,28 +38,28 @@ def test_no_callback(value: str | None) -> None:
         f"http://h/{'a' * 8183}",
     ],
 )
-def test_a_string_is_posted_to_as_it_is(url: str) -> None:
-    """An absolute http or https URL goes out to the byte as the caller wrote it."""
+def test_callback_url_string_is_unchanged(url: str) -> None:
+    """The worker posts to an absolute http or https URL exactly as the caller wrote it."""
     assert callback_url(url) == url
 
 
-def test_which_characters_make_a_host() -> None:
-    """Those of RFC 3986, section 3.2.2, of all visible ones; between brackets, an IPv6 address in either case."""
+def test_callback_url_host_accepts_rfc_3986_characters() -> None:
+    """A host has the characters of RFC 3986, section 3.2.2, or is an IPv6 address in brackets, in either case."""
     allowed = string.ascii_letters + string.digits + "-._~%!$&'()*+,;="
     for character in map(chr, range(33, 127)):
-        taken = None
+        accepted = None
         with suppress(ValueError):
-            taken = callback_url(f"http://a{character}:80/")
-        if character not in "/?#@":  # which end the host, or what stands before it
-            assert (taken is not None) == (character in allowed), character
+            accepted = callback_url(f"http://a{character}:80/")
+        if character not in "/?#@":  # these end the host, or the user info before it
+            assert (accepted is not None) == (character in allowed), character
     address = "http://[0123:4567:89ab:cdef:ABCD:EF01:192.0.2.1]:80/"
     assert callback_url(address) == address
 
 
-def test_which_characters_make_a_raw_path() -> None:
-    """Go's RawPath is used where it is a way to write the path: with its characters, and escapes in either case.
+def test_callback_url_raw_path_in_valid_encoding_is_used() -> None:
+    """Go's RawPath is used where it encodes Path: with its own characters, and escapes in either case.
 
-    The escaped A tells it from what we would write ourselves.
+    The escaped A distinguishes it from the path that the worker would write itself.
     """
     allowed = string.ascii_letters + string.digits + "/:@!$&'()*+,;=-._~[]"
     for character in map(chr, {*range(33, 127)} - {ord("%")}):
@@ -79,8 +79,8 @@ def test_which_characters_make_a_raw_path() -> None:
     ("url", "posted"),
     [("http://h/a#b", "http://h/a"), ("http://h#", "http://h"), ("http://h/a?b#c?d#e", "http://h/a?b")],
 )
-def test_a_fragment_stays_at_home(url: str, posted: str) -> None:
-    """A fragment is no part of a request."""
+def test_callback_url_fragment_is_removed(url: str, posted: str) -> None:
+    """A fragment is removed, because it is no part of a request."""
     assert callback_url(url) == posted
 
 
@@ -124,8 +124,8 @@ NO_HOST = "what stands for its host and port can be neither"
         pytest.param(f"http://h/{'a' * 8184}", "longer than 8192 characters", id="too long"),
     ],
 )
-def test_what_cannot_be_posted_to_is_refused(url: str, why: str) -> None:
-    """Another scheme, no host, a bad port, a character no URL has, or too long: refused, and the text says which."""
+def test_callback_url_unusable_string_is_refused(url: str, why: str) -> None:
+    """Another scheme, no host, a bad port, a wrong character or 8193 characters: refused, with the reason."""
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- its whole text is compared
         callback_url(url)
     assert str(refused.value) == why
@@ -158,8 +158,8 @@ def test_what_cannot_be_posted_to_is_refused(url: str, why: str) -> None:
         ({"Scheme": "http", "Opaque": "//h/a", "RawQuery": "b"}, "http://h/a?b"),
     ],
 )
-def test_an_object_is_what_go_makes_of_it(parts: dict[str, Any], posted: str) -> None:
-    """Go's ``url.URL`` is posted to at what its String method gives, less the fragment."""
+def test_callback_url_object_is_written_as_go_does(parts: dict[str, Any], posted: str) -> None:
+    """For a ``url.URL`` of Go, the worker posts to the text of its String method, without the fragment."""
     assert callback_url(go_url(**parts)) == posted
 
 
@@ -186,16 +186,16 @@ def test_an_object_is_what_go_makes_of_it(parts: dict[str, Any], posted: str) ->
         (go_url(Scheme="http", Host="h", Path="\u00e9" * 2000), "longer than 8192 characters"),
     ],
 )
-def test_an_object_that_cannot_be_posted_to_is_refused(value: dict[str, Any], why: str) -> None:
-    """An object is held to the same rules as a string, and the text says what is wrong with it."""
+def test_callback_url_unusable_object_is_refused(value: dict[str, Any], why: str) -> None:
+    """The rules for strings apply to objects too, and the error names the reason."""
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- its whole text is compared
         callback_url(value)
     assert str(refused.value) == why
 
 
 @given(st.text())
-def test_a_path_of_go_says_the_same_escaped(path: str) -> None:
-    """Whatever a path holds, the receiver that unescapes it reads it back."""
+def test_callback_url_object_path_is_escaped_without_loss(path: str) -> None:
+    """Any Path of an object is escaped so that the receiver, which unescapes it, reads the same path."""
     posted = callback_url(go_url(Scheme="http", Host="h", Path=f"/{path}"))
     assert posted is not None
     assert unquote(urlsplit(posted).path) == f"/{path}"
@@ -212,8 +212,8 @@ strings = st.text() | st.text("ab1:/@[]\\?#%.\r\n ").map("http://".__add__)
 
 @given(strings | objects)
 @example(go_url(Scheme="http", Host="h", Path="\ud800"))
-def test_what_is_accepted_can_be_posted_to(value: Any) -> None:
-    """Anything is refused by ValueError, or is a URL in visible ASCII that the client reads as http or https."""
+def test_callback_url_any_value_is_refused_or_usable(value: Any) -> None:
+    """Any value raises ValueError, or gives a URL in visible ASCII that the client reads as http or https."""
     try:
         url = callback_url(value)
     except ValueError:

@@ -36,15 +36,15 @@ INTERNAL: Headers = ((b"X-OpenFaaS-Internal", b"gateway"),)
 RETRY = Retry()
 
 
-def verdict(outcome: Outcome, attempt: int = 1, retry: Retry = RETRY, dice: float = 0.0) -> Verdict:
-    return decide(outcome, attempt=attempt, retry=retry, draw=dice, now=NOW)[0]
+def verdict(outcome: Outcome, attempt: int = 1, retry: Retry = RETRY, draw: float = 0.0) -> Verdict:
+    return decide(outcome, attempt=attempt, retry=retry, draw=draw, now=NOW)[0]
 
 
-# The contract's table, row by row.
+# The contract's table, row by row
 
 
-def test_a_code_that_is_not_listed_is_done() -> None:
-    """A code not in the retry list, below 400 or not, with no X-OpenFaaS-Internal header: done, at any attempt."""
+def test_decide_unlisted_status_acks() -> None:
+    """A status that is not in the retry list, and without X-OpenFaaS-Internal, is acked at any attempt."""
 
     def check(status: int) -> None:
         for attempt in (1, 99, 100, 101):
@@ -54,22 +54,22 @@ def test_a_code_that_is_not_listed_is_done() -> None:
 
 
 @pytest.mark.parametrize("status", LISTED)
-def test_a_listed_code_is_retried(status: int) -> None:
-    """A code in the retry list: retry."""
+def test_decide_listed_status_retries(status: int) -> None:
+    """A status in the retry list is retried, with an X-OpenFaaS-Internal header or without."""
     assert verdict(Responded(status)) == Nak(10.0)
     assert verdict(Responded(status, INTERNAL)) == Nak(10.0)
 
 
 @pytest.mark.parametrize("status", [200, 204, 302, 404])
-def test_any_code_can_be_listed(status: int) -> None:
-    """The list rules, even over success."""
+def test_decide_listed_success_retries(status: int) -> None:
+    """A status in the retry list is retried even where it means success."""
     assert verdict(Responded(status), retry=Retry(codes=frozenset({status}))) == Nak(10.0)
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 418, 499, 501, 505, 599])
 @pytest.mark.parametrize("name", [b"X-OpenFaaS-Internal", b"x-openfaas-internal", b"X-OPENFAAS-INTERNAL"])
-def test_an_internal_error_is_retried_whatever_the_list(status: int, name: bytes) -> None:
-    """A code of 400 or more with an X-OpenFaaS-Internal header comes from OpenFaaS, not the function: retry."""
+def test_decide_internal_error_retries_unlisted_status(status: int, name: bytes) -> None:
+    """A status from 400 with X-OpenFaaS-Internal is retried, because OpenFaaS failed and not the function."""
     headers = ((b"Content-Type", b"text/plain"), (name, b""))
     assert verdict(Responded(status, headers)) == Nak(10.0)
     assert verdict(Responded(status, headers), retry=Retry(codes=frozenset({503}))) == Nak(10.0)
@@ -77,21 +77,21 @@ def test_an_internal_error_is_retried_whatever_the_list(status: int, name: bytes
 
 
 @pytest.mark.parametrize("status", [200, 202, 301, 399])
-def test_below_400_the_internal_header_does_not_matter(status: int) -> None:
-    """The header tells whose error it is; without an error it tells nothing."""
+def test_decide_internal_header_below_400_acks(status: int) -> None:
+    """X-OpenFaaS-Internal names the origin of an error, so below 400 it changes nothing."""
     assert verdict(Responded(status, INTERNAL)) == Ack()
 
 
-def test_no_response_is_retried_as_502() -> None:
-    """Refused, reset, DNS, TLS, malformed: 502, and retried even where 502 is not listed."""
+def test_decide_no_response_retries_as_502() -> None:
+    """An attempt without a response counts as 502, and is retried even where 502 is not listed."""
     outcome = NoResponse("connection refused")
     assert status_of(outcome) == 502
     assert verdict(outcome) == Nak(10.0)
     assert verdict(outcome, retry=Retry(codes=frozenset({503}))) == Nak(10.0)
 
 
-def test_a_timeout_is_retried_as_504() -> None:
-    """``upstream_timeout`` passed: 504, and retried even where 504 is not listed."""
+def test_decide_timeout_retries_as_504() -> None:
+    """An attempt that exceeded ``upstream_timeout`` counts as 504, and is retried even where 504 is not listed."""
     outcome = TimedOut(60.0)
     assert status_of(outcome) == 504
     assert verdict(outcome) == Nak(10.0)
@@ -109,8 +109,8 @@ RETRIED: list[tuple[Outcome, str]] = [
 
 @pytest.mark.parametrize(("outcome", "why"), RETRIED)
 @pytest.mark.parametrize("attempts", [1, 2, 100])
-def test_the_last_attempt_is_given_up(outcome: Outcome, why: str, attempts: int) -> None:
-    """Retry, and this was attempt ``max_retry_attempts`` or later: given up, with the reason."""
+def test_decide_last_attempt_terms(outcome: Outcome, why: str, attempts: int) -> None:
+    """A failure at attempt ``max_retry_attempts`` or later terms the message, with the reason."""
     retry = Retry(attempts=attempts)
     if attempts > 1:
         assert isinstance(verdict(outcome, attempts - 1, retry), Nak)
@@ -119,32 +119,32 @@ def test_the_last_attempt_is_given_up(outcome: Outcome, why: str, attempts: int)
         assert verdict(outcome, attempt, retry) == Term(expected)
 
 
-def test_what_cannot_be_decoded_is_given_up_at_once() -> None:
-    """It will not be decodable the next time either."""
+def test_decide_malformed_terms_at_once() -> None:
+    """A message that cannot be decoded is termed at its first delivery, because no retry can decode it."""
     assert verdict(Malformed("not a QueueRequest: x")) == Term("not a QueueRequest: x")
 
 
 @pytest.mark.parametrize("attempt", [1, 100, 101])
-def test_what_we_interrupted_goes_back_at_once(attempt: int) -> None:
-    """A drain gives back without a wait, and never gives up, since it was not the function that failed."""
+def test_decide_interrupted_naks_without_delay(attempt: int) -> None:
+    """The drain naks what it interrupts without a delay, and never terms it, because the function did not fail."""
     assert verdict(Interrupted(), attempt) == Nak(0.0)
 
 
 @pytest.mark.parametrize("attempt", [1, 100])
-def test_nothing_is_said_about_what_is_no_longer_ours(attempt: int) -> None:
-    """Another worker may have the message."""
+def test_decide_lease_lost_abandons(attempt: int) -> None:
+    """A message whose lease is lost is not settled, because another worker may run it."""
     assert verdict(LeaseLost(), attempt) == Abandon()
 
 
 @pytest.mark.parametrize("outcome", [Malformed("x"), Interrupted(), LeaseLost(), Crashed(ValueError())])
-def test_where_nothing_answered_there_is_no_status(outcome: Outcome) -> None:
-    """What was not sent, or not seen through, has no status."""
+def test_status_of_no_attempt_is_none(outcome: Outcome) -> None:
+    """An invocation that was not sent, or not finished, has no status."""
     assert status_of(outcome) is None
 
 
 @given(st.integers(100, 599))
-def test_an_answer_counts_as_what_it_says(status: int) -> None:
-    """A response's status is its own."""
+def test_status_of_response_is_its_own(status: int) -> None:
+    """The status of a response is the outcome's status."""
     assert status_of(Responded(status)) == status
 
 
@@ -159,17 +159,17 @@ def test_an_answer_counts_as_what_it_says(status: int) -> None:
         (LeaseLost(), "lease lost"),
     ],
 )
-def test_outcomes_in_words(outcome: Outcome, words: str) -> None:
-    """Each outcome has words for a reason or a log line."""
+def test_describe_names_each_outcome(outcome: Outcome, words: str) -> None:
+    """Each outcome has a text for a reason or a log line."""
     assert describe(outcome) == words
 
 
-# The wait.
+# The wait
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome, _ in RETRIED])
-def test_each_attempt_waits_as_the_back_off_says(outcome: Outcome) -> None:
-    """Attempts 1 to 6 wait 10, 20, 40, 80, 120, 120 s; with jitter, the share that the die gives."""
+def test_decide_retry_waits_for_the_backoff(outcome: Outcome) -> None:
+    """Attempts 1 to 6 wait 10, 20, 40, 80, 120, 120 s; with jitter, the part that *draw* selects."""
     assert [verdict(outcome, attempt) for attempt in range(1, 7)] == [Nak(s) for s in (10, 20, 40, 80, 120, 120)]
     for jitter, waits in ((Jitter.FULL, (2.5, 5, 10)), (Jitter.EQUAL, (6.25, 12.5, 25))):
         retry = replace(RETRY, backoff=replace(RETRY.backoff, jitter=jitter))
@@ -178,7 +178,7 @@ def test_each_attempt_waits_as_the_back_off_says(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
-    ("asked", "wait"),
+    ("retry_after", "wait"),
     [
         (b"0", 10.0),
         (b"1", 10.0),
@@ -202,10 +202,10 @@ def test_each_attempt_waits_as_the_back_off_says(outcome: Outcome) -> None:
         (b" 60 ", 60.0),
     ],
 )
-def test_retry_after_replaces_the_wait(status: int, asked: bytes, wait: float) -> None:
-    """On 429 and 503 it replaces wait and jitter: not below the first wait, and above the longest up to an hour."""
+def test_decide_retry_after_replaces_the_wait(status: int, retry_after: bytes, wait: float) -> None:
+    """On 429 and 503 Retry-After replaces wait and jitter: at least the first wait, at most an hour."""
     for name in (b"Retry-After", b"retry-after"):
-        outcome = Responded(status, ((b"Content-Type", b"text/plain"), (name, asked)))
+        outcome = Responded(status, ((b"Content-Type", b"text/plain"), (name, retry_after)))
         for attempt in (1, 3, 99):
             for jitter in Jitter:
                 retry = replace(RETRY, backoff=replace(RETRY.backoff, jitter=jitter))
@@ -213,39 +213,39 @@ def test_retry_after_replaces_the_wait(status: int, asked: bytes, wait: float) -
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 504])
-def test_retry_after_counts_on_429_and_503_only(status: int) -> None:
-    """On any other code that is retried it is not looked at."""
+def test_decide_retry_after_on_other_status_is_ignored(status: int) -> None:
+    """Retry-After has no effect on other statuses that are retried."""
     assert verdict(Responded(status, ((b"Retry-After", b"60"),))) == Nak(10.0)
 
 
-@pytest.mark.parametrize("asked", [b"", b"soon", b"-60", b"60.5", b"\xff", b"\xb2", b"60 seconds", b"\x00"])
-def test_an_invalid_retry_after_does_not_count(asked: bytes) -> None:
-    """Garbage leaves the wait as it would have been."""
+@pytest.mark.parametrize("retry_after", [b"", b"soon", b"-60", b"60.5", b"\xff", b"\xb2", b"60 seconds", b"\x00"])
+def test_decide_invalid_retry_after_is_ignored(retry_after: bytes) -> None:
+    """An invalid Retry-After does not change the wait."""
     for attempt, wait in ((1, 10.0), (3, 40.0), (9, 120.0)):
-        assert verdict(Responded(429, ((b"Retry-After", asked),)), attempt) == Nak(wait)
+        assert verdict(Responded(429, ((b"Retry-After", retry_after),)), attempt) == Nak(wait)
 
 
-def test_the_first_of_several_retry_afters_counts() -> None:
-    """Two are one too many; the first is taken."""
+def test_decide_several_retry_after_use_the_first() -> None:
+    """Where a response has two Retry-After headers, the first one applies."""
     assert verdict(Responded(429, ((b"Retry-After", b"60"), (b"Retry-After", b"90")))) == Nak(60.0)
 
 
-def test_retry_after_does_not_outlast_the_attempts() -> None:
-    """The last attempt is given up, whatever it asks for; what is not retried is not made to wait."""
+def test_decide_retry_after_does_not_cause_a_retry() -> None:
+    """Retry-After does not retry the last attempt, nor a status that is not retried."""
     headers = ((b"Retry-After", b"60"),)
     assert isinstance(verdict(Responded(503, headers), 100), Term)
     assert verdict(Responded(503, headers), retry=Retry(codes=frozenset({500}))) == Ack()
     assert verdict(Responded(503, headers + INTERNAL), retry=Retry(codes=frozenset({500}))) == Nak(60.0)
 
 
-def test_a_first_wait_of_more_than_an_hour_is_still_the_least() -> None:
-    """An operator's or a function's own first wait is not cut by the bound on what an answer may ask for."""
+def test_decide_first_wait_above_an_hour_is_the_minimum() -> None:
+    """A configured or annotated first wait is not cut by the limit of an hour for Retry-After."""
     retry = Retry(backoff=Backoff(7200.0, 14400.0))
     assert verdict(Responded(429, ((b"Retry-After", b"1"),)), retry=retry) == Nak(7200.0)
     assert verdict(Responded(429, ((b"Retry-After", b"9000"),)), retry=retry) == Nak(7200.0)
 
 
-# Whatever comes.
+# Any outcome
 
 names = st.sampled_from([b"Retry-After", b"X-OpenFaaS-Internal", b"x-other"])
 answers = st.builds(
@@ -270,9 +270,9 @@ retries = st.builds(
 
 @given(outcomes, st.integers(1, 10**6), retries, st.floats(0, 1, exclude_max=True))
 @example(Responded(429, ((b"Retry-After", b"9" * 400),)), 1, RETRY, 0.0)
-def test_every_outcome_has_a_verdict(outcome: Outcome, attempt: int, retry: Retry, dice: float) -> None:
-    """Every outcome is settled, every wait is finite and within bounds, and only what failed for good is given up."""
-    result = verdict(outcome, attempt, retry, dice)
+def test_decide_any_outcome_has_a_bounded_verdict(outcome: Outcome, attempt: int, retry: Retry, draw: float) -> None:
+    """Every outcome gets a verdict, every wait is bounded, and only a final failure is termed."""
+    result = verdict(outcome, attempt, retry, draw)
     if isinstance(result, Nak):
         assert 0 <= result.delay <= max(retry.backoff.first_wait, retry.backoff.max_wait, 3600) < inf
         assert attempt < retry.attempts or outcome == Interrupted()
@@ -284,8 +284,8 @@ def test_every_outcome_has_a_verdict(outcome: Outcome, attempt: int, retry: Retr
     assert isinstance(result, Abandon) == isinstance(outcome, LeaseLost)
 
 
-def test_headers_are_found_in_any_case() -> None:
-    """A header is looked up in lower case, as it is written in any; the first counts, an empty one is there."""
+def test_header_is_found_in_any_case() -> None:
+    """A lookup in lower case finds a header in any case, and the first one, even where it is empty."""
     headers = ((b"A", b"1"), (b"X-Some", b""), (b"x-some", b"2"))
     assert header(headers, b"x-some") == b""
     assert header(headers, b"a") == b"1"
@@ -293,15 +293,15 @@ def test_headers_are_found_in_any_case() -> None:
     assert header((), b"a") is None
 
 
-# What was sent to learn how many a function takes.
+# Probes: invocations that the limiter sent to measure how many a function accepts
 
 
 @pytest.mark.parametrize(
-    ("asked", "wait"), [(None, 0.2), (b"0", 0.2), (b"7", 7.0), (b"30", 30.0), (b"31", None), (b"3600", None)]
+    ("retry_after", "wait"), [(None, 0.2), (b"0", 0.2), (b"7", 7.0), (b"30", 30.0), (b"31", None), (b"3600", None)]
 )
-def test_sent_to_learn(asked: bytes | None, wait: float | None) -> None:
-    """It is back after the limiter's wait, or when the function asks for it; what asks for long is an attempt."""
-    headers = ((b"Retry-After", asked),) if asked else ()
+def test_decide_refused_probe_is_no_attempt(retry_after: bytes | None, wait: float | None) -> None:
+    """A refused probe is retried after the limiter's wait or Retry-After; above 30 s it counts as an attempt."""
+    headers = ((b"Retry-After", retry_after),) if retry_after else ()
     refused = Responded(429, headers)
     for number in (1, 100):
         last = decide(refused, attempt=number, retry=RETRY, draw=0.0, now=NOW)
@@ -311,14 +311,14 @@ def test_sent_to_learn(asked: bytes | None, wait: float | None) -> None:
 
 
 @pytest.mark.parametrize("outcome", [Responded(200), Responded(404), Malformed("x"), LeaseLost()])
-def test_decide_probe_that_was_not_refused_is_as_any_other(outcome: Outcome) -> None:
-    """What the limiter answers changes nothing where the outcome is not retried."""
+def test_decide_probe_not_refused_is_as_any_other(outcome: Outcome) -> None:
+    """The limiter's wait changes no verdict where the outcome is not retried."""
     plain = decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)
     assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW, probe_wait=0.2) == plain
 
 
-def test_decide_counts_all_but_what_the_drain_cancelled() -> None:
-    """An attempt that the drain cancelled is made again; every other outcome uses one up."""
+def test_decide_interrupted_is_no_attempt() -> None:
+    """An attempt that the drain cancelled is made again; every other outcome counts as an attempt."""
     outcomes: list[Outcome] = [
         Responded(200),
         Responded(503),

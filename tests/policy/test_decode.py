@@ -21,15 +21,15 @@ from worker.model import Delivery, Invocation, Malformed
 from worker.policy.decode import decode, derive_call_id
 
 STORED = 1_700_000_000_000_000_000
-MADE = "1834cc91-459a-5eff-9d45-dc6a80d3cc5b"
-OURS = ((b"X-Call-Id", MADE.encode()), (b"User-Agent", b"queue-worker/test"))
+DERIVED_ID = "1834cc91-459a-5eff-9d45-dc6a80d3cc5b"
+ADDED_HEADERS = ((b"X-Call-Id", DERIVED_ID.encode()), (b"User-Agent", b"queue-worker/test"))
 ECHO = Invocation(
-    call_id=MADE,
+    call_id=DERIVED_ID,
     function="echo",
     label="echo.fn",
     method="POST",
     target=b"/function/echo",
-    headers=OURS,
+    headers=ADDED_HEADERS,
     body=b"",
     annotations={},
     callback=None,
@@ -48,20 +48,20 @@ def decoded(payload: bytes) -> tuple[Invocation, str | None] | Malformed:
 
 
 def accepted(**fields: Any) -> Invocation:
-    """What a message with these fields asks for, the function being echo unless given."""
+    """Decode a message with these fields, and function echo unless given, and return its invocation."""
     result = decoded(json.dumps({"Function": "echo"} | fields).encode())
     assert not isinstance(result, Malformed), result.reason
     return result[0]
 
 
 def refused(payload: bytes) -> str:
-    """Why a message cannot be decoded."""
+    """Return the reason why a message cannot be decoded."""
     result = decoded(payload)
     assert isinstance(result, Malformed)
     return result.reason
 
 
-# What Go wrote.
+# Messages that Go wrote
 
 USUAL = (
     (b"Accept", b"*/*"),
@@ -87,15 +87,15 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "binary body": FROM_CURL | {"method": "PUT", "body": bytes(range(256))},
     "html-escaped by encoding/json": {
         "target": b"/function/echo/a%3Cb%3E&c?q=<1>&r=2",
-        "headers": ((b"X-Html", '<a href="x">&amp;</a>\u2028\u2029'.encode()), *OURS),
+        "headers": ((b"X-Html", '<a href="x">&amp;</a>\u2028\u2029'.encode()), *ADDED_HEADERS),
     },
     "unicode": {
         "target": b"/function/echo/p%C3%A4th/%E6%97%A5%E6%9C%AC?q=%E2%9C%93",
-        "headers": ((b"X-Name", "Zo\u00eb \U0001f680".encode()), *OURS),
+        "headers": ((b"X-Name", "Zo\u00eb \U0001f680".encode()), *ADDED_HEADERS),
     },
     "invalid utf-8 in a header and path (replaced by encoding/json)": {
         "target": b"/function/echo/%EF%BF%BD",
-        "headers": ((b"X-Raw", "a\ufffd\ufffdb".encode()), *OURS),
+        "headers": ((b"X-Raw", "a\ufffd\ufffdb".encode()), *ADDED_HEADERS),
     },
     "repeated headers, odd case kept as stored": {
         "headers": (
@@ -105,7 +105,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
             (b"X-Multi", b"2"),
             (b"X-Multi", b""),
             (b"x-lower", b"kept"),
-            *OURS,
+            *ADDED_HEADERS,
         )
     },
     "header with no values": {},
@@ -153,20 +153,20 @@ LINES = {
 
 
 @pytest.mark.parametrize("note", EXPECTED)
-def test_reads_what_go_writes(note: str) -> None:
-    """Each message that Go's encoding/json wrote of a ``QueueRequest`` asks for exactly this."""
+def test_decode_reads_messages_of_go(note: str) -> None:
+    """Each message that Go's encoding/json wrote of a ``QueueRequest`` decodes to exactly this invocation."""
     expected = dict(EXPECTED[note])
     complaint = expected.pop("complaint", None)
     assert decoded(LINES[note]) == (replace(ECHO, **expected), complaint)
 
 
-def test_no_message_of_go_is_left_out() -> None:
-    """Every line of the fixture is tested."""
+def test_decode_every_message_of_the_fixture_is_tested() -> None:
+    """Every line of the fixture has an expected result."""
     assert set(LINES) == set(EXPECTED)
     assert len(LINES) == 24
 
 
-# The function, the method, the target.
+# The function, the method, the target
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_no_message_of_go_is_left_out() -> None:
         ("a-b_c.d", "a-b_c.d", "a-b_c.d"),
     ],
 )
-def test_the_function_is_the_one_in_the_body(given_: str, function: str, label: str) -> None:
-    """The function is called as the message names it, and labelled with its namespace, ours standing in."""
+def test_decode_function_is_the_message_s(given_: str, function: str, label: str) -> None:
+    """The function is called by the name in the message; its label adds the default namespace where none is given."""
     invocation = accepted(Function=given_)
     assert (invocation.function, invocation.label) == (function, label)
     assert invocation.target == f"/function/{function}".encode()
@@ -215,26 +215,26 @@ def test_the_function_is_the_one_in_the_body(given_: str, function: str, label: 
         "a" * 254,
     ],
 )
-def test_what_is_no_function_is_refused(function: str) -> None:
-    """A name that leads elsewhere, or that no function can have, is refused with the name in the reason."""
+def test_decode_invalid_function_is_refused(function: str) -> None:
+    """A name that leads elsewhere, or that no function can have, is refused, and the reason has the name."""
     reason = refused(json.dumps({"Function": function}).encode())
     assert reason == f"not a function's name: {function[:80]!r}"
 
 
 @pytest.mark.parametrize("method", [None, ""])
-def test_the_method_is_post_where_none_is_given(method: str | None) -> None:
-    """No method, and the empty one, mean POST."""
+def test_decode_missing_method_is_post(method: str | None) -> None:
+    """A missing or empty method means POST."""
     assert accepted(Method=method).method == "POST"
 
 
 @pytest.mark.parametrize("method", ["GET", "patch", "M-SEARCH", "!#$%&'*+-.^_`|~09AZaz"])
-def test_any_token_is_a_method(method: str) -> None:
-    """A method is any token (RFC 9110, section 9.1), in the case that it came in."""
+def test_decode_method_is_any_token(method: str) -> None:
+    """A method is any token (RFC 9110, section 9.1), and keeps its case."""
     assert accepted(Method=method).method == method
 
 
-def test_which_characters_make_a_token() -> None:
-    """Of all of ASCII, letters, digits and fifteen others (RFC 9110, section 5.6.2), in methods and headers' names."""
+def test_decode_token_has_the_characters_of_rfc_9110() -> None:
+    """Methods and names of headers have letters, digits and 15 other characters (RFC 9110, section 5.6.2)."""
     allowed = set(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
     for character in map(chr, range(128)):
         for fields in ({"Method": character}, {"Header": {character: ["a"]}}):
@@ -243,8 +243,8 @@ def test_which_characters_make_a_token() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET /", "G T", "GET\r\n", "GET\n", " ", "G\u00cbT", "G:T", "\x00", "(", "G\tT"])
-def test_what_is_no_method_is_refused(method: str) -> None:
-    """What could end the request line is no method."""
+def test_decode_invalid_method_is_refused(method: str) -> None:
+    """A method with a character that could end the request line is refused."""
     assert refused(json.dumps({"Function": "echo", "Method": method}).encode()) == f"not an HTTP method: {method!r}"
 
 
@@ -278,13 +278,13 @@ def test_what_is_no_method_is_refused(method: str) -> None:
         ("/%252e%252e", "", b"/%252e%252e"),
     ],
 )
-def test_path_and_query_go_out_as_they_came(path: str | None, query: str | None, target: bytes) -> None:
-    """Path and query reach the function as the caller wrote them; only what would end them is escaped, as Go does."""
+def test_decode_path_and_query_are_kept(path: str | None, query: str | None, target: bytes) -> None:
+    """The function gets path and query as the caller wrote them, with only what would end them escaped, as in Go."""
     assert accepted(Path=path, QueryString=query).target == b"/function/echo" + target
 
 
-def test_every_valid_escape_goes_out_as_it_came() -> None:
-    """Whatever byte it stands for, in either case; a percent sign before anything else is escaped itself."""
+def test_decode_valid_escape_in_path_is_kept() -> None:
+    """Each valid escape is kept, in either case; a percent sign before anything else is escaped."""
     for pair in map("".join, product(string.ascii_letters + string.digits, repeat=2)):
         percent = "%" if set(pair) <= set(string.hexdigits) else "%25"
         assert accepted(Path=f"/a%{pair}").target == f"/function/echo/a{percent}{pair}".encode()
@@ -308,13 +308,13 @@ def test_every_valid_escape_goes_out_as_it_came() -> None:
         "/../echo",
     ],
 )
-def test_a_path_cannot_leave_its_function(path: str) -> None:
-    """Dots that a server would read as another function, or the gateway's own API, are refused, however escaped."""
+def test_decode_path_out_of_the_function_is_refused(path: str) -> None:
+    """A path with dots that lead to another function or the gateway's API is refused, however it is escaped."""
     reason = refused(json.dumps({"Function": "echo", "Path": path}).encode())
     assert reason == f"a path that leads out of the function: {path!r}"
 
 
-# Headers.
+# Headers
 
 
 @pytest.mark.parametrize(
@@ -335,27 +335,27 @@ def test_a_path_cannot_leave_its_function(path: str) -> None:
     ],
 )
 @pytest.mark.parametrize("case", [str, str.lower, str.upper])
-def test_headers_about_a_connection_end_with_it(name: str, case: Any) -> None:
-    """Hop-by-hop headers, and the two that our client writes itself, do not go on, whatever their case."""
-    assert accepted(Header={case(name): ["a", "b"], "X-Kept": ["1"]}).headers == ((b"X-Kept", b"1"), *OURS)
+def test_decode_hop_by_hop_headers_are_dropped(name: str, case: Any) -> None:
+    """Hop-by-hop headers, and two that the HTTP client writes itself, are dropped, in any case."""
+    assert accepted(Header={case(name): ["a", "b"], "X-Kept": ["1"]}).headers == ((b"X-Kept", b"1"), *ADDED_HEADERS)
 
 
 @pytest.mark.parametrize("connection", [["X-Drop,  x-also "], ["close", "x-drop,X-ALSO"], [",x-also,,X-Drop,"]])
 @pytest.mark.parametrize("name", ["Connection", "connection", "CONNECTION"])
-def test_headers_named_by_connection_end_with_it(name: str, connection: list[str]) -> None:
-    """So do those that Connection names, whether they stand before it or after."""
+def test_decode_headers_named_by_connection_are_dropped(name: str, connection: list[str]) -> None:
+    """Headers that Connection names are dropped, before it or after it."""
     header = {"X-Drop": ["1"], "X-Kept": ["2"], name: connection, "x-DROP": ["3"], "X-Also": ["4"], "X-Drop-Not": ["5"]}
-    assert accepted(Header=header).headers == ((b"X-Kept", b"2"), (b"X-Drop-Not", b"5"), *OURS)
+    assert accepted(Header=header).headers == ((b"X-Kept", b"2"), (b"X-Drop-Not", b"5"), *ADDED_HEADERS)
 
 
-def test_only_connection_names_headers() -> None:
-    """A header that another one's value names stays."""
+def test_decode_headers_named_by_other_headers_stay() -> None:
+    """A header that another header's value names stays."""
     header = {"Vary": ["x-kept"], "X-Connection": ["x-kept"], "X-Kept": ["close"]}
     assert [name for name, _ in accepted(Header=header).headers[:3]] == [b"Vary", b"X-Connection", b"X-Kept"]
 
 
-def test_connection_cannot_take_the_call_id_away() -> None:
-    """A call id stays, even where Connection names it; a User-Agent that it names is replaced by ours."""
+def test_decode_call_id_named_by_connection_stays() -> None:
+    """A call id stays where Connection names it; a User-Agent that it names is replaced by the worker's."""
     header = {"Connection": ["x-call-id, user-agent"], "X-Call-Id": ["id"], "User-Agent": ["curl"]}
     invocation = accepted(Header=header)
     assert invocation.call_id == "id"
@@ -363,113 +363,113 @@ def test_connection_cannot_take_the_call_id_away() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=9, max_size=9), st.sampled_from(["X-Call-Id", "User-Agent", "X-Start-Time"]))
-def test_names_are_known_in_any_case(upper: list[bool], name: str) -> None:
-    """However a header's name is written, it is the same header: nothing is made on top, and it goes on as written."""
-    odd = "".join(c.upper() if up else c.lower() for c, up in zip(name, upper + upper, strict=False))
-    invocation = accepted(Header={odd: ["given"]})
-    assert (odd.encode(), b"given") in invocation.headers
+def test_decode_known_header_is_found_in_any_case(upper: list[bool], name: str) -> None:
+    """A known header is found in any case, so the worker adds none, and the function gets it as written."""
+    mixed_case = "".join(c.upper() if up else c.lower() for c, up in zip(name, upper + upper, strict=False))
+    invocation = accepted(Header={mixed_case: ["given"]})
+    assert (mixed_case.encode(), b"given") in invocation.headers
     assert [key.lower() for key, _ in invocation.headers].count(name.lower().encode()) == 1
     known = {"X-Call-Id": invocation.call_id, "X-Start-Time": invocation.started}
     assert known.get(name, "given") == "given"
 
 
-def test_the_first_of_several_call_ids_counts() -> None:
-    """Where a message brings several call ids, the first that is not empty is the invocation's."""
+def test_decode_several_call_ids_use_the_first() -> None:
+    """Of several call ids, the first that is not empty is the invocation's."""
     invocation = accepted(Header={"x-call-id": ["", " "], "X-Call-Id": ["one", "two"], "X-CALL-ID": ["three"]})
     assert invocation.call_id == "one"
     assert [value for _, value in invocation.headers] == [b"one", b"two", b"three", b"queue-worker/test"]
 
 
 @pytest.mark.parametrize("header", [None, {}, {"X-Call-Id": None}, {"X-Call-Id": []}, {"x-call-id": ["", " \t"]}])
-def test_a_call_id_is_made_where_none_came(header: Any) -> None:
-    """No call id, and an empty one, are replaced by one that is made, which the function gets too."""
+def test_decode_missing_call_id_is_derived(header: Any) -> None:
+    """A missing or empty call id is replaced by a derived one, which the function gets too."""
     invocation = accepted(Header=header)
-    assert invocation.call_id == MADE
-    assert invocation.headers == OURS
+    assert invocation.call_id == DERIVED_ID
+    assert invocation.headers == ADDED_HEADERS
 
 
-def test_the_made_call_id_is_the_same_wherever_it_is_made() -> None:
-    """It comes of the message alone: each delivery, in each worker and each version, makes the same one."""
+def test_derive_call_id_is_the_same_for_each_delivery() -> None:
+    """A derived call id depends on the message only, so each delivery in any worker of any version has the same one."""
     first, again = delivery(b""), Delivery((7, STORED), "other", 9, 5.0, "elsewhere", b"x")
-    assert derive_call_id(first) == derive_call_id(again) == MADE
+    assert derive_call_id(first) == derive_call_id(again) == DERIVED_ID
 
 
-def test_made_call_ids_differ() -> None:
-    """Another message makes another one: another sequence, another time of storing, or both digits shifted."""
+def test_derive_call_id_differs_between_messages() -> None:
+    """Messages with another sequence or time of storage have other ids, also where the joined digits are equal."""
     ids = [(7, STORED), (8, STORED), (7, STORED + 1), (1, 23), (12, 3)]
     assert len({derive_call_id(Delivery(each, "t", 1, 0.0, "s", b"")) for each in ids}) == 5
 
 
 @pytest.mark.parametrize("header", [{}, {"X-Start-Time": []}, {"X-Start-Time": [""]}])
-def test_an_invocation_was_accepted_when_it_was_stored(header: Any) -> None:
-    """Where no X-Start-Time came, the time of storing stands for it."""
+def test_decode_missing_start_time_is_the_time_of_storage(header: Any) -> None:
+    """Without X-Start-Time, the invocation started when the message was stored."""
     assert accepted(Header=header).started == str(STORED)
 
 
-def test_whitespace_around_values_does_not_count() -> None:
-    """Spaces and tabs around a value are not part of it (RFC 9110, section 5.5); those inside are."""
+def test_decode_whitespace_around_header_values_is_removed() -> None:
+    """Spaces and tabs around a value are removed (RFC 9110, section 5.5), and those inside are kept."""
     invocation = accepted(Header={"X-A": ["\t b\t c \t"], "X-Call-Id": [" id "]})
     assert invocation.headers[0] == (b"X-A", b"b\t c")
     assert invocation.call_id == "id"
 
 
 @pytest.mark.parametrize("code", [*range(9), *range(10, 32), 127])
-def test_control_characters_in_values_are_refused(code: int) -> None:
-    """No control character but the tab can stand in a value, in any header, even one that is dropped."""
+def test_decode_control_character_in_header_value_is_refused(code: int) -> None:
+    """A control character other than the tab is refused in any header's value, also in a dropped one."""
     for name in ("X-A", "Connection", "Host", "X-Call-Id"):
         payload = json.dumps({"Function": "echo", "Header": {name: ["fine", f"a{chr(code)}b"]}}).encode()
         assert refused(payload) == f"header {name} has a control character in its value"
 
 
 @pytest.mark.parametrize("name", ["", "X A", "X:A", "X\r\nA", "X\nA", "X-A\n", "X\x00", "X-\u00c4", " X", "X(", "X\t"])
-def test_what_is_no_header_is_refused(name: str) -> None:
-    """A name that is no token could add a line; it is refused, with or without values."""
+def test_decode_invalid_header_name_is_refused(name: str) -> None:
+    """A header's name that is no token could add a line, so it is refused, with values or without."""
     for values in (["a"], [], None):
         payload = json.dumps({"Function": "echo", "Header": {name: values}}).encode()
         assert refused(payload) == f"not a header's name: {name!r}"
 
 
-# The body, and the rest.
+# The body and other fields
 
 
 @given(st.binary())
 @example(bytes(range(256)))
-def test_the_body_is_exact(body: bytes) -> None:
-    """The function gets the body that the caller sent, to the byte."""
+def test_decode_body_is_exact(body: bytes) -> None:
+    """The function gets exactly the bytes of the body that the caller sent."""
     assert accepted(Body=base64.b64encode(body).decode()).body == body
 
 
-def test_a_null_body_is_an_empty_one() -> None:
-    """Go writes null for a body that is nil."""
+def test_decode_null_body_is_empty() -> None:
+    """A null body, which Go writes for nil, is empty."""
     assert accepted(Body=None).body == b""
 
 
 @pytest.mark.parametrize("body", ["A", "AA", "AAA", "AA==A", "!!!!", "A\nA==", "_-8="])
-def test_a_body_that_is_not_base64_is_refused(body: str) -> None:
-    """A body is standard base64 with its padding, or the message is refused."""
+def test_decode_body_without_base64_is_refused(body: str) -> None:
+    """A message is refused unless its body is standard base64 with padding."""
     reason = refused(json.dumps({"Function": "echo", "Body": body}).encode())
     assert reason == "not a QueueRequest: Invalid base64 encoded string - at `$.Body`"
 
 
-def test_unknown_fields_are_ignored() -> None:
-    """What we do not know does not matter, nor do the fields that only describe the caller's request."""
+def test_decode_unknown_fields_are_ignored() -> None:
+    """Unknown fields, and fields that only describe the caller's request, are ignored."""
     more = {"Host": "gateway:8080", "QueueName": "q", "Extra": {"a": [1, None, {"b": 1e300}]}, "function": "other"}
     assert accepted(**more) == ECHO
 
 
-def test_the_last_of_duplicate_keys_counts() -> None:
-    """Where a key comes twice the last one counts, as in Go."""
+def test_decode_duplicate_keys_use_the_last() -> None:
+    """Of duplicate keys the last one applies, as in Go."""
     payload = b'{"Function":"a","Header":{"X":["1"],"X":["2"]},"Function":"b"}'
     result = decoded(payload)
     assert isinstance(result, tuple)
     assert result[0].function == "b"
-    assert result[0].headers == ((b"X", b"2"), *OURS)
+    assert result[0].headers == ((b"X", b"2"), *ADDED_HEADERS)
 
 
 @pytest.mark.parametrize(
     "field", ["Method", "Header", "Host", "Path", "QueryString", "Body", "QueueName", "Annotations"]
 )
-def test_null_is_absent(field: str) -> None:
+def test_decode_null_field_is_absent(field: str) -> None:
     """A field that is null counts as absent, as in Go."""
     assert accepted(**{field: None}) == ECHO
 
@@ -493,8 +493,8 @@ def test_null_is_absent(field: str) -> None:
         ("CallbackUrl", True),
     ],
 )
-def test_another_type_is_refused(field: str, value: Any) -> None:
-    """A field of another type is not guessed at; the reason names it."""
+def test_decode_field_of_another_type_is_refused(field: str, value: Any) -> None:
+    """A field of another type is refused, and the reason names the field."""
     reason = refused(json.dumps({"Function": "echo"} | {field: value}).encode())
     assert re.match(rf"not a QueueRequest: Expected `[^`]+`, got `\w+` - at `\$\.{field}", reason), reason
 
@@ -531,19 +531,19 @@ def test_another_type_is_refused(field: str, value: Any) -> None:
         b"\x1f\x8b\x08",
     ],
 )
-def test_what_is_no_message_is_refused(payload: bytes) -> None:
-    """What is not JSON, not an object, has no function, or is nested or numbered past all bounds is refused."""
+def test_decode_invalid_message_is_refused(payload: bytes) -> None:
+    """Text that is not JSON, no object, lacks a function, or has extreme nesting or numbers is refused."""
     assert refused(payload).startswith("not a QueueRequest: ")
 
 
-def test_numbers_that_nobody_reads_may_be_huge() -> None:
+def test_decode_huge_number_in_unknown_field_is_ignored() -> None:
     """An unknown field may hold any number."""
     assert decoded(b'{"Function":"echo","X":' + b"9" * 100_000 + b',"Y":1e999}') == (ECHO, None)
 
 
 @pytest.mark.parametrize("callback", ["ftp://h/", "/relative", {}, {"Scheme": 1}, "http://h/a b"])
-def test_a_bad_callback_does_not_spoil_the_invocation(callback: Any) -> None:
-    """The function runs although its result can be told to nobody, and the complaint says why."""
+def test_decode_invalid_callback_keeps_the_invocation(callback: Any) -> None:
+    """With an unusable callback the function runs without a callback, and the complaint has the reason."""
     result = decoded(json.dumps({"Function": "echo", "CallbackUrl": callback}).encode())
     assert isinstance(result, tuple)
     invocation, complaint = result
@@ -552,8 +552,8 @@ def test_a_bad_callback_does_not_spoil_the_invocation(callback: Any) -> None:
 
 
 @pytest.mark.parametrize("callback", ["http://h/x", None, ""])
-def test_a_good_callback_brings_no_complaint(callback: str | None) -> None:
-    """Where the callback can be posted to, or there is none, nothing is complained of."""
+def test_decode_usable_callback_has_no_complaint(callback: str | None) -> None:
+    """A usable callback, or none, causes no complaint."""
     result = decoded(json.dumps({"Function": "echo", "CallbackUrl": callback}).encode())
     assert isinstance(result, tuple)
     assert result[0].callback == (callback or None)
@@ -576,19 +576,19 @@ HUGE = "x" * 100_000
         {"Function": "echo", "Annotations": {HUGE: 1}},
     ],
 )
-def test_reasons_are_short(fields: dict[str, Any]) -> None:
-    """A reason quotes the message, and stays short however long that is."""
+def test_decode_reasons_are_short(fields: dict[str, Any]) -> None:
+    """A reason quotes at most 80 characters of the message."""
     reason = refused(json.dumps(fields).encode())
     assert len(reason) < 200
     quoted = re.search("(/../)?x{9,}", reason)
     assert quoted is None or len(quoted[0]) == 80
 
 
-# The laws.
+# Laws for any message
 
 
-def is_read_as_one_request(invocation: Invocation) -> None:
-    """The law of fuzz/messages.py; and another implementation writes the request, and reads it as just that."""
+def check_is_read_as_one_request(invocation: Invocation) -> None:
+    """Check the law of fuzz/messages.py, and that h11 writes the request and reads exactly that one."""
     is_one_request(invocation)
     client, server = h11.Connection(h11.CLIENT), h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
     headers = [(b"Host", b"h"), *invocation.headers]
@@ -622,11 +622,11 @@ messages = st.fixed_dictionaries(
 @given(messages)
 @example({"Function": "echo", "Path": "/a\r\nX-Evil: 1", "QueryString": "\r\n\r\n"})
 @example({"Function": "echo", "Method": "CONNECT"})
-def test_no_message_can_write_more_than_its_request(message: dict[str, Any]) -> None:
-    """Whatever text stands in its fields, a message is refused, or is one request to the function that it names."""
+def test_decode_any_message_is_at_most_one_request(message: dict[str, Any]) -> None:
+    """A message with any text in its fields is refused, or is one request to the function that it names."""
     result = decoded(json.dumps(message).encode())
     if isinstance(result, tuple):
-        is_read_as_one_request(result[0])
+        check_is_read_as_one_request(result[0])
 
 
 @given(
@@ -645,14 +645,14 @@ def test_no_message_can_write_more_than_its_request(message: dict[str, Any]) -> 
         },
     )
 )
-def test_what_is_safe_is_not_refused(fields: dict[str, Any]) -> None:
-    """Any path that stays in its function, any query and any printable value are taken."""
+def test_decode_harmless_message_is_accepted(fields: dict[str, Any]) -> None:
+    """Any path inside its function, any query and any printable value are accepted."""
     depth = 0
     for segment in unquote(fields.get("Path", "")).split("/"):
         depth += {"": 0, ".": 0, "..": -1}.get(segment, 1)
         if depth < 0:
             return
-    is_read_as_one_request(accepted(**fields))
+    check_is_read_as_one_request(accepted(**fields))
 
 
 anything: st.SearchStrategy[Any] = st.recursive(
@@ -664,28 +664,28 @@ FIELDS = ["Function", "Method", "Header", "Path", "QueryString", "Body", "Annota
 
 
 @given(anything | st.dictionaries(st.sampled_from(FIELDS), anything).map(lambda fields: {"Function": "echo"} | fields))
-def test_any_json_is_read_or_refused(value: Any) -> None:
-    """No JSON at all makes decoding raise."""
+def test_decode_any_json_is_read_or_refused(value: Any) -> None:
+    """Any JSON is read as one request or refused, and none makes decoding raise."""
     result = decoded(json.dumps(value).encode())
     if isinstance(result, tuple):
-        is_read_as_one_request(result[0])
+        check_is_read_as_one_request(result[0])
     else:
         assert result.reason
 
 
 @given(st.binary())
-def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
-    """No bytes at all make decoding raise."""
+def test_decode_any_bytes_are_refused(payload: bytes) -> None:
+    """Random bytes are refused, and none make decoding raise."""
     refused(payload)
 
 
 @given(st.sampled_from(sorted(LINES.values())), st.randoms(use_true_random=False))
-def test_damaged_messages_are_read_or_refused(payload: bytes, dice: random.Random) -> None:
+def test_decode_damaged_message_is_read_or_refused(payload: bytes, rng: random.Random) -> None:
     """A message that lost, gained or changed some bytes is read as one request, or refused."""
     damaged = bytearray(payload)
-    for _ in range(dice.randint(1, 4)):
-        start = dice.randrange(len(damaged) + 1)
-        damaged[start : start + dice.randint(0, 3)] = dice.choice([b"", b"\\n", b"\xff", b'"', b"\\ud800", b"{", b"\0"])
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(damaged) + 1)
+        damaged[start : start + rng.randint(0, 3)] = rng.choice([b"", b"\\n", b"\xff", b'"', b"\\ud800", b"{", b"\0"])
     result = decoded(bytes(damaged))
     if isinstance(result, tuple):
-        is_read_as_one_request(result[0])
+        check_is_read_as_one_request(result[0])

@@ -18,24 +18,24 @@ def delivery(sequence: int = 1, count: int = 1, *, stored: int = EPOCH) -> Deliv
 
 
 def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
-    """A ledger that had message 1 as delivery *count*, as attempt *attempt*, and gave it back at 100 s."""
+    """Return a ledger that naked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
     ledger = Ledger()
     ledger.classify(delivery(count=count), now=0.0)
     ledger.record(delivery(count=count), attempt, Nak(delay), counts=attempted, now=100.0)
     return ledger
 
 
-# What it says of a message that it does not know.
+# Messages that the ledger does not know
 
 
 @pytest.mark.parametrize("count", [1, 2, 57])
-def test_a_message_it_never_had_is_the_attempt_that_the_queue_counts(count: int) -> None:
-    """Without memory of a message the delivery count stands for the attempts, and nothing is waited for."""
+def test_classify_unknown_message_starts_as_the_attempt_of_its_delivery_count(count: int) -> None:
+    """Without an entry for a message, its delivery count is its attempt, and it starts at once."""
     assert Ledger().classify(delivery(count=count), now=5.0) == Start(count, 0.0)
 
 
-def test_another_stream_has_other_messages() -> None:
-    """The same sequence in a stream made anew is another message."""
+def test_classify_same_sequence_in_recreated_stream_is_another_message() -> None:
+    """The same sequence in a recreated stream is another message."""
     ledger = Ledger()
     ledger.classify(delivery(), now=0.0)
     ledger.record(delivery(), 1, Ack(), counts=True, now=0.0)
@@ -44,12 +44,12 @@ def test_another_stream_has_other_messages() -> None:
     assert ledger.classify(delivery(), now=0.0) == SettleAgain(Ack())
 
 
-# Its three laws.
+# Messages that run, have ended, or wait for their back-off
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_a_running_message_is_not_run_again(count: int) -> None:
-    """While it runs here, every other delivery of it is the same lease, whatever its count."""
+def test_classify_running_message_extends_its_lease(count: int) -> None:
+    """While a message runs in this worker, any other delivery of it only extends its lease, whatever its count."""
     ledger = Ledger()
     assert ledger.classify(delivery(count=3), now=0.0) == Start(3)
     for now in (0.0, 1e9):
@@ -58,8 +58,8 @@ def test_a_running_message_is_not_run_again(count: int) -> None:
 
 @pytest.mark.parametrize("verdict", [Ack(), Term("gave up")])
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_a_finished_message_is_settled_again(verdict: Final, count: int) -> None:
-    """What ended here is told to the queue again, as often as it asks, and never run again."""
+def test_classify_finished_message_is_settled_again(verdict: Final, count: int) -> None:
+    """A message that ended in this worker is settled again at every redelivery, and never run again."""
     ledger = Ledger()
     ledger.classify(delivery(count=2), now=0.0)
     ledger.record(delivery(count=2), 2, verdict, counts=True, now=1.0)
@@ -79,8 +79,8 @@ def test_a_finished_message_is_settled_again(verdict: Final, count: int) -> None
         (500.0, Start(4, 0.0)),
     ],
 )
-def test_a_message_that_comes_early_waits(now: float, expected: Start | Postpone) -> None:
-    """Before its back-off is over it goes back for the rest of it; the last second is waited out here."""
+def test_classify_before_backoff_ends_postpones(now: float, expected: Start | Postpone) -> None:
+    """A message delivered during its back-off is postponed for the rest of it; the last second is waited here."""
     assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
 
@@ -94,8 +94,8 @@ def test_a_message_that_comes_early_waits(now: float, expected: Start | Postpone
         (EARLY / 2, Start(2, 0.0)),
     ],
 )
-def test_the_bounds_of_early(remaining: float, expected: Start | Postpone) -> None:
-    """More than a second goes back, less is held, and a twentieth of one is what two clocks may differ by."""
+def test_classify_near_the_end_of_backoff_starts(remaining: float, expected: Start | Postpone) -> None:
+    """More than 1 s of back-off postpones, less is waited in the worker, and 0.05 s is ignored as clock difference."""
     ledger = Ledger()
     ledger.classify(delivery(), now=0.0)
     ledger.record(delivery(), 1, Nak(remaining), counts=True, now=0.0)
@@ -103,51 +103,51 @@ def test_the_bounds_of_early(remaining: float, expected: Start | Postpone) -> No
     assert ledger.classify(delivery(count=2), now=0.0) == expected
 
 
-def test_a_message_given_back_early_keeps_its_attempts_and_its_wait() -> None:
-    """However often it comes early, the wait ends when it was to end, and no attempt is counted."""
+def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
+    """Early deliveries change neither the end of the back-off nor the number of attempts."""
     ledger = given_back(3, 3, 60.0)
     assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=5), now=120.0) == Postpone(40.0)
     assert ledger.classify(delivery(count=6), now=160.0) == Start(4, 0.0)
 
 
-# What it counts.
+# Counting attempts
 
 
-def test_what_was_not_attempted_does_not_count() -> None:
-    """A message given back unstarted, or to shut down, comes again as the same attempt."""
+def test_classify_after_nak_without_attempt_is_the_same_attempt() -> None:
+    """A message that was naked unstarted, or by the drain, is redelivered as the same attempt."""
     ledger = given_back(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
 
 
 @pytest.mark.parametrize(("count", "attempt"), [(4, 4), (5, 5), (8, 8)])
-def test_what_others_had_counts(count: int, attempt: int) -> None:
-    """Each delivery that went elsewhere meanwhile counts as an attempt, and its wait is over."""
+def test_classify_counts_deliveries_to_other_workers(count: int, attempt: int) -> None:
+    """Each delivery to another worker counts as an attempt, and ends the back-off."""
     assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(attempt)
 
 
-def test_hand_backs_stay_uncounted_when_others_had_it() -> None:
-    """What we know that the queue's count overstates stays taken off."""
+def test_classify_subtracts_own_naks_without_attempt() -> None:
+    """Naks without an attempt stay subtracted from the delivery count after deliveries to other workers."""
     ledger = given_back(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=10), now=100.0) == Start(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_consumer_made_anew_does_not_reset_the_attempts(count: int) -> None:
-    """Its counts begin at one again: what we had before is added to what the new consumer has handed out."""
+def test_classify_recreated_consumer_keeps_attempts(count: int) -> None:
+    """A recreated consumer counts deliveries from one again, and the ledger adds them to its own attempts."""
     ledger = given_back(3, 3, 0.0)
     assert ledger.classify(delivery(count=count), now=100.0) == Start(3 + count)
 
 
-def test_a_consumer_made_anew_does_not_end_the_wait() -> None:
-    """A back-off holds against a consumer that has forgotten it."""
+def test_classify_recreated_consumer_keeps_the_backoff() -> None:
+    """A back-off continues when the consumer that had its delay is recreated."""
     ledger = given_back(3, 3, 60.0)
     assert ledger.classify(delivery(count=1), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=2), now=160.0) == Start(4)
 
 
-def test_the_newest_delivery_is_what_counts_go_on_from() -> None:
-    """A redelivery while it ran is not taken for an attempt by someone else."""
+def test_classify_redelivery_during_run_is_no_attempt() -> None:
+    """A redelivery during the run does not count as an attempt of another worker."""
     ledger = Ledger()
     ledger.classify(delivery(count=1), now=0.0)
     ledger.classify(delivery(count=2), now=30.0)
@@ -156,19 +156,19 @@ def test_the_newest_delivery_is_what_counts_go_on_from() -> None:
     assert ledger.classify(delivery(count=4), now=100.0) == Start(2)
 
 
-def test_what_was_abandoned_is_forgotten() -> None:
-    """Others have it, and what they do cannot be counted here: the queue's count stands again, hand-backs and all."""
+def test_classify_abandoned_message_counts_deliveries_again() -> None:
+    """After an abandon another worker has the message, so its delivery count is its attempt again, naks included."""
     ledger = given_back(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
     ledger.record(delivery(count=8), 3, Abandon(), counts=True, now=100.0)
     assert ledger.classify(delivery(count=9), now=100.0) == Start(9)
 
 
-# What it remembers.
+# Limits of the ledger's memory
 
 
-def test_the_oldest_is_forgotten_first() -> None:
-    """Memory is bounded: past the bound, what was ended or given back longest ago is forgotten."""
+def test_ledger_full_forgets_the_oldest() -> None:
+    """When the memory is full, the message that ended or was naked longest ago is forgotten."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2, 3):
         ledger.classify(delivery(sequence), now=0.0)
@@ -178,8 +178,8 @@ def test_the_oldest_is_forgotten_first() -> None:
     assert ledger.classify(delivery(3, 5), now=0.0) == SettleAgain(Ack())
 
 
-def test_giving_back_is_remembered_anew() -> None:
-    """A message that came early and went back is the newest again."""
+def test_ledger_postponed_message_is_the_newest() -> None:
+    """A message that was postponed is the newest in the memory again."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2):
         ledger.classify(delivery(sequence), now=0.0)
@@ -191,16 +191,16 @@ def test_giving_back_is_remembered_anew() -> None:
     assert ledger.classify(delivery(2, 9), now=20.0) == Start(9)
 
 
-def test_what_runs_is_never_forgotten() -> None:
-    """The bound is on messages that no longer run: those that do are bounded by the worker's slots."""
+def test_ledger_running_messages_are_never_forgotten() -> None:
+    """The memory's limit is for messages that no longer run, because slots limit those that run."""
     ledger = Ledger(remember=1)
     for sequence in range(1, 100):
         ledger.classify(delivery(sequence), now=0.0)
     assert all(ledger.classify(delivery(sequence, 2), now=0.0) == Extend() for sequence in range(1, 100))
 
 
-def test_memory_by_default() -> None:
-    """Twenty thousand messages are remembered, and not one more."""
+def test_ledger_remembers_20000_messages_by_default() -> None:
+    """The ledger remembers 20,000 messages, not one more."""
     ledger = Ledger()
     for sequence in range(20_001):
         ledger.classify(delivery(sequence), now=0.0)
@@ -211,7 +211,7 @@ def test_memory_by_default() -> None:
 
 @dataclass
 class Known:
-    """What happened to a message, told from outside."""
+    """The past of a message, as the test recorded it."""
 
     attempts: int
     due: float = 0.0
@@ -221,14 +221,14 @@ class Known:
 class OnlyWorker(RuleBasedStateMachine):
     """The ledger of a queue's only worker, which gets every delivery.
 
-    Its laws:
+    Laws of the ledger:
 
-    - it remembers at most as many messages as it was told to, and every one that runs;
-    - a running message is never Start, and neither is a finished one that it remembers;
-    - the attempt it gives is one more than the attempts that were made, however often the message was handed out while
-      it ran, given back unstarted, came early, or was handed out by a consumer made anew;
-    - before the back-off is over it is Postpone with exactly the rest of it, or Start with no more to wait than HOLD;
-    - what it has forgotten, or abandoned, is the attempt that the queue counts.
+    - the ledger remembers at most ``remember`` messages, besides all that run;
+    - a running message is never Start, and neither is a finished one in its memory;
+    - the attempt of Start is one more than the attempts made; redeliveries while the message runs, naks without an
+      attempt, early deliveries and a recreated consumer do not change it;
+    - during the back-off a delivery is Postpone for exactly the rest of it, or Start after a wait of at most HOLD;
+    - the attempt of a message that was forgotten or abandoned is its delivery count.
     """
 
     def __init__(self) -> None:
@@ -239,43 +239,43 @@ class OnlyWorker(RuleBasedStateMachine):
         self.counts = dict.fromkeys(range(3), 0)
         self.running: dict[int, tuple[Delivery, int]] = {}
         self.known: dict[int, Known] = {}
-        """In the order in which they were last ended or given back."""
+        """Sequence -> past of the message, in the order in which messages last ended or were naked."""
 
     @initialize(remember=st.sampled_from([1, 2, 3]))
     def begin(self, remember: int) -> None:
-        """Some ledgers have room for every message there is."""
+        """Create a ledger that may have room for all messages, or not."""
         self.remember = remember
         self.ledger = Ledger(remember)
 
-    def keep(self, sequence: int, known: Known) -> None:
+    def remember_past(self, sequence: int, known: Known) -> None:
         self.known.pop(sequence, None)
         self.known[sequence] = known
         if len(self.known) > self.remember:
             del self.known[next(iter(self.known))]
 
     @rule(sequence=st.integers(0, 2), later=st.sampled_from([0.0, 31 / 32, 1.0, 30.0]))
-    def hand_out(self, sequence: int, later: float) -> None:
-        """The queue hands out a message, whatever we know of it: it may not have heard, or have lost its consumer.
+    def deliver(self, sequence: int, later: float) -> None:
+        """Deliver a message in any state: a settlement may be lost, or the consumer.
 
-        Time passes meanwhile, in steps that floats add up exactly.
+        Before that, time passes in steps that floats add up exactly.
         """
         self.now += later
         self.counts[sequence] += 1
-        handed = delivery(sequence, self.counts[sequence])
-        arrival = self.ledger.classify(handed, now=self.now)
-        known = self.known.get(sequence, Known(handed.num_delivered - 1))
+        delivered = delivery(sequence, self.counts[sequence])
+        arrival = self.ledger.classify(delivered, now=self.now)
+        known = self.known.get(sequence, Known(delivered.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
             assert arrival == Extend()
-            self.running[sequence] = handed, self.running[sequence][1]
+            self.running[sequence] = delivered, self.running[sequence][1]
         elif known.final:
             assert arrival == SettleAgain(known.final)
         elif remaining > HOLD:
             assert arrival == Postpone(remaining)
-            self.keep(sequence, known)
+            self.remember_past(sequence, known)
         else:
             assert arrival == Start(known.attempts + 1, remaining if remaining > EARLY else 0.0)
-            self.running[sequence] = handed, known.attempts + 1
+            self.running[sequence] = delivered, known.attempts + 1
 
     @rule(
         sequence=st.integers(0, 2),
@@ -283,29 +283,29 @@ class OnlyWorker(RuleBasedStateMachine):
         attempted=st.booleans(),
     )
     def end(self, sequence: int, verdict: Verdict, attempted: bool) -> None:
-        """A message's job ends. Where it has none it is handed out first, and may get one."""
+        """End the job of a message, after a delivery where it has none."""
         if sequence not in self.running:
-            self.hand_out(sequence, 0.0)
+            self.deliver(sequence, 0.0)
         if sequence not in self.running:
             return
         newest, attempt = self.running.pop(sequence)
         self.ledger.record(newest, attempt, verdict, counts=attempted, now=self.now)
         match verdict:
             case Nak(delay):
-                self.keep(sequence, Known(attempt - (not attempted), self.now + delay))
+                self.remember_past(sequence, Known(attempt - (not attempted), self.now + delay))
             case Abandon():
                 self.known.pop(sequence, None)
             case Ack() | Term():
-                self.keep(sequence, Known(attempt, final=verdict))
+                self.remember_past(sequence, Known(attempt, final=verdict))
 
     @rule()
-    def make_the_consumer_anew(self) -> None:
-        """All counts begin again."""
+    def recreate_the_consumer(self) -> None:
+        """Count all deliveries from one again."""
         self.counts = dict.fromkeys(self.counts, 0)
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        """And holds what runs."""
+        """Check that the memory is limited, and has all messages that run."""
         assert len(self.ledger._past) <= self.remember
         assert self.ledger._running == {self.id_of(sequence) for sequence in self.running}
 

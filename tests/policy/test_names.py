@@ -18,8 +18,8 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,20}[a-z0-9])?", fullmatch=True)
 @example("a" * 254)
 @example("a\n")
 @example("-")
-def test_a_name_is_what_the_contract_says(text: str) -> None:
-    """Lower-case letters, digits, - and _, the first and last a letter or digit, at most 253 of them."""
+def test_is_name_accepts_the_contract_s_names(text: str) -> None:
+    """A name has 1 to 253 characters: lower-case letters, digits, - and _, and - and _ not at its ends."""
     expected = 1 <= len(text) <= 253 and set(text) <= set(ENDS + "-_") and text[0] in ENDS and text[-1] in ENDS
     assert is_name(text) is expected
 
@@ -49,26 +49,26 @@ def test_a_name_is_what_the_contract_says(text: str) -> None:
         ("a..b", None),
     ],
 )
-def test_a_function_is_a_name_and_perhaps_a_namespace(text: str, parts: tuple[str, str] | None) -> None:
-    """``name`` stands in the namespace given, ``name.namespace`` in its own; anything else is no function."""
+def test_split_function_returns_name_and_namespace(text: str, parts: tuple[str, str] | None) -> None:
+    """``name`` is in the given namespace, ``name.namespace`` in its own, and other text is no function."""
     assert split_function(text, "fn") == parts
 
 
 @given(names, names, names)
-def test_parts_of_a_function_are_names(name: str, namespace: str, standing_in: str) -> None:
-    """Joining two names by a dot and splitting them gives both."""
-    assert split_function(f"{name}.{namespace}", standing_in) == (name, namespace)
-    assert split_function(name, standing_in) == (name, standing_in)
+def test_split_function_joined_parts_are_returned(name: str, namespace: str, default_namespace: str) -> None:
+    """Joining two names by a dot and splitting the result gives both names."""
+    assert split_function(f"{name}.{namespace}", default_namespace) == (name, namespace)
+    assert split_function(name, default_namespace) == (name, default_namespace)
 
 
-def test_subjects_have_partition_function_and_namespace() -> None:
+def test_subject_of_has_partition_function_and_namespace() -> None:
     """Producers publish on ``<queue>.<partition>.<function>.<namespace>``."""
     assert subject_of("faas-request", 3, "echo", "fn") == "faas-request.3.echo.fn"
 
 
 @given(names, st.integers(0, 99), names, names)
-def test_labels_name_the_function_of_our_subjects(queue: str, partition: int, name: str, namespace: str) -> None:
-    """What waits on one of our own subjects is labelled ``name.namespace``, as running invocations are."""
+def test_label_of_own_subject_is_function_and_namespace(queue: str, partition: int, name: str, namespace: str) -> None:
+    """Messages on a subject of this project's producer have the label ``name.namespace``, as running invocations do."""
     assert label_of(queue, subject_of(queue, partition, name, namespace)) == f"{name}.{namespace}"
 
 
@@ -84,24 +84,26 @@ def test_labels_name_the_function_of_our_subjects(queue: str, partition: int, na
         ("q.q.q", "q.q"),
     ],
 )
-def test_other_subjects_are_labelled_by_what_they_say(subject: str, label: str) -> None:
-    """The bare subject tells no function; of a scheme not ours, everything below the queue is shown."""
+def test_label_of_other_subject_is_the_rest_below_the_queue(subject: str, label: str) -> None:
+    """The bare subject has an empty label; a subject of an unknown scheme shows all tokens below the queue."""
     assert label_of("q", subject) == label
 
 
-def taken_by(pattern: str, subject: str) -> bool:
-    """NATS's rule, for a subject without wildcards."""
-    wide, narrow = pattern.split("."), subject.split(".")
-    if wide[-1] == ">":
-        wide = wide[:-1]
-        if len(narrow) <= len(wide):
+def matches(pattern: str, subject: str) -> bool:
+    """Return whether a pattern matches a subject without wildcards, by NATS's rule."""
+    pattern_tokens, subject_tokens = pattern.split("."), subject.split(".")
+    if pattern_tokens[-1] == ">":
+        pattern_tokens = pattern_tokens[:-1]
+        if len(subject_tokens) <= len(pattern_tokens):
             return False
-        narrow = narrow[: len(wide)]
-    return len(wide) == len(narrow) and all(one in ("*", other) for one, other in zip(wide, narrow, strict=True))
+        subject_tokens = subject_tokens[: len(pattern_tokens)]
+    return len(pattern_tokens) == len(subject_tokens) and all(
+        one in ("*", other) for one, other in zip(pattern_tokens, subject_tokens, strict=True)
+    )
 
 
-def meant_by(subject: str) -> list[str]:
-    """Subjects that *subject* stands for: all that could tell patterns of at most three tokens apart."""
+def examples_of(subject: str) -> list[str]:
+    """Return subjects that *subject* stands for: enough to distinguish patterns of at most three tokens."""
     if not subject.endswith(">"):
         return [subject]
     stem = subject.removesuffix(">")
@@ -114,12 +116,14 @@ def meant_by(subject: str) -> list[str]:
     st.lists(st.sampled_from(["a", "b"]), max_size=3),
     st.booleans(),
 )
-def test_covers_is_inclusion(pattern: list[str], open_pattern: bool, subject: list[str], open_subject: bool) -> None:
-    """A pattern covers a subject where it takes every message that can come on it, by NATS's rules."""
+def test_covers_is_inclusion_of_subjects(
+    pattern: list[str], open_pattern: bool, subject: list[str], open_subject: bool
+) -> None:
+    """A pattern covers a subject if it matches each message's subject that the other one matches, by NATS's rules."""
     pattern += [">"] * (open_pattern or not pattern)
     subject += [">"] * (open_subject or not subject)
     wide, narrow = ".".join(pattern), ".".join(subject)
-    assert covers(wide, narrow) is all(taken_by(wide, each) for each in meant_by(narrow))
+    assert covers(wide, narrow) is all(matches(wide, each) for each in examples_of(narrow))
 
 
 @pytest.mark.parametrize(
@@ -136,8 +140,8 @@ def test_covers_is_inclusion(pattern: list[str], open_pattern: bool, subject: li
         ("*", "faas-request", True),
     ],
 )
-def test_covers_what_streams_are_checked_for(pattern: str, subject: str, yes: bool) -> None:
-    """A stream serves a queue where its subjects cover both the bare subject and all below it."""
+def test_covers_the_subjects_of_a_queue(pattern: str, subject: str, yes: bool) -> None:
+    """A stream serves a queue if its subjects cover both the bare subject and all subjects below it."""
     assert covers(pattern, subject) is yes
 
 
@@ -152,26 +156,26 @@ def test_covers_what_streams_are_checked_for(pattern: str, subject: str, yes: bo
         ("q.00000007.x", 3),
     ],
 )
-def test_a_subject_names_its_partition(subject: str, partition: int) -> None:
-    """The number behind the queue's name, modulo the partitions; what is on the bare subject belongs to the first."""
+def test_partition_of_numbered_subject_is_its_number(subject: str, partition: int) -> None:
+    """The partition is the number after the queue's name, modulo the partitions; the bare subject is in the first."""
     assert partition_of("q", subject, 4) == partition
 
 
 @pytest.mark.parametrize("subject", ["q.echo", "q.3", "q.echo.3", "q.-1.x", "q.\u0663.x", "q.1234567890.x", "q.1e3.x"])
-def test_a_subject_without_a_partition_has_one_all_the_same(subject: str) -> None:
-    """A hash decides, the same for every worker of every version: FNV-1a of the subject, 32 bits."""
+def test_partition_of_unnumbered_subject_is_its_hash(subject: str) -> None:
+    """Without a number, the 32-bit FNV-1a hash of the subject decides, equally in every worker of every version."""
     assert partition_of("q", subject, 4) == fnv1a(subject.encode()) % 4
 
 
-def test_fnv1a_as_published() -> None:
-    """Test vectors of draft-eastlake-fnv."""
+def test_fnv1a_matches_published_vectors() -> None:
+    """The hash matches the test vectors of draft-eastlake-fnv."""
     assert fnv1a(b"") == 0x811C9DC5
     assert fnv1a(b"a") == 0xE40C292C
     assert fnv1a(b"foobar") == 0xBF9CF968
 
 
 @given(st.text(), st.integers(1, 1024))
-def test_every_subject_is_in_one_of_the_partitions(tail: str, partitions: int) -> None:
-    """And where there is one, in that."""
+def test_partition_of_any_subject_is_in_range(tail: str, partitions: int) -> None:
+    """Every subject has a partition in the range, which is 0 where there is only one."""
     assert 0 <= partition_of("q", f"q.{tail}", partitions) < partitions
     assert partition_of("q", f"q.{tail}", 1) == 0

@@ -35,7 +35,7 @@ INVOCATION = Invocation(
 JSON: Headers = ((b"Content-Type", b"application/json"),)
 
 
-def told(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: float = 0.25) -> Callback:
+def callback_of(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: float = 0.25) -> Callback:
     callback = make_callback(
         INVOCATION, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent="queue-worker/test"
     )
@@ -43,7 +43,7 @@ def told(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: f
     return callback
 
 
-def ours(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000") -> Headers:
+def own_headers(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000") -> Headers:
     return (
         (b"X-Call-Id", b"call-1"),
         (b"X-Function-Name", b"echo"),
@@ -55,32 +55,32 @@ def ours(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.250000")
     )
 
 
-def test_who_asked_for_no_callback_gets_none() -> None:
-    """Without a callback URL nobody is told."""
+def test_make_callback_without_url_is_none() -> None:
+    """An invocation without a callback URL has no callback."""
     silent = replace(INVOCATION, callback=None)
     assert make_callback(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
 
 
-def test_the_callback_of_a_success() -> None:
-    """The function's body and headers, then ours (contract, section 6)."""
+def test_make_callback_success_has_response_and_own_headers() -> None:
+    """A callback has the function's body and headers, then the worker's (contract, section 6)."""
     outcome = Responded(200, (*JSON, (b"X-Own", b"1"), (b"x-own", b"2")), b"\x00answer\xff", size=8)
-    assert told(outcome) == Callback(
-        "http://h/cb", (*JSON, (b"X-Own", b"1"), (b"x-own", b"2"), *ours(200)), b"\x00answer\xff"
+    assert callback_of(outcome) == Callback(
+        "http://h/cb", (*JSON, (b"X-Own", b"1"), (b"x-own", b"2"), *own_headers(200)), b"\x00answer\xff"
     )
 
 
-def test_the_callback_of_a_failure_that_is_final() -> None:
-    """A status that is not retried is told as it is."""
-    assert told(Responded(404, JSON, b"no")) == Callback("http://h/cb", (*JSON, *ours(404)), b"no")
+def test_make_callback_final_failure_has_its_status() -> None:
+    """A status that is not retried is reported unchanged."""
+    assert callback_of(Responded(404, JSON, b"no")) == Callback("http://h/cb", (*JSON, *own_headers(404)), b"no")
 
 
 @pytest.mark.parametrize(
     ("outcome", "status"), [(NoResponse("refused"), 502), (TimedOut(60.0), 504), (Crashed(ValueError()), 502)]
 )
-def test_the_callback_of_no_response(outcome: Outcome, status: int) -> None:
-    """With no response the body is empty and the status is 502 or 504; a bug of ours is no response either."""
+def test_make_callback_without_response_is_empty(outcome: Outcome, status: int) -> None:
+    """Without a response, also after a bug in the worker, the body is empty and the status is 502 or 504."""
     retried = ((b"X-Retry", b"99"), (b"X-Retry-Max", b"99"))
-    assert told(outcome, attempt=100) == Callback("http://h/cb", ours(status, *retried), b"")
+    assert callback_of(outcome, attempt=100) == Callback("http://h/cb", own_headers(status, *retried), b"")
 
 
 @pytest.mark.parametrize(
@@ -95,27 +95,27 @@ def test_the_callback_of_no_response(outcome: Outcome, status: int) -> None:
         (7, 3, ((b"X-Retry", b"2"), (b"X-Retry-Max", b"2"))),
     ],
 )
-def test_retries_are_told_where_there_were_some(attempt: int, attempts: int, more: Headers) -> None:
-    """X-Retry is the retries made and X-Retry-Max those allowed, equal where it was given up; no retry, neither."""
-    assert told(Responded(503), attempt=attempt, attempts=attempts).headers == ours(503, *more)
+def test_make_callback_after_retries_has_retry_headers(attempt: int, attempts: int, more: Headers) -> None:
+    """X-Retry is the number of retries made and X-Retry-Max of those allowed; without a retry neither is set."""
+    assert callback_of(Responded(503), attempt=attempt, attempts=attempts).headers == own_headers(503, *more)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.0, b"0.000000"), (0.0000004, b"0.000000"), (1.5, b"1.500000"), (3600.0, b"3600.000000"), (1e-6, b"0.000001")],
 )
-def test_the_duration_is_in_seconds(seconds: float, text: bytes) -> None:
-    """Six digits behind the point, never an exponent."""
-    assert told(Responded(200), duration=seconds).headers == ours(200, duration=text)
+def test_make_callback_duration_is_in_seconds(seconds: float, text: bytes) -> None:
+    """The duration has six digits after the point, and never an exponent."""
+    assert callback_of(Responded(200), duration=seconds).headers == own_headers(200, duration=text)
 
 
-def test_a_cut_body_is_marked() -> None:
-    """Where the body went past its bound, its beginning is told, and that it is only that."""
-    callback = told(Responded(200, (), b"begin", truncated=True))
-    assert callback == Callback("http://h/cb", ours(200, (b"X-Truncated", b"true")), b"begin")
+def test_make_callback_truncated_body_is_marked() -> None:
+    """A callback with a truncated body has its beginning, and X-Truncated."""
+    callback = callback_of(Responded(200, (), b"begin", truncated=True))
+    assert callback == Callback("http://h/cb", own_headers(200, (b"X-Truncated", b"true")), b"begin")
 
 
-NOT_THE_FUNCTION_S = [
+RESERVED = [
     "Connection",
     "Keep-Alive",
     "Proxy-Authenticate",
@@ -140,35 +140,35 @@ NOT_THE_FUNCTION_S = [
 ]
 
 
-def test_a_response_cannot_speak_for_us() -> None:
-    """Headers about the connection, and those that only we may say, are dropped from the response, in any case."""
+def test_make_callback_reserved_headers_of_response_are_dropped() -> None:
+    """Headers about the connection and those that the worker sets are dropped from the response, in any case."""
 
     def check(name: str) -> None:
         headers = (*JSON, (name.encode(), b"forged"), (name.encode(), b"again"))
-        assert told(Responded(200, headers)).headers == (*JSON, *ours(200))
+        assert callback_of(Responded(200, headers)).headers == (*JSON, *own_headers(200))
 
-    check_each((spelled for name in NOT_THE_FUNCTION_S for spelled in (name, name.lower(), name.upper())), check)
+    check_each((spelled for name in RESERVED for spelled in (name, name.lower(), name.upper())), check)
 
 
 @pytest.mark.parametrize("connection", [b"X-Drop, x-also", b"close,X-ALSO ,x-drop", b"\tx-drop\t,,x-also"])
-def test_headers_that_the_response_s_connection_names_are_dropped(connection: bytes) -> None:
-    """They are about that connection only, wherever they stand."""
+def test_make_callback_headers_named_by_connection_are_dropped(connection: bytes) -> None:
+    """Headers that Connection names are dropped at any position, because they concern that connection only."""
     headers = ((b"X-Drop", b"1"), (b"CONNECTION", connection), (b"x-DROP", b"2"), (b"X-Also", b"3"), (b"X-Kept", b"4"))
-    assert told(Responded(200, headers)).headers == ((b"X-Kept", b"4"), *ours(200))
+    assert callback_of(Responded(200, headers)).headers == ((b"X-Kept", b"4"), *own_headers(200))
 
 
-def test_only_connection_names_headers() -> None:
-    """A header that another one's value names stays."""
+def test_make_callback_headers_named_by_other_headers_stay() -> None:
+    """A header that another header's value names stays."""
     headers = ((b"Vary", b"x-kept"), (b"X-Connection", b"x-kept"), (b"X-Kept", b"close"))
-    assert told(Responded(200, headers)).headers == (*headers, *ours(200))
+    assert callback_of(Responded(200, headers)).headers == (*headers, *own_headers(200))
 
 
-def test_connection_cannot_take_our_headers_away() -> None:
-    """What we say ourselves is said, whatever the response names."""
-    assert told(Responded(200, ((b"Connection", b"x-call-id, user-agent"),))).headers == ours(200)
+def test_make_callback_own_headers_named_by_connection_stay() -> None:
+    """The worker's headers are set although the response's Connection names them."""
+    assert callback_of(Responded(200, ((b"Connection", b"x-call-id, user-agent"),))).headers == own_headers(200)
 
 
-names = st.sampled_from(["X-A", "content-type", "Set-Cookie", *NOT_THE_FUNCTION_S]).map(str.encode)
+names = st.sampled_from(["X-A", "content-type", "Set-Cookie", *RESERVED]).map(str.encode)
 
 
 @given(
@@ -181,28 +181,28 @@ names = st.sampled_from(["X-A", "content-type", "Set-Cookie", *NOT_THE_FUNCTION_
     st.integers(1, 9),
     st.integers(1, 9),
 )
-def test_our_headers_are_said_once(outcome: Responded, attempt: int, attempts: int) -> None:
-    """Each of our headers stands there exactly once; the function's keep their order, and its body is untouched."""
-    callback = told(outcome, attempt=attempt, attempts=attempts)
-    said = [name.lower().decode() for name, _ in callback.headers]
-    mine = {name.lower() for name in NOT_THE_FUNCTION_S} & set(said)
+def test_make_callback_has_each_own_header_once(outcome: Responded, attempt: int, attempts: int) -> None:
+    """Each of the worker's headers occurs once; the function's keep their order, and its body is unchanged."""
+    callback = callback_of(outcome, attempt=attempt, attempts=attempts)
+    written = [name.lower().decode() for name, _ in callback.headers]
+    own = {name.lower() for name in RESERVED} & set(written)
     retried = {"x-retry", "x-retry-max"} if attempt > 1 else set()
-    assert mine == retried | {name.decode().lower() for name, _ in ours(200)}
-    assert all(said.count(name) == 1 for name in mine)
-    theirs = [field for field in callback.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
+    assert own == retried | {name.decode().lower() for name, _ in own_headers(200)}
+    assert all(written.count(name) == 1 for name in own)
+    foreign = [field for field in callback.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
     connection = b",".join(value for name, value in outcome.headers if name == b"Connection").lower()
     if not {b"x-a", b"content-type", b"set-cookie"} & {each.strip() for each in connection.split(b",")}:
-        assert theirs == [field for field in outcome.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
+        assert foreign == [field for field in outcome.headers if field[0] in (b"X-A", b"content-type", b"Set-Cookie")]
     assert callback.body == outcome.body
 
 
-# Dead letters.
+# Dead letters
 
 MESSAGE = Delivery((42, 1_700_000_000_000_000_000), "t", 9, 0.0, "faas-request.0.echo.fn", b"{}")
 
 
-def test_a_dead_letter_says_all_that_is_known() -> None:
-    """Why, after how many attempts and deliveries, where it stood, and whose it was."""
+def test_dead_letter_headers_describe_the_message() -> None:
+    """A dead letter has the reason, attempts, deliveries, position in the stream, call id, function and status."""
     letter = DeadLetter(MESSAGE, "gave up", attempts=3, call_id="call-1", function="echo.fn", status=503)
     assert dead_letter_headers(letter, stream="faas-request") == {
         "X-Dead-Letter-Reason": "gave up",
@@ -217,8 +217,8 @@ def test_a_dead_letter_says_all_that_is_known() -> None:
     }
 
 
-def test_a_dead_letter_does_not_say_what_is_not_known() -> None:
-    """What could not be decoded has no call id, no function and no status."""
+def test_dead_letter_headers_of_malformed_message_lack_the_call() -> None:
+    """A message that could not be decoded has no call id, no function and no status."""
     letter = DeadLetter(MESSAGE, "not a QueueRequest", attempts=0, call_id=None, function=None, status=None)
     assert dead_letter_headers(letter, stream="s") == {
         "X-Dead-Letter-Reason": "not a QueueRequest",
@@ -231,7 +231,7 @@ def test_a_dead_letter_does_not_say_what_is_not_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("reason", "written"),
     [
         ("a\r\nX-Evil: 1", "a  X-Evil: 1"),
         ("a\x00\t\x7f\x85\u2028b", "a     b"),
@@ -241,20 +241,20 @@ def test_a_dead_letter_does_not_say_what_is_not_known() -> None:
         pytest.param("x" * 1025, "x" * 1024, id="1025"),
     ],
 )
-def test_a_reason_fits_a_line(reason: str, said: str) -> None:
-    """Control characters become spaces, and what is long is cut."""
+def test_dead_letter_reason_is_one_line(reason: str, written: str) -> None:
+    """Control characters of a reason become spaces, and it is cut to 1024 characters."""
     letter = DeadLetter(MESSAGE, reason, attempts=0, call_id=None, function=None, status=None)
-    assert dead_letter_headers(letter, stream="s")["X-Dead-Letter-Reason"] == said
+    assert dead_letter_headers(letter, stream="s")["X-Dead-Letter-Reason"] == written
 
 
 wild = st.text(st.characters(codec=None) | st.sampled_from("\r\n\0\t")) | st.text(min_size=1000).map(lambda t: t * 3)
 
 
 @given(wild, wild, st.none() | wild, st.none() | wild, st.none() | st.integers(100, 599))
-def test_every_value_is_printable_and_bounded(
+def test_dead_letter_headers_are_printable_and_limited(
     reason: str, stream: str, call_id: str | None, function: str | None, status: int | None
 ) -> None:
-    """Whatever foreign text a dead letter quotes, no value can end its line or outgrow it."""
+    """Whatever foreign text a dead letter quotes, each value is printable and at most 1024 characters long."""
     letter = DeadLetter(MESSAGE, reason, attempts=1, call_id=call_id, function=function, status=status)
     for value in dead_letter_headers(letter, stream=stream).values():
         assert value.isprintable()

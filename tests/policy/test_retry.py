@@ -24,8 +24,8 @@ NO_DURATION = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 
 NEGATIVE = "negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m"
 
 
-def test_the_defaults_are_the_contract_s() -> None:
-    """A hundred attempts, 10 s to 120 s without jitter, on the six codes that OpenFaaS retries."""
+def test_retry_defaults_are_the_contract_s() -> None:
+    """By default there are 100 attempts, waits of 10 s to 120 s without jitter, and OpenFaaS's six codes."""
     retry = Retry()
     assert (retry.attempts, retry.codes) == (100, frozenset({408, 429, 500, 502, 503, 504}))
     assert retry.backoff == Backoff(10.0, 120.0, Jitter.EXPONENTIAL)
@@ -40,15 +40,15 @@ USED = {
 
 
 @pytest.mark.parametrize("annotation", USED)
-def test_each_annotation_is_used_on_its_own(annotation: str) -> None:
-    """An annotation changes what it names, and leaves all else as the settings have it."""
+def test_apply_annotations_each_changes_one_setting(annotation: str) -> None:
+    """An annotation changes what it names, and keeps all other settings."""
     value, expected = USED[annotation]
     assert apply_annotations(BASE, {annotation: value, "topic": "x"}) == (expected, ())
     assert apply_annotations(BASE, {annotation: f" {value}\t"}) == (expected, ())
 
 
-def test_all_annotations_together() -> None:
-    """They add up."""
+def test_apply_annotations_all_apply_together() -> None:
+    """All four annotations of one message apply."""
     expected = Retry(30, frozenset({418, 429}), Backoff(5.0, 90.0, Jitter.EQUAL))
     assert apply_annotations(BASE, {annotation: value for annotation, (value, _) in USED.items()}) == (expected, ())
 
@@ -66,8 +66,8 @@ def test_all_annotations_together() -> None:
         ({MAX_WAIT: "0"}, [0, 0, 0, 0, 0, 0]),
     ],
 )
-def test_schedules_under_annotations(changes: dict[str, str], schedule: list[float]) -> None:
-    """The first six waits under each annotation: min(initial * 2^(n-1), max) with what was given."""
+def test_apply_annotations_waits_follow_the_formula(changes: dict[str, str], schedule: list[float]) -> None:
+    """The first six waits are min(initial * 2^(n-1), max) with the annotated values."""
     retry, _ = apply_annotations(Retry(), changes)
     assert [retry.backoff.delay(attempt, draw=0.9) for attempt in range(1, 7)] == schedule
 
@@ -80,30 +80,30 @@ CHOICES: dict[str, dict[str, str]] = {
 }
 
 
-def test_every_combination_of_annotations() -> None:
-    """Each not set, used or ignored, in all 81 ways: whether, how often and after how long is exact, code by code.
+def test_decide_every_combination_of_annotations_is_exact() -> None:
+    """For each annotation unset, used or ignored, in all 81 ways, verdict and wait of each status are exact.
 
-    The settings are seven attempts on 500 and 503, from 1 s to 60 s; the die takes the middle of ``equal``, three
+    The settings are seven attempts on 500 and 503, from 1 s to 60 s; *draw* selects the middle of ``equal``, three
     quarters.
     """
     check_each(product(("not set", "used", "ignored"), repeat=len(CHOICES)), check_combination)
 
 
 def check_combination(choices: tuple[str, ...]) -> None:
-    """Check what an invocation with these choices is decided to be, for several codes and attempts."""
+    """Check the verdicts for an invocation with these choices, for several statuses and attempts."""
     chosen = dict(zip(CHOICES, choices, strict=True))
     attempts, codes, min_wait, max_wait = choices
     retry, ignored = apply_annotations(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
     assert {each.annotation for each in ignored} == {name for name, choice in chosen.items() if choice == "ignored"}
-    most = 3 if attempts == "used" else 7
+    max_attempts = 3 if attempts == "used" else 7
     listed = {418, 429} if codes == "used" else {500, 503}
     initial, longest = 5 if min_wait == "used" else 1, 17 if max_wait == "used" else 60
     for status, attempt in product((200, 418, 429, 500, 503), range(1, 10)):
         expected: Verdict = Ack()
-        if status in listed and attempt < most:
+        if status in listed and attempt < max_attempts:
             expected = Nak(min(initial * 2 ** (attempt - 1), longest) * 0.75)
         elif status in listed:
-            expected = Term(f"gave up after {attempt} of {most} attempts: status {status}")
+            expected = Term(f"gave up after {attempt} of {max_attempts} attempts: status {status}")
         assert decide(Responded(status), attempt=attempt, retry=retry, draw=0.5, now=0.0)[0] == expected
 
 
@@ -114,24 +114,28 @@ nanoseconds = st.integers(0, 2**63 - 1) | st.integers(0, 10**12)
 @example(1, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
 @example(2**63 - 1, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
 @example(0, 2**63 - 1, 10**6 - 1, Jitter.EXPONENTIAL, 0.0)
-def test_any_waits_that_can_be_annotated(initial: int, longest: int, attempt: int, jitter: Jitter, dice: float) -> None:
-    """From 1 ns to 292 years and a million times, waits are what whole numbers say, to the last bit of a float."""
+def test_decide_any_annotated_wait_is_exact(
+    initial: int, longest: int, attempt: int, jitter: Jitter, draw: float
+) -> None:
+    """From 1 ns to 292 years, and up to a million attempts, waits are exact to the last bit of a float."""
     annotations = {ATTEMPTS: "1000000", MIN_WAIT: f"{initial}ns", MAX_WAIT: f"{longest}ns"}
     retry, ignored = apply_annotations(Retry(backoff=Backoff(jitter=jitter)), annotations)
     assert not ignored
-    share = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: dice, Jitter.EQUAL: (1 + dice) / 2}[jitter]
+    share = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: draw, Jitter.EQUAL: (1 + draw) / 2}[jitter]
     wait = min(initial << (attempt - 1), longest) / 10**9
     refused = NoResponse("refused")
-    assert decide(refused, attempt=attempt, retry=retry, draw=dice, now=0.0)[0] == Nak(wait * share)
-    assert isinstance(decide(refused, attempt=10**6, retry=retry, draw=dice, now=0.0)[0], Term)
+    assert decide(refused, attempt=attempt, retry=retry, draw=draw, now=0.0)[0] == Nak(wait * share)
+    assert isinstance(decide(refused, attempt=10**6, retry=retry, draw=draw, now=0.0)[0], Term)
 
 
-@pytest.mark.parametrize(("asked", "wait"), [(b"1", 7200), (b"7201", 7200), (b"5", 5), (b"9000", 3600), (b"soon", 5)])
-def test_retry_after_under_annotations(asked: bytes, wait: float) -> None:
-    """What a function annotates as its first wait is the least that its answers can ask for."""
+@pytest.mark.parametrize(
+    ("retry_after", "wait"), [(b"1", 7200), (b"7201", 7200), (b"5", 5), (b"9000", 3600), (b"soon", 5)]
+)
+def test_decide_retry_after_is_at_least_the_annotated_first_wait(retry_after: bytes, wait: float) -> None:
+    """The annotated first wait is the minimum of what Retry-After can request."""
     changes = {MIN_WAIT: "2h" if wait == 7200 else "5s", MAX_WAIT: "10s"}
     retry, _ = apply_annotations(Retry(), changes)
-    answer = Responded(429, ((b"Retry-After", asked),))
+    answer = Responded(429, ((b"Retry-After", retry_after),))
     assert decide(answer, attempt=1, retry=retry, draw=0.5, now=0.0)[0] == Nak(wait)
 
 
@@ -152,16 +156,16 @@ IGNORED = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "accepted"), IGNORED)
-def test_each_invalid_annotation_is_ignored_on_its_own(annotation: str, value: str, accepted: str) -> None:
-    """An annotation that cannot be used changes nothing, spoils no other, and is told of once."""
+def test_apply_annotations_invalid_is_ignored_alone(annotation: str, value: str, accepted: str) -> None:
+    """An invalid annotation is reported once and changes nothing, and the other annotations apply."""
     ignored = (IgnoredAnnotation(annotation, value, accepted),)
     assert apply_annotations(BASE, {annotation: value}) == (BASE, ignored)
     others = {other: text for other, (text, _) in USED.items() if other != annotation}
     assert apply_annotations(BASE, others | {annotation: value}) == (apply_annotations(BASE, others)[0], ignored)
 
 
-def test_all_annotations_invalid() -> None:
-    """Each is told of; none is used."""
+def test_apply_annotations_all_invalid_are_reported() -> None:
+    """Each of four invalid annotations is reported, and none applies."""
     values = {ATTEMPTS: "many", CODES: "429,abc", MAX_WAIT: "-1m", MIN_WAIT: "5"}
     retry, ignored = apply_annotations(BASE, values)
     assert retry == BASE
@@ -171,12 +175,12 @@ def test_all_annotations_invalid() -> None:
 
 @pytest.mark.parametrize("annotation", USED)
 @pytest.mark.parametrize("value", ["", " ", "\t\n"])
-def test_an_empty_annotation_counts_as_not_set(annotation: str, value: str) -> None:
-    """As with settings, who writes nothing asks for nothing."""
+def test_apply_annotations_empty_is_unset(annotation: str, value: str) -> None:
+    """An empty annotation counts as unset, as an empty setting does."""
     assert apply_annotations(BASE, {annotation: value}) == (BASE, ())
 
 
-def test_other_annotations_do_not_matter() -> None:
+def test_apply_annotations_other_names_are_ignored() -> None:
     """Names are exact: another case, a prefix or a suffix is another annotation."""
     others = {"attempts": "1", "com.openfaas.retry": "1", f"{ATTEMPTS}.x": "1", ATTEMPTS.upper(): "1", "": "1"}
     assert apply_annotations(BASE, others) == (BASE, ())
@@ -185,8 +189,8 @@ def test_other_annotations_do_not_matter() -> None:
 ALL_CODES = ",".join(map(str, range(100, 600)))
 
 
-def test_annotations_are_bounded() -> None:
-    """All codes there are can be named; what is longer than that is ignored, and not told whole."""
+def test_apply_annotations_long_value_is_ignored() -> None:
+    """An annotation can list all statuses; above 2048 characters it is ignored, and reported in part."""
     assert len(ALL_CODES) == 1999
     assert apply_annotations(BASE, {CODES: ALL_CODES})[0].codes == frozenset(range(100, 600))
     fits, over = "500," * 511 + " 500", "500," * 512 + "5"
@@ -204,8 +208,8 @@ texts = st.text() | st.sampled_from([value for value, _ in USED.values()] + [val
 
 
 @given(st.dictionaries(st.sampled_from(sorted(USED)) | st.text(), texts))
-def test_each_annotation_is_used_or_ignored(annotations: dict[str, str]) -> None:
-    """Whatever they say, each one alone decides what becomes of it, and nothing raises."""
+def test_apply_annotations_any_texts_apply_independently(annotations: dict[str, str]) -> None:
+    """For any texts nothing raises, and the effect of an annotation does not depend on the others."""
     retry, ignored = apply_annotations(BASE, annotations)
     alone = {name: apply_annotations(BASE, {name: annotations.get(name, "")}) for name in USED}
     assert retry.attempts == alone[ATTEMPTS][0].attempts
@@ -213,23 +217,23 @@ def test_each_annotation_is_used_or_ignored(annotations: dict[str, str]) -> None
     assert retry.backoff.first_wait == alone[MIN_WAIT][0].backoff.first_wait
     assert retry.backoff.max_wait == alone[MAX_WAIT][0].backoff.max_wait
     assert retry.backoff.jitter == Jitter.EQUAL
-    assert set(ignored) == {each for _, told in alone.values() for each in told}
+    assert set(ignored) == {each for _, reported in alone.values() for each in reported}
 
 
 @given(st.sets(st.integers(100, 599), min_size=1), st.sampled_from([",", ", ", " ,\t"]))
-def test_codes_are_read_as_they_are_written(codes: set[int], comma: str) -> None:
-    """Any set of statuses from 100 to 599, in any order, with spaces and with repetition."""
+def test_parse_codes_reads_any_set(codes: set[int], comma: str) -> None:
+    """Any set of statuses from 100 to 599 is read, in any order, with spaces and repetitions."""
     assert parse_codes(comma.join(map(str, [*codes, *codes]))) == codes
 
 
 @given(st.integers(1, 10**6))
-def test_attempts_are_read_as_they_are_written(attempts: int) -> None:
-    """Any number from one to a million."""
+def test_parse_attempts_reads_any_number_up_to_a_million(attempts: int) -> None:
+    """Any number from one to a million is read."""
     assert parse_attempts(str(attempts)) == attempts
 
 
-def test_endless_numbers_are_refused_like_others() -> None:
-    """Not by what Python thinks of numbers of so many digits."""
+def test_parse_attempts_and_codes_huge_number_is_refused() -> None:
+    """Numbers of 5000 digits, which Python does not parse, are refused with the usual error."""
     with pytest.raises(ValueError, match=NO_ATTEMPTS):
         parse_attempts("9" * 5000)
     with pytest.raises(ValueError, match=NO_CODES):
@@ -237,8 +241,8 @@ def test_endless_numbers_are_refused_like_others() -> None:
 
 
 @given(st.text() | st.text("0123456789,- "))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    """Nothing but ValueError, nothing out of range."""
+def test_parse_attempts_and_codes_any_text_is_read_or_refused(text: str) -> None:
+    """Any text raises ValueError, or gives values in the range."""
     with suppress(ValueError):
         assert 1 <= parse_attempts(text) <= 10**6
     with suppress(ValueError):

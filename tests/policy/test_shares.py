@@ -1,4 +1,4 @@
-"""Who has the slots: max-min fairness, exactly."""
+"""The distribution of slots among flows: exact max-min fairness."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from worker.policy.shares import LONGEST_QUIET, RESERVE, Decision, Shares
 
 
 class Broker:
-    """Answers what is wanted at once, as long as it has something; and runs what comes.
+    """A broker that delivers at once while it has messages, and a worker that runs what is delivered.
 
     Args:
-        slots: of the worker.
-        waiting: how many messages each flow has.
+        slots: Slots of the worker.
+        waiting: Flow -> number of its messages.
+        weights: Flow -> weight, where it is not one.
     """
 
     def __init__(self, slots: int, waiting: Mapping[str, float], weights: Mapping[str, int] | None = None) -> None:
@@ -39,7 +40,7 @@ class Broker:
             self.shares.flow(name).weight = (weights or {}).get(name, 1)
 
     def work(self, seconds: Mapping[str, float], until: float) -> None:
-        """Run invocations that take so long."""
+        """Run invocations until a time; each flow's take its number of seconds."""
         self.decide(seconds)
         while self.running and self.running[0][0] <= until:
             self.now, _, flow, took = heappop(self.running)
@@ -49,13 +50,13 @@ class Broker:
         self.now = until
 
     def decide(self, seconds: Mapping[str, float]) -> None:
-        """What follows from what has happened."""
+        """Carry out decisions until nothing more is recalled or delivered."""
         while True:
             decision = self.shares.decide(self.now)
-            came = False
+            changed = False
             for flow in decision.recalls:
                 self.shares.take_back(flow.name, flow.credit, self.now)
-                came = True
+                changed = True
             for flow, more in decision.credits.items():
                 for _ in range(int(min(more, self.waiting[flow.name]))):
                     self.waiting[flow.name] -= 1
@@ -63,18 +64,18 @@ class Broker:
                     self.served[flow.name] += 1
                     took = seconds[flow.name]
                     heappush(self.running, (self.now + took, next(self.order), flow, took))
-                    came = True
-            if not came:
+                    changed = True
+            if not changed:
                 return
 
     @property
     def held(self) -> Counter[str]:
-        """How many run, by flow."""
+        """Return the number of running invocations of each flow."""
         return Counter(flow.name for _, _, flow, _ in self.running)
 
 
-def test_two_with_a_backlog() -> None:
-    """Two flows with a backlog have the same, whatever one had before the other came."""
+def test_shares_two_flows_with_backlog_are_equal() -> None:
+    """Two flows with a backlog have equally many slots, whatever one had before the second appeared."""
     broker = Broker(50, {"a": inf, "b": 0})
     seconds = {"a": 1.0, "b": 1.0}
     broker.work(seconds, 10.5)
@@ -88,8 +89,8 @@ def test_two_with_a_backlog() -> None:
     assert broker.served - before == {"a": 2_500, "b": 2_500}
 
 
-def test_slots_are_shared_not_starts() -> None:
-    """One whose invocations take a hundred times as long has as many slots, no more."""
+def test_shares_divide_slots_and_not_starts() -> None:
+    """A flow whose invocations take a hundred times as long has as many slots as another, not more."""
     broker = Broker(10, {"slow": inf, "fast": inf})
     broker.work({"slow": 10.0, "fast": 0.1}, 95.0)
     assert broker.held == {"slow": 5, "fast": 5}
@@ -99,7 +100,7 @@ def test_slots_are_shared_not_starts() -> None:
 
 @pytest.mark.parametrize("slots", [1, 7, 50, 200])
 @pytest.mark.parametrize("flows", [2, 50])
-def test_jain(slots: int, flows: int) -> None:
+def test_shares_jain_index_is_at_least_99_percent(slots: int, flows: int) -> None:
     """Jain's index of slot time is at least 0.99, with fewer and with more slots than flows."""
     seconds = {f"f{number}": 0.1 + number % 7 / 10 for number in range(flows)}
     broker = Broker(slots, dict.fromkeys(seconds, inf))
@@ -108,8 +109,8 @@ def test_jain(slots: int, flows: int) -> None:
     assert sum(used) ** 2 / (flows * sum(each**2 for each in used)) >= 0.99
 
 
-def test_weights() -> None:
-    """Slots go by weight, also where the parts are no whole slots."""
+def test_shares_follow_weights() -> None:
+    """Slots are divided by weight, also where the shares are no whole slots."""
     for slots in (40, 5):
         broker = Broker(slots, {"a": inf, "b": inf, "c": inf}, {"a": 2, "b": 1, "c": 1})
         broker.work(dict.fromkeys("abc", 1.0), 1_000.5)
@@ -117,8 +118,8 @@ def test_weights() -> None:
         assert share == pytest.approx({"a": 0.5, "b": 0.25, "c": 0.25}, rel=0.01)
 
 
-def test_a_weight_among_more_flows_than_slots() -> None:
-    """A heavy flow has more turns, and starves nobody."""
+def test_shares_heavy_flow_among_many_starves_no_other() -> None:
+    """With more flows than slots, a heavy flow has more turns and the others have equally many."""
     names = ["heavy", *(f"f{number}" for number in range(50))]
     broker = Broker(5, dict.fromkeys(names, inf), {"heavy": 10})
     broker.work(dict.fromkeys(names, 1.0), 2_000.5)
@@ -127,8 +128,8 @@ def test_a_weight_among_more_flows_than_slots() -> None:
     assert max(light) - min(light) <= 1
 
 
-def test_a_minimum() -> None:
-    """A flow has its minimum before others have more than theirs."""
+def test_shares_minimum_is_served_first() -> None:
+    """A flow has its minimum before other flows have more than theirs."""
     broker = Broker(10, {"a": inf, "b": inf, "c": inf, "vip": inf})
     broker.shares.flow("vip").min_slots = 6
     broker.work(dict.fromkeys(["a", "b", "c", "vip"], 1.0), 5.5)
@@ -136,16 +137,16 @@ def test_a_minimum() -> None:
     assert sum(broker.held.values()) == 10
 
 
-def test_a_cap() -> None:
-    """A flow never holds more than its cap, and the others have the rest."""
+def test_shares_cap_is_kept() -> None:
+    """A flow never holds more slots than its cap, and the other flows have the rest."""
     broker = Broker(10, {"a": inf, "b": inf})
     broker.shares.flow("a").cap = 2
     broker.work({"a": 1.0, "b": 1.0}, 5.5)
     assert broker.held == {"a": 2, "b": 8}
 
 
-def test_paused() -> None:
-    """What is paused is asked for nothing, what was lent to it comes back, and it goes on where it was."""
+def test_decide_paused_flow_is_recalled_until_resumed() -> None:
+    """A paused flow gets no credit and its prefetch is recalled; when resumed, it gets the same credit again."""
     shares = Shares(8)
     shares.set_stored("a", 1)
     assert {flow.name: more for flow, more in shares.decide(0.0).credits.items()} == {"a": 8}
@@ -159,8 +160,8 @@ def test_paused() -> None:
     assert {flow.name: more for flow, more in shares.decide(3.0).credits.items()} == {"a": 8}
 
 
-def test_what_is_lent_comes_back() -> None:
-    """A flow that becomes hungry gets what was lent to others; a reserve is there for it at once."""
+def test_decide_prefetch_is_recalled_for_demand() -> None:
+    """Prefetch is recalled for a flow that gets demand, and a reserve of slots is free for it at once."""
     shares = Shares(16)
     shares.set_stored("a", 1)
     shares.decide(0.0)
@@ -173,12 +174,12 @@ def test_what_is_lent_comes_back() -> None:
     assert shares.free == 16 // RESERVE
 
 
-def test_messages_that_run_elsewhere() -> None:
-    """A flow whose stored messages do not come is asked again ever more rarely, and holds nobody up."""
+def test_decide_credit_without_delivery_is_given_rarely() -> None:
+    """A flow whose stored messages run in other workers gets credit more and more rarely, and delays no other."""
     shares = Shares(1)
     shares.set_pending("busy", inf)
     shares.set_stored("elsewhere", 5)
-    asked, now = [], 0.0
+    credited_at, now = [], 0.0
     for _ in range(4_000):
         now += 0.01
         decision = shares.decide(now)
@@ -186,19 +187,19 @@ def test_messages_that_run_elsewhere() -> None:
             shares.take_back(flow.name, flow.credit, now)
         for flow, more in decision.credits.items():
             if flow.name == "elsewhere":
-                asked.append(now)
+                credited_at.append(now)
             else:
                 for _ in range(more):
                     shares.start(flow, inf, now)
                     shares.finish(flow, 0.01, final=True)
-    gaps = [later - one for one, later in pairwise(asked)]
+    gaps = [later - one for one, later in pairwise(credited_at)]
     assert len(gaps) > 10
     assert min(gaps[5:]) >= LONGEST_QUIET
     assert max(gaps) <= LONGEST_QUIET + 3 * PATIENCE
 
 
-class Books(RuleBasedStateMachine):
-    """Whatever happens in whatever order, no slot is lost, none is given twice, and none is idle beside the hungry."""
+class AnyEvents(RuleBasedStateMachine):
+    """Any events in any order: no slot is lost or given twice, and none is idle while a flow has demand."""
 
     names = st.sampled_from(["a", "b", "c", "d"])
 
@@ -207,8 +208,8 @@ class Books(RuleBasedStateMachine):
         self.shares, self.now = Shares(slots), 0.0
         self.weights = dict(zip("abcd", weights, strict=True))
         self.running: list[Flow] = []
-        self.wanted: Counter[str] = Counter()
-        """What the queue would still bring."""
+        self.queue_credit: Counter[str] = Counter()
+        """Flow -> credit that the queue has for it."""
         self.recalled: set[str] = set()
         self.decision = Decision()
 
@@ -231,17 +232,17 @@ class Books(RuleBasedStateMachine):
         self.shares.add_published(name)
         self.decide()
 
-    @rule(name=names, behind=st.integers(0, 5), run=st.booleans())
-    def arrives(self, name: str, behind: int, run: bool) -> None:
-        """Also when nothing of it was wanted."""
+    @rule(name=names, num_pending=st.integers(0, 5), run=st.booleans())
+    def arrives(self, name: str, num_pending: int, run: bool) -> None:
+        """Deliver a message of a flow, also without credit."""
         flow = self.shares.flow(name)
         if run and self.shares.has_room(flow):
-            self.shares.start(flow, behind, self.now)
+            self.shares.start(flow, num_pending, self.now)
             self.running.append(flow)
         else:
-            self.shares.reject(flow, behind, self.now)
+            self.shares.reject(flow, num_pending, self.now)
         if self.shares.flow(name).exists:
-            self.wanted[name] -= 1
+            self.queue_credit[name] -= 1
         self.decide()
 
     @precondition(lambda self: self.running)
@@ -253,23 +254,23 @@ class Books(RuleBasedStateMachine):
 
     @precondition(lambda self: self.recalled)
     @rule()
-    def returns(self) -> None:
+    def credit_returns(self) -> None:
         name = min(self.recalled)
         self.recalled.discard(name)
-        self.shares.take_back(name, max(0, self.wanted.pop(name, 0)), self.now)
+        self.shares.take_back(name, max(0, self.queue_credit.pop(name, 0)), self.now)
         self.decide()
 
     @rule(name=names)
-    def goes(self, name: str) -> None:
+    def disappears(self, name: str) -> None:
         self.shares.remove(name)
-        self.wanted.pop(name, None)
+        self.queue_credit.pop(name, None)
         self.recalled.discard(name)
         self.decide()
 
-    @rule(name=names, cap=st.sampled_from([1, 3, inf]), least=st.integers(0, 2), paused=st.booleans())
-    def bounded(self, name: str, cap: float, least: int, paused: bool) -> None:
+    @rule(name=names, cap=st.sampled_from([1, 3, inf]), min_slots=st.integers(0, 2), paused=st.booleans())
+    def limits_change(self, name: str, cap: float, min_slots: int, paused: bool) -> None:
         flow = self.shares.flow(name)
-        flow.cap, flow.min_slots, flow.paused = cap, least, paused
+        flow.cap, flow.min_slots, flow.paused = cap, min_slots, paused
         self.shares.mark_changed(flow)
         self.decide()
 
@@ -284,7 +285,7 @@ class Books(RuleBasedStateMachine):
         for flow, more in self.decision.credits.items():
             assert more > 0
             assert flow.held <= max(before[flow], flow.limit)
-            self.wanted[flow.name] += more
+            self.queue_credit[flow.name] += more
         for flow in self.decision.recalls:
             assert flow.name not in self.recalled
             self.recalled.add(flow.name)
@@ -297,37 +298,39 @@ class Books(RuleBasedStateMachine):
         assert sum(flow.running for flow in flows) == len(self.running)
 
     @invariant()
-    def the_queue_thinks_the_same(self) -> None:
+    def queue_has_the_same_credit(self) -> None:
         for flow in self.shares._flows.values():
             if flow.exists:
-                assert self.wanted[flow.name] == flow.credit
+                assert self.queue_credit[flow.name] == flow.credit
 
     @invariant()
-    def nobody_hungry_waits_for_nothing(self) -> None:
-        hungry = [flow for flow in self.shares._flows.values() if flow.demand(self.now) >= 1]
-        if hungry:
+    def no_slot_is_idle_beside_demand(self) -> None:
+        with_demand = [flow for flow in self.shares._flows.values() if flow.demand(self.now) >= 1]
+        if with_demand:
             assert not self.shares.free
             idle = [
-                flow for flow in self.shares._flows.values() if flow.idle_credit(self.now) > 0 and flow not in hungry
+                flow
+                for flow in self.shares._flows.values()
+                if flow.idle_credit(self.now) > 0 and flow not in with_demand
             ]
             assert not idle or self.recalled
 
     @invariant()
-    def it_wakes_in_time(self) -> None:
+    def next_decision_is_in_the_future(self) -> None:
         assert self.decision.decide_at > self.now
 
 
-Books.TestCase.settings = settings(stateful_step_count=40, max_examples=100)
-TestBooks = Books.TestCase
+AnyEvents.TestCase.settings = settings(stateful_step_count=40, max_examples=100)
+TestAnyEvents = AnyEvents.TestCase
 
 
 @given(st.integers(1, 30), st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 10_000))
-def test_parts_by_weight(slots: int, weights: list[int], seed: int) -> None:
-    """With a backlog for all and invocations of any duration, each holds its part by weight, to the slot."""
-    dice = random.Random(seed)
+def test_shares_by_weight_are_exact_to_the_slot(slots: int, weights: list[int], seed: int) -> None:
+    """With a backlog for all flows and any durations, each flow holds its share by weight, to the slot."""
+    rng = random.Random(seed)
     names = [f"f{number}" for number in range(len(weights))]
     broker = Broker(slots, dict.fromkeys(names, inf), dict(zip(names, weights, strict=True)))
-    seconds = {name: dice.choice([0.1, 0.7, 2.0]) for name in names}
+    seconds = {name: rng.choice([0.1, 0.7, 2.0]) for name in names}
     broker.work(seconds, 10.05)
     for name, weight in zip(names, weights, strict=True):
         part = slots * weight / sum(weights)
