@@ -1,9 +1,10 @@
 """Coverage-guided fuzzing: ``python -m fuzz [TARGET] [libFuzzer's flags]``, such as ``-max_total_time=60``.
 
-A target is a file beside this one. It begins with its law, in one sentence, and has ``check``, which says whether some
-bytes keep it; without a TARGET each has its turn. Fuzzing begins with the target's corpus, and puts there what breaks
-the law, so that the test suite, which replays the corpus, fails until that is mended. What merely reaches new code goes
-to ``build/``. It needs atheris, which is none of our development tools: ``pip install atheris``.
+A target is a file beside this one. Its docstring begins with its law, in one sentence, and its function ``check``
+fails for bytes that break the law. Without a TARGET each target runs in turn. Fuzzing begins with the target's corpus,
+and adds each input that breaks the law. The test suite replays the corpus, so it fails until the error is fixed. Inputs
+that only reach new code go to ``build/``. Fuzzing needs atheris, which is not among the development tools:
+``pip install atheris``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Any
 HERE = Path(__file__).parent
 TARGETS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
 _SEEN_INTO = ["worker", "fuzz", "h11", "nats.protocol", "nats.aio.client", "email"]
-"""Whose branches guide the fuzzer: ours, and those of readers of the same bytes that are written in Python."""
+"""Packages with the branches that guide the fuzzer: the worker, and other readers of the same bytes in Python."""
 _LONGEST = 4096
-"""Bytes of an input: what is not broken by these is not broken by more; bounds are made small where one is tested."""
+"""Bytes of an input. A test of a limit makes the limit small, so longer inputs find nothing more."""
 
 _SLOWEST = 60
-"""Seconds for an input; ours take milliseconds. The timer can end a process that is about to tell what it found."""
+"""Seconds for an input, which takes milliseconds. The timer can end a process before it reports what it found."""
 
 
 def main() -> int:
-    """Fuzz one target, or each in its turn, until something breaks or the time is up."""
+    """Fuzz one target, or each in turn, until one breaks or the time is up."""
     words = sys.argv[1:]
     if words and not words[0].startswith("-"):
         _fuzz(words[0], words[1:])
@@ -37,7 +38,7 @@ def main() -> int:
 
 
 def _turn(target: str, flags: list[str]) -> bool:
-    """Fuzz one target in a process of its own, since libFuzzer ends the one that it runs in."""
+    """Fuzz one target in a process of its own, because libFuzzer ends the process that it runs in."""
     corpus = HERE / "corpus" / target
     before = set(corpus.iterdir())
     print(f"{target}: {_law(target)}", flush=True)  # noqa: T201 -- a command's answer

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
-    """*data* in pieces of these sizes, in turn; in one where there are none."""
+    """Cut *data* into pieces of these sizes, in turn; without sizes, return it in one piece."""
     at, turn = 0, 0
     while at < len(data):
         size = max(1, sizes[turn % len(sizes)]) if sizes else len(data)
@@ -16,5 +16,5 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
 
 
 def numbers(text: bytes) -> list[int]:
-    """The numbers that stand in *text*, none of them above four digits."""
+    """Return the numbers in *text*, of at most four digits each."""
     return [int(digits) for digits in re.findall(rb"[0-9]{1,4}", text)]

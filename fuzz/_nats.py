@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 
 @dataclass
 class _Kept:
-    """What came, and who is to hear it."""
+    """A message, and the callback that receives it."""
 
     hear: Callable[[Msg], None]
     messages: deque[Msg] = field(default_factory=deque)
@@ -52,12 +52,12 @@ class OurClient(Client):
     def new_inbox(self) -> str:
         return f"_INBOX.{self._sid}"
 
-    async def subscribe(  # type: ignore[override]  # only what ours asks for
+    async def subscribe(  # type: ignore[override]  # only what the worker uses
         self, subject: str, *, future: Any
     ) -> Subscription:
         self._sid += 1
         self._kept[self._sid] = kept = _Kept(future._on_message)  # noqa: SLF001 -- what it fails on must be seen here
-        self._subs[self._sid] = Subscription(self, self._sid, subject, future=kept)  # type: ignore[arg-type]  # as ours
+        self._subs[self._sid] = Subscription(self, self._sid, subject, future=kept)  # type: ignore[arg-type]  # as the worker does
         return self._subs[self._sid]
 
     async def publish(  # type: ignore[override]  # the same
@@ -66,12 +66,12 @@ class OurClient(Client):
         self.said.append((subject, payload, reply))
 
     async def read(self, piece: bytes) -> bool:
-        """Whether nats-py could read it; and tell whom it is for."""
+        """Read *data*, call the subscriptions of its messages, and return whether nats-py could read it."""
         read = False
         try:
             await self._ps.parse(piece)
             read = True
-        except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the connection is then made anew
+        except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the client then connects again
             await self._note(type(error).__name__)
         for kept in list(self._kept.values()):
             while kept.messages:
@@ -79,7 +79,7 @@ class OurClient(Client):
         return read
 
     def begin_anew(self) -> None:
-        """What is left of the last connection is forgotten."""
+        """Forget the rest of the last connection."""
         self._ps.reset()
 
     def listens(self, sid: int) -> bool:

@@ -1,7 +1,7 @@
-"""Each annotation of a function is used or ignored on its own, and whatever they say, waits and attempts stay bounded.
+"""Each annotation of a function is used or ignored on its own, and for any values waits and attempts stay bounded.
 
-The first four lines of the input are the values of the four annotations that there are; what follows is of others. What
-each means is written here once more.
+The first four lines of the input are the values of the four annotations; the lines after them belong to other
+annotations. The meaning of each is written here a second time, without the worker's code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check(data: bytes) -> None:
 
 
 def _meaning(name: str, text: str) -> int | float | frozenset[int] | None:
-    """The value that *text* gives, or None."""
+    """Return the value that *text* gives, or None."""
     if not text or len(text) > 2048:
         return None
     if name.endswith("attempts"):

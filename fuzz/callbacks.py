@@ -22,7 +22,7 @@ _AUTHORITY = re.compile(r"([^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(:([0-9]*))?")
 _PLAIN = re.compile(
     r"https?://[a-z0-9]+(\.[a-z0-9]+)*(:[0-9]{1,4})?(/[-A-Za-z0-9_.~!$&'()*+,;=:@/]*)?(\?[a-z0-9=&%]*)?"
 )
-"""Some that must be accepted."""
+"""URLs that must be accepted."""
 
 
 def check(data: bytes) -> None:
@@ -54,7 +54,7 @@ def is_one_host(text: str) -> None:
     assert (split.path, split.query) == (found[5], found[7] or "")
     try:
         posted = httpx.URL(url)
-    except httpx.InvalidURL as refused:  # an attempt to post says so
+    except httpx.InvalidURL as refused:  # an attempt to post reports it
         assert str(refused)  # noqa: PT017 -- refused or the same
         return
     default = {"http": 80, "https": 443}[scheme]
@@ -62,7 +62,7 @@ def is_one_host(text: str) -> None:
 
 
 def _is_go_s(value: dict[str, Any]) -> None:
-    """An object says, escaped, what its fields say; and it is held to the same law as a string."""
+    """See that a URL has the fields of its object, escaped, and keeps the law of a string."""
     url = read(value)
     if url is None:
         return
@@ -85,7 +85,7 @@ def _is_go_s(value: dict[str, Any]) -> None:
 
 
 def read(value: str | dict[str, Any]) -> str | None:
-    """The URL, or None where it is refused, or where there is none."""
+    """Return the URL, or None where it is refused or missing."""
     try:
         return callback_url(value)
     except ValueError as refused:

@@ -1,7 +1,7 @@
-"""Whatever text stands in a message's fields, the law of ``messages`` holds.
+"""The law of ``messages`` holds for any text in a message's fields.
 
-The JSON decoder is C, which a fuzzer cannot see into: so here its input is the fields themselves, in the order of
-:data:`FIELDS`, parted by the byte 255, which no UTF-8 has. Run it with ``python -m fuzz fields``.
+The JSON decoder is written in C, where a fuzzer sees no branches. So the input here is the fields themselves, in the
+order of :data:`FIELDS`, separated by the byte 255, which UTF-8 never contains. Run it with ``python -m fuzz fields``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from fuzz import messages
 
 FIELDS = ("Function", "Method", "Path", "QueryString", "CallbackUrl", "Body")
-"""What follows them are names and values of headers, in turn."""
+"""The fields in the order of the input; names and values of headers follow them."""
 
 
 def check(data: bytes) -> None:

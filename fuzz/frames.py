@@ -1,18 +1,17 @@
-"""However a NATS server's bytes are cut, they bring the same deliveries, leave the same books, and conserve credit.
+"""A NATS server's bytes, cut anywhere, give the same deliveries and the same state, and conserve credit.
 
-nats-py's own parser and client read them; its socket and its tasks are left out, so that what it calls in ours runs at
-once. The input's first line gives the sizes of the pieces. Each other line is one thing that happens, by its first
-letter:
+nats-py's own parser and client read the bytes. Its socket and its tasks are left out, so the worker's callbacks run
+at once. The input's first line gives the sizes of the pieces. Each other line is one event, named by its first letter:
 
 ======  ================================================================================
-``d``   a delivery into a lane, ``d2 3.17.21.1700.5 body``, with the end of its subject
-``o``   the same, into an inbox that a lane had before
-``s``   a status into a lane, ``s2 404 No Messages``; ``S`` into an old inbox
+``d``   a delivery into an inbox, ``d2 3.17.21.1700.5 body``, with the end of its subject
+``o``   the same, into an inbox that was replaced
+``s``   a status into an inbox, ``s2 404 No Messages``; ``S`` into an old inbox
 ``h``   a message with any header, ``h2 Name: value|Name: value``, with | for CR LF
 ``c``   a confirmation, ``c1``; ``c1 503`` is a status there
-``w``   there is room for more, ``w50``
+``w``   credit is added, ``w50``
 ``t``   time passes, ``t11``, and silent requests are looked for
-``x``   the connection is lost, and made again
+``x``   the connection is lost, and the client connects again
 ======  ================================================================================
 
 Any other line is sent as it is. How malformed ones are read depends, in nats-py, on how they are cut: after the first,
@@ -48,7 +47,7 @@ _MOST_LINES = 60
 _NEXT = "$JS.API.CONSUMER.MSG.NEXT.s.c"
 _ACK = "$JS.ACK.s.c."
 _SETTLED = 3
-"""What is said before anything comes, and can be confirmed."""
+"""Settlements and extensions that are sent before the first frame arrives, and can be confirmed."""
 _PLAIN_STATUS = re.compile(rb"([1-9][0-9][0-9])((?: [ -~]*)?)")
 _NOBODY = 10_000
 """A subscription that does not exist."""
@@ -65,7 +64,7 @@ def check(data: bytes) -> None:
 
 
 async def _play(lines: list[bytes], sizes: list[int]) -> list[Any]:
-    """What is seen before each step that the server does not do."""
+    """Observe the state before each step that is not the server's."""
     world = World()
     steps: dict[bytes, Callable[[int], Any]] = {b"w": world.want, b"t": world.wait, b"x": world.lose}
     await world.begin()
@@ -84,7 +83,7 @@ async def _play(lines: list[bytes], sizes: list[int]) -> list[Any]:
 
 @dataclass
 class Model:
-    """What the server has open, written down without looking at ours. *plain* ends with what only nats-py can read."""
+    """The requests open at the server, recorded apart from the worker. *plain* ends at the first malformed line."""
 
     plain: bool = True
     open: list[int] = field(default_factory=lambda: [0] * MAX_REQUESTS)
@@ -93,7 +92,7 @@ class Model:
     bound: bool = True
     unconfirmed: set[int] = field(default_factory=lambda: set(range(_SETTLED)))
     first: bool = True
-    """It is the connection on which those were said; on the next one they are to be said again."""
+    """True on the connection that sent the settlements; the next connection must send them again."""
     looked: float = 0.0
 
     def asked(self, lane: int, batch: int, now: float) -> None:
@@ -103,7 +102,7 @@ class Model:
         self.open[lane], self.heard[lane] = max(0, self.open[lane] - 1), now
 
     def status(self, lane: int, text: bytes, now: float) -> None:
-        """One of JetStream's (ADR-13, and what nats-server 2.15 sends)."""
+        """Apply a status; *plain* ends at one that JetStream does not send (ADR-13, nats-server 2.15)."""
         if not (found := _PLAIN_STATUS.fullmatch(text)):
             self.plain = False
         elif found[1] == b"100":
@@ -114,7 +113,7 @@ class Model:
                 self.gone, self.bound, self.open = self.gone + 1, False, [0] * MAX_REQUESTS
 
     def silent(self, now: float) -> set[int]:
-        """Lanes whose request must be given up now, if we are looking as often as we should."""
+        """Return the inboxes with a request that the worker must give up now."""
         away, self.looked = now - self.looked > 2 * HEARTBEAT, now
         if away:
             self.heard = [now] * MAX_REQUESTS
@@ -149,7 +148,7 @@ class World:
         self.gone += 1
 
     async def begin(self) -> None:
-        """Say a few things that can be confirmed, and begin to pull."""
+        """Send some settlements that can be confirmed, and begin to pull."""
         await self.outbox.open()
         for number in range(_SETTLED):
             delivery = Delivery((number, number), self.outbox.token(f"{_ACK}1.1.1.1.0"), 1, 0.0, "q", b"")
@@ -167,7 +166,7 @@ class World:
         """Put a frame on the wire."""
         lane, rest = (numbers(line[1:2]) or [0])[0], line.partition(b" ")[2]
         if line[:1] in (b"d", b"s", b"h") and lane % MAX_REQUESTS not in self._inboxes():
-            return  # nothing was asked for there
+            return  # no request is open there
         match line[:1]:
             case b"d":
                 self._deliver(self._inbox(lane), rest)
@@ -195,11 +194,11 @@ class World:
                 self.well_formed = self.model.plain = False
 
     def _inbox(self, lane: int) -> int:
-        _, subscription = self.puller._inboxes[lane % MAX_REQUESTS]  # noqa: SLF001 -- what the server knows it by
+        _, subscription = self.puller._inboxes[lane % MAX_REQUESTS]  # noqa: SLF001 -- the server's name for it
         return int(subscription._id)  # noqa: SLF001 -- the same
 
     def _old_inbox(self, lane: int) -> int:
-        left = [int(subscription._id) for _, subscription in self.consumer._buffer._old_inboxes]  # noqa: SLF001 -- what is still heard
+        left = [int(subscription._id) for _, subscription in self.consumer._buffer._old_inboxes]  # noqa: SLF001 -- the old inboxes
         return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
@@ -231,7 +230,7 @@ class World:
     def _take(self) -> None:
         self.came += [
             (each.id, each.num_delivered, each.num_pending, each.payload)
-            for each in self.consumer._buffer.take_all()  # noqa: SLF001 -- what came
+            for each in self.consumer._buffer.take_all()  # noqa: SLF001 -- the deliveries
             if isinstance(each, Delivery)
         ]
 
@@ -262,7 +261,7 @@ class World:
         await self._pump()
 
     async def _pump(self) -> None:
-        """As the consumer's task; what is asked is answered in a lane that has room for it."""
+        """Send requests as the consumer's task does; each is open in a free inbox."""
         before = len(self.client.said)
         await self.consumer._send()  # noqa: SLF001 -- as its task does
         lanes = {inbox: lane for lane, inbox in self._inboxes().items()}
@@ -274,12 +273,12 @@ class World:
             self.model.asked(lane, batch, trio.current_time())
 
     def _inboxes(self) -> dict[int, str]:
-        return {lane: inbox for lane, (inbox, _) in self.puller._inboxes.items()}  # noqa: SLF001 -- where lanes are heard
+        return {lane: inbox for lane, (inbox, _) in self.puller._inboxes.items()}  # noqa: SLF001 -- the inboxes
 
     # What must hold.
 
     def seen(self) -> Any:
-        """What must not depend on how the bytes were cut. Of several inboxes, which is read first is no matter."""
+        """Return the state that must not depend on how the bytes were cut, without the order of inboxes."""
         if not self.well_formed:
             return None
         assert sorted(self.came) == sorted(self.must_come)
@@ -292,13 +291,13 @@ class World:
         return sorted(self.came), self.credit.unrequested, lanes, state, notes, list(self.client.said)
 
     def keeps_its_books(self) -> None:
-        """What was wanted is unasked, or outstanding, or has come."""
+        """See that the credit is unrequested, outstanding or delivered."""
         assert self.credit.unrequested + self.credit.outstanding + len(self.came) == self.wanted
         assert all(lane.outstanding >= 0 for lane in self.credit.inboxes)
         assert 0 <= self.outbox._unsettled <= _SETTLED  # noqa: SLF001 -- what is left to confirm
 
     async def asks_for_all_that_is_wanted(self) -> None:
-        """Whatever came before: on a new connection, a moment later, one request is open for all there is room for."""
+        """See that on a new connection, a moment later, one request is open for all the credit."""
         await self.lose()
         await self.wait(1)
         room = self.wanted - len(self.came)

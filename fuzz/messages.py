@@ -1,6 +1,6 @@
-"""Whatever bytes come as a message, decoding ends in one request to the function they name, or in a reason of one line.
+"""Decoding any bytes ends in one request to the function that they name, or in a reason of one line.
 
-And in a callback that can be posted to, or none. Run it with ``python -m fuzz messages``.
+It also gives a callback URL that can be posted to, or none. Run it with ``python -m fuzz messages``.
 """
 
 from __future__ import annotations

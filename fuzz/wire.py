@@ -39,7 +39,7 @@ def _is_a_delivery_s_or_not(subject: str) -> None:
 
 
 def expected(subject: str) -> tuple[tuple[int, int], int, int] | None:
-    """What the subject's tokens say, or None: 9 of them, or 11 and more; the numbers in ASCII digits, 20 at most."""
+    """Return the values of the subject's tokens, or None. There are 9 or at least 11; numbers have 1 to 20 digits."""
     tokens = subject.split(".")
     if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9 or len(tokens) == 10:
         return None

@@ -17,26 +17,26 @@ CORPUS = sorted(path for path in (ROOT / "fuzz" / "corpus").rglob("*") if path.i
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_corpus_of_each_target_keeps_its_law(target: str) -> None:
-    """The inputs that a fuzzer begins with, and those that once broke it, keep the law of the target."""
+    """Each input of the corpus keeps the law of its target."""
     check = importlib.import_module(f"fuzz.{target}").check
     check_each((path for path in CORPUS if path.parent.name == target), lambda path: check(path.read_bytes()))
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_begins_with_its_law(target: str) -> None:
-    """One sentence of one line, which ``make fuzz`` shows; and a corpus, or the target would not be replayed."""
+    """A target has a law of one line, which ``make fuzz`` shows, and a corpus, which the test suite replays."""
     law = inspect.getdoc(importlib.import_module(f"fuzz.{target}")) or ""
     assert re.fullmatch(r"[A-Z][^.]*((\.env|time\.)[^.]*)?\.", law.split("\n\n")[0])
     assert len([path for path in CORPUS if path.parent.name == target]) >= 4
 
 
 def test_every_corpus_has_a_target() -> None:
-    """One without would be replayed by nobody."""
+    """A folder without a target would never be replayed."""
     assert {path.parent.name for path in CORPUS} == set(TARGETS)
 
 
 def test_the_corpus_is_named_by_what_it_shows() -> None:
-    """What a fuzzer found under a number is given a name when it is mended."""
+    """A case that a fuzzer stored under a number gets a name when the error is fixed."""
     assert [str(path) for path in CORPUS if re.match("crash-|timeout-|oom-|leak-", path.name)] == []
 
 

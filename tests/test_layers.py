@@ -122,17 +122,17 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
 def inside(module: str) -> str:
-    """Its name inside the package: ``policy.decide``."""
+    """Return its name inside the package: ``policy.decide``."""
     return module.removeprefix("worker").removeprefix(".")
 
 
 def top(module: str) -> str:
-    """The module or package below ``worker`` that it is or is in."""
+    """Return the module or package directly below ``worker`` that contains it."""
     return inside(module).partition(".")[0]
 
 
 def imports(module: str) -> set[str]:
-    """All that a module imports, anywhere in it, by its full name."""
+    """Return the full names of all that a module imports, anywhere in it."""
     found: set[str] = set()
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(TREES[module]):

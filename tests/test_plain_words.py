@@ -10,12 +10,10 @@ from __future__ import annotations
 import ast
 import io
 import re
-import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -218,33 +216,10 @@ def long_lines(source: str) -> Iterator[tuple[int, int]]:
             yield number, len(line)
 
 
-@cache
-def not_imperative() -> dict[str, list[str]]:
-    """Return by file what ruff's D401 finds: docstrings of functions that do not begin with an imperative."""
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "D401", "--output-format", "concise"]
-    found = subprocess.run([*command, *FOLDERS], cwd=ROOT, text=True, capture_output=True, check=False).stdout
-    by_file: dict[str, list[str]] = {}
-    for line in found.splitlines():
-        if match := re.match(r"(\S+?\.py):\d+:", line):
-            by_file.setdefault(match[1], []).append(line)
-    return by_file
-
-
-UNCONVERTED_LIST = ROOT / "tests" / "unconverted.txt"
-"""Files that do not follow the rules yet. Only the lead edits it (``--shrink``); it must be empty in the end."""
-
-
-def unconverted() -> set[str]:
-    """Read the list of files that do not follow the rules yet."""
-    return set(UNCONVERTED_LIST.read_text().split()) if UNCONVERTED_LIST.exists() else set()
-
-
 @pytest.mark.parametrize("name", files())
 def test_plain_words_each_file_follows_the_rules(name: str) -> None:
     """No file has a banned word, a docstring without subject or verb, or a sentence or line that is too long."""
-    if name in unconverted():
-        pytest.skip("not converted yet")
-    assert not [*problems(name), *not_imperative().get(name, ())]
+    assert not [*problems(name)]
 
 
 CASES: dict[str, tuple[str, str]] = {
@@ -280,13 +255,8 @@ def test_problems_of_a_plain_file_are_none(tmp_path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the problems of the named files, or of all; with ``--shrink`` take clean files off the list instead."""
-    if arguments == ["--shrink"]:
-        left = sorted(name for name in unconverted() if name in files())
-        left = [name for name in left if [*problems(name), *not_imperative().get(name, ())]]
-        UNCONVERTED_LIST.write_text("".join(f"{name}\n" for name in left))
-        return 0
-    found = [line for name in arguments or files() for line in [*problems(name), *not_imperative().get(name, ())]]
+    """Print the problems of the named files, or of all."""
+    found = [line for name in arguments or files() for line in problems(name)]
     sys.stdout.write("".join(f"{line}\n" for line in found))
     return bool(found)
 
