@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -86,6 +87,36 @@ async def test_watch_client_closed_raises(tmp_path: Path) -> None:
             await aio_as_trio(client.publish)("any", bytes(client.max_payload), headers={"one": "too many"})
             with trio.fail_after(LAST_RESORT):
                 await trio.sleep_forever()
+
+
+async def test_close_while_connecting_ends_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that is closed in the moment in which it connects again, makes no connection after that."""
+    opened: list[asyncio.StreamWriter] = []
+    closing: list[asyncio.Task[None]] = []
+    open_connection = asyncio.open_connection
+
+    async def open_and_close(*args: Any, **options: Any) -> Any:
+        streams = await open_connection(*args, **options)
+        opened.append(streams[1])
+        if len(opened) > 1:  # after this moment, asyncio.wait_for of Python 3.11 drops the cancellation
+            closing.append(asyncio.ensure_future(connection.close()))
+        return streams
+
+    async def connect_and_lose() -> None:
+        await connection.open()
+        opened[0].transport.abort()
+
+    monkeypatch.setattr(asyncio, "open_connection", open_and_close)
+    with NatsServer(tmp_path) as server, trio.fail_after(LAST_RESORT):
+        async with trio_asyncio.open_loop():
+            settings = load({"nats_port": str(server.port)}).settings
+            connection = Connection(connect_options(settings, name=""), lambda _: None)
+            await aio_as_trio(connect_and_lose)()
+            await until(lambda: bool(closing) and closing[0].done(), "the closing to end")
+            assert len(closing) == 1
+            assert connection.client.is_closed
+            assert asyncio.all_tasks(trio_asyncio.current_loop.get()) == set()
+            assert [writer.transport.is_closing() for writer in opened] == [True, True]
 
 
 async def test_watch_slow_reading_excuses_pings() -> None:

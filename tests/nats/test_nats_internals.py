@@ -40,7 +40,7 @@ def test_excuse_pings_resets_the_count() -> None:
     assert "self._pings_outstanding > self.options" in inspect.getsource(Client._ping_interval)
 
 
-async def test_end_reconnecting_cancel_lost_cancels_again() -> None:
+async def test_end_connecting_cancel_lost_cancels_again() -> None:
     """A reconnection that drops the first cancellation, as ``asyncio.wait_for`` may, is ended all the same."""
     lost = 0
 
@@ -54,17 +54,16 @@ async def test_end_reconnecting_cancel_lost_cancels_again() -> None:
                     raise
                 lost += 1
 
-    async def close() -> bool:
+    async def end() -> list[bool]:
         client = Client()
-        client._reconnection_task = task = asyncio.ensure_future(reconnect())
+        client._reconnection_task = again = asyncio.ensure_future(reconnect())
+        first = asyncio.ensure_future(reconnect())
         await asyncio.sleep(0)
-        task.cancel()  # as the client's own close does
-        await asyncio.sleep(0)
-        await nats_internals.end_reconnecting(client)
-        return bool(task.done())
+        await nats_internals.end_connecting(client, first)
+        return [first.done(), again.done()]
 
     async with trio_asyncio.open_loop():
-        assert await aio_as_trio(close)()
+        assert await aio_as_trio(end)() == [True, True]
     assert lost == 1
 
 

@@ -62,7 +62,8 @@ class Connection:
         self.client = Client()
         self._options, self._emit, self._changed = options, emit, changed
         self._refused: asyncio.Future[None]
-        self._begun = False
+        self._connecting: asyncio.Future[None] | None = None
+        """The first connecting; None before it has begun."""
         self._closing = self._closed = False
         self._reconnecting_since: float | None = None
         self._bytes_read = 0
@@ -86,9 +87,8 @@ class Connection:
         Raises:
             MisconfiguredError: the server answers, and refuses the credentials.
         """
-        self._begun = True
         self._refused = asyncio.get_running_loop().create_future()
-        connecting = asyncio.ensure_future(
+        self._connecting = connecting = asyncio.ensure_future(
             self.client.connect(
                 **self._options,
                 error_cb=self._on_error,
@@ -114,10 +114,10 @@ class Connection:
     async def close(self) -> None:
         """Close without an event, and send nothing more."""
         self._closing = True
-        if self._begun:  # the client cannot close before it has begun to connect
+        if self._connecting is not None:  # the client cannot close before it has begun to connect
+            await nats_internals.end_connecting(self.client, self._connecting)
             nats_internals.forget_unsent(self.client)
             await self.client.close()
-            await nats_internals.end_reconnecting(self.client)
 
     async def watch(self) -> None:
         """Free the client from the states it gets stuck in; to be called a few times a second.

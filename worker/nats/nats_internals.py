@@ -34,15 +34,17 @@ def forget_unsent(client: Client) -> None:
     client._pending_data_size = 0  # noqa: SLF001 -- no public name
 
 
-async def end_reconnecting(client: Client) -> None:
-    """Cancel a reconnection until it has ended. ``close`` cancels it once, and ``asyncio.wait_for`` may lose that.
+async def end_connecting(client: Client, first: asyncio.Future[None]) -> None:
+    """End the *first* connecting, or the reconnecting, and let the client begin no other. Call it before ``close``.
 
-    Python 3.11 drops a cancellation that coincides with the result; nats-py then goes on to connect.
+    ``asyncio.wait_for`` of Python 3.11 drops a cancellation that coincides with its result. nats-py then goes on to
+    connect, and ``close``, which cancels once, would leave a client that connects forever.
     """
-    task = client._reconnection_task  # noqa: SLF001 -- no public name
-    while task is not None and not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.1)
+    client.options["allow_reconnect"] = False
+    for task in (first, client._reconnection_task):  # noqa: SLF001 -- no public name
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.1)
 
 
 class _Callback:
