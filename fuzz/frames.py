@@ -136,7 +136,7 @@ class World:
         self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
         self.consumer = PullConsumer(connection, self.outbox, create=lambda _: None, lost=self._on_gone)
         self.puller = self.consumer.open("")
-        self.credit = self.puller._credit  # noqa: SLF001 -- the books
+        self.credit = self.puller.credit
         self.wanted = self.gone = 0
         self.model = Model()
         self.wire = bytearray()
@@ -194,11 +194,11 @@ class World:
                 self.well_formed = self.model.plain = False
 
     def _inbox(self, lane: int) -> int:
-        _, subscription = self.puller._inboxes[lane % MAX_REQUESTS]  # noqa: SLF001 -- the server's name for it
+        subscription = self.puller._inboxes[self.credit.inboxes[lane % MAX_REQUESTS]]  # noqa: SLF001 -- the server's name for it
         return int(subscription._id)  # noqa: SLF001 -- the same
 
     def _old_inbox(self, lane: int) -> int:
-        left = [int(subscription._id) for _, subscription in self.consumer._buffer._old_inboxes]  # noqa: SLF001 -- the old inboxes
+        left = [int(subscription._id) for _, subscription in self.consumer.buffer._old_inboxes]  # noqa: SLF001 -- the old inboxes
         return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
@@ -230,7 +230,7 @@ class World:
     def _take(self) -> None:
         self.came += [
             (each.id, each.num_delivered, each.num_pending, each.payload)
-            for each in self.consumer._buffer.take_all()  # noqa: SLF001 -- the deliveries
+            for each in self.consumer.buffer.take_all()
             if isinstance(each, Delivery)
         ]
 
@@ -263,7 +263,7 @@ class World:
     async def _pump(self) -> None:
         """Send requests as the consumer's task does; each is open in a free inbox."""
         before = len(self.client.said)
-        await self.consumer._send()  # noqa: SLF001 -- as its task does
+        await self.consumer._send_requests()  # noqa: SLF001 -- as its task does
         lanes = {inbox: lane for lane, inbox in self._inboxes().items()}
         for subject, payload, reply in self.client.said[before:]:
             assert subject == _NEXT
@@ -273,7 +273,12 @@ class World:
             self.model.asked(lane, batch, trio.current_time())
 
     def _inboxes(self) -> dict[int, str]:
-        return {lane: inbox for lane, (inbox, _) in self.puller._inboxes.items()}  # noqa: SLF001 -- the inboxes
+        subscriptions = self.puller._inboxes  # noqa: SLF001 -- the inboxes
+        return {
+            lane: subscriptions[inbox].subject
+            for lane, inbox in enumerate(self.credit.inboxes)
+            if inbox in subscriptions
+        }
 
     # What must hold.
 

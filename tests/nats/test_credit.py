@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,14 +16,21 @@ from worker.nats.credit import (
     MAX_REQUESTS_OF_MANY,
     SILENCE,
     Credit,
-    Request,
+    PullInbox,
 )
+
+
+class Request(NamedTuple):
+    """A request as it was sent."""
+
+    inbox: PullInbox
+    batch: int
 
 
 def send_requests(credit: Credit, now: float = 0.0) -> list[Request]:
     requests = []
-    while request := credit.next_request(now):
-        requests.append(request)
+    while inbox := credit.next_request(now):
+        requests.append(Request(inbox, inbox.outstanding))
     return requests
 
 
@@ -100,9 +109,17 @@ def test_received_more_than_requested_reduces_credit() -> None:
     assert [request.batch for request in send_requests(credit)] == [1]
 
 
-def test_credit_inboxes_are_numbered_from_zero() -> None:
-    """Inboxes are numbered from zero."""
-    assert [inbox.number for inbox in Credit().inboxes] == list(range(MAX_REQUESTS))
+def test_replace_leaves_no_credit_in_the_old_inbox() -> None:
+    """A replaced inbox gets no more requests; what arrives there later uses credit that is then not requested."""
+    credit = Credit(max_batch=2)
+    credit.add(4)
+    old, _ = (request.inbox for request in send_requests(credit))
+    credit.replace(old)
+    assert old not in credit.inboxes
+    assert (len(credit.inboxes), credit.unrequested, credit.outstanding) == (MAX_REQUESTS, 2, 2)
+    credit.received(old, 0.0)
+    assert (credit.unrequested, credit.outstanding) == (1, 2)
+    assert [request.batch for request in send_requests(credit)] == [1]
 
 
 def test_next_request_single_message_is_requested_when_nothing_is_open() -> None:
@@ -131,7 +148,7 @@ def test_silent_two_missed_heartbeats_end_the_request() -> None:
     credit = Credit()
     credit.add(1)
     (first,) = send_requests(credit, now=100.0)
-    credit.sign_of_life(first.inbox, 103.0)
+    first.inbox.last_sign = 103.0
     assert credit.silent(103.0 + SILENCE) == []
     assert credit.silent(103.1 + SILENCE) == [first.inbox]
 
@@ -180,7 +197,7 @@ def test_take_back_returns_all_credit_without_message() -> None:
 def test_take_back_after_surplus_returns_nothing() -> None:
     """Nothing is taken back where more messages arrived than there was credit for."""
     credit = Credit()
-    credit.received(None, 0.0)
+    credit.received(credit.inboxes[0], 0.0)
     assert credit.take_back() == 0
     credit.add(3)
     assert [request.batch for request in send_requests(credit)] == [2]
@@ -221,6 +238,7 @@ class Conservation(RuleBasedStateMachine):
         self.added = self.received = self.returned = 0
         self.undelivered = 0
         """Messages that the server may still send into replaced inboxes."""
+        self.replaced: list[PullInbox] = []
 
     @rule(more=st.integers(1, 60))
     def add(self, more: int) -> None:
@@ -230,10 +248,9 @@ class Conservation(RuleBasedStateMachine):
     @rule()
     def request(self) -> None:
         before = self.credit.unrequested
-        request = self.credit.next_request(0.0)
-        if request:
-            assert 0 < request.batch <= before
-            assert request.inbox.outstanding == request.batch
+        if inbox := self.credit.next_request(0.0):
+            assert 0 < inbox.outstanding <= before
+            assert self.credit.unrequested == before - inbox.outstanding
 
     @precondition(lambda self: self.credit.outstanding)
     @rule(data=st.data())
@@ -250,9 +267,9 @@ class Conservation(RuleBasedStateMachine):
             self.received += 1
 
     @precondition(lambda self: self.undelivered)
-    @rule()
-    def deliver_late(self) -> None:
-        self.credit.received(None, 0.0)
+    @rule(data=st.data())
+    def deliver_late(self, data: st.DataObject) -> None:
+        self.credit.received(data.draw(st.sampled_from(self.replaced)), 0.0)
         self.undelivered -= 1
         self.received += 1
 
@@ -262,13 +279,20 @@ class Conservation(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, MAX_REQUESTS - 1))
     def give_up(self, number: int) -> None:
-        self.undelivered = min(self.undelivered + self.credit.inboxes[number].outstanding, 100)
-        self.credit.end_request(self.credit.inboxes[number])
+        inbox = self.credit.inboxes[number]
+        self.undelivered = min(self.undelivered + inbox.outstanding, 100)
+        self._replace(inbox)
+
+    def _replace(self, inbox: PullInbox) -> None:
+        self.credit.replace(inbox)
+        self.replaced.append(inbox)
 
     @rule()
     def recall(self) -> None:
         """Take the credit back when interest ended and deliveries arrived, except those through other servers."""
         self.undelivered = min(self.undelivered + self.credit.outstanding, 100)
+        for inbox in [*self.credit.inboxes]:
+            self._replace(inbox)
         back = self.credit.take_back()
         assert back >= 0
         assert self.credit.unrequested <= 0
@@ -284,9 +308,9 @@ class Conservation(RuleBasedStateMachine):
     def unrequested_credit_is_requested(self) -> None:
         """Check liveness: with credit and no open request, the next call returns a request."""
         if self.credit.unrequested > 0 and not self.credit.outstanding:
-            request = self.credit.next_request(0.0)
-            assert request
-            assert request.batch == self.credit.outstanding
+            inbox = self.credit.next_request(0.0)
+            assert inbox
+            assert inbox.outstanding == self.credit.outstanding
 
 
 TestConservation = Conservation.TestCase

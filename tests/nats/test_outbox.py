@@ -39,9 +39,10 @@ class FakeConnection:
     def new_inbox(self) -> str:
         return "_INBOX.x"
 
-    async def subscribe(self, subject: str, *, future: Any) -> None:
+    async def subscribe(self, subject: str, *, future: Any) -> Any:
         if subject == "_INBOX.x.*":
             self.answer = future.set_result
+        return SimpleNamespace(subject=subject)
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         self.published.append((subject, payload, reply))

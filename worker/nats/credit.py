@@ -30,29 +30,21 @@ what is on its way to it. More would wait in sockets while their leases run out,
 over when the connection breaks. The cost of a request could not be measured beside that of 250 messages."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PullInbox:
     """An inbox, and the request that is answered there."""
 
-    number: int
     outstanding: int = 0
+    """Messages that the request may still bring; 0 where none is open."""
     last_sign: float = 0.0
     """The time when something last arrived, or the request was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A pull request to send: for up to *batch* messages, into *inbox*."""
-
-    inbox: PullInbox
-    batch: int
 
 
 class Credit:
     """The credit of one flow, in at most *max_requests* open requests of at most *max_batch* messages."""
 
     def __init__(self, max_batch: int = DEFAULT_BATCH, max_requests: int = MAX_REQUESTS) -> None:
-        self.inboxes = tuple(PullInbox(number) for number in range(max_requests))
+        self.inboxes = [PullInbox() for _ in range(max_requests)]
         self.unrequested = 0
         """Credit that no request was sent for. Below zero where more arrived than there was credit for."""
         self.outstanding = 0
@@ -60,16 +52,18 @@ class Credit:
         self._max_batch = max_batch
         self._total = 0
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there is credit to request messages for."""
+        return self.unrequested > 0
+
     def add(self, more: int) -> None:
         """Give credit for more messages."""
         self.unrequested += more
         self._total = max(self._total, self.unrequested + self.outstanding)
 
-    def received(self, inbox: PullInbox | None, now: float) -> None:
-        """Count a message that arrived in an inbox, or None where that inbox has been replaced."""
-        if inbox is None:
-            self.unrequested -= 1
-            return
+    def received(self, inbox: PullInbox, now: float) -> None:
+        """Count a message that arrived in an inbox, which may have been replaced."""
         inbox.last_sign = now
         if inbox.outstanding > 0:
             inbox.outstanding -= 1
@@ -77,15 +71,16 @@ class Credit:
         else:
             self.unrequested -= 1
 
-    def sign_of_life(self, inbox: PullInbox, now: float) -> None:
-        """Note that the server still has the request of an inbox."""
-        inbox.last_sign = now
-
     def end_request(self, inbox: PullInbox) -> None:
         """Expect nothing more from the request of an inbox."""
         self.unrequested += inbox.outstanding
         self.outstanding -= inbox.outstanding
         inbox.outstanding = 0
+
+    def replace(self, inbox: PullInbox) -> None:
+        """Send no more requests into an inbox, but into a new one."""
+        self.end_request(inbox)
+        self.inboxes[self.inboxes.index(inbox)] = PullInbox()
 
     def take_back(self) -> int:
         """Take back all credit that brought no message, now that no request is open; return how much it was."""
@@ -105,8 +100,8 @@ class Credit:
         for inbox in self.inboxes:
             inbox.last_sign = max(inbox.last_sign, now)
 
-    def next_request(self, now: float) -> Request | None:
-        """Return the next request to send, if there is one; it counts as sent.
+    def next_request(self, now: float) -> PullInbox | None:
+        """Return the inbox of the next request to send, if there is one; it counts as sent.
 
         A small one is worth its cost only while no other is open, because then a message can arrive at once. Else the
         credit is kept for a larger one.
@@ -118,7 +113,7 @@ class Credit:
         self.unrequested -= batch
         self.outstanding += batch
         free.outstanding, free.last_sign = batch, now
-        return Request(free, batch)
+        return free
 
     def _min_batch(self) -> float:
         return min(self._total / len(self.inboxes), self._max_batch)

@@ -202,4 +202,4 @@ class SubjectDiscovery:
 
     def _outstanding(self, flow: str) -> int:
         pull = self._flows.find(flow)
-        return pull.outstanding if pull else 0
+        return pull.credit.outstanding if pull else 0

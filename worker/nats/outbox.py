@@ -141,13 +141,10 @@ class Outbox:
         self._inbox = self._connection.client.new_inbox()
         await nats_internals.listen(self._connection.client, f"{self._inbox}.*", self._on_confirmation)
 
-    async def wait_woken(self) -> None:
-        """Return when there may be something to send."""
+    async def send(self) -> None:
+        """Send all that is noted, once there may be something, or a request for messages."""
         await self._wake.wait()
         self._wake.clear()
-
-    async def send(self) -> None:
-        """Send all that is noted."""
         while self._queue and self._connection.up:
             await self._send_one(self._queue.popleft())
         while self._postponed and self._connection.up:

@@ -17,27 +17,18 @@ from trio_asyncio import aio_as_trio
 from ..model import Delivery, FlowEnded, Notice
 from .connection import Connection
 from .credit import DEFAULT_BATCH, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY, Credit
-from .layout import ConsumerSet
 from .outbox import Outbox
-from .pull import DeliveryBuffer, Pull
+from .pull import LATE, DeliveryBuffer, Pull
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
-_LATE = 5.0
-"""Seconds that the inboxes of a flow that has ended are read."""
-
-
-async def _nothing() -> None:
-    pass
 
 
 class PullConsumer:
     """See :class:`worker.ports.Consumer`.
 
-    Args:
-        create: called with a flow that has credit and no consumer.
-        lost: called with a flow whose consumer, as the server reports, does not exist.
-        stopping: called when it stops, on the asyncio side.
+    *create* is called with a flow that has credit and no consumer, *lost* with a flow whose consumer, as the server
+    reports, does not exist, and *stopping* when it stops, on the asyncio side.
     """
 
     def __init__(
@@ -47,16 +38,16 @@ class PullConsumer:
         *,
         create: Callable[[str], None],
         lost: Callable[[str], None],
-        stopping: Callable[[], Awaitable[None]] = _nothing,
+        stopping: Callable[[], Awaitable[None]] | None = None,
         max_batch: int = DEFAULT_BATCH,
     ) -> None:
         self.ack_wait = 0.0
         self.stopped = False
+        self.buffer = DeliveryBuffer(outbox)
         self._requesting = False
         """Whether no request of an earlier connection can be answered any more, so that new ones are sent."""
         self._connection, self._outbox, self._max_batch = connection, outbox, max_batch
         self._create, self._lost, self._stopping = create, lost, stopping
-        self._buffer = DeliveryBuffer(outbox)
         self._pulls: dict[str, Pull] = {}
         self._to_request: dict[Pull, None] = {}
         """Pulls that may have a request to send."""
@@ -65,7 +56,6 @@ class PullConsumer:
         self._recalls: list[Pull] = []
         self._ended: set[str] = set()
         """Flows whose end is in the buffer: until it is received, credit for them is ignored."""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._checked_at = 0.0
 
     # The Trio side.
@@ -75,7 +65,7 @@ class PullConsumer:
         if flow in self._ended or self.stopped:
             return
         pull = self.open(flow)
-        pull.add_credit(count)
+        pull.credit.add(count)
         if pull.bound:
             self._may_request(pull)
         elif not pull.creating:
@@ -86,7 +76,7 @@ class PullConsumer:
         if flow in self._ended or self.stopped:
             return
         pull = self.open(flow)
-        if pull.outstanding and self._connection.up:
+        if pull.credit.outstanding and self._connection.up:
             pull.recalled = True
             self._recalls.append(pull)
             self._outbox.wake()
@@ -95,16 +85,16 @@ class PullConsumer:
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
-        await self._buffer.wait()
+        await self.buffer.wait()
         self._ended.clear()
-        return self._buffer.take_all()
+        return self.buffer.take_all()
 
     async def stop(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.stop`."""
         self.stopped = True
         with trio.move_on_after(_STOP):
-            await aio_as_trio(self._end_interest)()
-        return [each for each in self._buffer.take_all() if isinstance(each, Delivery)]
+            await aio_as_trio(self._stop)()
+        return [each for each in self.buffer.take_all() if isinstance(each, Delivery)]
 
     # The asyncio side.
 
@@ -113,26 +103,19 @@ class PullConsumer:
 
         One task does both, because each more would cost another pass of the event loop per message.
         """
-        while True:
-            await self._outbox.wait_woken()
-            await self._outbox.send()
-            if self._connection.up and not self.stopped:
-                await self._send()
-
-    def set_consumers(self, consumers: ConsumerSet) -> None:
-        """Set the consumers of the stream, of which retired ones hold messages."""
-        self._buffer.set_consumers(consumers)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._outbox.send()
+                if self._connection.up and not self.stopped:
+                    if self._recalls:
+                        recalled, self._recalls = self._recalls, []
+                        tasks.create_task(self._take_back(recalled))
+                    await self._send_requests()
 
     def notify(self, notice: Notice) -> None:
         """Put a notice behind what was delivered before."""
         if not self.stopped:
-            self._buffer.put(notice)
-
-    async def cancel(self) -> None:
-        """Cancel what still runs."""
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self.buffer.put(notice)
 
     def find(self, flow: str) -> Pull | None:
         """Return the pulls of a flow, if there are some."""
@@ -143,10 +126,10 @@ class PullConsumer:
         if (pull := self._pulls.get(flow)) is None:
             pull = self._pulls[flow] = Pull(
                 flow,
+                Credit(self._max_batch, MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS),
                 self._connection,
                 self._outbox,
-                credit=Credit(self._max_batch, MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS),
-                buffer=self._buffer,
+                self.buffer,
                 lost=self._on_lost,
                 may_request=self._may_request,
             )
@@ -157,7 +140,8 @@ class PullConsumer:
         if pull := self._pulls.pop(flow, None):
             self._to_request.pop(pull, None)
             self._open.pop(pull, None)
-            pull.close(trio.current_time() + _LATE)
+            pull.unbind()
+            pull.leave_inboxes(trio.current_time() + LATE)
         self._ended.add(flow)
         self.notify(FlowEnded(flow))
 
@@ -169,19 +153,19 @@ class PullConsumer:
             return
         for pull in [*self._open]:
             await pull.end_silent_requests(now, suspended=suspended)
-            if not pull.outstanding:
+            if not pull.credit.outstanding:
                 self._open.pop(pull, None)
-        await self._buffer.close_old_inboxes(now)
+        await self.buffer.close_old_inboxes(now)
 
     async def request_again(self) -> None:
         """Send requests over a new connection, into new inboxes: no request of an earlier one may be answered there."""
         if not self._requesting:
-            await self._buffer.close_old_inboxes(inf)
+            await self.buffer.close_old_inboxes(inf)
         self._requesting = True
         for pull in self._pulls.values():
-            if pull.wanted and pull.bound:
+            if pull.credit.wanted and pull.bound:
                 self._may_request(pull)
-            elif pull.wanted and not pull.creating:
+            elif pull.credit.wanted and not pull.creating:
                 self._create(pull.flow)
 
     def connection_changed(self, up: bool) -> None:
@@ -189,7 +173,7 @@ class PullConsumer:
         if not up:
             self._requesting = False
             for pull in self._pulls.values():
-                pull.disconnected()
+                pull.leave_inboxes(-inf)
             self._open.clear()
 
     def _may_request(self, pull: Pull) -> None:
@@ -201,12 +185,7 @@ class PullConsumer:
             pull.unbind()
             self._lost(pull.flow)
 
-    async def _send(self) -> None:
-        if self._recalls:
-            recalled, self._recalls = self._recalls, []
-            task = asyncio.ensure_future(self._take_back(recalled))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    async def _send_requests(self) -> None:
         if self._outbox.crowded or not self._requesting:
             return
         pulls, self._to_request = self._to_request, {}
@@ -214,24 +193,23 @@ class PullConsumer:
         for pull in pulls:
             if not await pull.send_requests(now):
                 self._to_request[pull] = None
-            if pull.outstanding:
+            if pull.credit.outstanding:
                 self._open[pull] = None
 
     async def _take_back(self, pulls: list[Pull]) -> None:
+        await self._end_interest(pulls)
+        for pull in pulls:
+            if self._pulls.get(pull.flow) is pull:
+                pull.return_credit(trio.current_time())
+
+    async def _stop(self) -> None:
+        if self._stopping and self._connection.up:
+            await self._stopping()
+        await self._end_interest([*self._open])
+
+    async def _end_interest(self, pulls: list[Pull]) -> None:
         with suppress(nats.errors.Error, OSError):  # nothing arrives any more over a connection that is lost
             if self._connection.up:
                 for pull in pulls:
                     await pull.end_interest()
                 await self._connection.round_trip()
-        for pull in pulls:
-            if self._pulls.get(pull.flow) is pull:
-                pull.return_credit(trio.current_time())
-
-    async def _end_interest(self) -> None:
-        if not self._connection.up:
-            return
-        await self._stopping()
-        with suppress(nats.errors.Error, OSError):  # nothing arrives any more over a connection that is lost
-            for pull in [*self._open]:
-                await pull.end_interest()
-            await self._connection.round_trip()

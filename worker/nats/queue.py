@@ -129,7 +129,6 @@ class NatsQueue:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._flows.cancel()
         await self._connection.close()
 
     async def _open(self) -> Consumer:

@@ -193,7 +193,7 @@ class Serving:
 
     async def _serve(self, layout: str) -> None:
         consumers = self._consumers
-        self._flows.set_consumers(consumers)
+        self._flows.buffer.consumers = consumers
         self._migration.set_consumers(consumers)
         for each in consumers.retired:
             self._serve_retired(each.name, each.num_ack_pending)
@@ -222,7 +222,7 @@ class Serving:
         flow = self._flows.open(f"{_RETIRED}{name}")
         if name not in self._retired:
             flow.bind(self._pull_subject(name))
-        if self._retired.get(name) != ack_pending or not flow.outstanding:
+        if self._retired.get(name) != ack_pending or not flow.credit.outstanding:
             self._flows.notify(StoredCount(flow.flow, ack_pending))
         self._retired[name] = ack_pending
 
