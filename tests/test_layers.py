@@ -53,7 +53,7 @@ NATS_LAYERS = [
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "options", "nats_internals", "credit"),
+    ("wire", "nats_internals", "credit"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 
@@ -64,7 +64,6 @@ ONLY_BY = {
     "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
-    "nats.options": {"gateway"},
     **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},

@@ -14,7 +14,7 @@ from worker.nats.apply import Applier
 from worker.nats.connection import NoRespondersError
 from worker.nats.jetstream import JetStream
 from worker.nats.layout import FUNCTION, RETIRED, ConsumerState, static
-from worker.nats.reconcile import DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter
+from worker.nats.reconcile import DeleteRefused, DeleteRetired, Idle, Retire, Unfilter
 from worker.nats.wire import ApiError, ConsumerInfo, ErrorCode, decode_answer
 from worker.ports import BrokerUnavailableError, MisconfiguredError
 
@@ -165,7 +165,7 @@ def test_unfilter_unless_retired(mode: str, updated: bool) -> None:
     assert fake.calls == [("update", "w", changes)] * updated
 
 
-IDLE = [DeleteIdle("w", ECHO)]
+IDLE = [Idle("w", ECHO, 0.0, 0)]
 
 
 def test_delete_idle_deletes_a_paused_consumer() -> None:

@@ -19,8 +19,7 @@ from tests.servers import NatsServer, until
 from worker.config import load
 from worker.events import BrokerFailure, Connected, Disconnected, Event
 from worker.model import DeadLetter, Delivery
-from worker.nats.connection import Connection, ConnectionClosedError
-from worker.nats.options import connect_options
+from worker.nats.connection import Connection, ConnectionClosedError, connect_options
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import BrokerUnavailableError, Consumer
 

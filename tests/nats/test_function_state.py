@@ -20,7 +20,7 @@ from tests.servers import NatsServer, until
 from worker.config import Settings, load
 from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
-from worker.nats.connection import Connection
+from worker.nats.connection import Connection, connect_options
 from worker.nats.function_state import (
     READ_AGAIN,
     AgreedQuota,
@@ -32,7 +32,6 @@ from worker.nats.function_state import (
     subject_for,
 )
 from worker.nats.jetstream import JetStream
-from worker.nats.options import connect_options
 
 STREAM = "faas-request-functions"
 

@@ -14,9 +14,8 @@ import pytest
 from tests.servers import NatsServer
 from worker.config import load
 from worker.events import Connected
-from worker.nats.connection import Connection, NoRespondersError
+from worker.nats.connection import Connection, NoRespondersError, connect_options
 from worker.nats.jetstream import JetStream
-from worker.nats.options import connect_options
 from worker.nats.wire import ApiError, ConsumerConfig, ErrorCode, PubAck, StreamConfig, decode_config
 from worker.ports import BrokerUnavailableError, MisconfiguredError
 

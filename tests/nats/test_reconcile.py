@@ -12,7 +12,6 @@ from worker.nats.reconcile import (
     REFUSED,
     Action,
     BindShared,
-    DeleteIdle,
     DeleteRefused,
     DeleteRetired,
     Idle,
@@ -199,14 +198,14 @@ def test_reconcile(layout: str, observed: Observed, actions: list[Action]) -> No
 def test_idle_consumers_are_those_without_messages() -> None:
     """A consumer with a message to deliver, or with a pending ack, is not idle; shared ones never are."""
     consumers = found(ECHO, replace(OTHER, num_pending=1), replace(FAR, num_ack_pending=1), SHARED)
-    assert idle_consumers(consumers, {}, 7.0) == {"w-echo": Idle("q.0.echo.ns", 7.0, 0)}
+    assert idle_consumers(consumers, {}, 7.0) == {"w-echo": Idle("w-echo", "q.0.echo.ns", 7.0, 0)}
 
 
 @pytest.mark.parametrize(("last_delivered", "since"), [(4, 7.0), (5, 9.0)])
 def test_idle_consumers_are_idle_since_their_last_delivery(last_delivered: int, since: float) -> None:
     """A consumer that has delivered between two observations was not idle in between."""
     consumers = found(replace(ECHO, last_delivered=last_delivered))
-    before = {"w-echo": Idle("q.0.echo.ns", 7.0, 4)}
+    before = {"w-echo": Idle("w-echo", "q.0.echo.ns", 7.0, 4)}
     assert idle_consumers(consumers, before, 9.0)["w-echo"].since == since
 
 
@@ -215,13 +214,13 @@ def test_idle_consumers_are_idle_since_their_last_delivery(last_delivered: int, 
 )
 def test_delete_idle_after_the_threshold(now: float, crowded: bool, deleted: int) -> None:
     """An idle consumer is deleted after the threshold; after one more observation where others wait for a consumer."""
-    idle = {"w-echo": Idle("q.0.echo.ns", 7.0, 0)}
-    assert delete_idle(idle, 10.0, now, crowded=crowded) == [DeleteIdle("w-echo", "q.0.echo.ns")] * deleted
+    idle = {"w-echo": Idle("w-echo", "q.0.echo.ns", 7.0, 0)}
+    assert delete_idle(idle, 10.0, now, crowded=crowded) == [*idle.values()] * deleted
 
 
 def test_delete_idle_is_bounded() -> None:
     """Thousands of idle consumers are deleted in several goes."""
-    idle = {f"w-{number}": Idle("q.x", 0.0, 0) for number in range(AT_A_TIME + 1)}
+    idle = {f"w-{number}": Idle(f"w-{number}", "q.x", 0.0, 0) for number in range(AT_A_TIME + 1)}
     assert len(delete_idle(idle, 1.0, 2.0, crowded=False)) == AT_A_TIME
 
 

@@ -8,9 +8,14 @@ from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..events import BrokerFailure, Connected, Disconnected, Event
-from ..nats.connection import AnswerTimeoutError, Connection, ConnectionClosedError, NoRespondersError
+from ..nats.connection import (
+    AnswerTimeoutError,
+    Connection,
+    ConnectionClosedError,
+    NoRespondersError,
+    connect_options,
+)
 from ..nats.jetstream import JetStream
-from ..nats.options import connect_options
 from ..nats.wire import ApiError, ErrorCode
 from ..ports import BrokerUnavailableError
 from .message import Message

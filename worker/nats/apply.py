@@ -18,7 +18,7 @@ from ..ports import BrokerUnavailableError, MisconfiguredError
 from .connection import NoRespondersError
 from .jetstream import JetStream
 from .layout import FUNCTION, NO_FILTER, RETIRED, ConsumerState, consumer_state, overlap, retirement
-from .reconcile import Change, DeleteIdle, DeleteRefused, DeleteRetired, Retire, Unfilter
+from .reconcile import Change, DeleteRefused, DeleteRetired, Idle, Retire, Unfilter
 from .wire import ApiError, ErrorCode, nanoseconds, parse_time
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Applier:
                 if consumer_state(info).layout != RETIRED:  # another worker may have retired it since
                     await self._jetstream.update_consumer(self._stream, info, **NO_FILTER)
 
-    async def delete_idle(self, idle: Iterable[DeleteIdle]) -> list[str]:
+    async def delete_idle(self, idle: Iterable[Idle]) -> list[str]:
         """Delete idle consumers, and return the subjects of those that are gone. Failures are reported."""
         return [subject for subject in await _for_each(idle, self._delete_idle) if subject]
 
@@ -101,7 +101,7 @@ class Applier:
             if any(overlap(info.config.filters, other) for other in others):
                 await self._jetstream.delete_consumer(self._stream, name)
 
-    async def _delete_idle(self, idle: DeleteIdle) -> str | None:
+    async def _delete_idle(self, idle: Idle) -> str | None:
         """Delete a consumer while it is paused, so that it delivers nothing between the last look and its deletion."""
         name = idle.name
         try:

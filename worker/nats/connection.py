@@ -7,8 +7,10 @@ docs/architecture.md.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -20,7 +22,6 @@ from ..config import Settings, without_password
 from ..events import BrokerFailure, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
-from .options import connect_options
 from .wire import parse_status
 
 _ANSWER_WITHIN = 5.0
@@ -49,13 +50,44 @@ class ConnectionClosedError(Exception):
     """The client has closed itself on an error from which it does not recover."""
 
 
+def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
+    """Return the keyword arguments of ``nats.connect``, without its callbacks. *name* is for the server's list.
+
+    Raises:
+        MisconfiguredError: the settings need a package that is not installed.
+    """
+    if any(url.startswith("ws") for url in settings.nats_servers) and importlib.util.find_spec("aiohttp") is None:
+        raise MisconfiguredError(
+            "nats_url names a WebSocket: that needs aiohttp, pip install 'jetstream-queue-worker[websocket]'"
+        )
+    options: dict[str, Any] = {
+        "servers": list(settings.nats_servers),
+        "name": name,
+        # Three pings detect a dead connection. That has to happen well before leases expire.
+        "ping_interval": min(10.0, max(1.0, settings.ack_wait / 12)),
+        "max_outstanding_pings": 2,
+        "connect_timeout": 5,
+        "reconnect_time_wait": 0.25,
+        "max_reconnect_attempts": -1,
+        "skip_subject_validation": True,  # subjects come from the server, or are made of checked names
+        "token": settings.nats_token,
+        "user": settings.nats_user,
+        "password": settings.nats_password,
+        "nkeys_seed_str": settings.nats_nkey_seed,
+        "user_credentials": settings.nats_creds_file,
+    }
+    if settings.nats_tls_ca_file or settings.nats_tls_cert_file:
+        context = ssl.create_default_context(cafile=settings.nats_tls_ca_file)
+        if settings.nats_tls_cert_file:
+            context.load_cert_chain(settings.nats_tls_cert_file, settings.nats_tls_key_file)
+        options["tls"] = context
+    return options
+
+
 class Connection:
     """One client, from its connecting to its closing.
 
-    Args:
-        emit: called with :class:`~worker.events.Connected`, :class:`~worker.events.Disconnected` and
-            :class:`~worker.events.BrokerFailure`.
-        changed: called after each connecting, with True, and after each loss of the connection, with False.
+    *changed* is called after each connecting, with True, and after each loss of the connection, with False.
     """
 
     def __init__(self, options: dict[str, Any], emit: Emit, changed: Callable[[bool], None] = lambda _: None) -> None:
@@ -107,9 +139,7 @@ class Connection:
             self._refused.cancel()
         self._inbox = self.client.new_inbox()
         await nats_internals.listen(self.client, f"{self._inbox}.*", self._on_answer)
-        self.failure = ""
-        self._emit(Connected(self._server, reconnected=False))
-        self._changed(True)
+        self._on_connected(reconnected=False)
 
     async def close(self) -> None:
         """Close without an event, and send nothing more."""
@@ -176,16 +206,13 @@ class Connection:
         await self._exchange("", b"", None)
 
     async def _exchange(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> Msg:
-        """Publish with a reply subject, and return what comes there; without a *subject*, publish right there."""
+        """Publish with a reply subject, and return what arrives there; without a *subject*, publish to that one."""
         number = str(next(self._numbers))
         inbox = f"{self._inbox}.{number}"
         answer: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
         self._unanswered[number] = answer
         try:
-            if subject:
-                await self.client.publish(subject, payload, inbox, headers)
-            else:
-                await self.client.publish(inbox)
+            await self.client.publish(subject or inbox, payload, inbox, headers)
             if (message := await answer) is None:
                 raise ConnectionError("the connection was lost")
             return message
@@ -200,11 +227,6 @@ class Connection:
         if text != last or now - at > _REMIND:
             self._last_report = text, now
             self._emit(BrokerFailure(doing, text))
-
-    @property
-    def _server(self) -> str:
-        url = self.client.connected_url
-        return f"{url.hostname}:{url.port}" if url else ""
 
     def _on_answer(self, message: Msg) -> None:
         answer = self._unanswered.get(message.subject[len(self._inbox) + 1 :])
@@ -227,8 +249,11 @@ class Connection:
             self._changed(False)
 
     async def _on_reconnected(self) -> None:
-        self.failure = ""
-        self._emit(Connected(self._server, reconnected=True))
+        self._on_connected(reconnected=True)
+
+    def _on_connected(self, *, reconnected: bool) -> None:
+        self.failure, url = "", self.client.connected_url
+        self._emit(Connected(f"{url.hostname}:{url.port}" if url else "", reconnected=reconnected))
         self._changed(True)
 
     async def _on_closed(self) -> None:
@@ -247,16 +272,16 @@ async def connected(settings: Settings, name: str) -> AsyncIterator[Connection]:
     """
     connection = Connection(connect_options(settings, name=name), lambda _: None)
     try:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_CONNECT_WITHIN):
                 await connection.open()
-        except TimeoutError:
+        if not connection.up:
             servers = without_password(",".join(settings.nats_servers))
             failure = f" ({connection.failure})" if connection.failure else ""
             raise BrokerUnavailableError(
                 f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{failure}:"
                 " start it, or check nats_host and nats_port, or nats_url"
-            ) from None
+            )
         yield connection
     finally:
         await connection.close()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
 
+import msgspec
 import trio
+from msgspec import Struct
 from nats.aio.msg import Msg
 
 from ..config import Settings
@@ -24,8 +24,6 @@ from ..ports import BrokerUnavailableError
 from . import nats_internals
 from .jetstream import JetStream
 from .wire import ApiError, ErrorCode, StreamConfig
-
-T = TypeVar("T")
 
 READ_AGAIN = 30.0
 """Seconds after which the stream is read again without a change received: a copy of a message may be lost."""
@@ -42,8 +40,7 @@ _TRIES = 5
 _READING = "reading the pauses and quotas of functions"
 
 
-@dataclass(frozen=True, slots=True)
-class PauseState:
+class PauseState(Struct, frozen=True):
     """An operator's last pause or resume of a function."""
 
     paused: bool
@@ -51,17 +48,19 @@ class PauseState:
     """The time of it (RFC 3339)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgreedQuota:
+class AgreedQuota(Struct, frozen=True):
     """A function's quota over all workers, and when the message was stored that proposed it (ns)."""
 
     quota: Quota
     stored: int
 
 
-def stream_name(settings: Settings) -> str:
-    """Return the stream's name."""
-    return f"{settings.nats_stream}-functions"
+class _StoredQuota(Struct, frozen=True):
+    """An :class:`AgreedQuota` as it is written."""
+
+    max_inflight: int | None
+    rate: str | None
+    stored: int
 
 
 def subject_for(queue: str, label: str) -> str:
@@ -72,7 +71,7 @@ def subject_for(queue: str, label: str) -> str:
 def stream_config(settings: Settings) -> StreamConfig:
     """Return the stream's configuration."""
     return StreamConfig(
-        name=stream_name(settings),
+        name=f"{settings.nats_stream}-functions",
         subjects=(subject_for(settings.queue_name, ">"),),
         retention="limits",
         discard="old",
@@ -99,23 +98,15 @@ def decode(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | Agr
     if not (is_name(name) and is_name(namespace)):
         return None
     try:
-        fields = json.loads(data)
         if label == below:
-            return label, PauseState(_typed(bool, fields["paused"]), str(fields.get("since", ""))[:40])
-        cap, rate = fields["max_inflight"], fields["rate"]
-        quota = Quota(
-            max_inflight=None if cap is None else parse_max_inflight(str(_typed(int, cap))),
-            rate=None if rate is None else parse_rate(_typed(str, rate)),
-        )
-        return label, AgreedQuota(quota, _typed(int, fields["stored"]))
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            pause = msgspec.json.decode(data, type=PauseState)
+            return label, PauseState(pause.paused, pause.since[:40])
+        found = msgspec.json.decode(data, type=_StoredQuota)
+        cap = None if found.max_inflight is None else parse_max_inflight(str(found.max_inflight))
+        rate = None if found.rate is None else parse_rate(found.rate)
+        return label, AgreedQuota(Quota(max_inflight=cap, rate=rate), found.stored)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-
-
-def _typed(kind: type[T], value: object) -> T:
-    if type(value) is not kind:
-        raise TypeError(f"not a {kind.__name__}")
-    return value
 
 
 async def store(
@@ -136,11 +127,10 @@ async def store(
 
 
 class FunctionStates:
-    """The states of functions, as far as this worker has read them. To be used on the asyncio side.
+    """The states of functions by label, ``name.namespace``, as far as this worker has read them; for the asyncio side.
 
-    Args:
-        paused: called with the labels, ``name.namespace``, of the paused functions, whenever others are.
-        agreed: called with the label of each function whose quota has changed.
+    *paused* is called with the labels of the paused functions, whenever others are, *agreed* with the label of each
+    function whose quota has changed.
     """
 
     def __init__(
@@ -151,11 +141,9 @@ class FunctionStates:
         agreed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.pauses: dict[str, PauseState] = {}
-        """By the function's label."""
         self.quotas: dict[str, AgreedQuota] = {}
-        """By the function's label."""
         self._jetstream, self._settings = jetstream, settings
-        self._queue, self._stream = settings.queue_name, stream_name(settings)
+        self._stream, self._pattern = stream_config(settings).name, subject_for(settings.queue_name, ">")
         self._paused, self._agreed = paused, agreed
         self._sequences: dict[str, int] = {}
         """The last sequence of each subject that was read, also of foreign messages."""
@@ -168,7 +156,7 @@ class FunctionStates:
     async def open(self) -> None:
         """Subscribe to changes, and read the stream. Where the server does not answer, nothing is agreed at first."""
         client = self._jetstream.connection.client
-        await nats_internals.listen(client, subject_for(self._queue, ">"), self._on_message)
+        await nats_internals.listen(client, self._pattern, self._on_message)
         await self.refresh(trio.current_time())
 
     async def run(self) -> None:
@@ -194,7 +182,7 @@ class FunctionStates:
 
         Raises: as :func:`store` does.
         """
-        subject, agreed = f"{subject_for(self._queue, label)}{_QUOTA}", AgreedQuota(quota, stored)
+        subject, agreed = f"{subject_for(self._settings.queue_name, label)}{_QUOTA}", AgreedQuota(quota, stored)
         for _ in range(_TRIES):
             known = self.quotas.get(label)
             if (stored <= known.stored or quota == known.quota) if known else not needs_tokens(quota):
@@ -236,14 +224,13 @@ class FunctionStates:
             self._due = float("-inf")
 
     async def _read_on(self, last: int) -> None:
-        pattern = subject_for(self._queue, ">")
         while self._read_to < last:
-            message = await self._jetstream.next_message(self._stream, self._read_to + 1, pattern)
+            message = await self._jetstream.next_message(self._stream, self._read_to + 1, self._pattern)
             if message is None:
                 self._read_to = last  # the messages in between were deleted
                 return
             self._read_to = self._sequences[message.subject] = message.seq
-            match decode(self._queue, message.subject, message.data):
+            match decode(self._settings.queue_name, message.subject, message.data):
                 case label, PauseState() as pause:
                     self.pauses[label] = pause
                 case label, AgreedQuota() as agreed:

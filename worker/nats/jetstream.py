@@ -46,10 +46,6 @@ class _Got(msgspec.Struct):
     message: StoredMessage
 
 
-class _Answer(msgspec.Struct):
-    """An answer of which nothing is used."""
-
-
 class _Paused(msgspec.Struct):
     paused: bool = False
 
@@ -62,7 +58,8 @@ class JetStream:
     """JetStream over one connection.
 
     All methods raise :class:`ApiError` where the server answers with an error, and
-    :class:`worker.ports.BrokerUnavailableError` where there is no answer, or one that is not JetStream's.
+    :class:`worker.ports.BrokerUnavailableError` where there is no answer, or one that is not JetStream's. Those that
+    create raise :class:`worker.ports.MisconfiguredError` where what there is does not allow it.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -106,11 +103,7 @@ class JetStream:
                 return info
 
     async def find_or_create_stream(self, config: StreamConfig) -> tuple[StreamInfo, bool]:
-        """Return the info of the stream of that name, and whether it was created for that.
-
-        Raises:
-            worker.ports.MisconfiguredError: it cannot be created beside what there is.
-        """
+        """Return the info of the stream of that name, and whether it was created for that."""
         name = config.name
         return await _find_or_create(
             f"stream {name}",
@@ -120,7 +113,7 @@ class JetStream:
 
     async def update_stream(self, info: StreamInfo, **changes: Any) -> None:
         """Change fields of a stream's configuration; the other fields are sent back as they came."""
-        await self._ask(f"STREAM.UPDATE.{info.config.name}", _Answer, decode_config(info.sent) | changes)
+        await self._ask(f"STREAM.UPDATE.{info.config.name}", dict, decode_config(info.sent) | changes)
 
     async def purge(self, stream: str, subject: str) -> int:
         """Delete all messages on a subject, and return how many they were."""
@@ -140,7 +133,7 @@ class JetStream:
 
     async def delete_message(self, stream: str, sequence: int) -> None:
         """Delete the message with a sequence, without overwriting it."""
-        await self._ask(f"STREAM.MSG.DELETE.{stream}", _Answer, {"seq": sequence, "no_erase": True})
+        await self._ask(f"STREAM.MSG.DELETE.{stream}", dict, {"seq": sequence, "no_erase": True})
 
     # Consumers.
 
@@ -162,11 +155,7 @@ class JetStream:
                 return found, page.missing
 
     async def find_or_create_consumer(self, stream: str, config: ConsumerConfig) -> tuple[ConsumerInfo, bool]:
-        """Return the info of the consumer of that name, and whether it was created for that.
-
-        Raises:
-            worker.ports.MisconfiguredError: it cannot be created beside what there is.
-        """
+        """Return the info of the consumer of that name, and whether it was created for that."""
         name = config.name
         return await _find_or_create(
             f"consumer {stream}.{name}",
@@ -198,7 +187,7 @@ class JetStream:
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer, if there is one of that name."""
-        await _none_on(ErrorCode.CONSUMER_NOT_FOUND, self._ask(f"CONSUMER.DELETE.{stream}.{name}", _Answer))
+        await _none_on(ErrorCode.CONSUMER_NOT_FOUND, self._ask(f"CONSUMER.DELETE.{stream}.{name}", dict))
 
 
 async def _none_on(code: ErrorCode, answer: Awaitable[T]) -> T | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -70,10 +70,6 @@ class ConsumerState:
         """Return whether its present or former filter lets a subject through."""
         return not self.subjects or any(covers(each, subject) for each in self.subjects)
 
-    def overlaps(self, other: ConsumerState) -> bool:
-        """Return whether the present or former filters of both let some subject through."""
-        return overlap(self.subjects, other.subjects)
-
 
 def overlap(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
     """Return whether two sets of filters let a common subject through."""
@@ -85,21 +81,15 @@ def consumer_state(info: ConsumerInfo) -> ConsumerState:
     metadata, filters = info.config.metadata, info.config.filters
     one = len(filters) == 1 and not {"*", ">"} & set(filters[0].split("."))
     mode = metadata.get(MODE) or (FUNCTION if one else "static")
-    found = ConsumerState(
+    return ConsumerState(
         name=info.name,
         layout=static(_number(metadata.get(PARTITIONS), 1)) if mode == "static" else mode,
-        subjects=filters,
+        subjects=tuple(json.loads(metadata.get(_WAS, "[]"))) if mode == RETIRED else filters,
         last_delivered=info.delivered.stream_seq,
         num_ack_pending=info.num_ack_pending,
         num_pending=info.num_pending,
         ack_wait=info.ack_wait,
         has_mode=MODE in metadata,
-    )
-    if mode != RETIRED:
-        return found
-    return replace(
-        found,
-        subjects=tuple(json.loads(metadata.get(_WAS, "[]"))),
         mark=_number(metadata.get(_MARK), 0),
         retired_for=metadata.get(_FOR, ""),
         retired_at=_number(metadata.get(_AT), 0),

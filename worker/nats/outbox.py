@@ -88,6 +88,8 @@ class Outbox:
         self._all_settled = trio.Event()
         self._numbers = count()
         self._wake = asyncio.Event()
+        self.wake = self._wake.set
+        """Wakes the task that sends."""
         self._inbox = ""
         self._epochs = count()
         self._epoch = f"{next(self._epochs)} "
@@ -123,11 +125,6 @@ class Outbox:
         self._postponed.append((reply, b'-NAK {"delay": %d}' % round(delay * 1e9)))
         self.wake()
 
-    def wake(self) -> None:
-        """Wake the task that sends."""
-        if not self._wake.is_set():
-            self._wake.set()
-
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         while self._unsettled:
@@ -155,8 +152,7 @@ class Outbox:
         """Note what was not confirmed in time to be sent again; to be called a few times a second."""
         late = [number for number, pending in self._unconfirmed.items() if now - pending.sent_at > _CONFIRMED_WITHIN]
         self._queue.extend(self._unconfirmed.pop(number) for number in late)
-        if late:
-            self.wake()
+        self.wake()
 
     def forget(self) -> None:
         """Drop all that is noted, because its stream was deleted: its sequences may identify other messages now."""
@@ -216,4 +212,3 @@ class Outbox:
         """Send again all that is not confirmed, once there is a connection."""
         if up:
             self.repeat_late(float("inf"))
-            self.wake()

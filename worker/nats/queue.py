@@ -23,13 +23,12 @@ from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from . import topology
 from .binding import RETRY, Binding
-from .connection import Connection
+from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
 from .dead_letters import DeadLetters
 from .finished_deleter import RetiredConsumers
 from .function_state import FunctionStates
 from .jetstream import JetStream
-from .options import connect_options
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
 from .quotas import Quotas

@@ -19,6 +19,7 @@ from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
 from ..policy.quota import CAP, RATE, RATE_WAIT, split_token_flow, token_count, token_number, uses_of_token
 from ..ports import BrokerUnavailableError, MisconfiguredError
+from . import topology
 from .flow_consumers import FlowConsumers
 from .function_state import FunctionStates
 from .jetstream import JetStream
@@ -54,16 +55,9 @@ def stream_config(settings: Settings) -> StreamConfig:
 def consumer_config(settings: Settings, kind: str, label: str, ack_wait: float) -> ConsumerConfig:
     """Return the configuration of the consumer of a function's tokens."""
     name = f"{kind}-{hashlib.sha256(label.encode()).hexdigest()[:24]}"
-    return ConsumerConfig(
-        name=name,
-        durable_name=name,
-        filter_subject=_subject(settings, kind, label, "*"),
-        deliver_policy="all",
-        ack_policy="explicit",
-        replay_policy="instant",
-        max_deliver=-1,
+    return msgspec.structs.replace(
+        topology.flow_config(settings, _subject(settings, kind, label, "*"), name),
         max_ack_pending=-1,
-        max_waiting=settings.max_waiting,
         ack_wait=round(ack_wait * 1e9),
         inactive_threshold=round(_IDLE * 1e9),
         metadata={"queue-worker.function": label},

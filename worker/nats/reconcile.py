@@ -17,12 +17,12 @@ The order of the steps is what keeps messages safe when the layout changes:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain, count, islice
+from itertools import chain, count
 
 from msgspec import Struct
 
 from ..policy.names import covers
-from .layout import FUNCTION, ConsumerSet, ConsumerState, partitions_of, static
+from .layout import FUNCTION, ConsumerSet, ConsumerState, overlap, partitions_of, static
 
 REFUSED = 10.0
 """Seconds without a leader after which a consumer may be one that no server accepted: an election takes a few."""
@@ -104,13 +104,6 @@ class BindShared(Struct, frozen=True):
     """Whether it is the only consumer. Beside others the server accepts none without filters."""
 
 
-class DeleteIdle(Struct, frozen=True):
-    """Delete a subject's consumer, if it still has nothing to deliver and nothing pending."""
-
-    name: str
-    subject: str
-
-
 Change = Retire | DeleteRetired | DeleteRefused | Unfilter
 Action = Change | Serve | BindShared
 
@@ -179,7 +172,7 @@ def _finished(retired: tuple[ConsumerState, ...]) -> tuple[ConsumerState, ...]:
         each
         for each in retired
         if not each.num_ack_pending
-        and not any(older.retired_at <= each.retired_at and each.overlaps(older) for older in busy)
+        and not any(older.retired_at <= each.retired_at and overlap(each.subjects, older.subjects) for older in busy)
     )
 
 
@@ -207,6 +200,7 @@ def _share(observed: Observed, layout: str, wanted: Wanted) -> list[Action]:
 class Idle(Struct, frozen=True):
     """A subject's consumer that has nothing to deliver and nothing pending."""
 
+    name: str
     subject: str
     since: float
     last_delivered: int
@@ -219,22 +213,18 @@ def idle_consumers(consumers: ConsumerSet, before: Mapping[str, Idle], now: floa
         if each.layout == FUNCTION and not each.num_ack_pending and not each.num_pending:
             known = before.get(each.name)
             same = known is not None and known.last_delivered == each.last_delivered
-            idle[each.name] = known if known and same else Idle(each.subjects[0], now, each.last_delivered)
+            idle[each.name] = known if known and same else Idle(each.name, each.subjects[0], now, each.last_delivered)
     return idle
 
 
-def delete_idle(idle: Mapping[str, Idle], threshold: float, now: float, *, crowded: bool) -> list[DeleteIdle]:
-    """Return deletions of the consumers that have been idle for the *threshold* (s).
+def delete_idle(idle: Mapping[str, Idle], threshold: float, now: float, *, crowded: bool) -> list[Idle]:
+    """Return the consumers to delete, if they still are idle: those that have been for the *threshold* (s).
 
     In a *crowded* stream, which may have no more consumers, other subjects wait for one. There, what was idle at an
     earlier observation is deleted at once.
     """
-    due = (
-        DeleteIdle(name, each.subject)
-        for name, each in idle.items()
-        if now - each.since >= threshold or (crowded and now > each.since)
-    )
-    return [*islice(due, AT_A_TIME)]
+    due = [each for each in idle.values() if now - each.since >= threshold or (crowded and now > each.since)]
+    return due[:AT_A_TIME]
 
 
 def name_for_subject(consumers: ConsumerSet, subject: str, usual: str) -> str:
