@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import trio
@@ -198,7 +199,7 @@ class World:
         return int(subscription._id)  # noqa: SLF001 -- the same
 
     def _old_inbox(self, lane: int) -> int:
-        left = [int(subscription._id) for _, subscription in self.consumer.buffer._old_inboxes]  # noqa: SLF001 -- the old inboxes
+        left = [int(subscription._id) for _, subscription in self.consumer.old_inboxes]  # noqa: SLF001 -- their ids
         return left[lane % len(left)] if left else _NOBODY
 
     def _deliver(self, sid: int, text: bytes) -> None:
@@ -230,7 +231,7 @@ class World:
     def _take(self) -> None:
         self.came += [
             (each.id, each.num_delivered, each.num_pending, each.payload)
-            for each in self.consumer.buffer.take_all()
+            for each in self.consumer.take_all()
             if isinstance(each, Delivery)
         ]
 
@@ -254,9 +255,9 @@ class World:
     async def lose(self, _: int = 0) -> None:
         self.client.begin_anew()
         self.model.lost()
-        for up in (False, True):
-            self.outbox.connection_changed(up)
-            self.consumer.connection_changed(up)
+        self.consumer.connection_changed(up=False)
+        self.outbox.repeat_late(inf)
+        self.consumer.connection_changed(up=True)
         await self._bind()
         await self._pump()
 

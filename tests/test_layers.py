@@ -47,7 +47,6 @@ NATS_LAYERS = [
     ("quotas",),
     ("flow_consumers", "discovery"),
     ("pull_consumer",),
-    ("pull",),
     ("outbox", "migration"),
     ("finished_deleter", "function_state", "dead_letters", "apply"),
     ("topology", "reconcile"),

@@ -49,7 +49,8 @@ async def following(
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
 
         def changed(up: bool) -> None:
-            controls.connection_changed(up)
+            if up:
+                controls.read_soon()
 
         connection = Connection(connect_options(settings(server), name=""), events.append, changed)
         controls = FunctionStates(JetStream(connection), settings(server), lambda paused: told.append(set(paused)))

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, retirement, static
-from worker.nats.wire import ConsumerInfo, decode_answer, decode_config
+from worker.nats.wire import ConsumerInfo, decode_answer
 
 QUEUE, DURABLE = "q", "w"
 
@@ -28,7 +28,7 @@ def info_of(answer: dict[str, Any]) -> ConsumerInfo:
 
 def retired(info: ConsumerInfo, layout: str, now: int) -> ConsumerInfo:
     """Return the info of the consumer once it is retired."""
-    fields = decode_config(info.sent) | retirement(QUEUE, info, layout, now)
+    fields = info.sent | retirement(QUEUE, info, layout, now)
     config = {key: value for key, value in fields.items() if value is not None}
     return info_of({"name": info.name, "config": config, "delivered": {"stream_seq": info.delivered.stream_seq}})
 
@@ -76,7 +76,7 @@ def test_retirement_records_filter_and_mark() -> None:
 def test_retirement_leaves_the_other_fields() -> None:
     """Retirement leaves the fields and the metadata alone that it does not use; a pause ends by itself."""
     info = consumer("w", mode="static", other={"max_ack_pending": 7, "pause_until": "2026-01-01T00:00:00Z"})
-    config = decode_config(retired(info, FUNCTION, 0).sent)
+    config = retired(info, FUNCTION, 0).sent
     assert config["max_ack_pending"] == 7
     assert config["metadata"].keys() >= {"queue-worker.mode"}
     assert "pause_until" not in config

@@ -19,7 +19,7 @@ from tests.nats.hand import Hand, acknowledge, at_work
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import Ack, Delivery, Nak
-from worker.nats import pull
+from worker.nats import pull_consumer
 from worker.nats.connection import Connection
 from worker.nats.queue import open_queue
 
@@ -197,7 +197,7 @@ async def test_migration_killed_before_a_deletion_repeats_the_message(
     async def die(*_: object) -> bool:
         return bool(await asyncio.Event().wait())
 
-    monkeypatch.setattr(pull, "_POSTPONED", 2.0)
+    monkeypatch.setattr(pull_consumer, "_POSTPONED", 2.0)
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with at_work(server, STATIC, hold) as old:

@@ -94,7 +94,8 @@ class OpenOutbox:
 
     async def change(self, *, up: bool) -> None:
         self.connection.up = up
-        self.outbox.connection_changed(up)
+        if up:
+            self.outbox.repeat_late(NEVER)
 
 
 @asynccontextmanager

@@ -120,17 +120,17 @@ def test_decode_answer_without_error_returns_struct(error: str) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        ("{}", ErrorCode.UNKNOWN, " (0/0)"),
-        ('{"code":503}', ErrorCode.UNKNOWN, " (503/0)"),
+        ("{}", 0, " (0/0)"),
+        ('{"code":503}', 0, " (503/0)"),
         ('{"code":404,"err_code":10014,"description":"gone"}', ErrorCode.CONSUMER_NOT_FOUND, "gone (404/10014)"),
-        ('{"code":500,"err_code":99999,"description":"new"}', ErrorCode.UNKNOWN, "new (500/99999)"),
+        ('{"code":500,"err_code":99999,"description":"new"}', 99999, "new (500/99999)"),
     ],
 )
-def test_decode_answer_with_error_raises_api_error(error: str, code: ErrorCode, text: str) -> None:
+def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: str) -> None:
     """An answer with an error is raised, whatever else it has."""
     with pytest.raises(ApiError, match=f"^{re.escape(text)}$") as raised:
         decode_answer(f'{{"stream":"s","seq":1,"error":{error}}}'.encode(), PubAck)
-    assert raised.value.err_code is code
+    assert raised.value.err_code == code
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from math import inf
 
 import trio
 import trio_asyncio
@@ -70,10 +71,11 @@ class Replica:
         """The connection has come again, so requests must be sent again: the queue does that."""
 
     def _on_change(self, up: bool) -> None:
-        self.outbox.connection_changed(up)
         self.flows.connection_changed(up)
-        self.controls.connection_changed(up)
-        self.quotas.connection_changed(up)
+        if up:
+            self.outbox.repeat_late(inf)
+            self.controls.read_soon()
+            self.quotas.continue_soon()
         self._again = up
 
     def _agreed(self, function: str) -> None:
@@ -104,7 +106,6 @@ class Replica:
                 await self._begin_anew()
             await self.flows.check(now)
             self.outbox.repeat_late(now)
-            self.outbox.wake()
 
     async def _begin_anew(self) -> None:
         with contextlib.suppress(BrokerUnavailableError, ApiError):  # it is still starting: again

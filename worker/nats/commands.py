@@ -13,7 +13,7 @@ from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
 from .connection import connected
-from .function_state import FunctionStates, PauseState, encode, store, subject_for
+from .function_state import FunctionStates, PauseState
 from .jetstream import JetStream
 from .layout import MODE
 from .wire import ApiError, ErrorCode
@@ -46,6 +46,7 @@ class Session:
     settings: Settings
     stream: str
     """The name that the queue's stream has at the server."""
+    states: FunctionStates
 
 
 @asynccontextmanager
@@ -60,7 +61,7 @@ async def session(settings: Settings) -> AsyncIterator[Session]:
         jetstream = JetStream(connection)
         try:
             found = await topology.as_named(jetstream, settings, lambda _: None)
-            yield Session(jetstream, settings, found.nats_stream)
+            yield Session(jetstream, settings, found.nats_stream, FunctionStates(jetstream, settings))
         except ApiError as error:
             if error.err_code == ErrorCode.STREAM_NOT_FOUND:
                 raise MisconfiguredError(
@@ -77,15 +78,17 @@ async def pause(opened: Session, label: str) -> dict[str, PauseState]:
     """
     await _require_function_mode(opened)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return await _store_state(opened, label, PauseState(paused=True, since=now))
+    await opened.states.store(label, PauseState(paused=True, since=now))
+    return await _read_paused(opened)
 
 
 async def resume(opened: Session, label: str) -> dict[str, PauseState]:
     """Store that the function is not paused, if it ever was; return the state of each paused function."""
-    states = await _read_states(opened)
-    if label not in states:
-        return _only_paused(states)
-    return await _store_state(opened, label, PauseState(paused=False))
+    paused = await _read_paused(opened)
+    if label not in opened.states.pauses:
+        return paused
+    await opened.states.store(label, PauseState(paused=False))
+    return await _read_paused(opened)
 
 
 async def find_messages(opened: Session, label: str) -> FunctionMessages:
@@ -123,17 +126,6 @@ async def _require_function_mode(opened: Session) -> None:
     )
 
 
-async def _store_state(opened: Session, label: str, state: PauseState) -> dict[str, PauseState]:
-    subject = subject_for(opened.settings.queue_name, label)
-    await store(opened.jetstream, opened.settings, subject, encode(state))
-    return _only_paused(await _read_states(opened))
-
-
-async def _read_states(opened: Session) -> dict[str, PauseState]:
-    states = FunctionStates(opened.jetstream, opened.settings)
-    await states.read_changes()
-    return states.pauses
-
-
-def _only_paused(states: dict[str, PauseState]) -> dict[str, PauseState]:
-    return {label: state for label, state in sorted(states.items()) if state.paused}
+async def _read_paused(opened: Session) -> dict[str, PauseState]:
+    await opened.states.read_changes()
+    return {label: state for label, state in sorted(opened.states.pauses.items()) if state.paused}

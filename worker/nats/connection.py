@@ -197,12 +197,7 @@ class Connection:
         return answer
 
     async def round_trip(self) -> None:
-        """Return when all that the server had sent before now has been read.
-
-        Raises:
-            ConnectionError: the connection was lost.
-            nats.errors.Error: nothing can be sent.
-        """
+        """Return when all that the server had sent before has been read. A lost connection raises ConnectionError."""
         await self._exchange("", b"", None)
 
     async def _exchange(self, subject: str, payload: bytes, headers: dict[str, str] | None) -> Msg:

@@ -5,9 +5,7 @@ The law is conservation. The credit that was given is at every moment the sum of
 credit for, and no credit is forgotten.
 
 Each open request has an inbox of its own, because a delivery shows only where it arrives, not which request it answers.
-With several inboxes a request can be sent while another is still being answered. A request ends when its last message
-has arrived, by a status, or after a silence. After a silence its inbox is replaced, because the server may still
-answer there.
+A request ends when its last message has arrived, by a status, or after a silence.
 """
 
 from __future__ import annotations

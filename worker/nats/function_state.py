@@ -109,28 +109,11 @@ def decode(queue: str, subject: str, data: bytes) -> tuple[str, PauseState | Agr
         return None
 
 
-async def store(
-    jetstream: JetStream, settings: Settings, subject: str, data: bytes, headers: Mapping[str, str] | None = None
-) -> None:
-    """Store a state; the stream is created where there is none.
-
-    Raises:
-        MisconfiguredError: the stream cannot be created.
-        ApiError: the server answers with an error.
-        worker.ports.BrokerUnavailableError: nothing confirms that it is stored.
-    """
-    # Publishing first would take a timeout where the stream is missing: workers subscribe to the subject, so that the
-    # server finds a subscriber, and reports no missing stream.
-    config = stream_config(settings)
-    await jetstream.find_or_create_stream(config)
-    await jetstream.publish(subject, data, {"Nats-Expected-Stream": config.name, **(headers or {})})
-
-
 class FunctionStates:
     """The states of functions by label, ``name.namespace``, as far as this worker has read them; for the asyncio side.
 
     *paused* is called with the labels of the paused functions, whenever others are, *agreed* with the label of each
-    function whose quota has changed.
+    function whose quota has changed. What reads or stores raises what :class:`JetStream` does.
     """
 
     def __init__(
@@ -143,7 +126,7 @@ class FunctionStates:
         self.pauses: dict[str, PauseState] = {}
         self.quotas: dict[str, AgreedQuota] = {}
         self._jetstream, self._settings = jetstream, settings
-        self._stream, self._pattern = stream_config(settings).name, subject_for(settings.queue_name, ">")
+        self._stream, self._pattern = stream_config(settings), subject_for(settings.queue_name, ">")
         self._paused, self._agreed = paused, agreed
         self._sequences: dict[str, int] = {}
         """The last sequence of each subject that was read, also of foreign messages."""
@@ -178,18 +161,13 @@ class FunctionStates:
             self._due = now + _RETRY
 
     async def agree(self, label: str, quota: Quota, stored: int) -> None:
-        """Store the quota that a message proposes, unless a message that was stored later has proposed another one.
-
-        Raises: as :func:`store` does.
-        """
-        subject, agreed = f"{subject_for(self._settings.queue_name, label)}{_QUOTA}", AgreedQuota(quota, stored)
+        """Store the quota that a message proposes, unless a message that was stored later has proposed another one."""
         for _ in range(_TRIES):
             known = self.quotas.get(label)
             if (stored <= known.stored or quota == known.quota) if known else not needs_tokens(quota):
                 return
-            last = {"Nats-Expected-Last-Subject-Sequence": str(self._sequences.get(subject, 0))}
             try:
-                await store(self._jetstream, self._settings, subject, encode(agreed), last)
+                await self.store(label, AgreedQuota(quota, stored))
             except ApiError as error:  # another worker has stored one that this worker has not read
                 if error.err_code not in (
                     ErrorCode.STREAM_WRONG_LAST_SEQUENCE,
@@ -198,15 +176,21 @@ class FunctionStates:
                     raise
             await self.read_changes()
 
-    async def read_changes(self) -> bool:
-        """Read what is new, and return whether there was anything.
+    async def store(self, label: str, state: PauseState | AgreedQuota) -> None:
+        """Store a state, a quota only in place of the one that was read; the stream is created where there is none."""
+        subject, headers = subject_for(self._settings.queue_name, label), {"Nats-Expected-Stream": self._stream.name}
+        if isinstance(state, AgreedQuota):
+            subject += _QUOTA
+            headers["Nats-Expected-Last-Subject-Sequence"] = str(self._sequences.get(subject, 0))
+        # Publishing first would take a timeout where the stream is missing: workers subscribe to the subject, so that
+        # the server finds a subscriber, and reports no missing stream.
+        await self._jetstream.find_or_create_stream(self._stream)
+        await self._jetstream.publish(subject, encode(state), headers)
 
-        Raises:
-            ApiError: the server answers with an error.
-            worker.ports.BrokerUnavailableError: the server does not answer.
-        """
+    async def read_changes(self) -> bool:
+        """Read what is new, and return whether there was anything."""
         before = self._created, self._read_to
-        if info := await self._jetstream.find_stream(self._stream):
+        if info := await self._jetstream.find_stream(self._stream.name):
             if info.created != self._created or info.state.last_seq < self._read_to:
                 self._forget(info.created)
             await self._read_on(info.state.last_seq)
@@ -218,14 +202,13 @@ class FunctionStates:
         self._notify()
         return (self._created, self._read_to) != before
 
-    def connection_changed(self, up: bool) -> None:
-        """Read the stream soon after a connection is made: no change was received without one."""
-        if up:
-            self._due = float("-inf")
+    def read_soon(self) -> None:
+        """Read the stream soon, because a connection was made: no change was received without one."""
+        self._due = float("-inf")
 
     async def _read_on(self, last: int) -> None:
         while self._read_to < last:
-            message = await self._jetstream.next_message(self._stream, self._read_to + 1, self._pattern)
+            message = await self._jetstream.next_message(self._stream.name, self._read_to + 1, self._pattern)
             if message is None:
                 self._read_to = last  # the messages in between were deleted
                 return

@@ -23,12 +23,11 @@ from .wire import (
     StreamConfig,
     StreamInfo,
     decode_answer,
-    decode_config,
 )
 
 T = TypeVar("T")
 
-_CONFLICTS = {
+_CONFLICTS: dict[int, str] = {
     ErrorCode.STREAM_SUBJECT_OVERLAP: "the subjects overlap with those of another stream",
     ErrorCode.STREAM_NAME_EXIST: "a stream of that name was created at the same time with another configuration",
     ErrorCode.CONSUMER_WQ_MULTIPLE_UNFILTERED: (
@@ -113,7 +112,7 @@ class JetStream:
 
     async def update_stream(self, info: StreamInfo, **changes: Any) -> None:
         """Change fields of a stream's configuration; the other fields are sent back as they came."""
-        await self._ask(f"STREAM.UPDATE.{info.config.name}", dict, decode_config(info.sent) | changes)
+        await self._ask(f"STREAM.UPDATE.{info.config.name}", dict, info.sent | changes)
 
     async def purge(self, stream: str, subject: str) -> int:
         """Delete all messages on a subject, and return how many they were."""
@@ -168,8 +167,7 @@ class JetStream:
 
         The other fields are sent back as they came.
         """
-        fields = decode_config(info.sent) | changes
-        config = {name: value for name, value in fields.items() if value is not None}
+        config = {name: value for name, value in (info.sent | changes).items() if value is not None}
         await self._write_consumer(stream, info.name, config, "update")
 
     async def _write_consumer(self, stream: str, name: str, config: object, action: str) -> ConsumerInfo:

@@ -1,10 +1,9 @@
 """Settlements and lease extensions that wait to be sent, or to be confirmed.
 
 The Trio side only notes them; one asyncio task sends many at each wake-up, so nothing crosses over per message. Each
-carries a reply subject, and counts only when the server has answered there: of 1,000 plain acks flushed just before
-a server died, 452 were lost, of confirmed ones none. What is not confirmed is sent again, within two limits. An
-extension is never sent after the settlement of its delivery, because it would cancel a nak's delay. A nak is only sent
-while no other worker can have the message, because a late one would redeliver what that worker runs.
+counts only when the server has answered on its reply subject; else it is sent again, within two limits. An extension is
+never sent after the settlement of its delivery, and a nak only while no other worker can have the message. The reasons
+are in docs/architecture.md, under Confirmations.
 """
 
 from __future__ import annotations
@@ -90,11 +89,9 @@ class Outbox:
         self._wake = asyncio.Event()
         self.wake = self._wake.set
         """Wakes the task that sends."""
-        self._inbox = ""
-        self._epochs = count()
-        self._epoch = f"{next(self._epochs)} "
-        """Identifies the stream, which may be deleted and created again with the same name and sequences. A token
-        begins with it."""
+        self._inbox = self._epoch = ""
+        """The epoch identifies the stream, which may be deleted and created again with the same name and sequences. A
+        token begins with it."""
 
     @property
     def crowded(self) -> bool:
@@ -149,14 +146,14 @@ class Outbox:
                 await self._connection.client.publish(*self._postponed.popleft())
 
     def repeat_late(self, now: float) -> None:
-        """Note what was not confirmed in time to be sent again; to be called a few times a second."""
+        """Send again what was not confirmed in time; called a few times a second, and with inf after connecting."""
         late = [number for number, pending in self._unconfirmed.items() if now - pending.sent_at > _CONFIRMED_WITHIN]
         self._queue.extend(self._unconfirmed.pop(number) for number in late)
         self.wake()
 
     def forget(self) -> None:
         """Drop all that is noted, because its stream was deleted: its sequences may identify other messages now."""
-        self._epoch = f"{next(self._epochs)} "
+        self._epoch = f"{next(self._numbers)} "
         self._queue.clear()
         self._unconfirmed.clear()
         self._extending.clear()
@@ -207,8 +204,3 @@ class Outbox:
         self._unsettled -= settled
         if not self._unsettled:
             self._all_settled.set()
-
-    def connection_changed(self, up: bool) -> None:
-        """Send again all that is not confirmed, once there is a connection."""
-        if up:
-            self.repeat_late(float("inf"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any
 
 import trio
@@ -166,15 +167,15 @@ class NatsQueue:
             await self._flows.check(now)
             if self._connection.up:
                 self._outbox.repeat_late(now)
-            self._outbox.wake()
 
     # What the parts call each other for.
 
     def _on_connection_changed(self, up: bool) -> None:
-        self._outbox.connection_changed(up)
         self._flows.connection_changed(up)
-        self._states.connection_changed(up)
-        self.quotas.connection_changed(up)
+        if up:
+            self._outbox.repeat_late(inf)
+            self._states.read_soon()
+            self.quotas.continue_soon()
         if self._binding:
             self._binding.rebind()
 

@@ -2,9 +2,7 @@
 
 A function's tokens of one kind are a flow, with a consumer and pulls as any flow. The first worker that wants one
 creates them; another one may do the same at the same time, because a subject holds one message and each token has its
-own. No token is taken from a worker that holds it. When a cap is lowered, the worker that receives a surplus token, or
-gives one back, acks it, so that it leaves the stream. So a lower cap is reached as invocations end, and none is
-cancelled for it.
+own. When a cap is lowered, the worker that gives back a surplus token acks it, so that it leaves the stream.
 """
 
 from __future__ import annotations
@@ -87,6 +85,8 @@ class Quotas:
         """Flows whose tokens this worker has created or found."""
         self._consumers = FlowConsumers(flows, self._create)
         self._wake = asyncio.Event()
+        self.continue_soon = self._wake.set
+        """Continues with what was not done, once there is a connection."""
         self.create_consumer = self._consumers.request
 
     # The Trio side.
@@ -135,11 +135,6 @@ class Quotas:
         for flow in self._created:
             if split_token_flow(flow)[1] == label:
                 self.create_consumer(flow)
-
-    def connection_changed(self, up: bool) -> None:
-        """Continue with what was not done, once there is a connection."""
-        if up:
-            self._wake.set()
 
     async def run(self) -> None:
         """Agree, create tokens, and delete those that are too many, until cancelled."""

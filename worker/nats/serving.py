@@ -193,7 +193,7 @@ class Serving:
 
     async def _serve(self, layout: str) -> None:
         consumers = self._consumers
-        self._flows.buffer.consumers = consumers
+        self._flows.consumers = consumers
         self._migration.set_consumers(consumers)
         for each in consumers.retired:
             self._serve_retired(each.name, each.num_ack_pending)

@@ -15,7 +15,6 @@ from ..model import MessageId
 
 T = TypeVar("T")
 
-ACK_PREFIX = "$JS.ACK."
 _MAX_DIGITS = 20
 """Digits of the largest number that 64 bits hold."""
 
@@ -30,10 +29,8 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int, int]:
         ValueError: *subject* is not the reply subject of a delivery.
     """
     tokens = subject.split(".")
-    if not subject.startswith(ACK_PREFIX) or not (len(tokens) == 9 or len(tokens) >= 11):
-        raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
-    numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11]
-    digits = "".join(numbers)
+    numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11] if len(tokens) >= 11 else []
+    digits = "".join(numbers) if subject.startswith("$JS.ACK.") else ""
     if not (digits.isascii() and digits.isdigit() and all(numbers) and max(map(len, numbers)) <= _MAX_DIGITS):
         raise ValueError(f"not the reply subject of a delivery: {subject[:200]!r}")
     num_delivered, sequence, _, stored_at, num_pending = map(int, numbers)
@@ -81,8 +78,6 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
 class ErrorCode(IntEnum):
     """JetStream's ``err_code``, by the names of nats-server's errors.json; those that are treated differently."""
 
-    UNKNOWN = 0
-    """Any other."""
     CONSUMER_NOT_FOUND = 10014
     MAXIMUM_CONSUMERS_LIMIT = 10026
     NO_MESSAGE_FOUND = 10037
@@ -102,21 +97,20 @@ class ErrorCode(IntEnum):
     """A consumer of that name has another configuration."""
     STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
-    @classmethod
-    def _missing_(cls, value: object) -> ErrorCode:  # noqa: ARG003 -- the enum calls it so
-        return cls.UNKNOWN
-
 
 class ApiError(Exception):
     """An error that JetStream answered to a request or a publish."""
 
     def __init__(self, code: int, err_code: int, description: str) -> None:
         super().__init__(f"{description} ({code}/{err_code})")
-        self.err_code, self.description = ErrorCode(err_code), description
+        self.err_code, self.description = err_code, description
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A consumer's configuration: of what a worker creates, and the same fields of what a server sends."""
+    """A consumer's configuration: of what a worker creates, and the same fields of what a server sends.
+
+    Durations are in nanoseconds.
+    """
 
     name: str = ""
     durable_name: str = ""
@@ -130,10 +124,8 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_ack_pending: int | None = None
     max_waiting: int | None = None
     ack_wait: int = 0
-    """Nanoseconds."""
     backoff: tuple[int, ...] = ()
     inactive_threshold: int = 0
-    """Nanoseconds."""
     metadata: dict[str, str] = {}
 
     @property
@@ -152,7 +144,7 @@ class ConsumerInfo(Struct, kw_only=True):
     """A consumer as the server describes it."""
 
     name: str
-    sent: msgspec.Raw = field(name="config")
+    sent: dict[str, Any] = field(name="config")
     """The whole configuration as the server sent it; an update has to send all of it back."""
     config: ConsumerConfig = field(name="", default=ConsumerConfig())
     """The fields of it that are used."""
@@ -164,7 +156,7 @@ class ConsumerInfo(Struct, kw_only=True):
     """The server's time, as :func:`parse_time` reads it."""
 
     def __post_init__(self) -> None:
-        self.config = msgspec.json.decode(self.sent, type=ConsumerConfig)
+        self.config = msgspec.convert(self.sent, ConsumerConfig)
 
     @property
     def ack_wait(self) -> float:
@@ -173,7 +165,7 @@ class ConsumerInfo(Struct, kw_only=True):
 
 
 class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A stream's configuration: of what a worker creates, and the same fields of what a server sends."""
+    """A stream's configuration, as :class:`ConsumerConfig` is a consumer's."""
 
     name: str = ""
     subjects: tuple[str, ...] = ()
@@ -186,11 +178,9 @@ class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_msgs: int | None = None
     max_bytes: int | None = None
     max_age: int = 0
-    """Nanoseconds."""
     max_msg_size: int | None = None
     max_msgs_per_subject: int | None = None
     duplicate_window: int = 0
-    """Nanoseconds."""
     allow_direct: bool = False
     sealed: bool = False
     no_ack: bool = False
@@ -206,12 +196,10 @@ class StreamState(Struct):
 
 
 class StreamInfo(Struct, kw_only=True):
-    """A stream as the server describes it."""
+    """A stream as the server describes it, with its configuration as a :class:`ConsumerInfo` has it."""
 
-    sent: msgspec.Raw = field(name="config")
-    """The whole configuration as the server sent it; an update has to send all of it back."""
+    sent: dict[str, Any] = field(name="config")
     config: StreamConfig = field(name="", default=StreamConfig())
-    """The fields of it that are used."""
     state: StreamState
     created: str
     """The time of its creation, which differs from that of a later stream of the same name."""
@@ -219,7 +207,7 @@ class StreamInfo(Struct, kw_only=True):
     """The number of subjects on all pages."""
 
     def __post_init__(self) -> None:
-        self.config = msgspec.json.decode(self.sent, type=StreamConfig)
+        self.config = msgspec.convert(self.sent, StreamConfig)
 
 
 class ConsumerPage(Struct, frozen=True):
@@ -272,11 +260,6 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise ValueError("an answer that is not JetStream's") from None
-
-
-def decode_config(sent: msgspec.Raw) -> dict[str, Any]:
-    """Decode a whole configuration, with the fields that no struct here knows."""
-    return dict(msgspec.json.decode(sent))
 
 
 def parse_time(text: str) -> datetime:
