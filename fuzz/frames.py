@@ -187,7 +187,7 @@ class World:
                 number = re.sub(rb"\s.*", b"", line[1:], flags=re.DOTALL) or b"0"
                 header = b"NATS/1.0 " + rest + b"\r\n\r\n" if rest else b""
                 self._message(1, subject=b"_INBOX.0." + number, header=header)
-                if re.fullmatch(rb"[0-9]{1,9}", number) and not rest and self.model.first:
+                if re.fullmatch(rb"0|[1-9][0-9]{0,8}", number) and not rest and self.model.first:
                     self.model.unconfirmed.discard(int(number))
                 self.model.plain &= not rest or _PLAIN_STATUS.fullmatch(rest) is not None
             case _:

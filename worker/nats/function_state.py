@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 import trio
@@ -37,6 +37,7 @@ _QUOTA = ".quota"
 """The end of the subject of a function's quota. No function's name has a dot, so it collides with none."""
 _TRIES = 5
 """Tries to store a quota that other workers change at the same time. The next message proposes it again."""
+_OUTDATED = {ErrorCode.STREAM_WRONG_LAST_SEQUENCE, ErrorCode.STREAM_WRONG_LAST_SEQUENCE_CONSTANT}
 _READING = "reading the pauses and quotas of functions"
 
 
@@ -133,7 +134,7 @@ class FunctionStates:
         self._created = ""
         self._read_to = 0
         """The last sequence that was read of the stream that was created then."""
-        self._notified: tuple[frozenset[str], dict[str, AgreedQuota]] = frozenset(), {}
+        self._notified: tuple[frozenset[str], dict[str, Quota]] = frozenset(), {}
         self._due = self._changed_at = float("-inf")
 
     async def open(self) -> None:
@@ -169,10 +170,7 @@ class FunctionStates:
             try:
                 await self.store(label, AgreedQuota(quota, stored))
             except ApiError as error:  # another worker has stored one that this worker has not read
-                if error.err_code not in (
-                    ErrorCode.STREAM_WRONG_LAST_SEQUENCE,
-                    ErrorCode.STREAM_WRONG_LAST_SEQUENCE_CONSTANT,
-                ):
+                if error.err_code not in _OUTDATED:
                     raise
             await self.read_changes()
 
@@ -229,16 +227,13 @@ class FunctionStates:
 
     def _notify(self) -> None:
         paused = frozenset(label for label, pause in self.pauses.items() if pause.paused)
-        (paused_before, before), self._notified = self._notified, (paused, dict(self.quotas))
+        quotas = {label: agreed.quota for label, agreed in self.quotas.items()}
+        (paused_before, before), self._notified = self._notified, (paused, quotas)
         if paused != paused_before:
             self._paused(paused)
-        for label in {*before, *self.quotas}:
-            if _quota(before, label) != _quota(self.quotas, label):
+        for label in before | quotas:
+            if before.get(label, Quota()) != quotas.get(label, Quota()):
                 self._agreed(label)
 
     def _on_message(self, _: Msg) -> None:
         self._changed_at = trio.current_time()
-
-
-def _quota(agreed: Mapping[str, AgreedQuota], label: str) -> Quota:
-    return agreed[label].quota if label in agreed else Quota()

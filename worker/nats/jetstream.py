@@ -6,6 +6,7 @@ Runs on asyncio alone, so that the producer can use it, too.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -103,12 +104,9 @@ class JetStream:
 
     async def find_or_create_stream(self, config: StreamConfig) -> tuple[StreamInfo, bool]:
         """Return the info of the stream of that name, and whether it was created for that."""
-        name = config.name
-        return await _find_or_create(
-            f"stream {name}",
-            lambda: self.find_stream(name),
-            lambda: self._ask(f"STREAM.CREATE.{name}", StreamInfo, config),
-        )
+        find = partial(self.find_stream, config.name)
+        create = partial(self._ask, f"STREAM.CREATE.{config.name}", StreamInfo, config)
+        return await _find_or_create(f"stream {config.name}", find, create)
 
     async def update_stream(self, info: StreamInfo, **changes: Any) -> None:
         """Change fields of a stream's configuration; the other fields are sent back as they came."""
@@ -155,12 +153,9 @@ class JetStream:
 
     async def find_or_create_consumer(self, stream: str, config: ConsumerConfig) -> tuple[ConsumerInfo, bool]:
         """Return the info of the consumer of that name, and whether it was created for that."""
-        name = config.name
-        return await _find_or_create(
-            f"consumer {stream}.{name}",
-            lambda: self.find_consumer(stream, name),
-            lambda: self._write_consumer(stream, name, config, "create"),
-        )
+        find = partial(self.find_consumer, stream, config.name)
+        create = partial(self._write_consumer, stream, config.name, config, "create")
+        return await _find_or_create(f"consumer {stream}.{config.name}", find, create)
 
     async def update_consumer(self, stream: str, info: ConsumerInfo, **changes: Any) -> None:
         """Change fields of a consumer's configuration, or remove those that are changed to None.

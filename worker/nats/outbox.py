@@ -79,8 +79,8 @@ class Outbox:
     def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
         self._connection, self._emit, self._retired = connection, emit, retired
         self._queue: deque[PendingAck] = deque()
-        self._unconfirmed: dict[int, PendingAck] = {}
-        self._extending: dict[MessageId, int] = {}
+        self._unconfirmed: dict[str, PendingAck] = {}
+        self._extending: dict[MessageId, str] = {}
         """The number of a delivery's extension in the above."""
         self._postponed: deque[tuple[str, bytes]] = deque()
         self._unsettled = 0
@@ -106,7 +106,7 @@ class Outbox:
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
         """See :meth:`worker.ports.Queue.settle`."""
-        self._unconfirmed.pop(self._extending.pop(delivery.id, -1), None)
+        self._unconfirmed.pop(self._extending.pop(delivery.id, ""), None)
         due = trio.current_time() + settlement.delay if isinstance(settlement, Nak) else 0.0
         self._queue.append(PendingAck(delivery, settlement, before, due))
         self._unsettled += 1
@@ -165,7 +165,7 @@ class Outbox:
         if not (token.startswith(self._epoch) and pending.may_be_sent(now)):
             self._drop(pending)
             return
-        number = next(self._numbers)
+        number = str(next(self._numbers))
         pending.sent_at, pending.tries = now, pending.tries + 1
         self._unconfirmed[number] = pending
         if pending.settlement is None:
@@ -178,12 +178,9 @@ class Outbox:
             self._connection.report_failure("settling", error)  # it stays unconfirmed, and is sent again
 
     def _on_confirmation(self, message: Msg) -> None:
-        number = message.subject[len(self._inbox) + 1 :]
-        if not (number.isascii() and number.isdigit()):
-            return  # another client published to the inbox
         if message.headers and message.headers.get("Status"):
             return  # 503: there was no consumer, or no leader, to receive it; it is sent again
-        if pending := self._unconfirmed.pop(int(number), None):
+        if pending := self._unconfirmed.pop(message.subject[len(self._inbox) + 1 :], None):
             if pending.settlement is not None:
                 if self._retired.names and not isinstance(pending.settlement, Nak):
                     self._retired.settled(pending.delivery)
