@@ -2,13 +2,9 @@
 
 A *layout* is ``function``, a consumer for each subject that holds messages, or ``static/<n>``, a shared consumer for
 each of n partitions. The consumers show which one a queue is in. When the layout changes, a consumer of the old one is
-*retired*: its filter is changed to match nothing. So it delivers no new message, and keeps those it has delivered:
-their acks, naks and extensions go through it, it keeps their delays and delivery counts, and it redelivers them. When
-it has no pending ack left, it is deleted.
-
-A consumer delivers in order. So a retired consumer *holds* every message that its former filter covered, up to its
-*mark*, the last sequence that it had delivered: the new consumers may deliver such a message, and it must not run
-twice. Once the retired consumer has no pending ack, all these messages have ended.
+*retired*: its filter is changed to match nothing. Consumers deliver in order. So a retired one *holds* every message
+that its former filter covered, up to its *mark*, the last sequence that it had delivered. A new consumer may deliver
+such a message, and it must not run twice. All have ended once the retired one has no pending ack.
 """
 
 from __future__ import annotations

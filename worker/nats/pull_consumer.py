@@ -79,7 +79,6 @@ class Pull:
     def leave_inboxes(self, until: float) -> None:
         """Expect nothing more of open requests; what they bring nevertheless is read until then."""
         for inbox in self.credit.inboxes:
-            self.credit.end_request(inbox)
             self._leave(inbox, until)
 
     async def send_requests(self, now: float) -> bool:
@@ -102,12 +101,9 @@ class Pull:
                 return False
         return True
 
-    async def end_silent_requests(self, now: float, *, suspended: bool) -> None:
-        """End the requests without a sign of life, and replace their inboxes; where nothing was read, excuse them."""
-        if suspended:
-            self.credit.excuse_silence(now)
+    async def end_silent_requests(self, now: float) -> None:
+        """End the requests without a sign of life, and replace their inboxes."""
         for inbox in self.credit.silent(now):
-            self.credit.end_request(inbox)
             if old := self._leave(inbox, now + _VERY_LATE):
                 await nats_internals.end_interest(self._connection.client, old)
             self._consumer.may_request(self)
@@ -128,7 +124,8 @@ class Pull:
         self._consumer.notify(CreditReturned(self.flow, self.credit.take_back()))
 
     def _leave(self, inbox: PullInbox, until: float) -> Subscription | None:
-        """Replace an inbox that has been used, and return its subscription."""
+        """End the request of an inbox; replace one that has been used, and return its subscription."""
+        self.credit.end_request(inbox)
         if subscription := self._inboxes.pop(inbox, None):
             self.credit.replace(inbox)
             self._consumer.old_inboxes.append((until, subscription))
@@ -313,7 +310,9 @@ class PullConsumer:
         if not self.connection.up:
             return
         for pull in [*self._open]:
-            await pull.end_silent_requests(now, suspended=suspended)
+            if suspended:
+                pull.credit.excuse_silence(now)
+            await pull.end_silent_requests(now)
             if not pull.credit.outstanding:
                 self._open.pop(pull, None)
         await self._close_old_inboxes(now)
