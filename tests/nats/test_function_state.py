@@ -90,7 +90,7 @@ async def test_store_without_a_stream_creates_it_at_once(tmp_path: Path, monkeyp
     with NatsServer(tmp_path) as server:
         async with following(server, []) as (controls, told):
             with trio.fail_after(LAST_RESORT):
-                await aio_as_trio(controls.agree)("echo.fn", Quota(max_inflight=5), 7)
+                await aio_as_trio(controls.agree)("echo.fn", AgreedQuota(Quota(max_inflight=5), 7))
             assert controls.quotas["echo.fn"] == AgreedQuota(Quota(max_inflight=5), 7)
             assert told == []
 

@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
@@ -267,16 +267,16 @@ async def connected(settings: Settings, name: str) -> AsyncIterator[Connection]:
     """
     connection = Connection(connect_options(settings, name=name), lambda _: None)
     try:
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_CONNECT_WITHIN):
                 await connection.open()
-        if not connection.up:
+        except TimeoutError:
             servers = without_password(",".join(settings.nats_servers))
             failure = f" ({connection.failure})" if connection.failure else ""
             raise BrokerUnavailableError(
                 f"no NATS at {servers} within {_CONNECT_WITHIN:g} s{failure}:"
                 " start it, or check nats_host and nats_port, or nats_url"
-            )
+            ) from None
         yield connection
     finally:
         await connection.close()

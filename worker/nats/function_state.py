@@ -38,7 +38,7 @@ _QUOTA = ".quota"
 _TRIES = 5
 """Tries to store a quota that other workers change at the same time. The next message proposes it again."""
 _OUTDATED = {ErrorCode.STREAM_WRONG_LAST_SEQUENCE, ErrorCode.STREAM_WRONG_LAST_SEQUENCE_CONSTANT}
-_READING = "reading the pauses and quotas of functions"
+READING = "reading the pauses and quotas of functions"
 
 
 class PauseState(Struct, frozen=True):
@@ -158,17 +158,19 @@ class FunctionStates:
             if await self.read_changes():
                 self._changed_at = float("-inf")
         except (ApiError, BrokerUnavailableError) as error:
-            self._jetstream.connection.report_failure(_READING, error)
+            self._jetstream.connection.report_failure(READING, error)
             self._due = now + _RETRY
 
-    async def agree(self, label: str, quota: Quota, stored: int) -> None:
+    async def agree(self, label: str, proposal: AgreedQuota) -> None:
         """Store the quota that a message proposes, unless a message that was stored later has proposed another one."""
         for _ in range(_TRIES):
             known = self.quotas.get(label)
-            if (stored <= known.stored or quota == known.quota) if known else not needs_tokens(quota):
+            if known and (proposal.stored <= known.stored or proposal.quota == known.quota):
+                return
+            if not known and not needs_tokens(proposal.quota):
                 return
             try:
-                await self.store(label, AgreedQuota(quota, stored))
+                await self.store(label, proposal)
             except ApiError as error:  # another worker has stored one that this worker has not read
                 if error.err_code not in _OUTDATED:
                     raise
@@ -217,7 +219,7 @@ class FunctionStates:
                 case label, AgreedQuota() as agreed:
                     self.quotas[label] = agreed
                 case None:
-                    self._jetstream.connection.report_failure(_READING, f"a foreign message: {message}"[:200])
+                    self._jetstream.connection.report_failure(READING, f"a foreign message: {message}"[:200])
 
     def _forget(self, created: str) -> None:
         self._created, self._read_to = created, 0

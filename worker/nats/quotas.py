@@ -19,7 +19,7 @@ from ..policy.quota import CAP, RATE, RATE_WAIT, split_token_flow, token_count, 
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
 from .flow_consumers import FlowConsumers
-from .function_state import FunctionStates
+from .function_state import READING, AgreedQuota, FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
@@ -77,8 +77,8 @@ class Quotas:
         self._stream = stream_config(settings)
         self._newest: dict[str, int] = {}
         """The time of the newest message that proposed what is agreed, by the function's label."""
-        self._proposals: dict[str, tuple[Quota, int]] = {}
-        """The quotas that newer messages propose, and when these were stored."""
+        self._proposals: dict[str, AgreedQuota] = {}
+        """The quotas that newer messages propose."""
         self._surplus: list[tuple[Delivery, float]] = []
         """Tokens given back that seem to be too many, and until when this worker has each."""
         self._created: dict[str, None] = {}
@@ -105,8 +105,8 @@ class Quotas:
                 self._newest[function] = max(stored, self._newest.get(function, 0))
             return
         if stored > max(known.stored if known else 0, self._newest.get(function, 0)):
-            if function not in self._proposals or self._proposals[function][1] < stored:
-                self._proposals[function] = msgspec.structs.replace(quota, weight=1), stored
+            if function not in self._proposals or self._proposals[function].stored < stored:
+                self._proposals[function] = AgreedQuota(msgspec.structs.replace(quota, weight=1), stored)
             self._wake.set()
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
@@ -155,15 +155,15 @@ class Quotas:
 
     async def _agree_all(self) -> bool:
         """Agree on all proposals, and return whether none is left for another try."""
-        for label, (quota, stored) in [*self._proposals.items()]:
+        for label, proposal in [*self._proposals.items()]:
             try:
-                await self._states.agree(label, quota, stored)
+                await self._states.agree(label, proposal)
             except (ApiError, BrokerUnavailableError, MisconfiguredError) as error:
                 self._jetstream.connection.report_failure(f"agreeing on the quota of {label}", error)
                 if isinstance(error, BrokerUnavailableError):  # no other proposal would be answered either
                     return False
             else:
-                if self._proposals[label][1] == stored:
+                if self._proposals[label] is proposal:
                     del self._proposals[label]
         return not self._proposals
 
@@ -173,7 +173,7 @@ class Quotas:
             try:
                 await self._states.read_changes()
             except (ApiError, BrokerUnavailableError) as error:
-                self._jetstream.connection.report_failure("reading the pauses and quotas of functions", error)
+                self._jetstream.connection.report_failure(READING, error)
                 return False
         surplus, self._surplus = self._surplus, []
         for token, before in surplus:

@@ -83,7 +83,6 @@ class ErrorCode(IntEnum):
     NO_MESSAGE_FOUND = 10037
     STREAM_MESSAGE_EXCEEDS_MAXIMUM = 10054
     STREAM_NAME_EXIST = 10058
-    """A stream of that name has another configuration."""
     STREAM_NOT_FOUND = 10059
     STREAM_NOT_MATCH = 10060
     """The subject belongs to another stream than the publisher expects."""
@@ -94,7 +93,6 @@ class ErrorCode(IntEnum):
     CONSUMER_WQ_MULTIPLE_UNFILTERED = 10099
     CONSUMER_WQ_CONSUMER_NOT_UNIQUE = 10100
     CONSUMER_ALREADY_EXISTS = 10148
-    """A consumer of that name has another configuration."""
     STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
 
