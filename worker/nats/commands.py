@@ -71,11 +71,7 @@ async def session(settings: Settings) -> AsyncIterator[Session]:
 
 
 async def pause(opened: Session, label: str) -> dict[str, PauseState]:
-    """Store that the function *label* is paused; return the state of each paused function.
-
-    Raises:
-        NotSupportedError: the queue is in static mode.
-    """
+    """Store that *label* is paused; return the state of each paused function. Static mode raises NotSupportedError."""
     await _require_function_mode(opened)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     await opened.states.store(label, PauseState(paused=True, since=now))

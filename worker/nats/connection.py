@@ -114,11 +114,7 @@ class Connection:
         return bool(self.client.is_connected)
 
     async def open(self) -> None:
-        """Connect, however long it takes.
-
-        Raises:
-            MisconfiguredError: the server answers, and refuses the credentials.
-        """
+        """Connect, however long it takes; raise MisconfiguredError where the server refuses the credentials."""
         self._refused = asyncio.get_running_loop().create_future()
         self._connecting = connecting = asyncio.ensure_future(
             self.client.connect(
@@ -150,11 +146,7 @@ class Connection:
             await self.client.close()
 
     async def watch(self) -> None:
-        """Free the client from the states it gets stuck in; to be called a few times a second.
-
-        Raises:
-            ConnectionClosedError: the client has closed itself.
-        """
+        """Free the client from where it gets stuck, or raise ConnectionClosedError; to be called a few times a second."""
         client, now = self.client, asyncio.get_running_loop().time()
         if self._closed and not self._closing:
             raise ConnectionClosedError(

@@ -158,10 +158,7 @@ class JetStream:
         return await _find_or_create(f"consumer {stream}.{config.name}", find, create)
 
     async def update_consumer(self, stream: str, info: ConsumerInfo, **changes: Any) -> None:
-        """Change fields of a consumer's configuration, or remove those that are changed to None.
-
-        The other fields are sent back as they came.
-        """
+        """Change fields of a consumer's configuration, or remove those that are None; the others stay as they were."""
         config = {name: value for name, value in (info.sent | changes).items() if value is not None}
         await self._write_consumer(stream, info.name, config, "update")
 
@@ -171,11 +168,7 @@ class JetStream:
         return await self._ask(f"CONSUMER.CREATE.{stream}.{name}", ConsumerInfo, body)
 
     async def pause_consumer(self, stream: str, name: str, until: str) -> bool:
-        """Let a consumer deliver nothing until a time (RFC 3339), and return whether it is paused now.
-
-        Raises:
-            NoRespondersError: the server, before 2.11, cannot do that.
-        """
+        """Pause a consumer until a time (RFC 3339); return whether it is. Servers before 2.11: NoRespondersError."""
         return (await self._ask(f"CONSUMER.PAUSE.{stream}.{name}", _Paused, {"pause_until": until})).paused
 
     async def delete_consumer(self, stream: str, name: str) -> None:

@@ -23,10 +23,8 @@ def parse_ack_subject(subject: str) -> tuple[MessageId, int, int]:
     """Return a delivery's message, its number of deliveries, and its consumer's number of pending messages.
 
     A reply subject has nine tokens, ``$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<timestamp>.<pending>``, or
-    at least eleven, with domain and account before the stream, and perhaps a random one at the end (ADR-15).
-
-    Raises:
-        ValueError: *subject* is not the reply subject of a delivery.
+    at least eleven, with domain and account before the stream, and perhaps a random one at the end (ADR-15). Any other
+    subject raises ValueError.
     """
     tokens = subject.split(".")
     numbers = tokens[4:9] if len(tokens) == 9 else tokens[6:11] if len(tokens) >= 11 else []
@@ -105,10 +103,7 @@ class ApiError(Exception):
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A consumer's configuration: of what a worker creates, and the same fields of what a server sends.
-
-    Durations are in nanoseconds.
-    """
+    """A consumer's configuration: what a worker creates, and the same fields of a server's. Durations are in ns."""
 
     name: str = ""
     durable_name: str = ""
