@@ -152,7 +152,7 @@ class World:
         """Send some settlements that can be confirmed, and begin to pull."""
         await self.outbox.open()
         for number in range(_SETTLED):
-            delivery = Delivery((number, number), self.outbox.token(f"{_ACK}1.1.1.1.0"), 1, 0.0, "q", b"")
+            delivery = Delivery((number, number), f"{self.outbox.epoch}{_ACK}1.1.1.1.0", 1, 0.0, "q", b"")
             self.outbox.settle(delivery, Ack(), before=0.0)
             await self.outbox._send_one(self.outbox._queue.popleft())  # noqa: SLF001 -- as its task does
         await self._bind()

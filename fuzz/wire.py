@@ -57,7 +57,6 @@ def _is_a_status_or_not(headers: dict[str, str]) -> None:
         return
     code, description = int(headers["Status"]), headers.get("Description", "")
     assert status == Status(code, description)
-    assert status.heartbeat == (code == 100)
     assert status.consumer_gone == (code == 503 or (code == 409 and _GONE.search(description) is not None))
     assert status.rejected == (code not in (100, 404, 408))
-    assert not (status.heartbeat and (status.rejected or status.consumer_gone))
+    assert not (code == 100 and (status.rejected or status.consumer_gone))

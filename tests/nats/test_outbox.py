@@ -80,7 +80,7 @@ class OpenOutbox:
             self.connection.answer(SimpleNamespace(subject=reply, headers=headers))
 
     def delivery(self, number: int = 1) -> Delivery:
-        token = self.outbox.token(f"$JS.ACK.{number}")
+        token = f"{self.outbox.epoch}$JS.ACK.{number}"
         return Delivery((number, number), token, 1, trio.current_time(), "q", b"")
 
     def settle(self, delivery: Delivery, settlement: Settlement, before: float = NEVER) -> None:

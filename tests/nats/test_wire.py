@@ -95,7 +95,7 @@ def test_parse_status_known_codes_are_classified(code: str, description: str, go
     """Each known status is classified: whether the consumer is lost, and whether the request was rejected."""
     status = parse_status({"Status": code, "Description": description})
     assert status is not None
-    assert (status.consumer_gone, status.rejected, status.heartbeat) == (gone, trouble, code == "100")
+    assert (status.code, status.consumer_gone, status.rejected) == (int(code), gone, trouble)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class Connection:
             await self.client.close()
 
     async def watch(self) -> None:
-        """Free the client from where it gets stuck, or raise ConnectionClosedError; to be called a few times a second."""
+        """Free the client from where it gets stuck, or raise ConnectionClosedError; called a few times a second."""
         client, now = self.client, asyncio.get_running_loop().time()
         if self._closed and not self._closing:
             raise ConnectionClosedError(

@@ -50,11 +50,6 @@ class Credit:
         self._max_batch = max_batch
         self._total = 0
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there is credit to request messages for."""
-        return self.unrequested > 0
-
     def add(self, more: int) -> None:
         """Give credit for more messages."""
         self.unrequested += more

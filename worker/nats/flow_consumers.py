@@ -80,7 +80,7 @@ class SubjectConsumers:
         self.request, self.run = self._queue.request, self._queue.run
 
     async def _create(self, subject: str) -> float:
-        if (pull := self._flows.find(subject)) is None or not pull.credit.wanted:
+        if (pull := self._flows.find(subject)) is None or pull.credit.unrequested <= 0:
             return 0.0
         name = name_for_subject(self._consumers(), subject, topology.flow_consumer(self._settings, subject))
         config = topology.flow_config(self._settings, subject, name)

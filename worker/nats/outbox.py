@@ -89,18 +89,14 @@ class Outbox:
         self._wake = asyncio.Event()
         self.wake = self._wake.set
         """Wakes the task that sends."""
-        self._inbox = self._epoch = ""
+        self._inbox = self.epoch = ""
         """The epoch identifies the stream, which may be deleted and created again with the same name and sequences. A
-        token begins with it."""
+        delivery's token is the epoch of its arrival, and its reply subject."""
 
     @property
     def crowded(self) -> bool:
         """Whether the server confirms so slowly that no more messages should be requested."""
         return self._unsettled > _CROWDED
-
-    def token(self, reply: str) -> str:
-        """Return the token of a delivery that arrives now, with this reply subject."""
-        return self._epoch + reply
 
     # Called on the Trio side; none of these waits.
 
@@ -153,7 +149,7 @@ class Outbox:
 
     def forget(self) -> None:
         """Drop all that is noted, because its stream was deleted: its sequences may identify other messages now."""
-        self._epoch = f"{next(self._numbers)} "
+        self.epoch = f"{next(self._numbers)} "
         self._queue.clear()
         self._unconfirmed.clear()
         self._extending.clear()
@@ -162,7 +158,7 @@ class Outbox:
     async def _send_one(self, pending: PendingAck) -> None:
         now = trio.current_time()
         token = pending.delivery.token
-        if not (token.startswith(self._epoch) and pending.may_be_sent(now)):
+        if not (token.startswith(self.epoch) and pending.may_be_sent(now)):
             self._drop(pending)
             return
         number = str(next(self._numbers))
@@ -172,7 +168,7 @@ class Outbox:
             self._extending[pending.delivery.id] = number
         try:
             await self._connection.client.publish(
-                token[len(self._epoch) :], pending.payload(now), f"{self._inbox}.{number}"
+                token[len(self.epoch) :], pending.payload(now), f"{self._inbox}.{number}"
             )
         except (nats.errors.Error, OSError) as error:
             self._connection.report_failure("settling", error)  # it stays unconfirmed, and is sent again

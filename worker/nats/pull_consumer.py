@@ -145,7 +145,7 @@ class Pull:
             self.credit.add(1)
             self._consumer.may_request(self)
             return
-        token = self._outbox.token(reply)
+        token = self._outbox.epoch + reply
         delivery = Delivery(identity, token, num_delivered, now, message.subject, message.data, self.flow, num_pending)
         self._consumer.deliver(self, reply, delivery)
         if not inbox.outstanding:
@@ -153,7 +153,7 @@ class Pull:
 
     def _on_status(self, inbox: PullInbox, message: Msg, now: float) -> None:
         status = parse_status(message.headers)
-        if status is None or status.heartbeat:
+        if status is None or status.code == 100:
             inbox.last_sign = now
             return
         self.credit.end_request(inbox)
@@ -323,9 +323,9 @@ class PullConsumer:
             await self._close_old_inboxes(inf)
         self._requesting = True
         for pull in self._pulls.values():
-            if pull.credit.wanted and pull.bound:
+            if pull.credit.unrequested > 0 and pull.bound:
                 self.may_request(pull)
-            elif pull.credit.wanted and not pull.creating:
+            elif pull.credit.unrequested > 0 and not pull.creating:
                 self._create(pull.flow)
 
     def connection_changed(self, up: bool) -> None:

@@ -125,7 +125,7 @@ class Quotas:
 
     def consumer_lost(self, flow: str) -> None:
         """Create a flow's consumer again, where tokens are wanted."""
-        if (pull := self._flows.find(flow)) and pull.credit.wanted:
+        if (pull := self._flows.find(flow)) and pull.credit.unrequested > 0:
             self.create_consumer(flow)
 
     def quota_changed(self, label: str) -> None:

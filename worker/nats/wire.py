@@ -43,15 +43,10 @@ def consumer_of(subject: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A status message, which ends a pull request, or confirms that it is open."""
+    """A status message, which ends a pull request, or confirms that it is open: 100, a heartbeat."""
 
     code: int
     description: str
-
-    @property
-    def heartbeat(self) -> bool:
-        """Whether the request is still open."""
-        return self.code == 100
 
     @property
     def consumer_gone(self) -> bool:
