@@ -53,8 +53,8 @@ def test_consumer_state_of_a_partition_has_their_number() -> None:
 
 def test_consumer_set_leaves_foreign_consumers_apart() -> None:
     """A consumer without the workers' metadata and name is part of no layout."""
-    layout = ConsumerSet.of([SHARED, consumer("theirs", "q.x")], DURABLE)
-    assert [each.name for each in layout.foreign] == ["theirs"]
+    layout = ConsumerSet.of([SHARED, consumer("theirs", "q.x"), consumer("w-theirs", "q.y")], DURABLE)
+    assert [each.name for each in layout.foreign] == ["theirs", "w-theirs"]
     assert layout.current == static(1)
 
 

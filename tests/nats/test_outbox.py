@@ -213,7 +213,7 @@ async def test_settle_nak_after_lease_is_never_sent() -> None:
 
 
 @virtual
-async def test_connection_changed_up_repeats_unconfirmed() -> None:
+async def test_repeat_late_after_a_reconnect_repeats_all() -> None:
     """Unconfirmed settlements are sent again at once after a reconnect."""
     async with open_outbox() as at:
         at.settle(at.delivery(1), Ack())

@@ -31,7 +31,7 @@ ONE, TWO, THREE = static(1), static(2), static(3)
 
 def live(name: str, layout: str, *subjects: str, pending: int = 0, ack_pending: int = 0, at: int = 0) -> ConsumerState:
     """Return a consumer of a worker."""
-    return ConsumerState(name, layout, subjects, at, ack_pending, pending, 30.0, has_mode=True)
+    return ConsumerState(name, layout, subjects, at, ack_pending, pending, 30.0)
 
 
 def retired(consumer: ConsumerState, layout: str, at: int, ack_pending: int = 0) -> ConsumerState:
@@ -46,8 +46,7 @@ OTHER = live("w-other", FUNCTION, "q.0.other.ns")
 FAR = live("w-far", FUNCTION, "q.far")
 """Its subject belongs to no partition."""
 PART = live("w-p0", TWO, "q", "q.0.>")
-OPENFAAS = replace(SHARED, has_mode=False)
-FOREIGN = replace(live("audit", ONE, "q.0.echo.ns"), has_mode=False)
+FOREIGN = live("audit", ONE, "q.0.echo.ns")
 
 
 def found(*consumers: ConsumerState, foreign: tuple[ConsumerState, ...] = ()) -> ConsumerSet:
@@ -64,7 +63,6 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     # The layout that is wanted.
     "function mode as wanted": (FUNCTION, Observed(found(ECHO, OTHER)), [Serve(FUNCTION)]),
     "static mode as wanted": (ONE, Observed(found(SHARED)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
-    "OpenFaaS's own consumer": (ONE, Observed(found(OPENFAAS)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "already bound": (ONE, Observed(found(SHARED), served=ONE, bound=True), [Serve(ONE)]),
     "served, and not bound": (
         ONE,
@@ -116,12 +114,11 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "a shared consumer of another name": (ONE, Observed(found(live("w2", ONE))), [Retire(("w2",), ONE)]),
     "static to partitions": (TWO, Observed(found(SHARED)), [Retire(("w",), TWO)]),
     "two to three partitions": (THREE, Observed(found(PART)), [Retire(("w-p0",), THREE)]),
-    "named as the workers' are, without a mode": (
+    "a foreign consumer stays": (
         ONE,
-        Observed(found(SHARED, replace(FAR, has_mode=False))),
-        [Retire(("w-far",), ONE)],
+        Observed(found(SHARED, foreign=(FOREIGN,)), served=ONE, bound=True),
+        [Serve(ONE)],
     ),
-    "a foreign consumer stays": (ONE, Observed(found(SHARED, FOREIGN), served=ONE, bound=True), [Serve(ONE)]),
     "another worker wants the layout": (
         FUNCTION,
         Observed(found(SHARED), current_is_wanted=True, served=ONE, bound=True),

@@ -59,8 +59,6 @@ class ConsumerState:
     """Of a retired one: the layout that replaces it."""
     retired_at: int = 0
     """Of a retired one: when that was (ns since the epoch, the server's clock)."""
-    has_mode: bool = False
-    """Whether its metadata record a mode: a worker created it."""
 
     def covers(self, subject: str) -> bool:
         """Return whether its present or former filter lets a subject through."""
@@ -85,7 +83,6 @@ def consumer_state(info: ConsumerInfo) -> ConsumerState:
         num_ack_pending=info.num_ack_pending,
         num_pending=info.num_pending,
         ack_wait=info.ack_wait,
-        has_mode=MODE in metadata,
         mark=_number(metadata.get(_MARK), 0),
         retired_for=metadata.get(_FOR, ""),
         retired_at=_number(metadata.get(_AT), 0),
@@ -128,8 +125,8 @@ class ConsumerSet:
         give: OpenFaaS's own worker created that one.
         """
         live, retired, foreign = list[ConsumerState](), list[ConsumerState](), list[ConsumerState]()
-        for found in map(consumer_state, infos):
-            known = found.has_mode or found.name == durable
+        for info in infos:
+            known, found = MODE in info.config.metadata or info.name == durable, consumer_state(info)
             (foreign if not known else retired if found.layout == RETIRED else live).append(found)
         return cls(tuple(live), tuple(retired), tuple(foreign))
 

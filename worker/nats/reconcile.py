@@ -150,8 +150,6 @@ def _layout_to_serve(observed: Observed, wanted: Wanted) -> str:
 
 def _is_misplaced(consumer: ConsumerState, layout: str, wanted: Wanted) -> bool:
     """Return whether a live consumer of the workers would overlap with those of a layout."""
-    if not (consumer.has_mode or wanted.is_named(consumer.name)):
-        return False  # created by others, for a purpose of their own
     if layout == FUNCTION:
         return consumer.layout != FUNCTION
     if layout == static(1):
