@@ -80,10 +80,9 @@ async def pause(opened: Session, label: str) -> dict[str, PauseState]:
 
 async def resume(opened: Session, label: str) -> dict[str, PauseState]:
     """Store that the function is not paused, if it ever was; return the state of each paused function."""
-    paused = await _read_paused(opened)
-    if label not in opened.states.pauses:
-        return paused
-    await opened.states.store(label, PauseState(paused=False))
+    await opened.states.read_changes()
+    if label in opened.states.pauses:
+        await opened.states.store(label, PauseState(paused=False))
     return await _read_paused(opened)
 
 

@@ -100,13 +100,12 @@ class Credit:
         credit is kept for a larger one.
         """
         free = next((inbox for inbox in self.inboxes if not inbox.outstanding), None)
-        if free is None or self.unrequested <= 0 or (self.outstanding and self.unrequested < self._min_batch()):
+        if free is None or self.unrequested <= 0:
+            return None
+        if self.outstanding and self.unrequested < min(self._total / len(self.inboxes), self._max_batch):
             return None
         batch = min(self.unrequested, self._max_batch)
         self.unrequested -= batch
         self.outstanding += batch
         free.outstanding, free.last_sign = batch, now
         return free
-
-    def _min_batch(self) -> float:
-        return min(self._total / len(self.inboxes), self._max_batch)
