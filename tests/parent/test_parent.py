@@ -103,7 +103,7 @@ async def test_processes_with_one_that_works_are_restarted_forever(tmp_path: Pat
 
     async def stop() -> None:
         await until(lambda: crew.processes.restarts > 2 * MAX_CRASHES, "many crashes")
-        assert [place.number for place in crew.processes.running][-1:] == [2]
+        assert max(crew.processes.running) == 2
         crew.processes.stop()
 
     assert await crew.lives(stop) == ExitStatus(0)
@@ -263,7 +263,7 @@ async def test_not_alive_ignores_a_starting_process(tmp_path: Path, monkeypatch:
         await until(lambda: crew.processes.running, "it")
         assert await shown.not_ready() == "process 1 does not answer"
         assert await shown.not_alive() is None
-        crew.processes.slots[0].started_at -= 30
+        crew.processes.running[1].started_at -= 30
         assert await shown.not_alive() == "process 1 does not answer"
         crew.processes.stop()
 

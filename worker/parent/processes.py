@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +42,13 @@ class ExitStatus:
 
 
 @dataclass(slots=True, eq=False)
-class ChildSlot:
-    """The place of one process, which its successors take over."""
+class Child:
+    """A process that runs."""
 
     number: int
-    crashes: int = 0
-    """Crashes in a row."""
-    process: trio.Process | None = None
-    """The process that runs; None before, between and after."""
-    control: ControlSocket | None = None
-    started_at: float = 0.0
+    process: trio.Process
+    control: ControlSocket
+    started_at: float
 
 
 class Processes:
@@ -63,7 +59,11 @@ class Processes:
     ) -> None:
         self._command, self._environment = command, environment
         self._timeout, self._log = timeout, log
-        self.slots = [ChildSlot(number) for number in range(1, count + 1)]
+        self.numbers = range(1, count + 1)
+        self.running: dict[int, Child] = {}
+        """The processes that run, by number; a process is started again with the same one."""
+        self._crashes = dict.fromkeys(self.numbers, 0)
+        """Crashes in a row, by number."""
         self.merge = Merge()
         self.restarts = 0
         self.stopping = trio.Event()
@@ -71,17 +71,12 @@ class Processes:
         self._kill_scope = trio.CancelScope()
         self._starting = 0
 
-    @property
-    def running(self) -> list[ChildSlot]:
-        """The slots with a running process."""
-        return [slot for slot in self.slots if slot.process]
-
     async def supervise(self) -> ExitStatus:
         """Run the processes until they are stopped and have ended; kill those that exceed their time."""
         with self._kill_scope:
             async with trio.open_nursery() as nursery:
-                for slot in self.slots:
-                    nursery.start_soon(self._supervise_slot, slot)
+                for number in self.numbers:
+                    nursery.start_soon(self._supervise, number)
         if self._kill_scope.cancelled_caught:
             self._stop_with(ExitStatus(1))
         return self.exit_status
@@ -95,13 +90,13 @@ class Processes:
             self._log("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
             self.stopping.set()
             self._kill_scope.deadline = now + max(self._timeout, FAST_DRAIN) + KILL_AFTER_DRAIN
-        for slot in self.running:
-            _terminate(slot.process)
+        for child in self.running.values():
+            child.process.terminate()
 
     def reap(self) -> None:
         """Reap orphans: as process 1 of a container, the parent inherits the children of others."""
-        own = {slot.process.pid for slot in self.slots if slot.process}
-        while not self._starting:  # a process that is being started is not in a slot yet
+        own = {child.process.pid for child in self.running.values()}
+        while not self._starting:  # a process that is being started is not among the running ones yet
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -110,54 +105,56 @@ class Processes:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    async def _supervise_slot(self, slot: ChildSlot) -> None:
+    async def _supervise(self, number: int) -> None:
         while not self.stopping.is_set():
-            code = await self._run_process(slot)
+            began = trio.current_time()
+            code, fatal = await self._run_process(number)
             self.reap()
-            if self._is_final(slot, code):
+            if self._is_final(number, trio.current_time() - began, code, fatal):
                 return
-            wait = RESTART_BACKOFF.delay(slot.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
-            fields = {"process": slot.number, "how": exit_text(code), "crashes": slot.crashes}
-            self._log("error", "A process ended; starting it again", **fields, again_in=round(wait, 3))
+            crashes = self._crashes[number]
+            wait = RESTART_BACKOFF.delay(crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
+            fields = {"process": number, "how": exit_text(code), "crashes": crashes, "again_in": round(wait, 3)}
+            self._log("error", "A process ended; starting it again", **fields)
             with trio.move_on_after(wait):
                 await self.stopping.wait()
             self.restarts += not self.stopping.is_set()
 
-    async def _run_process(self, slot: ChildSlot) -> int:
-        """Start a process, wait until it ends, and return its exit code."""
-        slot.started_at = trio.current_time()
+    async def _run_process(self, number: int) -> tuple[int, str | None]:
+        """Start a process and wait until it ends; return its exit code, and the fatal error that it sent."""
         try:
-            process, slot.control = await self._start(slot)
+            child = await self._start(number)
         except OSError as error:  # too little memory, or too many processes: treated as a crash, and tried again
-            self._log("error", "A process cannot be started", process=slot.number, error=str(error))
-            slot.control = None
-            return 1
-        slot.process = process
+            self._log("error", "A process cannot be started", process=number, error=str(error))
+            return 1, None
+        self.running[number] = child
+        process, answers = child.process, child.control.answers
         if self.stopping.is_set():  # the signal arrived while the process was being started
-            _terminate(process)
+            process.terminate()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(slot.control.receive)
+                nursery.start_soon(child.control.receive)
                 await process.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + _LAST_READ
         finally:
             if process.returncode is None and self._kill_scope.cancel_called:
-                self._log("error", "A process did not end in time, and is killed", process=slot.number)
+                self._log("error", "A process did not end in time, and is killed", process=number)
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
-            slot.process = None
-            self.merge.add_ended(slot.control.answers.get(METRICS, ""))
-        return process.returncode or 0
+            del self.running[number]
+            self.merge.add_ended(answers.get(METRICS, ""))
+        return process.returncode or 0, answers.get(FATAL)
 
-    async def _start(self, slot: ChildSlot) -> tuple[trio.Process, ControlSocket]:
+    async def _start(self, number: int) -> Child:
+        began = trio.current_time()
         parent_end, child_end = socket.socketpair()
         self._starting += 1
         try:
             with child_end:
                 process = await trio.lowlevel.open_process(
                     list(self._command),
-                    env={**self._environment, VARIABLE: f"{slot.number}/{len(self.slots)}/{child_end.fileno()}"},
+                    env={**self._environment, VARIABLE: f"{number}/{len(self.numbers)}/{child_end.fileno()}"},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[child_end.fileno()],
                     process_group=0,  # so that Ctrl-C reaches only the parent, and counts once
@@ -167,20 +164,19 @@ class Processes:
             raise
         finally:
             self._starting -= 1
-        return process, ControlSocket(parent_end)
+        return Child(number, process, ControlSocket(parent_end), began)
 
-    def _is_final(self, slot: ChildSlot, code: int) -> bool:
+    def _is_final(self, number: int, lifetime: float, code: int, fatal: str | None) -> bool:
         """Return whether the process must not be started again; stop all where none can work."""
-        fatal = slot.control.answers.get(FATAL) if slot.control else None
         if self.stopping.is_set():
             if code not in _CLEAN_EXITS and fatal is None:
-                self._log("error", "A process did not end in order", process=slot.number, how=exit_text(code))
+                self._log("error", "A process did not end in order", process=number, how=exit_text(code))
                 self._stop_with(ExitStatus(1))
             return True
-        slot.crashes = crashes_in_a_row(slot.crashes, trio.current_time() - slot.started_at)
+        self._crashes[number] = crashes_in_a_row(self._crashes[number], lifetime)
         if fatal is not None or code == BAD_SETTINGS:
             self._stop_with(ExitStatus(code or 1, fatal or ""))
-        elif must_give_up([each.crashes for each in self.slots], len(self.running)):
+        elif must_give_up(self._crashes.values(), len(self.running)):
             self._stop_with(ExitStatus(1, f"every process crashes, again and again; the last {exit_text(code)}"))
         else:
             return False
@@ -206,9 +202,3 @@ def exit_text(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:  # a signal without a name, such as a real-time signal
         return f"was killed by signal {-code}"
-
-
-def _terminate(process: trio.Process | None) -> None:
-    if process is not None and process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.terminate()

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..observe.server import serve_observers
 from .control_socket import METRICS, READY
-from .processes import ChildSlot, ExitStatus, Processes
+from .processes import Child, ExitStatus, Processes
 
 ANSWER_TIMEOUT = 2.0
 """Seconds for a process to answer: far more than it needs, and less than the ten of Prometheus and the five of the
@@ -58,78 +58,65 @@ async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> N
         action()
 
 
-class MergedStatus:
-    """All processes as one worker; see :class:`worker.observe.status.WorkerStatus`."""
+class MergedStatus(Collector):
+    """All processes as one worker (:class:`worker.observe.status.WorkerStatus`); collects the parent's own series."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._registry = parent_registry(processes)
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the current values of the parent's own series."""
+        running, restarts = len(self._processes.running), self._processes.restarts
+        yield GaugeMetricFamily("queue_worker_processes", "Processes that run", running)
+        yield CounterMetricFamily("queue_worker_process_restarts", "Times a process was started again", restarts)
 
     async def metrics(self) -> str:
         """Merge the metrics of all processes; a process that does not answer in time counts with its last answer."""
         await self._query(METRICS)
-        answers = [slot.control.answers for slot in self._processes.running if slot.control]
+        answers = [child.control.answers for _, child in sorted(self._processes.running.items())]
         texts = [each[METRICS] for each in answers if METRICS in each]
-        own = generate_latest(self._registry).decode()
-        return self._processes.merge.text([*texts, own], missing=len(self._processes.slots) - len(texts))
+        own = generate_latest(self.registry).decode()
+        return self._processes.merge.text([*texts, own], missing=len(self._processes.numbers) - len(texts))
 
     async def not_alive(self) -> str | None:
         """Name the processes that do not answer: Kubernetes can restart only the container with all of them."""
-        return _listed([slot for slot in await self._query(READY) if not _is_starting(slot)], "does not answer")
+        silent = [child.number for child in await self._query(READY) if not _is_starting(child)]
+        return _listed(silent, "does not answer")
 
     async def not_ready(self) -> str | None:
         """Name a process that is not ready: a rollout replaces all of them together."""
         if self._processes.stopping.is_set():
             return "draining"
-        if missing := [slot for slot in self._processes.slots if not slot.process]:
+        running = self._processes.running
+        if missing := [number for number in self._processes.numbers if number not in running]:
             return _listed(missing, "does not run")
         if silent := await self._query(READY):
-            return _listed(silent, "does not answer")
-        for slot in self._processes.running:
-            if slot.control and (reason := slot.control.answers.get(READY, "")):
-                return f"process {slot.number}: {reason}"
-        return None
+            return _listed([child.number for child in silent], "does not answer")
+        reasons = ((number, child.control.answers.get(READY)) for number, child in sorted(running.items()))
+        return next((f"process {number}: {reason}" for number, reason in reasons if reason), None)
 
-    async def _query(self, question: bytes) -> list[ChildSlot]:
-        """Query all running processes concurrently; return the slots of those that did not answer in time."""
-        silent: list[ChildSlot] = []
+    async def _query(self, question: bytes) -> list[Child]:
+        """Query all running processes concurrently; return those that did not answer in time, and still run."""
+        running = self._processes.running
+        silent: list[Child] = []
 
-        async def query(slot: ChildSlot) -> None:
-            process = slot.process
-            if slot.control and not await slot.control.query(question, ANSWER_TIMEOUT) and slot.process is process:
-                silent.append(slot)
+        async def query(child: Child) -> None:
+            answered = await child.control.query(question, ANSWER_TIMEOUT)
+            if not answered and running.get(child.number) is child:
+                silent.append(child)
 
         async with trio.open_nursery() as nursery:
-            for slot in self._processes.running:
-                nursery.start_soon(query, slot)
-        return sorted(silent, key=lambda slot: slot.number)
+            for child in running.values():
+                nursery.start_soon(query, child)
+        return sorted(silent, key=lambda child: child.number)
 
 
-class ParentCollector(Collector):
-    """The parent's own series."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the current values."""
-        running, restarts = len(self._processes.running), self._processes.restarts
-        yield GaugeMetricFamily("queue_worker_processes", "Processes that run", running)
-        yield CounterMetricFamily("queue_worker_process_restarts", "Times a process was started again", restarts)
+def _is_starting(child: Child) -> bool:
+    return READY not in child.control.answers and trio.current_time() - child.started_at < START_TIMEOUT
 
 
-def parent_registry(processes: Processes) -> CollectorRegistry:
-    """Return a registry of the parent's series and of its own memory, CPU and files."""
-    registry = CollectorRegistry()
-    registry.register(ParentCollector(processes))
-    ProcessCollector(registry=registry)
-    return registry
-
-
-def _is_starting(slot: ChildSlot) -> bool:
-    answered = slot.control is not None and READY in slot.control.answers
-    return not answered and trio.current_time() - slot.started_at < START_TIMEOUT
-
-
-def _listed(slots: Sequence[ChildSlot], problem: str) -> str | None:
-    return ", ".join(f"process {slot.number} {problem}" for slot in slots) or None
+def _listed(numbers: Sequence[int], problem: str) -> str | None:
+    return ", ".join(f"process {number} {problem}" for number in numbers) or None
