@@ -10,8 +10,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -58,18 +57,17 @@ def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -
     _raise_file_limit()
     _tune_garbage_collector()
     metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
-    if rank is None:
-        trio.run(_main, settings, metrics, None, instruments=[writer])
-        return
-    own_settings = dataclasses.replace(
-        settings,
-        max_inflight=share(settings.max_inflight, rank.count, rank.number),
-        function_minimums=share_minimums(settings.function_minimums or (), rank.count, rank.number),
-    )
+    if rank:
+        settings = dataclasses.replace(
+            settings,
+            max_inflight=share(settings.max_inflight, rank.count, rank.number),
+            function_minimums=share_minimums(settings.function_minimums or (), rank.count, rank.number),
+        )
     try:
-        trio.run(_main, own_settings, metrics, rank, instruments=[writer])
+        trio.run(_main, settings, metrics, rank, instruments=[writer])
     finally:
-        rank.send(METRICS, metrics.render_text().decode())
+        if rank:
+            rank.send(METRICS, metrics.render_text().decode())
 
 
 def _raise_file_limit() -> None:
@@ -96,7 +94,11 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
         log(event)
 
     with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
-        async with open_http(settings) as (functions, callbacks), open_queue(settings, emit) as queue:
+        async with (
+            open_functions(settings) as functions,
+            open_callbacks(settings) as callbacks,
+            open_queue(settings, emit) as queue,
+        ):
             services = build_services(settings, queue, functions, callbacks, emit)
             observed = _Observed(metrics, queue, services)
             async with trio.open_nursery() as beside:
@@ -117,13 +119,6 @@ async def _serve_parent(rank: WorkerRank, observed: _Observed, drain: Drain) -> 
     await rank.serve(observed)
     if not drain.intake.cancelled:
         signal.raise_signal(signal.SIGTERM)
-
-
-@asynccontextmanager
-async def open_http(settings: Settings) -> AsyncIterator[tuple[Functions, Callbacks]]:
-    """Open the HTTP clients for invocations and callbacks."""
-    async with open_functions(settings) as functions, open_callbacks(settings) as callbacks:
-        yield functions, callbacks
 
 
 def build_services(

@@ -27,10 +27,7 @@ def pause(function: str) -> None:
     FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
     is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
     """
-    settings, label = _settings_and_label(function)
-    paused = _run(settings, commands.pause, label)
-    click.echo(f"{label} is paused")
-    _print_paused(paused, settings.queue_name)
+    _change_pause(function, commands.pause, "is paused")
 
 
 @click.command()
@@ -40,10 +37,7 @@ def resume(function: str) -> None:
 
     FUNCTION is name or name.namespace.
     """
-    settings, label = _settings_and_label(function)
-    paused = _run(settings, commands.resume, label)
-    click.echo(f"{label} is not paused")
-    _print_paused(paused, settings.queue_name)
+    _change_pause(function, commands.resume, "is not paused")
 
 
 @click.command()
@@ -71,6 +65,17 @@ def purge(function: str, *, yes: bool) -> None:
     click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
 
 
+def _change_pause(
+    function: str, command: Callable[[Session, str], Awaitable[Mapping[str, PauseState]]], result: str
+) -> None:
+    settings, label = _settings_and_label(function)
+    paused = _run(settings, command, label)
+    click.echo(f"{label} {result}")
+    click.echo(f"paused on {settings.queue_name}:{'' if paused else ' nothing'}")
+    for name, state in paused.items():
+        click.echo(f"  {name}  since {state.since}" if state.since else f"  {name}")
+
+
 def _settings_and_label(function: str) -> tuple[Settings, str]:
     """Return the settings, and *function* as ``name.namespace``; exit with code 2 where one is invalid."""
     settings = settings_or_exit().settings
@@ -93,12 +98,6 @@ def _run(settings: Settings, command: Callable[[Session, str], Awaitable[T]], la
         fail(error)
     except NotSupportedError as error:
         fail(error, code=2)
-
-
-def _print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
-    click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
-    for label, state in paused.items():
-        click.echo(f"  {label}  since {state.since}" if state.since else f"  {label}")
 
 
 def _messages(count: int) -> str:

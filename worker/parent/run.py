@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from prometheus_client.registry import Collector
 from ..config import Settings
 from ..observe.server import serve_observers
 from .control_socket import METRICS, READY
-from .processes import Child, ExitStatus, Processes
+from .processes import Child, ExitStatus, Processes, own_command
 
 ANSWER_TIMEOUT = 2.0
 """Seconds for a process to answer: far more than it needs, and less than the ten of Prometheus and the five of the
@@ -26,10 +27,8 @@ START_TIMEOUT = 30.0
 """Seconds in which a process that has never answered counts as starting. A start takes one or two."""
 
 
-async def run(
-    settings: Settings, command: Sequence[str], environment: Mapping[str, str], stop_signals: Sequence[signal.Signals]
-) -> ExitStatus:
-    """Run ``settings.processes`` processes of *command* until a stop signal; a second one shortens the drain.
+async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> ExitStatus:
+    """Run ``settings.processes`` processes of this program until a stop signal; a second one shortens the drain.
 
     Raises:
         OSError: the port is taken. (In a group, as nurseries raise.)
@@ -40,7 +39,9 @@ async def run(
         with suppress(OSError):  # the processes must go on when standard output is a full disk or a closed pipe
             getattr(logger, level)(message, **fields)
 
-    processes = Processes(command, environment, count=settings.processes, timeout=settings.shutdown_timeout, log=log)
+    processes = Processes(
+        own_command(), os.environ, count=settings.processes, timeout=settings.shutdown_timeout, log=log
+    )
     with trio.open_signal_receiver(*stop_signals) as stops, trio.open_signal_receiver(signal.SIGCHLD) as child_ends:
         async with trio.open_nursery() as beside:
             beside.start_soon(_on_each, stops, processes.stop)
