@@ -22,9 +22,9 @@ from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
 from worker.cli.dev import read_dotenv
+from worker.dev.demo import Observation, find_faults
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
-from worker.dev.verdict import Observation, find_faults
 
 PARTS = {
     "nats": "nats-server",

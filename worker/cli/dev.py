@@ -10,11 +10,10 @@ import httpx
 import trio
 from dotenv.parser import Binding, parse_stream
 
-from ..dev.children import ChildEndedError
 from ..dev.demo import run_demo
 from ..dev.run import run
-from ..dev.stack import NotStartedError
-from . import fail, leaf_errors, settings_or_exit
+from ..dev.stack import ChildEndedError, NotStartedError
+from . import caught, fail, settings_or_exit
 
 
 @click.command()
@@ -25,26 +24,18 @@ def command(*, demo: bool) -> None:
     Listens on the loopback, unless the settings name other addresses. Reads more settings from the file .env, if there
     is one. The demonstration uses free ports, a temporary directory and settings of its own.
     """
-    failed: BaseExceptionGroup[Exception] | None = None
-    try:
+    with caught(NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as errors:
         if demo:
-            raise SystemExit(0 if trio.run(run_demo, dict(os.environ)) else 1)
-        environment = _environment()
+            raise SystemExit(0 if trio.run(run_demo, os.environ) else 1)
+        try:
+            environment = read_dotenv(Path(".env")) | os.environ
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         settings_or_exit(environment, warn=True)
         trio.run(run, environment)
-    except* (NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as group:
-        failed = group  # Python 3.11.2 puts an exception that is raised here into a group
-    if failed:
+    if errors:
         # When a child has ended, the other errors are consequences of that.
-        fail(min(leaf_errors(failed), key=lambda error: not isinstance(error, ChildEndedError)))
-
-
-def _environment() -> dict[str, str]:
-    """Return the variables of .env, overridden by those of the environment."""
-    try:
-        return read_dotenv(Path(".env")) | os.environ
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        fail(min(errors, key=lambda error: not isinstance(error, ChildEndedError)))
 
 
 def read_dotenv(path: Path) -> dict[str, str]:

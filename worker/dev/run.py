@@ -6,63 +6,51 @@ import fcntl
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import trio
 
-from .children import Child, Output
-from .stack import NotStartedError, Stack, stack
+from .stack import Child, NotStartedError, Output, Stack, stack
 
 STORE = Path(".queue-worker")
 """Directory of JetStream's files, below the working directory."""
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))
 
-T = TypeVar("T")
-
 
 async def run(environment: Mapping[str, str]) -> None:
-    """Run the stack until a stop signal.
-
-    Raises:
-        NotStartedError, ChildEndedError, InvalidSettingsError: as :func:`worker.dev.stack.stack`.
-    """
-    started: list[Child] = []
-
-    async def serve() -> None:
+    """Run the stack until a stop signal; the errors are those of :func:`worker.dev.stack.stack`."""
+    async with until_signalled() as workers:
         with _locked(STORE):
-            async with stack(environment, STORE, printer(), started) as running:
+            async with stack(environment, STORE, printer(), workers) as running:
                 click.echo(_instructions(running))
                 await trio.sleep_forever()
 
-    await until_signalled(serve, started)
 
+@asynccontextmanager
+async def until_signalled() -> AsyncIterator[list[Child]]:
+    """Cancel the block at a stop signal.
 
-async def until_signalled(work: Callable[[], Awaitable[T]], started: list[Child]) -> T | None:
-    """Return the result of *work*, or None where a stop signal cancelled it.
-
-    The worker among *started* gets a SIGTERM from each later signal, and then gives its invocations back at once.
+    Each later signal sends SIGTERM to the workers that the block has added to the list: they give their invocations
+    back at once.
     """
-    result: T | None = None
+    workers: list[Child] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
-                nursery.start_soon(_stop_on_signals, signals, scope, started)
-                result = await work()
+                nursery.start_soon(_stop_on_signals, signals, scope, workers)
+                yield workers
             nursery.cancel_scope.cancel()
-    return result
 
 
-async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, started: list[Child]) -> None:
+async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, workers: list[Child]) -> None:
     async for _ in signals:
         if scope.cancel_called:
-            for child in started:
-                if child.name == "worker":
-                    child.terminate()
+            for worker in workers:
+                worker.process.terminate()
         else:
             click.echo(
                 "stopping, the worker first, which lets running invocations end; press Ctrl-C again to cut that short"
