@@ -101,12 +101,6 @@ def exit_on_stop_signals() -> None:
         signal.signal(number, lambda *_: os._exit(0))
 
 
-def ignore_stop_signals() -> None:
-    """Ignore stop signals from now on: one that arrives while Python finalizes would change the exit code."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool = False) -> LoadedSettings:
     """Load the settings, and print their warnings if *warn*; exit with code 2 where some are invalid."""
     try:

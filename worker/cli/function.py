@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
@@ -27,7 +27,7 @@ def pause(function: str) -> None:
     FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
     is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
     """
-    _change_pause(function, commands.pause, "is paused")
+    _set_pause(function, commands.pause, "is paused")
 
 
 @click.command()
@@ -37,7 +37,7 @@ def resume(function: str) -> None:
 
     FUNCTION is name or name.namespace.
     """
-    _change_pause(function, commands.resume, "is not paused")
+    _set_pause(function, commands.resume, "is not paused")
 
 
 @click.command()
@@ -65,9 +65,7 @@ def purge(function: str, *, yes: bool) -> None:
     click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
 
 
-def _change_pause(
-    function: str, command: Callable[[Session, str], Awaitable[Mapping[str, PauseState]]], result: str
-) -> None:
+def _set_pause(function: str, command: Callable[[Session, str], Awaitable[dict[str, PauseState]]], result: str) -> None:
     settings, label = _settings_and_label(function)
     paused = _run(settings, command, label)
     click.echo(f"{label} {result}")

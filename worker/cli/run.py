@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import click
 import structlog
@@ -13,7 +14,7 @@ from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..ports import MisconfiguredError
-from . import STOP_SIGNALS, caught, fail, ignore_stop_signals, settings_or_exit
+from . import STOP_SIGNALS, caught, fail, settings_or_exit
 
 
 @click.command()
@@ -44,7 +45,8 @@ def command(ignored_flag: tuple[str, ...]) -> None:
         else:
             _run_worker(settings, rank, writer)
     finally:
-        ignore_stop_signals()
+        for stop_signal in STOP_SIGNALS:  # one that arrives while Python finalizes would change the exit code
+            signal.signal(stop_signal, signal.SIG_IGN)
 
 
 def _run_parent(settings: Settings, writer: LogWriter) -> None:

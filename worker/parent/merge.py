@@ -1,8 +1,7 @@
 """The metrics of several processes as those of one worker: Prometheus texts in, one text out. No I/O, no clock.
 
-Counters and histograms are added up; a gauge is merged by its meaning. All processes write their texts with the same
-library in the same version. So the text before a line's last space identifies the series, and nothing else of it needs
-to be parsed: half a microsecond per line.
+Counters and histograms are added up; a gauge is merged by its meaning. All processes use the same library, so the text
+before a line's last space identifies the series, and nothing else of it is parsed: half a microsecond per line.
 
 The law: no counter ever decreases. Prometheus takes a decrease for a restart of the whole, and adds the whole sum
 again. So the counts of an ended process stay, even where only an old text of it exists. Nor does the rounding of a sum

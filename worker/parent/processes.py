@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,6 @@ _LAST_READ = 1.0
 BAD_SETTINGS = 2
 _CLEAN_EXITS = (0, -signal.SIGTERM)
 """Exit codes of a stopped process; the second where it had no handler yet, and so no work."""
-
-Log = Callable[..., Any]
-"""Function that is called with level, message and fields of a log line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +49,13 @@ class Child:
 
 
 class Processes:
-    """*count* processes of *command*, started again when they crash. *timeout* is the longest drain (s)."""
+    """*count* processes of *command*, started again when they crash.
+
+    *timeout* is the longest drain (s); *log* is called with level, message and fields of a log line.
+    """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Log
+        self, command: list[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Callable[..., Any]
     ) -> None:
         self._command, self._environment = command, environment
         self._timeout, self._log = timeout, log
@@ -110,7 +110,8 @@ class Processes:
             began = trio.current_time()
             code, fatal = await self._run_process(number)
             self.reap()
-            if self._is_final(number, trio.current_time() - began, code, fatal):
+            self._judge(number, trio.current_time() - began, code, fatal)
+            if self.stopping.is_set():
                 return
             crashes = self._crashes[number]
             wait = RESTART_BACKOFF.delay(crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
@@ -153,7 +154,7 @@ class Processes:
         try:
             with child_end:
                 process = await trio.lowlevel.open_process(
-                    list(self._command),
+                    self._command,
                     env={**self._environment, VARIABLE: f"{number}/{len(self.numbers)}/{child_end.fileno()}"},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[child_end.fileno()],
@@ -166,21 +167,18 @@ class Processes:
             self._starting -= 1
         return Child(number, process, ControlSocket(parent_end), began)
 
-    def _is_final(self, number: int, lifetime: float, code: int, fatal: str | None) -> bool:
-        """Return whether the process must not be started again; stop all where none can work."""
+    def _judge(self, number: int, lifetime: float, code: int, fatal: str | None) -> None:
+        """Count a crash, and stop all processes where none can work; while they stop, check the exit code."""
         if self.stopping.is_set():
             if code not in _CLEAN_EXITS and fatal is None:
                 self._log("error", "A process did not end in order", process=number, how=exit_text(code))
                 self._stop_with(ExitStatus(1))
-            return True
+            return
         self._crashes[number] = crashes_in_a_row(self._crashes[number], lifetime)
         if fatal is not None or code == BAD_SETTINGS:
             self._stop_with(ExitStatus(code or 1, fatal or ""))
         elif must_give_up(self._crashes.values(), len(self.running)):
             self._stop_with(ExitStatus(1, f"every process crashes, again and again; the last {exit_text(code)}"))
-        else:
-            return False
-        return True
 
     def _stop_with(self, status: ExitStatus) -> None:
         """Stop all processes; the first failure is the parent's exit status."""
@@ -198,7 +196,5 @@ def exit_text(code: int) -> str:
     """Describe how a process ended, as the predicate of a sentence."""
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:  # a signal without a name, such as a real-time signal
-        return f"was killed by signal {-code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"  # a real-time signal has no name

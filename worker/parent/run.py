@@ -30,8 +30,7 @@ START_TIMEOUT = 30.0
 async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> ExitStatus:
     """Run ``settings.processes`` processes of this program until a stop signal; a second one shortens the drain.
 
-    Raises:
-        OSError: the port is taken. (In a group, as nurseries raise.)
+    Raises OSError, in a group, where the port is taken.
     """
     logger = structlog.get_logger()
 
