@@ -47,8 +47,7 @@ from worker.nats.topology import consumer_config, dead_letter_config, stream_con
 from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
-from worker.parent.processes import Processes
-from worker.parent.run import MergedStatus
+from worker.parent.processes import MergedStatus, Processes
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS

@@ -11,8 +11,7 @@ from worker.config import load
 from worker.model import Backlog
 from worker.observe.metrics import Metrics
 from worker.parent.merge import COUNTER_TYPES, GAUGE_MERGES, Merge, parse
-from worker.parent.processes import Processes
-from worker.parent.run import MergedStatus
+from worker.parent.processes import MergedStatus, Processes
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:

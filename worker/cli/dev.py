@@ -53,9 +53,7 @@ def command(*, demo: bool) -> None:
 def read_dotenv(path: Path) -> dict[str, str]:
     """Return the variables that the file *path* sets; none where there is no such file.
 
-    Raises:
-        ValueError: python-dotenv skips a line, or sets a name that no variable can have. The text names the line.
-        OSError: the file cannot be read.
+    A ValueError names a line that python-dotenv would skip, or a name that no variable can have.
     """
     try:
         with path.open(encoding="utf-8") as file:

@@ -50,7 +50,7 @@ def command(ignored_flag: tuple[str, ...]) -> None:
 
 
 def _run_parent(settings: Settings, writer: LogWriter) -> None:
-    from ..parent.run import run  # noqa: PLC0415 -- a single process does not need it
+    from ..parent.processes import run  # noqa: PLC0415 -- a single process does not need it
 
     with caught(OSError) as errors:
         status = trio.run(run, settings, STOP_SIGNALS, instruments=[writer])

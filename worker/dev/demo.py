@@ -159,10 +159,7 @@ class _Demo:
         return False
 
     def _show_progress(self, status: Status) -> bool:
-        """Show the callbacks of each function: in place on a terminal, elsewhere as a line per second.
-
-        Return whether every invocation has one, and none is left on the queue.
-        """
+        """Show each function's callbacks, on a terminal in place, else once a second; return whether all arrived."""
         called_back = self._observed.called_back()
         text = "  ".join(f"{function} {called_back[function]}/{count}" for function, count in FIRST_CALLS.items())
         if self._console.is_terminal:

@@ -25,7 +25,7 @@ import trio
 
 from ..config import Settings, load
 from ..gateway.serve import listen
-from ..parent.processes import exit_text
+from ..parent import exit_text
 
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))
@@ -171,11 +171,7 @@ def print_line(name: str, line: str) -> None:
 
 @asynccontextmanager
 async def until_signalled() -> AsyncIterator[list[Child]]:
-    """Cancel the block at a stop signal.
-
-    Each later signal sends SIGTERM to the workers that the block has added to the list: they give their invocations
-    back at once.
-    """
+    """Cancel the block at a stop signal; at each later one send SIGTERM to the workers that it added to the list."""
     workers: list[Child] = []
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
@@ -188,7 +184,7 @@ async def until_signalled() -> AsyncIterator[list[Child]]:
 async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, workers: list[Child]) -> None:
     async for _ in signals:
         if scope.cancel_called:
-            for worker in workers:
+            for worker in workers:  # which then give their invocations back at once
                 worker.process.terminate()
         else:
             click.echo(

@@ -25,7 +25,6 @@ VARIABLE = "_QUEUE_WORKER_PROCESS"
 """Environment variable that makes a process one of several: ``2/4/7`` is the second of four, with its end of the socket
 as file 7. It begins with an underscore, so that it is not taken for a setting."""
 _HEADER = 5
-_READ = 65_536
 
 
 class ControlSocket:
@@ -41,7 +40,7 @@ class ControlSocket:
         """Store each frame of the process until it has ended; then close this end."""
         buffer = bytearray()
         with self._socket, suppress(ConnectionError):
-            while data := await self._socket.recv(_READ):
+            while data := await self._socket.recv(65_536):
                 buffer += data
                 while len(buffer) >= (end := _HEADER + int.from_bytes(buffer[1:_HEADER], "big")):
                     kind = bytes(buffer[:1])
