@@ -97,14 +97,12 @@ class _Demo:
 
     async def _submit(self, plan: Counter[str]) -> None:
         limit = trio.CapacityLimiter(_MAX_REQUESTS)
+        headers = {"X-Callback-Url": f"{self._running.functions}/function/receive"}
 
         async def submit(function: str) -> None:
+            url = f"{self._running.gateway}/async-function/{function}"
             async with limit:
-                answer = await self._client.post(
-                    f"{self._running.gateway}/async-function/{function}",
-                    content=b"a body",
-                    headers={"X-Callback-Url": f"{self._running.functions}/function/receive"},
-                )
+                answer = await self._client.post(url, content=b"a body", headers=headers)
             if answer.status_code != 202:
                 raise NotStartedError(f"the gateway answers {answer.status_code}: {answer.text.strip()[:200]}")
             self._observed.functions[answer.headers["X-Call-Id"]] = function
@@ -129,11 +127,8 @@ class _Demo:
         observed.callbacks += await self._get(f"{functions}/receive?after={len(observed.callbacks)}")
         observed.runs = {call: runs for call, _, runs in await self._get(f"{functions}/runs")}
         accounts = (await self._get(f"{self._running.monitor}/jsz?streams=true")).get("account_details", [])
-        stored = {
-            stream["name"]: stream["state"]["messages"]
-            for account in accounts
-            for stream in account.get("stream_detail", [])
-        }
+        details = (detail for account in accounts for detail in account.get("stream_detail", []))
+        stored = {detail["name"]: detail["state"]["messages"] for detail in details}
         stream = self._running.settings.nats_stream
         observed.left, observed.dead = stored.get(stream, -1), stored.get(f"{stream}-dead-letters", 0)
 

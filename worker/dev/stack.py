@@ -107,7 +107,8 @@ async def stack(
         monitor = _url(settings.nats_host, monitor_port)
         gateway = _url(settings.listen_host, settings.listen_port)
         worker = _url(settings.http_host, settings.http_port)
-        part, python, fd = partial(_child, environment, output), [sys.executable, "-m"], listener.fileno()
+        part = partial(_child, environment, output)
+        python, fd = [sys.executable, "-m"], listener.fileno()
         async with (
             part("nats", server, _STOP_TIMEOUT),
             part("functions", [*python, "worker.dev.functions", str(fd)], _STOP_TIMEOUT, fd),
