@@ -129,13 +129,10 @@ async def _serve_parent(rank: WorkerRank, observed: _Observed, drain: Drain) -> 
 
 def _core_config(settings: Settings) -> CoreConfig:
     """Return the settings that the core needs."""
+    backoff = Backoff(settings.initial_retry_wait, settings.max_retry_wait, settings.backoff)
     return CoreConfig(
         slots=settings.max_inflight,
-        retry=Retry(
-            settings.max_retry_attempts,
-            settings.retry_http_codes,
-            Backoff(settings.initial_retry_wait, settings.max_retry_wait, settings.backoff),
-        ),
+        retry=Retry(settings.max_retry_attempts, settings.retry_http_codes, backoff),
         callback_attempts=settings.callback_attempts,
         callback_backoff=Backoff(settings.callback_initial_wait, settings.callback_max_wait, Jitter.EQUAL),
         dead_letters=settings.dead_letter,

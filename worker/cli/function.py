@@ -50,15 +50,12 @@ def purge(function: str, *, yes: bool) -> None:
     letters. Invocations that run now run to their end, and are not retried.
     """
     settings, label = _settings_and_label(function)
-    found = _run(settings, commands.find_messages, label)
+    queue, found = settings.queue_name, _run(settings, commands.find_messages, label)
     if found.on_bare_subject:
-        click.echo(
-            f"queue-worker: {_messages(found.on_bare_subject)} on the bare subject {settings.queue_name}"
-            " may be of any function; they are left alone",
-            err=True,
-        )
+        where = f"{_messages(found.on_bare_subject)} on the bare subject {queue}"
+        click.echo(f"queue-worker: {where} may be of any function; they are left alone", err=True)
     if not found.total:
-        click.echo(f"the queue {settings.queue_name} holds nothing of {label}")
+        click.echo(f"the queue {queue} holds nothing of {label}")
         return
     if not yes:
         click.confirm(f"{_messages(found.total)} of {label} will be lost. Delete?", abort=True)
@@ -92,10 +89,8 @@ def _run(settings: Settings, command: Callable[[Session, str], Awaitable[T]], la
 
     try:
         return asyncio.run(run())
-    except (BrokerUnavailableError, MisconfiguredError) as error:
-        fail(error)
-    except NotSupportedError as error:
-        fail(error, code=2)
+    except (BrokerUnavailableError, MisconfiguredError, NotSupportedError) as error:
+        fail(error, code=2 if isinstance(error, NotSupportedError) else 1)
 
 
 def _messages(count: int) -> str:

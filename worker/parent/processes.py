@@ -59,9 +59,8 @@ async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> Exi
         with suppress(OSError):  # the processes must go on when standard output is a full disk or a closed pipe
             getattr(logger, level)(message, **fields)
 
-    processes = Processes(
-        own_command(), os.environ, count=settings.processes, timeout=settings.shutdown_timeout, log=log
-    )
+    count, timeout = settings.processes, settings.shutdown_timeout
+    processes = Processes(own_command(), os.environ, count=count, timeout=timeout, log=log)
     with trio.open_signal_receiver(*stop_signals) as stops, trio.open_signal_receiver(signal.SIGCHLD) as child_ends:
         async with trio.open_nursery() as beside:
             beside.start_soon(_on_each, stops, processes.stop)
