@@ -22,9 +22,9 @@ from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
 from tests.wire import Wire
 from worker.cli.dev import read_dotenv
+from worker.dev.demo import Observation, find_faults
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
-from worker.dev.verdict import Observation, find_faults
 
 PARTS = {
     "nats": "nats-server",
@@ -182,12 +182,8 @@ def test_dev_with_nats_url_exits_1(tmp_path: Path) -> None:
 
 def test_find_nats_server_without_one_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error has the command that installs a server."""
-
-    def files(_: str) -> None:
-        raise importlib.metadata.PackageNotFoundError
-
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(importlib.metadata, "files", files)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: iter(()))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotStartedError, match=r"pip install 'jetstream-queue-worker\[embedded\]'"):
         find_nats_server()

@@ -47,8 +47,7 @@ from worker.nats.topology import consumer_config, dead_letter_config, stream_con
 from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
-from worker.parent.processes import Processes
-from worker.parent.run import ParentCollector
+from worker.parent.processes import MergedStatus, Processes
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
@@ -152,7 +151,7 @@ def test_parent_metrics_table() -> None:
 
 def parent_metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of the parent's metrics."""
-    for metric in ParentCollector(Processes([], {}, count=2, timeout=0.0, log=lambda *_: None)).collect():
+    for metric in MergedStatus(Processes([], {}, count=2, timeout=0.0, log=lambda *_: None)).collect():
         name = metric.name + {"counter": "_total"}.get(metric.type, "")
         yield code(name), metric.type, "", metric.documentation
 

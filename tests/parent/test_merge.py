@@ -11,8 +11,7 @@ from worker.config import load
 from worker.model import Backlog
 from worker.observe.metrics import Metrics
 from worker.parent.merge import COUNTER_TYPES, GAUGE_MERGES, Merge, parse
-from worker.parent.processes import Processes
-from worker.parent.run import parent_registry
+from worker.parent.processes import MergedStatus, Processes
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:
@@ -164,6 +163,6 @@ def test_merge_of_an_ended_process_keeps_counts_only() -> None:
 
 def test_gauge_merges_name_every_gauge() -> None:
     """A new gauge needs a merge function, and each merge function is of a gauge."""
-    mine = Processes([], {}, count=1, timeout=0, log=lambda *_: None)
-    texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(parent_registry(mine)).decode()]
+    mine = MergedStatus(Processes([], {}, count=1, timeout=0, log=lambda *_: None)).registry
+    texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(mine).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

@@ -1,4 +1,4 @@
-"""The command line: thin modules with the commands, imported when one is called."""
+"""The command line: thin modules with the commands, each imported when its command is called."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
 
 from .. import __version__
-from ..config import InvalidSettingsError, LoadedSettings, load
+from ..config import InvalidSettingsError, LoadedSettings, describe, load
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a server to stop."""
@@ -28,7 +29,7 @@ COMMANDS = {
     "config": "Print the effective settings and the origin of each.",
 }
 _MODULES = {"pause": "function", "resume": "function", "purge": "function"}
-"""Modules of several commands; every other command is ``command`` in the module of its name."""
+"""Modules of several commands. `config` is in this one; any other command is ``command`` in the module of its name."""
 
 
 class _Lazy(click.Group):
@@ -38,8 +39,8 @@ class _Lazy(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's
-        if cmd_name not in COMMANDS:
-            return None
+        if cmd_name in self.commands or cmd_name not in COMMANDS:
+            return self.commands.get(cmd_name)
         module = importlib.import_module(f"{__name__}.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name if cmd_name in _MODULES else "command")
         return command
@@ -56,6 +57,18 @@ def main() -> None:
 
     Settings come from the environment, in lower case (max_inflight=10) or as QUEUE_WORKER_MAX_INFLIGHT=10.
     """
+
+
+@main.command()
+def config() -> None:
+    """Print the effective settings and the origin of each.
+
+    Secrets are masked. The exit code is 2 where a setting is invalid.
+    """
+    rows = describe(settings_or_exit(warn=True))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
 
 
 def program() -> None:
@@ -88,12 +101,6 @@ def exit_on_stop_signals() -> None:
         signal.signal(number, lambda *_: os._exit(0))
 
 
-def ignore_stop_signals() -> None:
-    """Ignore stop signals from now on: one that arrives while Python finalizes would change the exit code."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool = False) -> LoadedSettings:
     """Load the settings, and print their warnings if *warn*; exit with code 2 where some are invalid."""
     try:
@@ -105,14 +112,24 @@ def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool 
     return loaded
 
 
-def fail(error: object, *, code: int = 1) -> NoReturn:
-    """Print a fatal error as one line, and exit; code 1 is an error at run time, 2 a bad usage."""
-    click.echo(f"queue-worker: {error}", err=True)
+def fail(*errors: object, code: int = 1) -> NoReturn:
+    """Print fatal errors as one line, and exit; code 1 is an error at run time, 2 a bad usage."""
+    click.echo(f"queue-worker: {'; '.join(map(str, errors))}", err=True)
     raise SystemExit(code)
 
 
-def leaf_errors(error: BaseException) -> list[BaseException]:
+@contextmanager
+def caught(*kinds: type[Exception]) -> Iterator[list[BaseException]]:
+    """Catch the block's errors of these *kinds*, alone or in groups; the yielded list has them when the block ends."""
+    errors: list[BaseException] = []
+    try:
+        yield errors
+    except* kinds as group:
+        errors += _leaves(group)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
     """Return the exceptions of a group and of the groups in it."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in leaf_errors(each)]
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
     return [error]

@@ -1,20 +1,25 @@
-"""``queue-worker dev``."""
+"""``queue-worker dev``: the stack, left running until Ctrl-C, or the demonstration."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import httpx
 import trio
-from dotenv.parser import Binding, parse_stream
+from dotenv.parser import parse_stream
 
-from ..dev.children import ChildEndedError
 from ..dev.demo import run_demo
-from ..dev.run import run
-from ..dev.stack import NotStartedError
-from . import fail, leaf_errors, settings_or_exit
+from ..dev.stack import ChildEndedError, NotStartedError, Stack, print_line, stack, until_signalled
+from . import caught, fail, settings_or_exit
+
+STORE = Path(".queue-worker")
+"""Directory of JetStream's files, below the working directory."""
 
 
 @click.command()
@@ -25,34 +30,30 @@ def command(*, demo: bool) -> None:
     Listens on the loopback, unless the settings name other addresses. Reads more settings from the file .env, if there
     is one. The demonstration uses free ports, a temporary directory and settings of its own.
     """
-    failed: BaseExceptionGroup[Exception] | None = None
-    try:
+    with caught(NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as errors:
         if demo:
-            raise SystemExit(0 if trio.run(run_demo, dict(os.environ)) else 1)
-        environment = _environment()
+            raise SystemExit(0 if trio.run(run_demo, os.environ) else 1)
+        try:
+            environment = read_dotenv(Path(".env")) | os.environ
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         settings_or_exit(environment, warn=True)
-        trio.run(run, environment)
-    except* (NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as group:
-        failed = group  # Python 3.11.2 puts an exception that is raised here into a group
-    if failed:
+        STORE.mkdir(parents=True, exist_ok=True)
+        with (STORE / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two servers would corrupt the files
+            except BlockingIOError:
+                raise NotStartedError(f"another queue-worker dev is running in {STORE.resolve().parent}") from None
+            trio.run(_run, environment)
+    if errors:
         # When a child has ended, the other errors are consequences of that.
-        fail(min(leaf_errors(failed), key=lambda error: not isinstance(error, ChildEndedError)))
-
-
-def _environment() -> dict[str, str]:
-    """Return the variables of .env, overridden by those of the environment."""
-    try:
-        return read_dotenv(Path(".env")) | os.environ
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        fail(min(errors, key=lambda error: not isinstance(error, ChildEndedError)))
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
     """Return the variables that the file *path* sets; none where there is no such file.
 
-    Raises:
-        ValueError: python-dotenv skips a line, or sets a name that no variable can have. The text names the line.
-        OSError: the file cannot be read.
+    A ValueError names a line that python-dotenv would skip, or a name that no variable can have.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -61,16 +62,43 @@ def read_dotenv(path: Path) -> dict[str, str]:
         return {}
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8") from None
-    for binding in bindings:
-        if not _is_usable(binding):
-            text = binding.original.string
+    variables = {}
+    for key, value, original, error in bindings:
+        text = original.string
+        if error or "\0" in text or (key is not None and (value is None or not key.isidentifier())):
             blank_lines = text[: len(text) - len(text.lstrip())].count("\n")
-            raise ValueError(f"{path}, line {binding.original.line + blank_lines}: not NAME=VALUE")
-    return {binding.key: binding.value for binding in bindings if binding.key and binding.value is not None}
+            raise ValueError(f"{path}, line {original.line + blank_lines}: not NAME=VALUE")
+        if key and value is not None:  # it is no comment
+            variables[key] = value
+    return variables
 
 
-def _is_usable(binding: Binding) -> bool:
-    """Return whether *binding* is a comment, or sets a variable that a child process can inherit."""
-    if binding.error or "\0" in binding.original.string:
-        return False
-    return binding.key is None or (binding.key.isidentifier() and binding.value is not None)
+async def _run(environment: Mapping[str, str]) -> None:
+    async with until_signalled() as workers, stack(environment, STORE, print_line, workers) as running:
+        click.echo(_instructions(running))
+        await trio.sleep_forever()
+
+
+def _instructions(running: Stack) -> str:
+    settings = running.settings
+    nats = f"nats_port={settings.nats_port} " if settings.nats_port != 4222 else ""
+    return f"""
+Ready. Ctrl-C stops it; what is queued is kept in {STORE}/.
+  gateway  {running.gateway}/async-function/<name>, with the functions fast, slow, flaky, broken, echo
+  worker   {running.worker}/metrics, /healthz, /readyz
+  NATS     nats://{settings.nats_host}:{settings.nats_port}, its monitoring at {running.monitor}
+
+Try, in another terminal:
+  curl -i {running.gateway}/async-function/flaky -d hello -H 'X-Callback-Url: {running.gateway}/function/receive'
+  curl {running.gateway}/function/receive
+  {nats}{_program()} submit slow --count 100
+"""
+
+
+def _program() -> str:
+    """Return a command that starts this program: its virtual environment may not be active."""
+    if shutil.which("queue-worker"):
+        return "queue-worker"
+    beside = Path(sys.executable).with_name("queue-worker")
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

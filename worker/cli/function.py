@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
@@ -27,10 +27,7 @@ def pause(function: str) -> None:
     FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
     is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
     """
-    settings, label = _settings_and_label(function)
-    paused = _run(settings, commands.pause, label)
-    click.echo(f"{label} is paused")
-    _print_paused(paused, settings.queue_name)
+    _set_pause(function, commands.pause, "is paused")
 
 
 @click.command()
@@ -40,10 +37,7 @@ def resume(function: str) -> None:
 
     FUNCTION is name or name.namespace.
     """
-    settings, label = _settings_and_label(function)
-    paused = _run(settings, commands.resume, label)
-    click.echo(f"{label} is not paused")
-    _print_paused(paused, settings.queue_name)
+    _set_pause(function, commands.resume, "is not paused")
 
 
 @click.command()
@@ -56,19 +50,25 @@ def purge(function: str, *, yes: bool) -> None:
     letters. Invocations that run now run to their end, and are not retried.
     """
     settings, label = _settings_and_label(function)
-    found = _run(settings, commands.find_messages, label)
+    queue, found = settings.queue_name, _run(settings, commands.find_messages, label)
     if found.on_bare_subject:
-        click.echo(
-            f"queue-worker: {_messages(found.on_bare_subject)} on the bare subject {settings.queue_name}"
-            " may be of any function; they are left alone",
-            err=True,
-        )
+        where = f"{_messages(found.on_bare_subject)} on the bare subject {queue}"
+        click.echo(f"queue-worker: {where} may be of any function; they are left alone", err=True)
     if not found.total:
-        click.echo(f"the queue {settings.queue_name} holds nothing of {label}")
+        click.echo(f"the queue {queue} holds nothing of {label}")
         return
     if not yes:
         click.confirm(f"{_messages(found.total)} of {label} will be lost. Delete?", abort=True)
     click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
+
+
+def _set_pause(function: str, command: Callable[[Session, str], Awaitable[dict[str, PauseState]]], result: str) -> None:
+    settings, label = _settings_and_label(function)
+    paused = _run(settings, command, label)
+    click.echo(f"{label} {result}")
+    click.echo(f"paused on {settings.queue_name}:{'' if paused else ' nothing'}")
+    for name, state in paused.items():
+        click.echo(f"  {name}  since {state.since}" if state.since else f"  {name}")
 
 
 def _settings_and_label(function: str) -> tuple[Settings, str]:
@@ -89,16 +89,8 @@ def _run(settings: Settings, command: Callable[[Session, str], Awaitable[T]], la
 
     try:
         return asyncio.run(run())
-    except (BrokerUnavailableError, MisconfiguredError) as error:
-        fail(error)
-    except NotSupportedError as error:
-        fail(error, code=2)
-
-
-def _print_paused(paused: Mapping[str, PauseState], queue: str) -> None:
-    click.echo(f"paused on {queue}:" if paused else f"paused on {queue}: nothing")
-    for label, state in paused.items():
-        click.echo(f"  {label}  since {state.since}" if state.since else f"  {label}")
+    except (BrokerUnavailableError, MisconfiguredError, NotSupportedError) as error:
+        fail(error, code=2 if isinstance(error, NotSupportedError) else 1)
 
 
 def _messages(count: int) -> str:

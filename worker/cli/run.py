@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import click
 import structlog
 import trio
 
-from ..config import LoadedSettings
+from ..config import Settings
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..ports import MisconfiguredError
-from . import STOP_SIGNALS, fail, ignore_stop_signals, leaf_errors, settings_or_exit
-
-PARENT_NUMBER = 0
-"""Number of the parent in the log field ``process``."""
+from . import STOP_SIGNALS, caught, fail, settings_or_exit
 
 
 @click.command()
@@ -30,60 +28,48 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     """
     rank = worker_rank(os.environ)
     loaded = settings_or_exit()
-    has_processes = loaded.settings.processes > 1
-    number = rank.number if rank else PARENT_NUMBER
-    writer = configure(loaded.settings, process=number if has_processes else None)
+    settings = loaded.settings
+    number = None
+    if settings.processes > 1:
+        number = rank.number if rank else 0  # 0 is the parent
+    writer = configure(settings, process=number)
     if rank is None:
-        _log_start(loaded, ignored_flag)
+        log = structlog.get_logger()
+        if ignored_flag:
+            log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
+        for warning in loaded.warnings:
+            log.warning(warning)
     try:
-        if has_processes and rank is None:
-            _run_parent(loaded, writer)
+        if number == 0:
+            _run_parent(settings, writer)
         else:
-            _run_worker(loaded, rank, writer)
+            _run_worker(settings, rank, writer)
     finally:
-        ignore_stop_signals()
+        for stop_signal in STOP_SIGNALS:  # one that arrives while Python finalizes would change the exit code
+            signal.signal(stop_signal, signal.SIG_IGN)
 
 
-def _log_start(loaded: LoadedSettings, ignored_flag: tuple[str, ...]) -> None:
-    log = structlog.get_logger()
-    if ignored_flag:
-        log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
-    for warning in loaded.warnings:
-        log.warning(warning)
+def _run_parent(settings: Settings, writer: LogWriter) -> None:
+    from ..parent.processes import run  # noqa: PLC0415 -- a single process does not need it
 
-
-def _run_parent(loaded: LoadedSettings, writer: LogWriter) -> None:
-    from ..parent.processes import ExitStatus, own_command  # noqa: PLC0415 -- a single process does not need them
-    from ..parent.run import run  # noqa: PLC0415 -- the same
-
-    status, failed = ExitStatus(0), None
-    try:
-        status = trio.run(run, loaded.settings, own_command(), os.environ, STOP_SIGNALS, instruments=[writer])
-    except* OSError as group:
-        failed = group  # Python 3.11.2 puts an exception that is raised here into a group
-    if failed:
-        fail(_text(failed))
+    with caught(OSError) as errors:
+        status = trio.run(run, settings, STOP_SIGNALS, instruments=[writer])
+    if errors:
+        fail(*errors)
     if status.reason:
-        click.echo(f"queue-worker: {status.reason}", err=True)
+        fail(status.reason, code=status.code)
     raise SystemExit(status.code)
 
 
-def _run_worker(loaded: LoadedSettings, rank: WorkerRank | None, writer: LogWriter) -> None:
+def _run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -> None:
     # Imported here, because the parent does not need them and stays smaller without.
     from ..nats.connection import ConnectionClosedError  # noqa: PLC0415
     from .assemble import run_worker  # noqa: PLC0415
 
-    failed: BaseExceptionGroup[Exception] | None = None
-    try:
-        run_worker(loaded.settings, rank, writer)
-    except* (MisconfiguredError, ConnectionClosedError, OSError) as group:
-        failed = group  # as above
-    if failed and rank and failed.subgroup(MisconfiguredError):
-        rank.send(FATAL, _text(failed))  # the parent prints it, once for all processes
+    with caught(MisconfiguredError, ConnectionClosedError, OSError) as errors:
+        run_worker(settings, rank, writer)
+    if rank and any(isinstance(error, MisconfiguredError) for error in errors):
+        rank.send(FATAL, "; ".join(map(str, errors)))  # the parent prints it, once for all processes
         raise SystemExit(1)
-    if failed:
-        fail(_text(failed))
-
-
-def _text(group: BaseExceptionGroup[Exception]) -> str:
-    return "; ".join(str(error) for error in leaf_errors(group))
+    if errors:
+        fail(*errors)

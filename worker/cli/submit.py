@@ -92,24 +92,22 @@ def command(
 
 def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None:
     stored = 0
-    with _progress(count) as advance:
 
-        def on_stored(message: Message, is_duplicate: bool) -> None:
-            nonlocal stored
-            stored += 1
-            if is_duplicate:
-                click.echo(f"queue-worker: the queue had call id {message.call_id} already: not queued again", err=True)
-            print(message.call_id)
-            advance()
+    def on_stored(message: Message, is_duplicate: bool) -> None:
+        nonlocal stored
+        stored += 1
+        if is_duplicate:
+            click.echo(f"queue-worker: the queue had call id {message.call_id} already: not queued again", err=True)
+        print(message.call_id)
+        advance()
 
-        problem: Exception | None = None
-        try:
-            asyncio.run(submit(settings, messages, on_stored))
-        except (BrokerUnavailableError, MessageTooLargeError, MisconfiguredError) as error:
-            problem = error
-        finally:
-            sys.stdout.flush()
-    if problem is not None:
+    try:
+        with _progress(count) as advance:
+            try:
+                asyncio.run(submit(settings, messages, on_stored))
+            finally:
+                sys.stdout.flush()
+    except (BrokerUnavailableError, MessageTooLargeError, MisconfiguredError) as problem:
         fail(f"{stored} of {count} stored, then: {problem}" if stored else problem)
 
 

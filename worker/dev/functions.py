@@ -49,8 +49,10 @@ class DemoFunctions:
         await response(scope, receive, send)
 
     async def _respond(self, function: str, request: Request) -> Response:
+        if function == "receive" and request.method == "GET":
+            return JSONResponse(self._received[whole_number(request.query_params.get("after", "")) :])
         if function == "receive":
-            return self._list_callbacks(request) if request.method == "GET" else self._store_callback(request)
+            return self._store_callback(request)
         if function == "runs":
             return JSONResponse([[call, name, runs] for (call, name), runs in self._runs.items()])
         if function not in _FUNCTIONS:
@@ -67,10 +69,6 @@ class DemoFunctions:
         names = ("x-call-id", "x-function-name", "x-function-status", "x-duration-seconds", "x-retry", "x-retry-max")
         self._received.append({name: request.headers[name] for name in names if name in request.headers})
         return Response(status_code=202)
-
-    def _list_callbacks(self, request: Request) -> Response:
-        after = whole_number(request.query_params.get("after", ""))
-        return JSONResponse(self._received[after:])
 
 
 async def _invoke(function: str, request: Request, call_id: str, run: int) -> Response:
@@ -106,22 +104,11 @@ def failures_of_flaky(call_id: str) -> int:
     return 1 + zlib.crc32(call_id.encode()) % 2
 
 
-def main() -> None:
-    """Serve on the inherited socket until SIGTERM."""
+if __name__ == "__main__":
     listener = socket.socket(fileno=int(sys.argv[1]))
     config = uvicorn.Config(
-        DemoFunctions(),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=1,
+        DemoFunctions(), ws="none", lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=1
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has stopped
     asyncio.run(uvicorn.Server(config).serve([listener]))
-
-
-if __name__ == "__main__":
-    main()

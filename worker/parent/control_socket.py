@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -25,7 +25,6 @@ VARIABLE = "_QUEUE_WORKER_PROCESS"
 """Environment variable that makes a process one of several: ``2/4/7`` is the second of four, with its end of the socket
 as file 7. It begins with an underscore, so that it is not taken for a setting."""
 _HEADER = 5
-_READ = 65_536
 
 
 class ControlSocket:
@@ -40,14 +39,15 @@ class ControlSocket:
     async def receive(self) -> None:
         """Store each frame of the process until it has ended; then close this end."""
         buffer = bytearray()
-        with self._socket:
-            while data := await self._read():
+        with self._socket, suppress(ConnectionError):
+            while data := await self._socket.recv(65_536):
                 buffer += data
-                while len(buffer) >= _HEADER and len(buffer) >= (
-                    end := _HEADER + int.from_bytes(buffer[1:_HEADER], "big")
-                ):
-                    self._store(bytes(buffer[:1]), buffer[_HEADER:end].decode())
+                while len(buffer) >= (end := _HEADER + int.from_bytes(buffer[1:_HEADER], "big")):
+                    kind = bytes(buffer[:1])
+                    self.answers[kind] = buffer[_HEADER:end].decode()
                     del buffer[:end]
+                    if kind in self._pending:
+                        self._pending.pop(kind).set()
 
     async def query(self, question: bytes, within: float) -> bool:
         """Send *question*, and return whether the answer arrived *within* so many seconds. It is then in *answers*."""
@@ -61,17 +61,6 @@ class ControlSocket:
         with trio.move_on_after(within):
             await answered.wait()
         return answered.is_set()
-
-    async def _read(self) -> bytes:
-        try:
-            return await self._socket.recv(_READ)
-        except ConnectionError:
-            return b""
-
-    def _store(self, kind: bytes, text: str) -> None:
-        self.answers[kind] = text
-        if (answered := self._pending.pop(kind, None)) is not None:
-            answered.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +80,17 @@ class WorkerRank:
     async def serve(self, observed: WorkerStatus) -> None:
         """Answer questions until the parent ends."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.end))
-        try:
+        with suppress(trio.BrokenResourceError):
             while questions := await stream.receive_some(16):
                 for number in questions:
                     question = bytes([number])
                     text = await (observed.metrics() if question == METRICS else observed.not_ready())
-                    with self._unbroken():
+                    try:
                         await stream.send_all(_frame(question, text or ""))
-        except trio.BrokenResourceError:
-            return
-
-    @contextmanager
-    def _unbroken(self) -> Iterator[None]:
-        """Close the socket for writing where a frame is cut short: the parent could not find the next one's start."""
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError):
-                self.end.shutdown(socket.SHUT_WR)
-            raise
+                    except BaseException:  # a frame is cut short: the parent could not find the next one's start
+                        with suppress(OSError):
+                            self.end.shutdown(socket.SHUT_WR)
+                        raise
 
 
 def worker_rank(environment: MutableMapping[str, str]) -> WorkerRank | None:

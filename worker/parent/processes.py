@@ -1,4 +1,4 @@
-"""The processes of one worker: supervised until they are stopped."""
+"""The parent: its tree of tasks, the supervision of its processes, and their metrics and health."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import structlog
 import trio
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from ..config import Settings
+from ..observe.server import serve_observers
 from ..policy.processes import RESTART_BACKOFF, crashes_in_a_row, must_give_up
-from .control_socket import FATAL, METRICS, VARIABLE, ControlSocket
+from . import exit_text
+from .control_socket import FATAL, METRICS, READY, VARIABLE, ControlSocket
 from .merge import Merge
 
 KILL_AFTER_DRAIN = 4.5
@@ -29,9 +37,10 @@ _LAST_READ = 1.0
 BAD_SETTINGS = 2
 _CLEAN_EXITS = (0, -signal.SIGTERM)
 """Exit codes of a stopped process; the second where it had no handler yet, and so no work."""
-
-Log = Callable[..., Any]
-"""Function that is called with level, message and fields of a log line."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds for a process to answer: less than the ten of Prometheus and the five of the manifest's probes."""
+START_TIMEOUT = 30.0
+"""Seconds in which a process that has never answered counts as starting. A start takes one or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +51,64 @@ class ExitStatus:
     reason: str = ""
 
 
+async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> ExitStatus:
+    """Run this program in several processes until a stop signal; raise OSError, in a group, where the port is taken."""
+    logger = structlog.get_logger()
+
+    def log(level: str, message: str, **fields: Any) -> None:
+        with suppress(OSError):  # the processes must go on when standard output is a full disk or a closed pipe
+            getattr(logger, level)(message, **fields)
+
+    count, timeout = settings.processes, settings.shutdown_timeout
+    processes = Processes(own_command(), os.environ, count=count, timeout=timeout, log=log)
+    with trio.open_signal_receiver(*stop_signals) as stops, trio.open_signal_receiver(signal.SIGCHLD) as child_ends:
+        async with trio.open_nursery() as beside:
+            beside.start_soon(_on_each, stops, processes.stop)
+            beside.start_soon(_on_each, child_ends, processes.reap)
+            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedStatus(processes))
+            log("info", "Serving metrics and health", address=await beside.start(serve))
+            status = await processes.supervise()
+            log("info", "All processes have ended")
+            beside.cancel_scope.cancel()
+    return status
+
+
+async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> None:
+    async for _ in signals:
+        action()
+
+
+def own_command() -> list[str]:
+    """Return the command line of this process: the same interpreter, options and arguments."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
 @dataclass(slots=True, eq=False)
-class ChildSlot:
-    """The place of one process, which its successors take over."""
+class Child:
+    """A process that runs."""
 
     number: int
-    crashes: int = 0
-    """Crashes in a row."""
-    process: trio.Process | None = None
-    """The process that runs; None before, between and after."""
-    control: ControlSocket | None = None
-    started_at: float = 0.0
+    process: trio.Process
+    control: ControlSocket
+    started_at: float
 
 
 class Processes:
-    """*count* processes of *command*, started again when they crash. *timeout* is the longest drain (s)."""
+    """*count* processes of *command*, started again when they crash.
+
+    *timeout* is the longest drain (s); *log* is called with level, message and fields of a log line.
+    """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Log
+        self, command: list[str], environment: Mapping[str, str], *, count: int, timeout: float, log: Callable[..., Any]
     ) -> None:
         self._command, self._environment = command, environment
         self._timeout, self._log = timeout, log
-        self.slots = [ChildSlot(number) for number in range(1, count + 1)]
+        self.numbers = range(1, count + 1)
+        self.running: dict[int, Child] = {}
+        """The processes that run, by number; a process is started again with the same one."""
+        self._crashes = dict.fromkeys(self.numbers, 0)
+        """Crashes in a row, by number."""
         self.merge = Merge()
         self.restarts = 0
         self.stopping = trio.Event()
@@ -71,17 +116,12 @@ class Processes:
         self._kill_scope = trio.CancelScope()
         self._starting = 0
 
-    @property
-    def running(self) -> list[ChildSlot]:
-        """The slots with a running process."""
-        return [slot for slot in self.slots if slot.process]
-
     async def supervise(self) -> ExitStatus:
         """Run the processes until they are stopped and have ended; kill those that exceed their time."""
         with self._kill_scope:
             async with trio.open_nursery() as nursery:
-                for slot in self.slots:
-                    nursery.start_soon(self._supervise_slot, slot)
+                for number in self.numbers:
+                    nursery.start_soon(self._supervise, number)
         if self._kill_scope.cancelled_caught:
             self._stop_with(ExitStatus(1))
         return self.exit_status
@@ -95,13 +135,13 @@ class Processes:
             self._log("info", "Draining all processes", running=len(self.running), timeout=self._timeout)
             self.stopping.set()
             self._kill_scope.deadline = now + max(self._timeout, FAST_DRAIN) + KILL_AFTER_DRAIN
-        for slot in self.running:
-            _terminate(slot.process)
+        for child in self.running.values():
+            child.process.terminate()
 
     def reap(self) -> None:
         """Reap orphans: as process 1 of a container, the parent inherits the children of others."""
-        own = {slot.process.pid for slot in self.slots if slot.process}
-        while not self._starting:  # a process that is being started is not in a slot yet
+        own = {child.process.pid for child in self.running.values()}
+        while not self._starting:  # a process that is being started is not among the running ones yet
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -110,54 +150,57 @@ class Processes:
                 return
             os.waitpid(ended.si_pid, 0)
 
-    async def _supervise_slot(self, slot: ChildSlot) -> None:
+    async def _supervise(self, number: int) -> None:
         while not self.stopping.is_set():
-            code = await self._run_process(slot)
+            began = trio.current_time()
+            code, fatal = await self._run_process(number)
             self.reap()
-            if self._is_final(slot, code):
+            self._judge(number, trio.current_time() - began, code, fatal)
+            if self.stopping.is_set():
                 return
-            wait = RESTART_BACKOFF.delay(slot.crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
-            fields = {"process": slot.number, "how": exit_text(code), "crashes": slot.crashes}
-            self._log("error", "A process ended; starting it again", **fields, again_in=round(wait, 3))
+            crashes = self._crashes[number]
+            wait = RESTART_BACKOFF.delay(crashes, draw=random.random())  # noqa: S311 -- jitter, no secret
+            fields = {"process": number, "how": exit_text(code), "crashes": crashes, "again_in": round(wait, 3)}
+            self._log("error", "A process ended; starting it again", **fields)
             with trio.move_on_after(wait):
                 await self.stopping.wait()
             self.restarts += not self.stopping.is_set()
 
-    async def _run_process(self, slot: ChildSlot) -> int:
-        """Start a process, wait until it ends, and return its exit code."""
-        slot.started_at = trio.current_time()
+    async def _run_process(self, number: int) -> tuple[int, str | None]:
+        """Start a process and wait until it ends; return its exit code, and the fatal error that it sent."""
         try:
-            process, slot.control = await self._start(slot)
+            child = await self._start(number)
         except OSError as error:  # too little memory, or too many processes: treated as a crash, and tried again
-            self._log("error", "A process cannot be started", process=slot.number, error=str(error))
-            slot.control = None
-            return 1
-        slot.process = process
+            self._log("error", "A process cannot be started", process=number, error=str(error))
+            return 1, None
+        self.running[number] = child
+        process, answers = child.process, child.control.answers
         if self.stopping.is_set():  # the signal arrived while the process was being started
-            _terminate(process)
+            process.terminate()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(slot.control.receive)
+                nursery.start_soon(child.control.receive)
                 await process.wait()
                 nursery.cancel_scope.deadline = trio.current_time() + _LAST_READ
         finally:
             if process.returncode is None and self._kill_scope.cancel_called:
-                self._log("error", "A process did not end in time, and is killed", process=slot.number)
+                self._log("error", "A process did not end in time, and is killed", process=number)
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
-            slot.process = None
-            self.merge.add_ended(slot.control.answers.get(METRICS, ""))
-        return process.returncode or 0
+            del self.running[number]
+            self.merge.add_ended(answers.get(METRICS, ""))
+        return process.returncode or 0, answers.get(FATAL)
 
-    async def _start(self, slot: ChildSlot) -> tuple[trio.Process, ControlSocket]:
+    async def _start(self, number: int) -> Child:
+        began = trio.current_time()
         parent_end, child_end = socket.socketpair()
         self._starting += 1
         try:
             with child_end:
                 process = await trio.lowlevel.open_process(
-                    list(self._command),
-                    env={**self._environment, VARIABLE: f"{slot.number}/{len(self.slots)}/{child_end.fileno()}"},
+                    self._command,
+                    env={**self._environment, VARIABLE: f"{number}/{len(self.numbers)}/{child_end.fileno()}"},
                     stdin=subprocess.DEVNULL,
                     pass_fds=[child_end.fileno()],
                     process_group=0,  # so that Ctrl-C reaches only the parent, and counts once
@@ -167,24 +210,20 @@ class Processes:
             raise
         finally:
             self._starting -= 1
-        return process, ControlSocket(parent_end)
+        return Child(number, process, ControlSocket(parent_end), began)
 
-    def _is_final(self, slot: ChildSlot, code: int) -> bool:
-        """Return whether the process must not be started again; stop all where none can work."""
-        fatal = slot.control.answers.get(FATAL) if slot.control else None
+    def _judge(self, number: int, lifetime: float, code: int, fatal: str | None) -> None:
+        """Count a crash, and stop all processes where none can work; while they stop, check the exit code."""
         if self.stopping.is_set():
             if code not in _CLEAN_EXITS and fatal is None:
-                self._log("error", "A process did not end in order", process=slot.number, how=exit_text(code))
+                self._log("error", "A process did not end in order", process=number, how=exit_text(code))
                 self._stop_with(ExitStatus(1))
-            return True
-        slot.crashes = crashes_in_a_row(slot.crashes, trio.current_time() - slot.started_at)
+            return
+        self._crashes[number] = crashes_in_a_row(self._crashes[number], lifetime)
         if fatal is not None or code == BAD_SETTINGS:
             self._stop_with(ExitStatus(code or 1, fatal or ""))
-        elif must_give_up([each.crashes for each in self.slots], len(self.running)):
+        elif must_give_up(self._crashes.values(), len(self.running)):
             self._stop_with(ExitStatus(1, f"every process crashes, again and again; the last {exit_text(code)}"))
-        else:
-            return False
-        return True
 
     def _stop_with(self, status: ExitStatus) -> None:
         """Stop all processes; the first failure is the parent's exit status."""
@@ -193,22 +232,65 @@ class Processes:
             self.stop()
 
 
-def own_command() -> list[str]:
-    """Return the command line of this process: the same interpreter, options and arguments."""
-    return [sys.executable, *sys.orig_argv[1:]]
+class MergedStatus(Collector):
+    """All processes as one worker (:class:`worker.observe.status.WorkerStatus`); collects the parent's own series."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the current values of the parent's own series."""
+        running, restarts = len(self._processes.running), self._processes.restarts
+        yield GaugeMetricFamily("queue_worker_processes", "Processes that run", running)
+        yield CounterMetricFamily("queue_worker_process_restarts", "Times a process was started again", restarts)
+
+    async def metrics(self) -> str:
+        """Merge the metrics of all processes; a process that does not answer in time counts with its last answer."""
+        await self._query(METRICS)
+        answers = [child.control.answers for _, child in sorted(self._processes.running.items())]
+        texts = [each[METRICS] for each in answers if METRICS in each]
+        own = generate_latest(self.registry).decode()
+        return self._processes.merge.text([*texts, own], missing=len(self._processes.numbers) - len(texts))
+
+    async def not_alive(self) -> str | None:
+        """Name the processes that do not answer: Kubernetes can restart only the container with all of them."""
+        silent = [child.number for child in await self._query(READY) if not _is_starting(child)]
+        return _listed(silent, "does not answer")
+
+    async def not_ready(self) -> str | None:
+        """Name a process that is not ready: a rollout replaces all of them together."""
+        if self._processes.stopping.is_set():
+            return "draining"
+        running = self._processes.running
+        if missing := [number for number in self._processes.numbers if number not in running]:
+            return _listed(missing, "does not run")
+        if silent := await self._query(READY):
+            return _listed([child.number for child in silent], "does not answer")
+        reasons = ((number, child.control.answers.get(READY)) for number, child in sorted(running.items()))
+        return next((f"process {number}: {reason}" for number, reason in reasons if reason), None)
+
+    async def _query(self, question: bytes) -> list[Child]:
+        """Query all running processes concurrently; return those that did not answer in time, and still run."""
+        running = self._processes.running
+        silent: list[Child] = []
+
+        async def query(child: Child) -> None:
+            answered = await child.control.query(question, ANSWER_TIMEOUT)
+            if not answered and running.get(child.number) is child:
+                silent.append(child)
+
+        async with trio.open_nursery() as nursery:
+            for child in running.values():
+                nursery.start_soon(query, child)
+        return sorted(silent, key=lambda child: child.number)
 
 
-def exit_text(code: int) -> str:
-    """Describe how a process ended, as the predicate of a sentence."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:  # a signal without a name, such as a real-time signal
-        return f"was killed by signal {-code}"
+def _is_starting(child: Child) -> bool:
+    return READY not in child.control.answers and trio.current_time() - child.started_at < START_TIMEOUT
 
 
-def _terminate(process: trio.Process | None) -> None:
-    if process is not None and process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.terminate()
+def _listed(numbers: Sequence[int], problem: str) -> str | None:
+    return ", ".join(f"process {number} {problem}" for number in numbers) or None
