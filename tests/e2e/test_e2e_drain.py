@@ -33,7 +33,7 @@ def hold(queue: Queue, functions: Functions, *calls: str) -> None:
 
 
 @SIGNALS
-def test_running_invocations_end(
+def test_drain_finishes_running_invocations(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """A draining worker is alive and not ready, takes no new message, and ends and settles all running invocations."""
@@ -60,7 +60,7 @@ def test_running_invocations_end(
 
 
 @SIGNALS
-def test_past_the_timeout_work_is_given_back(
+def test_drain_past_its_timeout_returns_messages(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """After `shutdown_timeout` the worker cancels and returns running invocations; another worker runs them; exit 0."""
@@ -77,7 +77,7 @@ def test_past_the_timeout_work_is_given_back(
 
 
 @SIGNALS
-def test_a_second_signal_returns_messages_at_once(
+def test_second_signal_returns_messages_at_once(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """After a second signal the worker returns its messages at once, for any `shutdown_timeout`; exit 0."""
@@ -96,7 +96,7 @@ def test_a_second_signal_returns_messages_at_once(
     assert functions.calls() == {"one": 2, "two": 2, "three": 2}
 
 
-def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_more_than_two_signals_act_as_two(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """More than two signals have the effect of two: the worker returns its messages, and its exit code is 0."""
     worker = start(shutdown_timeout="10m")
     hold(queue, functions, "one")
@@ -110,8 +110,8 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
     wait_until(lambda: len(functions.requests) == 2, "it to run again")
 
 
-def test_signals_to_the_very_end(start: StartWorker) -> None:
-    """A worker that gets signals until it has ended exits with 0, whatever it is doing when they arrive."""
+def test_signals_until_the_end_leave_exit_code_0(start: StartWorker) -> None:
+    """A worker that receives signals until it has ended exits with 0, in each phase of its drain."""
     worker = start()
     while worker.process.poll() is None:
         worker.terminate()
@@ -119,7 +119,7 @@ def test_signals_to_the_very_end(start: StartWorker) -> None:
     assert (worker.process.returncode, worker.stderr) == (0, "")
 
 
-def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
+def test_drain_of_an_idle_worker_ends_at_once(queue: Queue, start: StartWorker) -> None:
     """An idle worker ends at once after SIGTERM, for any `shutdown_timeout`, and leaves no pull request."""
     worker = start(shutdown_timeout="10m")
     worker.terminate()
@@ -129,7 +129,7 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
 
 
 @pytest.mark.slow
-def test_leases_are_extended_during_a_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_drain_longer_than_ack_wait_extends_leases(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A worker extends its leases during a drain longer than `ack_wait`, so no other worker receives the messages."""
     functions.answer("slow", Reply(after=3.0 * LEASE))
     leaving = start(ack_wait=f"{LEASE}s")
@@ -142,8 +142,10 @@ def test_leases_are_extended_during_a_drain(queue: Queue, functions: Functions, 
     assert functions.calls() == {"one": 1, "two": 1}
 
 
-def test_what_fails_while_draining(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A draining worker settles invocations that are done, to be retried or given up, and does not wait for retries."""
+def test_drain_settles_failed_invocations_without_a_retry(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A draining worker settles invocations that end, naks or gives up failed ones, and does not wait for retries."""
     for name, status in (("fine", 200), ("flaky", 500), ("broken", 500)):
         functions.answer(name, Reply(status, held=True), Reply(200))
     leaving = start(initial_retry_wait="3s", max_retry_wait="3s")
@@ -166,7 +168,7 @@ def test_what_fails_while_draining(queue: Queue, functions: Functions, start: St
     assert next(functions.gaps("flaky")) >= 3
 
 
-def test_a_callback_is_part_of_the_work(
+def test_drain_waits_for_a_running_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
     """A draining worker waits for a running callback as for an invocation."""
@@ -184,10 +186,10 @@ def test_a_callback_is_part_of_the_work(
     assert (len(functions.requests), len(receiver.requests)) == (1, 1)
 
 
-def test_a_failing_callback_ends_with_the_drain(
+def test_drain_ends_the_retries_of_a_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """If a drain ends before a failed callback is sent again, the message is done: its function does not run again."""
+    """If a drain ends before a failed callback is sent again, the message is acked: its function does not run again."""
     receiver.answer("callback", Reply(500))
     leaving = start(shutdown_timeout="300ms", callback_initial_wait="10m", callback_max_wait="10m")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
@@ -200,7 +202,7 @@ def test_a_failing_callback_ends_with_the_drain(
     assert functions.calls() == {"one": 1, "two": 1}
 
 
-def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_drain_under_load_runs_each_message_once(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If workers are stopped one after the other under load, each message runs once, without a wait for a lease."""
     functions.answer("echo", Reply(after=0.02))
     calls = [f"call-{number}" for number in range(400)]
@@ -217,8 +219,8 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
 
 
 @SIGNALS
-def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
-    """A worker that is still waiting for NATS ends with 0, without a traceback."""
+def test_drain_before_the_first_connection_exits_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    """A worker that still waits for NATS ends with exit 0, without a traceback."""
     with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
         worker.wait_for("Trouble with NATS")
         worker.process.send_signal(number)
@@ -226,8 +228,8 @@ def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
         assert "Traceback" not in worker.output
 
 
-def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> None:
-    """A server that accepts connections and sends nothing does not keep a worker from ending."""
+def test_drain_while_nats_does_not_answer_exits_with_0(own_nats: NatsServer, tmp_path: Path) -> None:
+    """A worker ends with exit 0 while its server accepts connections and sends nothing."""
     queue = Queue(own_nats)
     own_nats.pause()
     with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
@@ -238,8 +240,10 @@ def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", pytest.param("frozen", marks=pytest.mark.slow)])
-def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
-    """With NATS down, an idle worker ends with 0, and so does a busy one once its invocation has ended."""
+def test_drain_while_nats_is_down_exits_with_0(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str
+) -> None:
+    """With NATS down, an idle worker ends with exit 0, and a busy worker when its invocation has ended."""
     queue = Queue(own_nats)
     with (
         Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as busy,
@@ -262,8 +266,10 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
 
 
 @pytest.mark.parametrize("ended", ["after", "before"])
-def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str) -> None:
-    """A draining worker confirms the settlements of invocations that end before it has reconnected, or just after."""
+def test_drain_confirms_settlements_after_a_reconnect(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str
+) -> None:
+    """A draining worker confirms the settlements of invocations that end before or just after it reconnects."""
     queue = Queue(own_nats)
     with Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
         worker.wait_ready()

@@ -22,8 +22,10 @@ def consumers(queue: Queue) -> dict[str, str]:
     return {str(each["config"].get("filter_subject", "")): each["name"] for each in found}
 
 
-def test_each_function_has_a_consumer(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Each subject that has work has a consumer of its own, whatever its scheme, and so has the bare one."""
+def test_function_mode_creates_a_consumer_for_each_subject(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """Each subject with messages has its own consumer, in any subject scheme, and so has the bare subject."""
     worker = start(scaling_mode="function", max_inflight=10)
     calls = put(queue, "one", 50) + put(queue, "two", 50)
     calls += queue.put_calls("three", ["bare"])
@@ -41,8 +43,8 @@ def test_each_function_has_a_consumer(queue: Queue, functions: Functions, start:
     assert worker.wait() == 0
 
 
-def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A function's consumer goes when nothing of it was stored for so long, and comes again with the next message."""
+def test_idle_consumer_is_deleted_and_recreated(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A function's consumer is deleted after `consumer_inactive_threshold`, and recreated with the next message."""
     start(scaling_mode="function", consumer_inactive_threshold="2s")
     put(queue, "one", 3)
     queue.wait_empty()
@@ -52,8 +54,8 @@ def test_it_goes_when_it_is_idle(queue: Queue, functions: Functions, start: Star
     assert sum(functions.calls().values()) == 6
 
 
-def test_slots_are_shared(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Slots that one function frees go to another with a backlog, until both run evenly many at once."""
+def test_slots_are_shared_evenly_between_functions(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Freed slots of one function go to another function with a backlog, until both run equally many invocations."""
     start(scaling_mode="function", max_inflight=10, limiter_enabled="false")
     functions.answer("one", Reply(held=True))
     functions.answer("two", Reply(held=True))
@@ -71,8 +73,10 @@ def test_slots_are_shared(queue: Queue, functions: Functions, start: StartWorker
     assert Counter(functions.calls().values()) == {1: 40}
 
 
-def test_static_becomes_function_and_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A queue full of work changes its mode and changes back, with nothing lost and nothing run twice."""
+def test_migration_to_function_mode_and_back_loses_no_message(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A queue with a backlog changes to function mode and back; no message is lost, and none runs twice."""
     functions.answer("slow", Reply(after=0.02))
     calls = []
     for turn, mode in enumerate(["static", "function", "static"]):
@@ -87,8 +91,10 @@ def test_static_becomes_function_and_back(queue: Queue, functions: Functions, st
     assert functions.calls() == dict.fromkeys(calls, 1)
 
 
-def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """Workers of both modes are alive for a while; all of them work, and nothing is lost or run twice."""
+def test_rolling_update_to_function_mode_loses_no_message(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """While workers of both modes run, all of them take messages; no message is lost, and none runs twice."""
     functions.answer("slow", Reply(after=0.01))
     old = [start(scaling_mode="static", max_inflight=5) for _ in range(2)]
     calls = put(queue, "slow", 300, "a")
@@ -109,8 +115,10 @@ def test_a_rolling_update(queue: Queue, functions: Functions, start: StartWorker
     )
 
 
-def test_a_limit_is_learned(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """What a function turns away goes back soon, is not counted as an attempt, and all of it is done in the end."""
+def test_rejected_invocations_are_not_counted_as_attempts(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A rejected message is redelivered soon, and is not counted as an attempt; all messages run in the end."""
     start(
         scaling_mode="function", max_inflight=50, initial_retry_wait="30s", max_retry_wait="30s", max_retry_attempts=2
     )

@@ -28,7 +28,7 @@ def dice() -> random.Random:
 
 
 @pytest.mark.parametrize("running", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_workers_killed_at_random_moments(
+def test_killed_workers_repeat_only_running_messages(
     queue: Queue, functions: Functions, start: StartWorker, dice: random.Random, running: int
 ) -> None:
     """If workers are killed at random moments, every message runs, and only those that ran at a SIGKILL run again."""
@@ -58,10 +58,10 @@ STATES = [
 
 
 @pytest.mark.parametrize("state", [*STATES, "waiting for a retry"])
-def test_a_worker_killed_in_each_state(
+def test_worker_killed_in_each_state_loses_no_message(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, state: str
 ) -> None:
-    """In every state the message ends as it must; the function runs at most twice, and there is one dead letter."""
+    """In each state, the killed worker's message is finished; its function runs at most twice; one dead letter."""
     url = go_url(f"{receiver.url}/callback")
     functions.answer("fails", Reply(500), Reply(500))
     functions.answer("held", Reply(held=True), Reply(200))
@@ -99,7 +99,9 @@ def test_a_worker_killed_in_each_state(
 
 
 @pytest.mark.parametrize("how", ["in order", "at once"])
-def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
+def test_nats_restart_under_load_runs_each_message_once(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str
+) -> None:
     """If NATS is stopped or killed under load, the worker reconnects, and runs every message exactly once."""
     queue = Queue(own_nats)
     functions.answer("echo", Reply(after=0.02))
@@ -124,10 +126,10 @@ def test_nats_restarts_under_load(own_nats: NatsServer, functions: Functions, tm
 
 
 @pytest.mark.parametrize("how", ["in order", "at once"])
-def test_what_runs_goes_on_while_nats_is_away(
+def test_invocation_continues_while_nats_is_down(
     own_nats: NatsServer, functions: Functions, receiver: Functions, tmp_path: Path, how: str
 ) -> None:
-    """A running invocation is not disturbed; one that ends without NATS is settled afterwards; none runs twice."""
+    """An invocation continues while NATS is down; if it ends then, it is settled later; none runs twice."""
     queue = Queue(own_nats)
     for name in ("held", "short", "broken"):
         functions.answer(name, Reply(500 if name == "broken" else 200, held=True))
@@ -154,7 +156,7 @@ def test_what_runs_goes_on_while_nats_is_away(
 
 
 @pytest.mark.slow
-def test_both_killed_again_and_again(
+def test_workers_and_nats_killed_by_turns_lose_no_message(
     own_nats: NatsServer, functions: Functions, tmp_path: Path, dice: random.Random
 ) -> None:
     """If workers and NATS are killed by turns at random moments, every message is invoked in the end."""
@@ -187,8 +189,8 @@ def test_both_killed_again_and_again(
 
 
 @pytest.mark.slow
-def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A worker that was frozen past its lease settles nothing: another worker runs the message by then."""
+def test_worker_frozen_past_its_lease_settles_nothing(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A worker that was frozen past its lease settles nothing, because another worker runs the message by then."""
     functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
     # With a free slot it would have a request open, and receive the message again when it wakes.
     frozen = start(ack_wait=f"{LEASE}s", max_inflight=1)
@@ -209,7 +211,9 @@ def test_a_frozen_worker_says_nothing_late(queue: Queue, functions: Functions, s
 
 
 @pytest.mark.slow
-def test_nats_stands_still_past_a_lease(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+def test_nats_frozen_past_a_lease_cancels_the_invocation(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path
+) -> None:
     """If NATS is frozen past a lease, the worker cancels the invocation, and runs it again when NATS continues."""
     queue = Queue(own_nats)
     functions.answer("slow", Reply(held=True), Reply(200))

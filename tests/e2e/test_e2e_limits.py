@@ -10,8 +10,10 @@ from tests.servers import wait_until
 
 
 @pytest.mark.parametrize("pull", [None, 3])
-def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start: StartWorker, pull: int | None) -> None:
-    """As many invocations run at once as `max_inflight` allows, however many are pulled at a time."""
+def test_max_inflight_bounds_running_invocations(
+    queue: Queue, functions: Functions, start: StartWorker, pull: int | None
+) -> None:
+    """The worker runs `max_inflight` invocations at once, for any number of messages in a pull request."""
     functions.answer("echo", Reply(held=True))
     start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])
@@ -27,7 +29,7 @@ def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start:
     assert functions.most == 7
 
 
-def test_never_more_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_max_inflight_holds_with_failures_and_retries(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker keeps to `max_inflight` with failures, retries and malformed messages, and frees every slot."""
     functions.answer("echo", Reply(after=0.01))
     functions.answer("flaky", Reply(500, after=0.01), Reply(raw=b"", reset=True), Reply(200))
@@ -49,7 +51,9 @@ def test_never_more_under_load(queue: Queue, functions: Functions, start: StartW
     queue.wait_empty()
 
 
-def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_max_inflight_of_one_runs_messages_in_stream_order(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """With `max_inflight=1`, messages of all subjects are invoked one after the other, in the order of the stream."""
     start(max_inflight=1)
     subjects = [queue.name, f"{queue.name}.0.b.openfaas-fn", f"{queue.name}.0.a.openfaas-fn"]
@@ -62,7 +66,7 @@ def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions,
     assert functions.most == 1
 
 
-def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_message_waiting_for_a_retry_uses_no_slot(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A message that waits for its next attempt uses no slot, so that other messages run with `max_inflight=1`."""
     functions.answer("broken", Reply(500), Reply(200))
     start(max_inflight=1, initial_retry_wait="10m", max_retry_wait="10m")
@@ -72,7 +76,7 @@ def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions,
     assert len(functions.of("broken")) == 1
 
 
-def test_a_lease_lasts_as_long_as_its_invocation(
+def test_lease_is_extended_during_invocations_and_callbacks(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
     """An invocation, a callback or a retried callback that takes three times `ack_wait` runs once.

@@ -15,7 +15,7 @@ from tests.functions import Functions, Reply
 MARK = "m4rk"
 
 
-def test_one_line_an_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_has_one_line_for_each_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker logs each ended invocation in one info line: call id, function, attempt, status, duration, bytes."""
     functions.answer("fine", Reply(201, b"x" * 1_234, after=0.05))
     functions.answer("flaky", Reply(503, b"no"), Reply(200, b"yes"))
@@ -46,7 +46,9 @@ def test_one_line_an_invocation(queue: Queue, functions: Functions, start: Start
     assert durations["three"] >= 0.3
 
 
-def test_debug_logs_the_start_too(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_with_debug_has_the_start_of_each_invocation(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """With `debug=true` the worker logs the start of each invocation; without it, no line is below info."""
     for debug in ("true", "false"):
         worker = start(debug=debug)
@@ -64,8 +66,10 @@ def test_debug_logs_the_start_too(queue: Queue, functions: Functions, start: Sta
     assert len(functions.requests) == 2
 
 
-def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """With `log_encoding=json` each line is one event in JSON, with a time, a level and a text, whatever it quotes."""
+def test_log_in_json_has_one_event_in_each_line(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """With `log_encoding=json` each line is one JSON object with time, level and text, for any text that it quotes."""
     functions.answer("broken", Reply(500))
     functions.answer("reset", Reply(raw=b"", reset=True))
     receiver.answer("callback", Reply(500))
@@ -92,10 +96,10 @@ def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functi
 
 
 @pytest.mark.parametrize("encoding", ["json", "console"])
-def test_what_must_not_be_logged(
+def test_log_contains_no_body_header_or_secret(
     queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path, encoding: str
 ) -> None:
-    """The worker never logs a body, a header's value or a secret, at debug level and whatever fails."""
+    """The worker never logs a body, a header's value or a secret, also at debug level and after any failure."""
     marked = MARK.encode()
     body, secret = marked + b"-body", f"{MARK}-secret"
     theirs = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
@@ -144,8 +148,8 @@ def test_what_must_not_be_logged(
     assert any(request.header("X-Answer") for request in receiver.requests)
 
 
-def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """By default lines are plain text, one for each event, without colours where the output is no terminal."""
+def test_log_for_the_console_is_plain_text(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """By default log lines are plain text, one for each event, without colours if the output is not a terminal."""
     with Worker(queue, functions, tmp_path=tmp_path, log_encoding="") as worker:
         worker.wait_for("Consuming")
         queue.put_calls("echo", ["one"])
@@ -156,7 +160,7 @@ def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path:
         assert "\x1b" not in worker.output
 
 
-def test_nothing_but_its_events(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_without_trouble_has_at_most_ten_lines(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A worker without trouble logs at most ten lines, all on standard output."""
     worker = start()
     queue.put_calls("echo", ["one"])

@@ -88,7 +88,7 @@ def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: 
     assert functions.calls() == dict.fromkeys(seven, 1)
 
 
-def test_a_second_signal_makes_all_processes_return_messages(
+def test_second_signal_makes_all_processes_return_messages(
     queue: Queue, functions: Functions, start: StartWorker, seven: list[str]
 ) -> None:
     """After a second signal, of either kind, every process returns its messages at once; exit 0."""
@@ -106,8 +106,8 @@ def test_a_second_signal_makes_all_processes_return_messages(
     assert set(functions.calls()) == set(seven)
 
 
-def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """After a process is killed it is restarted: its messages run again, none is lost, and no counter falls."""
+def test_killed_process_is_restarted(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A killed process is restarted: its messages run again, no message is lost, and no counter decreases."""
     worker = start(processes=2, max_inflight=4, ack_wait=f"{LEASE}s")
     queue.put_calls("echo", [f"before-{number}" for number in range(50)])
     queue.wait_empty()
@@ -133,8 +133,8 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     assert worker.wait() == 0
 
 
-def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
-    """The metrics page has the last values of a hanging process; both health pages fail, and name it."""
+def test_hanging_process_fails_the_health_pages(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
+    """The metrics page has the last values of a hanging process; both health pages fail, and name the process."""
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
@@ -151,7 +151,7 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
     wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive")
 
 
-def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_processes_without_the_parent_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If the parent is killed, each process drains: it finishes its invocations, takes no new message, and ends."""
     worker = start(processes=2, max_inflight=4)
     hold(queue, functions, "one", "two", "three", "four", running=4)
@@ -177,8 +177,8 @@ def test_sigterm_during_the_start_ends_all_processes(queue: Queue, functions: Fu
         assert "starting it again" not in worker.stdout
 
 
-def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
-    """Refused credentials are exit 1 with one line, the same for one process and for many."""
+def test_refused_credentials_end_all_processes(tmp_path: Path, functions: Functions) -> None:
+    """Refused credentials are exit 1 with one line, the same for one process and for several."""
     with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
         one, three = (
             Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
@@ -190,8 +190,10 @@ def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
             assert three.stderr == one.stderr
 
 
-def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path) -> None:
-    """A restarted process whose settings have become unusable ends all processes in order: exit 2, with a message."""
+def test_setting_invalid_at_a_restart_ends_all_processes(
+    queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path
+) -> None:
+    """A restarted process whose settings have become invalid ends all processes in order: exit 2, with a message."""
     token = tmp_path / "token"
     token.write_text("anything")
     worker = start(processes=2, nats_token_file=token)

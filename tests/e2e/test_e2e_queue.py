@@ -43,7 +43,7 @@ def written(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value and name not in neutral}
 
 
-def test_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_messages_in_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker invokes each of 3,000 messages exactly once; then the queue is empty, and all metrics agree."""
     worker = start(max_inflight=50, HOSTNAME="pod-1")
     calls = [f"call-{number}" for number in range(3_000)]
@@ -69,8 +69,8 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
     assert worker.samples("queue_worker_nats_reconnect_total") == {(): 0}
 
 
-def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: StartWorker) -> None:
-    """Where they are missing, both are created exactly as section 3 defines them."""
+def test_stream_and_consumer_are_created_as_documented(queue: Queue, start: StartWorker) -> None:
+    """The worker creates a missing stream and consumer exactly as section 3 defines them."""
     start()
     stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
     subjects = [subject.replace("<queue>", queue.name) for subject in STREAM["subjects"]]  # type: ignore[attr-defined]  # a list
@@ -82,7 +82,7 @@ def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: S
     assert names == ["faas-workers"]
 
 
-def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: StartWorker) -> None:
+def test_stream_and_consumer_are_created_with_the_settings(queue: Queue, start: StartWorker) -> None:
     """The worker creates stream and consumer with the settings that section 2 offers for them."""
     start(
         queue_name="jobs-" + queue.name,
@@ -99,7 +99,7 @@ def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: St
     assert written(queue.consumer("my-workers")["config"]) == CONSUMER | changed
 
 
-def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_existing_stream_and_consumer_are_not_changed(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker does not change an existing stream and consumer, and warns about each unusual setting of them."""
     queue.nats.make_stream(queue.name, storage="memory", max_msgs=10_000)
     theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
@@ -116,7 +116,7 @@ def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, sta
         assert surprise in warnings
 
 
-def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_subjects_below_the_queue_are_all_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker serves the bare subject, the producers' four tokens, and any subject below the queue."""
     start()
     subjects = [
@@ -134,7 +134,7 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
     assert {request.line for request in functions.requests} == {b"POST /function/echo HTTP/1.1"}
 
 
-def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_pending_messages_are_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """`queue_worker_pending_messages` counts by `name.namespace`, and the inflight gauge counts running invocations."""
     functions.answer("slow", Reply(held=True))
     worker = start(max_inflight=1)
@@ -151,7 +151,7 @@ def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, s
     assert worker.metric("queue_worker_messages_submitted_total") == 4
 
 
-def test_pages_of_its_own(start: StartWorker) -> None:
+def test_http_port_serves_health_and_metrics(start: StartWorker) -> None:
     """The worker serves `/healthz`, `/readyz` and `/metrics`, the last with every promised metric."""
     worker = start()
     assert worker.get("/healthz")[0] == 200
@@ -172,7 +172,7 @@ def test_pages_of_its_own(start: StartWorker) -> None:
     assert worker.get("/nothing")[0] == 404
 
 
-def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_two_workers_share_the_messages(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Two workers share the messages of a queue: both run some, and no message runs in both."""
     functions.answer("echo", Reply(after=0.02))
     workers = start(max_inflight=5), start(max_inflight=5)
@@ -187,8 +187,8 @@ def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: S
     assert logged == dict.fromkeys(calls, 1)
 
 
-def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """The first worker creates the stream and its consumer; no other one fails, or creates different ones."""
+def test_workers_started_together_create_one_consumer(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The first of several workers creates the stream and its consumer; no other fails or creates different ones."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(queue, functions, tmp_path=tmp_path)) for _ in range(4)]
         for worker in workers:

@@ -35,7 +35,7 @@ def start_agreed(
     return [first, *(start(scaling_mode="function", max_inflight=10, **more) for _ in range(2))]
 
 
-def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_cap_bounds_the_invocations_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers never run more than 5 invocations of a function with a cap of 5 at once, and lose no message."""
     annotations = {CAP: "5"}
     start_agreed(start, queue, "capped", annotations)
@@ -46,7 +46,7 @@ def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: Start
     assert functions.peaks["capped"] == 5
 
 
-def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_rate_bounds_the_starts_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers take at least 3 s to start 80 invocations of a function with a rate of 20/s.
 
     Between the start of one and the start of the 20th after it there is a second. Its arrival proves less: a
@@ -61,8 +61,10 @@ def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: Star
     assert functions.requests[-1].began - began >= 3
 
 
-def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A killed worker's tokens of a cap are missing for an ack wait, and are never held by two workers."""
+def test_tokens_of_a_killed_worker_return_after_ack_wait(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A killed worker's tokens of a cap are missing for an ack wait; two workers never have the same token."""
     annotations = {CAP: "4"}
     workers = start_agreed(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
     functions.answer("capped", Reply(after=0.1))
@@ -73,8 +75,8 @@ def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: St
     assert functions.peaks["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
 
 
-def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel none."""
+def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel no invocation."""
     start_agreed(start, queue, "capped", {CAP: "10"})
     functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
     many = put(queue, "capped", 60, {CAP: "10"})
@@ -103,8 +105,8 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
     assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
 
 
-def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """If NATS restarts, a cap still holds, and a rate does except once: its tokens return up to a second early.
+def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """After a restart of NATS a cap holds, and a rate does except once: its tokens return up to a second early.
 
     Returned tokens that no worker had taken before the restart are redelivered after the ack wait.
     """

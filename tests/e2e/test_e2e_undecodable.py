@@ -81,7 +81,9 @@ MALFORMED = {
 }
 
 
-def test_each_kind_ends_in_the_dead_letters(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_malformed_message_of_each_kind_becomes_a_dead_letter(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """Each malformed message becomes a dead letter with a reason, byte for byte; it is counted, and never invoked."""
     worker = start(max_inflight=4)
     calls = [f"call-{number}" for number in range(len(MALFORMED))]
@@ -110,7 +112,7 @@ def test_each_kind_ends_in_the_dead_letters(queue: Queue, functions: Functions, 
     assert queue.consumer()["num_redelivered"] == 0
 
 
-def test_any_bytes_at_all(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_message_with_changed_bytes_ends_exactly_once(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Each message with randomly changed bytes is invoked once or becomes one dead letter, and the worker continues."""
     dice = random.Random(7)
     good = message("echo", "call", b"body" * 20, Path="/a", QueryString="b=c", CallbackUrl="")
@@ -139,7 +141,7 @@ def assembled(letters: list[Stored]) -> dict[str, bytes]:
     return {sequence: b"".join(part.data for part in parts) for sequence, parts in whole.items()}
 
 
-def test_messages_as_large_as_the_server_takes(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_largest_messages_become_dead_letters_in_parts(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Malformed or given-up messages of the largest size become dead letters too, in parts, without a reconnect."""
     functions.answer("broken", Reply(500))
     worker = start(max_retry_attempts=1)
@@ -159,7 +161,7 @@ def test_messages_as_large_as_the_server_takes(queue: Queue, functions: Function
     assert worker.logged("Disconnected") == []
 
 
-def test_reasons_that_quote_foreign_text(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_dead_letter_reason_is_one_printable_line(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The reason of a dead letter is one printable header line, for any text that it quotes."""
     nasty = ["\r\nX-Evil: 1", "\x00\x1b[31m", "ü" * 500, "\u2028", "🚀" * 200, "a: b"]
     start()
