@@ -15,8 +15,8 @@ from worker.events import Redelivered
 from worker.model import Ack, Nak
 
 
-async def test_a_restart_counts_from_the_publishing(autojump_clock: MockClock) -> None:
-    """What was not extended yet comes again when its ack wait after the *publishing* is over, however short it ran."""
+async def test_restart_counts_the_ack_wait_from_the_publication(autojump_clock: MockClock) -> None:
+    """After a restart, a message that was not extended is redelivered an ack wait after its *publication*."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=5))
         await trio.sleep(50)
@@ -30,8 +30,8 @@ async def test_a_restart_counts_from_the_publishing(autojump_clock: MockClock) -
         assert world.server.disturbed == {1}
 
 
-async def test_a_crash_forgets_what_was_said_last(autojump_clock: MockClock) -> None:
-    """A NAK that was not written before the broker was killed is none: the message comes after the ack wait."""
+async def test_crash_loses_a_nak_that_was_not_written(autojump_clock: MockClock) -> None:
+    """A broker that is killed loses a nak that it had not written: the message is redelivered after the ack wait."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(200))
         world.start(world.worker())
@@ -43,8 +43,8 @@ async def test_a_crash_forgets_what_was_said_last(autojump_clock: MockClock) -> 
         assert world.starts(message) == [2, 30_001]
 
 
-async def test_a_crash_keeps_what_was_written(autojump_clock: MockClock) -> None:
-    """A tenth of a second later it is kept, by the second."""
+async def test_crash_keeps_a_nak_that_was_written(autojump_clock: MockClock) -> None:
+    """A broker that is killed keeps a nak that it had written, with its delay in whole seconds."""
     async with World(autojump_clock) as world:
         await trio.sleep(0.5)
         message = world.publish(reply(503), reply(200))
@@ -58,7 +58,7 @@ async def test_a_crash_keeps_what_was_written(autojump_clock: MockClock) -> None
         assert world.starts(message) == [502, 10_502]
 
 
-async def test_nobody_hears_while_there_is_no_leader(autojump_clock: MockClock) -> None:
+async def test_settlement_without_a_leader_is_sent_again(autojump_clock: MockClock) -> None:
     """Settlements without a leader are lost and sent again; requests are sent again when a new leader is announced."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=5))
@@ -74,8 +74,8 @@ async def test_nobody_hears_while_there_is_no_leader(autojump_clock: MockClock) 
         assert worker.wanted == 2
 
 
-async def test_a_leader_that_dies_tells_nobody(autojump_clock: MockClock) -> None:
-    """Requests to one that died are found out by its silence: 11 s."""
+async def test_pull_request_to_a_dead_leader_is_sent_again(autojump_clock: MockClock) -> None:
+    """A pull request whose leader died unannounced is sent again after 11 s without heartbeats."""
     async with World(autojump_clock) as world:
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
@@ -87,8 +87,8 @@ async def test_a_leader_that_dies_tells_nobody(autojump_clock: MockClock) -> Non
         assert worker.wanted == 2
 
 
-async def test_a_new_leader_knows_delays_exactly(autojump_clock: MockClock) -> None:
-    """Delays outlive a leader to the millisecond. What was not extended comes its ack wait after the publishing."""
+async def test_new_leader_keeps_the_delays_of_naks(autojump_clock: MockClock) -> None:
+    """A new leader keeps delays to the millisecond, and counts other ack waits from the publication."""
     async with World(autojump_clock) as world:
         runs = world.publish(reply(200, after=13))
         await trio.sleep(20.5)
@@ -104,7 +104,7 @@ async def test_a_new_leader_knows_delays_exactly(autojump_clock: MockClock) -> N
         assert world.starts(runs) == [20_502]
 
 
-async def test_what_was_said_before_a_cut_can_be_heard_after_it(autojump_clock: MockClock) -> None:
+async def test_settlement_sent_before_a_cut_may_arrive_after_it(autojump_clock: MockClock) -> None:
     """A settlement that is sent again on the next connection may arrive there first, and the old one after it."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=1))

@@ -67,8 +67,8 @@ def payloads(deliveries: list[Delivery]) -> list[bytes]:
 
 
 @on_each_broker
-async def test_delivers(rig: Rig) -> None:
-    """A stored message comes as it was published, with its identity and the count of its hand-outs."""
+async def test_delivery_has_payload_identity_and_count(rig: Rig) -> None:
+    """A delivery has the payload as it was published, the message's identity, and the number of its deliveries."""
     await rig.publish(b"one", b"\x00\xff")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -85,8 +85,8 @@ async def test_delivers(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_in_order(rig: Rig) -> None:
-    """Messages come in the order in which they were published, however little is wanted at a time."""
+async def test_deliveries_are_in_stream_order(rig: Rig) -> None:
+    """Deliveries are in the order of publication, for any sizes of credit."""
     await rig.publish(*(b"%d" % number for number in range(50)))
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -98,8 +98,8 @@ async def test_in_order(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_no_more_than_wanted(rig: Rig) -> None:
-    """No more comes than was wanted, and what is wanted later comes then."""
+async def test_deliveries_do_not_exceed_the_credit(rig: Rig) -> None:
+    """The consumer delivers no more messages than its credit, and more when credit is added."""
     await rig.publish(*[b""] * 10)
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -112,8 +112,8 @@ async def test_no_more_than_wanted(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_what_is_wanted_stays_wanted(rig: Rig) -> None:
-    """What nothing came for yet stays wanted."""
+async def test_credit_remains_until_a_delivery(rig: Rig) -> None:
+    """Credit remains until a message is delivered."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(2, rig.flow)
@@ -125,8 +125,8 @@ async def test_what_is_wanted_stays_wanted(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_ack_removes(rig: Rig) -> None:
-    """What is acknowledged leaves the queue, by the time that settled() returns, and does not come again."""
+async def test_ack_removes_the_message(rig: Rig) -> None:
+    """An acked message has left the stream when wait_settled() returns, and is not redelivered."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -139,8 +139,8 @@ async def test_ack_removes(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_term_removes(rig: Rig) -> None:
-    """A message that is given up leaves the queue too, whatever its reason contains."""
+async def test_term_removes_the_message(rig: Rig) -> None:
+    """A terminated message leaves the stream, with any text as the reason."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -153,8 +153,8 @@ async def test_term_removes(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_nak_gives_out_again(rig: Rig) -> None:
-    """What is given back comes again at once, one hand-out more, and before what is new."""
+async def test_nak_redelivers_the_message_at_once(rig: Rig) -> None:
+    """A nakked message is redelivered at once, before new messages, with a count one higher."""
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -169,7 +169,7 @@ async def test_nak_gives_out_again(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_nak_with_a_delay(rig: Rig) -> None:
+async def test_nak_with_a_delay_redelivers_after_it(rig: Rig) -> None:
     """A nak with a delay redelivers after it, not after the ack wait, and others are delivered before."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
@@ -186,8 +186,8 @@ async def test_nak_with_a_delay(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_nak_with_a_long_delay(rig: Rig) -> None:
-    """A delay may be longer than the ack wait."""
+async def test_nak_with_a_delay_above_ack_wait_redelivers_after_it(rig: Rig) -> None:
+    """A nak's delay may be longer than the ack wait."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -200,8 +200,8 @@ async def test_nak_with_a_long_delay(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_a_late_nak_is_not_said(rig: Rig) -> None:
-    """A nak is not sent when its time is over, and wait_settled() does not wait for it; the ack wait ends the lease."""
+async def test_nak_past_its_deadline_is_not_sent(rig: Rig) -> None:
+    """A nak past its deadline is not sent, and wait_settled() does not wait for it; the ack wait ends the lease."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -215,7 +215,7 @@ async def test_a_late_nak_is_not_said(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_a_late_ack_is_said(rig: Rig) -> None:
+async def test_ack_past_its_deadline_is_sent(rig: Rig) -> None:
     """An ack is sent at any time, and ends the message also when that was redelivered before."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
@@ -229,8 +229,8 @@ async def test_a_late_ack_is_said(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_without_extension_it_comes_again(rig: Rig) -> None:
-    """What is neither settled nor extended comes again after the ack wait, one hand-out more."""
+async def test_message_without_extension_is_redelivered(rig: Rig) -> None:
+    """A message that is neither settled nor extended is redelivered after the ack wait, with a count one higher."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -242,8 +242,8 @@ async def test_without_extension_it_comes_again(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_extensions_keep_it(rig: Rig) -> None:
-    """What is extended in time is kept for as long as it is; each extension is confirmed once."""
+async def test_message_with_extensions_is_not_redelivered(rig: Rig) -> None:
+    """A message is not redelivered while it is extended in time; each extension is confirmed once."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -260,8 +260,8 @@ async def test_extensions_keep_it(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_said_in_order(rig: Rig) -> None:
-    """An extension that was asked for before a NAK does not follow it, where it would cancel the delay."""
+async def test_extension_before_a_nak_does_not_cancel_its_delay(rig: Rig) -> None:
+    """An extension is not sent after a later nak, because it would cancel the nak's delay."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -275,8 +275,8 @@ async def test_said_in_order(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_a_cancelled_receive_loses_nothing(rig: Rig) -> None:
-    """Whenever waiting for deliveries is cancelled, none is lost and none comes twice."""
+async def test_receive_when_cancelled_loses_no_delivery(rig: Rig) -> None:
+    """If receive() is cancelled at any moment, no delivery is lost, and none is returned twice."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(200, rig.flow)
@@ -291,8 +291,8 @@ async def test_a_cancelled_receive_loses_nothing(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_stop_returns_what_was_not_started(rig: Rig) -> None:
-    """Stopping returns all that has come, and nothing comes any more, wanted or not; another worker can have it."""
+async def test_stop_returns_the_unstarted_deliveries(rig: Rig) -> None:
+    """stop() returns all deliveries that were not received, and ends all credit; another worker can receive them."""
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -320,8 +320,8 @@ async def test_stop_returns_what_was_not_started(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
-    """Stopping with nothing there returns nothing, at once; what is published later stays for others."""
+async def test_stop_of_an_idle_consumer_returns_nothing(rig: Rig) -> None:
+    """stop() of an idle consumer returns nothing, at once; messages published later stay for other workers."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(5, rig.flow)
@@ -338,8 +338,8 @@ async def test_stop_of_an_idle_consumer(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_burying(rig: Rig) -> None:
-    """A dead letter is stored by the time that bury() returns: the message to the byte, and what became of it."""
+async def test_dead_letter_is_stored_with_payload_and_headers(rig: Rig) -> None:
+    """When store_dead_letter() returns, the dead letter is stored: the payload byte for byte, and its headers."""
     await rig.publish(b"\x00 no JSON \xff")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -358,8 +358,8 @@ async def test_burying(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_burying_twice(rig: Rig) -> None:
-    """A message that is buried again, because the first time was not confirmed to us, has one dead letter."""
+async def test_dead_letter_sent_twice_is_stored_once(rig: Rig) -> None:
+    """A dead letter that is sent again, because its confirmation was lost, is stored once."""
     await rig.publish(b"one", b"two")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -376,8 +376,8 @@ async def test_burying_twice(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_backlog(rig: Rig) -> None:
-    """The backlog counts what is stored by subject, being worked on or not, and all that was ever taken."""
+async def test_backlog_counts_stored_messages_by_subject(rig: Rig) -> None:
+    """The backlog counts stored messages by subject, running or not, and has the stream's last sequence."""
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -391,8 +391,8 @@ async def test_backlog(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_a_broker_that_is_not_there_yet(rig: Rig) -> None:
-    """consume() waits for the broker, can be cancelled, and goes on when the broker has come."""
+async def test_consume_waits_for_the_broker(rig: Rig) -> None:
+    """consume() waits for the broker, can be cancelled, and returns when the broker runs."""
     await rig.publish(b"one")
     await rig.stop()
     async with rig.connect() as queue:
@@ -412,8 +412,8 @@ async def test_a_broker_that_is_not_there_yet(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_credit_outlives_the_connection(rig: Rig) -> None:
-    """What was wanted before the broker went away is wanted when it is back, and no more than that."""
+async def test_credit_survives_a_lost_connection(rig: Rig) -> None:
+    """Credit from before the connection was lost counts after the reconnect, and is not increased."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
@@ -431,8 +431,8 @@ async def test_credit_outlives_the_connection(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_settlements_outlive_the_connection(rig: Rig) -> None:
-    """Settlements without a connection are sent when the broker is back: wait_settled() waits for that."""
+async def test_settlements_survive_a_lost_connection(rig: Rig) -> None:
+    """Settlements without a connection are sent after the reconnect: wait_settled() waits for that."""
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -451,8 +451,8 @@ async def test_settlements_outlive_the_connection(rig: Rig) -> None:
 
 
 @on_each_broker_with_short_leases
-async def test_a_crash_keeps_what_was_confirmed(rig: Rig) -> None:
-    """A broker that is killed has all messages that were stored, and none whose end it had confirmed."""
+async def test_broker_crash_keeps_confirmed_settlements(rig: Rig) -> None:
+    """A broker that is killed keeps all stored messages, and none whose settlement it had confirmed."""
     await rig.publish(*(b"%d" % number for number in range(100)))
     async with rig.connect() as queue:
         consumer = await queue.consume()
@@ -478,8 +478,8 @@ async def test_a_crash_keeps_what_was_confirmed(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
-    """What was wanted before the broker was killed is wanted when it is back, and no more than that."""
+async def test_credit_survives_a_broker_crash(rig: Rig) -> None:
+    """Credit from before the broker was killed counts after its restart, and is not increased."""
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
@@ -495,7 +495,7 @@ async def test_a_crash_leaves_the_credit_as_it_was(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
+async def test_requests_without_a_broker_raise(rig: Rig) -> None:
     """Without a broker, store_dead_letter() and backlog() raise."""
     await rig.publish(b"one")
     async with rig.connect() as queue:
@@ -510,7 +510,7 @@ async def test_nothing_is_stored_by_a_broker_that_is_away(rig: Rig) -> None:
 
 
 @on_each_broker
-async def test_a_consumer_made_anew(rig: Rig) -> None:
+async def test_consumer_that_was_deleted_is_recreated(rig: Rig) -> None:
     """A deleted consumer is recreated: messages that were not settled are delivered at once, counted from one.
 
     A flow among others has ended then, with its credit; a new notice reports its stored messages.

@@ -29,14 +29,14 @@ def report(comparison: Comparison) -> str:
     return "\n\n".join([f"{len(differences)} of {comparison.compared} scripts differ", *small])
 
 
-def test_laws_are_no_matter_of_chance() -> None:
-    """What shows a law does not depend on which of two things that fall due at the same time comes first."""
+def test_laws_do_not_depend_on_the_order_of_ties() -> None:
+    """The script of a law does not depend on the order of two events that are due at the same time."""
     assert [law for law, script in LAWS.items() if not expected(script)] == []
 
 
 @pytest.mark.parametrize("number", range(max(1, settings().max_examples // 100)))
-def test_scripts(number: int) -> None:
-    """Whatever is done, both show the same: messages, order, counts, times, answers, statuses and numbers."""
+def test_scripts_have_the_same_trace_on_both_brokers(number: int) -> None:
+    """Both brokers show the same for each script: messages, order, counts, times, responses, statuses and numbers."""
     del number  # each draws other scripts, unless Hypothesis draws the same every time
     drawn = [script for restart in RESTARTS for script in draw(restart, SIDE_BY_SIDE, expected)]
     comparison = compare([*LAWS.values(), *drawn])

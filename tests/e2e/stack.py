@@ -23,8 +23,8 @@ from tests.servers import NatsServer, Program, wait_until
 from tests.wire import ApiError, Stored
 
 LEASE = 8
-"""An `ack_wait` for tests that wait until a lease is over (s). A worker that a busy machine does not run for two thirds
-of it loses its leases, so it is no shorter."""
+"""An `ack_wait` for tests that wait until a lease ends (s). A worker that a busy machine does not run for two thirds
+of it loses its leases, so a shorter one would fail tests."""
 QUIET = 0.6
 """Duration of a wait in which an event must not occur (s): several times what the event would take."""
 
@@ -94,7 +94,7 @@ class Queue:
         """Wait until all messages are settled."""
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
-    def letters(self) -> list[Stored]:
+    def dead_letters(self) -> list[Stored]:
         """Return the dead letters, oldest first; none where there is no such stream."""
         try:
             return self.nats.messages(self.dead_letter_stream)
@@ -103,9 +103,9 @@ class Queue:
                 return []
             raise
 
-    def letters_of(self, call_id: str) -> list[Stored]:
+    def dead_letters_of(self, call_id: str) -> list[Stored]:
         """Return the dead letters of one call id."""
-        return [letter for letter in self.letters() if letter.headers.get("X-Call-Id") == call_id]
+        return [letter for letter in self.dead_letters() if letter.headers.get("X-Call-Id") == call_id]
 
     def consumer(self, durable: str = "faas-workers") -> dict[str, Any]:
         """Return the CONSUMER.INFO of a consumer."""
@@ -207,6 +207,6 @@ StartWorker = Callable[..., Worker]
 """A function that starts a worker on a test's queue and functions, and waits until it is ready."""
 
 
-def look_on(seconds: float = QUIET) -> None:
-    """Wait for a time in which nothing may happen."""
+def wait_quietly(seconds: float = QUIET) -> None:
+    """Wait for a time in which no event may occur."""
     time.sleep(seconds)

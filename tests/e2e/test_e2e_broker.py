@@ -67,7 +67,7 @@ async def test_request_fails_when_its_connection_is_lost(own_nats: NatsServer) -
     settings = load({"nats_port": str(own_nats.port)}).settings
     failures: list[str] = []
 
-    async def ask() -> None:
+    async def request_backlog() -> None:
         try:
             await queue.backlog()
         except BrokerUnavailableError as error:
@@ -76,7 +76,7 @@ async def test_request_fails_when_its_connection_is_lost(own_nats: NatsServer) -
     async with open_queue(settings, lambda _: None) as queue, trio.open_nursery() as nursery:
         await queue.consume()
         own_nats.pause()
-        nursery.start_soon(ask)
+        nursery.start_soon(request_backlog)
         await trio.testing.wait_all_tasks_blocked()
         own_nats.kill()
         await until(lambda: failures, "the request to end")
@@ -123,11 +123,11 @@ def test_consumer_deleted_during_invocations_repeats_no_message(
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=slots)
     calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
-    wait_until(lambda: functions.running == 3, "three to run")
+    wait_until(lambda: functions.running == 3, "three invocations to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
     if slots > 3:  # a worker without free slots requests nothing, so it notices at its next settlement
         wait_until(lambda: worker.logged("Recreated the missing"), "the new consumer")
-        wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "it to hand them out again")
+        wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "the messages to be redelivered")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])
     functions.release("held")
     queue.wait_empty()
@@ -143,15 +143,15 @@ def test_stream_deleted_during_invocations_keeps_new_messages(
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=4)
     queue.put_calls("held", ["old-1", "old-2"])
-    wait_until(lambda: functions.running == 2, "both to run")
+    wait_until(lambda: functions.running == 2, "both invocations to run")
     queue.nats.api(f"STREAM.DELETE.{queue.name}")
     wait_until(lambda: worker.logged("Recreated the missing"), "the new stream")
     wait_until(queue.has_consumer, "the new consumer")
     functions.answer("later", Reply(held=True))
     assert queue.put(message("later", "new-1"), message("later", "new-2")) == [1, 2]
-    wait_until(lambda: functions.running == 4, "the new ones to run too")
+    wait_until(lambda: functions.running == 4, "the new invocations to run too")
     functions.release("held")
-    wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old ones to end")
+    wait_until(lambda: len(worker.logged("Invoked")) == 2, "the old invocations to end")
     assert queue.nats.state(queue.name)["messages"] == 2
     functions.release("later")
     queue.wait_empty()
@@ -163,23 +163,23 @@ def test_purged_messages_do_not_run_again(queue: Queue, functions: Functions, st
     functions.answer("held", Reply(held=True))
     worker = start(max_inflight=2)
     queue.put_calls("held", [f"call-{number}" for number in range(5)])
-    wait_until(lambda: functions.running == 2, "two to run")
+    wait_until(lambda: functions.running == 2, "two invocations to run")
     queue.nats.api(f"STREAM.PURGE.{queue.name}")
     functions.release("held")
     queue.put_calls("echo", ["after"])
     queue.wait_empty()
-    wait_until(lambda: functions.calls() == {"call-0": 1, "call-1": 1, "after": 1}, "the later one")
-    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "none to be pending")
+    wait_until(lambda: functions.calls() == {"call-0": 1, "call-1": 1, "after": 1}, "the later message to run")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "no pending message")
 
 
-# All faults of a configuration are reported at once.
+# All problems of a configuration are reported together.
 
 
-def make_consumer(queue: Queue, **config: Any) -> None:
-    theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "max_deliver": -1} | config
-    theirs = {name: value for name, value in theirs.items() if value is not None}
-    subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.{theirs['durable_name']}"
-    queue.nats.api(subject, stream_name=queue.name, config=theirs)
+def make_consumer(queue: Queue, **changes: Any) -> None:
+    config = {"durable_name": "faas-workers", "ack_policy": "explicit", "max_deliver": -1} | changes
+    config = {name: value for name, value in config.items() if value is not None}
+    subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.{config['durable_name']}"
+    queue.nats.api(subject, stream_name=queue.name, config=config)
 
 
 def test_stream_with_limits_retention_ends_the_worker(queue: Queue, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.case import ATTEMPTS, STARTED, Case
-from tests.e2e.stack import Queue, StartWorker, go_url, look_on, message
+from tests.e2e.stack import Queue, StartWorker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker import __version__
@@ -18,7 +18,7 @@ from worker.dev.stack import free_port
 
 def test_callback_has_body_and_headers_of_the_response(case: Case) -> None:
     """A callback has the function's body and headers, and the worker's; X-Retry and X-Retry-Max only after a retry."""
-    theirs = (
+    headers = (
         ("Content-Type", "text/x-result"),
         ("Set-Cookie", "a=1"),
         ("Set-Cookie", "b=2"),
@@ -34,7 +34,7 @@ def test_callback_has_body_and_headers_of_the_response(case: Case) -> None:
     body = bytes(range(256))
     function = f"{case.name}.dev"
     began = time.monotonic()
-    case.run(Reply(200, body, theirs, after=0.1), Function=function, callback=f"{case.callback}/a%2Fb?c=d&e")
+    case.run(Reply(200, body, headers, after=0.1), Function=function, callback=f"{case.callback}/a%2Fb?c=d&e")
     took = time.monotonic() - began
     request = case.called_back
     assert request.line == f"POST /{case.name}/a%2Fb?c=d&e HTTP/1.1".encode()
@@ -92,7 +92,7 @@ def test_callback_of_a_given_up_message_has_the_last_response(case: Case) -> Non
     assert (request.header("X-Function-Status"), request.body) == ("503", b"last")
     assert (request.header("X-Retry"), request.header("X-Retry-Max")) == (str(ATTEMPTS - 1), str(ATTEMPTS - 1))
     assert request.header("X-Why") == "because"
-    assert case.letter
+    assert case.dead_letter
 
 
 @pytest.mark.parametrize("status", ["502", "504"])
@@ -126,7 +126,7 @@ def test_callback_that_fails_is_sent_again(case: Case) -> None:
     assert case.run(callback=case.callback) == 1
     first, second, third = ((request.line, request.headers, request.body) for request in case.callbacks)
     assert first == second == third
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
 def test_callback_that_always_fails_is_given_up(
@@ -139,7 +139,7 @@ def test_callback_that_always_fails_is_given_up(
     queue.wait_empty()
     assert functions.calls() == {"one": 1}
     assert receiver.calls() == {"one": 4}
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
     assert len(worker.logged("Callback given up")) == 1
     results = [value for value in worker.samples("queue_worker_callbacks_total").values() if value]
     assert sorted(results) == [1, 3]
@@ -168,7 +168,7 @@ def test_callback_to_an_unreachable_host_is_given_up(case: Case, host: str) -> N
     """A callback to an unreachable host is given up, delays its own message only, and repeats no invocation."""
     port = free_port() if host.endswith(":") else ""
     assert case.run(callback=f"http://{host}{port}/callback") == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     assert [line for line in case.lines if "allback" in line["event"] and line["call_id"] == case.call_id]
 
 
@@ -200,7 +200,7 @@ def test_callback_without_a_response_times_out_and_is_retried(timeout_case: Case
 def test_callback_with_an_invalid_url_is_ignored(case: Case, url: Any) -> None:
     """An invalid callback URL does not affect the invocation: the function runs once, and a warning has the reason."""
     assert case.run(CallbackUrl=url) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     (warning,) = case.warnings
     assert warning["call_id"] == case.call_id
     assert warning["reason"]
@@ -213,8 +213,8 @@ def test_message_is_settled_after_its_callback(
     receiver.answer("callback", Reply(held=True))
     start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback")
-    look_on()
+    wait_until(lambda: receiver.running == 1, "the callback to arrive")
+    wait_quietly()
     assert queue.nats.state(queue.name)["messages"] == 1
     receiver.release("callback")
     queue.wait_empty()

@@ -1,6 +1,6 @@
 """Contract, section 8: a worker that drains after SIGTERM or SIGINT, and its messages.
 
-`ack_wait` is a minute in most tests, so a message that another worker gets within the tests' patience was given
+`ack_wait` is a minute in most tests, so a message that another worker receives within the tests' time limits was
 back.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
@@ -20,8 +20,8 @@ from worker.dev.stack import free_port
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
 
-def draining(worker: Worker) -> None:
-    """Wait until the worker logs that it is draining."""
+def wait_draining(worker: Worker) -> None:
+    """Wait until the worker logs that it drains."""
     worker.wait_for('"event":"Draining"')
 
 
@@ -29,7 +29,7 @@ def hold(queue: Queue, functions: Functions, *calls: str) -> None:
     """Start one invocation for each call id, which runs until it is released."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == len(calls), "all to run")
+    wait_until(lambda: functions.running == len(calls), "all invocations to run")
 
 
 @SIGNALS
@@ -41,11 +41,11 @@ def test_drain_finishes_running_invocations(
     hold(queue, functions, "one", "two", "three")
     worker.process.send_signal(number)
     wait_until(lambda: worker.get("/readyz")[0] == 503, "the worker to be not ready")
-    draining(worker)
+    wait_draining(worker)
     assert worker.get("/healthz")[0] == 200
     assert worker.metric("queue_worker_draining") == 1
     queue.put_calls("echo", ["late-1", "late-2", "late-3"])
-    look_on()
+    wait_quietly()
     assert worker.process.poll() is None
     assert functions.calls() == {"one": 1, "two": 1, "three": 1}
     functions.release("held")
@@ -69,7 +69,7 @@ def test_drain_past_its_timeout_returns_messages(
     start(max_inflight=3)
     leaving.process.send_signal(number)
     assert leaving.wait() == 0
-    wait_until(lambda: all(request.gone for request in functions.requests[:3]), "the requests to be left")
+    wait_until(lambda: all(request.gone for request in functions.requests[:3]), "the requests to be cancelled")
     wait_until(lambda: len(functions.requests) == 6, "the other worker to run them")
     functions.release("held")
     queue.wait_empty()
@@ -85,8 +85,8 @@ def test_second_signal_returns_messages_at_once(
     hold(queue, functions, "one", "two", "three")
     start(max_inflight=3)
     leaving.process.send_signal(signal.SIGTERM)
-    draining(leaving)
-    look_on()
+    wait_draining(leaving)
+    wait_quietly()
     assert len(functions.requests) == 3
     leaving.process.send_signal(number)
     assert leaving.wait() == 0
@@ -107,7 +107,7 @@ def test_more_than_two_signals_act_as_two(queue: Queue, functions: Functions, st
     info = queue.consumer()
     assert (info["num_ack_pending"], queue.nats.state(queue.name)["messages"]) in ((0, 1), (1, 1))
     start()
-    wait_until(lambda: len(functions.requests) == 2, "it to run again")
+    wait_until(lambda: len(functions.requests) == 2, "the message to run again")
 
 
 def test_signals_until_the_end_leave_exit_code_0(start: StartWorker) -> None:
@@ -134,7 +134,7 @@ def test_drain_longer_than_ack_wait_extends_leases(queue: Queue, functions: Func
     functions.answer("slow", Reply(after=3.0 * LEASE))
     leaving = start(ack_wait=f"{LEASE}s")
     queue.put_calls("slow", ["one", "two"])
-    wait_until(lambda: functions.running == 2, "both to run")
+    wait_until(lambda: functions.running == 2, "both invocations to run")
     start(ack_wait=f"{LEASE}s")
     leaving.terminate()
     assert leaving.wait() == 0
@@ -154,13 +154,13 @@ def test_drain_settles_failed_invocations_without_a_retry(
         message("flaky", "flaky"),
         message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}),
     )
-    wait_until(lambda: functions.running == 3, "all to run")
+    wait_until(lambda: functions.running == 3, "all invocations to run")
     leaving.terminate()
-    draining(leaving)
+    wait_draining(leaving)
     for name in ("fine", "flaky", "broken"):
         functions.release(name)
     assert leaving.wait() == 0
-    assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
+    assert [letter.headers["X-Call-Id"] for letter in queue.dead_letters()] == ["broken"]
     assert queue.nats.state(queue.name)["messages"] == 1
     start()
     queue.wait_empty()
@@ -175,10 +175,10 @@ def test_drain_waits_for_a_running_callback(
     receiver.answer("callback", Reply(held=True))
     worker = start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback")
+    wait_until(lambda: receiver.running == 1, "the callback to arrive")
     worker.terminate()
-    draining(worker)
-    look_on()
+    wait_draining(worker)
+    wait_quietly()
     assert worker.process.poll() is None
     receiver.release("callback")
     assert worker.wait() == 0
@@ -257,7 +257,7 @@ def test_drain_while_nats_is_down_exits_with_0(
             busy.wait_for("Disconnected")
         idle.terminate()
         busy.terminate()
-        draining(busy)
+        wait_draining(busy)
         assert idle.wait() == 0
         assert busy.process.poll() is None
         functions.release("held")
@@ -277,7 +277,7 @@ def test_drain_confirms_settlements_after_a_reconnect(
         own_nats.stop()
         worker.wait_for("Disconnected")
         worker.terminate()
-        draining(worker)
+        wait_draining(worker)
         own_nats.start()
         if ended == "after":
             worker.wait_for("Reconnected")

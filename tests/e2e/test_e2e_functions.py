@@ -10,14 +10,14 @@ from tests.servers import wait_until
 
 
 def put(queue: Queue, function: str, count: int, prefix: str = "") -> list[str]:
-    """Store messages where our producers do; their call ids."""
+    """Store messages on the subjects of this project's producers, and return their call ids."""
     calls = [f"{prefix or function}-{number}" for number in range(count)]
     queue.nats.publish_many((f"{queue.name}.0.{function}.openfaas-fn", message(function, call), {}) for call in calls)
     return calls
 
 
 def consumers(queue: Queue) -> dict[str, str]:
-    """Names of the consumers, by what they are filtered to."""
+    """Return the names of the consumers by filter subject."""
     found = queue.nats.api(f"CONSUMER.LIST.{queue.name}")["consumers"] or []
     return {str(each["config"].get("filter_subject", "")): each["name"] for each in found}
 
@@ -48,7 +48,7 @@ def test_idle_consumer_is_deleted_and_recreated(queue: Queue, functions: Functio
     start(scaling_mode="function", consumer_inactive_threshold="2s")
     put(queue, "one", 3)
     queue.wait_empty()
-    wait_until(lambda: not consumers(queue), "the consumer to go")
+    wait_until(lambda: not consumers(queue), "the consumer to be deleted")
     put(queue, "one", 3, "again")
     queue.wait_empty()
     assert sum(functions.calls().values()) == 6
@@ -60,9 +60,9 @@ def test_slots_are_shared_evenly_between_functions(queue: Queue, functions: Func
     functions.answer("one", Reply(held=True))
     functions.answer("two", Reply(held=True))
     put(queue, "one", 20)
-    wait_until(lambda: functions.running_of("one") == 10, "one to have all slots")
+    wait_until(lambda: functions.running_of("one") == 10, "function one to have all slots")
     put(queue, "two", 20)
-    while functions.running_of("two") < 5:  # the first slots may go to more of one: the worker does not know of two yet
+    while functions.running_of("two") < 5:  # the first slots may go to one: the worker has not discovered two yet
         before = len(functions.requests)
         functions.release("one", 1)
         wait_until(lambda: len(functions.requests) > before, "the slot to be used")  # noqa: B023 -- called here
@@ -83,7 +83,7 @@ def test_migration_to_function_mode_and_back_loses_no_message(
         worker = start(scaling_mode=mode, max_inflight=5)
         for name in ("slow", "other"):
             calls += put(queue, name, 150, f"{turn}-{name}")
-        wait_until(lambda: len(functions.calls()) > len(calls) - 200, "some of them to be done")  # noqa: B023 -- used in the turn
+        wait_until(lambda: len(functions.calls()) > len(calls) - 200, "some messages to be done")  # noqa: B023 -- called here
         worker.terminate()
         assert worker.wait() == 0
     start(scaling_mode="function")
@@ -111,7 +111,7 @@ def test_rolling_update_to_function_mode_loses_no_message(
     assert functions.calls() == dict.fromkeys(calls, 1)
     wait_until(
         lambda: put(queue, "last", 1) and f"{queue.name}.0.last.openfaas-fn" in consumers(queue),
-        "the new mode to be in force",
+        "the new mode to be applied",
     )
 
 
@@ -127,4 +127,4 @@ def test_rejected_invocations_are_not_counted_as_attempts(
     calls = put(queue, "busy", 200)
     queue.wait_empty()
     assert functions.calls().keys() == set(calls)
-    assert queue.letters() == []
+    assert queue.dead_letters() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
@@ -17,8 +17,8 @@ def test_max_inflight_bounds_running_invocations(
     functions.answer("echo", Reply(held=True))
     start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])
-    wait_until(lambda: functions.running == 7, "seven to run")
-    look_on()
+    wait_until(lambda: functions.running == 7, "seven invocations to run")
+    wait_quietly()
     assert len(functions.requests) == 7
     assert (
         queue.consumer()["num_ack_pending"] == 7
@@ -71,7 +71,7 @@ def test_message_waiting_for_a_retry_uses_no_slot(queue: Queue, functions: Funct
     functions.answer("broken", Reply(500), Reply(200))
     start(max_inflight=1, initial_retry_wait="10m", max_retry_wait="10m")
     queue.put(message("broken", "broken"), *(message("echo", f"call-{number}") for number in range(20)))
-    wait_until(lambda: len(functions.requests) == 21, "the others to run")
+    wait_until(lambda: len(functions.requests) == 21, "the other messages to run")
     assert functions.requests[0].call_id == "broken"
     assert len(functions.of("broken")) == 1
 
@@ -111,10 +111,10 @@ def test_message_of_a_killed_worker_runs_again_after_ack_wait(
     functions.answer("echo", Reply(held=True))
     first = start(ack_wait=f"{LEASE}s")
     queue.put_calls("echo", ["one"])
-    wait_until(lambda: functions.running == 1, "it to run")
+    wait_until(lambda: functions.running == 1, "the message to run")
     second = start(ack_wait=f"{LEASE}s")
     first.kill()
-    wait_until(lambda: len(functions.requests) == 2, "it to run again")
+    wait_until(lambda: len(functions.requests) == 2, "the message to run again")
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == {"one": 2}

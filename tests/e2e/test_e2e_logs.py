@@ -31,15 +31,15 @@ def test_log_has_one_line_for_each_invocation(queue: Queue, functions: Functions
         worker.terminate()
         assert worker.wait() == 0
         lines += worker.logged("^Invoked$")
-    told = {(line["call_id"], line["function"], line["attempt"], line["status"], line["bytes"]) for line in lines}
-    assert told == {
+    logged = {(line["call_id"], line["function"], line["attempt"], line["status"], line["bytes"]) for line in lines}
+    assert logged == {
         ("one", "fine.dev", 1, 201, 1_234),
         ("two", "flaky.openfaas-fn", 1, 503, 2),
         ("two", "flaky.openfaas-fn", 2, 200, 3),
         ("three", "late.openfaas-fn", 1, 504, 0),
         ("three", "late.openfaas-fn", 2, 504, 0),
     }
-    assert len(lines) == len(told)
+    assert len(lines) == len(logged)
     assert {line["level"] for line in lines} == {"info"}
     durations = {line["call_id"]: line["duration"] for line in lines}
     assert durations["one"] >= 0.05
@@ -59,8 +59,8 @@ def test_log_with_debug_has_the_start_of_each_invocation(
         started = [line for line in worker.lines_of(debug) if line["level"] == "debug"]
         assert len(started) == (debug == "true")
         for line in started:
-            told = {name: line[name] for name in ("function", "attempt", "method", "bytes")}
-            assert told == {"function": "echo.openfaas-fn", "attempt": 1, "method": "PUT", "bytes": 5}
+            logged = {name: line[name] for name in ("function", "attempt", "method", "bytes")}
+            assert logged == {"function": "echo.openfaas-fn", "attempt": 1, "method": "PUT", "bytes": 5}
         if debug == "false":
             assert {line["level"] for line in worker.lines()} == {"info"}
     assert len(functions.requests) == 2
@@ -74,13 +74,13 @@ def test_log_in_json_has_one_event_in_each_line(
     functions.answer("reset", Reply(raw=b"", reset=True))
     receiver.answer("callback", Reply(500))
     worker = start(debug="true", max_retry_attempts=2)
-    nasty = 'line\nbreak "quotes" \\ back\u2028slash \x1b[31m'
+    special = 'line\nbreak "quotes" \\ back\u2028slash \x1b[31m'
     queue.put(
         message("broken", "a\tb"),
         message("reset", "two", CallbackUrl=go_url(f"{receiver.url}/callback")),
-        message("echo", "three", Annotations={"com.openfaas.retry.attempts": nasty}),
-        message("echo", "four", CallbackUrl=f"http://{nasty}"),
-        message(nasty, "five"),
+        message("echo", "three", Annotations={"com.openfaas.retry.attempts": special}),
+        message("echo", "four", CallbackUrl=f"http://{special}"),
+        message(special, "five"),
         b"\xff\x00",
     )
     queue.wait_empty()
@@ -102,14 +102,14 @@ def test_log_contains_no_body_header_or_secret(
     """The worker never logs a body, a header's value or a secret, also at debug level and after any failure."""
     marked = MARK.encode()
     body, secret = marked + b"-body", f"{MARK}-secret"
-    theirs = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
-    functions.answer("fine", Reply(200, body, theirs))
-    functions.answer("broken", Reply(500, body, theirs))
+    headers = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
+    functions.answer("fine", Reply(200, body, headers))
+    functions.answer("broken", Reply(500, body, headers))
     functions.answer("reset", Reply(raw=b"HTTP/1.1 200 OK\r\nX-A: " + body, reset=True))
     functions.answer("garbage", Reply(raw=body * 100))
     functions.answer("chunks", Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body))
     functions.answer("late", Reply(body=body, after=30))
-    receiver.answer("callback", Reply(500, body, theirs), Reply(raw=body), Reply(200, body, theirs))
+    receiver.answer("callback", Reply(500, body, headers), Reply(raw=body), Reply(200, body, headers))
     header = {
         "Authorization": [f"Bearer {MARK}-token"],
         "Cookie": [f"{MARK}-cookie"],
@@ -144,7 +144,7 @@ def test_log_contains_no_body_header_or_secret(
         assert "Invoke" in worker.output
         found = [line for line in worker.output.splitlines() if MARK in line or encoded.rstrip("=")[:6] in line]
         assert found == []
-    assert len(queue.letters()) == len(payloads) - 1
+    assert len(queue.dead_letters()) == len(payloads) - 1
     assert any(request.header("X-Answer") for request in receiver.requests)
 
 

@@ -21,7 +21,7 @@ def test_status_not_in_retry_http_codes_is_final(case: Case, status: int) -> Non
     if status in (204, 304):  # these have neither body nor length
         reply = Reply(raw=f"HTTP/1.1 {status} Whatever\r\n\r\n".encode())
     assert case.run(reply) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     assert case.shared.functions.to(elsewhere) == []
 
 
@@ -31,7 +31,7 @@ def test_status_in_retry_http_codes_is_retried(case: Case, status: int) -> None:
     assert case.run(Reply(status), Reply(status), Reply(200)) == 3
     first, second, third = ((request.line, request.headers, request.body) for request in case.requests)
     assert first == second == third
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
@@ -69,9 +69,9 @@ def test_invalid_response_counts_as_502(case: Case, reply: Reply) -> None:
     """A reset, malformed or truncated response is retried, and given up, with the status 502."""
     again = Case(case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "2"}) == 2
-    assert case.letter.headers["X-Function-Status"] == "502"
+    assert case.dead_letter.headers["X-Function-Status"] == "502"
     assert again.run(reply, Reply(200)) == 2
-    assert again.letters == []
+    assert again.dead_letters == []
 
 
 TOO_LATE = {
@@ -87,10 +87,10 @@ def test_response_after_upstream_timeout_counts_as_504(timeout_case: Case, reply
     """Without a whole response within `upstream_timeout` the request is cancelled, and retried or given up as 504."""
     case, again = timeout_case, Case(timeout_case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "1"}) == 1
-    assert case.letter.headers["X-Function-Status"] == "504"
+    assert case.dead_letter.headers["X-Function-Status"] == "504"
     wait_until(lambda: case.requests[0].gone, "the worker to leave the request")
     assert again.run(reply, Reply(200)) >= 2
-    assert again.letters == []
+    assert again.dead_letters == []
 
 
 def test_response_before_upstream_timeout_is_final(case: Case) -> None:
@@ -115,7 +115,7 @@ def test_gateway_host_without_an_address_counts_as_502(queue: Queue, start: Star
     start(gateway_url="http://no-such-host.invalid:8080", max_retry_attempts=2)
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
-    (letter,) = queue.letters()
+    (letter,) = queue.dead_letters()
     assert (letter.headers["X-Function-Status"], letter.headers["X-Dead-Letter-Attempts"]) == ("502", "2")
 
 
@@ -124,7 +124,7 @@ def test_gateway_without_tls_counts_as_502(queue: Queue, start: StartWorker) -> 
     start(gateway_url=f"https://127.0.0.1:{queue.nats.port}", max_retry_attempts=2)  # NATS greets first, in plain text
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
-    (letter,) = queue.letters()
+    (letter,) = queue.dead_letters()
     assert (letter.headers["X-Function-Status"], letter.headers["X-Dead-Letter-Attempts"]) == ("502", "2")
 
 
@@ -139,7 +139,7 @@ def test_retry_http_codes_replaces_the_default_list(queue: Queue, functions: Fun
         queue.put_calls(name, [name])
     queue.wait_empty()
     assert functions.calls() == {"teapot": 2, "broken": 1, "bad": 1, "reset": 2}
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
 
 
 # Complete responses.
@@ -165,7 +165,7 @@ WHOLE = {
 def test_complete_response_in_each_framing_is_final(case: Case, reply: Reply) -> None:
     """Any complete HTTP/1.1 response is final, for each length and each way to end a body."""
     assert case.run(reply) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
 # Dead letters.
@@ -174,7 +174,7 @@ def test_complete_response_in_each_framing_is_final(case: Case, reply: Reply) ->
 def test_message_given_up_is_stored_as_a_dead_letter(case: Case) -> None:
     """After `max_retry_attempts` failures the message is stored as a dead letter, byte for byte, and acked."""
     assert case.run(Reply(500, b"sorry")) == ATTEMPTS
-    letter, stream = case.letter, case.queue.name
+    letter, stream = case.dead_letter, case.queue.name
     assert letter.subject == f"DEAD-LETTERS.{stream}.{case.name}.openfaas-fn"
     headers = dict(letter.headers)
     sequence = headers.pop("X-Dead-Letter-Sequence")
@@ -223,4 +223,4 @@ def test_attempts_are_counted_across_workers(queue: Queue, functions: Functions,
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 5)
-    assert sorted(letter.headers["X-Call-Id"] for letter in queue.letters()) == sorted(calls)
+    assert sorted(letter.headers["X-Call-Id"] for letter in queue.dead_letters()) == sorted(calls)

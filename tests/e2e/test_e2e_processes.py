@@ -30,8 +30,8 @@ def children(parent: int) -> list[int]:
     return sorted(found)
 
 
-def gone(pids: list[int]) -> bool:
-    """Whether all of these processes have ended; a zombie that another process must reap has ended."""
+def ended(pids: list[int]) -> bool:
+    """Return whether all of these processes have ended; a zombie counts as ended."""
     states = [path.read_text().rpartition(") ")[2][0] for pid in pids if (path := Path(f"/proc/{pid}/stat")).exists()]
     return set(states) <= {"Z"}
 
@@ -40,11 +40,11 @@ def hold(queue: Queue, functions: Functions, *calls: str, running: int) -> None:
     """Publish calls that run until they are released, and wait until *running* of them do."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == running, f"{running} to run")
+    wait_until(lambda: functions.running == running, f"{running} invocations to run")
 
 
 @pytest.fixture
-def seven() -> list[str]:
+def seven_calls() -> list[str]:
     return [f"call-{number}" for number in range(7)]
 
 
@@ -58,23 +58,27 @@ def stopped() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
+def test_processes_act_as_one_worker(
+    queue: Queue, functions: Functions, start: StartWorker, seven_calls: list[str]
+) -> None:
     """Two processes run `max_inflight` messages in all, merge their metrics, and drain after one SIGTERM; exit 0."""
     worker = start(processes=2, max_inflight=5)
     assert len(children(worker.pid)) == 2
-    hold(queue, functions, *seven, running=5)
+    hold(queue, functions, *seven_calls, running=5)
     assert {line["process"] for line in worker.lines() if line["event"] == "Consuming"} == {1, 2}
     running = "queue_worker_function_invocation_inflight"
-    wait_until(lambda: worker.metric(running) == 5, "five to be told of")
+    wait_until(lambda: worker.metric(running) == 5, "five running invocations in the metrics")
     assert worker.metric("queue_worker_processes") == 2
     assert worker.metric("queue_worker_nats_connected") == 1
     assert worker.metric("queue_worker_build_info") == 1
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all processes to answer")
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
-    wait_until(lambda: worker.get("/readyz") == (503, "not ready: draining\n"), "all to answer that they drain")
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
-    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of")
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
+    wait_until(
+        lambda: worker.get("/readyz") == (503, "not ready: draining\n"), "all processes to report that they drain"
+    )
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all processes to answer")
+    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain in the metrics")
     assert functions.most == 5
     functions.release("held")
     assert worker.wait() == 0
@@ -85,25 +89,25 @@ def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: 
     assert {line["process"] for line in worker.lines()} == {0, 1, 2}
     start(processes=3)
     queue.wait_empty()
-    assert functions.calls() == dict.fromkeys(seven, 1)
+    assert functions.calls() == dict.fromkeys(seven_calls, 1)
 
 
 def test_second_signal_makes_all_processes_return_messages(
-    queue: Queue, functions: Functions, start: StartWorker, seven: list[str]
+    queue: Queue, functions: Functions, start: StartWorker, seven_calls: list[str]
 ) -> None:
     """After a second signal, of either kind, every process returns its messages at once; exit 0."""
     worker = start(processes=2, max_inflight=6, shutdown_timeout="10m")
-    hold(queue, functions, *seven, running=6)
+    hold(queue, functions, *seven_calls, running=6)
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
     worker.interrupt()
     assert worker.wait() == 0
     assert worker.stderr == ""
-    wait_until(lambda: [request.gone for request in functions.requests] == [True] * 6, "the requests to be left")
+    wait_until(lambda: [request.gone for request in functions.requests] == [True] * 6, "the requests to be cancelled")
     functions.release("held")
     start()
     queue.wait_empty()
-    assert set(functions.calls()) == set(seven)
+    assert set(functions.calls()) == set(seven_calls)
 
 
 def test_killed_process_is_restarted(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -115,8 +119,8 @@ def test_killed_process_is_restarted(queue: Queue, functions: Functions, start: 
     before = dict(COUNTS.findall(worker.get("/metrics")[1]))
     victim, _ = children(worker.pid)
     os.kill(victim, signal.SIGKILL)
-    told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}')[0]
-    assert '"how":"was killed by SIGKILL"' in told
+    line = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}')[0]
+    assert '"how":"was killed by SIGKILL"' in line
     after = dict(COUNTS.findall(worker.get("/metrics")[1]))
     assert before.keys() <= after.keys()
     assert not {name for name in before if float(after[name]) < float(before[name])}
@@ -138,7 +142,7 @@ def test_hanging_process_fails_the_health_pages(queue: Queue, start: StartWorker
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
-    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted")
+    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all messages to be counted")
     stopped += children(worker.pid)[:1]
     os.kill(stopped[0], signal.SIGSTOP)
     assert worker.metric("queue_worker_messages_processed_total") == 20
@@ -148,7 +152,7 @@ def test_hanging_process_fails_the_health_pages(queue: Queue, start: StartWorker
         assert worker.get(page)[0] == 503
     os.kill(stopped[0], signal.SIGCONT)
     worker.wait_ready()
-    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive")
+    wait_until(lambda: worker.get("/healthz")[0] == 200, "the worker to be alive")
 
 
 def test_processes_without_the_parent_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -157,12 +161,12 @@ def test_processes_without_the_parent_drain(queue: Queue, functions: Functions, 
     hold(queue, functions, "one", "two", "three", "four", running=4)
     orphans = children(worker.pid)
     worker.kill()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
     queue.put_calls("held", ["late"])
-    assert not gone(orphans[:1])
-    assert not gone(orphans[1:])
+    assert not ended(orphans[:1])
+    assert not ended(orphans[1:])
     functions.release("held")
-    wait_until(lambda: gone(orphans), "both to end")
+    wait_until(lambda: ended(orphans), "both processes to end")
     assert functions.calls() == dict.fromkeys(("one", "two", "three", "four"), 1)
     assert queue.nats.state(queue.name)["messages"] == 1
 

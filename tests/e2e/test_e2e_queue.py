@@ -56,14 +56,14 @@ def test_messages_in_thousands_run_once_each(queue: Queue, functions: Functions,
     info = queue.consumer()
     assert (info["num_pending"], info["num_ack_pending"], info["num_redelivered"]) == (0, 0, 0)
     assert info["delivered"]["consumer_seq"] == 3_000  # every delivered message was run
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
     by_pod = {"queue_name": queue.name, "kubernetes_pod_name": "pod-1"}
     assert worker.samples("queue_worker_messages_processed_total") == {tuple(sorted(by_pod.items())): 3_000}
     wait_until(
         lambda: worker.samples("queue_worker_messages_submitted_total") == {tuple(sorted(by_pod.items())): 3_000},
         "the number submitted to be read",
     )
-    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "the number pending to be read")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "the number of pending messages to be read")
     by_function = {"queue_name": queue.name, "function_name": "echo.openfaas-fn"}
     assert worker.samples("queue_worker_function_invocation_inflight") == {tuple(sorted(by_function.items())): 0}
     assert worker.samples("queue_worker_nats_reconnect_total") == {(): 0}
@@ -102,9 +102,9 @@ def test_stream_and_consumer_are_created_with_the_settings(queue: Queue, start: 
 def test_existing_stream_and_consumer_are_not_changed(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker does not change an existing stream and consumer, and warns about each unusual setting of them."""
     queue.nats.make_stream(queue.name, storage="memory", max_msgs=10_000)
-    theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
+    config = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
     subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.faas-workers"
-    queue.nats.api(subject, stream_name=queue.name, config=theirs)
+    queue.nats.api(subject, stream_name=queue.name, config=config)
     before = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]
     worker = start()
     queue.put_calls("echo", ["one"])
@@ -112,8 +112,8 @@ def test_existing_stream_and_consumer_are_not_changed(queue: Queue, functions: F
     assert functions.calls() == {"one": 1}
     assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == before
     warnings = "\n".join(line["event"] for line in worker.lines() if line["level"] == "warning")
-    for surprise in ("storage", "max_msgs", "ack_wait"):
-        assert surprise in warnings
+    for setting in ("storage", "max_msgs", "ack_wait"):
+        assert setting in warnings
 
 
 def test_subjects_below_the_queue_are_all_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -126,7 +126,7 @@ def test_subjects_below_the_queue_are_all_served(queue: Queue, functions: Functi
         f"{queue.name}.echo",
         f"{queue.name}.a.b.c.d.e.f",
     ]
-    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which mean nothing to a worker
+    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # NATS' own headers, which a worker ignores
     queue.nats.publish_many((subject, message("echo", subject), headers) for subject in subjects[:1])
     queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects[1:])
     queue.wait_empty()
@@ -140,13 +140,13 @@ def test_pending_messages_are_counted_by_function(queue: Queue, functions: Funct
     worker = start(max_inflight=1)
     subject = f"{queue.name}.0.slow.dev"
     queue.nats.publish_many((subject, message("slow.dev", f"call-{number}"), {}) for number in range(4))
-    wait_until(lambda: functions.running == 1, "one to run")
+    wait_until(lambda: functions.running == 1, "one invocation to run")
     labels = {"queue_name": queue.name, "function_name": "slow.dev"}
-    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four to be pending")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four pending messages")
     assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 1
     functions.release("slow")
     queue.wait_empty()
-    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 0, "none to be pending")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 0, "no pending message")
     assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 0
     assert worker.metric("queue_worker_messages_submitted_total") == 4
 

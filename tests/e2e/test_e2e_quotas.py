@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
@@ -19,26 +19,26 @@ def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) ->
     return calls
 
 
-def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
+def store_quota(queue: Queue, function: str, annotations: dict[str, str]) -> None:
     """Run one message, and wait until its annotations are stored in the stream from which all workers read them."""
     put(queue, function, 1, annotations)
     wait_until(lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the quota to be stored")
     queue.wait_empty()
 
 
-def start_agreed(
+def start_with_quota(
     start: StartWorker, queue: Queue, function: str, annotations: dict[str, str], **more: object
 ) -> list[Worker]:
     """Start three workers that have read a function's quota, which each worker does before it is ready."""
     first = start(scaling_mode="function", max_inflight=10, **more)
-    agree(queue, function, annotations)
+    store_quota(queue, function, annotations)
     return [first, *(start(scaling_mode="function", max_inflight=10, **more) for _ in range(2))]
 
 
 def test_cap_bounds_the_invocations_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers never run more than 5 invocations of a function with a cap of 5 at once, and lose no message."""
     annotations = {CAP: "5"}
-    start_agreed(start, queue, "capped", annotations)
+    start_with_quota(start, queue, "capped", annotations)
     functions.answer("capped", Reply(after=0.05))
     calls = put(queue, "capped", 200, annotations)
     queue.wait_empty()
@@ -53,7 +53,7 @@ def test_rate_bounds_the_starts_of_all_workers(queue: Queue, functions: Function
     busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
     """
     annotations = {RATE: "20/s"}
-    start_agreed(start, queue, "paced", annotations)
+    start_with_quota(start, queue, "paced", annotations)
     began = time.monotonic()
     calls = put(queue, "paced", 80, annotations)
     queue.wait_empty()
@@ -66,10 +66,10 @@ def test_tokens_of_a_killed_worker_return_after_ack_wait(
 ) -> None:
     """A killed worker's tokens of a cap are missing for an ack wait; two workers never have the same token."""
     annotations = {CAP: "4"}
-    workers = start_agreed(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
+    workers = start_with_quota(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
     functions.answer("capped", Reply(after=0.1))
     put(queue, "capped", 150, annotations)
-    wait_until(lambda: len(functions.requests) > 30, "some to be done")
+    wait_until(lambda: len(functions.requests) > 30, "some invocations to end")
     workers[0].kill()
     queue.wait_empty()
     assert functions.peaks["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
@@ -77,10 +77,10 @@ def test_tokens_of_a_killed_worker_return_after_ack_wait(
 
 def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel no invocation."""
-    start_agreed(start, queue, "capped", {CAP: "10"})
+    start_with_quota(start, queue, "capped", {CAP: "10"})
     functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
     many = put(queue, "capped", 60, {CAP: "10"})
-    wait_until(lambda: functions.running_of("capped") == 10, "ten to run")
+    wait_until(lambda: functions.running_of("capped") == 10, "ten invocations to run")
     few = [f"few-{number}" for number in range(60)]
     queue.nats.publish_many(
         (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
@@ -93,11 +93,13 @@ def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Funct
             return False
         if functions.running_of("capped") < 2:
             return False
-        look_on()
+        wait_quietly()
         return functions.running_of("capped") == 2
 
     # A worker reads the new cap when it starts the first of the few, after most of the many have ended.
-    wait_until(lambda: only_two_run() and any(call in functions.calls() for call in few), "all to know the cap")
+    wait_until(
+        lambda: only_two_run() and any(call in functions.calls() for call in few), "all workers to apply the new cap"
+    )
     functions.peaks.clear()
     functions.release("capped")
     queue.wait_empty()
@@ -111,11 +113,11 @@ def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functio
     Returned tokens that no worker had taken before the restart are redelivered after the ack wait.
     """
     annotations = {CAP: "4", RATE: "20/s"}
-    start_agreed(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
+    start_with_quota(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
     functions.answer("limited", Reply(after=0.1))
     began = time.monotonic()
     calls = put(queue, "limited", 120, annotations)
-    wait_until(lambda: len(functions.requests) > 40, "some to be done")
+    wait_until(lambda: len(functions.requests) > 40, "some invocations to end")
     queue.nats.restart()
     queue.wait_empty()
     assert set(functions.calls()) == {*calls}

@@ -77,11 +77,13 @@ EXPECTED: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {
 
 
 def fields(request: Request) -> list[tuple[str, str]]:
-    """Return a request's headers, less those that the client writes, or generates where they are missing."""
-    made = {"host", "content-length"}
+    """Return a request's headers without those that the worker writes, or generates where they are missing."""
+    generated = {"host", "content-length"}
     if request.header("User-Agent") == f"queue-worker/{__version__}":
-        made |= {"user-agent", "x-call-id"}
-    return [(name.decode(), value.decode()) for name, value in request.headers if name.decode().lower() not in made]
+        generated |= {"user-agent", "x-call-id"}
+    return [
+        (name.decode(), value.decode()) for name, value in request.headers if name.decode().lower() not in generated
+    ]
 
 
 def test_request_of_each_corpus_message_is_exact(
@@ -89,8 +91,8 @@ def test_request_of_each_corpus_message_is_exact(
 ) -> None:
     """Method, path, query, headers and body of each message of OpenFaaS's gateway reach the function byte for byte.
 
-    Their callbacks name foreign hosts, so this worker has a proxy, as it may in a cluster: what goes to the others
-    shows there, and goes no further.
+    Their callbacks name foreign hosts, so this worker uses a proxy, as it may in a cluster: the proxy records these
+    callbacks and forwards none.
     """
     corpus = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     assert [entry["note"] for entry in corpus] == list(EXPECTED)
@@ -162,10 +164,10 @@ def test_request_has_generated_values_for_missing_ones(case: Case) -> None:
 
 def test_request_keeps_the_headers_of_the_caller(case: Case) -> None:
     """The worker passes on a message's X-Call-Id, User-Agent and X-Start-Time unchanged."""
-    theirs = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
-    case.run(Header=theirs)
+    headers = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
+    case.run(Header=headers)
     (request,) = case.shared.functions.to(case.name)
-    assert {name: [request.header(name)] for name in theirs} == theirs
+    assert {name: [request.header(name)] for name in headers} == headers
 
 
 def test_message_with_unknown_fields_is_invoked(case: Case) -> None:
@@ -206,9 +208,9 @@ PATHS = [
 @pytest.mark.parametrize("path", PATHS)
 def test_request_path_stays_below_its_function(case: Case, path: str) -> None:
     """The request line of a message with any path is one line, and names the message's own function only."""
-    before = len(case.queue.letters())
+    before = len(case.queue.dead_letters())
     case.run(Path=path)
-    assert len(case.requests) + len(case.queue.letters()) - before == 1
+    assert len(case.requests) + len(case.queue.dead_letters()) - before == 1
     for request in case.requests:
         pattern = rf"POST /function/{case.name}(/[!-~]*)? HTTP/1\.1"
         assert re.fullmatch(pattern.encode(), request.line), request.line
@@ -251,7 +253,7 @@ def test_connection_to_the_gateway_is_reused(queue: Queue, functions: Functions,
         queue.put_calls("closes", [f"closed-{number}"])
         queue.wait_empty()
         # A connection that closes after a request was sent costs an attempt, because the function may have received it.
-        wait_until(lambda: not functions.open, "it to be closed")
+        wait_until(lambda: not functions.open, "the connection to be closed")
     queue.put_calls("echo", ["last"])
     queue.wait_empty()
     assert set(functions.calls().values()) == {1}

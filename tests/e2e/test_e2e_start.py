@@ -73,15 +73,15 @@ def test_each_command_starts_the_same_worker(
 )
 def test_sigterm_during_the_imports_is_exit_0(start: str) -> None:
     """SIGTERM during the imports ends a program with 0; process 1 of a container ignores it without a handler."""
-    told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
-    code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
+    signal_at_import = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
+    code = f"import os, runpy, signal, sys; from worker import cli; {signal_at_import}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 # Invalid settings.
 
-BAD = {
+INVALID = {
     "max_inflight": "0",
     "ack_wait": "30",
     "backoff": "linear",
@@ -100,11 +100,11 @@ BAD = {
 @pytest.mark.parametrize("program", [("worker",), (RUN, "queue-worker", "run"), (RUN, "queue-worker", "config")])
 def test_invalid_settings_are_named_with_exit_2(tmp_path: Path, program: tuple[str, ...]) -> None:
     """Invalid settings are exit 2, with one message that names each setting and its value, and no traceback."""
-    code, output, errors = run_program(*program, tmp_path=tmp_path, settings=BAD)
+    code, output, errors = run_program(*program, tmp_path=tmp_path, settings=INVALID)
     assert code == 2
     assert output == ""
     assert "Traceback" not in errors
-    for name, value in BAD.items():
+    for name, value in INVALID.items():
         (line,) = [line for line in errors.splitlines() if line.strip().startswith(f"{name} ")]
         assert value in line
         assert len(line.partition(value)[2]) > 10, "what is accepted"
@@ -136,13 +136,13 @@ def test_unknown_command_or_option_is_exit_2(tmp_path: Path) -> None:
 
 def test_help_and_version_ignore_invalid_settings(tmp_path: Path) -> None:
     """Every command prints its help, and the program its version, even with invalid settings."""
-    code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=BAD)
+    code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=INVALID)
     assert (code, __version__ in output) == (0, True)
-    code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=BAD)
+    code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=INVALID)
     assert code == 0
     for command in ("run", "config"):
         assert command in output
-        assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=BAD)[0] == 0
+        assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=INVALID)[0] == 0
 
 
 # Valid settings.
@@ -224,17 +224,17 @@ def test_settings_of_the_charts_are_accepted(queue: Queue, functions: Functions,
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
 
 
-def test_http_port_in_use_ends_the_worker(queue: Queue, functions: Functions, tmp_path: Path, taken: int) -> None:
+def test_http_port_in_use_ends_the_worker(queue: Queue, functions: Functions, tmp_path: Path, used_port: int) -> None:
     """A metrics port that is in use is exit 1, with one line that names the port and its setting."""
-    with Worker(queue, functions, tmp_path=tmp_path, http_port=taken) as worker:
+    with Worker(queue, functions, tmp_path=tmp_path, http_port=used_port) as worker:
         assert worker.wait() == 1
         (line,) = worker.stderr.splitlines()
-        assert str(taken) in line
+        assert str(used_port) in line
         assert "http_port" in line
         assert "in use" in line
 
@@ -257,8 +257,8 @@ def test_http_port_with_malformed_requests_stays_open(queue: Queue, functions: F
         worker.wait_ready()
         port = int(worker.logged("Serving")[0]["address"].rpartition(":")[2])
         for sent in (b"", b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00" * 100_000):
-            with socket.create_connection(("127.0.0.1", port), LAST_RESORT) as odd:
-                odd.sendall(sent)
+            with socket.create_connection(("127.0.0.1", port), LAST_RESORT) as connection:
+                connection.sendall(sent)
         assert worker.get("/healthz")[0] == 200
         queue.put_calls("echo", ["one"])
         queue.wait_empty()

@@ -8,13 +8,13 @@ from email.utils import formatdate
 import pytest
 
 from tests.e2e.case import ATTEMPTS, WAITS, Case
-from tests.e2e.stack import Queue, StartWorker, look_on
+from tests.e2e.stack import Queue, StartWorker, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
-def waited(case: Case) -> bool:
-    """Whether no attempt came before the wait that was logged for it was over."""
+def is_not_early(case: Case) -> bool:
+    """Return whether no attempt arrived before the end of its logged wait."""
     return all(gap >= wait for gap, wait in zip(case.gaps, case.waits, strict=False))
 
 
@@ -22,7 +22,7 @@ def test_backoff_doubles_up_to_max_retry_wait(case: Case) -> None:
     """Attempt n waits min(initial * 2^(n-1), max) before the next one."""
     assert case.run(Reply(500), annotations={"com.openfaas.retry.attempts": "6"}) == 6
     assert case.waits == [*WAITS, 0.2, 0.2]
-    assert waited(case)
+    assert is_not_early(case)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -36,8 +36,8 @@ def test_retry_after_with_a_date_is_waited_for(case: Case) -> None:
     """A Retry-After with an HTTP date delays the next attempt until that second."""
     due = int(time.time()) + 2
     assert case.run(Reply(503, headers=(("Retry-After", formatdate(due, usegmt=True)),)), Reply(200)) == 2
-    came = time.time() - (time.monotonic() - case.requests[1].began)
-    assert came >= due
+    arrived = time.time() - (time.monotonic() - case.requests[1].began)
+    assert arrived >= due
 
 
 @pytest.mark.parametrize("value", ["0", "Thu, 01 Jan 1970 00:00:00 GMT"])
@@ -46,7 +46,7 @@ def test_retry_after_below_initial_retry_wait_is_raised_to_it(case: Case, value:
     reply = Reply(429, headers=(("Retry-After", value),))
     assert case.run(reply, reply, Reply(200)) == 3
     assert case.waits == [WAITS[0], WAITS[0]]
-    assert waited(case)
+    assert is_not_early(case)
 
 
 @pytest.mark.parametrize("value", ["soon", "-5", "1.5", "", "1, 2"])
@@ -69,9 +69,9 @@ def test_retry_after_is_bounded_by_an_hour(case: Case, asked: str, waits: int) -
     """A Retry-After above `max_retry_wait` is applied, but no response delays a message by more than an hour."""
     case.answer(Reply(429, headers=(("Retry-After", asked),)))
     case.put()
-    wait_until(lambda: case.waits, "the attempt")
+    wait_until(lambda: case.waits, "the attempt to be logged")
     assert case.waits == [waits]
-    look_on()
+    wait_quietly()
     assert len(case.requests) == 1
     assert not case.queue.empty()
 
@@ -79,13 +79,13 @@ def test_retry_after_is_bounded_by_an_hour(case: Case, asked: str, waits: int) -
 def test_jitter_stays_in_its_range(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """`backoff=full` waits 0-100 % of the backoff, `equal` 50-100 %: not always the same, and never more."""
     functions.answer("echo", Reply(500), Reply(200))
-    for backoff, least in (("full", 0.0), ("equal", 0.1)):
+    for backoff, minimum in (("full", 0.0), ("equal", 0.1)):
         worker = start(backoff=backoff, initial_retry_wait="200ms")
         queue.put_calls("echo", [f"{backoff}-{number}" for number in range(40)])
         queue.wait_empty()
         waits = [line["retry_in"] for line in worker.lines() if "retry_in" in line]
         assert len(waits) == 40
-        assert all(least <= wait <= 0.2 for wait in waits)
+        assert all(minimum <= wait <= 0.2 for wait in waits)
         assert len(set(waits)) > 10
         worker.terminate()
         assert worker.wait() == 0
@@ -97,7 +97,7 @@ def test_jitter_stays_in_its_range(queue: Queue, functions: Functions, start: St
 def test_annotation_of_attempts_lowers_the_setting(case: Case) -> None:
     """`com.openfaas.retry.attempts` lowers the number of attempts below the setting."""
     assert case.run(Reply(500), annotations={"com.openfaas.retry.attempts": "2"}) == 2
-    assert case.letter.headers["X-Dead-Letter-Attempts"] == "2"
+    assert case.dead_letter.headers["X-Dead-Letter-Attempts"] == "2"
 
 
 def test_annotation_of_codes_replaces_the_setting(case: Case) -> None:
@@ -111,7 +111,7 @@ def test_annotation_of_waits_replaces_the_settings(case: Case) -> None:
     annotations = {"com.openfaas.retry.min_wait": "150ms", "com.openfaas.retry.max_wait": "250ms"}
     assert case.run(Reply(500), annotations=annotations) == ATTEMPTS
     assert case.waits == [0.15, 0.25, 0.25]
-    assert waited(case)
+    assert is_not_early(case)
 
 
 def test_annotation_of_min_wait_bounds_retry_after(case: Case) -> None:
@@ -119,7 +119,7 @@ def test_annotation_of_min_wait_bounds_retry_after(case: Case) -> None:
     annotations = {"com.openfaas.retry.min_wait": "300ms", "com.openfaas.retry.max_wait": "1s"}
     assert case.run(Reply(429, headers=(("Retry-After", "0"),)), Reply(200), annotations=annotations) == 2
     assert case.waits == [0.3]
-    assert waited(case)
+    assert is_not_early(case)
 
 
 def test_annotation_with_an_invalid_value_is_ignored(case: Case) -> None:
