@@ -1,8 +1,8 @@
 """Faults of the simulated broker, to the millisecond. The ack wait is 30 s, and a message takes 1 ms.
 
-That a restart and a crash are so is compared with a nats-server in :mod:`tests.conformance.test_same_as_nats`. A change
-of leaders was tried on three of them: published at 0.3 s, handed out at 5.3 s with an ack wait of 12 s, given back at
-5.8 s for 9 s, with a new leader at 6.8 s, messages came at 12.3 s and 14.8 s.
+Restarts and crashes are compared with a nats-server in :mod:`tests.conformance.test_same_as_nats`. A change
+of leaders was tried on three servers: published at 0.3 s, delivered at 5.3 s with an ack wait of 12 s, nakked at
+5.8 s for 9 s, with a new leader at 6.8 s, messages were redelivered at 12.3 s and 14.8 s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def test_restart_counts_the_ack_wait_from_the_publication(autojump_clock: 
         await trio.sleep(2)
         world.server.restart(down=1)
         await message.over.wait()
-        # Back at 53_000; requested then, the request arrives at 53_001, the message at 53_002; the ledger has it.
+        # The server runs at 53_000; the pull request arrives at 53_001, the message at 53_002; the ledger contains it.
         assert worker.times(Redelivered) == [53_002]
         assert world.starts(message) == [50_002]
         assert world.server.disturbed == {1}
@@ -36,7 +36,7 @@ async def test_crash_loses_a_nak_that_was_not_written(autojump_clock: MockClock)
         message = world.publish(reply(503), reply(200))
         world.start(world.worker())
         await trio.sleep(0.1)
-        # Handed out and written at 1, given back at 3; that would have been written at 101.
+        # Delivered and written at 1, nakked at 3; the nak would have been written at 101.
         world.server.crash(down=1)
         await message.over.wait()
         assert world.heard(message)[0] == (3, Nak(10))
@@ -52,7 +52,7 @@ async def test_crash_keeps_a_nak_that_was_written(autojump_clock: MockClock) -> 
         await trio.sleep(0.2)
         world.server.crash(down=1)
         await trio.sleep_until(10.25)
-        # Given back at 503 for 10 s, which the disk has as to 10_000; the worker waits for the rest.
+        # Nakked at 503 for 10 s, which the disk stores as until 10_000; the worker waits for the rest.
         assert worker.services.timers.waiting["early redelivery"] == 1
         await message.over.wait()
         assert world.starts(message) == [502, 10_502]
@@ -112,7 +112,7 @@ async def test_settlement_sent_before_a_cut_may_arrive_after_it(autojump_clock: 
         await trio.sleep(1.0025)
         worker.link.cut(0.1, late=3)
         await trio.sleep(10)
-        # Sent at 1_002 and on its way; sent again at 1_102.5; the first arrives 3 s after the cut.
+        # Sent at 1_002 and in flight; sent again at 1_102.5; the first arrives 3 s after the cut.
         assert [settlement for _, settlement in world.heard(message)] == [Ack(), Ack()]
         assert [round(heard.at, 4) for heard in world.server.heard] == [1.1035, 4.0025]
         assert worker.wanted == 10

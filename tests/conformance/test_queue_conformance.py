@@ -1,7 +1,7 @@
 """The laws of every queue (:mod:`worker.ports`): the one on NATS, and the fake one of the worker's tests.
 
-They are about order and number. The real queue runs in real time, on a machine that may be slow, so a law may require
-that something happens no sooner than it should, and never how soon. Leases are long, but for the laws about leases.
+The laws state order and number. The real queue runs in real time, on a machine that may be slow. So a law may require
+that an event is not early, and never that it is soon. Leases are long, except in the laws about leases.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from worker.ports import BrokerUnavailableError, Consumer, Queue
 
 async def receive(consumer: Consumer, count: int) -> list[Delivery]:
     """Return the next *count* deliveries, and check that no more arrive with them."""
-    came: list[Delivery] = []
+    received: list[Delivery] = []
     with trio.fail_after(LAST_RESORT):
-        while len(came) < count:
-            came += await some(consumer)
-    assert len(came) == count
-    return came
+        while len(received) < count:
+            received += await receive_some(consumer)
+    assert len(received) == count
+    return received
 
 
-async def some(consumer: Consumer) -> list[Delivery]:
+async def receive_some(consumer: Consumer) -> list[Delivery]:
     """Return the next deliveries, at least one, without notices."""
     while True:
-        came = [each for each in await consumer.receive() if isinstance(each, Delivery)]
-        if came:
-            return came
+        received = [each for each in await consumer.receive() if isinstance(each, Delivery)]
+        if received:
+            return received
 
 
-async def found_anew(consumer: Consumer, flow: str) -> None:
-    """Wait until a flow has ended, and begun again."""
-    told: list[Delivery | Notice] = []
+async def wait_recreated(consumer: Consumer, flow: str) -> None:
+    """Wait until a flow has ended, and has been found again."""
+    items: list[Delivery | Notice] = []
     with trio.fail_after(LAST_RESORT):
         while not (
-            FlowEnded(flow) in told
-            and any(isinstance(each, StoredCount) for each in told[told.index(FlowEnded(flow)) :])
+            FlowEnded(flow) in items
+            and any(isinstance(each, StoredCount) for each in items[items.index(FlowEnded(flow)) :])
         ):
-            told += await consumer.receive()
+            items += await consumer.receive()
 
 
-async def nothing(consumer: Consumer, seconds: float) -> None:
-    """Nothing comes for so long."""
-    came: Sequence[Delivery] = ()
+async def expect_nothing(consumer: Consumer, seconds: float) -> None:
+    """Wait, and check that no delivery arrives."""
+    received: Sequence[Delivery] = ()
     with trio.move_on_after(seconds):
-        came = await some(consumer)
-    assert not came
+        received = await receive_some(consumer)
+    assert not received
 
 
-async def settled(queue: Queue) -> None:
+async def wait_settled(queue: Queue) -> None:
     """Wait until all settlements are confirmed."""
     with trio.fail_after(LAST_RESORT):
         await queue.wait_settled()
@@ -90,11 +90,11 @@ async def test_deliveries_are_in_stream_order(rig: Rig) -> None:
     await rig.publish(*(b"%d" % number for number in range(50)))
     async with rig.connect() as queue:
         consumer = await queue.consume()
-        came = list[bytes]()
-        for want in (1, 2, 7, 30, 10):
-            consumer.add_credit(want, rig.flow)
-            came += payloads(await receive(consumer, want))
-        assert came == [b"%d" % number for number in range(50)]
+        received = list[bytes]()
+        for credit in (1, 2, 7, 30, 10):
+            consumer.add_credit(credit, rig.flow)
+            received += payloads(await receive(consumer, credit))
+        assert received == [b"%d" % number for number in range(50)]
 
 
 @on_each_broker
@@ -105,7 +105,7 @@ async def test_deliveries_do_not_exceed_the_credit(rig: Rig) -> None:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
         await receive(consumer, 3)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         consumer.add_credit(1, rig.flow)
         consumer.add_credit(1, rig.flow)
         await receive(consumer, 2)
@@ -117,7 +117,7 @@ async def test_credit_remains_until_a_delivery(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(2, rig.flow)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         await rig.publish(b"one")
         assert payloads(await receive(consumer, 1)) == [b"one"]
         await rig.publish(b"two", b"three")
@@ -133,9 +133,9 @@ async def test_ack_removes_the_message(rig: Rig) -> None:
         consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Ack(), before=inf)
-        await settled(queue)
-        assert await rig.left() == 0
-        await nothing(consumer, rig.moment)
+        await wait_settled(queue)
+        assert await rig.num_stored() == 0
+        await expect_nothing(consumer, rig.short_wait)
 
 
 @on_each_broker
@@ -147,9 +147,9 @@ async def test_term_removes_the_message(rig: Rig) -> None:
         consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Term("line\r\none\nand é " + 1000 * "x"), before=inf)
-        await settled(queue)
-        assert await rig.left() == 0
-        await nothing(consumer, rig.moment)
+        await wait_settled(queue)
+        assert await rig.num_stored() == 0
+        await expect_nothing(consumer, rig.short_wait)
 
 
 @on_each_broker
@@ -161,7 +161,7 @@ async def test_nak_redelivers_the_message_at_once(rig: Rig) -> None:
         consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=inf)
-        await settled(queue)
+        await wait_settled(queue)
         consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.payload, again.num_delivered) == (one.id, b"one", 2)
@@ -176,13 +176,13 @@ async def test_nak_with_a_delay_redelivers_after_it(rig: Rig) -> None:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
         (one,) = await receive(consumer, 1)
-        said = trio.current_time()
-        queue.settle(one, Nak(2 * rig.moment), before=inf)
+        sent_at = trio.current_time()
+        queue.settle(one, Nak(2 * rig.short_wait), before=inf)
         await rig.publish(b"two")
         assert payloads(await receive(consumer, 1)) == [b"two"]
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (one.id, 2)
-        assert said + 2 * rig.moment <= again.received_at < said + rig.ack_wait
+        assert sent_at + 2 * rig.short_wait <= again.received_at < sent_at + rig.ack_wait
 
 
 @on_each_broker_with_short_leases
@@ -193,10 +193,10 @@ async def test_nak_with_a_delay_above_ack_wait_redelivers_after_it(rig: Rig) -> 
         consumer = await queue.consume()
         consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
-        said = trio.current_time()
+        sent_at = trio.current_time()
         queue.settle(one, Nak(rig.ack_wait * 1.5), before=inf)
         (again,) = await receive(consumer, 1)
-        assert said + rig.ack_wait * 1.5 <= again.received_at < said + rig.ack_wait * 2.5 + rig.late
+        assert sent_at + rig.ack_wait * 1.5 <= again.received_at < sent_at + rig.ack_wait * 2.5 + rig.max_delay
 
 
 @on_each_broker_with_short_leases
@@ -208,7 +208,7 @@ async def test_nak_past_its_deadline_is_not_sent(rig: Rig) -> None:
         consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
         queue.settle(one, Nak(), before=one.received_at)
-        await settled(queue)
+        await wait_settled(queue)
         (again,) = await receive(consumer, 1)
         assert again.num_delivered == 2
         assert again.received_at >= one.received_at + rig.ack_wait * 0.9
@@ -224,8 +224,8 @@ async def test_ack_past_its_deadline_is_sent(rig: Rig) -> None:
         (one,) = await receive(consumer, 1)
         await receive(consumer, 1)
         queue.settle(one, Ack(), before=one.received_at)
-        await settled(queue)
-        assert await rig.left() == 0
+        await wait_settled(queue)
+        assert await rig.num_stored() == 0
 
 
 @on_each_broker_with_short_leases
@@ -251,12 +251,12 @@ async def test_message_with_extensions_is_not_redelivered(rig: Rig) -> None:
         (one,) = await receive(consumer, 1)
         confirmed = list[int]()
         for number in range(20):
-            await nothing(consumer, rig.ack_wait / 10)
+            await expect_nothing(consumer, rig.ack_wait / 10)
             queue.extend(one, partial(confirmed.append, number), before=inf)
         queue.settle(one, Ack(), before=inf)
-        await settled(queue)
+        await wait_settled(queue)
         assert confirmed[:19] == [*range(19)]
-        assert await rig.left() == 0
+        assert await rig.num_stored() == 0
 
 
 @on_each_broker
@@ -267,11 +267,11 @@ async def test_extension_before_a_nak_does_not_cancel_its_delay(rig: Rig) -> Non
         consumer = await queue.consume()
         consumer.add_credit(2, rig.flow)
         (one,) = await receive(consumer, 1)
-        said = trio.current_time()
+        sent_at = trio.current_time()
         queue.extend(one, lambda: None, before=inf)
-        queue.settle(one, Nak(rig.moment), before=inf)
+        queue.settle(one, Nak(rig.short_wait), before=inf)
         (again,) = await receive(consumer, 1)
-        assert said + rig.moment <= again.received_at < said + rig.ack_wait
+        assert sent_at + rig.short_wait <= again.received_at < sent_at + rig.ack_wait
 
 
 @on_each_broker
@@ -280,14 +280,14 @@ async def test_receive_when_cancelled_loses_no_delivery(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(200, rig.flow)
-        came = list[bytes]()
+        received = list[bytes]()
         for number in range(100):
             await rig.publish(b"%d" % number)
-            with trio.move_on_after(rig.moment / 4_000 * (number % 20)):
-                came += payloads(await some(consumer))
-        if len(came) < 100:
-            came += payloads(await receive(consumer, 100 - len(came)))
-        assert came == [b"%d" % number for number in range(100)]
+            with trio.move_on_after(rig.short_wait / 4_000 * (number % 20)):
+                received += payloads(await receive_some(consumer))
+        if len(received) < 100:
+            received += payloads(await receive(consumer, 100 - len(received)))
+        assert received == [b"%d" % number for number in range(100)]
 
 
 @on_each_broker
@@ -299,20 +299,20 @@ async def test_stop_returns_the_unstarted_deliveries(rig: Rig) -> None:
         consumer.add_credit(1, rig.flow)
         (one,) = await receive(consumer, 1)
         consumer.add_credit(1, rig.flow)
-        await rig.handed_out(2)
+        await rig.wait_delivered(2)
         with trio.fail_after(LAST_RESORT):
             unstarted = await consumer.stop()
         assert payloads([*unstarted]) == [b"two"]
         consumer.add_credit(5, rig.flow)
         for delivery in (one, *unstarted):
             queue.settle(delivery, Nak(), before=inf)
-        await settled(queue)
-        await nothing(consumer, rig.moment)
+        await wait_settled(queue)
+        await expect_nothing(consumer, rig.short_wait)
         async with rig.connect() as other:
             successor = await other.consume()
             successor.add_credit(3, rig.flow)
-            came = await receive(successor, 3)
-            assert sorted((each.payload, each.num_delivered) for each in came) == [
+            received = await receive(successor, 3)
+            assert sorted((each.payload, each.num_delivered) for each in received) == [
                 (b"one", 2),
                 (b"three", 1),
                 (b"two", 2),
@@ -325,11 +325,11 @@ async def test_stop_of_an_idle_consumer_returns_nothing(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(5, rig.flow)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         with trio.fail_after(LAST_RESORT):
             assert list(await consumer.stop()) == []
         await rig.publish(b"one")
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         async with rig.connect() as other:
             successor = await other.consume()
             successor.add_credit(1, rig.flow)
@@ -348,13 +348,13 @@ async def test_dead_letter_is_stored_with_payload_and_headers(rig: Rig) -> None:
         letter = DeadLetter(one, "not a QueueRequest\r\nX-Forged: yes", 0, None, None, None)
         with trio.fail_after(LAST_RESORT):
             await queue.store_dead_letter(letter)
-        (stored,) = await rig.letters()
+        (stored,) = await rig.dead_letters()
         assert stored.data == b"\x00 no JSON \xff"
         assert stored.headers["X-Dead-Letter-Reason"] == "not a QueueRequest  X-Forged: yes"
         assert stored.headers["X-Dead-Letter-Sequence"] == "1"
         assert stored.headers["X-Dead-Letter-Deliveries"] == "1"
         assert "X-Forged" not in stored.headers
-        assert await rig.left() == 1
+        assert await rig.num_stored() == 1
 
 
 @on_each_broker
@@ -369,7 +369,7 @@ async def test_dead_letter_sent_twice_is_stored_once(rig: Rig) -> None:
             with trio.fail_after(LAST_RESORT):
                 await queue.store_dead_letter(letter)
                 await queue.store_dead_letter(letter)
-        stored = await rig.letters()
+        stored = await rig.dead_letters()
         assert [each.data for each in stored] == [b"one", b"two"]
         assert {each.headers["X-Function-Name"] for each in stored} == {"echo.openfaas-fn"}
         assert {each.headers["X-Function-Status"] for each in stored} == {"500"}
@@ -384,7 +384,7 @@ async def test_backlog_counts_stored_messages_by_subject(rig: Rig) -> None:
         consumer.add_credit(2, rig.flow)
         one, _ = await receive(consumer, 2)
         queue.settle(one, Ack(), before=inf)
-        await settled(queue)
+        await wait_settled(queue)
         with trio.fail_after(LAST_RESORT):
             backlog = await queue.backlog()
         assert (backlog.last_sequence, dict(backlog.by_subject)) == (3, {"faas-request": 2})
@@ -396,7 +396,7 @@ async def test_consume_waits_for_the_broker(rig: Rig) -> None:
     await rig.publish(b"one")
     await rig.stop()
     async with rig.connect() as queue:
-        with trio.move_on_after(rig.moment) as waiting:
+        with trio.move_on_after(rig.short_wait) as waiting:
             await queue.consume()
         assert waiting.cancelled_caught
     async with rig.connect() as queue, trio.open_nursery() as nursery:
@@ -407,7 +407,7 @@ async def test_consume_waits_for_the_broker(rig: Rig) -> None:
             assert payloads(await receive(consumer, 1)) == [b"one"]
 
         nursery.start_soon(work)
-        await trio.sleep(rig.moment)
+        await trio.sleep(rig.short_wait)
         await rig.start()
 
 
@@ -417,17 +417,17 @@ async def test_credit_survives_a_lost_connection(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         await rig.stop()
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         await rig.start()
         await rig.publish(*[b""] * 6)
-        came = await receive(consumer, 3)
-        assert [delivery.id[0] for delivery in came] == [1, 2, 3]
-        for delivery in came:
+        received = await receive(consumer, 3)
+        assert [delivery.id[0] for delivery in received] == [1, 2, 3]
+        for delivery in received:
             queue.settle(delivery, Ack(), before=inf)
-        await nothing(consumer, rig.moment)
-        assert await rig.left() == 3
+        await expect_nothing(consumer, rig.short_wait)
+        assert await rig.num_stored() == 3
 
 
 @on_each_broker
@@ -442,12 +442,12 @@ async def test_settlements_survive_a_lost_connection(rig: Rig) -> None:
         await rig.stop()
         queue.settle(one, Ack(), before=inf)
         queue.settle(two, Term("given up"), before=inf)
-        with trio.move_on_after(rig.moment) as waiting:
+        with trio.move_on_after(rig.short_wait) as waiting:
             await queue.wait_settled()
         assert waiting.cancelled_caught
         await rig.start()
-        await settled(queue)
-        assert await rig.left() == 1
+        await wait_settled(queue)
+        assert await rig.num_stored() == 1
 
 
 @on_each_broker_with_short_leases
@@ -457,24 +457,26 @@ async def test_broker_crash_keeps_confirmed_settlements(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(80, rig.flow)
-        came = await receive(consumer, 80)
-        for delivery in came[:60]:
+        received = await receive(consumer, 80)
+        for delivery in received[:60]:
             queue.settle(delivery, Ack() if delivery.id[0] % 2 else Term("given up"), before=inf)
-        await settled(queue)
+        await wait_settled(queue)
         await rig.crash()
-        assert await rig.left() == 40
+        assert await rig.num_stored() == 40
         consumer.add_credit(40, rig.flow)
-        later = set[int]()
+        redelivered = set[int]()
         with trio.fail_after(LAST_RESORT):
-            while len(later) < 40:
-                for delivery in await some(consumer):
+            while len(redelivered) < 40:
+                for delivery in await receive_some(consumer):
                     queue.settle(delivery, Ack(), before=inf)
-                    if delivery.id[0] in later:  # its lease ended before its settlement: another one is still to come
+                    if (
+                        delivery.id[0] in redelivered
+                    ):  # its lease ended before its settlement: one more delivery follows
                         consumer.add_credit(1, rig.flow)
-                    later.add(delivery.id[0])
-        assert later == {*range(61, 101)}
-        await settled(queue)
-        assert await rig.left() == 0
+                    redelivered.add(delivery.id[0])
+        assert redelivered == {*range(61, 101)}
+        await wait_settled(queue)
+        assert await rig.num_stored() == 0
 
 
 @on_each_broker
@@ -483,15 +485,15 @@ async def test_credit_survives_a_broker_crash(rig: Rig) -> None:
     async with rig.connect() as queue:
         consumer = await queue.consume()
         consumer.add_credit(3, rig.flow)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
         await rig.crash()
         await rig.publish(*[b""] * 6)
-        came = await receive(consumer, 3)
-        assert [delivery.id[0] for delivery in came] == [1, 2, 3]
-        for delivery in came:
+        received = await receive(consumer, 3)
+        assert [delivery.id[0] for delivery in received] == [1, 2, 3]
+        for delivery in received:
             queue.settle(delivery, Ack(), before=inf)
-        await nothing(consumer, rig.moment)
-        assert await rig.left() == 3
+        await expect_nothing(consumer, rig.short_wait)
+        assert await rig.num_stored() == 3
 
 
 @on_each_broker
@@ -513,7 +515,7 @@ async def test_requests_without_a_broker_raise(rig: Rig) -> None:
 async def test_consumer_that_was_deleted_is_recreated(rig: Rig) -> None:
     """A deleted consumer is recreated: messages that were not settled are delivered at once, counted from one.
 
-    A flow among others has ended then, with its credit; a new notice reports its stored messages.
+    In function mode the flow ends, with its credit; a new notice reports its stored messages.
     """
     await rig.publish(b"one", b"two", b"three")
     async with rig.connect() as queue:
@@ -522,14 +524,14 @@ async def test_consumer_that_was_deleted_is_recreated(rig: Rig) -> None:
         one, two, three = await receive(consumer, 3)
         queue.settle(one, Ack(), before=inf)
         queue.settle(two, Nak(1000), before=inf)
-        await settled(queue)
-        await rig.make_anew()
+        await wait_settled(queue)
+        await rig.recreate_consumer()
         if rig.flow:
-            await found_anew(consumer, rig.flow)
+            await wait_recreated(consumer, rig.flow)
             consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (two.id, 1)
         consumer.add_credit(1, rig.flow)
         (again,) = await receive(consumer, 1)
         assert (again.id, again.num_delivered) == (three.id, 1)
-        await nothing(consumer, rig.moment)
+        await expect_nothing(consumer, rig.short_wait)
