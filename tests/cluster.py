@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from tests.servers import NatsServer, wait_until
-from tests.wire import ApiError, NoAnswer
+from tests.wire import ApiError, NoResponseError
 from worker.dev.stack import free_port
 
 T = TypeVar("T")
@@ -65,12 +65,12 @@ class NatsCluster:
         Raises:
             NoAnswer: none does.
         """
-        last = NoAnswer("no node is up")
+        last = NoResponseError("no node is up")
         for node in self.nodes.values():
             if node.running:
                 try:
                     return question(node)
-                except NoAnswer as error:
+                except NoResponseError as error:
                     last = error
         raise last
 
@@ -84,7 +84,7 @@ class NatsCluster:
         def made() -> bool:
             try:
                 self.ask(lambda node: node.make_stream(name, num_replicas=len(self.nodes), **changes))
-            except (ApiError, NoAnswer):
+            except (ApiError, NoResponseError):
                 return False
             return True
 
@@ -95,7 +95,7 @@ class NatsCluster:
         verb = f"CONSUMER.INFO.{stream}.{consumer}" if consumer else f"STREAM.INFO.{stream}"
         try:
             return str(self.api(verb).get("cluster", {"leader": "n1"}).get("leader", ""))
-        except (ApiError, NoAnswer):
+        except (ApiError, NoResponseError):
             return ""
 
     def wait_for_leader(self, stream: str = "faas-request", consumer: str = "") -> str:

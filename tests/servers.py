@@ -37,7 +37,7 @@ from typing import Any, Self, TypeVar
 import trio
 
 from tests.patience import LAST_RESORT
-from tests.wire import ApiError, NoAnswer, Stored, Wire
+from tests.wire import ApiError, NoResponseError, StoredMessage, WireConnection
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class NatsServer:
         self._jetstream = jetstream
         self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
-        self._wire: Wire | None = None
+        self._wire: WireConnection | None = None
         self.port = 0
         self.log = self._directory / "nats-server.log"
         self.store = self._directory / "jetstream"
@@ -200,10 +200,10 @@ class NatsServer:
             NoAnswer: one had none.
         """
         if self._wire is None:
-            self._wire = Wire(self.port, self._connect, self._patience)
+            self._wire = WireConnection(self.port, self._connect, self._patience)
         try:
             return self._wire.request_many(requests)
-        except NoAnswer:
+        except NoResponseError:
             self._hang_up()
             raise
 
@@ -256,9 +256,9 @@ class NatsServer:
         assert not [ack for ack in acks if "error" in ack], acks
         return acks
 
-    def messages(self, stream: str = "faas-request") -> list[Stored]:
+    def messages(self, stream: str = "faas-request") -> list[StoredMessage]:
         """Return all messages of *stream*, in order; they stay there."""
-        held: list[Stored] = []
+        held: list[StoredMessage] = []
         while True:
             sequence = held[-1].sequence + 1 if held else 1
             try:
@@ -267,7 +267,7 @@ class NatsServer:
                 if error.code == 10037:  # no message found
                     return held
                 raise
-            held.append(Stored.from_api(message))
+            held.append(StoredMessage.from_api(message))
 
 
 class Program:

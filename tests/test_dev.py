@@ -20,7 +20,7 @@ import pytest
 
 from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
-from tests.wire import Wire
+from tests.wire import WireConnection
 from worker.cli.dev import read_dotenv
 from worker.dev.functions import failures_of_flaky
 from worker.dev.stack import NotStartedError, find_nats_server, free_port
@@ -122,7 +122,7 @@ def test_dev_restarted_keeps_the_queued_messages(tmp_path: Path) -> None:
         dev.terminate()
         assert dev.wait() == 0
     with running(tmp_path, initial_retry_wait="100ms") as dev:
-        wire = Wire(dev.ports["nats_port"], {})
+        wire = WireConnection(dev.ports["nats_port"], {})
         (answer,) = wire.request_many([("$JS.API.STREAM.INFO.faas-request", b"", {})])
         wire.close()
         assert json.loads(answer)["state"]["messages"] == 1

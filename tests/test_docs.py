@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.metrics import MetricWrapperBase
 
-from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS
+from tests.chaos.faults import BROKER, CLUSTER, CONNECTIONS, WORKERS_AND_FUNCTIONS
 from tests.test_layers import LAYERS, MODULES, foreign, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
@@ -319,7 +319,7 @@ def test_reliability_names_tests() -> None:
     tables = section(RELIABILITY, "## Which test holds what") + section(RELIABILITY, "## What was found")
     rows = re.findall(r"(?m)^\| .* \|$", tables)
     paths = [path for folder in ("tests", "fuzz") for path in (ROOT / folder).rglob("*.py")]
-    faults = {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL}
+    faults = {*WORKERS_AND_FUNCTIONS, *CONNECTIONS, *BROKER, *CLUSTER, *ONE, *ALL}
     assert len(rows) > 30
     for row in rows:
         for name in re.findall(r"`([^`]+)`", row.partition(" | ")[2]):
@@ -332,7 +332,7 @@ def test_reliability_names_tests() -> None:
 def test_every_fault_is_listed() -> None:
     """Every fault that the runs cause is in the table."""
     named = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
-    assert {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
+    assert {*WORKERS_AND_FUNCTIONS, *CONNECTIONS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
 
 
 # Logs.

@@ -19,7 +19,7 @@ from starlette.types import Message as AsgiEvent
 
 from tests.gateway import Answer, Gateway, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from worker.dev.stack import free_port
 from worker.gateway.http import BodyReader, CallerDisconnectedError, RequestRejectedError
 
@@ -51,7 +51,7 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
-def stored(nats: NatsServer, answer: Answer) -> list[Stored]:
+def stored(nats: NatsServer, answer: Answer) -> list[StoredMessage]:
     """Return the messages with the call id of an answer."""
     return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
 

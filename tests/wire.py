@@ -15,7 +15,7 @@ from typing import Any, Self
 from tests.patience import LAST_RESORT
 
 
-class NoAnswer(Exception):  # noqa: N818 -- the name is the message
+class NoResponseError(Exception):
     """The server did not answer: it has stopped, is too slow, has no JetStream, or refuses the connection."""
 
 
@@ -28,7 +28,7 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredMessage:
     """A message as it is stored in a stream."""
 
     sequence: int
@@ -48,7 +48,7 @@ class Stored:
         return json.loads(self.data)
 
 
-class Wire:
+class WireConnection:
     """One connection to a server. Its methods block, at most for *patience* (s) before each line that they read.
 
     Raises:
@@ -115,7 +115,7 @@ class Wire:
                     content = self._file.read(int(size) + 2)[:-2]
                     status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
                     if status == [b"503"]:
-                        raise NoAnswer("no responders: no stream has this subject, or there is no JetStream")
+                        raise NoResponseError("no responders: no stream has this subject, or there is no JetStream")
                     return subject.decode(), content[int(headers) :]
                 case [b"PING"]:
                     self._send(b"PONG\r\n")
@@ -127,7 +127,7 @@ class Wire:
 
 def _check(line: bytes) -> None:
     if not line or line.startswith(b"-ERR"):
-        raise NoAnswer(line.decode().strip() or "the server closed the connection")
+        raise NoResponseError(line.decode().strip() or "the server closed the connection")
 
 
 @contextmanager
@@ -135,4 +135,4 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoAnswer(str(error)) from None
+        raise NoResponseError(str(error)) from None

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.servers import NatsServer, until
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from tests.world.link import Link
 from tests.world.queue import FakeQueue
 from tests.world.server import STREAM, Server
@@ -50,7 +50,7 @@ class Rig(Protocol):
     async def wait_delivered(self, count: int) -> None:
         """Wait until the broker has sent *count* deliveries."""
 
-    async def dead_letters(self) -> list[Stored]:
+    async def dead_letters(self) -> list[StoredMessage]:
         """Return all dead letters."""
 
     async def stop(self) -> None:
@@ -114,7 +114,7 @@ class FakeRig:
     async def wait_delivered(self, count: int) -> None:  # noqa: ARG002 -- the link takes a millisecond
         await trio.sleep(self.short_wait)
 
-    async def dead_letters(self) -> list[Stored]:
+    async def dead_letters(self) -> list[StoredMessage]:
         return [*self._server.letters.values()]
 
     async def stop(self) -> None:
@@ -172,7 +172,7 @@ class NatsRig:
         messages: int = self._server.state()["messages"]
         return messages
 
-    async def dead_letters(self) -> list[Stored]:
+    async def dead_letters(self) -> list[StoredMessage]:
         return self._server.messages(f"{STREAM}-dead-letters")
 
     async def stop(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.e2e.stack import Queue, Worker, go_url, message
 from tests.functions import Functions, Reply, Request
-from tests.wire import Stored
+from tests.wire import StoredMessage
 
 ATTEMPTS = 4
 WAITS = [0.05, 0.1, 0.2]
@@ -105,12 +105,12 @@ class Case:
         return list(self.shared.functions.gaps(self.call_id))
 
     @property
-    def dead_letters(self) -> list[Stored]:
+    def dead_letters(self) -> list[StoredMessage]:
         """Return the dead letters of the message."""
         return [letter for letter in self.queue.dead_letters() if letter.headers.get("X-Call-Id") == self.call_id]
 
     @property
-    def dead_letter(self) -> Stored:
+    def dead_letter(self) -> StoredMessage:
         """Return the only dead letter of the message, after a check that it holds the message."""
         (letter,) = self.dead_letters
         assert letter.data == self.payload

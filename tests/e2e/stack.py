@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.functions import Functions
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
-from tests.wire import ApiError, Stored
+from tests.wire import ApiError, StoredMessage
 
 LEASE = 8
 """An `ack_wait` for tests that wait until a lease ends (s). A worker that a busy machine does not run for two thirds
@@ -94,7 +94,7 @@ class Queue:
         """Wait until all messages are settled."""
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
-    def dead_letters(self) -> list[Stored]:
+    def dead_letters(self) -> list[StoredMessage]:
         """Return the dead letters, oldest first; none where there is no such stream."""
         try:
             return self.nats.messages(self.dead_letter_stream)
@@ -103,7 +103,7 @@ class Queue:
                 return []
             raise
 
-    def dead_letters_of(self, call_id: str) -> list[Stored]:
+    def dead_letters_of(self, call_id: str) -> list[StoredMessage]:
         """Return the dead letters of one call id."""
         return [letter for letter in self.dead_letters() if letter.headers.get("X-Call-Id") == call_id]
 

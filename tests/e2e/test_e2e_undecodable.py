@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.e2e.stack import Queue, StartWorker, message
 from tests.functions import Functions, Reply
-from tests.wire import Stored
+from tests.wire import StoredMessage
 
 MAX_SIZE = 1_048_576
 """Size of the largest message that nats-server accepts by default (bytes)."""
@@ -130,9 +130,9 @@ def test_message_with_changed_bytes_ends_exactly_once(queue: Queue, functions: F
     assert worker.logged("bug") == []
 
 
-def assembled(letters: list[Stored]) -> dict[str, bytes]:
+def assembled(letters: list[StoredMessage]) -> dict[str, bytes]:
     """Join the parts of each dead letter, and return the messages by their sequences."""
-    whole: dict[str, list[Stored]] = {}
+    whole: dict[str, list[StoredMessage]] = {}
     for letter in letters:
         whole.setdefault(letter.headers["X-Dead-Letter-Sequence"], []).append(letter)
     for parts in whole.values():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from tests.chaos.proxy import Way
+from tests.chaos.proxy import Proxy
 from tests.nats.hand import Hand, acknowledge, at_work
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
@@ -125,20 +125,20 @@ async def test_recall_credit_connection_lost_returns_credit(tmp_path: Path) -> N
     """Credit is also returned when the connection is lost before the round trip is complete."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            way = Way(server.port)
-            await nursery.start(way.serve)
-            settings = load({"nats_port": str(way.port), "ack_wait": "12s", "scaling_mode": "function"}).settings
+            proxy = Proxy(server.port)
+            await nursery.start(proxy.serve)
+            settings = load({"nats_port": str(proxy.port), "ack_wait": "12s", "scaling_mode": "function"}).settings
             async with open_queue(settings, lambda _: None) as queue:
                 consumer = await queue.consume()
                 server.publish(ECHO, b"one")
                 await told(consumer, StoredCount)
                 consumer.add_credit(5, ECHO)
                 await told(consumer, Delivery)
-                way.stand_still()
+                proxy.stall()
                 consumer.recall_credit(ECHO)
                 await trio.sleep(0.5)
                 server.stop()
-                way.move()
+                proxy.resume()
                 assert (await told(consumer, CreditReturned))[-1] == CreditReturned(ECHO, 4)
             nursery.cancel_scope.cancel()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from tests.chaos.proxy import Way
+from tests.chaos.proxy import Proxy
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
@@ -31,18 +31,18 @@ async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> Non
     """With room for 10,000, no more are on their way to us than are started in a moment; the rest others can have."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            way = Way(server.port)
-            await nursery.start(way.serve)
-            async with open_queue(load({"nats_port": str(way.port)}).settings, lambda _: None) as queue:
+            proxy = Proxy(server.port)
+            await nursery.start(proxy.serve)
+            async with open_queue(load({"nats_port": str(proxy.port)}).settings, lambda _: None) as queue:
                 consumer = await queue.consume()
                 consumer.add_credit(10_000, "")
                 state = partial(server.api, "CONSUMER.INFO.faas-request.faas-workers")
                 await until(lambda: state()["num_waiting"] == MAX_REQUESTS, "as many requests as may be open")
-                way.stand_still()
+                proxy.stall()
                 server.publish_many(("faas-request", b"one", {}) for _ in range(2 * MAX_REQUESTS * DEFAULT_BATCH))
                 await until(lambda: not state()["num_waiting"], "them to be answered")
                 assert state()["num_ack_pending"] == MAX_REQUESTS * DEFAULT_BATCH
-                way.move()
+                proxy.resume()
                 came = 0
                 while came < 2 * MAX_REQUESTS * DEFAULT_BATCH:
                     with trio.fail_after(LAST_RESORT):

@@ -20,7 +20,7 @@ from math import inf
 
 import trio
 
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.quota import token_flow
 from worker.policy.report import dead_letter_headers
@@ -92,7 +92,7 @@ class Server:
         """Flow -> its own ack wait (s), where it has one."""
         self.messages: dict[int, Message] = {}
         """Sequence -> stored message, oldest first."""
-        self.letters: dict[str, Stored] = {}
+        self.letters: dict[str, StoredMessage] = {}
         """Message id -> dead letter; the id prevents duplicates."""
         self.heard: list[Heard] = []
         """All verbs that the server applied, in order."""
@@ -186,7 +186,7 @@ class Server:
         headers = dead_letter_headers(letter, stream=STREAM)
         key = _key(letter.delivery.id)
         subject = f"DEAD-LETTERS.{STREAM}.{letter.function or 'undecodable'}"
-        self.letters.setdefault(key, Stored(len(self.letters) + 1, subject, headers, letter.delivery.payload))
+        self.letters.setdefault(key, StoredMessage(len(self.letters) + 1, subject, headers, letter.delivery.payload))
         return True
 
     def backlog(self) -> Backlog:
