@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tests.world.consumer import PullConsumer
 from tests.world.link import Link
-from tests.world.requests import Client, HandedOut
+from tests.world.requests import Client, SentDelivery
 from tests.world.server import Server
 from worker.model import Ack, Nak, Settlement, Term
 
@@ -55,13 +55,13 @@ class _Watched(PullConsumer):
         self.tied = False
         self.fell_due: list[float] = []
 
-    def begin(self, ack_wait: float, first: int = 1) -> None:
-        super().begin(ack_wait, first)
+    def reset(self, ack_wait: float, first: int = 1) -> None:
+        super().reset(ack_wait, first)
         self.causes: dict[int, tuple[float, int]] = {}
         """The time when a message's due time was set, and the number of the hand-out that set it."""
 
-    def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
-        handed = super().hand_out(sequence, published, now)
+    def deliver(self, sequence: int, published: float, now: float) -> tuple[int, int]:
+        handed = super().deliver(sequence, published, now)
         self.causes[sequence] = now, handed[1]
         return handed
 
@@ -69,8 +69,8 @@ class _Watched(PullConsumer):
         super().extend(sequence, now)
         self.causes[sequence] = now, 0
 
-    def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
-        heeded = super().give_back(sequence, number, delay, now)
+    def nak(self, sequence: int, number: int, delay: float, now: float) -> bool:
+        heeded = super().nak(sequence, number, delay, now)
         if heeded and delay:
             self.causes[sequence] = now, 0
         return heeded
@@ -142,7 +142,7 @@ class _Play:
         if restart.how == "stop":
             self.server.restart(down)
         else:
-            self.server.crash(down, forgets=self.forgetful)
+            self.server.crash(down, loses_state=self.forgetful)
 
     def _do(self, action: Action | None) -> None:
         server = self.server
@@ -159,19 +159,19 @@ class _Play:
             case Say(verb, about, delay):
                 self._say(about, _settlement(verb, delay))
             case Leave(client):
-                server.withdraw(self.clients[client])
+                server.cancel_requests(self.clients[client])
             case MakeAnew():
-                server.make_anew()
+                server.recreate_consumers()
             case ChangeAckWait(ack_wait):
                 server.configure(lasting(ack_wait))
 
     def _say(self, about: int, settlement: Settlement | None) -> None:
         if about < len(self.tokens):
             self.said += 1
-            if self.server.say(self.tokens[-1 - about][2], settlement):
+            if self.server.apply(self.tokens[-1 - about][2], settlement):
                 self.trace.note(f"said-{self.said}", trio.current_time(), "answered")
 
-    def _delivered(self, handed: HandedOut) -> None:
+    def _delivered(self, handed: SentDelivery) -> None:
         insort(self.tokens, (handed.sent, int(handed.token.split(".")[1]), handed.token))
         self.trace.note(handed.inbox, trio.current_time(), f"message {handed.id[0]}, delivery {handed.count}")
 

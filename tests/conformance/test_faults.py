@@ -39,7 +39,7 @@ async def test_a_crash_forgets_what_was_said_last(autojump_clock: MockClock) -> 
         # Handed out and written at 1, given back at 3; that would have been written at 101.
         world.server.crash(down=1)
         await message.over.wait()
-        assert world.heard(message)[0] == (3, Nak(10))
+        assert world.verbs_of(message)[0] == (3, Nak(10))
         assert world.starts(message) == [2, 30_001]
 
 
@@ -69,9 +69,9 @@ async def test_nobody_hears_while_there_is_no_leader(autojump_clock: MockClock) 
         await other.over.wait()
         await message.over.wait()
         # Sent at 5_002 and lost, and again at 7_002. The new leader is announced at 7_001, the request there at 7_002.
-        assert world.heard(message) == [(7_003, Ack())]
+        assert world.verbs_of(message) == [(7_003, Ack())]
         assert world.starts(other) == [7_003]
-        assert worker.wanted == 2
+        assert worker.credit == 2
 
 
 async def test_a_leader_that_dies_tells_nobody(autojump_clock: MockClock) -> None:
@@ -79,12 +79,12 @@ async def test_a_leader_that_dies_tells_nobody(autojump_clock: MockClock) -> Non
     async with World(autojump_clock) as world:
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
-        world.server.elect(2, told=False)
+        world.server.elect(2, notifies=False)
         await trio.sleep_until(4)
         message = world.publish(reply(200))
         await message.over.wait()
         assert world.starts(message) == [12_002]
-        assert worker.wanted == 2
+        assert worker.credit == 2
 
 
 async def test_a_new_leader_knows_delays_exactly(autojump_clock: MockClock) -> None:
@@ -113,6 +113,6 @@ async def test_what_was_said_before_a_cut_can_be_heard_after_it(autojump_clock: 
         worker.link.cut(0.1, late=3)
         await trio.sleep(10)
         # Sent at 1_002 and on its way; sent again at 1_102.5; the first arrives 3 s after the cut.
-        assert [settlement for _, settlement in world.heard(message)] == [Ack(), Ack()]
-        assert [round(heard.at, 4) for heard in world.server.heard] == [1.1035, 4.0025]
-        assert worker.wanted == 10
+        assert [settlement for _, settlement in world.verbs_of(message)] == [Ack(), Ack()]
+        assert [round(verb.at, 4) for verb in world.server.applied] == [1.1035, 4.0025]
+        assert worker.credit == 10
