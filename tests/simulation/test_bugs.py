@@ -30,8 +30,8 @@ def _is_broken_patch(error: BaseException) -> bool:
 def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | None:
     """Return the number of lives after which a bug is found, or None where *most* do not find it.
 
-    The lives are the same each time: first those of *first*, as in test_simulation.py, then those that Hypothesis draws.
-    Its draws depend only on this file and the plans (see tests/conftest.py).
+    The lives are the same each time: those of *first*, as in test_simulation.py, then those that Hypothesis draws. Its
+    draws depend only on this file and the plans (see tests/conftest.py).
     """
     lives = 0
 
