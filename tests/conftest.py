@@ -41,7 +41,7 @@ LONG = (
     "nats/test_quotas.py",
     "parent/test_parent.py",
     "simulation/test_simulation.py",
-    "simulation/test_teeth.py",
+    "simulation/test_bugs.py",
     "test_dev.py",
     "test_gateway.py",
     "test_pause.py",

@@ -10,9 +10,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-CONNECTION = frozenset({"stall", "cut", "late", "deaf", "mute", "restart", "crash", "elect", "freeze", "pause"})
+CONNECTION = frozenset(
+    {
+        "stall",
+        "cut",
+        "deliver late",
+        "drop from worker",
+        "drop to worker",
+        "restart",
+        "crash",
+        "elect",
+        "suspend worker",
+        "suspend machine",
+    }
+)
 """Kinds of troubles that can delay or lose a worker's messages, or their confirmations."""
-FORGETFUL = frozenset({"anew", "crash"})
+FORGETFUL = frozenset({"recreate consumer", "crash"})
 """Kinds of troubles after which the queue may have lost which worker has a message, and how long it waits."""
 ROUNDING = 1.0
 """Seconds by which a restart of nats-server can shorten a stored time (measured)."""
@@ -99,13 +112,23 @@ class Between:
     def was_suspended(self) -> bool:
         """Return whether the first run's worker was suspended so long that its lease could end undetected."""
         longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
-        return self.slow(self.first, longest, self.first.began - HELD, self.again.began, "freeze", "pause")
+        return self.slow(
+            self.first, longest, self.first.began - HELD, self.again.began, "suspend worker", "suspend machine"
+        )
 
     def arrived_late(self) -> bool:
         """Return whether one of the runs began with a delivery that had been on its way for too long."""
         longest = self.terms.ack_wait / 3 - self.terms.trip
         return any(
-            self.slow(run, longest, run.began - HELD - self.terms.trip, run.began, "stall", "freeze", "pause")
+            self.slow(
+                run,
+                longest,
+                run.began - HELD - self.terms.trip,
+                run.began,
+                "stall",
+                "suspend worker",
+                "suspend machine",
+            )
             for run in (self.first, self.again)
         )
 
@@ -114,7 +137,7 @@ class Between:
         longest = self.terms.ack_wait / 3 - 2 * self.terms.trip
         had_it = {run.worker for run in (self.first, self.again, *self.runs) if run.began <= self.again.began}
         return any(
-            (trouble.kind == "late" or (trouble.kind == "stall" and trouble.ends - trouble.begins > longest))
+            (trouble.kind == "deliver late" or (trouble.kind == "stall" and trouble.ends - trouble.begins > longest))
             and trouble.worker in had_it
             and trouble.begins <= self.again.began
             and trouble.ends >= self.first.began - HELD
@@ -143,7 +166,7 @@ class Between:
 
     def was_recreated(self) -> bool:
         """Return whether the consumer was recreated during the first run."""
-        return self.any({"anew"}, self.first.began - HELD - self.terms.trip, self.again.began)
+        return self.any({"recreate consumer"}, self.first.began - HELD - self.terms.trip, self.again.began)
 
     def lost_state(self) -> bool:
         """Return whether the server was killed during the first run, and lost the state that it had not written."""
@@ -176,14 +199,16 @@ class Cause:
 
 def _unconfirmed(it: Between) -> bool:
     sent_at = it.first.ended - it.terms.trip
-    return it.first.how == "final" and it.any(CONNECTION | {"kill", "anew"}, sent_at, it.again.began)
+    return it.first.how == "final" and it.any(CONNECTION | {"kill", "recreate consumer"}, sent_at, it.again.began)
 
 
 def _lost(it: Between) -> bool:
     unconfirmed_since = it.first.ended - it.terms.ack_wait
     stopped = it.first.how == "lost" or (it.first.how == "final" and it.first.then == "nothing")
     return stopped and it.any(
-        CONNECTION | {"anew"}, unconfirmed_since, it.first.ended if it.first.how == "lost" else it.again.began
+        CONNECTION | {"recreate consumer"},
+        unconfirmed_since,
+        it.first.ended if it.first.how == "lost" else it.again.began,
     )
 
 

@@ -34,7 +34,7 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
     at 13.75, sent again at 14.25, and stored.
     """
     async with World(autojump_clock, latency=1 / 8) as world:
-        world.server.refuses_letters = True
+        world.server.refuses_dead_letters = True
         message = world.publish(
             reply(503, after=1),
             reply(500, after=2),
@@ -44,12 +44,12 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
         )
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await trio.sleep_until(14)
-        world.server.refuses_letters = False
+        world.server.refuses_dead_letters = False
         assert worker.services.timers.waiting == {"dead letter": 1}
         await trio.sleep_until(15)
         assert worker.services.timers.waiting == {"callback": 1, "dead letter": 0}
         await message.over.wait()
-        first, second = (delivery for _, delivery, _ in worker.queue.said)
+        first, second = (delivery for _, delivery, _ in worker.queue.settlements)
         assert (first.id, first.num_delivered, second.id, second.num_delivered) == (message.id, 1, message.id, 2)
         invocation = world.outside.calls[0].invocation
         assert (invocation.call_id, invocation.label) == ("call-1", "resize.openfaas-fn")
@@ -78,7 +78,7 @@ async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
         message = world.publish(payload=b'{"Function": "../etc"}')
         worker = world.start(world.worker())
         await message.over.wait()
-        ((_, delivery, verdict),) = worker.queue.said
+        ((_, delivery, verdict),) = worker.queue.settlements
         assert verdict == Term("not a function's name: '../etc'")
         assert worker.events == [
             (0.5, DeadLettered(delivery, None, None, "not a function's name: '../etc'", 0, stored=True)),
@@ -92,9 +92,9 @@ async def test_events_of_message_that_meets_a_bug(autojump_clock: MockClock) -> 
         world.publish(Reply(KeyError("a bug"), after=1))
         worker = world.start(world.worker())
         await trio.sleep(5)
-        ((_, delivery, _),) = worker.queue.said
+        ((_, delivery, _),) = worker.queue.settlements
         invocation = world.outside.calls[0].invocation
-        bug = worker.told(WorkCrashed)[0].error
+        bug = worker.events_of(WorkCrashed)[0].error
         assert repr(bug) == "KeyError('a bug')"
         assert worker.events == [
             (0.25, InvocationStarted(invocation, 1, 0.25)),
@@ -112,4 +112,4 @@ async def test_invocation_started_event_has_the_wait(ahead: float, waited: float
         message.id = message.id[0], message.id[1] + round(ahead * 1e9)
         worker = world.start(world.worker())
         await message.over.wait()
-        assert [told.waited for told in worker.told(InvocationStarted)] == [waited]
+        assert [event.waited for event in worker.events_of(InvocationStarted)] == [waited]

@@ -7,7 +7,7 @@ from collections import Counter
 import trio
 from trio.testing import MockClock
 
-from tests.world import Hired, Message, World, ms, reply
+from tests.world import Message, SimulatedWorker, World, ms, reply
 from tests.world.functions import Call
 
 
@@ -25,7 +25,7 @@ def backlog(world: World, function: str, count: int, seconds: float) -> list[Mes
     return [world.publish(reply(200, after=seconds), function=function) for _ in range(count)]
 
 
-def started(world: World, slots: int = 10) -> Hired:
+def started(world: World, slots: int = 10) -> SimulatedWorker:
     """Start a worker."""
     return world.start(world.worker(slots=slots))
 
@@ -60,7 +60,7 @@ async def test_flows_with_backlogs_share_slots_evenly(autojump_clock: MockClock)
         assert ms(trio.current_time()) < 9_200  # nine rounds of ten
 
 
-async def test_a_newcomer_does_not_wait_for_the_backlog(autojump_clock: MockClock) -> None:
+async def test_flow_new_beside_a_backlog_starts_in_the_next_free_slot(autojump_clock: MockClock) -> None:
     """Behind any backlog, a new function's first invocation starts as soon as a running invocation ends."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "a", 1_000, 1)
@@ -115,7 +115,7 @@ async def test_flows_idle_have_no_consumer(autojump_clock: MockClock) -> None:
         assert len(world.server.groups) == 1_000
         await trio.sleep(40)
         assert not world.server.groups
-        assert worker.wanted == 0
+        assert worker.credit == 0
         again = world.publish(reply(200), function="f7")
         begun = trio.current_time()
         await again.over.wait()

@@ -10,7 +10,7 @@ import trio
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.world import Hired, Message, World, reply
+from tests.world import Message, SimulatedWorker, World, reply
 from tests.world.functions import Call
 from worker.model import Ack, Delivery, Nak, PausedFunctions, Quota, Rate
 from worker.policy.arrival import NO_TOKEN
@@ -53,7 +53,7 @@ def most_in(world: World, function: str, window: float) -> int:
     return max((sum(at <= other < at + window for other in starts) for at in starts), default=0)
 
 
-def started(world: World, count: int = 2, slots: int = 10) -> list[Hired]:
+def started(world: World, count: int = 2, slots: int = 10) -> list[SimulatedWorker]:
     """Start *count* workers."""
     return [world.start(world.worker(slots=slots)) for _ in range(count)]
 
@@ -65,20 +65,20 @@ async def over(messages: list[Message]) -> float:
     return trio.current_time()
 
 
-async def test_a_cap_is_never_exceeded_and_fully_used(autojump_clock: MockClock) -> None:
+async def test_cap_over_two_workers_is_used_and_not_exceeded(autojump_clock: MockClock) -> None:
     """A function with a cap of 5 runs 5 invocations at any time, on two workers with 20 slots."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=5))
+        world.quotas.agree(label("a"), Quota(max_inflight=5))
         messages = backlog(world, "a", 100, 1)
         started(world)
         assert await over(messages) < 22
         assert most_at_once(world, "a") == 5
 
 
-async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None:
+async def test_rate_over_two_workers_holds_in_every_window(autojump_clock: MockClock) -> None:
     """With a rate of 5/s, two workers start at most 5 invocations in any second, and all 50 within 13 s."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
+        world.quotas.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         messages = backlog(world, "a", 50, 0.01)
         started(world)
         assert await over(messages) < 13
@@ -88,7 +88,7 @@ async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None
 async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
     """A function with a cap and a rate exceeds neither."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
+        world.quotas.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
         messages = backlog(world, "a", 30, 0.5)
         started(world)
         assert await over(messages) < 8
@@ -99,7 +99,7 @@ async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
 async def test_cap_of_one_function_delays_no_other(autojump_clock: MockClock) -> None:
     """Slots that a capped function may not use go to other functions."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=1))
+        world.quotas.agree(label("a"), Quota(max_inflight=1))
         backlog(world, "a", 100, 1)
         others = backlog(world, "b", 90, 1)
         started(world, count=1)
@@ -112,7 +112,7 @@ async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -
         backlog(world, "long", 10, 600)
         started(world, count=1)
         await trio.sleep(1)
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 40, 1)
         await trio.sleep(3)
         began = trio.current_time()
@@ -123,7 +123,7 @@ async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -
 async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock: MockClock) -> None:
     """A killed worker's tokens return to the other worker after the ack wait, and the cap holds throughout."""
     async with World(autojump_clock, by_function=True, ack_wait=ACK_WAIT) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 400, 1)
         first, _ = started(world, slots=3)
         await trio.sleep(10.5)
@@ -138,12 +138,12 @@ async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock:
 async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockClock) -> None:
     """A worker gives back a function's tokens when the function is paused, after its running invocations."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=5))
+        world.quotas.agree(label("a"), Quota(max_inflight=5))
         backlog(world, "a", 100, 1)
         (worker,) = started(world, count=1)
         await trio.sleep(3.5)
         assert worker.queue.consumer
-        worker.queue.consumer.tell(PausedFunctions(frozenset({label("a")})))
+        worker.queue.consumer.notify(PausedFunctions(frozenset({label("a")})))
         await trio.sleep(2)
         assert not [token for token in worker.queue.held.values() if token.flow.startswith("quota/")]
 
@@ -151,7 +151,7 @@ async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockCloc
 async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> None:
     """A drain gives all tokens back, so that another worker uses the whole cap at once, before the ack wait."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 100, 2)
         first = world.start(world.worker(slots=4))
         await trio.sleep(5)
@@ -173,12 +173,12 @@ async def test_cap_set_under_load_holds_until_removed(autojump_clock: MockClock)
         backlog(world, "a", 1_000, 1)
         started(world)
         await trio.sleep(3.5)
-        world.agreed.agree(label("a"), Quota(max_inflight=2))
+        world.quotas.agree(label("a"), Quota(max_inflight=2))
         await trio.sleep(2)
         before = len(calls(world, "a"))
         await trio.sleep(10)
         assert 18 <= len(calls(world, "a")) - before <= 22
-        world.agreed.agree(label("a"), Quota())
+        world.quotas.agree(label("a"), Quota())
         await trio.sleep(2.2)
         assert sum(call.ended is None for call in calls(world, "a")) == 20
         assert not [message for message in world.server.messages.values() if message.subject.startswith("QUOTAS.")]
@@ -204,7 +204,7 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
     may be up to a second short once.
     """
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
+        world.quotas.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
         messages = backlog(world, "a", 200, 0.1)
         workers = started(world, count=3, slots=4)
         for number in range(5):
@@ -233,28 +233,30 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
         (Quota(max_inflight=3, rate=Rate(10, 1.0)), 0.05),
     ],
 )
-async def test_no_message_comes_without_a_token(autojump_clock: MockClock, quota: Quota, seconds: float) -> None:
+async def test_tokens_without_faults_cover_each_requested_message(
+    autojump_clock: MockClock, quota: Quota, seconds: float
+) -> None:
     """Without faults, a worker requests only messages that it has tokens for, and naks none."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), quota)
+        world.quotas.agree(label("a"), quota)
         messages = backlog(world, "a", 100, seconds)
         started(world)
         await over(messages)
-        assert {verdict for message in messages for _, verdict in world.heard(message)} <= {None, Ack()}
+        assert {verdict for message in messages for _, verdict in world.verbs_of(message)} <= {None, Ack()}
 
 
-async def test_what_comes_twice_without_a_token_goes_back_once(autojump_clock: MockClock) -> None:
+async def test_message_delivered_twice_without_token_is_nakked_once(autojump_clock: MockClock) -> None:
     """When a message without a token arrives twice at once, only the newest delivery is nakked."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
+        world.quotas.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
         assert worker.queue.consumer
         twice = [Delivery((9, 9), token, count, 1.0, "a", b"", FLOW) for count, token in enumerate(["9.1.1", "9.2.2"])]
         for each in twice:
-            worker.queue.consumer.tell(each)
+            worker.queue.consumer.notify(each)
         await trio.sleep(1)
-        assert [(delivery, verdict) for _, delivery, verdict in worker.queue.said] == [(twice[1], Nak(NO_TOKEN))]
+        assert [(delivery, verdict) for _, delivery, verdict in worker.queue.settlements] == [(twice[1], Nak(NO_TOKEN))]
 
 
 class Plan(NamedTuple):
@@ -289,7 +291,7 @@ PLANS = st.builds(
 async def play(plan: Plan, clock: MockClock) -> None:
     async with World(clock, by_function=True, ack_wait=ACK_WAIT) as world:
         for number, quota in enumerate(plan.quotas):
-            world.agreed.agree(label(f"f{number}"), quota)
+            world.quotas.agree(label(f"f{number}"), quota)
             for message in range(MESSAGES):
                 backlog(world, f"f{number}", 1, plan.takes[message % len(plan.takes)])
         workers = [world.start(world.worker(slots=slots)) for slots in plan.slots]
@@ -308,7 +310,7 @@ async def play(plan: Plan, clock: MockClock) -> None:
 
 @hypothesis.given(PLANS)
 @hypothesis.settings(max_examples=25, deadline=None)
-def test_no_limit_is_ever_exceeded(plan: Plan) -> None:
+def test_limits_with_killed_workers_hold(plan: Plan) -> None:
     """With any workers killed at any time, no function exceeds its cap or rate, and all messages run."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)

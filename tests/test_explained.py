@@ -13,24 +13,24 @@ EXAMPLES = {
     "retry": (Run("a", 0.0, 1.0, "retry"), AGAIN, ()),
     "the worker died": (Run("a", 0.0, 1.0, "died"), AGAIN, (Trouble("kill", 1.0, 1.0, "a"),)),
     "the lease was lost": (Run("a", 0.0, 20.0, "lost"), AGAIN, (Trouble("cut", 5.0, 25.0, "a"),)),
-    "the worker was suspended": (Run("a", 0.0, 60.0, "lost"), AGAIN, (Trouble("freeze", 5.0, 60.0, "a"),)),
-    "the ack was not confirmed": (Run("a", 0.0, 1.0, "final"), AGAIN, (Trouble("deaf", 0.5, 40.0, "a"),)),
+    "the worker was suspended": (Run("a", 0.0, 60.0, "lost"), AGAIN, (Trouble("suspend worker", 5.0, 60.0, "a"),)),
+    "the ack was not confirmed": (Run("a", 0.0, 1.0, "final"), AGAIN, (Trouble("drop from worker", 0.5, 40.0, "a"),)),
     "the drain sent a nak": (Run("a", 0.0, 1.0, "given back"), AGAIN, (Trouble("drain", 1.0, 2.0, "a"),)),
     "the drain cancelled its callback": (
         Run("a", 0.0, 1.0, "final", "given back"),
         AGAIN,
         (Trouble("drain", 3.0, 4.0, "a"),),
     ),
-    "the consumer was recreated": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("anew", 49.0, 49.0),)),
+    "the consumer was recreated": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("recreate consumer", 49.0, 49.0),)),
     "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "dead letter not stored"), AGAIN, ()),
-    "the delivery arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("freeze", 10.0, 50.0, "b"),)),
+    "the delivery arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("suspend worker", 10.0, 50.0, "b"),)),
     "a restart cut its lease short": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("restart", 47.0, 48.0),)),
     "the server lost state": (Run("a", 20.0, 60.0, "final"), AGAIN, (Trouble("crash", 47.0, 48.0),)),
-    "a settlement arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("late", 40.0, 48.0, "a"),)),
+    "a settlement arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("deliver late", 40.0, 48.0, "a"),)),
     "another worker with the message sent a nak": (
         Run("a", 45.0, 60.0, "final"),
         AGAIN,
-        (Trouble("anew", 42.0, 42.0),),
+        (Trouble("recreate consumer", 42.0, 42.0),),
     ),
 }
 """Cause -> first run, next run, troubles. The last cause takes a third run."""
@@ -61,7 +61,7 @@ def test_explained_without_its_trouble_is_empty(name: str) -> None:
 def test_explained_overlap_without_a_cause_is_empty(how: str) -> None:
     """A retry, a drain or a lost ack explains no run that began before the first had ended."""
     first = Run("a", 0.0, 60.0, how)  # type: ignore[arg-type]  # one of the literals
-    troubles = (Trouble("deaf", 0.0, 60.0, "a"), Trouble("drain", 0.0, 60.0, "a"))
+    troubles = (Trouble("drop from worker", 0.0, 60.0, "a"), Trouble("drain", 0.0, 60.0, "a"))
     assert not explained(first, AGAIN, troubles, TERMS)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 from trio.testing import MockClock
 
-from tests.world import Hired, World, reply
+from tests.world import SimulatedWorker, World, reply
 from worker.policy.flow import Flow
 from worker.policy.limiter import Limiter
 
@@ -85,7 +85,7 @@ def newcomer(*, free: bool) -> Figure:
     )
 
 
-def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> Hired:
+def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> SimulatedWorker:
     worker = world.worker(slots=slots)
     if limits:
         config = replace(worker.services.config, make_flow=lambda name: Flow(name, name, limits(name)))

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tests.world.consumer import PullConsumer
 from tests.world.link import Link
-from tests.world.requests import Client, HandedOut
+from tests.world.requests import Client, SentDelivery
 from tests.world.server import Server
 from worker.model import Ack, Nak, Settlement, Term
 
@@ -55,13 +55,13 @@ class _Watched(PullConsumer):
         self.has_ties = False
         self.due_times: list[float] = []
 
-    def begin(self, ack_wait: float, first: int = 1) -> None:
-        super().begin(ack_wait, first)
+    def reset(self, ack_wait: float, first: int = 1) -> None:
+        super().reset(ack_wait, first)
         self.causes: dict[int, tuple[float, int]] = {}
         """The time at which a message's due time was set, and the number of the delivery that set it."""
 
-    def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
-        delivery = super().hand_out(sequence, published, now)
+    def deliver(self, sequence: int, published: float, now: float) -> tuple[int, int]:
+        delivery = super().deliver(sequence, published, now)
         self.causes[sequence] = now, delivery[1]
         return delivery
 
@@ -69,8 +69,8 @@ class _Watched(PullConsumer):
         super().extend(sequence, now)
         self.causes[sequence] = now, 0
 
-    def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
-        accepted = super().give_back(sequence, number, delay, now)
+    def nak(self, sequence: int, number: int, delay: float, now: float) -> bool:
+        accepted = super().nak(sequence, number, delay, now)
         if accepted and delay:
             self.causes[sequence] = now, 0
         return accepted
@@ -142,7 +142,7 @@ class _Play:
         if restart.how == "stop":
             self.server.restart(down)
         else:
-            self.server.crash(down, forgets=self.loses_state)
+            self.server.crash(down, loses_state=self.loses_state)
 
     def _do(self, action: Action | None) -> None:
         server = self.server
@@ -159,19 +159,19 @@ class _Play:
             case Acknowledge(verb, delivery_index, delay):
                 self._acknowledge(delivery_index, _settlement(verb, delay))
             case Unsubscribe(client):
-                server.withdraw(self.clients[client])
+                server.cancel_requests(self.clients[client])
             case RecreateConsumer():
-                server.make_anew()
+                server.recreate_consumers()
             case ChangeAckWait(ack_wait):
                 server.configure(duration(ack_wait))
 
     def _acknowledge(self, delivery_index: int, settlement: Settlement | None) -> None:
         if delivery_index < len(self.tokens):
             self.num_acks += 1
-            if self.server.say(self.tokens[-1 - delivery_index][2], settlement):
+            if self.server.apply(self.tokens[-1 - delivery_index][2], settlement):
                 self.trace.note(f"ack-{self.num_acks}", trio.current_time(), "confirmed")
 
-    def _delivered(self, delivery: HandedOut) -> None:
+    def _delivered(self, delivery: SentDelivery) -> None:
         insort(self.tokens, (delivery.sent, int(delivery.token.split(".")[1]), delivery.token))
         self.trace.note(delivery.inbox, trio.current_time(), f"message {delivery.id[0]}, delivery {delivery.count}")
 

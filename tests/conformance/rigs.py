@@ -115,7 +115,7 @@ class FakeRig:
         await trio.sleep(self.short_wait)
 
     async def dead_letters(self) -> list[StoredMessage]:
-        return [*self._server.letters.values()]
+        return [*self._server.dead_letters.values()]
 
     async def stop(self) -> None:
         self._down = True
@@ -125,13 +125,13 @@ class FakeRig:
     async def start(self) -> None:
         self._down = False
         for link in self._links:
-            link.mend()
+            link.restore()
 
     async def crash(self) -> None:
         self._server.crash(down=0.1)
 
     async def recreate_consumer(self) -> None:
-        self._server.make_anew()
+        self._server.recreate_consumers()
 
 
 class NatsRig:

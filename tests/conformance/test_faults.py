@@ -39,7 +39,7 @@ async def test_crash_loses_a_nak_that_was_not_written(autojump_clock: MockClock)
         # Delivered and written at 1, nakked at 3; the nak would have been written at 101.
         world.server.crash(down=1)
         await message.over.wait()
-        assert world.heard(message)[0] == (3, Nak(10))
+        assert world.verbs_of(message)[0] == (3, Nak(10))
         assert world.starts(message) == [2, 30_001]
 
 
@@ -69,9 +69,9 @@ async def test_settlement_without_a_leader_is_sent_again(autojump_clock: MockClo
         await other.over.wait()
         await message.over.wait()
         # Sent at 5_002 and lost, and again at 7_002. The new leader is announced at 7_001, the request there at 7_002.
-        assert world.heard(message) == [(7_003, Ack())]
+        assert world.verbs_of(message) == [(7_003, Ack())]
         assert world.starts(other) == [7_003]
-        assert worker.wanted == 2
+        assert worker.credit == 2
 
 
 async def test_pull_request_to_a_dead_leader_is_sent_again(autojump_clock: MockClock) -> None:
@@ -79,12 +79,12 @@ async def test_pull_request_to_a_dead_leader_is_sent_again(autojump_clock: MockC
     async with World(autojump_clock) as world:
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
-        world.server.elect(2, told=False)
+        world.server.elect(2, notifies=False)
         await trio.sleep_until(4)
         message = world.publish(reply(200))
         await message.over.wait()
         assert world.starts(message) == [12_002]
-        assert worker.wanted == 2
+        assert worker.credit == 2
 
 
 async def test_new_leader_keeps_the_delays_of_naks(autojump_clock: MockClock) -> None:
@@ -113,6 +113,6 @@ async def test_settlement_sent_before_a_cut_may_arrive_after_it(autojump_clock: 
         worker.link.cut(0.1, late=3)
         await trio.sleep(10)
         # Sent at 1_002 and in flight; sent again at 1_102.5; the first arrives 3 s after the cut.
-        assert [settlement for _, settlement in world.heard(message)] == [Ack(), Ack()]
-        assert [round(heard.at, 4) for heard in world.server.heard] == [1.1035, 4.0025]
-        assert worker.wanted == 10
+        assert [settlement for _, settlement in world.verbs_of(message)] == [Ack(), Ack()]
+        assert [round(verb.at, 4) for verb in world.server.applied] == [1.1035, 4.0025]
+        assert worker.credit == 10

@@ -1,4 +1,4 @@
-"""The connection is kept usable, on a real nats-server and a proxy to it that can be closed."""
+"""The connection, with a real nats-server behind a proxy that can fail."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_watch_slow_reading_excuses_pings() -> None:
         await until(lambda: server.pings > 10 or Disconnected() in events, "more pings than may be unanswered")
         assert Disconnected() not in events
         server.sending = False
-        await until(lambda: Disconnected() in events, "it to be given up")
+        await until(lambda: Disconnected() in events, "the connection to be closed")
         await aio_as_trio(connection.close)()
         nursery.cancel_scope.cancel()
 

@@ -1,4 +1,4 @@
-"""The reconciler: a table of situations, and the actions that each one leads to."""
+"""The reconciler: a table of situations with their actions."""
 
 from __future__ import annotations
 
@@ -191,7 +191,9 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
 
 
 @pytest.mark.parametrize(("layout", "observed", "actions"), SITUATIONS.values(), ids=SITUATIONS.keys())
-def test_reconcile(layout: str, observed: Observed, actions: list[Action]) -> None:
+def test_reconcile_of_each_situation_returns_its_actions(
+    layout: str, observed: Observed, actions: list[Action]
+) -> None:
     """Each situation has one list of actions."""
     assert reconcile(observed, Wanted(layout, "q", "w", partition=1)) == actions
 
@@ -220,7 +222,7 @@ def test_delete_idle_after_the_threshold(now: float, crowded: bool, deleted: int
 
 
 def test_delete_idle_is_bounded() -> None:
-    """Thousands of idle consumers are deleted in several goes."""
+    """At most AT_A_TIME idle consumers are deleted at once."""
     idle = {f"w-{number}": Idle("q.x", 0.0, 0) for number in range(AT_A_TIME + 1)}
     assert len(delete_idle(idle, 1.0, 2.0, crowded=False)) == AT_A_TIME
 

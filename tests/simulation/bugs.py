@@ -32,26 +32,26 @@ FAULTY: list[Bug] = []
 RARE: list[Bug] = []
 
 
-def always(bug: Bug) -> Bug:
+def shows_without_faults(bug: Bug) -> Bug:
     """Mark a bug that shows without faults."""
     HEALTHY.append(bug)
     return bug
 
 
-def in_trouble(bug: Bug) -> Bug:
+def shows_with_faults(bug: Bug) -> Bug:
     """Mark a bug that shows only after a fault."""
     FAULTY.append(bug)
     return bug
 
 
-def seldom(bug: Bug) -> Bug:
+def shows_with_rare_faults(bug: Bug) -> Bug:
     """Mark a bug that shows only after a certain fault at a certain moment."""
     RARE.append(bug)
     return bug
 
 
-@always
-def acknowledged_before_the_callback(patch: Patch) -> None:
+@shows_without_faults
+def ack_before_the_callback(patch: Patch) -> None:
     """Ack a message before its callback."""
     conclude = Job.conclude
     early: list[Lease] = []
@@ -70,8 +70,8 @@ def acknowledged_before_the_callback(patch: Patch) -> None:
     patch.setattr("worker.job.settle", late)
 
 
-@always
-def called_back_before_the_end(patch: Patch) -> None:
+@shows_without_faults
+def callback_for_retried_response(patch: Patch) -> None:
     """Post a callback for each response, also for one that is retried."""
     outcome_of = Job.decode_and_invoke
 
@@ -84,8 +84,8 @@ def called_back_before_the_end(patch: Patch) -> None:
     patch.setattr(Job, "decode_and_invoke", eager)
 
 
-@always
-def what_is_given_up_is_not_called_back(patch: Patch) -> None:
+@shows_without_faults
+def no_callback_for_given_up_message(patch: Patch) -> None:
     """Post no callback for a message that is given up."""
     post = Job._post_callback
 
@@ -96,22 +96,22 @@ def what_is_given_up_is_not_called_back(patch: Patch) -> None:
     patch.setattr(Job, "_post_callback", silent)
 
 
-@always
-def retries_told_off_by_one(patch: Patch) -> None:
+@shows_without_faults
+def retry_header_off_by_one(patch: Patch) -> None:
     """Put the number of attempts, not of retries, into X-Retry."""
     patch.setattr(
         "worker.job.make_callback", lambda *given, attempt, **rest: make_callback(*given, attempt=attempt + 1, **rest)
     )
 
 
-@always
-def extended_after_it_was_settled(patch: Patch) -> None:
+@shows_without_faults
+def lease_extended_after_the_settlement(patch: Patch) -> None:
     """Extend a lease after the settlement."""
     patch.setattr(Leases, "remove", lambda *_: None)
 
 
-@always
-def a_drain_without_bound(patch: Patch) -> None:
+@shows_without_faults
+def drain_without_time_limit(patch: Patch) -> None:
     """Cancel nothing at the end of shutdown_timeout."""
 
     async def patient(self: Drain, stops: Any) -> None:
@@ -121,8 +121,8 @@ def a_drain_without_bound(patch: Patch) -> None:
     patch.setattr(Drain, "watch", patient)
 
 
-@always
-def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
+@shows_without_faults
+def delivery_dropped_in_drain(patch: Patch) -> None:
     """Drop the deliveries that arrive while the worker stops, without a nak."""
 
     async def stop(self: Intake) -> None:
@@ -133,8 +133,8 @@ def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
     patch.setattr(Intake, "stop", stop)
 
 
-@always
-def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
+@shows_without_faults
+def drain_nak_with_delay(patch: Patch) -> None:
     """Nak a message that the drain cancelled with a delay, as after a failed attempt."""
     patch.setattr(
         "worker.job.decide",
@@ -142,7 +142,7 @@ def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
     )
 
 
-@always
+@shows_without_faults
 def one_attempt_too_many(patch: Patch) -> None:
     """Retry after the policy's last attempt."""
     patch.setattr(
@@ -150,7 +150,7 @@ def one_attempt_too_many(patch: Patch) -> None:
     )
 
 
-@always
+@shows_without_faults
 def one_slot_too_many(patch: Patch) -> None:
     """Request one message more than the worker has slots."""
     begin = Intake.__init__
@@ -163,24 +163,24 @@ def one_slot_too_many(patch: Patch) -> None:
     patch.setattr(Intake, "__init__", greedy)
 
 
-@always
-def jitter_both_ways(patch: Patch) -> None:
+@shows_without_faults
+def jitter_lengthens_the_wait(patch: Patch) -> None:
     """Let jitter lengthen a wait."""
     delay = Backoff.delay
     patch.setattr(Backoff, "delay", lambda self, attempt, *, draw: delay(self, attempt, draw=2 * draw))
 
 
-@always
-def nothing_is_extended_in_a_drain(patch: Patch) -> None:
+@shows_without_faults
+def no_extension_in_drain(patch: Patch) -> None:
     """Record extensions in a drain without sending them."""
-    begin, pull, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
+    begin, cancel, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
 
     def begin_again(self: Leases, queue: Any, emit: Any) -> None:
         begin(self, queue, emit)
         draining.clear()
 
     def noted(self: CancelGroup) -> None:
-        pull(self)
+        cancel(self)
         draining.append(self)
 
     def idle(self: Leases, now: float) -> None:
@@ -195,14 +195,14 @@ def nothing_is_extended_in_a_drain(patch: Patch) -> None:
     patch.setattr(Leases, "_renew", idle)
 
 
-@seldom
-def a_second_early_is_early_enough(patch: Patch) -> None:
+@shows_with_rare_faults
+def redelivery_a_second_early_runs_at_once(patch: Patch) -> None:
     """Run a message at once that a restart of the server redelivers too early."""
     patch.setattr(ledger, "EARLY", 1.0)
 
 
-@in_trouble
-def what_is_lost_runs_on(patch: Patch) -> None:
+@shows_with_faults
+def invocation_continues_after_lost_lease(patch: Patch) -> None:
     """Continue an invocation after its lease was lost."""
 
     def lose(self: Leases, lease: Lease) -> None:
@@ -213,7 +213,7 @@ def what_is_lost_runs_on(patch: Patch) -> None:
     patch.setattr(Leases, "_lose", lose)
 
 
-@in_trouble
+@shows_with_faults
 def unconfirmed_extensions_count(patch: Patch) -> None:
     """Treat each sent extension as confirmed."""
     renew = Leases._renew
@@ -226,14 +226,14 @@ def unconfirmed_extensions_count(patch: Patch) -> None:
     patch.setattr(Leases, "_renew", trusting)
 
 
-@in_trouble
+@shows_with_faults
 def leases_are_never_lost(patch: Patch) -> None:
     """Keep leases that were not extended in time."""
     patch.setattr(LeaseTerms, "lost_at", lambda _, kept: kept + 1e6)
 
 
-@in_trouble
-def given_back_after_the_lease(patch: Patch) -> None:
+@shows_with_faults
+def nak_after_lost_lease(patch: Patch) -> None:
     """Nak a message whose lease was lost, which disturbs the next worker."""
 
     def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
@@ -248,7 +248,7 @@ def given_back_after_the_lease(patch: Patch) -> None:
     patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.ack_wait * 2 / 3 + 1e-3)
 
 
-@in_trouble
+@shows_with_faults
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """Lose the credit of a message whose lease was lost."""
     stopped = Job.settle_cancelled
@@ -269,8 +269,8 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
     patch.setattr(Intake, "run", noted)
 
 
-@always
-def given_up_to_learn(patch: Patch) -> None:
+@shows_without_faults
+def given_up_after_refused_probe(patch: Patch) -> None:
     """Give up a message after a probe of the limiter was rejected, though this is no attempt."""
 
     def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
@@ -280,8 +280,8 @@ def given_up_to_learn(patch: Patch) -> None:
     patch.setattr("worker.job.decide", hasty)
 
 
-@seldom
-def given_up_unburied(patch: Patch) -> None:
+@shows_with_rare_faults
+def given_up_without_dead_letter(patch: Patch) -> None:
     """Give up a message whose dead letter was not stored."""
     store = Job._try_to_store
 
@@ -292,8 +292,8 @@ def given_up_unburied(patch: Patch) -> None:
     patch.setattr(Job, "_try_to_store", careless)
 
 
-@in_trouble
-def what_runs_is_run_again(patch: Patch) -> None:
+@shows_with_faults
+def running_message_runs_again(patch: Patch) -> None:
     """Forget the running messages in the ledger."""
     arrived = Ledger.classify
 
@@ -304,8 +304,8 @@ def what_runs_is_run_again(patch: Patch) -> None:
     patch.setattr(Ledger, "classify", blind)
 
 
-@seldom
-def what_has_ended_is_run_again(patch: Patch) -> None:
+@shows_with_rare_faults
+def finished_message_runs_again(patch: Patch) -> None:
     """Forget the finished messages in the ledger."""
     ended = Ledger.record
 
@@ -317,14 +317,14 @@ def what_has_ended_is_run_again(patch: Patch) -> None:
     patch.setattr(Ledger, "record", forgetful)
 
 
-@seldom
-def what_comes_early_is_run(patch: Patch) -> None:
+@shows_with_rare_faults
+def early_redelivery_runs_at_once(patch: Patch) -> None:
     """Run a message at once that is redelivered before its wait is over."""
     arrived = Ledger.classify
     patch.setattr(Ledger, "classify", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
 
 
-@in_trouble
-def the_newest_delivery_is_ignored(patch: Patch) -> None:
+@shows_with_faults
+def newest_delivery_is_ignored(patch: Patch) -> None:
     """Ignore the token of a redelivery while its message runs."""
     patch.setattr(Leases, "replace_delivery", lambda *_: None)

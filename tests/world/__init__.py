@@ -19,6 +19,6 @@ from __future__ import annotations
 
 from .functions import Answer, Call, Post, Reply, reply
 from .server import EPOCH, Message
-from .world import Hired, World, ms
+from .world import SimulatedWorker, World, ms
 
-__all__ = ["EPOCH", "Answer", "Call", "Hired", "Message", "Post", "Reply", "World", "ms", "reply"]
+__all__ = ["EPOCH", "Answer", "Call", "Message", "Post", "Reply", "SimulatedWorker", "World", "ms", "reply"]
