@@ -39,8 +39,8 @@ NAMES = {
 
 def events_of(life: Life) -> Iterator[tuple[float, str]]:
     """Yield the events of a life, with their times (s)."""
-    for trouble in life.nemesis.troubles:
-        yield trouble.begins, f"fault     {trouble}"
+    for fault in life.nemesis.active_faults:
+        yield fault.begins, f"fault     {fault}"
     for worker in life.workers:
         yield from ((at, f"{worker.name}  {each}") for at, each in worker.log)
     yield from ((verb.at, f"broker    {verb}") for verb in life.world.server.applied)

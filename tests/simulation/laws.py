@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import pairwise
 from math import inf
 
-from tests.explained import CONNECTION, FORGETFUL, ROUNDING, Cause, Terms, Trouble, explained
+from tests.explained import CONNECTION, LOSES_STATE, ROUNDING, ActiveFault, Cause, QueueSettings, causes_of_repeat
 from tests.world import Post, SimulatedWorker
 from tests.world.queue import REPEAT_AFTER
 from tests.world.simulation import SETTLE_WITHIN, Life
@@ -40,7 +40,7 @@ EPSILON = 1e-6
 def check(life: Life) -> tuple[list[Story], Counter[str]]:
     """Check all laws, and return the stories, and how many repeats each cause explains."""
     stories, causes = stories_of(life), Counter[str]()
-    troubles = troubles_of(life)
+    active_faults = active_faults_of(life)
     invocations_fit_the_slots(life)
     events_match_the_calls(life)
     for worker in life.workers:
@@ -52,24 +52,24 @@ def check(life: Life) -> tuple[list[Story], Counter[str]]:
         dead_letter_precedes_the_term(life, story)
         verdicts_follow_the_policy(life, story)
         callbacks_are_correct(story)
-        attempts_are_limited(story, troubles)
-        retries_wait_for_their_time(life, story, troubles)
-        causes.update(cause.name for cause in repeats_have_causes(life, story, troubles))
+        attempts_are_limited(story, active_faults)
+        retries_wait_for_their_time(life, story, active_faults)
+        causes.update(cause.name for cause in repeats_have_causes(life, story, active_faults))
     return stories, causes
 
 
-def troubles_of(life: Life) -> list[Trouble]:
+def active_faults_of(life: Life) -> list[ActiveFault]:
     """Return the injected faults, and a trouble for each drain whose time has passed."""
     drains = []
     for worker in life.workers:
         expired = [at for at, event in worker.log if isinstance(event, DrainExpired)]
-        drains += [Trouble("drain", at, inf, worker.name) for at in expired]
-    return [*life.nemesis.troubles, *drains]
+        drains += [ActiveFault("drain", at, inf, worker.name) for at in expired]
+    return [*life.nemesis.active_faults, *drains]
 
 
-def terms_of(life: Life) -> Terms:
+def queue_settings(life: Life) -> QueueSettings:
     """Return the settings of the queue."""
-    return Terms(life.plan.ack_wait, life.plan.latency)
+    return QueueSettings(life.plan.ack_wait, life.plan.latency)
 
 
 # The whole life.
@@ -122,9 +122,9 @@ def drain_ends_in_time(life: Life, worker: SimulatedWorker) -> None:
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
     ended = next(at for at, event in worker.log if isinstance(event, DrainEnded))
     still = sum(
-        max(0.0, min(trouble.ends, ended) - max(trouble.begins, began))
-        for trouble in life.nemesis.troubles
-        if trouble.kind in ("suspend worker", "suspend machine") and trouble.worker in (None, worker.name)
+        max(0.0, min(fault.ends, ended) - max(fault.begins, began))
+        for fault in life.nemesis.active_faults
+        if fault.kind in ("suspend worker", "suspend machine") and fault.worker in (None, worker.name)
     )
     within = max(REPEAT_AFTER, min(life.plan.shutdown_timeout, expired - began)) + SETTLE_WITHIN + still
     assert ended - began <= within + EPSILON, "the drain took too long"
@@ -286,21 +286,21 @@ def _is_repeated(result: object) -> bool:
     return isinstance(result, str) or (isinstance(result, int) and (result >= 500 or result in (408, 425, 429)))
 
 
-def attempts_are_limited(story: Story, troubles: list[Trouble]) -> None:
+def attempts_are_limited(story: Story, active_faults: list[ActiveFault]) -> None:
     """Require no more attempts than the policy allows, unless the queue lost its delivery counts.
 
     Each attempt that began while another one ran allows one more, because neither worker counts the other's attempts.
     """
-    forgets = sum(trouble.kind in FORGETFUL for trouble in troubles)
+    state_losses = sum(fault.kind in LOSES_STATE for fault in active_faults)
     together = sum(
         any(again.began < first.ended for first in story.runs[:number]) for number, again in enumerate(story.runs)
     )
     counted = [handling for handling in story.started if handling.ended is None or handling.ended.counts]
-    tried = sum(handling.run().how == "retry" for handling in counted)
-    assert tried <= (story.policy.attempts - 1) * (1 + forgets) + together, "a message was tried too often"
+    tried = sum(handling.run().outcome == "retry" for handling in counted)
+    assert tried <= (story.policy.attempts - 1) * (1 + state_losses) + together, "a message was tried too often"
 
 
-def retries_wait_for_their_time(life: Life, story: Story, troubles: list[Trouble]) -> None:
+def retries_wait_for_their_time(life: Life, story: Story, active_faults: list[ActiveFault]) -> None:
     """Require that no attempt begins before its wait is over, unless a trouble explains it.
 
     The worker that nakked a message remembers its wait, unless another worker has had the message since. A restart can
@@ -321,18 +321,20 @@ def retries_wait_for_their_time(life: Life, story: Story, troubles: list[Trouble
         )  # the only sign that a worker can detect
         if not delivered_elsewhere:
             assert again.began >= due - EARLY - EPSILON, "the same worker ran a retry too early"
-        elif not _wait_may_be_lost(life, story, first, again, troubles):
+        elif not _wait_may_be_lost(life, story, first, again, active_faults):
             rounded = any(
-                each.kind == "restart" and first.settled_at <= each.begins <= again.began for each in troubles
+                each.kind == "restart" and first.settled_at <= each.begins <= again.began for each in active_faults
             )
             assert again.began >= due - rounded * ROUNDING - EPSILON, "another worker ran a retry too early"
 
 
-def _wait_may_be_lost(life: Life, story: Story, first: Handling, again: Handling, troubles: list[Trouble]) -> bool:
+def _wait_may_be_lost(
+    life: Life, story: Story, first: Handling, again: Handling, active_faults: list[ActiveFault]
+) -> bool:
     """Return whether the wait may not have reached the queue, was lost there, or arrived too late."""
     trip = story.plan.latency
     lossy = CONNECTION | {"kill", "drain"}
-    causes = explained(first.run(), again.run(), troubles, terms_of(life), story.runs_and_naks)
+    causes = causes_of_repeat(first.run(), again.run(), active_faults, queue_settings(life), story.runs_and_naks)
     # Another worker with the same message may have extended its lease after the wait began, which cancels the wait.
     shared = any(
         handling.worker != first.worker
@@ -346,28 +348,28 @@ def _wait_may_be_lost(life: Life, story: Story, first: Handling, again: Handling
         shared
         or any(cause.overlaps for cause in causes)
         or any(
-            (trouble.kind in FORGETFUL and first.settled_at - trip <= trouble.begins <= again.began)
+            (fault.kind in LOSES_STATE and first.settled_at - trip <= fault.begins <= again.began)
             or (
-                trouble.kind in lossy
-                and trouble.worker in (None, first.worker)
-                and trouble.begins <= first.settled_at + trip
-                and trouble.ends >= first.settled_at - trip
+                fault.kind in lossy
+                and fault.worker in (None, first.worker)
+                and fault.begins <= first.settled_at + trip
+                and fault.ends >= first.settled_at - trip
             )
-            for trouble in troubles
+            for fault in active_faults
         )
     )
 
 
-def repeats_have_causes(life: Life, story: Story, troubles: list[Trouble]) -> list[Cause]:
+def repeats_have_causes(life: Life, story: Story, active_faults: list[ActiveFault]) -> list[Cause]:
     """Require a cause for each run after the first, and for each that began before another had ended."""
-    terms, runs, causes = terms_of(life), story.runs, []
+    settings, runs, causes = queue_settings(life), story.runs, []
     for number, again in enumerate(runs[1:], 1):
         for first in runs[:number]:
             if first is runs[number - 1] or again.began < first.ended:
                 assert not (first.worker == again.worker and again.began < first.ended), (
                     "one worker ran a message twice at once"
                 )
-                reasons = explained(first, again, troubles, terms, story.runs_and_naks)
+                reasons = causes_of_repeat(first, again, active_faults, settings, story.runs_and_naks)
                 assert reasons, f"no cause explains that {again} followed {first}"
                 causes.append(reasons[0])
     return causes

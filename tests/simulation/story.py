@@ -37,22 +37,22 @@ class Handling:
         return self.ended is not None and isinstance(self.ended.verdict, Final)
 
     def run(self) -> Run:
-        """Return its invocation, for :func:`tests.explained.explained`."""
+        """Return its invocation, for :func:`tests.explained.causes_of_repeat`."""
         assert self.call
         ended = self.ended_at if self.ended else self.call.ended
         assert ended is not None
-        return Run(self.worker, self.began, ended, self._how(), self._then())
+        return Run(self.worker, self.began, ended, self._outcome(), self._result())
 
-    def _how(self) -> Literal["final", "retry", "given back", "lost", "died"]:
+    def _outcome(self) -> Literal["final", "retry", "nakked", "lost", "killed"]:
         if self.ended is None:
-            return "died"
+            return "killed"
         if isinstance(self.ended.outcome, Interrupted):
-            return "given back"
+            return "nakked"
         if isinstance(self.ended.outcome, LeaseLost):
             return "lost"
         return "retry" if isinstance(self.ended.verdict, Nak) else "final"
 
-    def _then(self) -> Literal["settled", "given back", "dead letter not stored", "nothing", "unknown"]:
+    def _result(self) -> Literal["settled", "nakked", "dead letter not stored", "nothing", "unknown"]:
         if not self.final:
             return "unknown"
         match self.settlement:
@@ -61,7 +61,7 @@ class Handling:
             case Ack() | Term():
                 return "settled"
             case Nak(0.0):
-                return "given back"
+                return "nakked"
             case _:
                 return "dead letter not stored"
 
@@ -89,7 +89,7 @@ class Story:
     def runs_and_naks(self) -> list[Run]:
         """Its invocations, and its deliveries that were nakked unstarted."""
         return self.runs + [
-            Run(handling.worker, handling.received_at, handling.settled_at, "given back")
+            Run(handling.worker, handling.received_at, handling.settled_at, "nakked")
             for handling in self.handlings
             if isinstance(handling.settlement, Nak) and not handling.started
         ]

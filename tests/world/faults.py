@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from tests.explained import Trouble
+from tests.explained import ActiveFault
 from worker.events import DeadLetterNotStored
 
 from .functions import brief
@@ -63,7 +63,7 @@ class Nemesis:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.troubles: list[Trouble] = []
+        self.active_faults: list[ActiveFault] = []
         self.effects: Counter[str] = Counter()
         """Kind -> number of faults that affected something."""
         self.killed: set[str] = set()
@@ -84,11 +84,11 @@ class Nemesis:
         lasts = 0.0 if fault.kind in INSTANT else fault.seconds
         if fault.kind in ONE:
             if worker.is_running:
-                self.troubles.append(Trouble(fault.kind, now, now + lasts, worker.name))
+                self.active_faults.append(ActiveFault(fault.kind, now, now + lasts, worker.name))
                 affected = await ONE[fault.kind](self, fault, worker)
                 self.effects[fault.kind] += affected
         else:
-            self.troubles.append(Trouble(fault.kind, now, now + lasts))
+            self.active_faults.append(ActiveFault(fault.kind, now, now + lasts))
             affected = await ALL[fault.kind](self, fault)
             self.effects[fault.kind] += affected
 
