@@ -50,7 +50,7 @@ class FixedAnswer:
         """Count a connection less."""
         self.connections -= 1
 
-    def disturbed(self, connection: Connection) -> None:
+    def received_while_busy(self, connection: Connection) -> None:
         """Ignore pipelining: no connection is ever busy here."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from starlette.types import Message as AsgiEvent
 
-from tests.gateway import Answer, Gateway, gateway_on
+from tests.gateway import Gateway, Response, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import StoredMessage
 from worker.dev.stack import free_port
@@ -51,7 +51,7 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
-def stored(nats: NatsServer, answer: Answer) -> list[StoredMessage]:
+def stored(nats: NatsServer, answer: Response) -> list[StoredMessage]:
     """Return the messages with the call id of an answer."""
     return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
 
@@ -170,13 +170,13 @@ def test_post_invalid_answers_400_with_the_reason(
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "DELETE", "OPTIONS"])
 def test_async_function_with_another_method_answers_405(gateway: Gateway, method: str) -> None:
     """The answer names the allowed method."""
-    answer = gateway.ask(method, "/async-function/echo")
+    answer = gateway.request(method, "/async-function/echo")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
 def test_unknown_path_answers_404(gateway: Gateway) -> None:
     """A path that merely begins like a known one is unknown too."""
-    assert {gateway.ask("POST", path).status for path in ("/", "/async-function", "/x", "/functions/echo")} == {404}
+    assert {gateway.request("POST", path).status for path in ("/", "/async-function", "/x", "/functions/echo")} == {404}
 
 
 @pytest.mark.parametrize("size", [786_433, 3_000_000])
@@ -315,7 +315,7 @@ def test_gateway_before_nats_is_alive_and_not_ready(tmp_path: Path) -> None:
     nats.port = free_port()
     with Gateway(tmp_path=tmp_path, nats_port=nats.port) as gateway:
         wait_until(gateway.healthy, "the gateway to listen")
-        assert gateway.ask("GET", "/readyz").status == 503
+        assert gateway.request("GET", "/readyz").status == 503
         answer = gateway.queue("echo")
         assert (answer.status, "not connected to NATS" in answer.text) == (503, True)
         with nats:

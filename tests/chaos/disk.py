@@ -22,7 +22,7 @@ class Disk:
     """A disk that is mounted at *directory* inside its ``with`` block.
 
     Raises:
-        NotPermitted: on entering.
+        MountNotPermittedError: on entering.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -192,7 +192,9 @@ async def freeze_a_node(system: SystemUnderTest) -> None:
 async def end_a_node_as_lame_duck(system: SystemUnderTest) -> None:
     """End a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then disconnects them."""
     async with system.broker_in_use:
-        await _restart_nodes(system, "broker leaves (lame duck)", [system.rng.choice(system.nodes)], NatsServer.leave)
+        await _restart_nodes(
+            system, "broker leaves (lame duck)", [system.rng.choice(system.nodes)], NatsServer.shut_down_lame_duck
+        )
 
 
 async def kill_the_leader(system: SystemUnderTest) -> None:
@@ -271,13 +273,13 @@ BUSY = Reply(503, headers=(("Retry-After", "1"),))
 
 
 def _replace_responses(
-    kind: str, instead: Reply, seconds: float, server: Callable[[SystemUnderTest], Functions]
+    kind: str, override: Reply, seconds: float, server: Callable[[SystemUnderTest], Functions]
 ) -> FaultFunction:
     async def fault(system: SystemUnderTest) -> None:
         with system.fault(kind):
-            server(system).instead = instead
+            server(system).override = override
             await trio.sleep(seconds)
-            server(system).instead = None
+            server(system).override = None
 
     return fault
 

@@ -238,7 +238,7 @@ class SystemUnderTest:
 
     def _dead_letters(self) -> list[DeadLetter]:
         try:
-            stored = self.broker.ask(lambda node: node.messages(f"{STREAM}-dead-letters"))
+            stored = self.broker.on_any_node(lambda node: node.messages(f"{STREAM}-dead-letters"))
         except ApiError:
             return []
         return [

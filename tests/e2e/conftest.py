@@ -42,7 +42,7 @@ def functions() -> Iterator[Functions]:
     """Start the function server of one test."""
     with Functions() as server:
         yield server
-        assert not server.faults, server.faults
+        assert not server.protocol_errors, server.protocol_errors
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def receiver() -> Iterator[Functions]:
     """Start a receiver for the callbacks of one test."""
     with Functions() as server:
         yield server
-        assert not server.faults, server.faults
+        assert not server.protocol_errors, server.protocol_errors
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def _shared_worker(queue: Queue, directory: Path, settings: Mapping[str, object]
         worker.terminate()
         assert worker.wait() == 0
         assert worker.logged("bug") == []
-        assert functions.faults + receiver.faults == []
+        assert functions.protocol_errors + receiver.protocol_errors == []
 
 
 @pytest.fixture

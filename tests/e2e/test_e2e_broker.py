@@ -132,7 +132,7 @@ def test_consumer_deleted_during_invocations_repeats_no_message(
     functions.release("held")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    assert not [request for request in functions.requests if request.gone]
+    assert not [request for request in functions.requests if request.disconnected]
     assert len(worker.logged("Recreated the missing")) == 1
 
 

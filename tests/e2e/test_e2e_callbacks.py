@@ -178,7 +178,7 @@ def test_callback_without_a_response_times_out_and_is_retried(timeout_case: Case
     case.answer_callbacks(Reply(raw=b"", stall=True), Reply(raw=b"HTTP/1.1 200 OK\r\n", stall=True), Reply(200))
     case.run(callback=case.callback)
     assert len(case.callbacks) >= 3
-    assert [request.gone for request in case.callbacks[:2]] == [True, True]
+    assert [request.disconnected for request in case.callbacks[:2]] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_drain_finishes_running_invocations(
     assert functions.calls() == {"one": 1, "two": 1, "three": 1}
     functions.release("held")
     assert worker.wait() == 0
-    assert not [request for request in functions.requests if request.gone]
+    assert not [request for request in functions.requests if request.disconnected]
     info = queue.consumer()
     assert (info["num_ack_pending"], info["num_pending"], info["num_redelivered"]) == (0, 3, 0)
     assert queue.nats.state(queue.name)["messages"] == 3
@@ -69,7 +69,7 @@ def test_drain_past_its_timeout_returns_messages(
     start(max_inflight=3)
     leaving.process.send_signal(number)
     assert leaving.wait() == 0
-    wait_until(lambda: all(request.gone for request in functions.requests[:3]), "the requests to be cancelled")
+    wait_until(lambda: all(request.disconnected for request in functions.requests[:3]), "the requests to be cancelled")
     wait_until(lambda: len(functions.requests) == 6, "the other worker to run them")
     functions.release("held")
     queue.wait_empty()

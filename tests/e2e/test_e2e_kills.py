@@ -119,8 +119,8 @@ def test_nats_restart_under_load_runs_each_message_once(
         calls += queue.put_calls("echo", ["after"])
         queue.wait_empty()
         assert functions.calls() == dict.fromkeys(calls, 1)
-        assert functions.most <= 10
-        assert not [request for request in functions.requests if request.gone]
+        assert functions.max_running <= 10
+        assert not [request for request in functions.requests if request.disconnected]
         assert worker.metric("queue_worker_messages_processed_total") == len(calls)
         assert worker.process.poll() is None
 
@@ -152,7 +152,7 @@ def test_invocation_continues_while_nats_is_down(
         queue.wait_empty()
         assert functions.calls() == {"held": 1, "short": 1, "broken": 1}
         assert len(receiver.requests) == 1
-        assert not [request for request in functions.requests if request.gone]
+        assert not [request for request in functions.requests if request.disconnected]
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_worker_frozen_past_its_lease_settles_nothing(queue: Queue, functions: F
     wait_until(lambda: len(functions.requests) == 2, "the message to run on the other worker")
     frozen.process.send_signal(signal.SIGCONT)
     wait_until(lambda: frozen.logged("Lease lost"), "the frozen worker to log the lost lease")
-    wait_until(lambda: functions.requests[0].gone, "the frozen worker to close its request")
+    wait_until(lambda: functions.requests[0].disconnected, "the frozen worker to close its request")
     wait_quietly(1.2 * LEASE)  # long enough for another redelivery, if the frozen worker had settled the message
     assert functions.calls() == {"one": 2}
     functions.release("slow")
@@ -222,7 +222,7 @@ def test_nats_frozen_past_a_lease_cancels_the_invocation(
         queue.put_calls("slow", ["one"])
         wait_until(lambda: functions.running == 1, "the invocation to start")
         own_nats.pause()
-        wait_until(lambda: functions.requests[0].gone, "the invocation to be cancelled")
+        wait_until(lambda: functions.requests[0].disconnected, "the invocation to be cancelled")
         own_nats.resume()
         queue.wait_empty()
         assert functions.calls() == {"one": 2}

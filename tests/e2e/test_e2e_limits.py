@@ -26,7 +26,7 @@ def test_max_inflight_bounds_running_invocations(
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    assert functions.most == 7
+    assert functions.max_running == 7
 
 
 def test_max_inflight_holds_with_failures_and_retries(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -39,7 +39,7 @@ def test_max_inflight_holds_with_failures_and_retries(queue: Queue, functions: F
         queue.put_calls("flaky", [f"flaky-{batch}-{number}" for number in range(20)])
         queue.put(b"malformed")
     queue.wait_empty()
-    assert functions.most == 5
+    assert functions.max_running == 5
     assert queue.consumer()["delivered"]["consumer_seq"] == len(functions.requests) + 5
     counts = functions.calls()
     assert {counts[call] for call in counts if call.startswith("echo")} == {1}
@@ -63,7 +63,7 @@ def test_max_inflight_of_one_runs_messages_in_stream_order(
     )
     queue.wait_empty()
     assert [request.call_id for request in functions.requests] == calls
-    assert functions.most == 1
+    assert functions.max_running == 1
 
 
 def test_message_waiting_for_a_retry_uses_no_slot(queue: Queue, functions: Functions, start: StartWorker) -> None:

@@ -88,7 +88,7 @@ def test_response_after_upstream_timeout_counts_as_504(timeout_case: Case, reply
     case, again = timeout_case, Case(timeout_case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "1"}) == 1
     assert case.dead_letter.headers["X-Function-Status"] == "504"
-    wait_until(lambda: case.requests[0].gone, "the worker to leave the request")
+    wait_until(lambda: case.requests[0].disconnected, "the worker to leave the request")
     assert again.run(reply, Reply(200)) >= 2
     assert again.dead_letters == []
 

@@ -79,7 +79,7 @@ def test_processes_act_as_one_worker(
     )
     wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all processes to answer")
     wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain in the metrics")
-    assert functions.most == 5
+    assert functions.max_running == 5
     functions.release("held")
     assert worker.wait() == 0
     assert worker.stderr == ""
@@ -103,7 +103,9 @@ def test_second_signal_makes_all_processes_return_messages(
     worker.interrupt()
     assert worker.wait() == 0
     assert worker.stderr == ""
-    wait_until(lambda: [request.gone for request in functions.requests] == [True] * 6, "the requests to be cancelled")
+    wait_until(
+        lambda: [request.disconnected for request in functions.requests] == [True] * 6, "the requests to be cancelled"
+    )
     functions.release("held")
     start()
     queue.wait_empty()

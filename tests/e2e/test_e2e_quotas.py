@@ -43,7 +43,7 @@ def test_cap_bounds_the_invocations_of_all_workers(queue: Queue, functions: Func
     calls = put(queue, "capped", 200, annotations)
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1) | {"capped-0": 2}
-    assert functions.peaks["capped"] == 5
+    assert functions.max_running_of["capped"] == 5
 
 
 def test_rate_bounds_the_starts_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -72,7 +72,7 @@ def test_tokens_of_a_killed_worker_return_after_ack_wait(
     wait_until(lambda: len(functions.requests) > 30, "some invocations to end")
     workers[0].kill()
     queue.wait_empty()
-    assert functions.peaks["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
+    assert functions.max_running_of["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
 
 
 def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Functions, start: StartWorker) -> None:
@@ -100,10 +100,10 @@ def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Funct
     wait_until(
         lambda: only_two_run() and any(call in functions.calls() for call in few), "all workers to apply the new cap"
     )
-    functions.peaks.clear()
+    functions.max_running_of.clear()
     functions.release("capped")
     queue.wait_empty()
-    assert functions.peaks["capped"] == 2
+    assert functions.max_running_of["capped"] == 2
     assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
 
 
@@ -121,5 +121,5 @@ def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functio
     queue.nats.restart()
     queue.wait_empty()
     assert set(functions.calls()) == {*calls}
-    assert functions.peaks["limited"] <= 4
+    assert functions.max_running_of["limited"] <= 4
     assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one of them early
