@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fuzz.messages import is_one_request
+from fuzz.messages import check_one_request
 from worker.model import Delivery, Invocation, Malformed
 from worker.policy.decode import decode, derive_call_id
 
@@ -589,7 +589,7 @@ def test_decode_reasons_are_short(fields: dict[str, Any]) -> None:
 
 def check_is_read_as_one_request(invocation: Invocation) -> None:
     """Check the law of fuzz/messages.py, and that h11 writes the request and reads exactly that one."""
-    is_one_request(invocation)
+    check_one_request(invocation)
     client, server = h11.Connection(h11.CLIENT), h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
     headers = [(b"Host", b"h"), *invocation.headers]
     request = h11.Request(method=invocation.method, target=invocation.target, headers=headers)
