@@ -1,4 +1,4 @@
-"""The queue that is worked off: its stream and consumer, and messages for it."""
+"""The measured queue: its stream and consumer, and messages for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def message(number: int, function: str = "echo") -> bytes:
     return draft.message(BODY).payload
 
 
-def asked(nats: NatsServer) -> int:
+def num_waiting_pulls(nats: NatsServer) -> int:
     """Count the pull requests that wait at the consumer."""
     waiting: int = nats.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")["num_waiting"]
     return waiting

@@ -24,7 +24,7 @@ from benchmarks.machine import ALL, MEASURED, REST, memory
 from benchmarks.machine import cpu as cpu_of
 from benchmarks.model import Samples
 from benchmarks.queue import message
-from benchmarks.stage import Sample, between, work_off
+from benchmarks.stage import Sample, between, run_contender
 from benchmarks.statistics import Spread, percentile, ratios
 from tests.cases import check_each
 from tests.functions import Connection
@@ -71,14 +71,14 @@ def test_between() -> None:
 
 
 def lines_of(name: str, samples: Samples) -> list[tuple[str, bool | None]]:
-    return [(line.measured, line.reached) for line in FIGURES[name].judge(samples)]
+    return [(line.measured, line.reached) for line in FIGURES[name].assess(samples)]
 
 
 def cpu_samples(ours: float, rate: float, others: Mapping[str, tuple[float, float]]) -> Samples:
     both = {"ours": (ours, rate), **others}
     return {
-        "CPU a message (µs)": {who: [each] * 3 for who, (each, _) in both.items()},
-        "messages a second": {who: [each] * 3 for who, (_, each) in both.items()},
+        "CPU a message (µs)": {contender: [each] * 3 for contender, (each, _) in both.items()},
+        "messages a second": {contender: [each] * 3 for contender, (_, each) in both.items()},
     }
 
 
@@ -91,9 +91,9 @@ def test_cpu_is_judged_against_both_peers_and_the_rate_against_the_best_python()
 
 def test_without_go_there_is_no_line_about_it() -> None:
     """Where Go could not be compiled the other lines stand."""
-    judged = cpu.judge(cpu_samples(75.0, 2600.0, {"uvloop_aiohttp": (100.0, 1000.0)}))
-    assert [line.figure for line in judged if "Go" in line.figure] == []
-    assert len(judged) == 2
+    assessed = cpu.assess(cpu_samples(75.0, 2600.0, {"uvloop_aiohttp": (100.0, 1000.0)}))
+    assert [line.figure for line in assessed if "Go" in line.figure] == []
+    assert len(assessed) == 2
 
 
 def test_latency_is_no_worse_to_two_places() -> None:
@@ -110,9 +110,9 @@ def test_latency_is_no_worse_to_two_places() -> None:
 def test_growth_is_from_the_first_50_000_to_the_end() -> None:
     """What was higher in between is not growth."""
     held = {"memory every 50,000 messages (MB)": {"ours": [60.0, 65.0, 60.9]}}
-    assert growth.judge(held)[0].reached
+    assert growth.assess(held)[0].reached
     held["memory every 50,000 messages (MB)"]["ours"].append(61.1)
-    assert not growth.judge(held)[0].reached
+    assert not growth.assess(held)[0].reached
 
 
 def test_what_stands_around_the_tables_stays() -> None:
@@ -232,11 +232,11 @@ def test_message_is_one_that_the_worker_reads() -> None:
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the bench extra is not installed: make bench")
-@pytest.mark.parametrize("who", [OURS, *PYTHON], ids=lambda who: who.name)
-def test_contender_works_the_queue_off(who: Contender, tmp_path: Path) -> None:
+@pytest.mark.parametrize("contender", [OURS, *PYTHON], ids=lambda contender: contender.name)
+def test_contender_works_the_queue_off(contender: Contender, tmp_path: Path) -> None:
     """Every contender takes its settings from the environment, invokes, and acknowledges."""
     with NatsServer(tmp_path) as nats:
-        span = work_off(who, tmp_path, nats, warm=50, count=200, inflight=10)
+        span = run_contender(contender, tmp_path, nats, warm=50, count=200, inflight=10)
         assert span.cpu > 0
         # 1,250 were filled in, 250 at least were answered, and ten of those may not have been acknowledged yet.
         assert nats.state()["messages"] <= 1010
