@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from prometheus_client.metrics import MetricWrapperBase
 
 from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS
-from tests.test_layers import LAYERS, MODULES, foreign, top
+from tests.test_layers import LAYERS, MODULES, foreign_imports, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
@@ -459,7 +459,7 @@ def test_dependencies_have_reasons() -> None:
     listed = {row[0].strip("`") for row in table(ARCHITECTURE, "## Dependencies")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
-    imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
+    imported = {name for module in MODULES for name in foreign_imports(module)} - sys.stdlib_module_names
     assert {
         {"nats-py": "nats", "python-dotenv": "dotenv"}.get(name, name.replace("-", "_")) for name in listed
     } == imported

@@ -8,28 +8,28 @@ from tests.explained import CAUSES, Run, Terms, Trouble, explained
 
 TERMS = Terms(ack_wait=30.0, trip=0.1)
 
-AGAIN = Run("b", 50.0, 51.0, "final")
+NEXT = Run("b", 50.0, 51.0, "final")
 EXAMPLES = {
-    "retry": (Run("a", 0.0, 1.0, "retry"), AGAIN, ()),
-    "the worker died": (Run("a", 0.0, 1.0, "died"), AGAIN, (Trouble("kill", 1.0, 1.0, "a"),)),
-    "the lease was lost": (Run("a", 0.0, 20.0, "lost"), AGAIN, (Trouble("cut", 5.0, 25.0, "a"),)),
-    "the worker was suspended": (Run("a", 0.0, 60.0, "lost"), AGAIN, (Trouble("suspend worker", 5.0, 60.0, "a"),)),
-    "the ack was not confirmed": (Run("a", 0.0, 1.0, "final"), AGAIN, (Trouble("drop from worker", 0.5, 40.0, "a"),)),
-    "the drain sent a nak": (Run("a", 0.0, 1.0, "given back"), AGAIN, (Trouble("drain", 1.0, 2.0, "a"),)),
+    "retry": (Run("a", 0.0, 1.0, "retry"), NEXT, ()),
+    "the worker died": (Run("a", 0.0, 1.0, "died"), NEXT, (Trouble("kill", 1.0, 1.0, "a"),)),
+    "the lease was lost": (Run("a", 0.0, 20.0, "lost"), NEXT, (Trouble("cut", 5.0, 25.0, "a"),)),
+    "the worker was suspended": (Run("a", 0.0, 60.0, "lost"), NEXT, (Trouble("suspend worker", 5.0, 60.0, "a"),)),
+    "the ack was not confirmed": (Run("a", 0.0, 1.0, "final"), NEXT, (Trouble("drop from worker", 0.5, 40.0, "a"),)),
+    "the drain sent a nak": (Run("a", 0.0, 1.0, "given back"), NEXT, (Trouble("drain", 1.0, 2.0, "a"),)),
     "the drain cancelled its callback": (
         Run("a", 0.0, 1.0, "final", "given back"),
-        AGAIN,
+        NEXT,
         (Trouble("drain", 3.0, 4.0, "a"),),
     ),
-    "the consumer was recreated": (Run("a", 0.0, 60.0, "final"), AGAIN, (Trouble("recreate consumer", 49.0, 49.0),)),
-    "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "dead letter not stored"), AGAIN, ()),
-    "the delivery arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("suspend worker", 10.0, 50.0, "b"),)),
-    "a restart cut its lease short": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("restart", 47.0, 48.0),)),
-    "the server lost state": (Run("a", 20.0, 60.0, "final"), AGAIN, (Trouble("crash", 47.0, 48.0),)),
-    "a settlement arrived late": (Run("a", 45.0, 60.0, "final"), AGAIN, (Trouble("deliver late", 40.0, 48.0, "a"),)),
+    "the consumer was recreated": (Run("a", 0.0, 60.0, "final"), NEXT, (Trouble("recreate consumer", 49.0, 49.0),)),
+    "no dead letter could be stored": (Run("a", 0.0, 1.0, "final", "dead letter not stored"), NEXT, ()),
+    "the delivery arrived late": (Run("a", 45.0, 60.0, "final"), NEXT, (Trouble("suspend worker", 10.0, 50.0, "b"),)),
+    "a restart cut its lease short": (Run("a", 45.0, 60.0, "final"), NEXT, (Trouble("restart", 47.0, 48.0),)),
+    "the server lost state": (Run("a", 20.0, 60.0, "final"), NEXT, (Trouble("crash", 47.0, 48.0),)),
+    "a settlement arrived late": (Run("a", 45.0, 60.0, "final"), NEXT, (Trouble("deliver late", 40.0, 48.0, "a"),)),
     "another worker with the message sent a nak": (
         Run("a", 45.0, 60.0, "final"),
-        AGAIN,
+        NEXT,
         (Trouble("recreate consumer", 42.0, 42.0),),
     ),
 }
@@ -62,7 +62,7 @@ def test_explained_overlap_without_a_cause_is_empty(how: str) -> None:
     """A retry, a drain or a lost ack explains no run that began before the first had ended."""
     first = Run("a", 0.0, 60.0, how)  # type: ignore[arg-type]  # one of the literals
     troubles = (Trouble("drop from worker", 0.0, 60.0, "a"), Trouble("drain", 0.0, 60.0, "a"))
-    assert not explained(first, AGAIN, troubles, TERMS)
+    assert not explained(first, NEXT, troubles, TERMS)
 
 
 def test_causes_all_have_examples_and_numbers() -> None:
