@@ -52,7 +52,7 @@ def test_run_with_changed_capacity_finds_the_former_one(before: int, during: int
 
 @pytest.mark.parametrize("phase", range(15))
 def test_run_published_by_openfaas_reaches_its_targets(phase: int) -> None:
-    """The run that OpenFaaS published takes at most 1.10 of the oracle's time, with at most 15 refusals, at any autoscaler phase."""
+    """OpenFaaS's run takes at most 1.10 of the oracle's time, with at most 15 refusals, at any autoscaler phase."""
     reference, run = run_both(published(phase), published(phase), 1_500)
     assert run.time <= 1.10 * reference.time
     assert run.rejections <= 15
