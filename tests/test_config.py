@@ -130,7 +130,7 @@ def only_problem(name: str, value: str) -> str:
 # Defaults, names, origins.
 
 
-def test_defaults_are_those_of_the_contract() -> None:
+def test_load_defaults_are_those_of_the_contract() -> None:
     """Each default of the contract's table is its setting's, and is described as an operator would write it."""
     loaded = load({})
     assert len(CONTRACT) == 34
@@ -144,11 +144,11 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert loaded.warnings == ()
 
 
-def test_settings_beyond_the_contract_are_listed() -> None:
+def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
-    ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
-    ours |= {"processes"}
-    assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
+    own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    own |= {"processes"}
+    assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
         name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
     }
@@ -439,7 +439,7 @@ def test_load_a_valid_value_is_parsed(name: str, value: str, parsed: Any) -> Non
 @pytest.mark.parametrize(
     ("stream", "name"), [("faas-request", "faas-request"), ("OF_slow", "slow"), ("slow_OF_", None), ("a_OF_b", None)]
 )
-def test_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) -> None:
+def test_load_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) -> None:
     """A leading ``OF_`` is removed; where the rest can name no queue, an operator must set one."""
     if name:
         loaded = load({"nats_stream": stream})
@@ -462,7 +462,9 @@ def test_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) ->
         ({"nats_url": "nats://a", "nats_host": "b", "nats_port": "9"}, ("nats://a",)),
     ],
 )
-def test_nats_servers_come_from_nats_url_or_host_and_port(given_: dict[str, str], servers: tuple[str, ...]) -> None:
+def test_load_nats_servers_come_from_nats_url_or_host_and_port(
+    given_: dict[str, str], servers: tuple[str, ...]
+) -> None:
     """``nats_url`` overrides host and port."""
     assert load(given_).settings.nats_servers == servers
 
@@ -507,25 +509,25 @@ def test_load_more_processes_than_slots_is_rejected(processes: int, slots: int) 
     assert load({"processes": str(processes), "max_inflight": str(processes)}).settings.processes == processes
 
 
-@pytest.mark.parametrize(("ours", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
-def test_load_a_partition_outside_the_queue_is_rejected(ours: str, partitions: int) -> None:
+@pytest.mark.parametrize(("partition", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
+def test_load_a_partition_outside_the_queue_is_rejected(partition: str, partitions: int) -> None:
     """Partitions are counted from 0, so the last is one less than their number."""
-    given_ = {"filter_partition": ours, "queue_partitions": str(partitions)}
-    assert load(given_).settings.filter_partition == int(ours)
+    given_ = {"filter_partition": partition, "queue_partitions": str(partitions)}
+    assert load(given_).settings.filter_partition == int(partition)
     if partitions > 1:
         assert refused(given_ | {"queue_partitions": str(partitions - 1)}) == (
-            f"1 setting cannot be used:\n  filter_partition = {ours} (environment filter_partition) is none of "
+            f"1 setting cannot be used:\n  filter_partition = {partition} (environment filter_partition) is none of "
             f"queue_partitions = {partitions - 1}: they are counted from 0"
         )
 
 
-@pytest.mark.parametrize(("pod", "ours"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
-def test_load_ordinal_is_the_number_of_the_pod(pod: str, ours: int) -> None:
+@pytest.mark.parametrize(("pod", "partition"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
+def test_load_ordinal_is_the_number_of_the_pod(pod: str, partition: int) -> None:
     """``ordinal`` is the number at the end of the pod's name, and ``queue-worker config`` shows both."""
     loaded = load({"filter_partition": "ordinal", "queue_partitions": "14", "HOSTNAME": pod})
-    assert loaded.settings.filter_partition == ours
+    assert loaded.settings.filter_partition == partition
     origin = f"environment filter_partition, HOSTNAME={pod}"
-    assert ("filter_partition", str(ours), origin) in describe(loaded)
+    assert ("filter_partition", str(partition), origin) in describe(loaded)
 
 
 @pytest.mark.parametrize(
@@ -606,7 +608,7 @@ def test_load_a_secret_set_twice_is_rejected(tmp_path: Path) -> None:
     assert text == f"1 setting cannot be used:\n  nats_token is set twice, by {' and '.join(names)}: keep one"
 
 
-def everything_told(environment: dict[str, str]) -> str:
+def shown_texts(environment: dict[str, str]) -> str:
     """Return all texts of loading these settings that a person can read."""
     try:
         loaded = load(environment)
@@ -620,14 +622,14 @@ SECRET = "hunter2"
 
 @given(st.text(), st.text(), st.booleans())
 @example("", "", True)
-def test_secrets_are_never_shown(before: str, after: str, broken: bool) -> None:
-    """Not in a message about this or another setting, nor in the description, nor in the repr."""
+def test_load_never_shows_secrets(before: str, after: str, broken: bool) -> None:
+    """A secret is in no message about this or another setting, in no description, and in no repr."""
     secret = f"{before}{SECRET}{after}"
     for name in SECRETS:
         environment = {name: secret} | ({"nats_user": "u"} if name == "nats_password" else {})
-        told = everything_told(environment | ({"max_inflight": "0"} if broken else {}))
-        assert SECRET not in told
-        assert "********" in told or broken
+        shown = shown_texts(environment | ({"max_inflight": "0"} if broken else {}))
+        assert SECRET not in shown
+        assert "********" in shown or broken
 
 
 @given(
@@ -644,10 +646,10 @@ def test_secrets_are_never_shown(before: str, after: str, broken: bool) -> None:
 @example("nats_url", "user:", "", "", "host:4222")
 @example("nats_host", "user:", "", "", "host")
 @example("gateway_url", "http://user:", "", "", "gateway:8080")
-def test_passwords_in_urls_are_never_shown(name: str, scheme: str, before: str, after: str, where: str) -> None:
-    """With any characters, escaped or not, in a valid or an invalid URL."""
+def test_load_never_shows_passwords_in_urls(name: str, scheme: str, before: str, after: str, where: str) -> None:
+    """A password in a URL is never shown, with any characters, escaped or not, in a valid or an invalid URL."""
     assume(not re.search(r",\s*\w+://", before + after))
-    assert SECRET not in everything_told({name: f"{scheme}{before}{SECRET}{after}@{where}"})
+    assert SECRET not in shown_texts({name: f"{scheme}{before}{SECRET}{after}@{where}"})
 
 
 @pytest.mark.parametrize(
@@ -664,8 +666,8 @@ def test_passwords_in_urls_are_never_shown(name: str, scheme: str, before: str, 
         ("", ""),
     ],
 )
-def test_without_password_keeps_the_server_readable(url: str, shown: str) -> None:
-    """Only user and password are masked."""
+def test_without_password_masks_only_user_and_password(url: str, shown: str) -> None:
+    """User and password of a URL are masked, and the server stays readable."""
     assert without_password(url) == shown
 
 
@@ -708,7 +710,7 @@ def test_describe_loaded_again_gives_the_same_settings() -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """Settings are read once."""
+    """Settings cannot be changed, because they are read once."""
     with pytest.raises(AttributeError):
         load({}).settings.debug = True  # type: ignore[misc]  # that is the test
 
@@ -727,8 +729,8 @@ def test_load_any_environment_returns_settings_or_raises(environment: dict[str, 
     try:
         loaded = load(environment)
     except InvalidSettingsError as error:
-        told = str(error)
-        assert told
+        shown = str(error)
+        assert shown
         return
     assert isinstance(loaded, LoadedSettings)
     assert isinstance(loaded.settings, Settings)

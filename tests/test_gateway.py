@@ -266,11 +266,11 @@ def test_bodies_above_their_common_limit_answer_503() -> None:
 def test_body_that_breaks_off_queues_nothing() -> None:
     """The gateway publishes complete bodies only."""
 
-    async def gone() -> AsgiEvent:
+    async def disconnected() -> AsgiEvent:
         return {"type": "http.disconnect"}
 
     with pytest.raises(CallerDisconnectedError):
-        asyncio.run(_read(BodyReader(), gone))
+        asyncio.run(_read(BodyReader(), disconnected))
 
 
 # When the queue cannot take it.
@@ -328,7 +328,7 @@ def test_gateway_after_a_restart_of_nats_answers_202_again(own_nats: NatsServer,
     """Callers get 503 while the server is down; a rejected message is not sent later."""
     with gateway_on(own_nats, tmp_path) as gateway:
         own_nats.stop()
-        wait_until(lambda: not gateway.ready(), "the gateway to notice")
+        wait_until(lambda: not gateway.ready(), "the gateway to be not ready")
         assert gateway.queue("echo", X_Call_Id="refused").status == 503
         own_nats.start()
         wait_until(gateway.ready, "the gateway to be ready again")
@@ -351,13 +351,13 @@ def test_posts_answered_202_survive_sigkill_of_nats(own_nats: NatsServer, tmp_pa
     """Every invocation that was answered 202 under load is on the stream afterwards."""
     with gateway_on(own_nats, tmp_path) as gateway, ThreadPoolExecutor(8) as pool:
         posts = [pool.submit(gateway.queue, "echo", b"x" * 500) for _ in range(2000)]
-        wait_until(lambda: sum(post.done() for post in posts) > 300, "some to be queued")
+        wait_until(lambda: sum(post.done() for post in posts) > 300, "300 answers")
         own_nats.kill()
         answers = [post.result() for post in posts]
         own_nats.start()
-        taken = {answer.headers["X-Call-Id"] for answer in answers if answer.status == 202}
+        accepted = {answer.headers["X-Call-Id"] for answer in answers if answer.status == 202}
         assert {answer.status for answer in answers} == {202, 503}
-        assert taken <= {message.headers["Nats-Msg-Id"] for message in own_nats.messages()}
+        assert accepted <= {message.headers["Nats-Msg-Id"] for message in own_nats.messages()}
 
 
 # The process.
@@ -378,8 +378,8 @@ def test_gateway_with_refused_credentials_exits_1(tmp_path: Path) -> None:
 
 def test_gateway_on_a_taken_port_exits_1_with_one_line(tmp_path: Path) -> None:
     """One clear line, and no traceback."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = {"listen_host": "127.0.0.1", "listen_port": taken.getsockname()[1]}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = {"listen_host": "127.0.0.1", "listen_port": listener.getsockname()[1]}
         code, _, errors = run_program("worker.cli", "gateway", tmp_path=tmp_path, settings=settings)
     assert code == 1
     assert errors == f"queue-worker: cannot listen on 127.0.0.1:{settings['listen_port']}: Address already in use\n"

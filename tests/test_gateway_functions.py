@@ -102,7 +102,7 @@ def test_proxy_passes_a_response_back_before_its_end(gateway: Gateway, functions
     assert response.read(5) == b"begun"
     response.close()
     connection.close()
-    wait_until(lambda: functions.to("endless")[0].disconnected, "the function to be left, too")
+    wait_until(lambda: functions.to("endless")[0].disconnected, "the function's connection to be closed")
 
 
 def test_response_that_breaks_off_closes_the_caller_s_connection(gateway: Gateway, functions: Functions) -> None:
@@ -118,7 +118,7 @@ def test_caller_that_disconnects_ends_the_function_s_request(gateway: Gateway, f
     with gateway.raw() as raw:
         raw.sendall(b"POST /function/held HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\nx")
         wait_until(lambda: functions.to("held"), "the function to be called")
-    wait_until(lambda: functions.to("held")[0].disconnected, "the function to be left")
+    wait_until(lambda: functions.to("held")[0].disconnected, "the function's connection to be closed")
 
 
 def test_function_without_an_answer_in_time_is_504(gateway: Gateway, functions: Functions) -> None:

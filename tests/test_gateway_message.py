@@ -253,8 +253,8 @@ def test_request_accepted_is_never_malformed_for_the_worker(
     invocation = read(message)
     assert invocation.body == body
     sent = {each.lower(): text for each, text in invocation.headers}
-    ours = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-call-id", b"x-start-time", b"x-callback-url"}
-    if name.lower() not in ours:
+    own = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-call-id", b"x-start-time", b"x-callback-url"}
+    if name.lower() not in own:
         assert sent[name.lower()] == value.encode("utf-8", "replace").strip(b" \t")
     if all(character not in '"<>\\^`{|}' for character in path):  # Go's client, and so the worker, escapes these
         assert invocation.target.startswith(f"/function/echo{path}".encode())

@@ -77,11 +77,11 @@ async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
 
         for _ in range(MAX_PER_RECEIVER + 1):
             nursery.start_soon(post, slow.port)
-        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "all that the slow one may have")
+        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "MAX_PER_RECEIVER callbacks to the slow receiver")
         await post(quick.port)
         assert (results, slow.connections) == ([200], MAX_PER_RECEIVER)
         let.set()
-        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the rest")
+        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the other callbacks")
         assert set(results) == {200}
         assert slow.connections == MAX_PER_RECEIVER
 

@@ -196,34 +196,34 @@ async def test_large_request_rejected_half_way_is_not_repeated() -> None:
         assert server.requests[1:] == [b"half"]
 
 
-class Hosts:
+class FakeResolver:
     """A look-up whose answer a test changes."""
 
     def __init__(self, *hosts: str) -> None:
         self.hosts: list[str] = list(hosts)
-        self.asked = 0
+        self.num_lookups = 0
 
     def __call__(self, _: bytes, port: int, *__: int) -> list[Any]:
-        self.asked += 1
+        self.num_lookups += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in self.hosts]
 
 
 async def test_host_that_moved_is_found_in_the_same_attempt() -> None:
     """If no remembered address accepts a connection, the name is looked up again before the attempt fails."""
-    hosts = Hosts("127.0.0.2")
+    resolver = FakeResolver("127.0.0.2")
     async with (
         serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server,
-        open_transport("gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=hosts) as transport,
+        open_transport("gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=resolver) as transport,
     ):
         with pytest.raises(httpx.ConnectError, match=f"cannot connect to gateway:{server.port}: .*refused"):
             await _post(transport)
-        assert hosts.asked == 1  # these addresses were new, so there is no second look-up
-        hosts.hosts = ["127.0.0.1"]
+        assert resolver.num_lookups == 1  # these addresses were new, so there is no second look-up
+        resolver.hosts = ["127.0.0.1"]
         assert (await _post(transport)).status == 200
         assert transport._names._current
-        transport._names._current.addresses = Hosts("127.0.0.2")(b"", server.port)
+        transport._names._current.addresses = FakeResolver("127.0.0.2")(b"", server.port)
         assert (await _post(transport)).status == 200
-        assert (len(server.requests), hosts.asked) == (2, 3)
+        assert (len(server.requests), resolver.num_lookups) == (2, 3)
 
 
 async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,15 +231,19 @@ async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pyte
     attempts: list[str] = []
     connect = type(trio.socket.socket()).connect
 
-    async def note(self: Any, address: Any) -> None:
+    async def record(self: Any, address: Any) -> None:
         attempts.append(address[0])
         await connect(self, address)
 
-    monkeypatch.setattr(type(trio.socket.socket()), "connect", note)
+    monkeypatch.setattr(type(trio.socket.socket()), "connect", record)
     async with (
         serving(answer_all) as server,
         open_transport(
-            "gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=Hosts("127.0.0.2", "127.0.0.1")
+            "gateway",
+            server.port,
+            max_idle=1,
+            exchange_timeout=math.inf,
+            look_up=FakeResolver("127.0.0.2", "127.0.0.1"),
         ) as transport,
     ):
         for expected in (["127.0.0.2", "127.0.0.1"], ["127.0.0.1"]):

@@ -126,7 +126,7 @@ class World:
         self.workers = [FunctionTokens[tuple[str, int]](quota) for _ in range(workers)]
         self.running: list[list[tuple[str, int] | None]] = [[] for _ in range(workers)]
         self.starts: list[float] = []
-        self.most = 0
+        self.peak = 0
 
     def step(self) -> None:
         self.now += self.chance.choice((0.0, 0.01, 0.3, 2.0))
@@ -168,7 +168,7 @@ class World:
             held, spent = tokens.start(self.now)
             running.append(held)
             self.starts.append(self.now)
-            self.most = max(self.most, sum(map(len, self.running)))
+            self.peak = max(self.peak, sum(map(len, self.running)))
             if spent and (eager == 1.0 or self.chance.random() < 0.9):  # or the return is lost
                 self.give([spent])
 
@@ -201,7 +201,7 @@ def test_tokens_of_all_workers_keep_cap_and_rate(quota: Quota, workers: int, see
     for _ in range(300):
         world.step()
     if quota.max_inflight is not None:
-        assert world.most <= quota.max_inflight
+        assert world.peak <= quota.max_inflight
     if quota.rate:
         for at in world.starts:
             assert sum(at <= other < at + quota.rate.window for other in world.starts) <= quota.rate.starts
@@ -220,5 +220,5 @@ def test_tokens_of_all_workers_reach_cap_and_rate() -> None:
             world.want(tokens, 6)
             world.start(tokens, world.running[index], 1.0)
             world.give(tokens.take_spare(6, world.now))
-    assert world.most == 6
+    assert world.peak == 6
     assert Counter(int(at) for at in world.starts) == dict.fromkeys(range(5), 20)

@@ -18,14 +18,14 @@ def delivery(sequence: int = 1, count: int = 1, *, stored: int = EPOCH) -> Deliv
 
 
 def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
-    """Return a ledger that naked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
+    """Return a ledger that nakked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
     ledger = Ledger()
     ledger.classify(delivery(count=count), now=0.0)
     ledger.record(delivery(count=count), attempt, Nak(delay), counts=attempted, now=100.0)
     return ledger
 
 
-# Messages that the ledger does not know
+# Messages without an entry in the ledger
 
 
 @pytest.mark.parametrize("count", [1, 2, 57])
@@ -115,7 +115,7 @@ def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
 
 
 def test_classify_after_nak_without_attempt_is_the_same_attempt() -> None:
-    """A message that was naked unstarted, or by the drain, is redelivered as the same attempt."""
+    """A message that was nakked unstarted, or by the drain, is redelivered as the same attempt."""
     ledger = given_back(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
 
@@ -168,7 +168,7 @@ def test_classify_abandoned_message_counts_deliveries_again() -> None:
 
 
 def test_ledger_full_forgets_the_oldest() -> None:
-    """When the memory is full, the message that ended or was naked longest ago is forgotten."""
+    """When the memory is full, the message that ended or was nakked longest ago is forgotten."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2, 3):
         ledger.classify(delivery(sequence), now=0.0)
@@ -238,8 +238,8 @@ class OnlyWorker(RuleBasedStateMachine):
         self.remember = 0
         self.counts = dict.fromkeys(range(3), 0)
         self.running: dict[int, tuple[Delivery, int]] = {}
-        self.known: dict[int, Known] = {}
-        """Sequence -> past of the message, in the order in which messages last ended or were naked."""
+        self.pasts: dict[int, Known] = {}
+        """Sequence -> past of the message, in the order in which messages last ended or were nakked."""
 
     @initialize(remember=st.sampled_from([1, 2, 3]))
     def begin(self, remember: int) -> None:
@@ -248,10 +248,10 @@ class OnlyWorker(RuleBasedStateMachine):
         self.ledger = Ledger(remember)
 
     def remember_past(self, sequence: int, known: Known) -> None:
-        self.known.pop(sequence, None)
-        self.known[sequence] = known
-        if len(self.known) > self.remember:
-            del self.known[next(iter(self.known))]
+        self.pasts.pop(sequence, None)
+        self.pasts[sequence] = known
+        if len(self.pasts) > self.remember:
+            del self.pasts[next(iter(self.pasts))]
 
     @rule(sequence=st.integers(0, 2), later=st.sampled_from([0.0, 31 / 32, 1.0, 30.0]))
     def deliver(self, sequence: int, later: float) -> None:
@@ -263,7 +263,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.counts[sequence] += 1
         delivered = delivery(sequence, self.counts[sequence])
         arrival = self.ledger.classify(delivered, now=self.now)
-        known = self.known.get(sequence, Known(delivered.num_delivered - 1))
+        known = self.pasts.get(sequence, Known(delivered.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
             assert arrival == Extend()
@@ -294,7 +294,7 @@ class OnlyWorker(RuleBasedStateMachine):
             case Nak(delay):
                 self.remember_past(sequence, Known(attempt - (not attempted), self.now + delay))
             case Abandon():
-                self.known.pop(sequence, None)
+                self.pasts.pop(sequence, None)
             case Ack() | Term():
                 self.remember_past(sequence, Known(attempt, final=verdict))
 

@@ -59,7 +59,7 @@ def check(life: Life) -> tuple[list[Story], Counter[str]]:
 
 
 def active_faults_of(life: Life) -> list[ActiveFault]:
-    """Return the injected faults, and a trouble for each drain whose time has passed."""
+    """Return the injected faults, and a fault for each drain whose time has passed."""
     drains = []
     for worker in life.workers:
         expired = [at for at, event in worker.log if isinstance(event, DrainExpired)]
@@ -301,7 +301,7 @@ def attempts_are_limited(story: Story, active_faults: list[ActiveFault]) -> None
 
 
 def retries_wait_for_their_time(life: Life, story: Story, active_faults: list[ActiveFault]) -> None:
-    """Require that no attempt begins before its wait is over, unless a trouble explains it.
+    """Require that no attempt begins before its wait is over, unless a fault explains it.
 
     The worker that nakked a message remembers its wait, unless another worker has had the message since. A restart can
     deliver the message to another worker up to a second early. It can arrive there at any time if the wait did not
