@@ -1,4 +1,4 @@
-"""The time from publication to invocation: publisher and function are in one process, with one clock.
+"""The time from publication to invocation, with publisher and function in one process, and so one clock.
 
 ``python -m benchmarks.prober PORT_FILE NATS_PORT SUBJECT COUNT PACE < message``
 

@@ -11,7 +11,7 @@ from worker.gateway.message import compose
 
 STREAM, DURABLE = "faas-request", "faas-workers"
 _BATCH = 2000
-"""Messages published at once: below the server's bound of what may wait to be stored."""
+"""Messages published at once: fewer than the server allows to wait for storing."""
 BODY = bytes(range(256))
 _HEADERS = {
     "Accept": ["*/*"],
@@ -61,7 +61,7 @@ def stored_at(nats: NatsServer, sequence: int) -> float:
 
 
 def fill(nats: NatsServer, count: int, functions: int = 1) -> None:
-    """Store *count* invocations, of so many functions in turn, on the bare subject, which is OpenFaaS's."""
+    """Store *count* invocations, of *functions* functions in turn, on the bare subject, which OpenFaaS uses."""
     for start in range(0, count, _BATCH):
         numbers = range(start, min(start + _BATCH, count))
         nats.publish_many((STREAM, message(number, f"echo-{number % functions}"), {}) for number in numbers)

@@ -75,11 +75,11 @@ def _check_go_url(value: dict[str, Any]) -> None:
     assert url.startswith(f"{scheme}://{host}".partition("#")[0])
     if set("/?#").isdisjoint(scheme + host):
         rest = url.removeprefix(f"{scheme}://{host}")
-        written, mark, asked = rest.partition("?")
-        assert (mark, asked) == ("?" if forced else "", query), (url, value)
+        written, mark, query_found = rest.partition("?")
+        assert (mark, query_found) == ("?" if forced else "", query), (url, value)
         assert not re.search(r"%(?![0-9A-Fa-f]{2})", written), url
         paths = [f"/{path.removeprefix('/')}" if path else ""]
-        if not value.get("RawPath", "/").startswith("/"):  # Go puts a slash before it, whatever Path begins with
+        if not value.get("RawPath", "/").startswith("/"):  # Go prepends a slash, even if Path begins with one
             paths.append(f"/{path}")
         assert unquote_to_bytes(written) in [each.encode() for each in paths], (url, value)
 

@@ -33,11 +33,11 @@ def check(data: bytes) -> None:
         _check_reason(result.reason)
         _check_dead_letter(delivery, result.reason)
         return
-    invocation, complaint = result
+    invocation, callback_error = result
     check_one_request(invocation)
-    if complaint is not None:
+    if callback_error is not None:
         assert invocation.callback is None
-        _check_reason(complaint)
+        _check_reason(callback_error)
     if invocation.callback is not None:
         assert callback_url(invocation.callback) == invocation.callback
         check_one_host(invocation.callback)

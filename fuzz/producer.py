@@ -80,8 +80,8 @@ def _read(message: Message) -> Invocation:
     )
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     assert isinstance(result, tuple), (result, message)
-    invocation, complaint = result
-    assert complaint is None
+    invocation, callback_error = result
+    assert callback_error is None
     check_one_request(invocation)
     assert invocation.call_id == message.call_id
     assert invocation.started == str(NOW)
@@ -117,9 +117,13 @@ def _check_callback(invocation: Invocation, headers: dict[str, list[str]]) -> No
         assert invocation.callback is None
         return
     assert invocation.callback is not None
-    given, kept = urlsplit(requested.partition("#")[0]), urlsplit(invocation.callback)
-    assert (kept.scheme, kept.netloc, kept.query) == (given.scheme, given.netloc, given.query)
-    assert unquote_to_bytes(kept.path) == unquote_to_bytes(given.path), (requested, invocation.callback)
-    assert "@" not in kept.netloc  # encoding/json drops the user
+    sent_url, received_url = urlsplit(requested.partition("#")[0]), urlsplit(invocation.callback)
+    assert (received_url.scheme, received_url.netloc, received_url.query) == (
+        sent_url.scheme,
+        sent_url.netloc,
+        sent_url.query,
+    )
+    assert unquote_to_bytes(received_url.path) == unquote_to_bytes(sent_url.path), (requested, invocation.callback)
+    assert "@" not in received_url.netloc  # encoding/json drops the user
     if re.fullmatch(r"https?://[-A-Za-z0-9:/?&=._~]*", requested):
         assert invocation.callback == requested

@@ -64,21 +64,21 @@ def check(data: bytes) -> None:
     method = "HEAD" if options.startswith(b"HEAD") else "POST"
     sent = b"".join(_piece(byte) for byte in rest)
     with patch.object(http11, "MAX_HEADER_BYTES", MAX_HEADER):
-        slow, answer, used = read(method, max_body, cut(sent, [1]))
+        by_bytes, answer, used = read(method, max_body, cut(sent, [1]))
         for pieces in ([sent] if sent else [], list(cut(sent, sizes)), list(cut(sent, [sizes[0] if sizes else 7]))):
-            quick, other, taken = read(method, max_body, pieces)
-            assert _same(quick, slow), (sent, quick, slow)
-            if slow.error is None:
-                assert other.reusable == (answer.reusable and taken == used), (sent, taken, used)
-        _check_limits(slow, answer, max_body, sent, used)
-        if slow.error is None:
-            _check_with_tails(method, max_body, sent[:used], slow)
-            _check_without_body(method, max_body, sent, slow)
+            by_pieces, other, num_used = read(method, max_body, pieces)
+            assert _same(by_pieces, by_bytes), (sent, by_pieces, by_bytes)
+            if by_bytes.error is None:
+                assert other.reusable == (answer.reusable and num_used == used), (sent, num_used, used)
+        _check_limits(by_bytes, answer, max_body, sent, used)
+        if by_bytes.error is None:
+            _check_with_tails(method, max_body, sent[:used], by_bytes)
+            _check_without_body(method, max_body, sent, by_bytes)
             _check_against_h11(
                 method,
                 sent[:used],
                 ended=not _ends_by_itself(method, max_body, sent),
-                found=slow,
+                found=by_bytes,
                 reusable=answer.reusable,
             )
 

@@ -49,7 +49,7 @@ LONG = (
 )
 """Paths of the tests that `make test` leaves to `make test-rest`."""
 SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")
-"""Paths of the tests among these that `make test` runs nevertheless."""
+"""Paths of the tests among these that `make test` also runs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -297,7 +297,7 @@ class Functions:
         self._limits[name] = max_running
 
     def release(self, name: str, count: float = inf) -> None:
-        """Answer *count* held requests for *name*, in order of arrival; by default all, later ones too."""
+        """Answer *count* held requests for *name*, in order of arrival; by default all, also later ones."""
         self._loop.call_soon_threadsafe(self._scripts[name].release, count)
 
     # Requests.

@@ -343,13 +343,13 @@ class Program:
     def wait_for(self, pattern: str, timeout: float = LAST_RESORT) -> re.Match[str]:
         """Wait until the output matches *pattern*, and return the match."""
 
-        def look() -> re.Match[str] | None:
+        def find() -> re.Match[str] | None:
             found = re.search(pattern, self.output)
             ended = self.process.poll()
             assert found or ended is None, f"the program ended with {ended}, without {pattern!r}:\n{self.output}"
             return found
 
-        return wait_until(look, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
+        return wait_until(find, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -384,8 +384,12 @@ def run_program(
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
     """Return the environment of a program under test: the machine's variables without settings, and *settings*."""
-    kept = {
+    inherited = {
         name: value for name, value in os.environ.items() if not name.islower() and not name.startswith("QUEUE_WORKER_")
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | {name: str(value) for name, value in settings.items()}
+    return (
+        inherited
+        | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        | {name: str(value) for name, value in settings.items()}
+    )

@@ -22,7 +22,7 @@ _READY, _MEMORY = "from exec to ready (s)", "memory idle (MB)"
 
 
 def measure(session: Session) -> Samples:
-    """Measure the seconds until ``/readyz`` answers 200, asked every 10 ms, and the memory held later."""
+    """Measure the seconds until ``/readyz`` answers 200, polled every 10 ms, and the memory of the idle worker."""
     empty_queue(session.nats)
     ready, idle = list[float](), list[float]()
     for run in range(session.pairs):

@@ -42,7 +42,7 @@ class Findings:
     out_of_policy: list[str] = field(default_factory=list)
     """Attempts that were too early or too many, and messages that were given up too early."""
     wrong_callbacks: list[str] = field(default_factory=list)
-    """Messages without a callback, with one before the end, or with a wrong one."""
+    """Messages without a callback, with a callback before the end, or with a wrong callback."""
     drains: list[tuple[str, float]] = field(default_factory=list)
     """Name of each stopped worker, and seconds from SIGTERM to its end."""
     wrong_exits: list[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ def _faults_that_lose_counts(record: MessageRecord, history: History) -> list[Fa
 
 
 def _fault_between(earlier: Run, later: Run, record: MessageRecord, history: History) -> str | None:
-    """Return the fault that kept *earlier* from being settled while its worker had the message."""
+    """Return the fault that prevented the settlement of *earlier* while its worker had the message."""
     settled_by = _settled_by(earlier, record)
     (life,) = (life for life in history.lives if life.worker == earlier.worker)
     affecting = [fault for fault in history.faults if fault.affects(life) and fault.began <= later.began]

@@ -76,7 +76,7 @@ def is_intact(request: Request) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A message to be published; a *garbled* one cannot be decoded."""
+    """A message to publish; an *undecodable* one is not valid JSON."""
 
     call_id: str
     function: str = ""

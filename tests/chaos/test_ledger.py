@@ -169,7 +169,7 @@ def test_ledger_fault_elsewhere_or_at_another_time_is_no_cause(unexplained: Hist
 
 
 def test_ledger_nak_that_arrives_late_ends_a_backoff() -> None:
-    """A worker's nak that a fault held until another worker had attempted the message ends the wait of that attempt."""
+    """A worker's nak that a fault delays past another worker's attempt ends the backoff of that attempt."""
     runs = failed(2, 3, "w2"), failed(7, 8), done(8.5, 9)
     still = Fault("connection stalled", 3.1, 8.2, frozenset({"w2"}), delays_messages=True)
     assert check(history(*runs, faults=[still])).sound
@@ -180,7 +180,7 @@ def test_ledger_nak_that_arrives_late_ends_a_backoff() -> None:
 def test_ledger_lost_delivery_counts_allow_more_attempts() -> None:
     """After the broker has lost its counts there may be more attempts, each still after its backoff.
 
-    Attempts that were begun before that do not count, whenever they ended: no record of them was kept.
+    Attempts that began before the loss do not count, even if they ended after it, because their records are lost.
     """
     loses_counts = Fault("consumer deleted", 8.5, 8.6, frozenset({"w1"}), loses_counts=True)
     again = check(

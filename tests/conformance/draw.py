@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from .script import (
     END,
-    SLOTS,
+    MAX_ACTIONS,
     Acknowledge,
     Action,
     ChangeAckWait,
@@ -40,7 +40,7 @@ def ticks(waits: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[Action, ...]
         st.builds(ChangeAckWait, ack_wait=waits),
     ]
     kinds: list[st.SearchStrategy[Action]] = [*[published] * 4, *[pulls] * 8, *settlements * 8, *rare]
-    return st.lists(st.sampled_from(kinds).flatmap(lambda kind: kind), max_size=SLOTS).map(tuple)
+    return st.lists(st.sampled_from(kinds).flatmap(lambda kind: kind), max_size=MAX_ACTIONS).map(tuple)
 
 
 def scripts(restart: Restart | None) -> st.SearchStrategy[Script]:

@@ -18,7 +18,7 @@ from worker.model import Ack, Nak, Settlement, Term
 from .script import (
     END,
     MAX_DELAY,
-    SLOT,
+    STEP,
     TICK,
     Acknowledge,
     Action,
@@ -87,7 +87,7 @@ class _Watched(PullConsumer):
         )
         for (since, one), (later, other) in pairwise(waiting):
             together = self.causes[one][0] == self.causes[other][0] and self.causes[one] < self.causes[other]
-            if since + self.ack_wait <= now and later - since < SLOT / 2 and not together:
+            if since + self.ack_wait <= now and later - since < STEP / 2 and not together:
                 self.has_ties = True
         before = len(self.due)
         super().expire(now)
@@ -131,7 +131,7 @@ class _Play:
             nursery.cancel_scope.cancel()
 
     def has_ties(self) -> bool:
-        moments = [*((end, SLOT / 2) for end in self.pulls), *((at, MAX_DELAY) for at in self.action_times)]
+        moments = [*((end, STEP / 2) for end in self.pulls), *((at, MAX_DELAY) for at in self.action_times)]
         return self.consumer.has_ties or any(
             abs(at - due) < apart - 1e-6 for at, apart in moments for due in self.consumer.due_times
         )

@@ -21,7 +21,7 @@ from .connection import Connection, ReceivedMessage
 from .script import (
     END,
     MAX_DELAY,
-    SLOT,
+    STEP,
     TICK,
     Acknowledge,
     Action,
@@ -36,7 +36,7 @@ from .script import (
 )
 from .trace import Trace
 
-MIN_INTERVAL = 0.6 * SLOT
+MIN_INTERVAL = 0.6 * STEP
 """Least time (s) between two actions: they use different connections, and the second may concern
 a delivery of the first."""
 

@@ -13,13 +13,13 @@ from typing import Literal
 
 TICK = 0.5
 """Duration of a tick (s). Two are a second, because a stored ack wait has whole seconds."""
-SLOT = TICK / 10
+STEP = TICK / 10
 """Seconds between two actions in the same tick."""
-SLOTS = 3
+MAX_ACTIONS = 3
 """Most actions in a tick."""
-READ_AT = 3.5 * SLOT
+READ_AT = 3.5 * STEP
 """The time in a tick at which the numbers are read (s)."""
-MAX_DELAY = 1.5 * SLOT
+MAX_DELAY = 1.5 * STEP
 """Greatest delay (s): the last action precedes the reading, and the reading is in the first half of the tick."""
 READ_EVERY = 4
 """Ticks between two readings of a script. Scripts read in different ticks, because a reading costs most."""
@@ -98,12 +98,12 @@ class Restart:
     @property
     def time(self) -> float:
         """The time at which the server ends (s)."""
-        return self.at * TICK + (1.8 if self.how == "mid-write" else 9) * SLOT
+        return self.at * TICK + (1.8 if self.how == "mid-write" else 9) * STEP
 
     @property
     def last_action(self) -> float:
         """The time of the last action before the restart (s)."""
-        return self.time - 0.8 * SLOT
+        return self.time - 0.8 * STEP
 
     @property
     def back(self) -> float:
@@ -127,9 +127,9 @@ class Script:
     def timetable(self) -> Iterator[tuple[float, Action | None]]:
         """Yield the actions with their times (s), none while the server is down; None: read the numbers."""
         for tick in range(END):
-            for slot, action in enumerate(self.ticks[tick] if tick < len(self.ticks) else ()):
-                if self.is_up(tick * TICK + slot * SLOT):
-                    yield tick * TICK + slot * SLOT, action
+            for step, action in enumerate(self.ticks[tick] if tick < len(self.ticks) else ()):
+                if self.is_up(tick * TICK + step * STEP):
+                    yield tick * TICK + step * STEP, action
             if (tick + self.ack_wait) % READ_EVERY == 0 and self.is_up(tick * TICK + READ_AT):
                 yield tick * TICK + READ_AT, None
 

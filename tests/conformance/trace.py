@@ -26,11 +26,11 @@ class Trace:
 
     def until_first(self, last: Collection[str]) -> dict[str, list[tuple[float, str]]]:
         """Return all entries, but of each place only those up to the first of *last*."""
-        kept = {}
+        entries = {}
         for where, lines in self.entries.items():
             end = next((number for number, (_, what) in enumerate(lines, 1) if what in last), None)
-            kept[where] = lines[:end]
-        return kept
+            entries[where] = lines[:end]
+        return entries
 
 
 def side_by_side(one: Trace, other: Trace) -> str:

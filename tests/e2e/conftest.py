@@ -68,7 +68,7 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
 
 @pytest.fixture(scope="session")
 def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Start one worker for all tests that need nothing special of it."""
+    """Start one worker for all tests without special settings."""
     with _shared_worker(Queue(nats, "shared"), tmp_path_factory.mktemp("shared"), SETTINGS) as shared:
         yield shared
 

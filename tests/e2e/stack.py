@@ -95,7 +95,7 @@ class Queue:
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
     def dead_letters(self) -> list[StoredMessage]:
-        """Return the dead letters, oldest first; none where there is no such stream."""
+        """Return the dead letters, oldest first; none without their stream."""
         try:
             return self.nats.messages(self.dead_letter_stream)
         except ApiError as error:
@@ -122,10 +122,10 @@ class Worker(Program):
     """``python -m worker``, by default with short waits, JSON logs and a free port for metrics and health.
 
     Args:
-        queue: the queue that it serves; None where *settings* name it.
-        functions: where its functions are.
-        tmp_path: where its output goes.
-        settings: more settings, or others.
+        queue: the queue that it serves; None if *settings* name it.
+        functions: the server of its functions.
+        tmp_path: the directory of its output.
+        settings: further settings, which override these.
     """
 
     PROGRAM: tuple[str, ...] = ("worker",)
@@ -183,8 +183,8 @@ class Worker(Program):
     def lines(self) -> list[dict[str, Any]]:
         """Return all log lines that are complete.
 
-        A worker writes its log just before it waits for the network, so after a message was settled its line may be
-        missing for a moment. A worker that answers a request has written all lines from before that request.
+        A worker writes its log just before it waits for the network, so the line may be missing for a moment after a
+        message was settled. A worker that answers a request has written all earlier lines.
 
         Raises:
             json.JSONDecodeError: a line is not JSON.

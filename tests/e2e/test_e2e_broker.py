@@ -1,4 +1,4 @@
-"""Contract, sections 2, 3 and 7: NATS as operators run it, repair it, and break it."""
+"""Contract, sections 2, 3 and 7: outages, deletions and misconfigurations of NATS."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_deleted_stream_or_consumer_is_recreated(
     wait_until(lambda: worker.get("/readyz")[0] == 200, "the worker to be ready again")
 
 
-@pytest.mark.parametrize("slots", [3, 5], ids=["a full worker", "slots to spare"])
+@pytest.mark.parametrize("slots", [3, 5], ids=["no free slots", "free slots"])
 def test_consumer_deleted_during_invocations_repeats_no_message(
     queue: Queue, functions: Functions, start: StartWorker, slots: int
 ) -> None:
@@ -125,7 +125,7 @@ def test_consumer_deleted_during_invocations_repeats_no_message(
     calls = queue.put_calls("held", ["call-1", "call-2", "call-3"])
     wait_until(lambda: functions.running == 3, "three invocations to run")
     queue.nats.api(f"CONSUMER.DELETE.{queue.name}.faas-workers")
-    if slots > 3:  # a worker without free slots requests nothing, so it notices at its next settlement
+    if slots > 3:  # a worker without free slots sends no request, so it detects the loss at its next settlement
         wait_until(lambda: worker.logged("Recreated the missing"), "the new consumer")
         wait_until(lambda: queue.consumer()["delivered"]["consumer_seq"] >= 3, "the messages to be redelivered")
     calls += queue.put_calls("echo", [f"later-{number}" for number in range(6)])

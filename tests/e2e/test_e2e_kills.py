@@ -192,7 +192,7 @@ def test_workers_and_nats_killed_by_turns_lose_no_message(
 def test_worker_frozen_past_its_lease_settles_nothing(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A worker that was frozen past its lease settles nothing, because another worker runs the message by then."""
     functions.answer("slow", Reply(500, held=True), Reply(200, held=True))
-    # With a free slot it would have a request open, and receive the message again when it wakes.
+    # With a free slot it would have an open request, and receive the message again when it continues.
     frozen = start(ack_wait=f"{LEASE}s", max_inflight=1)
     queue.put_calls("slow", ["one"])
     wait_until(lambda: functions.running == 1, "the invocation to start")

@@ -22,7 +22,7 @@ def test_max_inflight_bounds_running_invocations(
     assert len(functions.requests) == 7
     assert (
         queue.consumer()["num_ack_pending"] == 7
-    )  # the worker holds no message that it cannot run, so that another worker can
+    )  # the worker requests no message that it cannot run, so that another worker can run it
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)

@@ -1,4 +1,4 @@
-"""Caps and rates of single functions, kept by several real workers together."""
+"""Caps and rates of single functions, enforced by several real workers together."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_cap_bounds_the_invocations_of_all_workers(queue: Queue, functions: Func
 def test_rate_bounds_the_starts_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers take at least 3 s to start 80 invocations of a function with a rate of 20/s.
 
-    Between the start of one and the start of the 20th after it there is a second. Its arrival proves less: a
-    busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
+    Between the start of an invocation and the start of the 20th after it there is a second. Arrivals prove less: a
+    busy machine delays some more than others. tests/nats/test_quotas.py compares the starts themselves.
     """
     annotations = {RATE: "20/s"}
     start_with_quota(start, queue, "paced", annotations)
@@ -78,12 +78,12 @@ def test_tokens_of_a_killed_worker_return_after_ack_wait(
 def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel no invocation."""
     start_with_quota(start, queue, "capped", {CAP: "10"})
-    functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
-    many = put(queue, "capped", 60, {CAP: "10"})
+    functions.answer("capped", Reply(held=True, after=0.02))  # long enough that two run at once
+    earlier = put(queue, "capped", 60, {CAP: "10"})
     wait_until(lambda: functions.running_of("capped") == 10, "ten invocations to run")
-    few = [f"few-{number}" for number in range(60)]
+    later = [f"few-{number}" for number in range(60)]
     queue.nats.publish_many(
-        (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
+        (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in later
     )
 
     def only_two_run() -> bool:
@@ -96,21 +96,21 @@ def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Funct
         wait_quietly()
         return functions.running_of("capped") == 2
 
-    # A worker reads the new cap when it starts the first of the few, after most of the many have ended.
+    # A worker reads the new cap when it starts the first later message, after most earlier messages have ended.
     wait_until(
-        lambda: only_two_run() and any(call in functions.calls() for call in few), "all workers to apply the new cap"
+        lambda: only_two_run() and any(call in functions.calls() for call in later), "all workers to apply the new cap"
     )
     functions.max_running_of.clear()
     functions.release("capped")
     queue.wait_empty()
     assert functions.max_running_of["capped"] == 2
-    assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
+    assert functions.calls() == dict.fromkeys([*earlier, *later], 1) | {"capped-0": 2}
 
 
 def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """After a restart of NATS a cap holds, and a rate does except once: its tokens return up to a second early.
 
-    Returned tokens that no worker had taken before the restart are redelivered after the ack wait.
+    Returned tokens that no worker had received before the restart are redelivered after the ack wait.
     """
     annotations = {CAP: "4", RATE: "20/s"}
     start_with_quota(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
@@ -122,4 +122,4 @@ def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functio
     queue.wait_empty()
     assert set(functions.calls()) == {*calls}
     assert functions.max_running_of["limited"] <= 4
-    assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one of them early
+    assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one window early

@@ -64,10 +64,10 @@ def test_retry_after_with_another_status_is_ignored(case: Case, status: int) -> 
     assert case.waits == WAITS[:1]
 
 
-@pytest.mark.parametrize(("asked", "waits"), [("600", 600), ("3600", 3_600), ("86400", 3_600), ("9" * 40, 3_600)])
-def test_retry_after_is_bounded_by_an_hour(case: Case, asked: str, waits: int) -> None:
+@pytest.mark.parametrize(("retry_after", "waits"), [("600", 600), ("3600", 3_600), ("86400", 3_600), ("9" * 40, 3_600)])
+def test_retry_after_is_bounded_by_an_hour(case: Case, retry_after: str, waits: int) -> None:
     """A Retry-After above `max_retry_wait` is applied, but no response delays a message by more than an hour."""
-    case.answer(Reply(429, headers=(("Retry-After", asked),)))
+    case.answer(Reply(429, headers=(("Retry-After", retry_after),)))
     case.put()
     wait_until(lambda: case.waits, "the attempt to be logged")
     assert case.waits == [waits]
