@@ -56,7 +56,7 @@ async def test_credit_after_any_outcome_equals_slots(autojump_clock: MockClock) 
 
 
 async def test_intake_delivery_beyond_slots_is_nakked(autojump_clock: MockClock) -> None:
-    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit stays right.
+    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit is unchanged.
 
     Each slot counts once, also after a message has left it.
     """

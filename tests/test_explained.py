@@ -39,7 +39,7 @@ THIRD = Run("c", 40.0, 49.0, "given back")
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_explained_example_has_its_cause_alone(name: str) -> None:
-    """Each cause alone explains its own example."""
+    """Each cause's example has this cause and no other."""
     first, again, troubles = EXAMPLES[name]
     runs = (first, again, THIRD) if name == "another worker with the message sent a nak" else (first, again)
     assert [cause.name for cause in explained(first, again, troubles, TERMS, runs)] == [name]
@@ -47,7 +47,7 @@ def test_explained_example_has_its_cause_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_explained_without_its_trouble_is_empty(name: str) -> None:
-    """A cause that takes a trouble holds neither without it, nor if it was 500 s earlier or at another worker."""
+    """A cause that needs a trouble does not apply without it, 500 s after it, or to another worker."""
     first, again, troubles = EXAMPLES[name]
     if troubles:
         assert not explained(first, again, (), TERMS)
@@ -59,7 +59,7 @@ def test_explained_without_its_trouble_is_empty(name: str) -> None:
 
 @pytest.mark.parametrize("how", ["retry", "given back", "final"])
 def test_explained_overlap_without_a_cause_is_empty(how: str) -> None:
-    """A retry, a drain or a lost ack explains no run that began before the first had ended."""
+    """A retry, a drain or a lost ack does not explain a run that began before the first run's end."""
     first = Run("a", 0.0, 60.0, how)  # type: ignore[arg-type]  # one of the literals
     troubles = (Trouble("drop from worker", 0.0, 60.0, "a"), Trouble("drain", 0.0, 60.0, "a"))
     assert not explained(first, NEXT, troubles, TERMS)

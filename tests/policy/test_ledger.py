@@ -49,7 +49,7 @@ def test_classify_same_sequence_in_recreated_stream_is_another_message() -> None
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_classify_running_message_extends_its_lease(count: int) -> None:
-    """While a message runs in this worker, any other delivery of it only extends its lease, whatever its count."""
+    """While a message runs in this worker, another delivery of it with any count only extends its lease."""
     ledger = Ledger()
     assert ledger.classify(delivery(count=3), now=0.0) == Start(3)
     for now in (0.0, 1e9):
@@ -80,7 +80,7 @@ def test_classify_finished_message_is_settled_again(verdict: Final, count: int) 
     ],
 )
 def test_classify_before_backoff_ends_postpones(now: float, expected: Start | Postpone) -> None:
-    """A message delivered during its back-off is postponed for the rest of it; the last second is waited here."""
+    """A message delivered during its back-off is postponed for the rest of it, except for the last second."""
     assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
 
