@@ -36,7 +36,7 @@ async def test_post_does_not_follow_a_redirect() -> None:
 async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -> None:
     """A refusal or a timeout returns its reason as a text, and raises nothing."""
     async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
-        async with serving(_silent_from(1, mock_clock)) as server:
+        async with serving(_unanswered_from(1, mock_clock)) as server:
             url = f"http://127.0.0.1:{server.port}/"
             assert await callbacks.post(Callback(url, (), b"")) == "no answer within 0.05 s"
         refused = await callbacks.post(Callback(url, (), b""))
@@ -46,7 +46,7 @@ async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -
 
 async def test_post_reuses_the_connection_of_its_receiver(mock_clock: MockClock) -> None:
     """Sequential callbacks share a connection, which is closed after one that failed."""
-    async with serving(_silent_from(3, mock_clock)) as server:
+    async with serving(_unanswered_from(3, mock_clock)) as server:
         async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
             url = f"http://127.0.0.1:{server.port}/"
             results = [await callbacks.post(Callback(url, (), b"")) for _ in range(3)]
@@ -90,7 +90,7 @@ async def test_post_that_waits_for_others_is_not_timed(monkeypatch: pytest.Monke
     """The timeout of a callback begins when it is sent, not while it waits for a connection."""
     monkeypatch.setattr(module, "MAX_PER_RECEIVER", 1)
     async with (
-        serving(_silent_from(1, mock_clock)) as server,
+        serving(_unanswered_from(1, mock_clock)) as server,
         open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks,
     ):
         results: list[int | str] = []
@@ -119,7 +119,7 @@ async def test_post_uses_the_proxy_of_the_environment(monkeypatch: pytest.Monkey
         assert len(receiver.requests) == 1
 
 
-def _silent_from(number: int, clock: MockClock) -> Script:
+def _unanswered_from(number: int, clock: MockClock) -> Script:
     """Return a script that answers no request from this *number* on, but lets the timeout of a callback pass."""
 
     async def script(server: Server, stream: Stream) -> None:

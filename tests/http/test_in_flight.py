@@ -41,13 +41,13 @@ def _enough_files() -> Iterator[None]:
 
 def all_together(number: int) -> Script:
     """Return a script that answers no request before *number* have arrived, then each."""
-    all_here = trio.Event()
+    all_arrived = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
             if len(server.requests) == number:
-                all_here.set()
-            await all_here.wait()
+                all_arrived.set()
+            await all_arrived.wait()
             await stream.send_all(OK)
 
     return script

@@ -77,11 +77,11 @@ class Worker:
 
 def limits(worker: Worker, count: int) -> list[int]:
     """Return the next *count* limits, one for each proof by silence."""
-    seen = []
+    limits_so_far = []
     for _ in range(count):
-        seen.append(worker.limit)
+        limits_so_far.append(worker.limit)
         worker.wait(0.05)
-    return seen
+    return limits_so_far
 
 
 # Each phase, by an event that leads to it.
@@ -433,13 +433,13 @@ def test_cut_repeated_takes_twice_as_much_each_time() -> None:
     limiter = Limiter(1000)
     limiter.limit = limiter._proven = limiter._foot = 500
     limiter.phase, limiter._in_flight = Phase.HOLD, 600
-    now, seen = 1.0, []
+    now, limits_so_far = 1.0, []
     for _ in range(5):
         for _ in range(2):
             limiter.ended(now, now, 429)
             now += 0.01
-        seen.append(limiter.limit)
-    assert seen == [450, 360, 216, 40, 1]
+        limits_so_far.append(limiter.limit)
+    assert limits_so_far == [450, 360, 216, 40, 1]
 
 
 def test_cut_is_doubled_at_most_four_times() -> None:
