@@ -155,7 +155,7 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
 
 
 def test_load_without_settings_returns_the_default_values() -> None:
-    """Durations are seconds; numbers, switches and codes are parsed."""
+    """Without settings all defaults apply: durations are seconds; numbers, switches and codes are parsed."""
     settings_ = load({}).settings
     assert (settings_.ack_wait, settings_.upstream_timeout, settings_.dead_letter_max_age) == (60.0, 60.0, 604800.0)
     assert (settings_.initial_retry_wait, settings_.max_retry_wait, settings_.max_retry_attempts) == (10.0, 120.0, 100)
@@ -189,7 +189,7 @@ def test_load_reads_each_setting_by_either_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER)
 def test_load_ignores_names_in_other_cases(name: str) -> None:
-    """Upper case without the prefix belongs to Kubernetes or another program, and mixed case is no setting."""
+    """Upper case without the prefix, and mixed case, is no setting, because other programs may use such names."""
     text, _ = OTHER[name]
     variables = (name.upper(), name.title(), f"queue_worker_{name}", f"QUEUE_WORKER_{name}", f"Queue_Worker_{name}")
     assert load(dict.fromkeys(variables, text)).settings == load({}).settings
@@ -197,7 +197,7 @@ def test_load_ignores_names_in_other_cases(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTING_FIELDS))
 def test_load_empty_value_counts_as_unset(name: str) -> None:
-    """The charts set some settings so; the default applies, whatever the type."""
+    """An empty value counts as unset for any type, because the charts set some settings so."""
     for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
         assert load({variable: ""}) == load({})
     value = OTHER.get(name, ("", None))[0]
@@ -206,7 +206,7 @@ def test_load_empty_value_counts_as_unset(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER)
 def test_load_a_setting_under_both_names_is_rejected(name: str) -> None:
-    """Both names are a mistake even with the same value."""
+    """A setting under both of its names is rejected, also with the same value."""
     text, _ = OTHER[name]
     upper = f"QUEUE_WORKER_{name.upper()}"
     assert refused({name: text, upper: text}).splitlines()[1:] == [
@@ -236,7 +236,7 @@ def test_load_ignores_the_variables_of_kubernetes_services(service: str) -> None
 
 
 def test_load_a_port_of_an_operator_is_not_taken_for_kubernetes_s() -> None:
-    """A number is meant for the setting, and so is an address in a lower-case variable."""
+    """A number, or an address in a lower-case variable, is an operator's value and not Kubernetes' variable."""
     assert load({"QUEUE_WORKER_NATS_PORT": "4223"}).settings.nats_port == 4223
     assert "not a port" in refused({"nats_port": "tcp://10.0.0.7:4222"})
     assert load({"QUEUE_WORKER_NATZ_PORT": "4223"}).warnings == (
@@ -273,7 +273,7 @@ def test_load_warns_of_names_that_look_like_typos(variable: str, warnings: tuple
 
 
 def test_load_warnings_show_no_values() -> None:
-    """A value that was meant for a secret setting may be a secret."""
+    """A warning shows no value, because it may be a secret that was meant for another setting."""
     assert "s3cret" not in "".join(load({"nats_tokn": "s3cret", "QUEUE_WORKER_NATS_TOKE": "s3cret"}).warnings)
 
 
@@ -483,7 +483,7 @@ def test_load_half_a_pair_is_rejected(tmp_path: Path) -> None:
 
 
 def test_load_two_ways_to_authenticate_are_rejected(tmp_path: Path) -> None:
-    """Both are named, so that one can be kept."""
+    """Two ways to authenticate are rejected, and both are named."""
     creds = tmp_path / "creds"
     creds.touch()
     everything = {
@@ -540,7 +540,7 @@ def test_load_ordinal_is_the_number_of_the_pod(pod: str, partition: int) -> None
     ],
 )
 def test_load_ordinal_without_a_numbered_pod_is_rejected(environment: dict[str, str], named: str) -> None:
-    """A pod of no StatefulSet has no ordinal, and must not be taken for partition 0."""
+    """``ordinal`` is rejected where the pod has no number, because it must not become partition 0."""
     assert refused({"filter_partition": "ordinal"} | environment) == (
         f"1 setting cannot be used:\n  filter_partition = 'ordinal' (environment filter_partition): {named}, as the "
         "name of a StatefulSet's pod does: set the partition's number"
@@ -556,7 +556,7 @@ def test_load_ordinal_above_the_partitions_is_rejected() -> None:
 
 
 def test_load_minimums_above_the_slots_are_rejected() -> None:
-    """All slots may be minimums. A function named twice is a mistake."""
+    """Minimums may take all slots and not more, and a function named twice is rejected."""
     minimums = {"function_minimums": "checkout=30, billing.shop=20"}
     assert load(minimums | {"max_inflight": "50"}).settings.minimums == {"checkout.openfaas-fn": 30, "billing.shop": 20}
     assert refused(minimums | {"max_inflight": "49"}) == (
@@ -600,7 +600,7 @@ def test_load_a_secret_s_file_without_text_is_rejected(tmp_path: Path) -> None:
 
 
 def test_load_a_secret_set_twice_is_rejected(tmp_path: Path) -> None:
-    """A secret comes from one value or one file, under one name."""
+    """A secret may have one value or one file, under one name; anything more is rejected."""
     file = tmp_path / "secret"
     file.write_text("s3cret", "utf-8")
     names = ["nats_token", "QUEUE_WORKER_NATS_TOKEN", "nats_token_file", "QUEUE_WORKER_NATS_TOKEN_FILE"]

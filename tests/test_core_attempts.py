@@ -56,7 +56,7 @@ async def test_credit_after_any_outcome_equals_slots(autojump_clock: MockClock) 
 
 
 async def test_intake_delivery_beyond_slots_is_nakked(autojump_clock: MockClock) -> None:
-    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit stays right.
+    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit is unchanged.
 
     Each slot counts once, also after a message has left it.
     """
@@ -120,7 +120,7 @@ async def test_retry_jitter_shortens_the_wait(jitter: Jitter, second: int, autoj
 
 
 @pytest.mark.parametrize(
-    ("asked", "second"),
+    ("value", "second"),
     [
         (b"30", 30_004),
         (b"Tue, 14 Nov 2023 22:14:05 GMT", 45_002),
@@ -130,13 +130,13 @@ async def test_retry_jitter_shortens_the_wait(jitter: Jitter, second: int, autoj
     ],
     ids=["seconds", "date", "below the least", "above an hour", "invalid"],
 )
-async def test_retry_after_header_replaces_wait(asked: bytes, second: int, autojump_clock: MockClock) -> None:
+async def test_retry_after_header_replaces_wait(value: bytes, second: int, autojump_clock: MockClock) -> None:
     """Retry-After replaces the wait: at least the initial wait, at most an hour; an invalid value is ignored.
 
     The world begins at 22:13:20, and the date is 45 s later: at 2 ms, 44_998 ms remain.
     """
     async with World(autojump_clock) as world:
-        message = world.publish(reply(429, headers=((b"Retry-After", asked),)), reply(200))
+        message = world.publish(reply(429, headers=((b"Retry-After", value),)), reply(200))
         world.start(world.worker())
         await message.over.wait()
         assert world.starts(message) == [2, second]

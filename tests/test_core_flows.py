@@ -79,9 +79,9 @@ async def test_flow_new_with_free_slots_starts_at_once(autojump_clock: MockClock
         await first.over.wait()
         await trio.sleep(0.5)
         second = world.publish(reply(200), function="b")
-        begun = trio.current_time()
+        published_at = trio.current_time()
         await second.over.wait()
-        assert ms(world.outside.calls[-1].began - begun) < 10
+        assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
 async def test_flows_more_than_slots_take_turns(autojump_clock: MockClock) -> None:
@@ -117,9 +117,9 @@ async def test_flows_idle_have_no_consumer(autojump_clock: MockClock) -> None:
         assert not world.server.groups
         assert worker.credit == 0
         again = world.publish(reply(200), function="f7")
-        begun = trio.current_time()
+        published_at = trio.current_time()
         await again.over.wait()
-        assert ms(world.outside.calls[-1].began - begun) < 10
+        assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
 async def test_flows_of_two_workers_run_each_message_once(autojump_clock: MockClock) -> None:

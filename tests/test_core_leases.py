@@ -319,8 +319,8 @@ async def test_lease_lost_stays_lost(autojump_clock: MockClock) -> None:
 async def deliveries(consumer: Consumer) -> list[Delivery]:
     """Receive until there are deliveries, and return these."""
     while True:
-        if here := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
-            return here
+        if found := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
+            return found
 
 
 async def _leased(world: World, worker: SimulatedWorker) -> tuple[Lease, Delivery]:

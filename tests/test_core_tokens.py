@@ -37,17 +37,17 @@ def calls(world: World, function: str) -> list[Call]:
     return [call for call in world.outside.calls if call.invocation.function == function]
 
 
-def most_at_once(world: World, function: str) -> int:
+def peak_concurrency(world: World, function: str) -> int:
     """Count a function's invocations at their peak, over all workers; those of a killed worker end with it."""
     ends = [(call.ended, -1) for call in calls(world, function) if call.ended is not None]
-    running = most = 0
+    running = peak = 0
     for _, change in sorted([*((call.began, 1) for call in calls(world, function)), *ends]):
         running += change
-        most = max(most, running)
-    return most
+        peak = max(peak, running)
+    return peak
 
 
-def most_in(world: World, function: str, window: float) -> int:
+def peak_starts(world: World, function: str, window: float) -> int:
     """Count a function's starts in the busiest window of *window* seconds."""
     starts = [call.began for call in calls(world, function)]
     return max((sum(at <= other < at + window for other in starts) for at in starts), default=0)
@@ -72,7 +72,7 @@ async def test_cap_over_two_workers_is_used_and_not_exceeded(autojump_clock: Moc
         messages = backlog(world, "a", 100, 1)
         started(world)
         assert await over(messages) < 22
-        assert most_at_once(world, "a") == 5
+        assert peak_concurrency(world, "a") == 5
 
 
 async def test_rate_over_two_workers_holds_in_every_window(autojump_clock: MockClock) -> None:
@@ -82,7 +82,7 @@ async def test_rate_over_two_workers_holds_in_every_window(autojump_clock: MockC
         messages = backlog(world, "a", 50, 0.01)
         started(world)
         assert await over(messages) < 13
-        assert most_in(world, "a", 1.0) == 5
+        assert peak_starts(world, "a", 1.0) == 5
 
 
 async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
@@ -92,8 +92,8 @@ async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
         messages = backlog(world, "a", 30, 0.5)
         started(world)
         assert await over(messages) < 8
-        assert most_at_once(world, "a") <= 3
-        assert most_in(world, "a", 1.0) <= 10
+        assert peak_concurrency(world, "a") <= 3
+        assert peak_starts(world, "a", 1.0) <= 10
 
 
 async def test_cap_of_one_function_delays_no_other(autojump_clock: MockClock) -> None:
@@ -132,7 +132,7 @@ async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock:
         await trio.sleep(ACK_WAIT + 2)
         assert sum(call.ended is None for call in calls(world, "a")) == 3
         await over(messages)
-        assert most_at_once(world, "a") <= 4
+        assert peak_concurrency(world, "a") <= 4
 
 
 async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockClock) -> None:
@@ -164,7 +164,7 @@ async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> No
         await trio.sleep(0.5)
         assert sum(call.ended is None and call.began <= ended + 0.5 for call in calls(world, "a")) == 4
         await over(messages)
-        assert most_at_once(world, "a") == 4
+        assert peak_concurrency(world, "a") == 4
 
 
 async def test_cap_set_under_load_holds_until_removed(autojump_clock: MockClock) -> None:
@@ -193,7 +193,7 @@ async def test_cap_of_an_annotation_applies_to_all_workers(autojump_clock: MockC
         await trio.sleep(1)
         messages = [world.publish(reply(200, after=1), function="a", annotations=annotations) for _ in range(30)]
         await over(messages)
-        assert most_at_once(world, "a") == 3
+        assert peak_concurrency(world, "a") == 3
 
 
 @pytest.mark.parametrize("fault", ["cut", "elect", "restart", "crash"])
@@ -219,8 +219,8 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
                 case "crash":
                     world.server.crash(0.3 + number / 3)
         assert await over(messages) < 90
-        assert most_at_once(world, "a") <= 4
-        assert most_in(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
+        assert peak_concurrency(world, "a") <= 4
+        assert peak_starts(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ class Plan(NamedTuple):
     quotas: list[Quota]
     slots: list[int]
     """Number of slots of each worker."""
-    takes: list[float]
+    durations: list[float]
     """Seconds for which messages run."""
     kills: list[float]
     """Times (s) at which a worker is killed and another started."""
@@ -293,7 +293,7 @@ async def play(plan: Plan, clock: MockClock) -> None:
         for number, quota in enumerate(plan.quotas):
             world.quotas.agree(label(f"f{number}"), quota)
             for message in range(MESSAGES):
-                backlog(world, f"f{number}", 1, plan.takes[message % len(plan.takes)])
+                backlog(world, f"f{number}", 1, plan.durations[message % len(plan.durations)])
         workers = [world.start(world.worker(slots=slots)) for slots in plan.slots]
         for at in sorted(plan.kills):
             await trio.sleep_until(at)
@@ -302,8 +302,8 @@ async def play(plan: Plan, clock: MockClock) -> None:
         await trio.sleep_until(600)
         for number, quota in enumerate(plan.quotas):
             name = f"f{number}"
-            assert quota.max_inflight is None or most_at_once(world, name) <= quota.max_inflight
-            assert quota.rate is None or most_in(world, name, quota.rate.window) <= quota.rate.starts
+            assert quota.max_inflight is None or peak_concurrency(world, name) <= quota.max_inflight
+            assert quota.rate is None or peak_starts(world, name, quota.rate.window) <= quota.rate.starts
             if quota.rate is None or quota.rate.window == 1.0:  # a rate per minute can take an hour
                 assert len({call.invocation.call_id for call in calls(world, name)}) == MESSAGES
 

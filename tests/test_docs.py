@@ -330,7 +330,7 @@ def test_reliability_tables_name_existing_tests() -> None:
 
 
 def test_reliability_table_of_faults_is_complete() -> None:
-    """Every fault that the runs cause is in the table."""
+    """The table names every fault that the simulation and ``make chaos`` inject."""
     named = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
     assert {*WORKERS_AND_FUNCTIONS, *CONNECTIONS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
 

@@ -47,7 +47,7 @@ THIRD = Run("c", 40.0, 49.0, "nakked")
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_explained_example_has_its_cause_alone(name: str) -> None:
-    """Each cause alone explains its own example."""
+    """Each cause's example has this cause and no other."""
     first, again, active_faults = EXAMPLES[name]
     runs = (first, again, THIRD) if name == "another worker with the message sent a nak" else (first, again)
     assert [cause.name for cause in causes_of_repeat(first, again, active_faults, SETTINGS, runs)] == [name]
@@ -55,7 +55,7 @@ def test_explained_example_has_its_cause_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_explained_without_its_fault_is_empty(name: str) -> None:
-    """A cause by a fault holds neither without the fault, nor if it was 500 s earlier or at another worker."""
+    """A cause that needs a fault does not apply without it, 500 s after it, or to another worker."""
     first, again, active_faults = EXAMPLES[name]
     if active_faults:
         assert not causes_of_repeat(first, again, (), SETTINGS)
@@ -69,7 +69,7 @@ def test_explained_without_its_fault_is_empty(name: str) -> None:
 
 @pytest.mark.parametrize("outcome", ["retry", "nakked", "final"])
 def test_explained_overlap_without_a_cause_is_empty(outcome: str) -> None:
-    """A retry, a drain or a lost ack explains no run that began before the first had ended."""
+    """A retry, a drain or a lost ack does not explain a run that began before the first run's end."""
     first = Run("a", 0.0, 60.0, outcome)  # type: ignore[arg-type]  # one of the literals
     active_faults = (ActiveFault("drop from worker", 0.0, 60.0, "a"), ActiveFault("drain", 0.0, 60.0, "a"))
     assert not causes_of_repeat(first, NEXT, active_faults, SETTINGS)

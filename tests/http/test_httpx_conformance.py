@@ -84,7 +84,7 @@ async def test_transport_reads_a_response_as_httpx_does(case: str) -> None:
 
 
 async def test_transport_rejects_a_folded_field() -> None:
-    """Folded fields are obsolete (RFC 7230), so only httpx accepts them."""
+    """The worker's transport rejects folded fields, which are obsolete (RFC 7230) and which httpx accepts."""
     own, expected = await _results(one_answer(b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n"))
     assert own == (httpx.RemoteProtocolError,)
     assert expected[0] == 200
@@ -98,7 +98,7 @@ async def test_transport_sends_each_method_as_httpx_does(method: str) -> None:
 
 
 async def test_transport_fails_to_connect_as_httpx_does() -> None:
-    """Both raise ConnectError for a refusal and for a name without address."""
+    """The worker's transport and httpx raise ConnectError for a refusal and for a name without an address."""
     async with serving(answer_all) as server:
         port = server.port
     for url in (f"http://127.0.0.1:{port}/", "http://nowhere.invalid/"):
@@ -108,7 +108,7 @@ async def test_transport_fails_to_connect_as_httpx_does() -> None:
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"])
 async def test_transport_reports_a_reset_as_httpx_does(answer: bytes) -> None:
-    """A reset before a response and within one is not mistaken for an orderly end."""
+    """A reset before a response or within one is a read error, and not the end of a response."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)

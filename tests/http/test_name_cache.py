@@ -65,7 +65,7 @@ async def test_lookups_at_once_share_one_answer(nursery: trio.Nursery) -> None:
 
 
 async def test_lookup_of_another_host_or_port_is_not_cached(nursery: trio.Nursery) -> None:
-    """Trio has one resolver, which callbacks use too: their receivers are looked up each time."""
+    """Look-ups of other hosts, as of callbacks, are not cached, although Trio has one resolver for all."""
     resolver = FakeResolver([A], [B], [C])
     names = _names(nursery, resolver)
     assert await names.getaddrinfo(b"receiver", 80, 0, SOCK_STREAM, 0, 0) == [A]
@@ -102,7 +102,7 @@ async def test_lookup_is_remembered_for_its_age(nursery: trio.Nursery, mock_cloc
 
 
 async def test_forget_causes_a_new_lookup_but_not_while_one_runs(nursery: trio.Nursery) -> None:
-    """After a failed connect the name is looked up again; a running look-up is new enough."""
+    """After a failed connect the name is looked up again, unless a look-up is running."""
     resolver = FakeResolver([A], [B])
     names = _names(nursery, resolver)
     await _look_up(names)
@@ -136,7 +136,7 @@ async def test_lookup_that_fails_is_raised_to_all_and_not_remembered(nursery: tr
 
 
 async def test_lookup_without_answer_fails_after_its_timeout(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    """The hanging call is abandoned after LOOKUP_TIMEOUT, and the next connect starts another."""
+    """A look-up without an answer fails after LOOKUP_TIMEOUT, and the next connect starts another."""
     resolver = FakeResolver([A], blocked=True)
     names = _names(nursery, resolver)
 
@@ -153,7 +153,7 @@ async def test_lookup_without_answer_fails_after_its_timeout(nursery: trio.Nurse
 
 
 async def test_lookup_prefers_the_address_that_connected(nursery: trio.Nursery) -> None:
-    """The addresses before it failed or were slow. The order holds after another look-up, until another one wins."""
+    """The address that connected after others failed is the first one of later look-ups, until another one connects."""
     names = _names(nursery, FakeResolver([A, B, C]))
     assert await _look_up(names) == [A, B, C]
     names.connected(A[-1])

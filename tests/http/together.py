@@ -15,16 +15,16 @@ from tests.http.server import OK
 
 async def main(listener: socket.socket, context: ssl.SSLContext, number: int) -> None:
     """Serve until killed."""
-    all_here, arrived = asyncio.Event(), 0
+    all_arrived, arrived = asyncio.Event(), 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal arrived
         while True:
-            await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of what is invoked here
+            await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of the test's invocation
             arrived += 1
             if arrived == number:
-                all_here.set()
-            await all_here.wait()
+                all_arrived.set()
+            await all_arrived.wait()
             writer.write(OK)
 
     server = await asyncio.start_server(serve, sock=listener, ssl=context, backlog=number)

@@ -39,7 +39,7 @@ async def test_idle_consumer_is_deleted_after_the_threshold(tmp_path: Path) -> N
 
 
 async def test_idle_consumer_with_a_delayed_message_stays(tmp_path: Path) -> None:
-    """A message that waits for its next attempt keeps the consumer, and so its delivery count."""
+    """A consumer with a message that waits for its next attempt is not deleted, so that its delivery count remains."""
 
     def act(worker: CorelessWorker, delivery: Delivery) -> None:
         worker.queue.settle(delivery, Nak(6.0) if delivery.num_delivered == 1 else Ack(), before=inf)
@@ -53,7 +53,7 @@ async def test_idle_consumer_with_a_delayed_message_stays(tmp_path: Path) -> Non
 
 
 async def test_idle_consumer_of_a_killed_worker_is_deleted(tmp_path: Path) -> None:
-    """A consumer that a killed worker left behind is deleted by another one."""
+    """The idle consumer of a killed worker is deleted by another worker."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         async with running_worker(server, SETTINGS | {"consumer_inactive_threshold": "1h"}):
@@ -88,7 +88,7 @@ async def test_idle_consumer_with_a_message_during_its_deletion_loses_none(
 async def test_idle_consumer_with_a_message_before_its_deletion_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message that is stored while the consumer is paused keeps it, and is delivered soon."""
+    """A message that is stored while the consumer is paused prevents the deletion, and is delivered soon."""
     with NatsServer(tmp_path) as server:
         server.make_stream()
         pause = JetStream.pause_consumer

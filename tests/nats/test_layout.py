@@ -52,14 +52,14 @@ def test_consumer_state_of_a_partition_has_their_number() -> None:
 
 
 def test_consumer_set_leaves_foreign_consumers_apart() -> None:
-    """A consumer without the workers' metadata and name is part of no layout."""
+    """A consumer without the workers' metadata and name belongs to no layout."""
     layout = ConsumerSet.of([SHARED, consumer("theirs", "q.x")], DURABLE)
     assert [each.name for each in layout.foreign] == ["theirs"]
     assert layout.current == static(1)
 
 
 def test_retirement_records_filter_and_mark() -> None:
-    """Its filter matches nothing of the queue; mark, former filters and what it was retired for are in its metadata."""
+    """A retired consumer has a filter without messages, and mark, former filters and new layout in its metadata."""
     info = retired(ECHO, static(1), 5)
     assert info.config.filters == ("RETIRED.q.w-echo",)
     found = consumer_state(info)
@@ -74,7 +74,7 @@ def test_retirement_records_filter_and_mark() -> None:
 
 
 def test_retirement_leaves_the_other_fields() -> None:
-    """Retirement leaves the fields and the metadata alone that it does not use; a pause ends by itself."""
+    """Retirement changes no other fields and metadata, except that it ends a pause."""
     info = consumer("w", mode="static", other={"max_ack_pending": 7, "pause_until": "2026-01-01T00:00:00Z"})
     config = decode_config(retired(info, FUNCTION, 0).sent)
     assert config["max_ack_pending"] == 7

@@ -127,7 +127,7 @@ def test_decode_answer_without_error_returns_struct(error: str) -> None:
     ],
 )
 def test_decode_answer_with_error_raises_api_error(error: str, code: ErrorCode, text: str) -> None:
-    """An answer with an error is raised, whatever else it has."""
+    """An answer with an error raises it, also if it has other fields."""
     with pytest.raises(ApiError, match=f"^{re.escape(text)}$") as raised:
         decode_answer(f'{{"stream":"s","seq":1,"error":{error}}}'.encode(), PubAck)
     assert raised.value.err_code is code

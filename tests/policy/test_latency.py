@@ -42,7 +42,7 @@ def test_latency_first_ten_answers_are_the_usual_latency() -> None:
 
 
 def test_latency_as_many_answers_as_the_limit_are_compared() -> None:
-    """Fewer may have begun before the limit changed. The tracker knows the usual latency from the first ten already."""
+    """A comparison takes as many answers as the limit, because earlier invocations may have begun at another limit."""
     tracker = LatencyTracker()
     add(tracker, 1.0, 29, limit=30)
     assert (tracker.usual, tracker.max_limit) == (1.0, 200)
@@ -91,7 +91,7 @@ def test_latency_high_in_the_first_comparison_leads_to_no_cut() -> None:
 
 
 def test_latency_slow_is_known_before_as_many_answers_as_the_limit() -> None:
-    """From 20 answers on the limit stops rising, though a cut takes as many as the limit."""
+    """After 20 slow answers the limit stops rising, although a cut takes as many answers as the limit."""
     tracker = usual()
     add(tracker, 1.6, 19, limit=100)
     assert not tracker.slow

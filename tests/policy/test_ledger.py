@@ -17,7 +17,7 @@ def delivery(sequence: int = 1, count: int = 1, *, stored: int = EPOCH) -> Deliv
     return Delivery((sequence, stored), f"{sequence}.{count}", count, 0.0, "faas-request", b"")
 
 
-def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
+def nakked_ledger(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
     """Return a ledger that nakked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
     ledger = Ledger()
     ledger.classify(delivery(count=count), now=0.0)
@@ -49,7 +49,7 @@ def test_classify_same_sequence_in_recreated_stream_is_another_message() -> None
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_classify_running_message_extends_its_lease(count: int) -> None:
-    """While a message runs in this worker, any other delivery of it only extends its lease, whatever its count."""
+    """While a message runs in this worker, another delivery of it with any count only extends its lease."""
     ledger = Ledger()
     assert ledger.classify(delivery(count=3), now=0.0) == Start(3)
     for now in (0.0, 1e9):
@@ -80,8 +80,8 @@ def test_classify_finished_message_is_settled_again(verdict: Final, count: int) 
     ],
 )
 def test_classify_before_backoff_ends_postpones(now: float, expected: Start | Postpone) -> None:
-    """A message delivered during its back-off is postponed for the rest of it; the last second is waited here."""
-    assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
+    """A message delivered during its back-off is postponed for the rest of it, except for the last second."""
+    assert nakked_ledger(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_classify_near_the_end_of_backoff_starts(remaining: float, expected: Sta
 
 def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
     """Early deliveries change neither the end of the back-off nor the number of attempts."""
-    ledger = given_back(3, 3, 60.0)
+    ledger = nakked_ledger(3, 3, 60.0)
     assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=5), now=120.0) == Postpone(40.0)
     assert ledger.classify(delivery(count=6), now=160.0) == Start(4, 0.0)
@@ -116,32 +116,34 @@ def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
 
 def test_classify_after_nak_without_attempt_is_the_same_attempt() -> None:
     """A message that was nakked unstarted, or by the drain, is redelivered as the same attempt."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
 
 
 @pytest.mark.parametrize(("count", "attempt"), [(4, 4), (5, 5), (8, 8)])
 def test_classify_counts_deliveries_to_other_workers(count: int, attempt: int) -> None:
     """Each delivery to another worker counts as an attempt, and ends the back-off."""
-    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(attempt)
+    assert nakked_ledger(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(
+        attempt
+    )
 
 
 def test_classify_subtracts_own_naks_without_attempt() -> None:
     """Naks without an attempt stay subtracted from the delivery count after deliveries to other workers."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=10), now=100.0) == Start(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_classify_recreated_consumer_keeps_attempts(count: int) -> None:
     """A recreated consumer counts deliveries from one again, and the ledger adds them to its own attempts."""
-    ledger = given_back(3, 3, 0.0)
+    ledger = nakked_ledger(3, 3, 0.0)
     assert ledger.classify(delivery(count=count), now=100.0) == Start(3 + count)
 
 
 def test_classify_recreated_consumer_keeps_the_backoff() -> None:
     """A back-off continues when the consumer that had its delay is recreated."""
-    ledger = given_back(3, 3, 60.0)
+    ledger = nakked_ledger(3, 3, 60.0)
     assert ledger.classify(delivery(count=1), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=2), now=160.0) == Start(4)
 
@@ -158,7 +160,7 @@ def test_classify_redelivery_during_run_is_no_attempt() -> None:
 
 def test_classify_abandoned_message_counts_deliveries_again() -> None:
     """After an abandon another worker has the message, so its delivery count is its attempt again, naks included."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
     ledger.record(delivery(count=8), 3, Abandon(), counts=True, now=100.0)
     assert ledger.classify(delivery(count=9), now=100.0) == Start(9)

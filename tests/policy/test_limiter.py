@@ -13,7 +13,7 @@ from worker.policy.limiter import FIRST_REST, LONGEST_REST, Limiter, Phase
 
 
 class Worker:
-    """A worker with a backlog: it keeps as many invocations in flight as the limit allows."""
+    """A worker with a backlog, which has as many invocations in flight as the limit allows."""
 
     def __init__(self, max_limit: int = 50) -> None:
         self.limiter = Limiter(max_limit)
@@ -77,11 +77,11 @@ class Worker:
 
 def limits(worker: Worker, count: int) -> list[int]:
     """Return the next *count* limits, one for each proof by silence."""
-    seen = []
+    limits_so_far = []
     for _ in range(count):
-        seen.append(worker.limit)
+        limits_so_far.append(worker.limit)
         worker.wait(0.05)
-    return seen
+    return limits_so_far
 
 
 # Each phase, by an event that leads to it.
@@ -238,7 +238,7 @@ def test_slow_start_nothing_in_flight_is_never_due() -> None:
 
 
 def test_slow_start_answers_raise_the_limit_sooner() -> None:
-    """An answer to an invocation that filled the limit proves the same as silence, however soon it comes."""
+    """An answer to an invocation that filled the limit proves the same as silence, also before the silence ends."""
     worker = Worker()
     for limit in (2, 3, 4):
         worker.wait(0.01)
@@ -283,7 +283,7 @@ def test_hold_at_the_highest_compared_limit_is_not_probed() -> None:
 
 
 def test_limiter_with_unused_limit_never_rises() -> None:
-    """With fewer in flight than the limit it does not rise, whatever is answered, and is never due."""
+    """With fewer in flight than the limit, the limit does not rise after any answer, and is never due."""
     limiter = Limiter(50)
     for n in range(3):
         limiter.started(n * 0.05)
@@ -327,7 +327,7 @@ def test_climb_after_a_probe_grows_its_steps_from_where_it_began() -> None:
 
 
 def test_climb_refused_step_falls_to_the_accepted_limit() -> None:
-    """Each refusal of a step takes one off, down to the capacity. The messages are redelivered without an attempt."""
+    """Each refusal of a step lowers the limit by one, down to the capacity, and is no attempt."""
     worker = Worker()
     while worker.limit < 22:
         worker.wait(0.05)
@@ -339,7 +339,7 @@ def test_climb_refused_step_falls_to_the_accepted_limit() -> None:
 
 
 def test_climb_refused_step_with_late_starts_keeps_the_accepted_limit() -> None:
-    """More refusals than the step had are no evidence, though they were sent with it."""
+    """Refusals beyond the size of the step do not lower the limit, though they were sent with it."""
     worker = Worker()
     while worker.limit < 22:
         worker.wait(0.05)
@@ -354,7 +354,7 @@ def test_climb_refused_step_with_late_starts_keeps_the_accepted_limit() -> None:
 
 
 def test_climb_with_the_usual_gain_ends_without_a_refusal() -> None:
-    """Where each of the last two climbs gained 5, the third stops there. Where they differ, it goes on."""
+    """A climb ends at the gain of the last two climbs, if these gained equally."""
     worker = Worker()
     worker.climb_to(5)
     for capacity in (10, 15):
@@ -384,7 +384,7 @@ def test_hold_after_refused_probes_waits_longer_each_time() -> None:
 
 @pytest.mark.parametrize(("latency", "seconds"), [(0.4, 8.0), (0.02, 1.0), (2.0, 30.0)])
 def test_hold_waits_at_most_for_400_invocations(latency: float, seconds: float) -> None:
-    """Of 21 at once that take 0.4 s, 400 have ended after 7.6 s; but a probe waits 1 s at least, and 30 s at most."""
+    """The wait before a probe is at most the time of 400 invocations, at least 1 s and at most 30 s."""
     limiter = hold().limiter
     limiter._latency.usual = latency
     waits = []
@@ -403,7 +403,7 @@ def test_hold_waits_at_most_for_400_invocations(latency: float, seconds: float) 
 
 
 def test_probe_refused_slowly_is_redelivered_later() -> None:
-    """A silence is three times what a 429 takes, and the message is redelivered after two silences."""
+    """A silence is three times the duration of a 429, and a refused probe is redelivered after two silences."""
     worker = probe()
     worker.wait(0.04)
     assert worker.end(429) == pytest.approx(0.24)
@@ -433,13 +433,13 @@ def test_cut_repeated_takes_twice_as_much_each_time() -> None:
     limiter = Limiter(1000)
     limiter.limit = limiter._proven = limiter._foot = 500
     limiter.phase, limiter._in_flight = Phase.HOLD, 600
-    now, seen = 1.0, []
+    now, limits_so_far = 1.0, []
     for _ in range(5):
         for _ in range(2):
             limiter.ended(now, now, 429)
             now += 0.01
-        seen.append(limiter.limit)
-    assert seen == [450, 360, 216, 40, 1]
+        limits_so_far.append(limiter.limit)
+    assert limits_so_far == [450, 360, 216, 40, 1]
 
 
 def test_cut_is_doubled_at_most_four_times() -> None:

@@ -112,7 +112,7 @@ def test_refusals_silence_is_three_times_as_long_as_a_refusal(duration: float, s
 
 
 def test_refusals_doubtful_ones_do_not_change_the_silence() -> None:
-    """A timeout after 60 s does not show how long a refusal takes."""
+    """A timeout after 60 s does not change the silence, because it does not show the duration of a refusal."""
     refusals = Refusals()
     refusals.add(10.0, 70.0, certain=False)
     assert refusals.silence == 0.05
@@ -168,7 +168,7 @@ def test_refusals_are_believed_when_enough_are_in_a_row(
 
 
 def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
-    """A refusal that stood alone costs one row of two its evidence, and no more."""
+    """After one single refusal, one row of two refusals is no evidence, and later rows are."""
     refusals = Refusals()
     refusals.add(1.0, 1.01, certain=True)
     refusals.end_row()
@@ -180,7 +180,7 @@ def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
 
 
 def test_refusals_alone_are_counted_to_three_and_forgotten_by_rows() -> None:
-    """However many stood alone, three rows of refusals restore trust in a single one."""
+    """After any number of single refusals, three rows of refusals make a single one evidence again."""
     refusals, now = Refusals(), 0.0
     for _ in range(10):
         now += 1.0

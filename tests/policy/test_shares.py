@@ -169,8 +169,8 @@ def test_decide_prefetch_is_recalled_for_demand() -> None:
     decision = shares.decide(0.1)
     assert [flow.name for flow in decision.recalls] == ["a"]
     shares.take_back("a", 16, 0.2)
-    wants = {flow.name: more for flow, more in shares.decide(0.2).credits.items()}
-    assert wants == {"a": 7, "b": 7}
+    granted = {flow.name: more for flow, more in shares.decide(0.2).credits.items()}
+    assert granted == {"a": 7, "b": 7}
     assert shares.free == 16 // RESERVE
 
 

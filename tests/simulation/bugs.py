@@ -56,18 +56,18 @@ def ack_before_the_callback(patch: Patch) -> None:
     conclude = Job.conclude
     early: list[Lease] = []
 
-    async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
+    async def ack_and_conclude(self: Job, outcome: Any, verdict: Final) -> Verdict:
         if isinstance(verdict, Ack):
             early.append(self.lease)
             settle(self.services, self.lease, self.attempt, verdict, counts=True)
         return await conclude(self, outcome, verdict)
 
-    def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_unless_acked(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         if lease not in early:
             settle(services, lease, attempt, verdict, counts=counts)
 
-    patch.setattr(Job, "conclude", hasty)
-    patch.setattr("worker.job.settle", late)
+    patch.setattr(Job, "conclude", ack_and_conclude)
+    patch.setattr("worker.job.settle", settle_unless_acked)
 
 
 @shows_without_faults
@@ -75,13 +75,13 @@ def callback_for_retried_response(patch: Patch) -> None:
     """Post a callback for each response, also for one that is retried."""
     outcome_of = Job.decode_and_invoke
 
-    async def eager(self: Job) -> Any:
+    async def invoke_and_post(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
             await self._post_callback(self.invocation, outcome, lambda: None)
         return outcome
 
-    patch.setattr(Job, "decode_and_invoke", eager)
+    patch.setattr(Job, "decode_and_invoke", invoke_and_post)
 
 
 @shows_without_faults
@@ -89,11 +89,11 @@ def no_callback_for_given_up_message(patch: Patch) -> None:
     """Post no callback for a message that is given up."""
     post = Job._post_callback
 
-    async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
+    async def post_unless_last(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
         if self.attempt < self.retry.attempts:
             await post(self, invocation, outcome, failed_once)
 
-    patch.setattr(Job, "_post_callback", silent)
+    patch.setattr(Job, "_post_callback", post_unless_last)
 
 
 @shows_without_faults
@@ -114,11 +114,11 @@ def lease_extended_after_the_settlement(patch: Patch) -> None:
 def drain_without_time_limit(patch: Patch) -> None:
     """Cancel nothing at the end of shutdown_timeout."""
 
-    async def patient(self: Drain, stops: Any) -> None:
+    async def watch_once(self: Drain, stops: Any) -> None:
         await anext(stops)
         self.intake.cancel()
 
-    patch.setattr(Drain, "watch", patient)
+    patch.setattr(Drain, "watch", watch_once)
 
 
 @shows_without_faults
@@ -153,14 +153,14 @@ def one_attempt_too_many(patch: Patch) -> None:
 @shows_without_faults
 def one_slot_too_many(patch: Patch) -> None:
     """Request one message more than the worker has slots."""
-    begin = Intake.__init__
+    init = Intake.__init__
 
-    def greedy(self: Intake, services: Any, jobs: Any) -> None:
-        begin(self, services, jobs)
+    def init_with_one_more(self: Intake, services: Any, jobs: Any) -> None:
+        init(self, services, jobs)
         self._shares = Shares(services.config.slots + 1, self._make_flow)
         self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
 
-    patch.setattr(Intake, "__init__", greedy)
+    patch.setattr(Intake, "__init__", init_with_one_more)
 
 
 @shows_without_faults
@@ -173,26 +173,26 @@ def jitter_lengthens_the_wait(patch: Patch) -> None:
 @shows_without_faults
 def no_extension_in_drain(patch: Patch) -> None:
     """Record extensions in a drain without sending them."""
-    begin, cancel, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
+    init, cancel, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
 
-    def begin_again(self: Leases, queue: Any, emit: Any) -> None:
-        begin(self, queue, emit)
+    def init_and_clear(self: Leases, queue: Any, emit: Any) -> None:
+        init(self, queue, emit)
         draining.clear()
 
-    def noted(self: CancelGroup) -> None:
+    def cancel_and_record(self: CancelGroup) -> None:
         cancel(self)
         draining.append(self)
 
-    def idle(self: Leases, now: float) -> None:
+    def renew_unless_draining(self: Leases, now: float) -> None:
         if not draining:
             return renew(self, now)
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at = now
         return None
 
-    patch.setattr(Leases, "__init__", begin_again)
-    patch.setattr(CancelGroup, "cancel", noted)
-    patch.setattr(Leases, "_renew", idle)
+    patch.setattr(Leases, "__init__", init_and_clear)
+    patch.setattr(CancelGroup, "cancel", cancel_and_record)
+    patch.setattr(Leases, "_renew", renew_unless_draining)
 
 
 @shows_with_rare_faults
@@ -218,34 +218,34 @@ def unconfirmed_extensions_count(patch: Patch) -> None:
     """Treat each sent extension as confirmed."""
     renew = Leases._renew
 
-    def trusting(self: Leases, now: float) -> None:
+    def confirm_and_renew(self: Leases, now: float) -> None:
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at
         renew(self, now)
 
-    patch.setattr(Leases, "_renew", trusting)
+    patch.setattr(Leases, "_renew", confirm_and_renew)
 
 
 @shows_with_faults
 def leases_are_never_lost(patch: Patch) -> None:
     """Keep leases that were not extended in time."""
-    patch.setattr(LeaseTerms, "lost_at", lambda _, kept: kept + 1e6)
+    patch.setattr(LeaseTerms, "lost_at", lambda _, confirmed_at: confirmed_at + 1e6)
 
 
 @shows_with_faults
 def nak_after_lost_lease(patch: Patch) -> None:
     """Nak a message whose lease was lost, which disturbs the next worker."""
 
-    def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_lost(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         lease.lost = False
         settle(services, lease, attempt, verdict, counts=counts)
 
-    patch.setattr("worker.job.settle", bold)
+    patch.setattr("worker.job.settle", settle_lost)
     patch.setattr(
         "worker.job.decide",
         lambda outcome, **rest: (Nak(), True) if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
     )
-    patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.ack_wait * 2 / 3 + 1e-3)
+    patch.setattr(LeaseTerms, "lost_at", lambda self, confirmed_at: confirmed_at + self.ack_wait * 2 / 3 + 1e-3)
 
 
 @shows_with_faults
@@ -253,7 +253,7 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """Lose the credit of a message whose lease was lost."""
     stopped = Job.settle_cancelled
 
-    def costly(self: Job) -> None:
+    def drop_credit_and_stop(self: Job) -> None:
         if self.lease.lost:
             consumers[-1].add_credit(-1, "")
         stopped(self)
@@ -261,23 +261,23 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
     consumers: list[Any] = []
     run = Intake.run
 
-    async def noted(self: Intake, consumer: Any) -> None:
+    async def record_and_run(self: Intake, consumer: Any) -> None:
         consumers.append(consumer)
         await run(self, consumer)
 
-    patch.setattr(Job, "settle_cancelled", costly)
-    patch.setattr(Intake, "run", noted)
+    patch.setattr(Job, "settle_cancelled", drop_credit_and_stop)
+    patch.setattr(Intake, "run", record_and_run)
 
 
 @shows_without_faults
 def given_up_after_refused_probe(patch: Patch) -> None:
     """Give up a message after a probe of the limiter was rejected, though this is no attempt."""
 
-    def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
+    def decide_and_give_up(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
         verdict, counts = decide(outcome, probe_wait=probe_wait, **rest)
         return (Term("given up"), False) if probe_wait is not None and not counts else (verdict, counts)
 
-    patch.setattr("worker.job.decide", hasty)
+    patch.setattr("worker.job.decide", decide_and_give_up)
 
 
 @shows_with_rare_faults
@@ -285,43 +285,43 @@ def given_up_without_dead_letter(patch: Patch) -> None:
     """Give up a message whose dead letter was not stored."""
     store = Job._try_to_store
 
-    async def careless(self: Job, letter: Any) -> bool:
+    async def store_and_ignore(self: Job, letter: Any) -> bool:
         await store(self, letter)
         return True
 
-    patch.setattr(Job, "_try_to_store", careless)
+    patch.setattr(Job, "_try_to_store", store_and_ignore)
 
 
 @shows_with_faults
 def running_message_runs_again(patch: Patch) -> None:
     """Forget the running messages in the ledger."""
-    arrived = Ledger.classify
+    classify = Ledger.classify
 
-    def blind(self: Ledger, delivery: Any, *, now: float) -> Any:
+    def forget_and_classify(self: Ledger, delivery: Any, *, now: float) -> Any:
         self._running.discard(delivery.id)
-        return arrived(self, delivery, now=now)
+        return classify(self, delivery, now=now)
 
-    patch.setattr(Ledger, "classify", blind)
+    patch.setattr(Ledger, "classify", forget_and_classify)
 
 
 @shows_with_rare_faults
 def finished_message_runs_again(patch: Patch) -> None:
     """Forget the finished messages in the ledger."""
-    ended = Ledger.record
+    record = Ledger.record
 
-    def forgetful(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
-        ended(self, delivery, attempt, verdict, **rest)
+    def record_and_forget(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
+        record(self, delivery, attempt, verdict, **rest)
         if isinstance(verdict, Final):
             del self._past[delivery.id]
 
-    patch.setattr(Ledger, "record", forgetful)
+    patch.setattr(Ledger, "record", record_and_forget)
 
 
 @shows_with_rare_faults
 def early_redelivery_runs_at_once(patch: Patch) -> None:
     """Run a message at once that is redelivered before its wait is over."""
-    arrived = Ledger.classify
-    patch.setattr(Ledger, "classify", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
+    classify = Ledger.classify
+    patch.setattr(Ledger, "classify", lambda self, delivery, *, now: classify(self, delivery, now=now + 1e6))
 
 
 @shows_with_faults

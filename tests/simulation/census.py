@@ -47,7 +47,7 @@ class Census:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lives = self.messages = self.invocations = self.faults = 0
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def add(self, life: Life, stories: list[Story], causes: Counter[str], measured: int = 0) -> None:
         """Count one life."""
@@ -55,30 +55,30 @@ class Census:
         self.messages += len(stories)
         self.invocations += len(life.world.outside.calls)
         self.faults += len(life.plan.faults)
-        self.seen.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
-        self.seen.update({f"again: {cause}": number for cause, number in causes.items()})
-        self.seen["a measured wait"] += measured
-        self.seen["two or more workers at once"] += len(life.plan.workers) > 1
-        self.seen["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
+        self.counts.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
+        self.counts.update({f"again: {cause}": number for cause, number in causes.items()})
+        self.counts["a measured wait"] += measured
+        self.counts["two or more workers at once"] += len(life.plan.workers) > 1
+        self.counts["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
         for call in life.world.outside.calls:
             if call.refused:
                 status = call.outcome.status if isinstance(call.outcome, Responded) else 0
-                self.seen[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
+                self.counts[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
         for worker in life.workers:
             for _, event in worker.log:
                 if name := _name(event):
-                    self.seen[name] += 1
+                    self.counts[name] += 1
 
     def missing(self, expected: frozenset[str]) -> list[str]:
         """List the expected events that never happened."""
-        return sorted(what for what in expected if not self.seen[what])
+        return sorted(what for what in expected if not self.counts[what])
 
     def lines(self) -> list[str]:
         """Format the counts for people."""
         head = f"{self.name}: {self.lives:,} lives, {self.messages:,} messages, {self.invocations:,} invocations"
         return [
             f"{head}, {self.faults:,} faults",
-            *(f"  {number:>9,}  {what}" for what, number in sorted(self.seen.items()) if number),
+            *(f"  {number:>9,}  {what}" for what, number in sorted(self.counts.items()) if number),
         ]
 
 

@@ -106,8 +106,8 @@ def events_match_the_calls(life: Life) -> None:
 
 def _superseded(worker: SimulatedWorker) -> int:
     """Count the deliveries that arrived together with a newer one of the same message."""
-    taken = Counter((at, delivery.id) for at, delivery in worker.deliveries)
-    return sum(count - 1 for count in taken.values())
+    received = Counter((at, delivery.id) for at, delivery in worker.deliveries)
+    return sum(count - 1 for count in received.values())
 
 
 def drain_ends_in_time(life: Life, worker: SimulatedWorker) -> None:
@@ -121,19 +121,19 @@ def drain_ends_in_time(life: Life, worker: SimulatedWorker) -> None:
         return
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
     ended = next(at for at, event in worker.log if isinstance(event, DrainEnded))
-    still = sum(
+    suspended = sum(
         max(0.0, min(fault.ends, ended) - max(fault.begins, began))
         for fault in life.nemesis.active_faults
         if fault.kind in ("suspend worker", "suspend machine") and fault.worker in (None, worker.name)
     )
-    within = max(REPEAT_AFTER, min(life.plan.shutdown_timeout, expired - began)) + SETTLE_WITHIN + still
+    within = max(REPEAT_AFTER, min(life.plan.shutdown_timeout, expired - began)) + SETTLE_WITHIN + suspended
     assert ended - began <= within + EPSILON, "the drain took too long"
 
 
 def idle_worker_holds_nothing(life: Life, worker: SimulatedWorker) -> None:
     """Require that a worker that is idle or has ended has all its credit, no lease and no wait."""
-    asked = 0 if life.plan.by_function else life.plan.slots  # flows that have ended have no credit
-    assert life.free.get(worker.name, asked) == asked, "credit and slots differ"
+    expected = 0 if life.plan.by_function else life.plan.slots  # flows that have ended have no credit
+    assert life.free.get(worker.name, expected) == expected, "credit and slots differ"
     if worker.name in life.nemesis.killed or not worker.started:
         return
     services, consumer = worker.services, worker.queue.consumer
@@ -204,7 +204,7 @@ def verdicts_follow_the_policy(life: Life, story: Story) -> None:
                 assert isinstance(verdict, Nak), "a message was given up too early"
                 walls = workers[handling.worker].walls_at(handling.ended_at)
                 ranges = [story.policy.waits(outcome, handling.ended.attempt, wall) for wall in walls]
-                assert any(least - EPSILON <= verdict.delay <= most + EPSILON for least, most in ranges), (
+                assert any(shortest - EPSILON <= verdict.delay <= longest + EPSILON for shortest, longest in ranges), (
                     "a retry waits too long or too short"
                 )
         if isinstance(outcome, Responded) and handling.call:
@@ -237,8 +237,8 @@ def dead_letter_precedes_the_term(life: Life, story: Story) -> None:
 
 def callbacks_are_correct(story: Story) -> None:
     """Require that callbacks are correct, and are posted between the end of the invocation and the settlement."""
-    wanted = story.planned.callback is not None and story.planned.payload is None
-    assert wanted or not story.posts, "a callback was posted that no message requested"
+    has_callback = story.planned.callback is not None and story.planned.payload is None
+    assert has_callback or not story.posts, "a callback was posted that no message requested"
     posts: dict[int, list[Post]] = {number: [] for number in range(len(story.started))}
     for post in story.posts:
         ended = [
@@ -250,30 +250,30 @@ def callbacks_are_correct(story: Story) -> None:
         ]
         assert ended, "a callback was posted before the end of its invocation"
         posts[ended[-1]].append(post)
-    for handling, mine in zip(story.started, posts.values(), strict=True):
-        assert not wanted or not isinstance(handling.settlement, Final) or mine, (
+    for handling, own_posts in zip(story.started, posts.values(), strict=True):
+        assert not has_callback or not isinstance(handling.settlement, Final) or own_posts, (
             "a message was settled without its callback"
         )
-        assert len(mine) <= story.plan.callback_attempts, "a callback was posted too often"
+        assert len(own_posts) <= story.plan.callback_attempts, "a callback was posted too often"
         if handling.settlement:
-            assert all(post.ended is not None and post.ended <= handling.settled_at for post in mine), (
+            assert all(post.ended is not None and post.ended <= handling.settled_at for post in own_posts), (
                 "a message was settled before its callback ended"
             )
-        for post in mine:
+        for post in own_posts:
             _check_callback(story, handling, post.headers, post.callback.body)
-        for post in mine[:-1]:
+        for post in own_posts[:-1]:
             assert _is_repeated(post.result), "a callback was posted again after a final answer"
 
 
 def _check_callback(story: Story, handling: Handling, headers: dict[str, str], body: bytes) -> None:
     assert handling.ended
     assert handling.call
-    outcome, most = handling.ended.outcome, story.policy.attempts
-    attempt = min(handling.ended.attempt, most)
+    outcome, max_attempts = handling.ended.outcome, story.policy.attempts
+    attempt = min(handling.ended.attempt, max_attempts)
     assert headers["X-Function-Status"] == str(status_of(outcome)), "the callback has a wrong status"
     assert headers["X-Call-Id"] == handling.call.invocation.call_id, "the callback has a wrong call id"
     retries = (headers.get("X-Retry"), headers.get("X-Retry-Max"))
-    assert retries == ((str(attempt - 1), str(most - 1)) if attempt > 1 else (None, None)), (
+    assert retries == ((str(attempt - 1), str(max_attempts - 1)) if attempt > 1 else (None, None)), (
         "the callback has a wrong number of retries"
     )
     assert body == (outcome.body if isinstance(outcome, Responded) else b""), (

@@ -15,9 +15,9 @@ from .expected import ANNOTATIONS, RETRY_AFTER
 MOST_WORKERS = 4
 
 
-def seconds(most: float) -> st.SearchStrategy[float]:
+def seconds(max_seconds: float) -> st.SearchStrategy[float]:
     """Draw tenths of a second, because round numbers let events coincide."""
-    return st.integers(0, round(most * 10)).map(lambda tenths: tenths / 10)
+    return st.integers(0, round(max_seconds * 10)).map(lambda tenths: tenths / 10)
 
 
 def _responded(status: int, *headers: tuple[bytes, bytes]) -> Responded:

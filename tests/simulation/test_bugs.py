@@ -27,8 +27,8 @@ def _is_broken_patch(error: BaseException) -> bool:
     return isinstance(error, AttributeError | NameError | TypeError)
 
 
-def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | None:
-    """Return the number of lives after which a bug is found, or None where *most* do not find it.
+def lives_until_found(first: Sequence[Plan], plans: Any, max_lives: int) -> int | None:
+    """Return the number of lives after which a bug is found, or None where *max_lives* do not find it.
 
     The lives are the same each time: those of *first*, as in test_simulation.py, then those that Hypothesis draws. Its
     draws depend only on this file and the plans (see tests/conftest.py).
@@ -49,7 +49,7 @@ def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | Non
             raise Found(repr(error)[:200]) from None
 
     drawn = settings(
-        max_examples=most - len(first),
+        max_examples=max_lives - len(first),
         derandomize=True,
         database=None,
         deadline=None,

@@ -81,14 +81,14 @@ class Nemesis:
         await trio.sleep_until(fault.at)
         workers, now = self.world.workers, trio.current_time()
         worker = workers[fault.worker % len(workers)]
-        lasts = 0.0 if fault.kind in INSTANT else fault.seconds
+        duration = 0.0 if fault.kind in INSTANT else fault.seconds
         if fault.kind in ONE:
             if worker.is_running:
-                self.active_faults.append(ActiveFault(fault.kind, now, now + lasts, worker.name))
+                self.active_faults.append(ActiveFault(fault.kind, now, now + duration, worker.name))
                 affected = await ONE[fault.kind](self, fault, worker)
                 self.effects[fault.kind] += affected
         else:
-            self.active_faults.append(ActiveFault(fault.kind, now, now + lasts))
+            self.active_faults.append(ActiveFault(fault.kind, now, now + duration))
             affected = await ALL[fault.kind](self, fault)
             self.effects[fault.kind] += affected
 

@@ -83,8 +83,8 @@ class Deployment:
 
     def delay(self, now: float) -> float:
         """Return the seconds that a call waits for the cold start."""
-        begun = self.scaled_down_until <= now < self.scaled_down_until + self.cold_start
-        return self.scaled_down_until + self.cold_start - now if begun else 0.0
+        is_starting = self.scaled_down_until <= now < self.scaled_down_until + self.cold_start
+        return self.scaled_down_until + self.cold_start - now if is_starting else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -155,8 +155,8 @@ class Outside:
         deployment = self.deployments.get(invocation.function, Deployment())
         status = deployment.refusal(self._running[invocation.function], now)
         if status is None:
-            script, taken = self.scripts[invocation.call_id], sum(not each.refused for each in before)
-            scripted = script[min(taken, len(script) - 1)]
+            script, replies = self.scripts[invocation.call_id], sum(not each.refused for each in before)
+            scripted = script[min(replies, len(script) - 1)]
             self._running[invocation.function] += 1
         else:
             retry_after, call.refused = deployment.retry_after, True

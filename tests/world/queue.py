@@ -131,11 +131,11 @@ class FakeConsumer:
         return [each for each in self._take_buffered() if isinstance(each, Delivery)]
 
     def _take_buffered(self) -> list[Delivery | Notice]:
-        taken, self._buffer = self._buffer, []
-        for each in taken:
+        buffered, self._buffer = self._buffer, []
+        for each in buffered:
             if isinstance(each, Delivery):
                 self._queue.record_delivery(each)
-        return taken
+        return buffered
 
     def notify(self, what: Delivery | Notice) -> None:
         """Hand a delivery or notice to the worker."""

@@ -253,7 +253,7 @@ class Server:
             self._serve(flow)
 
     def cancel_requests(self, client: Client, flow: str | None = None) -> None:
-        """Withdraw a connection's requests, of one flow or of all: it asked for that, or was lost."""
+        """Delete a connection's requests, of one flow or of all, because it unsubscribed or was lost."""
         for group in self.groups.values():
             if flow in (None, group.flow):
                 for request in group.requests.of(client):

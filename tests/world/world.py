@@ -261,12 +261,12 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        late = self.nursery.cancel_scope.cancel_called
+        timed_out = self.nursery.cancel_scope.cancel_called
         self.nursery.cancel_scope.cancel()
         # The test's own error must not be raised in a group with the cancellations of this nursery.
         raised = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
         await self._open.__aexit__(*raised)
-        assert not late, "the world's time is over: the test waits for something that does not happen"
+        assert not timed_out, "the world's time is over: the test waits for something that does not happen"
         if error is None:
             assert not self.violations, self.violations
 
