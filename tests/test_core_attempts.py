@@ -192,13 +192,13 @@ async def test_decision_bug_fails_only_its_own_attempt(autojump_clock: MockClock
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await broken.over.wait()
         assert world.verbs_of(other) == [(2_003, Ack())]
-        # Only the first response needs a wait, so only it meets the bug: after the last attempt there is no wait.
+        # Only the first response needs a wait, so only it raises the exception: after the last attempt there is no wait.
         assert len(worker.events_of(WorkCrashed)) == 1
         assert world.starts(broken) == [2, 10_004]
         assert broken.verdict == Term("gave up after 2 of 2 attempts: status 503")
 
 
-async def test_annotations_override_settings(autojump_clock: MockClock) -> None:
+async def test_annotation_overrides_its_setting(autojump_clock: MockClock) -> None:
     """Each annotation of the function overrides one setting; an invalid one is logged at each attempt."""
     async with World(autojump_clock) as world:
         annotations = {
@@ -218,7 +218,7 @@ async def test_annotations_override_settings(autojump_clock: MockClock) -> None:
         assert {event.max_attempts for event in worker.events_of(InvocationEnded)} == {3}
 
 
-async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) -> None:
+async def test_attempt_number_continues_in_another_worker(autojump_clock: MockClock) -> None:
     """Another worker continues with the attempt number that the delivery count gives, up to the same limit."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=1))
@@ -232,7 +232,7 @@ async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) ->
         assert ms(trio.current_time()) == 11_004 + 1_000 + 2 + 20_000 + 1_000 + 3
 
 
-async def test_idle_worker_starts_a_new_message_at_once(autojump_clock: MockClock) -> None:
+async def test_intake_when_idle_starts_a_new_message_at_once(autojump_clock: MockClock) -> None:
     """A message that is published to an idle worker starts at once."""
     async with World(autojump_clock) as world:
         world.start(world.worker(slots=1))

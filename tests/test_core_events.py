@@ -26,7 +26,7 @@ from worker.model import Crashed, Nak, Responded, Term
 from worker.policy.retry import Retry
 
 
-async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
+async def test_events_of_a_given_up_message_have_every_field(autojump_clock: MockClock) -> None:
     """Two attempts, a dead letter that is refused once and a callback that fails once each emit an event at its time.
 
     The first attempt runs from 0.25 to 1.25 and waits 10 s; the broker receives its NAK at 1.375, and redelivers
@@ -72,7 +72,7 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
         ]
 
 
-async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
+async def test_events_of_a_malformed_message_are_dead_letter_and_settlement(autojump_clock: MockClock) -> None:
     """A message that cannot be decoded emits no start and no end, but a dead letter without function and attempts."""
     async with World(autojump_clock, latency=1 / 8) as world:
         message = world.publish(payload=b'{"Function": "../etc"}')
@@ -86,7 +86,7 @@ async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
         ]
 
 
-async def test_events_of_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
+async def test_events_of_a_crashed_attempt_have_the_error(autojump_clock: MockClock) -> None:
     """A bug emits an event with the delivery that met it, and is the outcome of the attempt."""
     async with World(autojump_clock, latency=1 / 8) as world:
         world.publish(Reply(KeyError("a bug"), after=1))

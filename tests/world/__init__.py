@@ -1,4 +1,4 @@
-"""A world for workers to live in: a broker, ways to it, functions, receivers of callbacks.
+"""A simulated world for workers: a broker, connections to it, functions, and receivers of callbacks.
 
 ::
 
