@@ -48,7 +48,7 @@ async def test_events_of_a_given_up_message_have_every_field(autojump_clock: Moc
         assert worker.services.timers.waiting == {"dead letter": 1}
         await trio.sleep_until(15)
         assert worker.services.timers.waiting == {"callback": 1, "dead letter": 0}
-        await message.over.wait()
+        await message.removed.wait()
         first, second = (delivery for _, delivery, _ in worker.queue.settlements)
         assert (first.id, first.num_delivered, second.id, second.num_delivered) == (message.id, 1, message.id, 2)
         invocation = world.outside.calls[0].invocation
@@ -77,7 +77,7 @@ async def test_events_of_a_malformed_message_are_dead_letter_and_settlement(auto
     async with World(autojump_clock, latency=1 / 8) as world:
         message = world.publish(payload=b'{"Function": "../etc"}')
         worker = world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         ((_, delivery, verdict),) = worker.queue.settlements
         assert verdict == Term("not a function's name: '../etc'")
         assert worker.events == [
@@ -111,5 +111,5 @@ async def test_invocation_started_event_has_the_wait(ahead: float, waited: float
         message = world.publish(reply(200))
         message.id = message.id[0], message.id[1] + round(ahead * 1e9)
         worker = world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         assert [event.waited for event in worker.events_of(InvocationStarted)] == [waited]
