@@ -214,7 +214,7 @@ def test_load_a_setting_under_both_names_is_rejected(name: str) -> None:
     ]
 
 
-# What others put into the environment.
+# Variables of other programs.
 
 KUBERNETES = {
     "{}_SERVICE_HOST": "10.0.0.7",
@@ -277,7 +277,7 @@ def test_load_warnings_show_no_values() -> None:
     assert "s3cret" not in "".join(load({"nats_tokn": "s3cret", "QUEUE_WORKER_NATS_TOKE": "s3cret"}).warnings)
 
 
-# What is accepted.
+# Accepted values.
 
 WORDS: dict[str, tuple[str, list[str]]] = {
     "nats_port": (
@@ -671,7 +671,7 @@ def test_without_password_masks_only_user_and_password(url: str, shown: str) -> 
     assert without_password(url) == shown
 
 
-# The whole.
+# All settings.
 
 
 def test_load_names_all_invalid_settings_at_once() -> None:

@@ -35,7 +35,7 @@ async def test_drain_started_event_counts_only_running_messages(autojump_clock: 
         world.publish(reply(200, after=5))
         worker = world.start(world.worker())
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         await _stop(worker, at=1)
         assert worker.events_of(DrainStarted) == [DrainStarted(1, 25.0)]
 
@@ -89,7 +89,7 @@ async def test_drain_past_shutdown_timeout_naks(autojump_clock: MockClock) -> No
         assert ms(worker.drain_seconds) == 25_002
         assert worker.events_of(DrainExpired) == [DrainExpired(1, "shutdown_timeout")]
         assert [event.outcome for event in worker.events_of(InvocationEnded)] == [Interrupted()]
-        await message.over.wait()
+        await message.removed.wait()
         # Extended at 10_002 and 20_002, nakked at 26_000. The NAK takes 1, and the redelivery 1 more.
         assert world.verbs_of(message) == [(10_003, None), (20_003, None), (26_001, Nak()), (26_003, Ack())]
         assert world.starts(message) == [2, 26_002]
@@ -238,7 +238,7 @@ async def test_drain_with_running_callback_naks_the_message(autojump_clock: Mock
         await trio.sleep(0.5)
         world.start(world.worker())
         await _stop(worker, at=1)
-        await message.over.wait()
+        await message.removed.wait()
         assert world.verbs_of(message) == [(6_001, Nak()), (6_003, Ack())]
         assert world.starts(message) == [2, 6_002]
         assert [post.result for post in world.outside.posts] == [None, 200]
@@ -254,7 +254,7 @@ async def test_drain_with_unstored_dead_letter_naks_the_message(autojump_clock: 
         assert world.verbs_of(message) == [(6_001, Nak())]
         world.server.refuses_dead_letters = False
         world.start(world.worker(retry=Retry(attempts=1)))
-        await message.over.wait()
+        await message.removed.wait()
         assert message.verdict == Term("gave up after 2 of 1 attempts: status 500")
         assert len(world.server.dead_letters) == 1
 

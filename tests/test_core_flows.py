@@ -30,10 +30,10 @@ def started(world: World, slots: int = 10) -> SimulatedWorker:
     return world.start(world.worker(slots=slots))
 
 
-async def over(messages: list[Message]) -> None:
+async def wait_removed(messages: list[Message]) -> None:
     """Wait until all messages are settled."""
     for message in messages:
-        await message.over.wait()
+        await message.removed.wait()
 
 
 async def test_flow_alone_gets_all_slots(autojump_clock: MockClock) -> None:
@@ -53,10 +53,10 @@ async def test_flows_with_backlogs_share_slots_evenly(autojump_clock: MockClock)
         for second in range(1, 6):
             await trio.sleep_until(second + 0.5)
             assert running(world, second + 0.5) == {"a": 5, "b": 5}
-        await over(other)
+        await wait_removed(other)
         await trio.sleep(0.5)
         assert running(world, trio.current_time()) == {"a": 10}
-        await over(one)
+        await wait_removed(one)
         assert ms(trio.current_time()) < 9_200  # nine rounds of ten
 
 
@@ -67,7 +67,7 @@ async def test_flow_new_beside_a_backlog_starts_in_the_next_free_slot(autojump_c
         started(world)
         await trio.sleep(3.5)
         message = world.publish(reply(200), function="b")
-        await message.over.wait()
+        await message.removed.wait()
         assert trio.current_time() < 4.1
 
 
@@ -76,11 +76,11 @@ async def test_flow_new_with_free_slots_starts_at_once(autojump_clock: MockClock
     async with World(autojump_clock, by_function=True) as world:
         started(world)
         first = world.publish(reply(200), function="a")
-        await first.over.wait()
+        await first.removed.wait()
         await trio.sleep(0.5)
         second = world.publish(reply(200), function="b")
         published_at = trio.current_time()
-        await second.over.wait()
+        await second.removed.wait()
         assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
@@ -101,7 +101,7 @@ async def test_flow_with_due_retry_is_served(autojump_clock: MockClock) -> None:
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(503), reply(200), function=f"f{number}") for number in range(20)]
         started(world, slots=2)
-        await over(messages)
+        await wait_removed(messages)
         seconds = [world.starts(message)[1] - world.starts(message)[0] for message in messages]
         assert all(10_000 <= each < 13_000 for each in seconds)
 
@@ -111,14 +111,14 @@ async def test_flows_idle_have_no_consumer(autojump_clock: MockClock) -> None:
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(200), function=f"f{number}") for number in range(1_000)]
         worker = started(world)
-        await over(messages)
+        await wait_removed(messages)
         assert len(world.server.groups) == 1_000
         await trio.sleep(40)
         assert not world.server.groups
         assert worker.credit == 0
         again = world.publish(reply(200), function="f7")
         published_at = trio.current_time()
-        await again.over.wait()
+        await again.removed.wait()
         assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
@@ -128,6 +128,6 @@ async def test_flows_of_two_workers_run_each_message_once(autojump_clock: MockCl
         messages = backlog(world, "a", 100, 1) + backlog(world, "b", 100, 1)
         started(world, slots=5)
         started(world, slots=5)
-        await over(messages)
+        await wait_removed(messages)
         assert trio.current_time() < 21
         assert len(world.outside.calls) == 200

@@ -21,7 +21,7 @@ async def test_early_deliveries_at_once_are_nakked_once(autojump_clock: MockCloc
         worker = world.start(world.worker(slots=3))
         await trio.sleep(0.5)
         worker.link.stall(7.5)
-        await message.over.wait()
+        await message.removed.wait()
         # The NAK of 1_002 is delayed until 8_000. So the broker redelivers at 3_001 and 6_001 (1 each way), both
         # deliveries arrive at 8_000, and 3_002 of the wait's 10_000 remain.
         settlements = [(ms(at), settlement) for at, _, settlement in worker.queue.settlements]
@@ -41,7 +41,7 @@ async def test_retry_after_of_an_hour_with_limiter_is_given_up_in_time(autojump_
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, headers=((b"Retry-After", b"3600"),)))
         world.start(world.worker(retry=Retry(3), adaptive=True))
-        await message.over.wait()
+        await message.removed.wait()
         assert len(world.starts(message)) == 3
         assert trio.current_time() < 3 * 3600
 
@@ -54,6 +54,6 @@ async def test_slow_refusals_with_limiter_are_given_up_in_time(autojump_clock: M
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, after=3))
         world.start(world.worker(retry=Retry(3), adaptive=True))
-        await message.over.wait()
+        await message.removed.wait()
         assert trio.current_time() < 300
         assert len(world.starts(message)) < 25

@@ -27,7 +27,7 @@ async def test_lease_is_extended_at_each_third(autojump_clock: MockClock) -> Non
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=35))
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         await trio.sleep(100)
         assert world.verbs_of(message) == [(10_003, None), (20_003, None), (30_003, None), (35_003, Ack())]
 
@@ -37,7 +37,7 @@ async def test_lease_of_long_invocation_is_extended(autojump_clock: MockClock) -
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=3605))
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [2]
         # 360 extensions, after 10, 20 … 3600 s, and the acknowledgement.
         assert len(world.verbs_of(message)) == 361
@@ -51,7 +51,7 @@ async def test_leases_of_different_age_are_extended_at_their_own_times(autojump_
         worker = world.start(world.worker())
         await trio.sleep(4)
         later = world.publish(reply(200, after=25))  # it arrives at 4_001
-        await later.over.wait()
+        await later.removed.wait()
         for message in first:
             assert world.verbs_of(message) == [(10_003, None), (20_003, None), (25_003, Ack())]
         assert world.verbs_of(later) == [(14_002, None), (24_002, None), (29_002, Ack())]
@@ -72,7 +72,7 @@ async def test_lease_without_confirmation_is_lost(autojump_clock: MockClock) -> 
         assert worker.times(LeaseExpired) == [20_002]
         assert [event.outcome for event in worker.events_of(InvocationEnded)] == [LeaseLost()]
         assert worker.events_of(Settled) == [Settled(Abandon())]
-        await message.over.wait()
+        await message.removed.wait()
         # The extension of 10_002 is sent again every 2 s until 20_002. The broker redelivers the message 30 s after
         # the last one, which it received at 18_003.
         assert world.verbs_of(message)[:6] == [
@@ -119,7 +119,7 @@ async def test_lease_without_received_extension_is_lost(autojump_clock: MockCloc
         worker = world.worker()
         worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(call.ended or 0) for call in world.outside.calls] == [20_002, 30_002]
         # Delivered at 1, and again 30_000 later.
         assert world.starts(message) == [2, 30_002]
@@ -135,7 +135,7 @@ async def test_lease_with_late_confirmation_counts_from_the_sending(autojump_clo
         worker.link.from_broker.stalled_until = 19.0
         await trio.sleep_until(19.5)
         worker.link.cut(15)
-        await message.over.wait()
+        await message.removed.wait()
         # Sent at 10_002, confirmed at 19_000: the NAK of 25_002 may be sent until 30_002, and the connection returns at
         # 34_500. The broker last received an extension at 18_003, and waits 30_000 from then.
         assert world.verbs_of(message)[-2:] == [(18_003, None), (48_005, Ack())]
@@ -174,7 +174,7 @@ async def test_nak_too_late_is_not_sent(autojump_clock: MockClock) -> None:
         worker = world.start(world.worker())
         await trio.sleep(1)
         worker.link.cut(40)
-        await message.over.wait()
+        await message.removed.wait()
         # Decided at 5_002, to be sent before 20_002. Due again at 30_001, it arrives 2 after the reconnect.
         assert world.verbs_of(message) == [(41_003, Ack())]
         assert world.starts(message) == [2, 41_002]
@@ -186,7 +186,7 @@ async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, 
     worker = world.start(world.worker())
     await trio.sleep(begin)
     worker.link.cut(seconds)
-    await message.over.wait()
+    await message.removed.wait()
     return message, worker
 
 
@@ -203,7 +203,7 @@ async def test_intake_after_a_cut_has_all_credit(autojump_clock: MockClock) -> N
         worker.link.cut(10)
         messages = [world.publish(reply(200, after=1)) for _ in range(4)]
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         assert [world.starts(message) for message in messages] == [[11_002], [11_002], [12_004], [12_004]]
         assert world.outside.peak["worker-1"] == 2
 
@@ -215,7 +215,7 @@ async def test_lease_follows_a_changed_ack_wait(autojump_clock: MockClock) -> No
         world.start(world.worker())
         await trio.sleep(5)
         world.server.recreate_consumers(ack_wait=9)
-        await message.over.wait()
+        await message.removed.wait()
         # Redelivered at 5_003, and extended every 3_000 from then on.
         assert world.verbs_of(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
 
@@ -267,7 +267,7 @@ async def test_lease_lost_during_a_callback_cancels_it(autojump_clock: MockClock
         worker = world.worker()
         worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
         assert ms(world.outside.posts[0].ended or 0) == 20_002
         assert world.verbs_of(message) == [(30_003, Ack())]
@@ -280,7 +280,7 @@ async def test_lease_lost_between_callbacks_ends_them(autojump_clock: MockClock)
         worker = world.worker(callback_backoff=Backoff(60, 60))
         worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert worker.times(LeaseExpired) == [20_002]
         assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
         assert world.verbs_of(message) == [(30_003, Ack())]
@@ -291,7 +291,7 @@ async def test_lease_between_callbacks_is_extended(autojump_clock: MockClock) ->
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(500), Answer(200)])
         world.start(world.worker(callback_backoff=Backoff(40, 100)))
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(post.began) for post in world.outside.posts] == [2, 40_002, 120_002]
         assert world.starts(message) == [2]
         assert world.verbs_of(message)[-1] == (120_003, Ack())
@@ -380,6 +380,6 @@ async def test_settle_in_suspended_process_sends_no_nak(autojump_clock: MockCloc
         await trio.sleep(1)
         autojump_clock.jump(60)
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
             assert [settlement for _, settlement in world.verbs_of(message)] == [Ack()]
             assert len(world.starts(message)) == 2

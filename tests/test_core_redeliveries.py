@@ -23,7 +23,7 @@ async def test_redelivery_while_running_is_not_run(autojump_clock: MockClock) ->
         worker = world.start(world.worker())
         await trio.sleep(5)
         world.server.recreate_consumers()
-        await message.over.wait()
+        await message.removed.wait()
         # Detected at 5_001, requested at 5_002, redelivered at 5_003. The next extension, at 15_003, is after the end.
         assert worker.times(Redelivered) == [5_003]
         ((_, newest, _),) = worker.queue.settlements
@@ -42,7 +42,7 @@ async def test_redelivery_when_finished_is_acked_again(autojump_clock: MockClock
         worker.link.to_broker.dropped_kinds = {"settlement"}
         await trio.sleep(30.5)
         worker.link.to_broker.dropped_kinds = ()
-        await message.over.wait()
+        await message.removed.wait()
         # Delivered at 1 and again at 30_001. The first ack, which is sent again every 2_000, arrives first:
         # 1_002 + 15 * 2_000 = 31_002.
         assert worker.times(Redelivered) == [30_002]
@@ -67,7 +67,7 @@ async def test_redelivery_when_given_up_is_termed_again(autojump_clock: MockCloc
         worker.link.to_broker.dropped_kinds = {"settlement"}
         await trio.sleep(30.5)
         worker.link.to_broker.dropped_kinds = ()
-        await message.over.wait()
+        await message.removed.wait()
         assert message.verdict == Term("gave up after 1 of 1 attempts: status 500")
         assert world.starts(message) == [2]
         assert len(world.server.dead_letters) == 1
@@ -85,7 +85,7 @@ async def test_redelivery_early_by_less_than_a_second_is_held(autojump_clock: Mo
         # Due at 10_803, which the restart rounds to a whole second: it arrives at 10_001, and waits until 10 s after
         # the verdict at 802.
         assert worker.services.timers.waiting["early redelivery"] == 1
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [802, 10_802]
         assert worker.services.timers.waiting["early redelivery"] == 0
 
@@ -97,7 +97,7 @@ async def test_redelivery_early_by_more_is_nakked(autojump_clock: MockClock) -> 
         worker = world.start(world.worker())
         await trio.sleep(5)
         world.server.recreate_consumers()
-        await message.over.wait()
+        await message.removed.wait()
         # Redelivered at 5_003, when 4_999 remain; the broker receives the NAK at 5_004, and its delay ends at 10_003.
         assert worker.times(Redelivered) == [5_003]
         (_, _, _), (_, early, _), (_, _, _) = worker.queue.settlements
@@ -116,7 +116,7 @@ async def test_redelivery_held_is_extended(autojump_clock: MockClock) -> None:
         world.start(world.worker(retry=Retry(backoff=Backoff(10, 10))))
         await trio.sleep(2)
         world.server.restart(down=0)
-        await message.over.wait()
+        await message.removed.wait()
         # Due at 10_843, an ack wait after 9_943, which the restart rounds to 9_000. So it is redelivered at 9_900,
         # arrives at 9_901, starts 10 s after 842, and is extended at 10_201, 10_501 and 10_801.
         extended = [(10_202, None), (10_502, None), (10_802, None)]

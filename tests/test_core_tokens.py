@@ -58,10 +58,10 @@ def started(world: World, count: int = 2, slots: int = 10) -> list[SimulatedWork
     return [world.start(world.worker(slots=slots)) for _ in range(count)]
 
 
-async def over(messages: list[Message]) -> float:
+async def wait_removed(messages: list[Message]) -> float:
     """Wait until all messages are settled, and return the time."""
     for message in messages:
-        await message.over.wait()
+        await message.removed.wait()
     return trio.current_time()
 
 
@@ -71,7 +71,7 @@ async def test_cap_over_two_workers_is_used_and_not_exceeded(autojump_clock: Moc
         world.quotas.agree(label("a"), Quota(max_inflight=5))
         messages = backlog(world, "a", 100, 1)
         started(world)
-        assert await over(messages) < 22
+        assert await wait_removed(messages) < 22
         assert peak_concurrency(world, "a") == 5
 
 
@@ -81,7 +81,7 @@ async def test_rate_over_two_workers_holds_in_every_window(autojump_clock: MockC
         world.quotas.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         messages = backlog(world, "a", 50, 0.01)
         started(world)
-        assert await over(messages) < 13
+        assert await wait_removed(messages) < 13
         assert peak_starts(world, "a", 1.0) == 5
 
 
@@ -91,7 +91,7 @@ async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
         world.quotas.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
         messages = backlog(world, "a", 30, 0.5)
         started(world)
-        assert await over(messages) < 8
+        assert await wait_removed(messages) < 8
         assert peak_concurrency(world, "a") <= 3
         assert peak_starts(world, "a", 1.0) <= 10
 
@@ -103,7 +103,7 @@ async def test_cap_of_one_function_delays_no_other(autojump_clock: MockClock) ->
         backlog(world, "a", 100, 1)
         others = backlog(world, "b", 90, 1)
         started(world, count=1)
-        assert await over(others) < 11.5
+        assert await wait_removed(others) < 11.5
 
 
 async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -> None:
@@ -117,7 +117,7 @@ async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -
         await trio.sleep(3)
         began = trio.current_time()
         started(world, count=1)
-        assert await over(messages) - began < 13
+        assert await wait_removed(messages) - began < 13
 
 
 async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock: MockClock) -> None:
@@ -131,7 +131,7 @@ async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock:
         first.kill()
         await trio.sleep(ACK_WAIT + 2)
         assert sum(call.ended is None for call in calls(world, "a")) == 3
-        await over(messages)
+        await wait_removed(messages)
         assert peak_concurrency(world, "a") <= 4
 
 
@@ -163,7 +163,7 @@ async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> No
         ended = trio.current_time()
         await trio.sleep(0.5)
         assert sum(call.ended is None and call.began <= ended + 0.5 for call in calls(world, "a")) == 4
-        await over(messages)
+        await wait_removed(messages)
         assert peak_concurrency(world, "a") == 4
 
 
@@ -189,10 +189,10 @@ async def test_cap_of_an_annotation_applies_to_all_workers(autojump_clock: MockC
     async with World(autojump_clock, by_function=True) as world:
         annotations = {"com.openfaas.queue.max_inflight": "3"}
         started(world)
-        await over([world.publish(reply(200), function="a", annotations=annotations)])
+        await wait_removed([world.publish(reply(200), function="a", annotations=annotations)])
         await trio.sleep(1)
         messages = [world.publish(reply(200, after=1), function="a", annotations=annotations) for _ in range(30)]
-        await over(messages)
+        await wait_removed(messages)
         assert peak_concurrency(world, "a") == 3
 
 
@@ -218,7 +218,7 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
                     world.server.restart(0.3 + number / 3)
                 case "crash":
                     world.server.crash(0.3 + number / 3)
-        assert await over(messages) < 90
+        assert await wait_removed(messages) < 90
         assert peak_concurrency(world, "a") <= 4
         assert peak_starts(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
 
@@ -241,7 +241,7 @@ async def test_tokens_without_faults_cover_each_requested_message(
         world.quotas.agree(label("a"), quota)
         messages = backlog(world, "a", 100, seconds)
         started(world)
-        await over(messages)
+        await wait_removed(messages)
         assert {verdict for message in messages for _, verdict in world.verbs_of(message)} <= {None, Ack()}
 
 

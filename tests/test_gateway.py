@@ -56,7 +56,7 @@ def stored(nats: NatsServer, answer: Response) -> list[StoredMessage]:
     return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
 
 
-# What is queued.
+# Queued invocations.
 
 
 def test_post_accepted_answers_202_with_the_stored_message_s_call_id(nats: NatsServer, gateway: Gateway) -> None:
@@ -84,9 +84,7 @@ def test_post_accepted_answers_202_with_the_stored_message_s_call_id(nats: NatsS
     }
 
 
-def test_post_without_namespace_publishes_on_the_default_namespace_s_subject(
-    nats: NatsServer, gateway: Gateway
-) -> None:
+def test_post_without_namespace_uses_the_default_namespace(nats: NatsServer, gateway: Gateway) -> None:
     """Without a namespace the message is published on the default namespace's subject, with the name as written."""
     (message,) = stored(nats, gateway.queue("echo"))
     assert message.subject == "faas-request.0.echo.openfaas-fn"
@@ -140,7 +138,7 @@ def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
     connection.close()
 
 
-# What is refused.
+# Rejected requests.
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:
                 raw.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
             answer = _until_closed(raw)
         except ConnectionError:
-            answer = b""  # it was closed while we were still sending
+            answer = b""  # the connection was closed before all was sent
     assert not answer or answer.startswith(b"HTTP/1.1 400 ")
     assert gateway.ready()
 
@@ -273,7 +271,7 @@ def test_body_that_breaks_off_queues_nothing() -> None:
         asyncio.run(_read(BodyReader(), disconnected))
 
 
-# When the queue cannot take it.
+# Failures of the queue.
 
 
 def test_post_without_a_stream_answers_503(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def newcomer(*, free: bool) -> Figure:
         await trio.sleep(10.7)
         stored = trio.current_time()
         message = world.publish(reply(200, after=0.1), function="new")
-        await message.over.wait()
+        await message.removed.wait()
         return next(call.began for call in world.outside.calls if call.invocation.function == "new") - stored
 
     value = _run(live)

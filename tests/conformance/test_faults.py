@@ -23,7 +23,7 @@ async def test_restart_counts_the_ack_wait_from_the_publication(autojump_clock: 
         worker = world.start(world.worker())
         await trio.sleep(2)
         world.server.restart(down=1)
-        await message.over.wait()
+        await message.removed.wait()
         # The server runs at 53_000; the pull request arrives at 53_001, the message at 53_002; the ledger contains it.
         assert worker.times(Redelivered) == [53_002]
         assert world.starts(message) == [50_002]
@@ -38,7 +38,7 @@ async def test_crash_loses_a_nak_that_was_not_written(autojump_clock: MockClock)
         await trio.sleep(0.1)
         # Delivered and written at 1, nakked at 3; the nak would have been written at 101.
         world.server.crash(down=1)
-        await message.over.wait()
+        await message.removed.wait()
         assert world.verbs_of(message)[0] == (3, Nak(10))
         assert world.starts(message) == [2, 30_001]
 
@@ -54,7 +54,7 @@ async def test_crash_keeps_a_nak_that_was_written(autojump_clock: MockClock) -> 
         await trio.sleep_until(10.25)
         # Nakked at 503 for 10 s, which the disk stores as until 10_000; the worker waits for the rest.
         assert worker.services.timers.waiting["early redelivery"] == 1
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [502, 10_502]
 
 
@@ -66,8 +66,8 @@ async def test_settlement_without_a_leader_is_sent_again(autojump_clock: MockClo
         await trio.sleep(4)
         world.server.elect(3)
         other = world.publish(reply(200))
-        await other.over.wait()
-        await message.over.wait()
+        await other.removed.wait()
+        await message.removed.wait()
         # Sent at 5_002 and lost, and again at 7_002. The new leader is announced at 7_001, the request there at 7_002.
         assert world.verbs_of(message) == [(7_003, Ack())]
         assert world.starts(other) == [7_003]
@@ -82,7 +82,7 @@ async def test_pull_request_to_a_dead_leader_is_sent_again(autojump_clock: MockC
         world.server.elect(2, notifies=False)
         await trio.sleep_until(4)
         message = world.publish(reply(200))
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [12_002]
         assert worker.credit == 2
 
@@ -96,8 +96,8 @@ async def test_new_leader_keeps_the_delays_of_naks(autojump_clock: MockClock) ->
         worker = world.start(world.worker())
         await trio.sleep(2)
         world.server.elect(1)
-        await waits.over.wait()
-        await runs.over.wait()
+        await waits.removed.wait()
+        await runs.removed.wait()
         assert world.starts(waits) == [20_502, 30_504]
         # Extensions would have begun at 30_502.
         assert worker.times(Redelivered) == [30_001]

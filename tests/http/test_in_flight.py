@@ -90,7 +90,7 @@ def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with socket.create_server(("127.0.0.1", 0), backlog=MANY) as listener:
         arguments = [str(listener.fileno()), str(tmp_path / "cert.pem"), str(MANY)]
-        command = [sys.executable, "-m", "tests.http.together", *arguments]
+        command = [sys.executable, "-m", "tests.http.tls_server", *arguments]
         server = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=ROOT)
         port = listener.getsockname()[1]
     yield f"https://127.0.0.1:{port}"

@@ -102,7 +102,7 @@ def test_deleter_message_of_a_retired_consumer_is_deleted() -> None:
     """The worker deletes a message that is settled through a retired consumer, and no other message."""
 
     def act(worker: Worker) -> None:
-        assert not worker.retired.names, "without a retired consumer it costs nothing"
+        assert not worker.retired.names, "no consumer is retired yet"
         worker.observe("old")
         worker.settle(7, "old")
         worker.settle(8, "new")

@@ -218,7 +218,7 @@ async def test_migration_killed_before_a_deletion_repeats_the_message(
                 ack_held(old)
                 with trio.move_on_after(1) as unsettled:
                     await old.queue.wait_settled()
-                assert unsettled.cancelled_caught, "settled, though nothing is deleted"
+                assert unsettled.cancelled_caught, "settled before the message was deleted"
                 await until(lambda: server.state()["messages"] == 0, "all messages to be settled")
                 await until(lambda: "retired" not in str(consumers(server)), "the retired consumers to be deleted")
         assert Counter(each.id for each in new.deliveries) == Counter(

@@ -62,7 +62,7 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "function mode, no consumer": (FUNCTION, Observed(), [Serve(FUNCTION)]),
     "static mode, no consumer": (ONE, Observed(), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "two partitions, no consumer": (TWO, Observed(), [Serve(TWO), BindShared("w-p1", TWO, alone=True)]),
-    # The layout that is wanted.
+    # The desired layout.
     "function mode as wanted": (FUNCTION, Observed(found(ECHO, OTHER)), [Serve(FUNCTION)]),
     "static mode as wanted": (ONE, Observed(found(SHARED)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "OpenFaaS's own consumer": (ONE, Observed(found(OPENFAAS)), [Serve(ONE), BindShared("w", ONE, alone=True)]),

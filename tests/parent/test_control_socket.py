@@ -44,7 +44,7 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[ControlSocket, Worker
     worker_end.close()
 
 
-async def test_query_returns_each_question_s_own_answer() -> None:
+async def test_query_returns_the_answer_to_its_question() -> None:
     """Each query gets the answer to its own question, with texts in UTF-8 of any length."""
     worker = Worker()
     worker.text = "\u2028x" * 500_000
@@ -75,7 +75,7 @@ async def test_query_of_a_hanging_worker_times_out(autojump_clock: trio.testing.
         assert worker.num_queries == 2
 
 
-async def test_end_of_one_side_ends_the_other() -> None:
+async def test_control_socket_end_of_one_side_ends_the_other() -> None:
     """When a process or the parent ends, the other end stops serving, and a query has no answer."""
     parent_end, worker_end = socket.socketpair()
     control, rank = ControlSocket(parent_end), WorkerRank(1, 2, worker_end)
@@ -92,7 +92,7 @@ async def test_end_of_one_side_ends_the_other() -> None:
     worker_end.close()
 
 
-async def test_frame_cut_short_is_followed_by_no_other() -> None:
+async def test_control_socket_sends_nothing_after_a_partial_frame() -> None:
     """A process sends nothing after a partial frame, because the parent could not find the next frame."""
     worker = Worker()
     worker.text = "x" * 10_000_000

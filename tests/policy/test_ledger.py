@@ -29,7 +29,7 @@ def nakked_ledger(count: int, attempt: int, delay: float, *, attempted: bool = T
 
 
 @pytest.mark.parametrize("count", [1, 2, 57])
-def test_classify_unknown_message_starts_as_the_attempt_of_its_delivery_count(count: int) -> None:
+def test_classify_unknown_message_takes_its_delivery_count_as_attempt(count: int) -> None:
     """Without an entry for a message, its delivery count is its attempt, and it starts at once."""
     assert Ledger().classify(delivery(count=count), now=5.0) == Start(count, 0.0)
 

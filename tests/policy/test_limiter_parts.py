@@ -42,7 +42,7 @@ def test_probe_times_after_an_early_probe_reach_the_end_of_the_period() -> None:
     assert times.next_at == pytest.approx(133.9)
 
 
-def test_probe_times_of_short_periods_wait_two_seconds_after_an_early_probe() -> None:
+def test_probe_times_of_short_periods_wait_two_seconds() -> None:
     """A fifth of a period of 5 s is 1 s, which is less than a first probe waits."""
     times = ProbeTimes()
     times.follow(5, 100.0, 30.0)
@@ -167,7 +167,7 @@ def test_refusals_are_believed_when_enough_are_in_a_row(
     assert refusals.in_row == 0
 
 
-def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
+def test_refusals_single_once_need_one_more_row() -> None:
     """After one single refusal, one row of two refusals is no evidence, and later rows are."""
     refusals = Refusals()
     refusals.add(1.0, 1.01, certain=True)
@@ -179,7 +179,7 @@ def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
     assert refusals.are_believed(certain=True, above_proof=True)
 
 
-def test_refusals_alone_are_counted_to_three_and_forgotten_by_rows() -> None:
+def test_refusals_single_often_need_three_more_rows() -> None:
     """After any number of single refusals, three rows of refusals make a single one evidence again."""
     refusals, now = Refusals(), 0.0
     for _ in range(10):

@@ -75,7 +75,7 @@ class Broker:
 
 
 def test_shares_two_flows_with_backlog_are_equal() -> None:
-    """Two flows with a backlog have equally many slots, whatever one had before the second appeared."""
+    """Two flows with a backlog have equally many slots, also if one had all before the second appeared."""
     broker = Broker(50, {"a": inf, "b": 0})
     seconds = {"a": 1.0, "b": 1.0}
     broker.work(seconds, 10.5)

@@ -61,9 +61,9 @@ def attempts_are_consecutive(life: Life, story: Story) -> None:
     if all(counted):
         assert attempts == sorted(set(attempts)), "an attempt was made twice"
     elif len(life.workers) > 1:
-        return  # an attempt that did not count for one worker counts for the next, which cannot know it
+        return  # an attempt that did not count for one worker counts for the next, which has no record of it
     if story.num_drain_naks:
-        # Attempts that the drain nakked do not count, but the next worker cannot know that.
+        # Attempts that the drain nakked do not count, but the next worker has no record of them.
         return
     assert attempts == [1 + sum(counted[:number]) for number in range(len(attempts))], "an attempt is missing"
     # The drain gives up a callback that has failed.

@@ -92,7 +92,7 @@ async def test_function_at_capacity_answers_429(autojump_clock: MockClock) -> No
         messages = [world.publish(reply(200, after=1)) for _ in range(2)]
         world.start(world.worker(retry=Retry(backoff=Backoff(0.5, 0.5))))
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         calls = sorted((ms(call.began), call.refused) for call in world.outside.calls)
         # Rejected at 2 with a wait of 2 s, it arrives again 2 ms after that wait, and ends 1 s later.
         assert calls == [(2, False), (2, True), (2_004, False)]

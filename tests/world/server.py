@@ -45,7 +45,7 @@ class Message:
     published: float
     token: str = ""
     """Token of its newest delivery."""
-    over: trio.Event = field(default_factory=trio.Event)
+    removed: trio.Event = field(default_factory=trio.Event)
     """Event that is set when the message has left the stream."""
     verdict: Settlement | None = None
     """Settlement that took it off the stream."""
@@ -403,7 +403,7 @@ class Server:
             if isinstance(settlement, Term) and _key(message.id) not in self.dead_letters:
                 self.missing_dead_letters.add(sequence)
             message.verdict = settlement
-            message.over.set()
+            message.removed.set()
 
     def _serve(self, flow: str | None = None) -> None:
         """Deliver the messages of one flow or of all for which requests are open."""

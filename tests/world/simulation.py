@@ -151,7 +151,7 @@ class Life:
             if all(worker.name in self._leaving | self.nemesis.killed for worker in self.workers):
                 self._start(self._worker())
             for message in self.messages:
-                await message.over.wait()
+                await message.removed.wait()
             await trio.sleep(IDLE_TIME)
             for worker in self.workers:
                 if worker.name not in self._leaving and not worker.ended.is_set():

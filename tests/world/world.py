@@ -266,7 +266,7 @@ class World:
         # The test's own error must not be raised in a group with the cancellations of this nursery.
         raised = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
         await self._open.__aexit__(*raised)
-        assert not timed_out, "the world's time is over: the test waits for something that does not happen"
+        assert not timed_out, "the test exceeded LONGEST: it waits for an event that does not happen"
         if error is None:
             assert not self.violations, self.violations
 

@@ -1,6 +1,6 @@
-"""A TLS server of its own process, for its half of the work: ``python -m tests.http.together FD CERTIFICATE NUMBER``.
+"""A TLS server in a process of its own, to use another core: ``python -m tests.http.tls_server FD CERTIFICATE NUMBER``.
 
-On the listening socket that it inherits as FD it answers no request before NUMBER have arrived, then each.
+It listens on the inherited socket FD, and answers no request before NUMBER requests have arrived.
 """
 
 from __future__ import annotations
