@@ -1,7 +1,7 @@
-"""The speed of the worker beside its peers: ``make bench``. docs/performance.md describes all measurements.
+"""Benchmarks of the worker and its peers: ``make bench``. docs/performance.md describes all measurements.
 
-Read in this order: :mod:`benchmarks.stage` is one run, a broker, a function server and a contender on it (with
+In order of reading: :mod:`benchmarks.stage` is one run of a broker, a function server and a contender (with
 :mod:`benchmarks.programs` and :mod:`benchmarks.queue` below it);
-:mod:`benchmarks.contenders` who they are; each module of :mod:`benchmarks.figures` measures one line of the table;
-:mod:`benchmarks.report` writes it. The peers are whole little programs, in ``benchmarks/peers``.
+:mod:`benchmarks.contenders` lists the contenders; each module of :mod:`benchmarks.figures` measures one figure;
+:mod:`benchmarks.report` writes the tables. The peers are small complete programs, in ``benchmarks/peers``.
 """

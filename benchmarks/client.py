@@ -1,8 +1,8 @@
-"""A client that sends the same request over and over: what a server can take, the client not being the bottleneck.
+"""A client that repeats one request on many connections, to measure the capacity of a server.
 
 ``python -m benchmarks.client HOST:PORT PATH COUNT CONNECTIONS < body``
 
-One request at a time on each connection. Prints how many were answered in the right way (2xx), in how many
+One request at a time on each connection. Prints how many were answered with 2xx, in how many
 seconds, and how much CPU (s) that took here.
 """
 
@@ -30,7 +30,7 @@ class Load:
         self.done = asyncio.Event()
 
     def answered(self, *, good: bool) -> None:
-        """One whole answer has come."""
+        """Count one complete response."""
         self.good += good
         self.unanswered -= 1
         if not self.unanswered:
@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
         self._next()
 
     def data_received(self, data: bytes) -> None:
@@ -68,17 +68,17 @@ class Connection(asyncio.Protocol):
 
 
 async def load(address: str, path: str, body: bytes, count: int, connections: int) -> None:
-    """Send, and print what came."""
+    """Send all requests, and print the counts."""
     host, _, port = address.partition(":")
     head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {len(body)}\r\n\r\n"
     shared = Load(head.encode() + body, count)
-    begun = time.monotonic()
+    started_at = time.monotonic()
     loop = asyncio.get_running_loop()
     await asyncio.gather(
         *(loop.create_connection(lambda: Connection(shared), host, int(port)) for _ in range(connections))
     )
     await shared.done.wait()
-    print(shared.good, time.monotonic() - begun, time.process_time())
+    print(shared.good, time.monotonic() - started_at, time.process_time())
 
 
 def main() -> None:

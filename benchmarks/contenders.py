@@ -15,26 +15,26 @@ _DEBIAN = Path("/usr/share/gocode")
 """Debian's directory for the sources of Go libraries; ``golang-github-nats-io-go-nats-dev`` is one."""
 
 
-class Missing(Exception):  # noqa: N818 -- it says what happened
+class ContenderMissingError(Exception):
     """A contender cannot run here. The text names what it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A program that works the queue off."""
+    """A program that processes the queue."""
 
     name: str
     command: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Besides those that all of them get."""
+    """Settings in addition to those of all contenders."""
 
 
 OURS = Contender("ours", (sys.executable, "-m", "worker"), {"log_encoding": "json"})
-"""With everything on."""
+"""The worker, with all features."""
 
 
 def python_peer(name: str) -> Contender:
-    """One of ``benchmarks/peers/*.py``."""
+    """Return the contender of a module in ``benchmarks/peers``."""
     return Contender(name, (sys.executable, "-m", f"benchmarks.peers.{name}"))
 
 
@@ -47,14 +47,14 @@ def go(directory: Path, *, full: bool) -> Contender:
     """Compile the peer in Go into *directory*.
 
     Raises:
-        Missing: there is no Go, or not its NATS client.
+        ContenderMissingError: Go or its NATS client is not installed.
     """
     program = directory / "go-worker"
     if not program.exists():
         compiler = shutil.which("go")
         if not compiler or not (_DEBIAN / "src/github.com/nats-io/nats.go").is_dir():
-            raise Missing("Go is left out: apt-get install golang-go golang-github-nats-io-go-nats-dev")
+            raise ContenderMissingError("Go is left out: apt-get install golang-go golang-github-nats-io-go-nats-dev")
         environment = {**os.environ, "GO111MODULE": "off", "GOPATH": str(_DEBIAN), "GOFLAGS": ""}
         command = [compiler, "build", "-o", str(program), str(PEERS / "worker.go")]
-        subprocess.run(command, env=environment, check=True)  # noqa: S603 -- our own
+        subprocess.run(command, env=environment, check=True)  # noqa: S603 -- this project's source
     return Contender(GO_FULL if full else GO, (str(program),), {"FULL": "1"} if full else {})

@@ -1,8 +1,8 @@
-"""The benchmarks' function server: gives each invocation the answer ``ok``, at once or after a delay.
+"""The benchmarks' function server: it answers each invocation with ``ok``, at once or after a delay.
 
 ``python -m benchmarks.functions PORT_FILE [--delay SECONDS]``
 
-The server must never be the bottleneck. It reads just enough of HTTP/1.1 to find where a request ends
+The server must never be the bottleneck. It parses just enough of HTTP/1.1 to find the end of a request
 (:class:`tests.functions.Connection`), and costs about a tenth of the fastest worker's CPU. ``GET /stats`` returns its
 counts as JSON. It answers a request that it cannot read with 400, counts it, and closes the connection.
 
@@ -47,14 +47,14 @@ class FixedAnswer:
         self.connections += 1
 
     def closed(self, connection: Connection) -> None:  # noqa: ARG002 -- the protocol's signature
-        """Count a connection less."""
+        """Remove a connection from the count."""
         self.connections -= 1
 
-    def disturbed(self, connection: Connection) -> None:
+    def received_while_busy(self, connection: Connection) -> None:
         """Ignore pipelining: no connection is ever busy here."""
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
-        """Answer an invocation, or the question for the counts."""
+        """Answer an invocation, or a request for the counts."""
         if body is not None and head.startswith(b"POST /function/"):
             self.invoke(connection.transport)
         elif body is None and head.startswith(b"GET /stats"):
@@ -62,7 +62,7 @@ class FixedAnswer:
             connection.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(stats), stats))
         else:
             self.refused += 1
-            connection.busy = True  # nothing more of it is read
+            connection.busy = True  # further bytes are not read
             connection.transport.write(_REFUSAL)
             connection.transport.close()
 
@@ -96,7 +96,7 @@ class FixedAnswer:
 
 
 async def serve(port_file: Path, delay: float) -> None:
-    """Serve until SIGTERM, having written the port to *port_file*."""
+    """Write the port to *port_file*, and serve until SIGTERM."""
     server = await listen(FixedAnswer(delay))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

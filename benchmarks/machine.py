@@ -1,4 +1,4 @@
-"""The numbers that Linux has of processes: their processor time and their memory."""
+"""Processor time and memory of processes, as Linux counts them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CORES = sorted(os.sched_getaffinity(0))
 MEASURED, REST, ALL = frozenset(_CORES[:1]), frozenset(_CORES[1:] or _CORES), frozenset(_CORES)
-"""The core of the measured process, those of all else, and all."""
+"""The core of the measured process, those of all other processes, and all cores."""
 
 
 def cpu(pid: int) -> float:
-    """Processor time, user and system, that the process *pid* and its children have had so far (s).
+    """Return the processor time, user and system, of the process *pid* and its children so far (s).
 
     From ``schedstat`` of each thread, which counts nanoseconds; ``stat`` counts hundredths of a second.
     """
@@ -28,14 +28,14 @@ def cpu(pid: int) -> float:
 
 
 def memory(pid: int) -> int:
-    """Resident memory of the process and its children (bytes)."""
+    """Return the resident memory of the process and its children (bytes)."""
     return sum(
         int((_PROC / str(process) / "statm").read_text().split()[1]) * resource.getpagesize() for process in family(pid)
     )
 
 
 def family(pid: int) -> Iterator[int]:
-    """*pid*, its children, and theirs."""
+    """Yield *pid* and all its descendants."""
     yield pid
     for thread in (_PROC / str(pid) / "task").iterdir():
         for child in (thread / "children").read_text().split():
@@ -43,11 +43,11 @@ def family(pid: int) -> Iterator[int]:
 
 
 def pin(cores: frozenset[int]) -> None:
-    """Keep this process, and those that it starts from now on, to *cores*."""
+    """Pin this process, and those that it starts from now on, to *cores*."""
     os.sched_setaffinity(0, cores)
 
 
 def many_files() -> None:
-    """Allow this process and its children as many open files as the system lets us have."""
+    """Allow this process and its children as many open files as the system permits."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,4 +1,4 @@
-"""A figure: a function that measures, and one that judges the measurements."""
+"""A figure: a function that measures, and one that compares the measurements with goals."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class Session:
     """The programs and settings with which a figure measures."""
 
     directory: Path
-    """For what programs write: thrown away afterwards."""
+    """For the files of programs; deleted afterwards."""
     pairs: int
     """Number of runs of each contender."""
     peers: Sequence[Contender]
     """The contenders that can run here."""
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     """A function that prints a line of progress."""
     nats: NatsServer
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the table of what was to be reached."""
+    """A line of the table of goals."""
 
     figure: str
-    reach: str
+    goal: str
     measured: str
     reached: bool | None
-    """None: nothing was to be reached."""
+    """None: there is no goal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class Figure:
     name: str
     title: str
     measure: Callable[[Session], Samples]
-    judge: Callable[[Samples], Sequence[Line]]
-    """Pure: the lines can be written again from samples of another day."""
+    assess: Callable[[Samples], Sequence[Line]]
+    """A pure function: the lines can be written again from stored samples."""
     picture: Callable[[Samples], str] | None = None
-    """As SVG."""
+    """The function that draws an SVG."""
     long: bool = False
-    """Takes many minutes: measured only when asked for."""
+    """Whether it takes many minutes, and is measured only on request."""

@@ -1,6 +1,6 @@
-"""Bars and lines as SVG that reads on a white page and on a dark one. Pure.
+"""Bars and lines as SVG, readable on a white page and on a dark one. Pure functions.
 
-Written by hand rather than by a plotting library: two kinds of picture need no more, the files are small and the same
+No plotting library, because two kinds of picture need none: the files are small and the same
 at each run, and colours can follow the reader's scheme.
 """
 
@@ -25,20 +25,20 @@ text { font: 13px system-ui, sans-serif; fill: #57606a } .title { font-weight: 6
 
 
 def bars(title: str, by: Mapping[str, Sequence[float]]) -> str:
-    """Draw a bar for the median of each, shortest first, a whisker from least to most; ``ours`` stands out."""
-    spreads = sorted(((who, Spread.of(each)) for who, each in by.items()), key=lambda pair: pair[1].middle)
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(spread.most for _, spread in spreads)
+    """Draw a bar for each median, shortest first, with a whisker from minimum to maximum; ``ours`` is coloured."""
+    spreads = sorted(((contender, Spread.of(each)) for contender, each in by.items()), key=lambda pair: pair[1].median)
+    scale = (_WIDTH - _LEFT - _RIGHT) / max(spread.maximum for _, spread in spreads)
     parts = []
-    for row, (who, spread) in enumerate(spreads):
+    for row, (contender, spread) in enumerate(spreads):
         top = _TOP + row * (_BAR + _GAP)
-        middle, least, most = (_LEFT + scale * number for number in (spread.middle, spread.least, spread.most))
+        middle, least, most = (_LEFT + scale * number for number in (spread.median, spread.minimum, spread.maximum))
         line = top + _BAR / 2
-        colour, width = "ours" if who.startswith("ours") else "other", f"{middle - _LEFT:.1f}"
+        colour, width = "ours" if contender.startswith("ours") else "other", f"{middle - _LEFT:.1f}"
         parts += [
-            f'<text x="{_LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(who)}</text>',
+            f'<text x="{_LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(contender)}</text>',
             f'<rect class="{colour}" x="{_LEFT}" y="{top}" width="{width}" height="{_BAR}"/>',
             f'<path class="spread" d="M{least:.1f} {line}H{most:.1f}"/>',
-            f'<text class="number" x="{max(middle, most) + 8:.1f}" y="{top + 13}">{spread.middle:,.0f}</text>',
+            f'<text class="number" x="{max(middle, most) + 8:.1f}" y="{top + 13}">{spread.median:,.0f}</text>',
         ]
     return _picture(title, _TOP + len(spreads) * (_BAR + _GAP), parts)
 

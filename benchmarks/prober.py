@@ -1,10 +1,10 @@
-"""The time from publication to invocation: publisher and function are in one process, with one clock.
+"""The time from publication to invocation, with publisher and function in one process, and so one clock.
 
 ``python -m benchmarks.prober PORT_FILE NATS_PORT SUBJECT COUNT PACE < message``
 
 Publishes the message from standard input, waits until it arrives as an invocation, waits for the next beat of *PACE*
-seconds, and so on, *COUNT* times; then prints the times (µs), one a line. One message is on its way at a time, so
-nothing ever queues. It speaks to NATS over a socket of its own: a client's buffering would be measured with it.
+seconds, and so on, *COUNT* times; then prints the times (µs), one a line. One message is in flight at a time, so
+that none waits. It uses its own socket to NATS, because a client's buffering would be measured too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .functions import FixedAnswer, write_port
 
 
 class Arrivals(FixedAnswer):
-    """A function server that notes when an invocation arrives."""
+    """A function server that records when an invocation arrives."""
 
     def __init__(self) -> None:
         super().__init__(delay=0.0)
         self.arrived: asyncio.Future[int] | None = None
 
     def invoke(self, connection: asyncio.Transport) -> None:
-        """Note the time of the awaited invocation, and answer it."""
+        """Record the time of the awaited invocation, and answer it."""
         now = time.monotonic_ns()
         if self.arrived and not self.arrived.done():
             self.arrived.set_result(now)
@@ -49,9 +49,9 @@ async def probe(port_file: Path, nats_port: int, subject: str, count: int, pace:
     beat = time.monotonic() + pace
     for _ in range(count):
         arrivals.arrived = loop.create_future()
-        begun = time.monotonic_ns()
+        started_at = time.monotonic_ns()
         writer.write(block)
-        print((await arrivals.arrived - begun) / 1e3)
+        print((await arrivals.arrived - started_at) / 1e3)
         await asyncio.sleep(max(0.0, beat - time.monotonic()))
         beat = max(beat, time.monotonic()) + pace
     answering.cancel()

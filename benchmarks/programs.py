@@ -1,4 +1,4 @@
-"""Programs for the time of a block."""
+"""Context managers that run a program."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.servers import ROOT, environment
 
 from .machine import REST, pin
 
-_LOOK = 0.01
-"""Seconds between two looks at the counts: about one message in a hundred of a second's."""
+_POLL = 0.01
+"""Seconds between two readings of the counts."""
 
 
-class Failed(Exception):  # noqa: N818 -- it says what happened
-    """A run is worthless: a program ended, or nothing moved. The text names the program."""
+class RunFailedError(Exception):
+    """A run without a result: a program ended, or made no progress. The text names the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +38,31 @@ class Running:
         return self.process.pid
 
     def check(self) -> None:
-        """See that it still runs.
+        """Check that the program still runs.
 
         Raises:
-            Failed: it ended.
+            RunFailedError: the program ended.
         """
         if (code := self.process.poll()) is not None:
-            raise Failed(f"{self.name} ended with {code}:\n{self.told[-3000:]}")
+            raise RunFailedError(f"{self.name} ended with {code}:\n{self.output_text[-3000:]}")
 
     @property
-    def told(self) -> str:
-        """Its output."""
+    def output_text(self) -> str:
+        """The output of the program."""
         return self.output.read_text(errors="replace")
 
-    def finish(self, patience: float) -> str:
-        """Wait until it ends by itself, in good order; what it wrote.
+    def finish(self, timeout: float) -> str:
+        """Wait until the program ends with exit 0, and return its output.
 
         Raises:
-            Failed: it does not, in *patience* seconds.
+            RunFailedError: the program failed, or still runs after *timeout* seconds.
         """
         try:
-            if self.process.wait(patience):
+            if self.process.wait(timeout):
                 self.check()
         except subprocess.TimeoutExpired:
-            raise Failed(f"{self.name} still runs after {patience:g} s:\n{self.told[-3000:]}") from None
-        return self.told
+            raise RunFailedError(f"{self.name} still runs after {timeout:g} s:\n{self.output_text[-3000:]}") from None
+        return self.output_text
 
 
 @contextmanager
@@ -75,13 +75,13 @@ def program(
     cores: frozenset[int] = REST,
     stdin: bytes = b"",
 ) -> Iterator[Running]:
-    """Run a program for the time of the block, on some cores; both its outputs are in one file, really written."""
-    output, given = (directory / f"{name}.{time.monotonic_ns()}.{suffix}" for suffix in ("out", "in"))
-    given.write_bytes(stdin)
-    with output.open("wb") as file, given.open("rb") as fed:
-        process = subprocess.Popen(  # noqa: S603 -- our own
+    """Run a program inside the block, on some cores, with both its outputs in one file on disk."""
+    output, stdin_path = (directory / f"{name}.{time.monotonic_ns()}.{suffix}" for suffix in ("out", "in"))
+    stdin_path.write_bytes(stdin)
+    with output.open("wb") as file, stdin_path.open("rb") as stdin_file:
+        process = subprocess.Popen(  # noqa: S603 -- this project's programs
             command,
-            stdin=fed,
+            stdin=stdin_file,
             stdout=file,
             stderr=file,
             env=environment(settings),
@@ -99,27 +99,27 @@ def program(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     output.unlink()
-    given.unlink()
+    stdin_path.unlink()
 
 
-def wait(look: Callable[[], Any], patience: float, what: str, *running: Running) -> Any:
-    """Look until there is something, and return it.
+def wait(condition: Callable[[], Any], timeout: float, what: str, *running: Running) -> Any:
+    """Call *condition* until its result is true, and return that result.
 
     Raises:
-        Failed: not within *patience* seconds, or one of *running* ended.
+        RunFailedError: the result was not true within *timeout* seconds, or one of *running* ended.
     """
-    deadline = time.monotonic() + patience
-    while not (found := look()):
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
         for each in running:
             each.check()
         if time.monotonic() > deadline:
-            raise Failed(f"waited {patience:g} s for {what}")
-        time.sleep(_LOOK)
-    return found
+            raise RunFailedError(f"waited {timeout:g} s for {what}")
+        time.sleep(_POLL)
+    return result
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether what listens at *port* of this machine answers with 200."""
+    """Return whether a server on *port* of this machine responds with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)

@@ -1,4 +1,4 @@
-"""The queue that is worked off: its stream and consumer, and messages for it."""
+"""The measured queue: its stream and consumer, and messages for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.gateway.message import compose
 
 STREAM, DURABLE = "faas-request", "faas-workers"
 _BATCH = 2000
-"""Messages published at once: below the server's bound of what may wait to be stored."""
+"""Messages published at once: fewer than the server allows to wait for storing."""
 BODY = bytes(range(256))
 _HEADERS = {
     "Accept": ["*/*"],
@@ -48,7 +48,7 @@ def message(number: int, function: str = "echo") -> bytes:
     return draft.message(BODY).payload
 
 
-def asked(nats: NatsServer) -> int:
+def num_waiting_pulls(nats: NatsServer) -> int:
     """Count the pull requests that wait at the consumer."""
     waiting: int = nats.api(f"CONSUMER.INFO.{STREAM}.{DURABLE}")["num_waiting"]
     return waiting
@@ -61,7 +61,7 @@ def stored_at(nats: NatsServer, sequence: int) -> float:
 
 
 def fill(nats: NatsServer, count: int, functions: int = 1) -> None:
-    """Store *count* invocations, of so many functions in turn, on the bare subject, which is OpenFaaS's."""
+    """Store *count* invocations, of *functions* functions in turn, on the bare subject, which OpenFaaS uses."""
     for start in range(0, count, _BATCH):
         numbers = range(start, min(start + _BATCH, count))
         nats.publish_many((STREAM, message(number, f"echo-{number % functions}"), {}) for number in numbers)

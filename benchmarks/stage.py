@@ -1,4 +1,4 @@
-"""One run: a broker with a queue full of messages, a function server, and a contender that works it off."""
+"""One run: a broker with a full queue, a function server, and a contender that processes the queue."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from worker.dev.stack import free_port
 
 from .contenders import Contender
 from .machine import MEASURED, cpu
-from .programs import Failed, Running, program, wait
+from .programs import RunFailedError, Running, program, wait
 from .queue import DURABLE, STREAM, empty_queue, fill
 
 
 class FunctionServer:
-    """A running function server, which can be asked for its counts: see :mod:`benchmarks.functions`."""
+    """A running function server with its counts: see :mod:`benchmarks.functions`."""
 
     def __init__(self, running: Running, port: int) -> None:
         self.running = running
@@ -30,20 +30,20 @@ class FunctionServer:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def stats(self) -> dict[str, Any]:
-        """Its counts."""
+        """Return the server's counts."""
         self._connection.request("GET", "/stats")
         stats: dict[str, Any] = json.loads(self._connection.getresponse().read())
         return stats
 
     def wait_for(self, served: int, worker: Running) -> None:
-        """Wait until *worker* has had so many invocations answered.
+        """Wait until *served* invocations of *worker* were answered.
 
         Raises:
-            Failed: it ended, sent what we refused, or took more than ten minutes.
+            RunFailedError: it ended, sent a request that was refused, or took more than ten minutes.
         """
         wait(lambda: self.stats()["served"] >= served, 600, f"{worker.name} to have run {served:,}", worker)
         if refused := self.stats()["refused"]:
-            raise Failed(f"{worker.name} sent {refused} requests that the function server refused")
+            raise RunFailedError(f"{worker.name} sent {refused} requests that the function server refused")
 
 
 @contextmanager
@@ -58,8 +58,8 @@ def functions(directory: Path, delay: float = 0.0) -> Iterator[FunctionServer]:
 
 
 @contextmanager
-def contender(
-    who: Contender,
+def start_contender(
+    contender: Contender,
     directory: Path,
     nats: NatsServer,
     gateway: str,
@@ -67,8 +67,8 @@ def contender(
     cores: frozenset[int] = MEASURED,
     **settings: object,
 ) -> Iterator[Running]:
-    """Run *who* on the queue, with its functions at *gateway* and the worker's other settings by name."""
-    told = {
+    """Run *contender* on the queue, with its functions at *gateway* and the worker's other settings by name."""
+    values = {
         "nats_port": nats.port,
         "nats_stream": STREAM,
         "nats_durable": DURABLE,
@@ -76,10 +76,12 @@ def contender(
         "max_inflight": 50,
         "http_host": "127.0.0.1",
         "http_port": free_port(),
-        **who.settings,
+        **contender.settings,
         **settings,
     }
-    with program(who.name, who.command, directory, {k: str(v) for k, v in told.items()}, cores=cores) as running:
+    with program(
+        contender.name, contender.command, directory, {k: str(v) for k, v in values.items()}, cores=cores
+    ) as running:
         yield running
 
 
@@ -91,7 +93,7 @@ class Sample:
     served: int
     worker: float
     functions: float
-    """CPU (s), and that of the worker and the broker."""
+    """CPU of the function server (s); the others are those of worker and broker."""
     broker: float
     running: int
 
@@ -109,7 +111,7 @@ class Span:
     """The function server's CPU a message (s)."""
     broker: float
     running: int
-    """Invocations at the function server when it ended."""
+    """Running invocations at the function server at the end."""
 
 
 def between(first: Sample, last: Sample) -> Span:
@@ -125,8 +127,8 @@ def between(first: Sample, last: Sample) -> Span:
     )
 
 
-def work_off(
-    who: Contender,
+def run_contender(
+    contender: Contender,
     directory: Path,
     nats: NatsServer,
     *,
@@ -137,7 +139,7 @@ def work_off(
     cores: frozenset[int] = MEASURED,
     **settings: object,
 ) -> Span:
-    """Let *who* work off a full queue, and return the cost of *count* messages once *warm* were done.
+    """Let *contender* process a full queue, and return the cost of *count* messages after *warm* messages.
 
     The queue is filled before the clock starts, and is not empty when it stops.
     """
@@ -146,7 +148,9 @@ def work_off(
     fill(nats, warm + count + margin)
     with (
         functions(directory, delay) as server,
-        contender(who, directory, nats, server.url, cores=cores, max_inflight=inflight, **settings) as worker,
+        start_contender(
+            contender, directory, nats, server.url, cores=cores, max_inflight=inflight, **settings
+        ) as worker,
     ):
 
         def sample_after(served: int) -> Sample:

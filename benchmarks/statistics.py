@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios. Pure."""
+"""Medians, spreads and ratios. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle of some samples, and their ends."""
+    """The median of some samples, and their extremes."""
 
-    least: float
-    middle: float
-    most: float
+    minimum: float
+    median: float
+    maximum: float
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Of one sample or more."""
+        """Compute the spread of at least one sample."""
         return cls(min(samples), median(samples), max(samples))
 
     def __format__(self, spec: str) -> str:
-        """``1.25 (1.20-1.31)``: the middle, and the ends."""
+        """Return ``1.25 (1.20-1.31)``: the median, and the extremes."""
         spec = spec or ".2f"
-        return f"{self.middle:{spec}} ({self.least:{spec}}-{self.most:{spec}})"
+        return f"{self.median:{spec}} ({self.minimum:{spec}}-{self.maximum:{spec}})"
 
 
-def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+def ratios(own: Sequence[float], peers: Sequence[float]) -> Spread:
     """Divide the worker's samples by a peer's, pair by pair: a disturbance longer than a run affects both."""
-    return Spread.of([mine / other for mine, other in zip(ours, theirs, strict=True)])
+    return Spread.of([mine / other for mine, other in zip(own, peers, strict=True)])
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

@@ -1,4 +1,4 @@
-"""Fuzz bytes as text that people can write too: how several targets read their input."""
+"""Parts of fuzz inputs that people can also write by hand, for several targets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
     """Cut *data* into pieces of these sizes, in turn; without sizes, return it in one piece."""
-    at, turn = 0, 0
+    at, number = 0, 0
     while at < len(data):
-        size = max(1, sizes[turn % len(sizes)]) if sizes else len(data)
+        size = max(1, sizes[number % len(sizes)]) if sizes else len(data)
         yield data[at : at + size]
-        at, turn = at + size, turn + 1
+        at, number = at + size, number + 1
 
 
 def numbers(text: bytes) -> list[int]:

@@ -1,4 +1,4 @@
-"""nats-py's client without a socket and without tasks, for bytes that are to be read at once."""
+"""nats-py's client without a socket and without tasks, which reads bytes at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nats.aio.subscription import Subscription
 
 
 @dataclass
-class _Kept:
-    """A message, and the callback that receives it."""
+class _Queue:
+    """Messages of a subscription, and the callback that receives them."""
 
-    hear: Callable[[Msg], None]
+    callback: Callable[[Msg], None]
     messages: deque[Msg] = field(default_factory=deque)
 
     def cancelled(self) -> bool:
@@ -26,28 +26,28 @@ class _Kept:
         self.messages.append(message)
 
 
-class OurClient(Client):
-    """nats-py's client, less what needs a socket or a task."""
+class OfflineClient(Client):
+    """nats-py's client without its parts that need a socket or a task."""
 
     def __init__(self) -> None:
         super().__init__()
         self._status = Client.CONNECTED
-        self._error_cb = self._note
-        self.said: list[tuple[str, bytes, str]] = []
-        self.noted: list[str] = []
-        self._kept: dict[int, _Kept] = {}
+        self._error_cb = self._record_error
+        self.published: list[tuple[str, bytes, str]] = []
+        self.errors: list[str] = []
+        self._queues: dict[int, _Queue] = {}
 
-    async def _note(self, error: object) -> None:
-        self.noted.append(str(error))
+    async def _record_error(self, error: object) -> None:
+        self.errors.append(str(error))
 
     async def _process_err(self, err_msg: str) -> None:
-        await self._note(err_msg)
+        await self._record_error(err_msg)
 
     async def _send_command(self, cmd: bytes, *_: object) -> None:
-        """PONG, UNSUB."""
+        """Drop PONG and UNSUB."""
 
     async def _flush_pending(self, *_: object) -> None:
-        """There is no socket."""
+        """Do nothing, because there is no socket."""
 
     def new_inbox(self) -> str:
         return f"_INBOX.{self._sid}"
@@ -56,43 +56,43 @@ class OurClient(Client):
         self, subject: str, *, future: Any
     ) -> Subscription:
         self._sid += 1
-        self._kept[self._sid] = kept = _Kept(future._on_message)  # noqa: SLF001 -- what it fails on must be seen here
-        self._subs[self._sid] = Subscription(self, self._sid, subject, future=kept)  # type: ignore[arg-type]  # as the worker does
+        self._queues[self._sid] = queue = _Queue(future._on_message)  # noqa: SLF001 -- its exceptions must be raised here
+        self._subs[self._sid] = Subscription(self, self._sid, subject, future=queue)  # type: ignore[arg-type]  # as the worker does
         return self._subs[self._sid]
 
     async def publish(  # type: ignore[override]  # the same
         self, subject: str, payload: bytes = b"", reply: str = ""
     ) -> None:
-        self.said.append((subject, payload, reply))
+        self.published.append((subject, payload, reply))
 
     async def read(self, piece: bytes) -> bool:
-        """Read *data*, call the subscriptions of its messages, and return whether nats-py could read it."""
+        """Read *piece*, call the subscriptions of its messages, and return whether nats-py could read it."""
         read = False
         try:
             await self._ps.parse(piece)
             read = True
-        except Exception as error:  # noqa: BLE001 -- as its reading task, which ends; the client then connects again
-            await self._note(type(error).__name__)
-        for kept in list(self._kept.values()):
-            while kept.messages:
-                kept.hear(kept.messages.popleft())
+        except Exception as error:  # noqa: BLE001 -- as in its reading task, which ends; the client then reconnects
+            await self._record_error(type(error).__name__)
+        for queue in list(self._queues.values()):
+            while queue.messages:
+                queue.callback(queue.messages.popleft())
         return read
 
-    def begin_anew(self) -> None:
-        """Forget the rest of the last connection."""
+    def reset(self) -> None:
+        """Drop the unparsed bytes of the last connection."""
         self._ps.reset()
 
-    def listens(self, sid: int) -> bool:
+    def is_subscribed(self, sid: int) -> bool:
         return sid in self._subs
 
 
 @dataclass
-class Line:
-    """A connection, for the consumer and the outbox."""
+class FakeConnection:
+    """A connection for the consumer and the outbox."""
 
-    client: OurClient = field(default_factory=OurClient)
+    client: OfflineClient = field(default_factory=OfflineClient)
     up: bool = True
-    complaints: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def report_failure(self, doing: str, error: object) -> None:
-        self.complaints.append(f"{doing}: {error}")
+        self.failures.append(f"{doing}: {error}")

@@ -1,7 +1,7 @@
 """Each annotation of a function is used or ignored on its own, and for any values waits and attempts stay bounded.
 
 The first four lines of the input are the values of the four annotations; the lines after them belong to other
-annotations. The meaning of each is written here a second time, without the worker's code.
+annotations. This module computes the meaning of each again, without the worker's code.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ SETTINGS = Retry(attempts=7, codes=frozenset({503}), backoff=Backoff(3.0, 11.0, 
 
 
 def check(data: bytes) -> None:
-    """Put *data*'s lines into annotations and see that the law above holds."""
+    """Use *data*'s lines as annotations, and check the law above."""
     lines = data.decode("utf-8", "replace").split("\n")
     annotations = dict(zip(NAMES, lines, strict=False)) | {f"x{n}": line for n, line in enumerate(lines[4:])}
     retry, ignored = apply_annotations(SETTINGS, annotations)
-    meant = [_meaning(name, annotations.get(name, "").strip()) for name in NAMES]
+    meanings = [_meaning(name, annotations.get(name, "").strip()) for name in NAMES]
     given = [not value or value.isspace() for value in (annotations.get(name, "") for name in NAMES)]
-    attempts, codes, initial, longest = meant
+    attempts, codes, initial, max_wait = meanings
     assert retry.attempts == (attempts or SETTINGS.attempts)
     assert retry.codes == (codes or SETTINGS.codes)
     assert retry.backoff.first_wait == (3.0 if initial is None else initial)
-    assert retry.backoff.max_wait == (11.0 if longest is None else longest)
+    assert retry.backoff.max_wait == (11.0 if max_wait is None else max_wait)
     assert [each.annotation for each in ignored] == [
-        name for name, value, empty in zip(NAMES, meant, given, strict=True) if value is None and not empty
+        name for name, value, empty in zip(NAMES, meanings, given, strict=True) if value is None and not empty
     ]
     for each in ignored:
         assert annotations[each.annotation].strip().startswith(each.value)
@@ -38,7 +38,7 @@ def check(data: bytes) -> None:
         assert each.reason.isprintable()
     assert apply_annotations(SETTINGS, dict(reversed(annotations.items()))) == (retry, ignored)
     assert apply_annotations(retry, annotations) == (retry, ignored)
-    _waits_are_bounded(retry)
+    _check_waits(retry)
 
 
 def _meaning(name: str, text: str) -> int | float | frozenset[int] | None:
@@ -54,14 +54,14 @@ def _meaning(name: str, text: str) -> int | float | frozenset[int] | None:
     return None if nanoseconds is None or nanoseconds < 0 else nanoseconds / 10**9
 
 
-def _waits_are_bounded(retry: Retry) -> None:
+def _check_waits(retry: Retry) -> None:
     assert 1 <= retry.attempts <= 10**6
     before = 0.0
     for attempt in sorted({1, 2, 3, 64, 65, 66, retry.attempts, 10**6}):
         ceiling = retry.backoff.ceiling(attempt)
         assert before <= ceiling <= retry.backoff.max_wait
         before = ceiling
-        for jitter, least in ((Jitter.EXPONENTIAL, 1.0), (Jitter.EQUAL, 0.5), (Jitter.FULL, 0.0)):
+        for jitter, minimum in ((Jitter.EXPONENTIAL, 1.0), (Jitter.EQUAL, 0.5), (Jitter.FULL, 0.0)):
             backoff = Backoff(retry.backoff.first_wait, retry.backoff.max_wait, jitter)
-            assert backoff.delay(attempt, draw=0.0) == ceiling * least
-            assert ceiling * least <= backoff.delay(attempt, draw=0.999) <= ceiling
+            assert backoff.delay(attempt, draw=0.0) == ceiling * minimum
+            assert ceiling * minimum <= backoff.delay(attempt, draw=0.999) <= ceiling

@@ -1,7 +1,7 @@
-"""An answer to a publish is JetStream's confirmation, its error, or foreign; only the first means stored.
+"""A response to a publish is JetStream's confirmation, its error, or foreign; only the first means stored.
 
-Any client may answer on an inbox, so a message counts as stored only by an answer that names its stream and its
-sequence there. The first line of the input is the answer's status, if it has one; the rest is its body.
+Any client may publish to an inbox, so a message counts as stored only by a response that names its stream and its
+sequence there. The first line of the input is the response's status, if it has one; the rest is its body.
 """
 
 from __future__ import annotations
@@ -25,41 +25,46 @@ _MESSAGE = Message("faas-request.0.echo.fn", "id", "1", b"{}")
 
 
 def check(data: bytes) -> None:
-    """Answer *data* to a publish of the producer's, and check the law."""
+    """Respond with *data* to a publish of the producer, and check the law above."""
     status, _, body = data.partition(b"\n")
-    answer = SimpleNamespace(
+    response = SimpleNamespace(
         headers={"Status": status.decode("utf-8", "replace")} if status else None, data=body, subject="_INBOX.1"
     )
-    said = _said(body)
-    refused = said is not None and said.get("error") is not None
-    stored = said is not None and not refused and isinstance(said.get("stream"), str) and type(said.get("seq")) is int
-    confirmed = asyncio.run(_publish(answer))
+    decoded = _decode(body)
+    refused = decoded is not None and decoded.get("error") is not None
+    stored = (
+        decoded is not None
+        and not refused
+        and isinstance(decoded.get("stream"), str)
+        and type(decoded.get("seq")) is int
+    )
+    confirmed = asyncio.run(_publish(response))
     if isinstance(confirmed, bool):
-        assert (stored, confirmed) == (True, bool(said and said.get("duplicate")))
+        assert (stored, confirmed) == (True, bool(decoded and decoded.get("duplicate")))
         assert status != b"503"
     else:
         assert not stored or status == b"503"
         assert str(confirmed)
 
 
-def _said(body: bytes) -> dict[str, Any] | None:
+def _decode(body: bytes) -> dict[str, Any] | None:
     """Decode a JSON object with an optional object ``error``; None for anything else."""
     try:
-        said = json.loads(body)
+        decoded = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("error"), dict | None) else None
+    return decoded if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict | None) else None
 
 
-async def _publish(answer: Any) -> bool | Exception:
-    """Publish as the producer does, and return whether the message is a duplicate, or the error of the caller."""
+async def _publish(response: Any) -> bool | Exception:
+    """Publish as the producer does, and return whether the message is a duplicate, or the raised error."""
     connection = Connection({}, lambda _: None)
 
-    async def answer_publish(_: str, __: bytes, reply: str, ___: object) -> None:
-        answer.subject = reply
-        connection._on_answer(answer)  # noqa: SLF001 -- as nats-py does
+    async def respond(_: str, __: bytes, reply: str, ___: object) -> None:
+        response.subject = reply
+        connection._on_answer(response)  # noqa: SLF001 -- as nats-py does
 
-    client: Any = SimpleNamespace(is_connected=True, publish=answer_publish, max_payload=2**20)
+    client: Any = SimpleNamespace(is_connected=True, publish=respond, max_payload=2**20)
     connection.client = client
     try:
         return await publish(connection, "faas-request", _MESSAGE)

@@ -1,4 +1,4 @@
-"""A callback URL is refused in one line, or is http or https to one host, the same to every reader of URLs.
+"""A callback URL is rejected in one line, or is http or https to one host, the same to every reader of URLs.
 
 The input is a URL; and its lines are the fields of Go's ``url.URL``, in the order of :data:`FIELDS`. The readers are
 RFC 3986's own pattern (appendix B) with its pattern of an authority, the standard library's ``urlsplit``, and httpx,
@@ -26,15 +26,15 @@ _PLAIN = re.compile(
 
 
 def check(data: bytes) -> None:
-    """Read *data* as a callback URL, and as an object of Go's, and see that the law above holds."""
+    """Read *data* as a callback URL, and as a Go object, and check the law above."""
     text = data.decode("utf-8", "replace")
-    is_one_host(text)
+    check_one_host(text)
     lines = dict(zip(FIELDS, text.split("\n"), strict=False))
-    _is_go_s({**lines, "ForceQuery": lines.get("ForceQuery") == "true"})
+    _check_go_url({**lines, "ForceQuery": lines.get("ForceQuery") == "true"})
 
 
-def is_one_host(text: str) -> None:
-    """See that a URL is refused, or read alike by all."""
+def check_one_host(text: str) -> None:
+    """Check that a URL is rejected, or read alike by all readers."""
     url = read(text)
     if url is None:
         assert not text or not _PLAIN.fullmatch(text) or len(text) > 8192, text
@@ -54,19 +54,19 @@ def is_one_host(text: str) -> None:
     assert (split.path, split.query) == (found[5], found[7] or "")
     try:
         posted = httpx.URL(url)
-    except httpx.InvalidURL as refused:  # an attempt to post reports it
-        assert str(refused)  # noqa: PT017 -- refused or the same
+    except httpx.InvalidURL as error:  # an attempt to post reports it
+        assert str(error)  # noqa: PT017 -- rejected or the same
         return
     default = {"http": 80, "https": 443}[scheme]
     assert (posted.scheme, posted.host, posted.port or default) == (scheme, host.strip("[]"), port or default), url
 
 
-def _is_go_s(value: dict[str, Any]) -> None:
-    """See that a URL has the fields of its object, escaped, and keeps the law of a string."""
+def _check_go_url(value: dict[str, Any]) -> None:
+    """Check that a URL has the fields of its object, escaped, and keeps the law of a string."""
     url = read(value)
     if url is None:
         return
-    is_one_host(url)
+    check_one_host(url)
     if value.get("Opaque"):
         return
     scheme, host, path, query = (value.get(name, "") for name in ("Scheme", "Host", "Path", "RawQuery"))
@@ -75,21 +75,21 @@ def _is_go_s(value: dict[str, Any]) -> None:
     assert url.startswith(f"{scheme}://{host}".partition("#")[0])
     if set("/?#").isdisjoint(scheme + host):
         rest = url.removeprefix(f"{scheme}://{host}")
-        written, mark, asked = rest.partition("?")
-        assert (mark, asked) == ("?" if forced else "", query), (url, value)
+        written, mark, query_found = rest.partition("?")
+        assert (mark, query_found) == ("?" if forced else "", query), (url, value)
         assert not re.search(r"%(?![0-9A-Fa-f]{2})", written), url
-        said = [f"/{path.removeprefix('/')}" if path else ""]
-        if not value.get("RawPath", "/").startswith("/"):  # Go puts a slash before it, whatever Path begins with
-            said.append(f"/{path}")
-        assert unquote_to_bytes(written) in [each.encode() for each in said], (url, value)
+        paths = [f"/{path.removeprefix('/')}" if path else ""]
+        if not value.get("RawPath", "/").startswith("/"):  # Go prepends a slash, even if Path begins with one
+            paths.append(f"/{path}")
+        assert unquote_to_bytes(written) in [each.encode() for each in paths], (url, value)
 
 
 def read(value: str | dict[str, Any]) -> str | None:
-    """Return the URL, or None where it is refused or missing."""
+    """Return the URL, or None if it is rejected or missing."""
     try:
         return callback_url(value)
-    except ValueError as refused:
-        reason = str(refused)
+    except ValueError as error:
+        reason = str(error)
     assert reason.isprintable(), reason
     assert 0 < len(reason) < 9_000
     return None

@@ -1,7 +1,7 @@
 """Any text is the duration that Go's ``time.ParseDuration`` returns for it, or is rejected as by Go.
 
 The oracle is Go's parser, written here character by character as in Go's source, in whole numbers and the floats that
-it uses. Where it cuts no fraction, a sum of exact fractions agrees. And a duration that was read, written and read
+it uses. If it cuts no fraction, a sum of exact fractions agrees. And a duration that was read, written and read
 again stays the same.
 """
 
@@ -23,12 +23,12 @@ _UNITS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_MOST = 2**63
+_MAX = 2**63
 _NO_UNIT = re.compile(r"[0-9.]")
 
 
 def check(data: bytes) -> None:
-    """Read *data* as a duration and see that the law above holds."""
+    """Read *data* as a duration and check the law above."""
     text = data.decode("utf-8", "replace")
     expected = nanoseconds_of_go(text)
     try:
@@ -38,13 +38,13 @@ def check(data: bytes) -> None:
         return
     assert expected is not None
     assert seconds == expected / 10**9, (text, seconds, expected)
-    _is_about_exact(text, expected)
-    again = parse_duration(format_duration(seconds)) if expected < _MOST - 2**10 else seconds  # above, floats round up
+    _check_near_exact(text, expected)
+    again = parse_duration(format_duration(seconds)) if expected < _MAX - 2**10 else seconds  # above, floats round up
     assert again == seconds, (text, seconds, again)
 
 
 def nanoseconds_of_go(text: str) -> int | None:
-    """Nanoseconds, or None: ``time.ParseDuration`` of Go 1.23, with its names."""
+    """Return the nanoseconds of ``time.ParseDuration`` of Go 1.23, with its variable names; None for an error."""
     neg = text.startswith("-")
     s = text[1:] if text.startswith(("-", "+")) else text
     if s == "0":
@@ -58,11 +58,11 @@ def nanoseconds_of_go(text: str) -> int | None:
             return None
         v, s = part
         d += v
-        if d > _MOST:
+        if d > _MAX:
             return None
     if neg:
         return -d
-    return None if d > _MOST - 1 else d
+    return None if d > _MAX - 1 else d
 
 
 def _go_part(s: str) -> tuple[int, str] | None:
@@ -77,13 +77,13 @@ def _go_part(s: str) -> tuple[int, str] | None:
     end = _NO_UNIT.search(s)
     unit = _UNITS.get(s[: end.start()] if end else s)
     v = _leading_int(whole)
-    if unit is None or v is None or v > _MOST // unit:
+    if unit is None or v is None or v > _MAX // unit:
         return None
     v *= unit
     f, scale = _leading_fraction(fraction)
     if f > 0:
         v += int(float(f) * (float(unit) / scale))
-        if v > _MOST:
+        if v > _MAX:
             return None
     return v, s[end.start() :] if end else ""
 
@@ -96,10 +96,10 @@ def _digits(s: str) -> str:
 def _leading_int(digits: str) -> int | None:
     x = 0
     for digit in digits:
-        if x > _MOST // 10:
+        if x > _MAX // 10:
             return None
         x = x * 10 + int(digit)
-        if x > _MOST:
+        if x > _MAX:
             return None
     return x
 
@@ -109,15 +109,15 @@ def _leading_fraction(digits: str) -> tuple[int, float]:
     for digit in digits:
         if overflow:
             continue
-        if x > (_MOST - 1) // 10 or x * 10 + int(digit) > _MOST:
+        if x > (_MAX - 1) // 10 or x * 10 + int(digit) > _MAX:
             overflow = True
             continue
         x, scale = x * 10 + int(digit), scale * 10
     return x, scale
 
 
-def _is_about_exact(text: str, nanoseconds: int) -> None:
-    """Floats and cut fractions lose less than a nanosecond and its rounding in each part."""
+def _check_near_exact(text: str, nanoseconds: int) -> None:
+    """Check that floats and cut fractions lose less than a nanosecond and its rounding in each part."""
     parts = re.findall(r"([0-9]*)\.?([0-9]*)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", text)
     if all(len(whole) + len(fraction) < 1000 for whole, fraction, _ in parts):  # Python refuses longer numbers
         exact = Fraction(0)

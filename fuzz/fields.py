@@ -17,7 +17,7 @@ FIELDS = ("Function", "Method", "Path", "QueryString", "CallbackUrl", "Body")
 
 
 def check(data: bytes) -> None:
-    """Make a message of the fields in *data* and see that the law holds."""
+    """Make a message of the fields in *data*, and check the law above."""
     texts = [part.decode("utf-8", "replace") for part in data.split(b"\xff")]
     message: dict[str, Any] = {"Function": "echo"} | dict(zip(FIELDS, texts, strict=False))
     message["Body"] = base64.b64encode(message.get("Body", "").encode()).decode()

@@ -1,21 +1,21 @@
 """A NATS server's bytes, cut anywhere, give the same deliveries and the same state, and conserve credit.
 
-nats-py's own parser and client read the bytes. Its socket and its tasks are left out, so the worker's callbacks run
-at once. The input's first line gives the sizes of the pieces. Each other line is one event, named by its first letter:
+nats-py's own parser and client read the bytes, without a socket and without tasks, so the worker's callbacks run
+at once. The input's first line has the sizes of the pieces. Each other line is one event, named by its first letter:
 
 ======  ================================================================================
 ``d``   a delivery into an inbox, ``d2 3.17.21.1700.5 body``, with the end of its subject
-``o``   the same, into an inbox that was replaced
+``o``   a delivery into an inbox that was replaced
 ``s``   a status into an inbox, ``s2 404 No Messages``; ``S`` into an old inbox
 ``h``   a message with any header, ``h2 Name: value|Name: value``, with | for CR LF
 ``c``   a confirmation, ``c1``; ``c1 503`` is a status there
 ``w``   credit is added, ``w50``
-``t``   time passes, ``t11``, and silent requests are looked for
-``x``   the connection is lost, and the client connects again
+``t``   time passes, ``t11``, and silent requests are detected
+``x``   the connection is lost, and the client reconnects
 ======  ================================================================================
 
-Any other line is sent as it is. How malformed ones are read depends, in nats-py, on how they are cut: after the first,
-only credit counts.
+Any other line is sent unchanged. nats-py reads malformed lines differently for different cuts: after the first one,
+only the credit is compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import trio
 from trio.testing import MockClock
 
 from fuzz._choices import cut, numbers
-from fuzz._nats import Line
+from fuzz._nats import FakeConnection
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
 from worker.nats.credit import HEARTBEAT, MAX_REQUESTS, SILENCE
@@ -50,12 +50,12 @@ _ACK = "$JS.ACK.s.c."
 _SETTLED = 3
 """Settlements and extensions that are sent before the first frame arrives, and can be confirmed."""
 _PLAIN_STATUS = re.compile(rb"([1-9][0-9][0-9])((?: [ -~]*)?)")
-_NOBODY = 10_000
+_NO_SUBSCRIPTION = 10_000
 """A subscription that does not exist."""
 
 
 def check(data: bytes) -> None:
-    """Play *data* with its frames whole, cut, and byte by byte, and see that the law above holds."""
+    """Play *data* with its frames whole, cut, and byte by byte, and check the law above."""
     options, *lines = data.split(b"\n")[: _MOST_LINES + 1]
     whole, pieces, bytewise = (
         trio.run(_play, lines, sizes, clock=MockClock()) for sizes in ([], numbers(options)[:10] or [7], [1])
@@ -65,88 +65,88 @@ def check(data: bytes) -> None:
 
 
 async def _play(lines: list[bytes], sizes: list[int]) -> list[Any]:
-    """Observe the state before each step that is not the server's."""
-    world = World()
-    steps: dict[bytes, Callable[[int], Any]] = {b"w": world.want, b"t": world.wait, b"x": world.lose}
-    await world.begin()
+    """Return the state before each step that is not the server's."""
+    harness = Harness()
+    steps: dict[bytes, Callable[[int], Any]] = {b"w": harness.add_credit, b"t": harness.wait, b"x": harness.reconnect}
+    await harness.begin()
     seen = []
     for line in [*lines, b"t0"]:
         if step := steps.get(line[:1]):
-            await world.read(sizes)
-            seen.append(world.seen())
+            await harness.read(sizes)
+            seen.append(harness.seen())
             await step((numbers(line) or [0])[0])
-            world.keeps_its_books()
+            harness.check_credit()
         else:
-            world.write(line)
-    await world.asks_for_all_that_is_wanted()
+            harness.write(line)
+    await harness.check_credit_is_requested()
     return seen
 
 
 @dataclass
 class Model:
-    """The requests open at the server, recorded apart from the worker. *plain* ends at the first malformed line."""
+    """The open requests of the server, without the worker's code. *predictable* ends at the first malformed line."""
 
-    plain: bool = True
+    predictable: bool = True
     open: list[int] = field(default_factory=lambda: [0] * MAX_REQUESTS)
-    heard: list[float] = field(default_factory=lambda: [0.0] * MAX_REQUESTS)
-    gone: int = 0
+    last_signs: list[float] = field(default_factory=lambda: [0.0] * MAX_REQUESTS)
+    num_lost_consumers: int = 0
     bound: bool = True
     unconfirmed: set[int] = field(default_factory=lambda: set(range(_SETTLED)))
-    first: bool = True
+    is_first_connection: bool = True
     """True on the connection that sent the settlements; the next connection must send them again."""
-    looked: float = 0.0
+    checked_at: float = 0.0
 
-    def asked(self, lane: int, batch: int, now: float) -> None:
-        self.open[lane], self.heard[lane] = batch, now
+    def requested(self, index: int, batch: int, now: float) -> None:
+        self.open[index], self.last_signs[index] = batch, now
 
-    def delivered(self, lane: int, now: float) -> None:
-        self.open[lane], self.heard[lane] = max(0, self.open[lane] - 1), now
+    def delivered(self, index: int, now: float) -> None:
+        self.open[index], self.last_signs[index] = max(0, self.open[index] - 1), now
 
-    def status(self, lane: int, text: bytes, now: float) -> None:
-        """Apply a status; *plain* ends at one that JetStream does not send (ADR-13, nats-server 2.15)."""
+    def status(self, index: int, text: bytes, now: float) -> None:
+        """Apply a status; *predictable* ends at a status that JetStream does not send (ADR-13, nats-server 2.15)."""
         if not (found := _PLAIN_STATUS.fullmatch(text)):
-            self.plain = False
+            self.predictable = False
         elif found[1] == b"100":
-            self.heard[lane] = now
+            self.last_signs[index] = now
         else:
-            self.open[lane] = 0
+            self.open[index] = 0
             if self.bound and (found[1] == b"503" or (found[1] == b"409" and b"deleted" in found[2].lower())):
-                self.gone, self.bound, self.open = self.gone + 1, False, [0] * MAX_REQUESTS
+                self.num_lost_consumers, self.bound, self.open = self.num_lost_consumers + 1, False, [0] * MAX_REQUESTS
 
     def silent(self, now: float) -> set[int]:
-        """Return the inboxes with a request that the worker must give up now."""
-        away, self.looked = now - self.looked > 2 * HEARTBEAT, now
+        """Return the indexes of the inboxes whose request the worker must give up now."""
+        away, self.checked_at = now - self.checked_at > 2 * HEARTBEAT, now
         if away:
-            self.heard = [now] * MAX_REQUESTS
-        waiting = [lane for lane in range(MAX_REQUESTS) if self.bound and self.open[lane]]
-        silent = {lane for lane in waiting if now - self.heard[lane] > SILENCE}
-        self.open = [0 if lane in silent else batch for lane, batch in enumerate(self.open)]
+            self.last_signs = [now] * MAX_REQUESTS
+        waiting = [index for index in range(MAX_REQUESTS) if self.bound and self.open[index]]
+        silent = {index for index in waiting if now - self.last_signs[index] > SILENCE}
+        self.open = [0 if index in silent else batch for index, batch in enumerate(self.open)]
         return silent
 
     def lost(self) -> None:
-        self.open, self.bound, self.first = [0] * MAX_REQUESTS, True, False
+        self.open, self.bound, self.is_first_connection = [0] * MAX_REQUESTS, True, False
 
 
-class World:
-    """A consumer and its books behind nats-py's parser, and the server that writes to it."""
+class Harness:
+    """A consumer and its credit behind nats-py's parser, and the server that writes to it."""
 
     def __init__(self) -> None:
-        self.line = Line()
+        self.line = FakeConnection()
         self.client = self.line.client
         connection: Any = self.line
         self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
-        self.consumer = PullConsumer(connection, self.outbox, create=lambda _: None, lost=self._on_gone)
-        self.puller = self.consumer.open("")
-        self.credit = self.puller.credit
-        self.wanted = self.gone = 0
+        self.consumer = PullConsumer(connection, self.outbox, create=lambda _: None, lost=self._on_consumer_lost)
+        self.pull = self.consumer.open("")
+        self.credit = self.pull.credit
+        self.credit_added = self.num_lost_consumers = 0
         self.model = Model()
         self.wire = bytearray()
         self.well_formed = True
-        self.came: list[tuple[Any, ...]] = []
-        self.must_come: list[tuple[Any, ...]] = []
+        self.received: list[tuple[Any, ...]] = []
+        self.expected_deliveries: list[tuple[Any, ...]] = []
 
-    def _on_gone(self, _: str) -> None:
-        self.gone += 1
+    def _on_consumer_lost(self, _: str) -> None:
+        self.num_lost_consumers += 1
 
     async def begin(self) -> None:
         """Send some settlements that can be confirmed, and begin to pull."""
@@ -159,56 +159,56 @@ class World:
 
     async def _bind(self) -> None:
         await self.consumer.request_again()
-        self.puller.bind(_NEXT)
+        self.pull.bind(_NEXT)
 
     # The server.
 
     def write(self, line: bytes) -> None:
-        """Put a frame on the wire."""
-        lane, rest = (numbers(line[1:2]) or [0])[0], line.partition(b" ")[2]
-        if line[:1] in (b"d", b"s", b"h") and lane % MAX_REQUESTS not in self._inboxes():
+        """Append a frame to the bytes of the server."""
+        index, rest = (numbers(line[1:2]) or [0])[0], line.partition(b" ")[2]
+        if line[:1] in (b"d", b"s", b"h") and index % MAX_REQUESTS not in self._inboxes():
             return  # no request is open there
         match line[:1]:
             case b"d":
-                self._deliver(self._inbox(lane), rest)
-                self.model.delivered(lane % MAX_REQUESTS, trio.current_time())
+                self._deliver(self._inbox(index), rest)
+                self.model.delivered(index % MAX_REQUESTS, trio.current_time())
             case b"o":
-                self._deliver(self._old_inbox(lane), rest)
+                self._deliver(self._old_inbox(index), rest)
             case b"S":
-                self._message(self._old_inbox(lane), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
-                self.model.plain &= _PLAIN_STATUS.fullmatch(rest) is not None
+                self._message(self._old_inbox(index), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
+                self.model.predictable &= _PLAIN_STATUS.fullmatch(rest) is not None
             case b"s":
-                self._message(self._inbox(lane), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
-                self.model.status(lane % MAX_REQUESTS, rest, trio.current_time())
+                self._message(self._inbox(index), header=b"NATS/1.0 " + rest + b"\r\n\r\n")
+                self.model.status(index % MAX_REQUESTS, rest, trio.current_time())
             case b"h":
-                self._message(self._inbox(lane), header=b"NATS/1.0\r\n" + rest.replace(b"|", b"\r\n") + b"\r\n\r\n")
-                self.model.plain = False
+                self._message(self._inbox(index), header=b"NATS/1.0\r\n" + rest.replace(b"|", b"\r\n") + b"\r\n\r\n")
+                self.model.predictable = False
             case b"c":
                 number = re.sub(rb"\s.*", b"", line[1:], flags=re.DOTALL) or b"0"
                 header = b"NATS/1.0 " + rest + b"\r\n\r\n" if rest else b""
                 self._message(1, subject=b"_INBOX.0." + number, header=header)
-                if re.fullmatch(rb"0|[1-9][0-9]{0,8}", number) and not rest and self.model.first:
+                if re.fullmatch(rb"0|[1-9][0-9]{0,8}", number) and not rest and self.model.is_first_connection:
                     self.model.unconfirmed.discard(int(number))
-                self.model.plain &= not rest or _PLAIN_STATUS.fullmatch(rest) is not None
+                self.model.predictable &= not rest or _PLAIN_STATUS.fullmatch(rest) is not None
             case _:
                 self.wire += line + b"\r\n"
-                self.well_formed = self.model.plain = False
+                self.well_formed = self.model.predictable = False
 
-    def _inbox(self, lane: int) -> int:
-        subscription = self.puller._inboxes[self.credit.inboxes[lane % MAX_REQUESTS]]  # noqa: SLF001 -- the server's name for it
+    def _inbox(self, index: int) -> int:
+        subscription = self.pull._inboxes[self.credit.inboxes[index % MAX_REQUESTS]]  # noqa: SLF001 -- the server's name for it
         return int(subscription._id)  # noqa: SLF001 -- the same
 
-    def _old_inbox(self, lane: int) -> int:
+    def _old_inbox(self, index: int) -> int:
         left = [int(subscription._id) for _, subscription in self.consumer.old_inboxes]  # noqa: SLF001 -- their ids
-        return left[lane % len(left)] if left else _NOBODY
+        return left[index % len(left)] if left else _NO_SUBSCRIPTION
 
     def _deliver(self, sid: int, text: bytes) -> None:
         end, _, body = text.partition(b" ")
         reply = _ACK.encode() + re.sub(rb"\s", b"_", end)
         self._message(sid, reply=reply, body=body)
         found = expected(reply.decode("utf-8", "replace"))
-        if found and self.client.listens(sid):
-            self.must_come.append((*found, body))
+        if found and self.client.is_subscribed(sid):
+            self.expected_deliveries.append((*found, body))
 
     def _message(
         self, sid: int, *, subject: bytes = b"q", reply: bytes = b"", header: bytes = b"", body: bytes = b""
@@ -218,27 +218,27 @@ class World:
         self.wire += b" ".join(filter(None, words)) + b"\r\n" + header + body + b"\r\n"
 
     async def read(self, sizes: list[int]) -> None:
-        """Read what is on the wire in pieces of these sizes; where nats-py cannot, the rest is lost."""
+        """Read the bytes of the server in pieces of these sizes; after an error of nats-py the rest is lost."""
         wire, self.wire = bytes(self.wire), bytearray()
         for piece in cut(wire, sizes):
             if not await self.client.read(piece):
                 self._take()
-                self.must_come, self.model.plain = list(self.came), False
-                await self.lose()
+                self.expected_deliveries, self.model.predictable = list(self.received), False
+                await self.reconnect()
                 break
         self._take()
 
     def _take(self) -> None:
-        self.came += [
+        self.received += [
             (each.id, each.num_delivered, each.num_pending, each.payload)
             for each in self.consumer.take_all()
             if isinstance(each, Delivery)
         ]
 
-    # What the rest of the worker does.
+    # The rest of the worker.
 
-    async def want(self, more: int) -> None:
-        self.wanted += more
+    async def add_credit(self, more: int) -> None:
+        self.credit_added += more
         self.consumer.add_credit(more, "")
         await self._pump()
 
@@ -248,12 +248,12 @@ class World:
         clock.jump(seconds)
         before, silent = self._inboxes(), self.model.silent(trio.current_time())
         await self.consumer.check(trio.current_time())
-        if self.model.plain:
+        if self.model.predictable:
             assert silent == before.keys() - self._inboxes().keys()
         await self._pump()
 
-    async def lose(self, _: int = 0) -> None:
-        self.client.begin_anew()
+    async def reconnect(self, _: int = 0) -> None:
+        self.client.reset()
         self.model.lost()
         self.consumer.connection_changed(up=False)
         self.outbox.repeat_late(inf)
@@ -263,48 +263,48 @@ class World:
 
     async def _pump(self) -> None:
         """Send requests as the consumer's task does; each is open in a free inbox."""
-        before = len(self.client.said)
+        before = len(self.client.published)
         await self.consumer._send_requests()  # noqa: SLF001 -- as its task does
-        lanes = {inbox: lane for lane, inbox in self._inboxes().items()}
-        for subject, payload, reply in self.client.said[before:]:
+        indexes = {inbox: index for index, inbox in self._inboxes().items()}
+        for subject, payload, reply in self.client.published[before:]:
             assert subject == _NEXT
-            lane, batch = lanes[reply], json.loads(payload)["batch"]
-            assert batch == self.credit.inboxes[lane].outstanding > 0
-            assert not (self.model.plain and self.model.open[lane])
-            self.model.asked(lane, batch, trio.current_time())
+            index, batch = indexes[reply], json.loads(payload)["batch"]
+            assert batch == self.credit.inboxes[index].outstanding > 0
+            assert not (self.model.predictable and self.model.open[index])
+            self.model.requested(index, batch, trio.current_time())
 
     def _inboxes(self) -> dict[int, str]:
-        subscriptions = self.puller._inboxes  # noqa: SLF001 -- the inboxes
+        subscriptions = self.pull._inboxes  # noqa: SLF001 -- the inboxes
         return {
-            lane: subscriptions[inbox].subject
-            for lane, inbox in enumerate(self.credit.inboxes)
+            index: subscriptions[inbox].subject
+            for index, inbox in enumerate(self.credit.inboxes)
             if inbox in subscriptions
         }
 
-    # What must hold.
+    # The law.
 
     def seen(self) -> Any:
-        """Return the state that must not depend on how the bytes were cut, without the order of inboxes."""
+        """Return the state that must be the same for each cut of the bytes, without the order of inboxes."""
         if not self.well_formed:
             return None
-        assert sorted(self.came) == sorted(self.must_come)
-        lanes = [(lane.outstanding, lane.last_sign) for lane in self.credit.inboxes]
-        state = self.puller.bound, self.gone, self.outbox._unsettled  # noqa: SLF001 -- what is left to confirm
-        if self.model.plain:
-            assert [outstanding for outstanding, _ in lanes] == self.model.open
-            assert state == (self.model.bound, self.model.gone, len(self.model.unconfirmed))
-        notes = sorted(self.line.complaints), sorted(self.client.noted)
-        return sorted(self.came), self.credit.unrequested, lanes, state, notes, list(self.client.said)
+        assert sorted(self.received) == sorted(self.expected_deliveries)
+        indexes = [(index.outstanding, index.last_sign) for index in self.credit.inboxes]
+        state = self.pull.bound, self.num_lost_consumers, self.outbox._unsettled  # noqa: SLF001 -- the unconfirmed settlements
+        if self.model.predictable:
+            assert [outstanding for outstanding, _ in indexes] == self.model.open
+            assert state == (self.model.bound, self.model.num_lost_consumers, len(self.model.unconfirmed))
+        notes = sorted(self.line.failures), sorted(self.client.errors)
+        return sorted(self.received), self.credit.unrequested, indexes, state, notes, list(self.client.published)
 
-    def keeps_its_books(self) -> None:
-        """See that the credit is unrequested, outstanding or delivered."""
-        assert self.credit.unrequested + self.credit.outstanding + len(self.came) == self.wanted
-        assert all(lane.outstanding >= 0 for lane in self.credit.inboxes)
-        assert 0 <= self.outbox._unsettled <= _SETTLED  # noqa: SLF001 -- what is left to confirm
+    def check_credit(self) -> None:
+        """Check that all credit is unrequested, outstanding or delivered."""
+        assert self.credit.unrequested + self.credit.outstanding + len(self.received) == self.credit_added
+        assert all(index.outstanding >= 0 for index in self.credit.inboxes)
+        assert 0 <= self.outbox._unsettled <= _SETTLED  # noqa: SLF001 -- the unconfirmed settlements
 
-    async def asks_for_all_that_is_wanted(self) -> None:
-        """See that on a new connection, a moment later, one request is open for all the credit."""
-        await self.lose()
+    async def check_credit_is_requested(self) -> None:
+        """Check that one second after a reconnect, one request is open for all the credit."""
+        await self.reconnect()
         await self.wait(1)
-        room = self.wanted - len(self.came)
+        room = self.credit_added - len(self.received)
         assert (self.credit.unrequested, self.credit.outstanding) == ((0, room) if room > 0 else (room, 0))

@@ -9,7 +9,7 @@ import posixpath
 import re
 from urllib.parse import unquote
 
-from fuzz.callbacks import is_one_host
+from fuzz.callbacks import check_one_host
 from worker.model import DeadLetter, Delivery, Invocation, Malformed
 from worker.policy.callback_url import callback_url
 from worker.policy.decode import decode
@@ -19,32 +19,32 @@ _FUNCTION = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9_]*[a
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _REST = re.compile(rb"(/[!-~]*)?(\?[!-~]+)?")
 _VALUE = re.compile(rb"([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?")
-NOT_SENT_ON = frozenset(
+NOT_FORWARDED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
     b"transfer-encoding upgrade host content-length".split()
 )
 
 
 def check(data: bytes) -> None:
-    """Decode *data* as a message's payload and see that the law above holds."""
+    """Decode *data* as a message's payload and check the law above."""
     delivery = Delivery(id=(1, 1), token="", num_delivered=1, received_at=0.0, subject="q", payload=data)
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     if isinstance(result, Malformed):
-        _is_a_reason(result.reason)
-        _can_be_buried(delivery, result.reason)
+        _check_reason(result.reason)
+        _check_dead_letter(delivery, result.reason)
         return
-    invocation, complaint = result
-    is_one_request(invocation)
-    if complaint is not None:
+    invocation, callback_error = result
+    check_one_request(invocation)
+    if callback_error is not None:
         assert invocation.callback is None
-        _is_a_reason(complaint)
+        _check_reason(callback_error)
     if invocation.callback is not None:
         assert callback_url(invocation.callback) == invocation.callback
-        is_one_host(invocation.callback)
+        check_one_host(invocation.callback)
 
 
-def is_one_request(invocation: Invocation) -> None:
-    """See that an invocation can be read as nothing but one request to its function, with the headers it has."""
+def check_one_request(invocation: Invocation) -> None:
+    """Check that an invocation can only be read as one request to its function, with the headers it has."""
     function = invocation.function
     assert _FUNCTION.fullmatch(function)
     start = f"/function/{function}".encode()
@@ -57,19 +57,19 @@ def is_one_request(invocation: Invocation) -> None:
     for name, value in invocation.headers:
         assert _TOKEN.fullmatch(name)
         assert _VALUE.fullmatch(value)
-        assert name.lower() not in NOT_SENT_ON
+        assert name.lower() not in NOT_FORWARDED
     ids = [value for name, value in invocation.headers if name.lower() == b"x-call-id"]
     assert ids[0] == invocation.call_id.encode()
 
 
-def _is_a_reason(text: str) -> None:
+def _check_reason(text: str) -> None:
     assert text
     assert text.isprintable()
     assert len(text) < 10_000
 
 
-def _can_be_buried(delivery: Delivery, reason: str) -> None:
-    """See that a dead letter's headers are lines of text, however foreign what the reason quotes."""
+def _check_dead_letter(delivery: Delivery, reason: str) -> None:
+    """Check that a dead letter's headers are lines of text, for any text that the reason quotes."""
     letter = DeadLetter(delivery, reason, attempts=0, call_id=None, function=None, status=None)
     for name, value in dead_letter_headers(letter, stream="q").items():
         assert _TOKEN.fullmatch(name.encode())

@@ -12,7 +12,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from fuzz.messages import NOT_SENT_ON, is_one_request
+from fuzz.messages import NOT_FORWARDED, check_one_request
 from worker.gateway.message import Message, canonical, canonical_headers, compose, split_target
 from worker.model import Delivery, Invocation
 from worker.policy.decode import decode
@@ -28,35 +28,35 @@ _ESCAPED = frozenset('"<>\\^`{|}')
 
 
 def check(data: bytes) -> None:
-    """Compose the message that *data* asks for and see that the law above holds."""
+    """Compose the message that *data* requests, and check the law above."""
     head, _, body = data.partition(b"\n\n")
     method, target, *lines = [*head.split(b"\n"), b"", b""][: max(2, head.count(b"\n") + 1)]
     below, _, query = target.decode("latin-1").partition("?")
     function, path = split_target(below)
-    pairs = [(name, _marked(value.strip())) for name, _, value in (line.partition(b":") for line in lines)]
+    pairs = [(name, _with_secret(value.strip())) for name, _, value in (line.partition(b":") for line in lines)]
     try:
         headers = canonical_headers(pairs)
-        message = _composed(function, headers, method.decode("latin-1"), path, query).message(body)
-    except ValueError as refused:
-        _is_a_reason(str(refused))
+        message = _compose(function, headers, method.decode("latin-1"), path, query).message(body)
+    except ValueError as error:
+        _check_reason(str(error))
         return
     invocation = _read(message)
     assert (invocation.function, invocation.method) == (function, method.decode("latin-1"))
     assert invocation.body == body
-    _is_where_it_was_sent(invocation, path, query)
-    _has_the_caller_s_headers(invocation, headers)
-    _calls_back_where_it_was_asked(invocation, headers)
+    _check_target(invocation, path, query)
+    _check_headers(invocation, headers)
+    _check_callback(invocation, headers)
     assert json.loads(message.payload)["QueueName"] == "q"
     assert re.fullmatch(r"q\.0\.[-a-z0-9_]+\.[-a-z0-9_]+", message.subject)
 
 
-def _composed(function: str, headers: dict[str, list[str]], method: str, path: str, query: str) -> Any:
+def _compose(function: str, headers: dict[str, list[str]], method: str, path: str, query: str) -> Any:
     return compose(
         function, headers, queue="q", namespace="fn", new_call_id="made", now=NOW, method=method, path=path, query=query
     )
 
 
-def _marked(value: bytes) -> bytes:
+def _with_secret(value: bytes) -> bytes:
     """Return a URL with a marker at both ends of its password, also in an invalid URL."""
     scheme, mark, rest = value.replace(SECRET.encode(), b"").partition(b"://")
     if not mark or b"@" not in rest:
@@ -66,7 +66,7 @@ def _marked(value: bytes) -> bytes:
     return b"%s://%s%s%s%s%s@%s" % (scheme, name, colon, SECRET.encode(), password, SECRET.encode(), where)
 
 
-def _is_a_reason(reason: str) -> None:
+def _check_reason(reason: str) -> None:
     assert reason
     assert reason.isprintable(), reason
     assert len(reason) < 10_000
@@ -80,46 +80,50 @@ def _read(message: Message) -> Invocation:
     )
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     assert isinstance(result, tuple), (result, message)
-    invocation, complaint = result
-    assert complaint is None
-    is_one_request(invocation)
+    invocation, callback_error = result
+    assert callback_error is None
+    check_one_request(invocation)
     assert invocation.call_id == message.call_id
     assert invocation.started == str(NOW)
     return invocation
 
 
-def _is_where_it_was_sent(invocation: Invocation, path: str, query: str) -> None:
+def _check_target(invocation: Invocation, path: str, query: str) -> None:
     assert {".", ".."}.isdisjoint(unquote(path).split("/")), path
-    written, _, asked = invocation.target.removeprefix(f"/function/{invocation.function}".encode()).partition(b"?")
+    written, _, requested = invocation.target.removeprefix(f"/function/{invocation.function}".encode()).partition(b"?")
     assert unquote_to_bytes(written) == unquote_to_bytes(path), (path, invocation.target)
-    assert unquote_to_bytes(asked) == unquote_to_bytes(query), (query, invocation.target)
+    assert unquote_to_bytes(requested) == unquote_to_bytes(query), (query, invocation.target)
     if re.fullmatch(r"[!-~]*", path) and _ESCAPED.isdisjoint(path) and "#" not in path:
         assert written == path.encode()
     if re.fullmatch(r"([!->@-~][!-~]*)?", query) and "#" not in query:
-        assert asked == query.encode()
+        assert requested == query.encode()
 
 
-def _has_the_caller_s_headers(invocation: Invocation, headers: dict[str, list[str]]) -> None:
+def _check_headers(invocation: Invocation, headers: dict[str, list[str]]) -> None:
     named = {option.strip().lower() for value in headers.get("Connection", ()) for option in value.split(",")}
-    ours = {"x-call-id", "x-start-time", "expect", *(name.decode() for name in NOT_SENT_ON)}
+    changed = {"x-call-id", "x-start-time", "expect", *(name.decode() for name in NOT_FORWARDED)}
     for name, values in headers.items():
         assert canonical(name.encode()) == name
         sent = [value.decode() for each, value in invocation.headers if each.decode() == name]
-        if name.lower() in named - {"x-call-id"} or name.lower() in ours - {"x-call-id", "x-start-time"}:
+        if name.lower() in named - {"x-call-id"} or name.lower() in changed - {"x-call-id", "x-start-time"}:
             assert not sent, (name, sent)
-        elif name.lower() not in ours:
+        elif name.lower() not in changed:
             assert sent == [value.strip(" \t") for value in values], (name, sent, values)
 
 
-def _calls_back_where_it_was_asked(invocation: Invocation, headers: dict[str, list[str]]) -> None:
-    asked = next((value for value in headers.get("X-Callback-Url", ()) if value), None)
-    if asked is None:
+def _check_callback(invocation: Invocation, headers: dict[str, list[str]]) -> None:
+    requested = next((value for value in headers.get("X-Callback-Url", ()) if value), None)
+    if requested is None:
         assert invocation.callback is None
         return
     assert invocation.callback is not None
-    given, kept = urlsplit(asked.partition("#")[0]), urlsplit(invocation.callback)
-    assert (kept.scheme, kept.netloc, kept.query) == (given.scheme, given.netloc, given.query)
-    assert unquote_to_bytes(kept.path) == unquote_to_bytes(given.path), (asked, invocation.callback)
-    assert "@" not in kept.netloc  # encoding/json loses it
-    if re.fullmatch(r"https?://[-A-Za-z0-9:/?&=._~]*", asked):
-        assert invocation.callback == asked
+    sent_url, received_url = urlsplit(requested.partition("#")[0]), urlsplit(invocation.callback)
+    assert (received_url.scheme, received_url.netloc, received_url.query) == (
+        sent_url.scheme,
+        sent_url.netloc,
+        sent_url.query,
+    )
+    assert unquote_to_bytes(received_url.path) == unquote_to_bytes(sent_url.path), (requested, invocation.callback)
+    assert "@" not in received_url.netloc  # encoding/json drops the user
+    if re.fullmatch(r"https?://[-A-Za-z0-9:/?&=._~]*", requested):
+        assert invocation.callback == requested

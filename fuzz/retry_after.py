@@ -1,6 +1,6 @@
 """Any Retry-After header is the seconds or the date that RFC 9110 reads in it, or none, and never a negative wait.
 
-The three kinds of date are read here again, by the grammar of RFC 9110, section 5.6.7. Other texts may still be dates
+The three kinds of date are also parsed here, by the grammar of RFC 9110, section 5.6.7. Other texts may still be dates
 in the format of mail. Then the result, written in HTTP's own format, must be read as the same date.
 """
 
@@ -32,7 +32,7 @@ _DATES = [
 
 
 def check(data: bytes) -> None:
-    """Read *data* as a Retry-After header and see that the law above holds."""
+    """Read *data* as a Retry-After header and check the law above."""
     value = data.decode("utf-8", "replace")
     wait = parse_retry_after(value, now=NOW)
     bare = re.fullmatch(r"[ \t]*(.*?)[ \t]*", value, re.DOTALL)
@@ -47,12 +47,12 @@ def check(data: bytes) -> None:
         assert wait == (None if when is None else max(0.0, when - NOW)), value
     elif wait is not None:
         assert len(bare[1]) <= 64
-        _is_read_the_same_in_http_s_own_kind(wait)
+        _check_http_date(wait)
     if wait is not None and wait < 10**9 and not bare[1].isdigit():
         assert wait - min(wait, 60) == max(0.0, parse_retry_after(value, now=NOW + 60) or 0.0), value
 
 
-def _is_read_the_same_in_http_s_own_kind(wait: float) -> None:
+def _check_http_date(wait: float) -> None:
     when = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=min(wait, 200 * 10**9))
     assert (
         parse_retry_after(format_datetime(when, usegmt=True), now=NOW)
@@ -61,7 +61,7 @@ def _is_read_the_same_in_http_s_own_kind(wait: float) -> None:
 
 
 def _seconds(date: dict[str, str]) -> float | None:
-    """Since the epoch; None where there is no such day or time. Years below 100 are POSIX's, from 1969 to 2068."""
+    """Return the seconds since the epoch, or None for an invalid date. Years below 100 are POSIX's: 1969 to 2068."""
     year, month = int(date["year"]), _MONTHS.split("|").index(date["month"]) + 1
     if year < 100:
         year += 1900 if year > 68 else 2000

@@ -23,7 +23,7 @@ WORDS = (
     *PLACES, *(f"QUEUE_WORKER_{name.upper()}" for name in PLACES), "=true", "=1h30m", "=http://u:p@h:80", "=nats://u@h",
     "=-1", "=[::1%a]", ",tls://", "_SERVICE_HOST", "tcp://10.0.0.7:4222", "%25", "{files}/secret", "{files}/none",
 )  # fmt: skip
-"""Names are looked up in dictionaries, which a fuzzer cannot see into."""
+"""Names are looked up in dictionaries, which a fuzzer cannot instrument."""
 _PAIRS = (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file"))
 _FILES = Path(tempfile.mkdtemp(prefix="fuzz-settings-"))
 (_FILES / "directory").mkdir()
@@ -33,18 +33,18 @@ _FILES = Path(tempfile.mkdtemp(prefix="fuzz-settings-"))
 
 
 def check(data: bytes) -> None:
-    """Load *data* as an environment and see that the law above holds."""
+    """Load *data* as an environment and check the law above."""
     environment = read(data)
     loaded = _load(environment)
     if isinstance(loaded, str):
-        _tells_no_secret(loaded)
+        _check_no_secret(loaded)
         assert loaded.splitlines()[0] == f"{_count(loaded)} cannot be used:"
-        assert named(loaded) == _named_alone(environment), (environment, loaded)
+        assert named_settings(loaded) == _named_alone(environment), (environment, loaded)
         return
     assert not _named_alone(environment)
-    _tells_no_secret("\n".join([*loaded.warnings, *(text for row in describe(loaded) for text in row)]))
-    _can_be_used(loaded)
-    _is_read_again(loaded)
+    _check_no_secret("\n".join([*loaded.warnings, *(text for row in describe(loaded) for text in row)]))
+    _check_usable(loaded)
+    _check_round_trip(loaded)
 
 
 def read(data: bytes) -> dict[str, str]:
@@ -69,19 +69,19 @@ def read(data: bytes) -> dict[str, str]:
 def _load(environment: dict[str, str]) -> LoadedSettings | str:
     try:
         return load(environment)
-    except InvalidSettingsError as refused:
-        return str(refused)
+    except InvalidSettingsError as invalid:
+        return str(invalid)
 
 
-def _count(complaint: str) -> str:
-    problems = len(complaint.split("\n  ")) - 1
+def _count(error: str) -> str:
+    problems = len(error.split("\n  ")) - 1
     return "1 setting" if problems == 1 else f"{problems} settings"
 
 
-def named(complaint: str) -> set[str]:
+def named_settings(error: str) -> set[str]:
     """Return the settings that an error names, without those that are invalid only together."""
     found = set()
-    for line in complaint.split("\n  ")[1:]:
+    for line in error.split("\n  ")[1:]:
         first = re.match(r"(QUEUE_WORKER_)?(\w+?)(_file|_FILE)?( = | is set twice| is not text)", line)
         together = (
             " go together: " in line or " are different ways " in line or line.startswith("queue_name is not set")
@@ -100,17 +100,17 @@ def _named_alone(environment: dict[str, str]) -> set[str]:
         if field.metadata["secret"]:
             places += [f"{name}_file", f"QUEUE_WORKER_{name.upper()}_FILE"]
         alone = {place: environment[place] for place in places if place in environment}
-        if alone and isinstance(complaint := _load(alone), str):
-            found |= named(complaint)
+        if alone and isinstance(error := _load(alone), str):
+            found |= named_settings(error)
     return found
 
 
-def _tells_no_secret(text: str) -> None:
+def _check_no_secret(text: str) -> None:
     assert SECRET not in text, text
     assert text.encode()  # it can be printed
 
 
-def _can_be_used(loaded: LoadedSettings) -> None:
+def _check_usable(loaded: LoadedSettings) -> None:
     settings = loaded.settings
     assert httpx.URL(settings.gateway_url).host
     for host in (settings.nats_host, settings.http_host, settings.listen_host):
@@ -134,7 +134,7 @@ def _can_be_used(loaded: LoadedSettings) -> None:
     )
 
 
-def _is_read_again(loaded: LoadedSettings) -> None:
+def _check_round_trip(loaded: LoadedSettings) -> None:
     values = {name: getattr(loaded.settings, name) for name in SETTING_FIELDS}
     printed = {name: value for name, value, _ in describe(loaded) if "********" not in value and name != "nats_user"}
     for name, value in values.items():

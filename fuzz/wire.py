@@ -1,4 +1,4 @@
-"""A reply subject is a delivery's, as ADR-15 writes it, or no delivery's; and a status is a status, or nothing.
+"""A reply subject is a delivery's, as ADR-15 defines it, or no delivery's; and a header has a status or none.
 
 The first line of the input is the subject, each other one a header's name and value, with a colon between.
 """
@@ -17,18 +17,18 @@ _GONE = re.compile(r"deleted", re.IGNORECASE)
 
 
 def check(data: bytes) -> None:
-    """Read *data*'s first line as a reply subject and the rest as a header, and see that the law above holds."""
+    """Read *data*'s first line as a reply subject and the rest as a header, and check the law above."""
     subject, *lines = data.decode("utf-8", "replace").split("\n")
-    _is_a_delivery_s_or_not(subject)
+    _check_ack_subject(subject)
     headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    _is_a_status_or_not(headers)
+    _check_status(headers)
 
 
-def _is_a_delivery_s_or_not(subject: str) -> None:
+def _check_ack_subject(subject: str) -> None:
     try:
         (sequence, stored), count, behind = parse_ack_subject(subject)
-    except ValueError as refused:
-        reason = str(refused)
+    except ValueError as error:
+        reason = str(error)
     else:
         assert expected(subject) == ((sequence, stored), count, behind), subject
         assert min(sequence, stored, count, behind) >= 0
@@ -50,7 +50,7 @@ def expected(subject: str) -> tuple[tuple[int, int], int, int] | None:
     return (sequence, stored), count, behind
 
 
-def _is_a_status_or_not(headers: dict[str, str]) -> None:
+def _check_status(headers: dict[str, str]) -> None:
     status = parse_status(headers)
     if not re.fullmatch("[0-9]{3}", headers.get("Status", "")):
         assert status is None

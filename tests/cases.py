@@ -1,4 +1,4 @@
-"""One test for many cases of one rule: it runs all of them and reports each that fails."""
+"""A check of many cases of one rule, which runs all cases and reports each that fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The number of examples of Hypothesis: HYPOTHESIS_PROFILE is ``ci``, with the same every time, or ``nightly``.
+"""The profiles of Hypothesis: HYPOTHESIS_PROFILE is ``ci``, with the same examples in each run, or ``nightly``.
 
-``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: what fails need
-not be small, and nothing is remembered.
+``mutants`` is for mutation testing (docs/mutants.md), which runs each function's tests dozens of times: failing
+examples are neither shrunk nor stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LONG = (
     "nats/test_quotas.py",
     "parent/test_parent.py",
     "simulation/test_simulation.py",
-    "simulation/test_teeth.py",
+    "simulation/test_bugs.py",
     "test_dev.py",
     "test_gateway.py",
     "test_pause.py",
@@ -49,7 +49,7 @@ LONG = (
 )
 """Paths of the tests that `make test` leaves to `make test-rest`."""
 SHORT = ("e2e/test_e2e_outcomes.py", "e2e/test_e2e_queue.py", "e2e/test_e2e_request.py")
-"""Paths of the tests among these that `make test` runs nevertheless."""
+"""Paths of the tests among these that `make test` also runs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the census of the simulations, which is in their reports, perhaps from another process."""
+    """Print the census of the simulations from their reports, which another process may have made."""
     for report in (each for kind in terminalreporter.stats.values() for each in kind):
         lines = dict(getattr(report, "user_properties", ())).get("census")
         if isinstance(lines, list) and report.when == "teardown":
@@ -78,6 +78,6 @@ if "MUTANT_UNDER_TEST" in os.environ:  # set by mutmut
     world.LONGEST = 10_000.0
 
     def pytest_sessionfinish(exitstatus: int) -> None:
-        """End with 35, "suspicious", where no test was found by its name: mutmut would count the mutant as killed."""
+        """End with 35, "suspicious", if a test was not found by name: mutmut would count the mutant as killed."""
         if exitstatus == pytest.ExitCode.USAGE_ERROR:
             os._exit(35)

@@ -1,8 +1,8 @@
 """The function server of all tests and benchmarks: the functions behind a gateway, or a receiver of callbacks.
 
-:class:`Connection` finds where each HTTP request ends, and gives it to a :class:`Server`. There are two servers:
+:class:`Connection` finds the end of each HTTP request, and passes it to a :class:`Server`. There are two servers:
 :class:`Functions` here answers by script and records each request to the byte; the one of :mod:`benchmarks.functions`
-counts requests and gives all the same answer, at the lowest cost. Both run on asyncio, so both can use uvloop.
+counts requests and sends all the same response, at the lowest cost. Both run on asyncio, so both can use uvloop.
 
 :class:`Functions` runs in a thread of its own, so that tests can block::
 
@@ -40,7 +40,7 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Server(Protocol):
-    """Answers the requests of all connections. All methods are called on the event loop."""
+    """A server that answers the requests of all connections. All methods are called on the event loop."""
 
     def opened(self, connection: Connection) -> None:
         """Note a new connection."""
@@ -51,7 +51,7 @@ class Server(Protocol):
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
         """Answer a whole request. *head* ends with an empty line; *body* is None without a Content-Length."""
 
-    def disturbed(self, connection: Connection) -> None:
+    def received_while_busy(self, connection: Connection) -> None:
         """Note bytes that arrived while the connection was :attr:`Connection.busy`."""
 
 
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is no subclass
         self._server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- the protocol's signature
@@ -75,12 +75,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.busy:
-            self._server.disturbed(self)
+            self._server.received_while_busy(self)
         self._unread = self._unread + data if self._unread else data
         self.read()
 
     def read(self) -> None:
-        """Give the server each whole request that has arrived, until the server is busy with one."""
+        """Pass each complete request to the server, until the server is busy with one."""
         unread = self._unread
         while not self.busy and (end := unread.find(b"\r\n\r\n") + 4) > 3:
             length = _LENGTH.search(unread, 0, end)
@@ -112,27 +112,27 @@ def port_of(server: asyncio.Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request."""
+    """The response to a request."""
 
     status: int = 200
     body: bytes = b"ok"
     headers: tuple[tuple[str, str], ...] = ()
     after: float = 0.0
-    """Seconds from the request's end to the answer's beginning."""
+    """Seconds from the end of the request to the start of the response."""
     held: bool = False
-    """Answer only after :meth:`Functions.release` for this function."""
+    """Respond only after :meth:`Functions.release` for this function."""
     framing: Literal["length", "chunked", "close"] = "length"
     """The way in which the end of the body is marked."""
     close: bool = False
     """Close the connection afterwards, without a Connection header that announces it."""
     raw: bytes | None = None
-    """Send just this, and close."""
+    """Send exactly these bytes, and close."""
     reset: bool = False
-    """Having sent it, reset the connection."""
+    """Reset the connection after the response."""
     stall: bool = False
-    """Having sent it, do nothing more; the connection stays open."""
+    """Do nothing after the response; the connection stays open."""
 
-    def written(self) -> bytes:
+    def encode(self) -> bytes:
         """Return the bytes on the wire."""
         if self.raw is not None:
             return self.raw
@@ -147,8 +147,8 @@ class Reply:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     @property
-    def last(self) -> bool:
-        """Whether the connection ends with it."""
+    def closes(self) -> bool:
+        """Whether the connection ends after the response."""
         return self.close or self.reset or self.raw is not None or self.framing == "close"
 
 
@@ -159,20 +159,20 @@ class Request:
     line: bytes
     """The request line."""
     headers: tuple[tuple[bytes, bytes], ...]
-    """In order, names and values as they were written."""
+    """Names and values, unchanged and in order."""
     connection: int
-    """The number of its connection."""
+    """The number of its connection, from 1."""
     began: float
     """The time when its header was read (s, ``time.monotonic``)."""
     number: int = 0
     """Its number among the requests of its call id, from 1."""
     body: bytes = b""
     ended: float | None = None
-    """The time when its answer was about to be sent, or its sender had disconnected."""
-    gone: bool = False
-    """Whether the sender closed the connection before the answer."""
+    """The time at which its response was sent, or its sender had disconnected."""
+    disconnected: bool = False
+    """Whether the sender closed the connection before the response."""
     reply: Reply | None = None
-    """Its answer; None while it runs, and where its sender disconnected first."""
+    """Its response; None while it runs, and if its sender disconnected first."""
 
     @property
     def method(self) -> str:
@@ -202,10 +202,10 @@ class Request:
         return [value.decode() for key, value in self.headers if key.lower() == name.lower().encode()]
 
     def header(self, name: str) -> str | None:
-        """Return the one value of a header, or None where there is none.
+        """Return the only value of a header, or None without one.
 
         Raises:
-            AssertionError: it stands there more than once.
+            AssertionError: the header occurs more than once.
         """
         values = self.all(name)
         assert len(values) < 2, (name, values)
@@ -220,7 +220,7 @@ class _Script:
     """Number of held requests that may still be answered."""
 
     def hold(self) -> asyncio.Future[None]:
-        """Hold a request: the result is done when it may be answered."""
+        """Hold a request: the future is done when it may be answered."""
         future = asyncio.get_running_loop().create_future()
         self.held.append(future)
         self.release(0)
@@ -248,17 +248,17 @@ class Functions:
         self.requests: list[Request] = []
         """All requests, in order of arrival."""
         self.running = 0
-        """Requests that are not answered yet."""
-        self.most = 0
-        """The most that ever ran at once."""
-        self.peaks: Counter[str] = Counter()
-        """The most requests that ever ran at once, by function."""
-        self.faults: list[str] = []
-        """Acts of clients that HTTP does not allow."""
-        self.instead: Reply | None = None
-        """While it is set, the reply to all requests, in place of the script's."""
+        """Number of requests that are not answered yet."""
+        self.max_running = 0
+        """Greatest number of requests that ran at once."""
+        self.max_running_of: Counter[str] = Counter()
+        """Greatest number of requests that ran at once, by function."""
+        self.protocol_errors: list[str] = []
+        """Violations of HTTP by clients."""
+        self.override: Reply | None = None
+        """While it is set, the reply to all requests, in place of the script's replies."""
         self.open = 0
-        """Open connections."""
+        """Number of open connections."""
         self._limits: dict[str, int] = {}
         self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
@@ -289,18 +289,18 @@ class Functions:
     # The script.
 
     def answer(self, name: str, *replies: Reply) -> None:
-        """Set the replies of a function: the first request of a call id gets the first, and so on; the last repeats."""
+        """Set the replies of a function, one for each request of a call id in turn; the last reply repeats."""
         self._scripts[name] = _Script(replies)
 
-    def limit(self, name: str, most: int) -> None:
-        """Answer 429 to a request for *name* while *most* others run."""
-        self._limits[name] = most
+    def limit(self, name: str, max_running: int) -> None:
+        """Answer 429 to a request for *name* while *max_running* others run."""
+        self._limits[name] = max_running
 
     def release(self, name: str, count: float = inf) -> None:
-        """Answer *count* held requests for *name*, in order of arrival; by default all, later ones too."""
+        """Answer *count* held requests for *name*, in order of arrival; by default all, also later ones."""
         self._loop.call_soon_threadsafe(self._scripts[name].release, count)
 
-    # What arrived.
+    # Requests.
 
     def of(self, call_id: str) -> list[Request]:
         """Return the requests of one call id, in order of arrival."""
@@ -349,28 +349,30 @@ class Functions:
         del self._connections[connection]
         request, task = self._answering.pop(connection, (None, None))
         if request:
-            request.gone = True
+            request.disconnected = True
             if task:
                 task.cancel()
                 self._end(request)
-            else:  # it stalls: the answer was begun
+            else:  # a stalled reply, which has begun
                 request.ended = time.monotonic()
 
-    def disturbed(self, connection: Connection) -> None:
+    def received_while_busy(self, connection: Connection) -> None:
         """See :class:`Server`."""
-        self.faults.append(f"a request was sent on connection {self._connections[connection]} before the last answer")
+        self.protocol_errors.append(
+            f"a request was sent on connection {self._connections[connection]} before the last answer"
+        )
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
         """See :class:`Server`."""
         request = self._record(connection, head, body or b"")
         script = self._scripts.get(request.name, self._default)
-        reply = self.instead or script.replies[min(request.number, len(script.replies)) - 1]
+        reply = self.override or script.replies[min(request.number, len(script.replies)) - 1]
         if self._running[request.name] >= self._limits.get(request.name, inf):
             reply = Reply(429)
         self.running += 1
         self._running[request.name] += 1
-        self.most = max(self.most, self.running)
-        self.peaks[request.name] = max(self.peaks[request.name], self._running[request.name])
+        self.max_running = max(self.max_running, self.running)
+        self.max_running_of[request.name] = max(self.max_running_of[request.name], self._running[request.name])
         if reply.after or reply.held:
             connection.busy = True
             task = self._loop.create_task(self._answer_later(connection, request, reply, script))
@@ -397,19 +399,19 @@ class Functions:
         connection.read()
 
     def _answer(self, connection: Connection, request: Request, reply: Reply) -> None:
-        # Before the answer is sent: its receiver may send the next request before this loop runs again.
+        # Before the response is sent: its receiver may send the next request before this loop runs again.
         self._end(request)
         request.reply = reply
         transport = connection.transport
-        transport.write(reply.written())
+        transport.write(reply.encode())
         if reply.stall:
             connection.busy = True
             self._answering[connection] = request, None
         elif reply.reset:
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             transport.abort()
-        elif reply.last:
-            connection.busy = True  # what it still sends is not read
+        elif reply.closes:
+            connection.busy = True  # further bytes are not read
             transport.close()
 
     def _end(self, request: Request) -> None:

@@ -15,7 +15,7 @@ from worker.dev.stack import free_port
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response."""
 
     status: int
@@ -32,8 +32,8 @@ class Gateway(Program):
 
     def __init__(self, *, tmp_path: Path, **settings: object) -> None:
         self.port = int(str(settings.get("listen_port", 0))) or free_port()
-        ours = {"listen_host": "127.0.0.1", "listen_port": self.port}
-        super().__init__("worker.cli", "gateway", tmp_path=tmp_path, settings=ours | settings)
+        defaults = {"listen_host": "127.0.0.1", "listen_port": self.port}
+        super().__init__("worker.cli", "gateway", tmp_path=tmp_path, settings=defaults | settings)
 
     @property
     def url(self) -> str:
@@ -42,7 +42,9 @@ class Gateway(Program):
     def connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LAST_RESORT)
 
-    def ask(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+    def request(
+        self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Response:
         """Send one request on a connection of its own, with *target* unchanged in the request line."""
         connection = self.connection()
         try:
@@ -53,26 +55,26 @@ class Gateway(Program):
                 connection.putheader("Content-Length", str(len(body)))
             connection.endheaders(body or None)
             response = connection.getresponse()
-            return Answer(response.status, response.headers, response.read())
+            return Response(response.status, response.headers, response.read())
         finally:
             connection.close()
 
-    def queue(self, below: str, body: bytes = b"", **headers: str) -> Answer:
+    def queue(self, below: str, body: bytes = b"", **headers: str) -> Response:
         """POST to ``/async-function/<below>``; a header's name with underscores for hyphens."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.ask("POST", f"/async-function/{below}", body, named)
+        return self.request("POST", f"/async-function/{below}", body, named)
 
     def healthy(self) -> bool:
         """Return whether the gateway listens."""
         try:
-            return self.ask("GET", "/healthz").status == 200
+            return self.request("GET", "/healthz").status == 200
         except OSError:
             return False
 
     def ready(self) -> bool:
         """Return whether the gateway listens and is connected."""
         try:
-            return self.ask("GET", "/readyz").status == 200
+            return self.request("GET", "/readyz").status == 200
         except OSError:
             return False
 

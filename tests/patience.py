@@ -6,4 +6,4 @@ that measures a time or a rate takes virtual time, or has the mark ``quiet``.
 """
 
 LAST_RESORT = 120.0
-"""Seconds. A busy machine does not reach it, only a defect does."""
+"""Seconds. Only a defect lets a wait take so long, not a busy machine."""

@@ -37,14 +37,14 @@ from typing import Any, Self, TypeVar
 import trio
 
 from tests.patience import LAST_RESORT
-from tests.wire import ApiError, NoAnswer, Stored, Wire
+from tests.wire import ApiError, NoResponseError, StoredMessage, WireConnection
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 _numbers = itertools.count()
 _POLL = 0.01
-"""Pause between two looks at a condition (s)."""
+"""Pause between two checks of a condition (s)."""
 LAME_DUCK = 30.0
 """Duration of lame duck mode (s): the minimum that nats-server accepts."""
 
@@ -75,11 +75,11 @@ class NatsServer:
     """A nats-server process with JetStream, on one port of the loopback from its first start on.
 
     Args:
-        directory: where it keeps its files; two servers need two.
-        config: more of its configuration file, such as ``authorization { token: s3cret }``.
+        directory: the directory of its files; each server needs its own.
+        config: more lines of its configuration file, such as ``authorization { token: s3cret }``.
         connect: options of this class's own connections, such as ``{"auth_token": "s3cret"}``.
-        jetstream: False for a server that has none.
-        patience: how long (s) this class's own connections wait for an answer.
+        jetstream: False for a server without JetStream.
+        timeout: longest wait of this class's own connections for a response (s).
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class NatsServer:
         config: str = "",
         connect: Mapping[str, str] | None = None,
         jetstream: bool = True,
-        patience: float = LAST_RESORT,
+        timeout: float = LAST_RESORT,
     ) -> None:
         self._directory = directory / "nats"
         self._connect = connect or {}
         self._config = config
         self._jetstream = jetstream
-        self._patience = patience
+        self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
-        self._wire: Wire | None = None
+        self._wire: WireConnection | None = None
         self.port = 0
         self.log = self._directory / "nats-server.log"
         self.store = self._directory / "jetstream"
@@ -117,12 +117,12 @@ class NatsServer:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process, perhaps a paused one."""
+        """Whether the process runs, also if it is paused."""
         return self._process is not None
 
     @property
     def pid(self) -> int:
-        """Return the id of the process that runs now."""
+        """Return the id of the running process."""
         assert self._process is not None
         return self._process.pid
 
@@ -163,8 +163,8 @@ class NatsServer:
         """Kill the server (SIGKILL)."""
         self._end(signal.SIGKILL)
 
-    def leave(self) -> None:
-        """End it in lame duck mode (SIGUSR2), which takes :data:`LAME_DUCK` seconds."""
+    def shut_down_lame_duck(self) -> None:
+        """End the server in lame duck mode (SIGUSR2), which takes :data:`LAME_DUCK` seconds."""
         self._end(signal.SIGUSR2, LAME_DUCK + LAST_RESORT)
 
     def restart(self) -> None:
@@ -184,39 +184,39 @@ class NatsServer:
         if self._process is not None:
             self._process.send_signal(number)
 
-    def _end(self, number: signal.Signals, patience: float = LAST_RESORT) -> None:
-        self._hang_up()
+    def _end(self, number: signal.Signals, timeout: float = LAST_RESORT) -> None:
+        self._disconnect()
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(patience)
+            self._process.wait(timeout)
             self._process = None
 
     # The contents of the server.
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Send requests (subject, payload and headers) all at once, and return their answers.
+        """Send requests (subject, payload and headers) all at once, and return the responses.
 
         Raises:
-            NoAnswer: one had none.
+            NoResponseError: a request had no response.
         """
         if self._wire is None:
-            self._wire = Wire(self.port, self._connect, self._patience)
+            self._wire = WireConnection(self.port, self._connect, self._timeout)
         try:
             return self._wire.request_many(requests)
-        except NoAnswer:
-            self._hang_up()
+        except NoResponseError:
+            self._disconnect()
             raise
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         if self._wire is not None:
             self._wire.close()
             self._wire = None
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
-        """Send one request to ``$JS.API.<verb>``, and return its answer.
+        """Send one request to ``$JS.API.<verb>``, and return the response.
 
         Raises:
-            ApiError: JetStream refused.
+            ApiError: JetStream returned an error.
         """
         (answer,) = self.request_many([(f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", {})])
         result: dict[str, Any] = json.loads(answer)
@@ -225,7 +225,7 @@ class NatsServer:
         return result
 
     def make_stream(self, name: str = "faas-request", queue: str | None = None, **changes: Any) -> None:
-        """Create the stream of *queue* (by default its name) by section 3 of the contract, but for *changes*."""
+        """Create the stream of *queue* (by default its name) by section 3 of the contract, except for *changes*."""
         queue = queue or name
         config = {
             "name": name,
@@ -239,7 +239,7 @@ class NatsServer:
         self.api(f"STREAM.CREATE.{name}", **(config | changes))
 
     def state(self, stream: str = "faas-request") -> dict[str, Any]:
-        """Return the stream's state (``messages``, ``first_seq`` …), empty where there is no such stream."""
+        """Return the stream's state (``messages``, ``first_seq`` …), empty if the stream does not exist."""
         try:
             state: dict[str, Any] = self.api(f"STREAM.INFO.{stream}")["state"]
         except ApiError:
@@ -256,18 +256,18 @@ class NatsServer:
         assert not [ack for ack in acks if "error" in ack], acks
         return acks
 
-    def messages(self, stream: str = "faas-request") -> list[Stored]:
-        """Return all messages of *stream*, in order; they stay there."""
-        held: list[Stored] = []
+    def messages(self, stream: str = "faas-request") -> list[StoredMessage]:
+        """Return all messages of *stream*, in order, and leave them there."""
+        found: list[StoredMessage] = []
         while True:
-            sequence = held[-1].sequence + 1 if held else 1
+            sequence = found[-1].sequence + 1 if found else 1
             try:
                 message = self.api(f"STREAM.MSG.GET.{stream}", seq=sequence, next_by_subj=">")["message"]
             except ApiError as error:
                 if error.code == 10037:  # no message found
-                    return held
+                    return found
                 raise
-            held.append(Stored.from_api(message))
+            found.append(StoredMessage.from_api(message))
 
 
 class Program:
@@ -278,7 +278,7 @@ class Program:
     Args:
         arguments: the module and its arguments: ``"worker"``; ``"worker.cli", "submit", "echo"``.
         tmp_path: the directory for its output.
-        settings: its settings, in place of those of the machine that runs the tests.
+        settings: its settings; those of the machine that runs the tests are dropped.
         cwd: its working directory, by default *tmp_path*.
         stdin: the bytes of its standard input.
     """
@@ -343,13 +343,13 @@ class Program:
     def wait_for(self, pattern: str, timeout: float = LAST_RESORT) -> re.Match[str]:
         """Wait until the output matches *pattern*, and return the match."""
 
-        def look() -> re.Match[str] | None:
+        def find() -> re.Match[str] | None:
             found = re.search(pattern, self.output)
             ended = self.process.poll()
             assert found or ended is None, f"the program ended with {ended}, without {pattern!r}:\n{self.output}"
             return found
 
-        return wait_until(look, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
+        return wait_until(find, f"{pattern!r} of {' '.join(self.arguments)}", timeout)
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -362,7 +362,7 @@ class Program:
         self.process.send_signal(signal.SIGKILL)
 
     def wait(self, timeout: float = LAST_RESORT) -> int:
-        """Wait until it ends by itself, and return its exit code."""
+        """Wait until the program ends, and return its exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -383,9 +383,13 @@ def run_program(
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return the environment of a program under test: the machine's variables less all settings, and *settings*."""
-    kept = {
+    """Return the environment of a program under test: the machine's variables without settings, and *settings*."""
+    inherited = {
         name: value for name, value in os.environ.items() if not name.islower() and not name.startswith("QUEUE_WORKER_")
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | {name: str(value) for name, value in settings.items()}
+    return (
+        inherited
+        | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        | {name: str(value) for name, value in settings.items()}
+    )

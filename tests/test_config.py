@@ -130,7 +130,7 @@ def only_problem(name: str, value: str) -> str:
 # Defaults, names, origins.
 
 
-def test_defaults_are_those_of_the_contract() -> None:
+def test_load_defaults_are_those_of_the_contract() -> None:
     """Each default of the contract's table is its setting's, and is described as an operator would write it."""
     loaded = load({})
     assert len(CONTRACT) == 34
@@ -144,18 +144,18 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert loaded.warnings == ()
 
 
-def test_settings_beyond_the_contract_are_listed() -> None:
+def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
-    ours = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
-    ours |= {"processes"}
-    assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | ours
+    own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    own |= {"processes"}
+    assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
         name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
     }
 
 
 def test_load_without_settings_returns_the_default_values() -> None:
-    """Durations are seconds; numbers, switches and codes are parsed."""
+    """Without settings all defaults apply: durations are seconds; numbers, switches and codes are parsed."""
     settings_ = load({}).settings
     assert (settings_.ack_wait, settings_.upstream_timeout, settings_.dead_letter_max_age) == (60.0, 60.0, 604800.0)
     assert (settings_.initial_retry_wait, settings_.max_retry_wait, settings_.max_retry_attempts) == (10.0, 120.0, 100)
@@ -189,7 +189,7 @@ def test_load_reads_each_setting_by_either_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER)
 def test_load_ignores_names_in_other_cases(name: str) -> None:
-    """Upper case without the prefix belongs to Kubernetes or another program, and mixed case is no setting."""
+    """Upper case without the prefix, and mixed case, is no setting, because other programs may use such names."""
     text, _ = OTHER[name]
     variables = (name.upper(), name.title(), f"queue_worker_{name}", f"QUEUE_WORKER_{name}", f"Queue_Worker_{name}")
     assert load(dict.fromkeys(variables, text)).settings == load({}).settings
@@ -197,7 +197,7 @@ def test_load_ignores_names_in_other_cases(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTING_FIELDS))
 def test_load_empty_value_counts_as_unset(name: str) -> None:
-    """The charts set some settings so; the default applies, whatever the type."""
+    """An empty value counts as unset for any type, because the charts set some settings so."""
     for variable in (name, f"QUEUE_WORKER_{name.upper()}"):
         assert load({variable: ""}) == load({})
     value = OTHER.get(name, ("", None))[0]
@@ -206,7 +206,7 @@ def test_load_empty_value_counts_as_unset(name: str) -> None:
 
 @pytest.mark.parametrize("name", OTHER)
 def test_load_a_setting_under_both_names_is_rejected(name: str) -> None:
-    """Both names are a mistake even with the same value."""
+    """A setting under both of its names is rejected, also with the same value."""
     text, _ = OTHER[name]
     upper = f"QUEUE_WORKER_{name.upper()}"
     assert refused({name: text, upper: text}).splitlines()[1:] == [
@@ -214,7 +214,7 @@ def test_load_a_setting_under_both_names_is_rejected(name: str) -> None:
     ]
 
 
-# What others put into the environment.
+# Variables of other programs.
 
 KUBERNETES = {
     "{}_SERVICE_HOST": "10.0.0.7",
@@ -236,7 +236,7 @@ def test_load_ignores_the_variables_of_kubernetes_services(service: str) -> None
 
 
 def test_load_a_port_of_an_operator_is_not_taken_for_kubernetes_s() -> None:
-    """A number is meant for the setting, and so is an address in a lower-case variable."""
+    """A number, or an address in a lower-case variable, is an operator's value and not Kubernetes' variable."""
     assert load({"QUEUE_WORKER_NATS_PORT": "4223"}).settings.nats_port == 4223
     assert "not a port" in refused({"nats_port": "tcp://10.0.0.7:4222"})
     assert load({"QUEUE_WORKER_NATZ_PORT": "4223"}).warnings == (
@@ -273,11 +273,11 @@ def test_load_warns_of_names_that_look_like_typos(variable: str, warnings: tuple
 
 
 def test_load_warnings_show_no_values() -> None:
-    """A value that was meant for a secret setting may be a secret."""
+    """A warning shows no value, because it may be a secret that was meant for another setting."""
     assert "s3cret" not in "".join(load({"nats_tokn": "s3cret", "QUEUE_WORKER_NATS_TOKE": "s3cret"}).warnings)
 
 
-# What is accepted.
+# Accepted values.
 
 WORDS: dict[str, tuple[str, list[str]]] = {
     "nats_port": (
@@ -439,7 +439,7 @@ def test_load_a_valid_value_is_parsed(name: str, value: str, parsed: Any) -> Non
 @pytest.mark.parametrize(
     ("stream", "name"), [("faas-request", "faas-request"), ("OF_slow", "slow"), ("slow_OF_", None), ("a_OF_b", None)]
 )
-def test_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) -> None:
+def test_load_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) -> None:
     """A leading ``OF_`` is removed; where the rest can name no queue, an operator must set one."""
     if name:
         loaded = load({"nats_stream": stream})
@@ -462,7 +462,9 @@ def test_queue_name_unset_is_the_stream_s_name(stream: str, name: str | None) ->
         ({"nats_url": "nats://a", "nats_host": "b", "nats_port": "9"}, ("nats://a",)),
     ],
 )
-def test_nats_servers_come_from_nats_url_or_host_and_port(given_: dict[str, str], servers: tuple[str, ...]) -> None:
+def test_load_nats_servers_come_from_nats_url_or_host_and_port(
+    given_: dict[str, str], servers: tuple[str, ...]
+) -> None:
     """``nats_url`` overrides host and port."""
     assert load(given_).settings.nats_servers == servers
 
@@ -481,7 +483,7 @@ def test_load_half_a_pair_is_rejected(tmp_path: Path) -> None:
 
 
 def test_load_two_ways_to_authenticate_are_rejected(tmp_path: Path) -> None:
-    """Both are named, so that one can be kept."""
+    """Two ways to authenticate are rejected, and both are named."""
     creds = tmp_path / "creds"
     creds.touch()
     everything = {
@@ -507,25 +509,25 @@ def test_load_more_processes_than_slots_is_rejected(processes: int, slots: int) 
     assert load({"processes": str(processes), "max_inflight": str(processes)}).settings.processes == processes
 
 
-@pytest.mark.parametrize(("ours", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
-def test_load_a_partition_outside_the_queue_is_rejected(ours: str, partitions: int) -> None:
+@pytest.mark.parametrize(("partition", "partitions"), [("0", 1), ("3", 4), ("1023", 1024)])
+def test_load_a_partition_outside_the_queue_is_rejected(partition: str, partitions: int) -> None:
     """Partitions are counted from 0, so the last is one less than their number."""
-    given_ = {"filter_partition": ours, "queue_partitions": str(partitions)}
-    assert load(given_).settings.filter_partition == int(ours)
+    given_ = {"filter_partition": partition, "queue_partitions": str(partitions)}
+    assert load(given_).settings.filter_partition == int(partition)
     if partitions > 1:
         assert refused(given_ | {"queue_partitions": str(partitions - 1)}) == (
-            f"1 setting cannot be used:\n  filter_partition = {ours} (environment filter_partition) is none of "
+            f"1 setting cannot be used:\n  filter_partition = {partition} (environment filter_partition) is none of "
             f"queue_partitions = {partitions - 1}: they are counted from 0"
         )
 
 
-@pytest.mark.parametrize(("pod", "ours"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
-def test_load_ordinal_is_the_number_of_the_pod(pod: str, ours: int) -> None:
+@pytest.mark.parametrize(("pod", "partition"), [("queue-worker-0", 0), ("queue-worker-13", 13), ("a-2-3", 3)])
+def test_load_ordinal_is_the_number_of_the_pod(pod: str, partition: int) -> None:
     """``ordinal`` is the number at the end of the pod's name, and ``queue-worker config`` shows both."""
     loaded = load({"filter_partition": "ordinal", "queue_partitions": "14", "HOSTNAME": pod})
-    assert loaded.settings.filter_partition == ours
+    assert loaded.settings.filter_partition == partition
     origin = f"environment filter_partition, HOSTNAME={pod}"
-    assert ("filter_partition", str(ours), origin) in describe(loaded)
+    assert ("filter_partition", str(partition), origin) in describe(loaded)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +540,7 @@ def test_load_ordinal_is_the_number_of_the_pod(pod: str, ours: int) -> None:
     ],
 )
 def test_load_ordinal_without_a_numbered_pod_is_rejected(environment: dict[str, str], named: str) -> None:
-    """A pod of no StatefulSet has no ordinal, and must not be taken for partition 0."""
+    """``ordinal`` is rejected where the pod has no number, because it must not become partition 0."""
     assert refused({"filter_partition": "ordinal"} | environment) == (
         f"1 setting cannot be used:\n  filter_partition = 'ordinal' (environment filter_partition): {named}, as the "
         "name of a StatefulSet's pod does: set the partition's number"
@@ -554,7 +556,7 @@ def test_load_ordinal_above_the_partitions_is_rejected() -> None:
 
 
 def test_load_minimums_above_the_slots_are_rejected() -> None:
-    """All slots may be minimums. A function named twice is a mistake."""
+    """Minimums may take all slots and not more, and a function named twice is rejected."""
     minimums = {"function_minimums": "checkout=30, billing.shop=20"}
     assert load(minimums | {"max_inflight": "50"}).settings.minimums == {"checkout.openfaas-fn": 30, "billing.shop": 20}
     assert refused(minimums | {"max_inflight": "49"}) == (
@@ -598,7 +600,7 @@ def test_load_a_secret_s_file_without_text_is_rejected(tmp_path: Path) -> None:
 
 
 def test_load_a_secret_set_twice_is_rejected(tmp_path: Path) -> None:
-    """A secret comes from one value or one file, under one name."""
+    """A secret may have one value or one file, under one name; anything more is rejected."""
     file = tmp_path / "secret"
     file.write_text("s3cret", "utf-8")
     names = ["nats_token", "QUEUE_WORKER_NATS_TOKEN", "nats_token_file", "QUEUE_WORKER_NATS_TOKEN_FILE"]
@@ -606,7 +608,7 @@ def test_load_a_secret_set_twice_is_rejected(tmp_path: Path) -> None:
     assert text == f"1 setting cannot be used:\n  nats_token is set twice, by {' and '.join(names)}: keep one"
 
 
-def everything_told(environment: dict[str, str]) -> str:
+def shown_texts(environment: dict[str, str]) -> str:
     """Return all texts of loading these settings that a person can read."""
     try:
         loaded = load(environment)
@@ -620,14 +622,14 @@ SECRET = "hunter2"
 
 @given(st.text(), st.text(), st.booleans())
 @example("", "", True)
-def test_secrets_are_never_shown(before: str, after: str, broken: bool) -> None:
-    """Not in a message about this or another setting, nor in the description, nor in the repr."""
+def test_load_never_shows_secrets(before: str, after: str, broken: bool) -> None:
+    """A secret is in no message about this or another setting, in no description, and in no repr."""
     secret = f"{before}{SECRET}{after}"
     for name in SECRETS:
         environment = {name: secret} | ({"nats_user": "u"} if name == "nats_password" else {})
-        told = everything_told(environment | ({"max_inflight": "0"} if broken else {}))
-        assert SECRET not in told
-        assert "********" in told or broken
+        shown = shown_texts(environment | ({"max_inflight": "0"} if broken else {}))
+        assert SECRET not in shown
+        assert "********" in shown or broken
 
 
 @given(
@@ -644,10 +646,10 @@ def test_secrets_are_never_shown(before: str, after: str, broken: bool) -> None:
 @example("nats_url", "user:", "", "", "host:4222")
 @example("nats_host", "user:", "", "", "host")
 @example("gateway_url", "http://user:", "", "", "gateway:8080")
-def test_passwords_in_urls_are_never_shown(name: str, scheme: str, before: str, after: str, where: str) -> None:
-    """With any characters, escaped or not, in a valid or an invalid URL."""
+def test_load_never_shows_passwords_in_urls(name: str, scheme: str, before: str, after: str, where: str) -> None:
+    """A password in a URL is never shown, with any characters, escaped or not, in a valid or an invalid URL."""
     assume(not re.search(r",\s*\w+://", before + after))
-    assert SECRET not in everything_told({name: f"{scheme}{before}{SECRET}{after}@{where}"})
+    assert SECRET not in shown_texts({name: f"{scheme}{before}{SECRET}{after}@{where}"})
 
 
 @pytest.mark.parametrize(
@@ -664,12 +666,12 @@ def test_passwords_in_urls_are_never_shown(name: str, scheme: str, before: str, 
         ("", ""),
     ],
 )
-def test_without_password_keeps_the_server_readable(url: str, shown: str) -> None:
-    """Only user and password are masked."""
+def test_without_password_masks_only_user_and_password(url: str, shown: str) -> None:
+    """User and password of a URL are masked, and the server stays readable."""
     assert without_password(url) == shown
 
 
-# The whole.
+# All settings.
 
 
 def test_load_names_all_invalid_settings_at_once() -> None:
@@ -708,7 +710,7 @@ def test_describe_loaded_again_gives_the_same_settings() -> None:
 
 
 def test_settings_are_frozen() -> None:
-    """Settings are read once."""
+    """Settings cannot be changed, because they are read once."""
     with pytest.raises(AttributeError):
         load({}).settings.debug = True  # type: ignore[misc]  # that is the test
 
@@ -727,8 +729,8 @@ def test_load_any_environment_returns_settings_or_raises(environment: dict[str, 
     try:
         loaded = load(environment)
     except InvalidSettingsError as error:
-        told = str(error)
-        assert told
+        shown = str(error)
+        assert shown
         return
     assert isinstance(loaded, LoadedSettings)
     assert isinstance(loaded.settings, Settings)

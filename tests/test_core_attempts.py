@@ -27,7 +27,7 @@ async def test_intake_more_messages_than_slots_runs_one_per_slot(autojump_clock:
         messages = [world.publish(reply(200, after=1)) for _ in range(7)]
         world.start(world.worker(slots=3))
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         # Three start at 2. Each slot is free 1000 ms later and filled 2 ms after that.
         assert [world.starts(message)[0] for message in messages] == [2, 2, 2, 1_004, 1_004, 1_004, 2_006]
         assert world.outside.peak["worker-1"] == 3
@@ -38,7 +38,7 @@ async def test_intake_with_one_slot_starts_messages_in_order(autojump_clock: Moc
     async with World(autojump_clock) as world:
         messages = [world.publish(reply(200, after=0.1)) for _ in range(20)]
         world.start(world.worker(slots=1))
-        await messages[-1].over.wait()
+        await messages[-1].removed.wait()
         assert [call.invocation.call_id for call in world.outside.calls] == [f"call-{n}" for n in range(1, 21)]
 
 
@@ -50,13 +50,13 @@ async def test_credit_after_any_outcome_equals_slots(autojump_clock: MockClock) 
         messages.append(world.publish(payload=b"no JSON"))
         worker = world.start(world.worker(slots=2, retry=Retry(attempts=3)))
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         await trio.sleep(1)
-        assert worker.wanted == 2
+        assert worker.credit == 2
 
 
 async def test_intake_delivery_beyond_slots_is_nakked(autojump_clock: MockClock) -> None:
-    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit stays right.
+    """A worker naks a delivery beyond its slots without starting it; this is no attempt, and its credit is unchanged.
 
     Each slot counts once, also after a message has left it.
     """
@@ -68,14 +68,18 @@ async def test_intake_delivery_beyond_slots_is_nakked(autojump_clock: MockClock)
         world.server.pull(worker.queue.consumer.client, 0, 2)  # as if a request had outlived its connection
         messages = [world.publish(reply(200, after=1)) for _ in range(3)]
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         await trio.sleep(1)
         # They arrive at 1_001; the broker receives the naks at 1_002.
-        assert [world.heard(message)[0] for message in messages] == [(2_002, Ack()), (1_002, Nak()), (1_002, Nak())]
-        assert world.violations == [f"worker-1: message {number} was more than was wanted" for number in (3, 4)]
+        assert [world.verbs_of(message)[0] for message in messages] == [
+            (2_002, Ack()),
+            (1_002, Nak()),
+            (1_002, Nak()),
+        ]
+        assert world.violations == [f"worker-1: message {number} exceeds the credit" for number in (3, 4)]
         world.violations.clear()
-        assert worker.wanted == 1
-        assert {told.attempt for told in worker.told(InvocationStarted)} == {1}
+        assert worker.credit == 1
+        assert {event.attempt for event in worker.events_of(InvocationStarted)} == {1}
         assert world.outside.peak["worker-1"] == 1
 
 
@@ -84,39 +88,39 @@ async def test_retry_while_waiting_takes_no_slot(autojump_clock: MockClock) -> N
     async with World(autojump_clock) as world:
         failing, other = world.publish(reply(503), reply(200)), world.publish(reply(200, after=60))
         world.start(world.worker(slots=1))
-        await failing.over.wait()
+        await failing.removed.wait()
         # The NAK at 2 frees the slot for the other message from 4 to 60_004. The retry, due at 10_003, follows it.
         assert world.starts(other) == [4]
         assert world.starts(failing) == [2, 60_006]
 
 
-async def test_waits_double_up_to_the_longest(autojump_clock: MockClock) -> None:
+async def test_retry_waits_double_up_to_the_maximum(autojump_clock: MockClock) -> None:
     """The wait after attempt n is initial * 2^(n-1), at most the maximum; the last attempt is followed by a term."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=1))
         world.start(world.worker(retry=Retry(attempts=5, backoff=Backoff(10, 60))))
-        await message.over.wait()
+        await message.removed.wait()
         # Each attempt takes 1000, its NAK and redelivery 2; the waits are 10_000, 20_000, 40_000 and 60_000.
         assert world.starts(message) == [2, 11_004, 32_006, 73_008, 134_010]
         # The fifth ends at 135_010; its dead letter is confirmed 2 later; the broker receives the term 1 after that.
-        assert world.heard(message)[-1] == (135_013, Term("gave up after 5 of 5 attempts: status 503"))
+        assert world.verbs_of(message)[-1] == (135_013, Term("gave up after 5 of 5 attempts: status 503"))
 
 
 @pytest.mark.parametrize(
     ("jitter", "second"),
     [(Jitter.EXPONENTIAL, 10_004), (Jitter.FULL, 2_504), (Jitter.EQUAL, 6_254)],
 )
-async def test_jitter(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
+async def test_retry_jitter_shortens_the_wait(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
     """Jitter randomizes none, all or half of the wait: with 0.25 drawn, 10 s become 10, 2.5 and 6.25 s."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(200))
-        world.start(world.worker(retry=Retry(backoff=Backoff(10, 60, jitter)), dice=0.25))
-        await message.over.wait()
+        world.start(world.worker(retry=Retry(backoff=Backoff(10, 60, jitter)), rng=0.25))
+        await message.removed.wait()
         assert world.starts(message) == [2, second]
 
 
 @pytest.mark.parametrize(
-    ("asked", "second"),
+    ("value", "second"),
     [
         (b"30", 30_004),
         (b"Tue, 14 Nov 2023 22:14:05 GMT", 45_002),
@@ -126,15 +130,15 @@ async def test_jitter(jitter: Jitter, second: int, autojump_clock: MockClock) ->
     ],
     ids=["seconds", "date", "below the least", "above an hour", "invalid"],
 )
-async def test_retry_after_header_replaces_wait(asked: bytes, second: int, autojump_clock: MockClock) -> None:
+async def test_retry_after_header_replaces_wait(value: bytes, second: int, autojump_clock: MockClock) -> None:
     """Retry-After replaces the wait: at least the initial wait, at most an hour; an invalid value is ignored.
 
     The world begins at 22:13:20, and the date is 45 s later: at 2 ms, 44_998 ms remain.
     """
     async with World(autojump_clock) as world:
-        message = world.publish(reply(429, headers=((b"Retry-After", asked),)), reply(200))
+        message = world.publish(reply(429, headers=((b"Retry-After", value),)), reply(200))
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [2, second]
 
 
@@ -154,8 +158,8 @@ async def test_attempt_with_retryable_outcome_is_retried(outcome: Reply, autojum
     async with World(autojump_clock) as world:
         message = world.publish(outcome, reply(200))
         world.start(world.worker())
-        await message.over.wait()
-        assert world.heard(message) == [(3, Nak(10)), (10_005, Ack())]
+        await message.removed.wait()
+        assert world.verbs_of(message) == [(3, Nak(10)), (10_005, Ack())]
 
 
 @pytest.mark.parametrize("status", [200, 202, 301, 400, 404, 501])
@@ -164,37 +168,37 @@ async def test_attempt_with_unlisted_code_is_final(status: int, autojump_clock: 
     async with World(autojump_clock) as world:
         message = world.publish(reply(status))
         world.start(world.worker())
-        await message.over.wait()
-        assert world.heard(message) == [(3, Ack())]
+        await message.removed.wait()
+        assert world.verbs_of(message) == [(3, Ack())]
 
 
-async def test_bug_in_an_invocation_stops_no_other_message(autojump_clock: MockClock) -> None:
+async def test_invocation_bug_stops_no_other_message(autojump_clock: MockClock) -> None:
     """An exception in the work on one message is logged and retried as a failed attempt, and stops no other message."""
     async with World(autojump_clock) as world:
         broken, other = world.publish(Reply(KeyError("a bug"), after=1)), world.publish(reply(200, after=2))
         worker = world.start(world.worker(retry=Retry(attempts=2)))
-        await broken.over.wait()
-        assert world.heard(other) == [(2_003, Ack())]
+        await broken.removed.wait()
+        assert world.verbs_of(other) == [(2_003, Ack())]
         assert world.starts(broken) == [2, 11_004]
-        assert len(worker.told(WorkCrashed)) == 2
+        assert len(worker.events_of(WorkCrashed)) == 2
         assert broken.verdict == Term("gave up after 2 of 2 attempts: a bug in the worker: KeyError('a bug')")
 
 
-async def test_a_bug_in_a_decision_stops_nothing_else(autojump_clock: MockClock) -> None:
+async def test_decision_bug_fails_only_its_own_attempt(autojump_clock: MockClock) -> None:
     """An exception while a response is judged is logged and retried as a failed attempt, and stops no other message."""
     async with World(autojump_clock) as world:
         unreadable: Any = ((None, b"no name"),)
         broken, other = world.publish(reply(503, headers=unreadable)), world.publish(reply(200, after=2))
         worker = world.start(world.worker(retry=Retry(attempts=2)))
-        await broken.over.wait()
-        assert world.heard(other) == [(2_003, Ack())]
-        # Only the first response needs a wait, so only it meets the bug: after the last attempt there is no wait.
-        assert len(worker.told(WorkCrashed)) == 1
+        await broken.removed.wait()
+        assert world.verbs_of(other) == [(2_003, Ack())]
+        # Only the first response needs a wait, so only it raises: after the last attempt there is no wait.
+        assert len(worker.events_of(WorkCrashed)) == 1
         assert world.starts(broken) == [2, 10_004]
         assert broken.verdict == Term("gave up after 2 of 2 attempts: status 503")
 
 
-async def test_annotations_override_settings(autojump_clock: MockClock) -> None:
+async def test_annotation_overrides_its_setting(autojump_clock: MockClock) -> None:
     """Each annotation of the function overrides one setting; an invalid one is logged at each attempt."""
     async with World(autojump_clock) as world:
         annotations = {
@@ -205,14 +209,16 @@ async def test_annotations_override_settings(autojump_clock: MockClock) -> None:
         }
         message = world.publish(reply(418), annotations=annotations)
         worker = world.start(world.worker(retry=Retry(backoff=Backoff(10, 3))))
-        await message.over.wait()
+        await message.removed.wait()
         # The waits are 2 s, and then 4 s, which the setting limits to 3.
         assert world.starts(message) == [2, 2_004, 5_006]
-        assert [told.annotation for told in worker.told(AnnotationIgnored)] == ["com.openfaas.retry.max_wait"] * 3
-        assert {told.max_attempts for told in worker.told(InvocationEnded)} == {3}
+        assert [event.annotation for event in worker.events_of(AnnotationIgnored)] == [
+            "com.openfaas.retry.max_wait"
+        ] * 3
+        assert {event.max_attempts for event in worker.events_of(InvocationEnded)} == {3}
 
 
-async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) -> None:
+async def test_attempt_number_continues_in_another_worker(autojump_clock: MockClock) -> None:
     """Another worker continues with the attempt number that the delivery count gives, up to the same limit."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(503, after=1))
@@ -220,17 +226,17 @@ async def test_attempts_are_counted_across_workers(autojump_clock: MockClock) ->
         await trio.sleep(5)
         first.kill()
         second = world.start(world.worker(retry=Retry(attempts=3)))
-        await message.over.wait()
-        assert [told.attempt for told in first.told(InvocationStarted)] == [1]
-        assert [told.attempt for told in second.told(InvocationStarted)] == [2, 3]
+        await message.removed.wait()
+        assert [event.attempt for event in first.events_of(InvocationStarted)] == [1]
+        assert [event.attempt for event in second.events_of(InvocationStarted)] == [2, 3]
         assert ms(trio.current_time()) == 11_004 + 1_000 + 2 + 20_000 + 1_000 + 3
 
 
-async def test_idle_worker_starts_a_new_message_at_once(autojump_clock: MockClock) -> None:
+async def test_intake_when_idle_starts_a_new_message_at_once(autojump_clock: MockClock) -> None:
     """A message that is published to an idle worker starts at once."""
     async with World(autojump_clock) as world:
         world.start(world.worker(slots=1))
         await trio.sleep(1000)
         message = world.publish(reply(200))
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [1_000_001]

@@ -32,10 +32,13 @@ async def test_dead_letter_is_stored_before_the_term(autojump_clock: MockClock) 
     async with World(autojump_clock) as world:
         message = world.publish(reply(503), reply(500), function="resize.images")
         world.start(world.worker(retry=Retry(attempts=2)))
-        await message.over.wait()
+        await message.removed.wait()
         # The second attempt is at 10_004; the broker receives the letter at 10_005, and confirms it at 10_006.
-        assert world.heard(message) == [(3, Nak(10)), (10_007, Term("gave up after 2 of 2 attempts: status 500"))]
-        (letter,) = world.server.letters.values()
+        assert world.verbs_of(message) == [
+            (3, Nak(10)),
+            (10_007, Term("gave up after 2 of 2 attempts: status 500")),
+        ]
+        (letter,) = world.server.dead_letters.values()
         assert letter.data == message.payload
         assert letter.headers == {
             "X-Dead-Letter-Reason": "gave up after 2 of 2 attempts: status 500",
@@ -53,31 +56,31 @@ async def test_dead_letter_is_stored_before_the_term(autojump_clock: MockClock) 
 async def test_dead_letter_not_stored_is_sent_again(autojump_clock: MockClock) -> None:
     """A dead letter that was not stored is sent again while the lease is extended; the function does not run again."""
     async with World(autojump_clock) as world:
-        world.server.refuses_letters = True
+        world.server.refuses_dead_letters = True
         message = world.publish(reply(500))
         worker = world.start(world.worker(retry=ONCE))
         await trio.sleep(2)
-        world.server.refuses_letters = False
-        await message.over.wait()
+        world.server.refuses_dead_letters = False
+        await message.removed.wait()
         # Each try takes 2; the waits between them are 500, 1_000 and 2_000.
         assert worker.times(DeadLetterNotStored) == [4, 506, 1_508]
-        assert world.heard(message) == [(3_511, GIVEN_UP)]
+        assert world.verbs_of(message) == [(3_511, GIVEN_UP)]
         assert world.starts(message) == [2]
-        assert len(world.server.letters) == 1
+        assert len(world.server.dead_letters) == 1
 
 
 async def test_dead_letter_after_five_tries_message_is_nakked(autojump_clock: MockClock) -> None:
     """After five tries to store its dead letter, a message is nakked with the maximum wait, and its slot is free."""
     async with World(autojump_clock) as world:
-        world.server.refuses_letters = True
+        world.server.refuses_dead_letters = True
         message, other = world.publish(reply(500)), world.publish(reply(200))
         worker = world.start(world.worker(slots=1, retry=ONCE))
-        await other.over.wait()
+        await other.removed.wait()
         assert worker.times(DeadLetterNotStored) == [4, 506, 1_508, 3_510, 7_512]
-        assert world.heard(message) == [(7_513, Nak(120))]
+        assert world.verbs_of(message) == [(7_513, Nak(120))]
         assert world.starts(other) == [7_514]
-        world.server.refuses_letters = False
-        await message.over.wait()
+        world.server.refuses_dead_letters = False
+        await message.removed.wait()
         # Due 120_000 later, it arrives 1 after that. The attempt keeps its number; its letter is stored within 2.
         assert world.starts(message) == [2, 127_514]
         assert message.verdict == GIVEN_UP
@@ -88,10 +91,10 @@ async def test_dead_letter_off_stores_nothing(autojump_clock: MockClock) -> None
     async with World(autojump_clock) as world:
         message = world.publish(reply(500))
         worker = world.start(world.worker(retry=ONCE, dead_letters=False))
-        await message.over.wait()
-        assert world.heard(message) == [(3, GIVEN_UP)]
-        assert world.server.letters == {}
-        assert [told.stored for told in worker.told(DeadLettered)] == [False]
+        await message.removed.wait()
+        assert world.verbs_of(message) == [(3, GIVEN_UP)]
+        assert world.server.dead_letters == {}
+        assert [event.stored for event in worker.events_of(DeadLettered)] == [False]
 
 
 @pytest.mark.parametrize("payload", [b"", b"no JSON", b"{}", b'{"Function": "../etc"}', b"\xff\xfe"])
@@ -100,15 +103,15 @@ async def test_dead_letter_of_malformed_payload_has_the_reason(payload: bytes, a
     async with World(autojump_clock) as world:
         message = world.publish(payload=payload)
         worker = world.start(world.worker())
-        await message.over.wait()
-        (letter,) = world.server.letters.values()
+        await message.removed.wait()
+        (letter,) = world.server.dead_letters.values()
         assert letter.data == payload
         assert isinstance(message.verdict, Term)
         assert letter.headers["X-Dead-Letter-Reason"] == message.verdict.reason
         assert letter.headers["X-Dead-Letter-Attempts"] == "0"
         assert "X-Call-Id" not in letter.headers
         assert world.outside.calls == []
-        assert worker.told(InvocationStarted) == []
+        assert worker.events_of(InvocationStarted) == []
 
 
 async def test_callback_is_posted_before_the_ack(autojump_clock: MockClock) -> None:
@@ -117,11 +120,11 @@ async def test_callback_is_posted_before_the_ack(autojump_clock: MockClock) -> N
         script = reply(503, after=1), reply(200, after=2, body=b"done", headers=((b"Content-Type", b"text/plain"),))
         message = world.publish(*script, callback=[Answer(202, after=3)])
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         (post,) = world.outside.posts
         # The second attempt runs from 11_004 to 13_004; the callback takes 3_000 more.
         assert ms(post.began) == 13_004
-        assert world.heard(message)[-1] == (16_005, Ack())
+        assert world.verbs_of(message)[-1] == (16_005, Ack())
         assert (post.callback.url, post.callback.body) == ("http://results/1", b"done")
         assert post.headers == {
             "Content-Type": "text/plain",
@@ -141,7 +144,7 @@ async def test_callback_of_given_up_message_follows_its_dead_letter(autojump_clo
     async with World(autojump_clock) as world:
         message = world.publish(reply(500), callback=[Answer()])
         world.start(world.worker(retry=Retry(attempts=3)))
-        await message.over.wait()
+        await message.removed.wait()
         (post,) = world.outside.posts
         # The third attempt is at 2 + 10_002 + 20_002 = 30_006; its dead letter is stored 2 later.
         assert ms(post.began) == 30_008
@@ -154,10 +157,10 @@ async def test_callback_that_fails_is_posted_again(autojump_clock: MockClock) ->
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer("refused", after=1), Answer(200)])
         worker = world.start(world.worker(callback_backoff=Backoff(1, 5)))
-        await message.over.wait()
+        await message.removed.wait()
         # 1_000 after the first failure, 2_000 after the second.
         assert [ms(post.began) for post in world.outside.posts] == [2, 1_002, 4_002]
-        assert [(told.result, told.delivered, told.retry_in) for told in worker.told(CallbackPosted)] == [
+        assert [(event.result, event.delivered, event.retry_in) for event in worker.events_of(CallbackPosted)] == [
             (500, False, 1.0),
             ("refused", False, 2.0),
             (200, True, None),
@@ -167,12 +170,12 @@ async def test_callback_that_fails_is_posted_again(autojump_clock: MockClock) ->
 
 
 @pytest.mark.parametrize(("jitter", "second"), [(Jitter.EXPONENTIAL, 1_002), (Jitter.FULL, 252), (Jitter.EQUAL, 627)])
-async def test_jitter_of_a_callback(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
+async def test_callback_jitter_shortens_the_wait(jitter: Jitter, second: int, autojump_clock: MockClock) -> None:
     """The waits between a callback's tries have their own jitter: with 0.25 drawn, 1 s becomes 1, 0.25 and 0.625 s."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
-        world.start(world.worker(callback_backoff=Backoff(1, 5, jitter), dice=0.25))
-        await message.over.wait()
+        world.start(world.worker(callback_backoff=Backoff(1, 5, jitter), rng=0.25))
+        await message.removed.wait()
         assert [ms(post.began) for post in world.outside.posts] == [2, second]
 
 
@@ -181,26 +184,28 @@ async def test_jitter_of_a_callback(jitter: Jitter, second: int, autojump_clock:
     [([Answer(500)], 3), ([Answer("refused")], 3), ([Answer(404)], 1), ([Answer(429), Answer(410)], 2)],
     ids=["always failing", "refused", "not found", "gone"],
 )
-async def test_a_callback_is_given_up(answers: list[Answer], posts: int, autojump_clock: MockClock) -> None:
+async def test_callback_that_keeps_failing_is_given_up(
+    answers: list[Answer], posts: int, autojump_clock: MockClock
+) -> None:
     """A callback that keeps failing, or whose receiver rejects it, is given up, and the message is acked."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=answers)
         world.start(world.worker(callback_attempts=3))
-        await message.over.wait()
+        await message.removed.wait()
         assert len(world.outside.posts) == posts
         assert message.verdict == Ack()
         assert world.starts(message) == [2]
 
 
-async def test_a_bug_in_a_callback_does_not_run_the_function_again(autojump_clock: MockClock) -> None:
+async def test_callback_bug_does_not_run_the_function_again(autojump_clock: MockClock) -> None:
     """An exception while a callback is posted is logged; the message is acked, and its function does not run again."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(KeyError("a bug"))])
         worker = world.start(world.worker())
-        await message.over.wait()
-        assert world.heard(message) == [(3, Ack())]
+        await message.removed.wait()
+        assert world.verbs_of(message) == [(3, Ack())]
         assert world.starts(message) == [2]
-        assert len(worker.told(WorkCrashed)) == 1
+        assert len(worker.events_of(WorkCrashed)) == 1
 
 
 async def test_dead_letter_bug_naks_the_message(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
@@ -218,11 +223,11 @@ async def test_dead_letter_bug_naks_the_message(monkeypatch: pytest.MonkeyPatch,
 
         monkeypatch.setattr(worker.queue, "store_dead_letter", broken)
         world.start(worker)
-        await message.over.wait()
-        assert world.heard(message) == [(3, Nak(120)), (120_007, GIVEN_UP)]
+        await message.removed.wait()
+        assert world.verbs_of(message) == [(3, Nak(120)), (120_007, GIVEN_UP)]
 
 
-async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) -> None:
+async def test_callback_with_invalid_url_is_ignored(autojump_clock: MockClock) -> None:
     """A message with an invalid callback URL is invoked and acked, and an event reports the ignored callback."""
     async with World(autojump_clock) as world:
         message = world.publish(
@@ -230,9 +235,9 @@ async def test_a_callback_that_cannot_be_posted_to(autojump_clock: MockClock) ->
         )
         world.outside.scripts["a"] = [reply(200)]
         worker = world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         why = "its scheme is 'ftp'; only http and https can be posted to"
-        assert worker.told(CallbackIgnored) == [CallbackIgnored("a", "echo.openfaas-fn", why)]
+        assert worker.events_of(CallbackIgnored) == [CallbackIgnored("a", "echo.openfaas-fn", why)]
         assert message.verdict == Ack()
 
 
@@ -242,5 +247,5 @@ async def test_callback_keeps_its_slot(autojump_clock: MockClock) -> None:
         world.publish(reply(200), callback=[Answer(200, after=5)])
         other = world.publish(reply(200))
         world.start(world.worker(slots=1))
-        await other.over.wait()
+        await other.removed.wait()
         assert world.starts(other) == [5_004]

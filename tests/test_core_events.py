@@ -26,7 +26,7 @@ from worker.model import Crashed, Nak, Responded, Term
 from worker.policy.retry import Retry
 
 
-async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
+async def test_events_of_a_given_up_message_have_every_field(autojump_clock: MockClock) -> None:
     """Two attempts, a dead letter that is refused once and a callback that fails once each emit an event at its time.
 
     The first attempt runs from 0.25 to 1.25 and waits 10 s; the broker receives its NAK at 1.375, and redelivers
@@ -34,7 +34,7 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
     at 13.75, sent again at 14.25, and stored.
     """
     async with World(autojump_clock, latency=1 / 8) as world:
-        world.server.refuses_letters = True
+        world.server.refuses_dead_letters = True
         message = world.publish(
             reply(503, after=1),
             reply(500, after=2),
@@ -44,12 +44,12 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
         )
         worker = world.start(world.worker(retry=Retry(attempts=2)))
         await trio.sleep_until(14)
-        world.server.refuses_letters = False
+        world.server.refuses_dead_letters = False
         assert worker.services.timers.waiting == {"dead letter": 1}
         await trio.sleep_until(15)
         assert worker.services.timers.waiting == {"callback": 1, "dead letter": 0}
-        await message.over.wait()
-        first, second = (delivery for _, delivery, _ in worker.queue.said)
+        await message.removed.wait()
+        first, second = (delivery for _, delivery, _ in worker.queue.settlements)
         assert (first.id, first.num_delivered, second.id, second.num_delivered) == (message.id, 1, message.id, 2)
         invocation = world.outside.calls[0].invocation
         assert (invocation.call_id, invocation.label) == ("call-1", "resize.openfaas-fn")
@@ -72,13 +72,13 @@ async def test_events_of_given_up_message(autojump_clock: MockClock) -> None:
         ]
 
 
-async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
+async def test_events_of_a_malformed_message_are_dead_letter_and_settlement(autojump_clock: MockClock) -> None:
     """A message that cannot be decoded emits no start and no end, but a dead letter without function and attempts."""
     async with World(autojump_clock, latency=1 / 8) as world:
         message = world.publish(payload=b'{"Function": "../etc"}')
         worker = world.start(world.worker())
-        await message.over.wait()
-        ((_, delivery, verdict),) = worker.queue.said
+        await message.removed.wait()
+        ((_, delivery, verdict),) = worker.queue.settlements
         assert verdict == Term("not a function's name: '../etc'")
         assert worker.events == [
             (0.5, DeadLettered(delivery, None, None, "not a function's name: '../etc'", 0, stored=True)),
@@ -86,15 +86,15 @@ async def test_events_of_malformed_message(autojump_clock: MockClock) -> None:
         ]
 
 
-async def test_events_of_message_that_meets_a_bug(autojump_clock: MockClock) -> None:
+async def test_events_of_a_crashed_attempt_have_the_error(autojump_clock: MockClock) -> None:
     """A bug emits an event with the delivery that met it, and is the outcome of the attempt."""
     async with World(autojump_clock, latency=1 / 8) as world:
         world.publish(Reply(KeyError("a bug"), after=1))
         worker = world.start(world.worker())
         await trio.sleep(5)
-        ((_, delivery, _),) = worker.queue.said
+        ((_, delivery, _),) = worker.queue.settlements
         invocation = world.outside.calls[0].invocation
-        bug = worker.told(WorkCrashed)[0].error
+        bug = worker.events_of(WorkCrashed)[0].error
         assert repr(bug) == "KeyError('a bug')"
         assert worker.events == [
             (0.25, InvocationStarted(invocation, 1, 0.25)),
@@ -111,5 +111,5 @@ async def test_invocation_started_event_has_the_wait(ahead: float, waited: float
         message = world.publish(reply(200))
         message.id = message.id[0], message.id[1] + round(ahead * 1e9)
         worker = world.start(world.worker())
-        await message.over.wait()
-        assert [told.waited for told in worker.told(InvocationStarted)] == [waited]
+        await message.removed.wait()
+        assert [event.waited for event in worker.events_of(InvocationStarted)] == [waited]

@@ -7,7 +7,7 @@ from collections import Counter
 import trio
 from trio.testing import MockClock
 
-from tests.world import Hired, Message, World, ms, reply
+from tests.world import Message, SimulatedWorker, World, ms, reply
 from tests.world.functions import Call
 
 
@@ -25,15 +25,15 @@ def backlog(world: World, function: str, count: int, seconds: float) -> list[Mes
     return [world.publish(reply(200, after=seconds), function=function) for _ in range(count)]
 
 
-def started(world: World, slots: int = 10) -> Hired:
+def started(world: World, slots: int = 10) -> SimulatedWorker:
     """Start a worker."""
     return world.start(world.worker(slots=slots))
 
 
-async def over(messages: list[Message]) -> None:
+async def wait_removed(messages: list[Message]) -> None:
     """Wait until all messages are settled."""
     for message in messages:
-        await message.over.wait()
+        await message.removed.wait()
 
 
 async def test_flow_alone_gets_all_slots(autojump_clock: MockClock) -> None:
@@ -53,21 +53,21 @@ async def test_flows_with_backlogs_share_slots_evenly(autojump_clock: MockClock)
         for second in range(1, 6):
             await trio.sleep_until(second + 0.5)
             assert running(world, second + 0.5) == {"a": 5, "b": 5}
-        await over(other)
+        await wait_removed(other)
         await trio.sleep(0.5)
         assert running(world, trio.current_time()) == {"a": 10}
-        await over(one)
+        await wait_removed(one)
         assert ms(trio.current_time()) < 9_200  # nine rounds of ten
 
 
-async def test_a_newcomer_does_not_wait_for_the_backlog(autojump_clock: MockClock) -> None:
+async def test_flow_new_beside_a_backlog_starts_in_the_next_free_slot(autojump_clock: MockClock) -> None:
     """Behind any backlog, a new function's first invocation starts as soon as a running invocation ends."""
     async with World(autojump_clock, by_function=True) as world:
         backlog(world, "a", 1_000, 1)
         started(world)
         await trio.sleep(3.5)
         message = world.publish(reply(200), function="b")
-        await message.over.wait()
+        await message.removed.wait()
         assert trio.current_time() < 4.1
 
 
@@ -76,12 +76,12 @@ async def test_flow_new_with_free_slots_starts_at_once(autojump_clock: MockClock
     async with World(autojump_clock, by_function=True) as world:
         started(world)
         first = world.publish(reply(200), function="a")
-        await first.over.wait()
+        await first.removed.wait()
         await trio.sleep(0.5)
         second = world.publish(reply(200), function="b")
-        begun = trio.current_time()
-        await second.over.wait()
-        assert ms(world.outside.calls[-1].began - begun) < 10
+        published_at = trio.current_time()
+        await second.removed.wait()
+        assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
 async def test_flows_more_than_slots_take_turns(autojump_clock: MockClock) -> None:
@@ -101,7 +101,7 @@ async def test_flow_with_due_retry_is_served(autojump_clock: MockClock) -> None:
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(503), reply(200), function=f"f{number}") for number in range(20)]
         started(world, slots=2)
-        await over(messages)
+        await wait_removed(messages)
         seconds = [world.starts(message)[1] - world.starts(message)[0] for message in messages]
         assert all(10_000 <= each < 13_000 for each in seconds)
 
@@ -111,15 +111,15 @@ async def test_flows_idle_have_no_consumer(autojump_clock: MockClock) -> None:
     async with World(autojump_clock, by_function=True) as world:
         messages = [world.publish(reply(200), function=f"f{number}") for number in range(1_000)]
         worker = started(world)
-        await over(messages)
+        await wait_removed(messages)
         assert len(world.server.groups) == 1_000
         await trio.sleep(40)
         assert not world.server.groups
-        assert worker.wanted == 0
+        assert worker.credit == 0
         again = world.publish(reply(200), function="f7")
-        begun = trio.current_time()
-        await again.over.wait()
-        assert ms(world.outside.calls[-1].began - begun) < 10
+        published_at = trio.current_time()
+        await again.removed.wait()
+        assert ms(world.outside.calls[-1].began - published_at) < 10
 
 
 async def test_flows_of_two_workers_run_each_message_once(autojump_clock: MockClock) -> None:
@@ -128,6 +128,6 @@ async def test_flows_of_two_workers_run_each_message_once(autojump_clock: MockCl
         messages = backlog(world, "a", 100, 1) + backlog(world, "b", 100, 1)
         started(world, slots=5)
         started(world, slots=5)
-        await over(messages)
+        await wait_removed(messages)
         assert trio.current_time() < 21
         assert len(world.outside.calls) == 200

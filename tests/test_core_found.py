@@ -11,7 +11,7 @@ from worker.model import Nak
 from worker.policy.retry import Retry
 
 
-async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockClock) -> None:
+async def test_early_deliveries_at_once_are_nakked_once(autojump_clock: MockClock) -> None:
     """Of two early deliveries of one message that arrive together, only the newest is nakked, for the rest of the wait.
 
     Each NAK makes the broker redeliver the message. When it receives the second, another worker may run the message.
@@ -20,40 +20,40 @@ async def test_what_comes_twice_at_once_is_given_back_once(autojump_clock: MockC
         message = world.publish(reply(503, after=1), reply(200))
         worker = world.start(world.worker(slots=3))
         await trio.sleep(0.5)
-        worker.link.stand_still(7.5)
-        await message.over.wait()
+        worker.link.stall(7.5)
+        await message.removed.wait()
         # The NAK of 1_002 is delayed until 8_000. So the broker redelivers at 3_001 and 6_001 (1 each way), both
         # deliveries arrive at 8_000, and 3_002 of the wait's 10_000 remain.
-        settlements = [(ms(at), settlement) for at, _, settlement in worker.queue.said]
+        settlements = [(ms(at), settlement) for at, _, settlement in worker.queue.settlements]
         assert [(at, ms(nak.delay)) for at, nak in settlements if isinstance(nak, Nak)] == [
             (1_002, 10_000),
             (8_000, 3_002),
         ]
         assert worker.times(Redelivered) == [8_000]
-        assert worker.wanted == 3, "the credit of both deliveries has returned"
+        assert worker.credit == 3, "the credit of both deliveries has returned"
 
 
-async def test_what_asks_to_come_in_an_hour_is_given_up_in_time(autojump_clock: MockClock) -> None:
+async def test_retry_after_of_an_hour_with_limiter_is_given_up_in_time(autojump_clock: MockClock) -> None:
     """With a limiter, a message whose function always answers 429 with Retry-After 3600 is given up in three attempts.
 
     A refusal that only teaches the limiter is no attempt. When each one asked for an hour, the retries took a day.
     """
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, headers=((b"Retry-After", b"3600"),)))
-        world.start(world.worker(retry=Retry(3), learns=True))
-        await message.over.wait()
+        world.start(world.worker(retry=Retry(3), adaptive=True))
+        await message.removed.wait()
         assert len(world.starts(message)) == 3
         assert trio.current_time() < 3 * 3600
 
 
-async def test_what_is_refused_slowly_is_given_up_in_time(autojump_clock: MockClock) -> None:
+async def test_slow_refusals_with_limiter_are_given_up_in_time(autojump_clock: MockClock) -> None:
     """With a limiter, a message whose function always answers 429 after three seconds is given up within 300 s.
 
     The limiter once took a call without a response for an accepted one. Then no refusal counted as an attempt.
     """
     async with World(autojump_clock, by_function=True) as world:
         message = world.publish(reply(429, after=3))
-        world.start(world.worker(retry=Retry(3), learns=True))
-        await message.over.wait()
+        world.start(world.worker(retry=Retry(3), adaptive=True))
+        await message.removed.wait()
         assert trio.current_time() < 300
         assert len(world.starts(message)) < 25

@@ -12,7 +12,7 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from tests.world import Answer, Call, Hired, Message, World, ms, reply
+from tests.world import Answer, Call, Message, SimulatedWorker, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
 from worker.heartbeat import Lease
 from worker.intake import Intake
@@ -22,14 +22,14 @@ from worker.ports import Consumer
 from worker.settle import settle
 
 
-async def test_renewed_at_a_third(autojump_clock: MockClock) -> None:
+async def test_lease_is_extended_at_each_third(autojump_clock: MockClock) -> None:
     """While an invocation runs, its lease is extended every third of the ack wait, and never after its end."""
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=35))
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         await trio.sleep(100)
-        assert world.heard(message) == [(10_003, None), (20_003, None), (30_003, None), (35_003, Ack())]
+        assert world.verbs_of(message) == [(10_003, None), (20_003, None), (30_003, None), (35_003, Ack())]
 
 
 async def test_lease_of_long_invocation_is_extended(autojump_clock: MockClock) -> None:
@@ -37,11 +37,11 @@ async def test_lease_of_long_invocation_is_extended(autojump_clock: MockClock) -
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=3605))
         world.start(world.worker())
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [2]
         # 360 extensions, after 10, 20 … 3600 s, and the acknowledgement.
-        assert len(world.heard(message)) == 361
-        assert world.server.deliveries == 1
+        assert len(world.verbs_of(message)) == 361
+        assert world.server.num_deliveries == 1
 
 
 async def test_leases_of_different_age_are_extended_at_their_own_times(autojump_clock: MockClock) -> None:
@@ -51,11 +51,11 @@ async def test_leases_of_different_age_are_extended_at_their_own_times(autojump_
         worker = world.start(world.worker())
         await trio.sleep(4)
         later = world.publish(reply(200, after=25))  # it arrives at 4_001
-        await later.over.wait()
+        await later.removed.wait()
         for message in first:
-            assert world.heard(message) == [(10_003, None), (20_003, None), (25_003, Ack())]
-        assert world.heard(later) == [(14_002, None), (24_002, None), (29_002, Ack())]
-        assert [told.count for told in worker.told(LeasesExtended)] == [2, 1, 2, 1]
+            assert world.verbs_of(message) == [(10_003, None), (20_003, None), (25_003, Ack())]
+        assert world.verbs_of(later) == [(14_002, None), (24_002, None), (29_002, Ack())]
+        assert [event.count for event in worker.events_of(LeasesExtended)] == [2, 1, 2, 1]
 
 
 async def test_lease_without_confirmation_is_lost(autojump_clock: MockClock) -> None:
@@ -63,19 +63,22 @@ async def test_lease_without_confirmation_is_lost(autojump_clock: MockClock) -> 
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=60), reply(200))
         worker = world.worker()
-        worker.link.down.swallows = {"confirmation"}
+        worker.link.from_broker.dropped_kinds = {"confirmation"}
         world.start(worker)
         await trio.sleep(25)
-        worker.link.down.swallows = ()
+        worker.link.from_broker.dropped_kinds = ()
         (call,) = world.outside.calls
         assert (call.outcome, ms(call.ended or 0)) == (None, 20_002)
         assert worker.times(LeaseExpired) == [20_002]
-        assert [told.outcome for told in worker.told(InvocationEnded)] == [LeaseLost()]
-        assert worker.told(Settled) == [Settled(Abandon())]
-        await message.over.wait()
+        assert [event.outcome for event in worker.events_of(InvocationEnded)] == [LeaseLost()]
+        assert worker.events_of(Settled) == [Settled(Abandon())]
+        await message.removed.wait()
         # The extension of 10_002 is sent again every 2 s until 20_002. The broker redelivers the message 30 s after
         # the last one, which it received at 18_003.
-        assert world.heard(message)[:6] == [*((ms, None) for ms in range(10_003, 18_004, 2_000)), (48_005, Ack())]
+        assert world.verbs_of(message)[:6] == [
+            *((ms, None) for ms in range(10_003, 18_004, 2_000)),
+            (48_005, Ack()),
+        ]
         assert world.starts(message) == [2, 48_004]
 
 
@@ -88,7 +91,7 @@ async def test_lease_with_any_rounding_is_lost_after_two_thirds(latency: float, 
     async with World(autojump_clock, latency=latency) as world:
         world.publish(reply(200, after=60))
         worker = world.worker()
-        worker.link.there.swallows = {"extension"}
+        worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
         await trio.sleep(60)
         assert worker.times(LeaseExpired)[0] == 20_000 + ms(2 * latency)
@@ -106,7 +109,7 @@ async def test_lease_of_suspended_worker_is_lost_exactly_after_two_thirds(
         autojump_clock.jump(until - 5)
         await trio.sleep(4)
         assert worker.times(LeaseExpired) == lost
-        assert len(worker.told(LeasesExtended)) == (not lost)
+        assert len(worker.events_of(LeasesExtended)) == (not lost)
 
 
 async def test_lease_without_received_extension_is_lost(autojump_clock: MockClock) -> None:
@@ -114,13 +117,13 @@ async def test_lease_without_received_extension_is_lost(autojump_clock: MockCloc
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=60), reply(200))
         worker = world.worker()
-        worker.link.there.swallows = {"extension"}
+        worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(call.ended or 0) for call in world.outside.calls] == [20_002, 30_002]
         # Delivered at 1, and again 30_000 later.
         assert world.starts(message) == [2, 30_002]
-        assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
+        assert [event.attempt for event in worker.events_of(InvocationStarted)] == [1, 2]
 
 
 async def test_lease_with_late_confirmation_counts_from_the_sending(autojump_clock: MockClock) -> None:
@@ -129,13 +132,13 @@ async def test_lease_with_late_confirmation_counts_from_the_sending(autojump_clo
         message = world.publish(reply(503, after=25), reply(200))
         worker = world.start(world.worker())
         await trio.sleep(5)
-        worker.link.down.stands_until = 19.0
+        worker.link.from_broker.stalled_until = 19.0
         await trio.sleep_until(19.5)
         worker.link.cut(15)
-        await message.over.wait()
+        await message.removed.wait()
         # Sent at 10_002, confirmed at 19_000: the NAK of 25_002 may be sent until 30_002, and the connection returns at
         # 34_500. The broker last received an extension at 18_003, and waits 30_000 from then.
-        assert world.heard(message)[-2:] == [(18_003, None), (48_005, Ack())]
+        assert world.verbs_of(message)[-2:] == [(18_003, None), (48_005, Ack())]
         assert world.starts(message) == [2, 48_004]
 
 
@@ -143,9 +146,15 @@ async def test_lease_over_a_short_cut_is_kept(autojump_clock: MockClock) -> None
     """An invocation continues while the connection is lost; the due extension is sent after the reconnect."""
     async with World(autojump_clock) as world:
         message, worker = await _cut(world, begin=8, seconds=5)
-        assert world.heard(message) == [(13_001, None), (20_003, None), (30_003, None), (40_003, None), (45_003, Ack())]
+        assert world.verbs_of(message) == [
+            (13_001, None),
+            (20_003, None),
+            (30_003, None),
+            (40_003, None),
+            (45_003, Ack()),
+        ]
         assert world.starts(message) == [2]
-        assert worker.told(LeaseExpired) == []
+        assert worker.events_of(LeaseExpired) == []
 
 
 async def test_lease_over_a_long_cut_is_lost(autojump_clock: MockClock) -> None:
@@ -165,19 +174,19 @@ async def test_nak_too_late_is_not_sent(autojump_clock: MockClock) -> None:
         worker = world.start(world.worker())
         await trio.sleep(1)
         worker.link.cut(40)
-        await message.over.wait()
+        await message.removed.wait()
         # Decided at 5_002, to be sent before 20_002. Due again at 30_001, it arrives 2 after the reconnect.
-        assert world.heard(message) == [(41_003, Ack())]
+        assert world.verbs_of(message) == [(41_003, Ack())]
         assert world.starts(message) == [2, 41_002]
 
 
-async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, Hired]:
+async def _cut(world: World, *, begin: float, seconds: float) -> tuple[Message, SimulatedWorker]:
     """Run a message of 45 s, and cut the connection at *begin* for *seconds*."""
     message = world.publish(reply(200, after=45))
     worker = world.start(world.worker())
     await trio.sleep(begin)
     worker.link.cut(seconds)
-    await message.over.wait()
+    await message.removed.wait()
     return message, worker
 
 
@@ -194,7 +203,7 @@ async def test_intake_after_a_cut_has_all_credit(autojump_clock: MockClock) -> N
         worker.link.cut(10)
         messages = [world.publish(reply(200, after=1)) for _ in range(4)]
         for message in messages:
-            await message.over.wait()
+            await message.removed.wait()
         assert [world.starts(message) for message in messages] == [[11_002], [11_002], [12_004], [12_004]]
         assert world.outside.peak["worker-1"] == 2
 
@@ -205,10 +214,10 @@ async def test_lease_follows_a_changed_ack_wait(autojump_clock: MockClock) -> No
         message = world.publish(reply(200, after=12))
         world.start(world.worker())
         await trio.sleep(5)
-        world.server.make_anew(ack_wait=9)
-        await message.over.wait()
+        world.server.recreate_consumers(ack_wait=9)
+        await message.removed.wait()
         # Redelivered at 5_003, and extended every 3_000 from then on.
-        assert world.heard(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
+        assert world.verbs_of(message) == [(8_004, None), (11_004, None), (12_003, Ack())]
 
 
 async def test_lease_of_redelivered_message_delays_no_other(autojump_clock: MockClock) -> None:
@@ -228,7 +237,7 @@ async def test_lease_of_redelivered_message_delays_no_other(autojump_clock: Mock
         await trio.sleep_until(5)
         leases.replace_delivery(replace(first, received_at=5.0))
         await trio.sleep_until(16)
-        assert [world.heard(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
+        assert [world.verbs_of(message) for message in messages] == [[(15_001, None)], [(10_003, None)]]
 
 
 async def test_lease_before_ack_wait_is_known_is_kept(autojump_clock: MockClock) -> None:
@@ -256,12 +265,12 @@ async def test_lease_lost_during_a_callback_cancels_it(autojump_clock: MockClock
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(200, after=60), Answer(200)])
         worker = world.worker()
-        worker.link.there.swallows = {"extension"}
+        worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
         assert ms(world.outside.posts[0].ended or 0) == 20_002
-        assert world.heard(message) == [(30_003, Ack())]
+        assert world.verbs_of(message) == [(30_003, Ack())]
 
 
 async def test_lease_lost_between_callbacks_ends_them(autojump_clock: MockClock) -> None:
@@ -269,12 +278,12 @@ async def test_lease_lost_between_callbacks_ends_them(autojump_clock: MockClock)
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(200)])
         worker = world.worker(callback_backoff=Backoff(60, 60))
-        worker.link.there.swallows = {"extension"}
+        worker.link.to_broker.dropped_kinds = {"extension"}
         world.start(worker)
-        await message.over.wait()
+        await message.removed.wait()
         assert worker.times(LeaseExpired) == [20_002]
         assert [ms(post.began) for post in world.outside.posts] == [2, 30_002]
-        assert world.heard(message) == [(30_003, Ack())]
+        assert world.verbs_of(message) == [(30_003, Ack())]
 
 
 async def test_lease_between_callbacks_is_extended(autojump_clock: MockClock) -> None:
@@ -282,11 +291,11 @@ async def test_lease_between_callbacks_is_extended(autojump_clock: MockClock) ->
     async with World(autojump_clock) as world:
         message = world.publish(reply(200), callback=[Answer(500), Answer(500), Answer(200)])
         world.start(world.worker(callback_backoff=Backoff(40, 100)))
-        await message.over.wait()
+        await message.removed.wait()
         assert [ms(post.began) for post in world.outside.posts] == [2, 40_002, 120_002]
         assert world.starts(message) == [2]
-        assert world.heard(message)[-1] == (120_003, Ack())
-        assert world.server.deliveries == 1
+        assert world.verbs_of(message)[-1] == (120_003, Ack())
+        assert world.server.num_deliveries == 1
 
 
 async def test_lease_lost_stays_lost(autojump_clock: MockClock) -> None:
@@ -294,27 +303,27 @@ async def test_lease_lost_stays_lost(autojump_clock: MockClock) -> None:
     async with World(autojump_clock) as world:
         worker = world.worker()
         lease, delivery = await _leased(world, worker)
-        worker.link.there.swallows = {"extension"}
+        worker.link.to_broker.dropped_kinds = {"extension"}
         with trio.move_on_at(delivery.received_at + 21):
             await worker.services.leases.run()
-        assert worker.told(LeaseExpired) == [LeaseExpired(delivery)]
+        assert worker.events_of(LeaseExpired) == [LeaseExpired(delivery)]
         lease.confirm(trio.current_time())
         with trio.CancelScope() as scope:
             lease.guard(scope)
             await trio.sleep(1)
             raise AssertionError("it waits")
         settle(worker.services, lease, 1, Nak(10), counts=True)
-        assert worker.queue.said == []
+        assert worker.queue.settlements == []
 
 
 async def deliveries(consumer: Consumer) -> list[Delivery]:
     """Receive until there are deliveries, and return these."""
     while True:
-        if here := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
-            return here
+        if found := [each for each in await consumer.receive() if isinstance(each, Delivery)]:
+            return found
 
 
-async def _leased(world: World, worker: Hired) -> tuple[Lease, Delivery]:
+async def _leased(world: World, worker: SimulatedWorker) -> tuple[Lease, Delivery]:
     """Receive a message and return its lease, without starting it."""
     world.publish(reply(200))
     world.nursery.start_soon(worker.link.run)
@@ -338,8 +347,8 @@ async def test_settle_after_the_lease_sends_only_an_ack(
         lease, delivery = await _leased(world, worker)
         await trio.sleep_until(delivery.received_at + after)
         settle(worker.services, lease, 1, verdict, counts=True)
-        assert [settlement for _, _, settlement in worker.queue.said] == ([verdict] if sent else [])
-        assert worker.told(Settled) == [Settled(verdict if sent else Abandon())]
+        assert [settlement for _, _, settlement in worker.queue.settlements] == ([verdict] if sent else [])
+        assert worker.events_of(Settled) == [Settled(verdict if sent else Abandon())]
 
 
 async def test_intake_delivery_without_lease_is_not_started(autojump_clock: MockClock) -> None:
@@ -359,8 +368,8 @@ async def test_intake_delivery_without_lease_is_not_started(autojump_clock: Mock
         intake._decide()
         await trio.testing.wait_all_tasks_blocked()
         assert world.outside.calls == []
-        assert worker.told(Settled) == [Settled(Abandon())]
-        assert worker.wanted == 10 + 1, "one for each slot, and the one that the test requested"
+        assert worker.events_of(Settled) == [Settled(Abandon())]
+        assert worker.credit == 10 + 1, "one for each slot, and the one that the test requested"
 
 
 async def test_settle_in_suspended_process_sends_no_nak(autojump_clock: MockClock) -> None:
@@ -371,6 +380,6 @@ async def test_settle_in_suspended_process_sends_no_nak(autojump_clock: MockCloc
         await trio.sleep(1)
         autojump_clock.jump(60)
         for message in messages:
-            await message.over.wait()
-            assert [settlement for _, settlement in world.heard(message)] == [Ack()]
+            await message.removed.wait()
+            assert [settlement for _, settlement in world.verbs_of(message)] == [Ack()]
             assert len(world.starts(message)) == 2

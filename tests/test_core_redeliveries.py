@@ -22,16 +22,16 @@ async def test_redelivery_while_running_is_not_run(autojump_clock: MockClock) ->
         message = world.publish(reply(200, after=12))
         worker = world.start(world.worker())
         await trio.sleep(5)
-        world.server.make_anew()
-        await message.over.wait()
+        world.server.recreate_consumers()
+        await message.removed.wait()
         # Detected at 5_001, requested at 5_002, redelivered at 5_003. The next extension, at 15_003, is after the end.
         assert worker.times(Redelivered) == [5_003]
-        ((_, newest, _),) = worker.queue.said
-        assert worker.told(Redelivered) == [Redelivered(newest, "running")]
+        ((_, newest, _),) = worker.queue.settlements
+        assert worker.events_of(Redelivered) == [Redelivered(newest, "running")]
         assert world.starts(message) == [2]
-        assert world.heard(message) == [(12_003, Ack())]
-        assert world.server.heard[-1].token == message.token
-        assert worker.wanted == 10
+        assert world.verbs_of(message) == [(12_003, Ack())]
+        assert world.server.applied[-1].token == message.token
+        assert worker.credit == 10
 
 
 async def test_redelivery_when_finished_is_acked_again(autojump_clock: MockClock) -> None:
@@ -39,20 +39,23 @@ async def test_redelivery_when_finished_is_acked_again(autojump_clock: MockClock
     async with World(autojump_clock) as world:
         message = world.publish(reply(200, after=1))
         worker = world.start(world.worker(slots=1))
-        worker.link.there.swallows = {"settlement"}
+        worker.link.to_broker.dropped_kinds = {"settlement"}
         await trio.sleep(30.5)
-        worker.link.there.swallows = ()
-        await message.over.wait()
+        worker.link.to_broker.dropped_kinds = ()
+        await message.removed.wait()
         # Delivered at 1 and again at 30_001. The first ack, which is sent again every 2_000, arrives first:
         # 1_002 + 15 * 2_000 = 31_002.
         assert worker.times(Redelivered) == [30_002]
-        (_, first, _), (_, second, _) = worker.queue.said
-        assert worker.told(Redelivered) == [Redelivered(second, "finished")]
-        assert world.heard(message)[0] == (31_003, Ack())
-        assert [(ms(at), settlement) for at, _, settlement in worker.queue.said] == [(1_002, Ack()), (30_002, Ack())]
+        (_, first, _), (_, second, _) = worker.queue.settlements
+        assert worker.events_of(Redelivered) == [Redelivered(second, "finished")]
+        assert world.verbs_of(message)[0] == (31_003, Ack())
+        assert [(ms(at), settlement) for at, _, settlement in worker.queue.settlements] == [
+            (1_002, Ack()),
+            (30_002, Ack()),
+        ]
         assert first.token != second.token
         assert world.starts(message) == [2]
-        assert worker.wanted == 1
+        assert worker.credit == 1
         assert world.server.backlog().by_subject == {}
 
 
@@ -61,13 +64,13 @@ async def test_redelivery_when_given_up_is_termed_again(autojump_clock: MockCloc
     async with World(autojump_clock) as world:
         message = world.publish(reply(500, after=1))
         worker = world.start(world.worker(retry=Retry(attempts=1)))
-        worker.link.there.swallows = {"settlement"}
+        worker.link.to_broker.dropped_kinds = {"settlement"}
         await trio.sleep(30.5)
-        worker.link.there.swallows = ()
-        await message.over.wait()
+        worker.link.to_broker.dropped_kinds = ()
+        await message.removed.wait()
         assert message.verdict == Term("gave up after 1 of 1 attempts: status 500")
         assert world.starts(message) == [2]
-        assert len(world.server.letters) == 1
+        assert len(world.server.dead_letters) == 1
 
 
 async def test_redelivery_early_by_less_than_a_second_is_held(autojump_clock: MockClock) -> None:
@@ -82,7 +85,7 @@ async def test_redelivery_early_by_less_than_a_second_is_held(autojump_clock: Mo
         # Due at 10_803, which the restart rounds to a whole second: it arrives at 10_001, and waits until 10 s after
         # the verdict at 802.
         assert worker.services.timers.waiting["early redelivery"] == 1
-        await message.over.wait()
+        await message.removed.wait()
         assert world.starts(message) == [802, 10_802]
         assert worker.services.timers.waiting["early redelivery"] == 0
 
@@ -93,16 +96,16 @@ async def test_redelivery_early_by_more_is_nakked(autojump_clock: MockClock) -> 
         message = world.publish(reply(503), reply(200))
         worker = world.start(world.worker())
         await trio.sleep(5)
-        world.server.make_anew()
-        await message.over.wait()
+        world.server.recreate_consumers()
+        await message.removed.wait()
         # Redelivered at 5_003, when 4_999 remain; the broker receives the NAK at 5_004, and its delay ends at 10_003.
         assert worker.times(Redelivered) == [5_003]
-        (_, _, _), (_, early, _), (_, _, _) = worker.queue.said
-        assert worker.told(Redelivered) == [Redelivered(early, "early")]
-        assert [at for at, _ in world.heard(message)] == [3, 5_004, 10_005]
+        (_, _, _), (_, early, _), (_, _, _) = worker.queue.settlements
+        assert worker.events_of(Redelivered) == [Redelivered(early, "early")]
+        assert [at for at, _ in world.verbs_of(message)] == [3, 5_004, 10_005]
         assert world.starts(message) == [2, 10_004]
-        assert [told.attempt for told in worker.told(InvocationStarted)] == [1, 2]
-        assert worker.wanted == 10
+        assert [event.attempt for event in worker.events_of(InvocationStarted)] == [1, 2]
+        assert worker.credit == 10
 
 
 async def test_redelivery_held_is_extended(autojump_clock: MockClock) -> None:
@@ -113,8 +116,8 @@ async def test_redelivery_held_is_extended(autojump_clock: MockClock) -> None:
         world.start(world.worker(retry=Retry(backoff=Backoff(10, 10))))
         await trio.sleep(2)
         world.server.restart(down=0)
-        await message.over.wait()
+        await message.removed.wait()
         # Due at 10_843, an ack wait after 9_943, which the restart rounds to 9_000. So it is redelivered at 9_900,
         # arrives at 9_901, starts 10 s after 842, and is extended at 10_201, 10_501 and 10_801.
         extended = [(10_202, None), (10_502, None), (10_802, None)]
-        assert world.heard(message) == [(843, Nak(10)), *extended, (10_843, Ack())]
+        assert world.verbs_of(message) == [(843, Nak(10)), *extended, (10_843, Ack())]

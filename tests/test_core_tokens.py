@@ -10,7 +10,7 @@ import trio
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.world import Hired, Message, World, reply
+from tests.world import Message, SimulatedWorker, World, reply
 from tests.world.functions import Call
 from worker.model import Ack, Delivery, Nak, PausedFunctions, Quota, Rate
 from worker.policy.arrival import NO_TOKEN
@@ -37,73 +37,73 @@ def calls(world: World, function: str) -> list[Call]:
     return [call for call in world.outside.calls if call.invocation.function == function]
 
 
-def most_at_once(world: World, function: str) -> int:
+def peak_concurrency(world: World, function: str) -> int:
     """Count a function's invocations at their peak, over all workers; those of a killed worker end with it."""
     ends = [(call.ended, -1) for call in calls(world, function) if call.ended is not None]
-    running = most = 0
+    running = peak = 0
     for _, change in sorted([*((call.began, 1) for call in calls(world, function)), *ends]):
         running += change
-        most = max(most, running)
-    return most
+        peak = max(peak, running)
+    return peak
 
 
-def most_in(world: World, function: str, window: float) -> int:
+def peak_starts(world: World, function: str, window: float) -> int:
     """Count a function's starts in the busiest window of *window* seconds."""
     starts = [call.began for call in calls(world, function)]
     return max((sum(at <= other < at + window for other in starts) for at in starts), default=0)
 
 
-def started(world: World, count: int = 2, slots: int = 10) -> list[Hired]:
+def started(world: World, count: int = 2, slots: int = 10) -> list[SimulatedWorker]:
     """Start *count* workers."""
     return [world.start(world.worker(slots=slots)) for _ in range(count)]
 
 
-async def over(messages: list[Message]) -> float:
+async def wait_removed(messages: list[Message]) -> float:
     """Wait until all messages are settled, and return the time."""
     for message in messages:
-        await message.over.wait()
+        await message.removed.wait()
     return trio.current_time()
 
 
-async def test_a_cap_is_never_exceeded_and_fully_used(autojump_clock: MockClock) -> None:
+async def test_cap_over_two_workers_is_used_and_not_exceeded(autojump_clock: MockClock) -> None:
     """A function with a cap of 5 runs 5 invocations at any time, on two workers with 20 slots."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=5))
+        world.quotas.agree(label("a"), Quota(max_inflight=5))
         messages = backlog(world, "a", 100, 1)
         started(world)
-        assert await over(messages) < 22
-        assert most_at_once(world, "a") == 5
+        assert await wait_removed(messages) < 22
+        assert peak_concurrency(world, "a") == 5
 
 
-async def test_a_rate_is_kept_in_every_window(autojump_clock: MockClock) -> None:
+async def test_rate_over_two_workers_holds_in_every_window(autojump_clock: MockClock) -> None:
     """With a rate of 5/s, two workers start at most 5 invocations in any second, and all 50 within 13 s."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
+        world.quotas.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         messages = backlog(world, "a", 50, 0.01)
         started(world)
-        assert await over(messages) < 13
-        assert most_in(world, "a", 1.0) == 5
+        assert await wait_removed(messages) < 13
+        assert peak_starts(world, "a", 1.0) == 5
 
 
 async def test_cap_and_rate_both_hold(autojump_clock: MockClock) -> None:
     """A function with a cap and a rate exceeds neither."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
+        world.quotas.agree(label("a"), Quota(max_inflight=3, rate=Rate(10, 1.0)))
         messages = backlog(world, "a", 30, 0.5)
         started(world)
-        assert await over(messages) < 8
-        assert most_at_once(world, "a") <= 3
-        assert most_in(world, "a", 1.0) <= 10
+        assert await wait_removed(messages) < 8
+        assert peak_concurrency(world, "a") <= 3
+        assert peak_starts(world, "a", 1.0) <= 10
 
 
 async def test_cap_of_one_function_delays_no_other(autojump_clock: MockClock) -> None:
     """Slots that a capped function may not use go to other functions."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=1))
+        world.quotas.agree(label("a"), Quota(max_inflight=1))
         backlog(world, "a", 100, 1)
         others = backlog(world, "b", 90, 1)
         started(world, count=1)
-        assert await over(others) < 11.5
+        assert await wait_removed(others) < 11.5
 
 
 async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -> None:
@@ -112,18 +112,18 @@ async def test_tokens_of_busy_worker_are_given_back(autojump_clock: MockClock) -
         backlog(world, "long", 10, 600)
         started(world, count=1)
         await trio.sleep(1)
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 40, 1)
         await trio.sleep(3)
         began = trio.current_time()
         started(world, count=1)
-        assert await over(messages) - began < 13
+        assert await wait_removed(messages) - began < 13
 
 
 async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock: MockClock) -> None:
     """A killed worker's tokens return to the other worker after the ack wait, and the cap holds throughout."""
     async with World(autojump_clock, by_function=True, ack_wait=ACK_WAIT) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 400, 1)
         first, _ = started(world, slots=3)
         await trio.sleep(10.5)
@@ -131,19 +131,19 @@ async def test_tokens_of_killed_worker_return_after_the_ack_wait(autojump_clock:
         first.kill()
         await trio.sleep(ACK_WAIT + 2)
         assert sum(call.ended is None for call in calls(world, "a")) == 3
-        await over(messages)
-        assert most_at_once(world, "a") <= 4
+        await wait_removed(messages)
+        assert peak_concurrency(world, "a") <= 4
 
 
 async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockClock) -> None:
     """A worker gives back a function's tokens when the function is paused, after its running invocations."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=5))
+        world.quotas.agree(label("a"), Quota(max_inflight=5))
         backlog(world, "a", 100, 1)
         (worker,) = started(world, count=1)
         await trio.sleep(3.5)
         assert worker.queue.consumer
-        worker.queue.consumer.tell(PausedFunctions(frozenset({label("a")})))
+        worker.queue.consumer.notify(PausedFunctions(frozenset({label("a")})))
         await trio.sleep(2)
         assert not [token for token in worker.queue.held.values() if token.flow.startswith("quota/")]
 
@@ -151,7 +151,7 @@ async def test_tokens_of_paused_function_are_given_back(autojump_clock: MockCloc
 async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> None:
     """A drain gives all tokens back, so that another worker uses the whole cap at once, before the ack wait."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4))
+        world.quotas.agree(label("a"), Quota(max_inflight=4))
         messages = backlog(world, "a", 100, 2)
         first = world.start(world.worker(slots=4))
         await trio.sleep(5)
@@ -163,8 +163,8 @@ async def test_tokens_at_a_drain_are_given_back(autojump_clock: MockClock) -> No
         ended = trio.current_time()
         await trio.sleep(0.5)
         assert sum(call.ended is None and call.began <= ended + 0.5 for call in calls(world, "a")) == 4
-        await over(messages)
-        assert most_at_once(world, "a") == 4
+        await wait_removed(messages)
+        assert peak_concurrency(world, "a") == 4
 
 
 async def test_cap_set_under_load_holds_until_removed(autojump_clock: MockClock) -> None:
@@ -173,12 +173,12 @@ async def test_cap_set_under_load_holds_until_removed(autojump_clock: MockClock)
         backlog(world, "a", 1_000, 1)
         started(world)
         await trio.sleep(3.5)
-        world.agreed.agree(label("a"), Quota(max_inflight=2))
+        world.quotas.agree(label("a"), Quota(max_inflight=2))
         await trio.sleep(2)
         before = len(calls(world, "a"))
         await trio.sleep(10)
         assert 18 <= len(calls(world, "a")) - before <= 22
-        world.agreed.agree(label("a"), Quota())
+        world.quotas.agree(label("a"), Quota())
         await trio.sleep(2.2)
         assert sum(call.ended is None for call in calls(world, "a")) == 20
         assert not [message for message in world.server.messages.values() if message.subject.startswith("QUOTAS.")]
@@ -189,11 +189,11 @@ async def test_cap_of_an_annotation_applies_to_all_workers(autojump_clock: MockC
     async with World(autojump_clock, by_function=True) as world:
         annotations = {"com.openfaas.queue.max_inflight": "3"}
         started(world)
-        await over([world.publish(reply(200), function="a", annotations=annotations)])
+        await wait_removed([world.publish(reply(200), function="a", annotations=annotations)])
         await trio.sleep(1)
         messages = [world.publish(reply(200, after=1), function="a", annotations=annotations) for _ in range(30)]
-        await over(messages)
-        assert most_at_once(world, "a") == 3
+        await wait_removed(messages)
+        assert peak_concurrency(world, "a") == 3
 
 
 @pytest.mark.parametrize("fault", ["cut", "elect", "restart", "crash"])
@@ -204,7 +204,7 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
     may be up to a second short once.
     """
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
+        world.quotas.agree(label("a"), Quota(max_inflight=4, rate=Rate(8, 1.0)))
         messages = backlog(world, "a", 200, 0.1)
         workers = started(world, count=3, slots=4)
         for number in range(5):
@@ -218,9 +218,9 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
                     world.server.restart(0.3 + number / 3)
                 case "crash":
                     world.server.crash(0.3 + number / 3)
-        assert await over(messages) < 90
-        assert most_at_once(world, "a") <= 4
-        assert most_in(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
+        assert await wait_removed(messages) < 90
+        assert peak_concurrency(world, "a") <= 4
+        assert peak_starts(world, "a", 1.0) <= (16 if fault in ("restart", "crash") else 8)
 
 
 @pytest.mark.parametrize(
@@ -233,28 +233,30 @@ async def test_limits_under_broker_faults_hold(autojump_clock: MockClock, fault:
         (Quota(max_inflight=3, rate=Rate(10, 1.0)), 0.05),
     ],
 )
-async def test_no_message_comes_without_a_token(autojump_clock: MockClock, quota: Quota, seconds: float) -> None:
+async def test_tokens_without_faults_cover_each_requested_message(
+    autojump_clock: MockClock, quota: Quota, seconds: float
+) -> None:
     """Without faults, a worker requests only messages that it has tokens for, and naks none."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), quota)
+        world.quotas.agree(label("a"), quota)
         messages = backlog(world, "a", 100, seconds)
         started(world)
-        await over(messages)
-        assert {verdict for message in messages for _, verdict in world.heard(message)} <= {None, Ack()}
+        await wait_removed(messages)
+        assert {verdict for message in messages for _, verdict in world.verbs_of(message)} <= {None, Ack()}
 
 
-async def test_what_comes_twice_without_a_token_goes_back_once(autojump_clock: MockClock) -> None:
+async def test_message_delivered_twice_without_token_is_nakked_once(autojump_clock: MockClock) -> None:
     """When a message without a token arrives twice at once, only the newest delivery is nakked."""
     async with World(autojump_clock, by_function=True) as world:
-        world.agreed.agree(label("a"), Quota(rate=Rate(5, 1.0)))
+        world.quotas.agree(label("a"), Quota(rate=Rate(5, 1.0)))
         worker = world.start(world.worker(slots=2))
         await trio.sleep(1)
         assert worker.queue.consumer
         twice = [Delivery((9, 9), token, count, 1.0, "a", b"", FLOW) for count, token in enumerate(["9.1.1", "9.2.2"])]
         for each in twice:
-            worker.queue.consumer.tell(each)
+            worker.queue.consumer.notify(each)
         await trio.sleep(1)
-        assert [(delivery, verdict) for _, delivery, verdict in worker.queue.said] == [(twice[1], Nak(NO_TOKEN))]
+        assert [(delivery, verdict) for _, delivery, verdict in worker.queue.settlements] == [(twice[1], Nak(NO_TOKEN))]
 
 
 class Plan(NamedTuple):
@@ -263,7 +265,7 @@ class Plan(NamedTuple):
     quotas: list[Quota]
     slots: list[int]
     """Number of slots of each worker."""
-    takes: list[float]
+    durations: list[float]
     """Seconds for which messages run."""
     kills: list[float]
     """Times (s) at which a worker is killed and another started."""
@@ -289,9 +291,9 @@ PLANS = st.builds(
 async def play(plan: Plan, clock: MockClock) -> None:
     async with World(clock, by_function=True, ack_wait=ACK_WAIT) as world:
         for number, quota in enumerate(plan.quotas):
-            world.agreed.agree(label(f"f{number}"), quota)
+            world.quotas.agree(label(f"f{number}"), quota)
             for message in range(MESSAGES):
-                backlog(world, f"f{number}", 1, plan.takes[message % len(plan.takes)])
+                backlog(world, f"f{number}", 1, plan.durations[message % len(plan.durations)])
         workers = [world.start(world.worker(slots=slots)) for slots in plan.slots]
         for at in sorted(plan.kills):
             await trio.sleep_until(at)
@@ -300,15 +302,15 @@ async def play(plan: Plan, clock: MockClock) -> None:
         await trio.sleep_until(600)
         for number, quota in enumerate(plan.quotas):
             name = f"f{number}"
-            assert quota.max_inflight is None or most_at_once(world, name) <= quota.max_inflight
-            assert quota.rate is None or most_in(world, name, quota.rate.window) <= quota.rate.starts
+            assert quota.max_inflight is None or peak_concurrency(world, name) <= quota.max_inflight
+            assert quota.rate is None or peak_starts(world, name, quota.rate.window) <= quota.rate.starts
             if quota.rate is None or quota.rate.window == 1.0:  # a rate per minute can take an hour
                 assert len({call.invocation.call_id for call in calls(world, name)}) == MESSAGES
 
 
 @hypothesis.given(PLANS)
 @hypothesis.settings(max_examples=25, deadline=None)
-def test_no_limit_is_ever_exceeded(plan: Plan) -> None:
+def test_limits_with_killed_workers_hold(plan: Plan) -> None:
     """With any workers killed at any time, no function exceeds its cap or rate, and all messages run."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)

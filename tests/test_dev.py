@@ -20,7 +20,7 @@ import pytest
 
 from tests.patience import LAST_RESORT
 from tests.servers import Program, run_program, wait_until
-from tests.wire import Wire
+from tests.wire import WireConnection
 from worker.cli.dev import read_dotenv
 from worker.dev.demo import Observation, find_faults
 from worker.dev.functions import failures_of_flaky
@@ -97,7 +97,7 @@ def _parent(process: Path) -> int | None:
 
 
 def test_dev_on_ctrl_c_stops_all_parts_and_exits_0(tmp_path: Path) -> None:
-    """An invocation goes the whole way; a running one ends before the worker does."""
+    """On Ctrl-C the running invocation ends before the worker does, all parts stop, and the exit code is 0."""
     with running(tmp_path) as dev:
         assert set(dev.children()) == set(PARTS)
         done = dev.submit("fast")
@@ -105,31 +105,31 @@ def test_dev_on_ctrl_c_stops_all_parts_and_exits_0(tmp_path: Path) -> None:
         assert dev.called_back()[0]["x-call-id"] == done
         assert (tmp_path / ".queue-worker" / "jetstream").is_dir()
         began = dev.submit("slow")
-        wait_until(lambda: json.loads(dev.ask("/function/runs")[2])[-1][0] == began, "it to run")
+        wait_until(lambda: json.loads(dev.ask("/function/runs")[2])[-1][0] == began, "the invocation to run")
         children = dev.children()
         dev.interrupt()
         assert dev.wait() == 0
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
         lines = [line for line in dev.stdout.splitlines() if "Posted result" in line and began in line]
-        assert len(lines) == 1, "the running invocation ended, and its callback was taken"
+        assert len(lines) == 1, "the running invocation ended, and its callback was received"
 
 
 def test_dev_restarted_keeps_the_queued_messages(tmp_path: Path) -> None:
-    """A stack in the same directory goes on with the messages of the last one."""
+    """A stack in the same directory continues with the messages of the last one."""
     with running(tmp_path) as dev:
         call_id = dev.submit("flaky")  # it fails at first, and then waits for ten seconds
         dev.wait_for(rf"{call_id}.*retry_in")
         dev.terminate()
         assert dev.wait() == 0
     with running(tmp_path, initial_retry_wait="100ms") as dev:
-        wire = Wire(dev.ports["nats_port"], {})
+        wire = WireConnection(dev.ports["nats_port"], {})
         (answer,) = wire.request_many([("$JS.API.STREAM.INFO.faas-request", b"", {})])
         wire.close()
         assert json.loads(answer)["state"]["messages"] == 1
 
 
 def test_dev_listens_on_the_loopback_only(tmp_path: Path) -> None:
-    """This includes the ports with every address as their default: a laptop's network must not reach them."""
+    """All ports listen on the loopback only, also those with all addresses as their default."""
     with running(tmp_path) as dev:
         addresses = {
             address
@@ -142,7 +142,7 @@ def test_dev_listens_on_the_loopback_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_dev_with_a_killed_part_stops_and_exits_1(tmp_path: Path, part: str) -> None:
-    """The message names the part and how it ended; the other parts are stopped."""
+    """When a part is killed, the message names it and its end, and the other parts are stopped."""
     with running(tmp_path, shutdown_timeout="1s") as dev:
         children = dev.children()
         _kill(children[part])
@@ -157,9 +157,9 @@ def _kill(pid: int) -> None:
 
 @pytest.mark.parametrize("port", ["nats_port", "listen_port", "http_port"])
 def test_dev_on_a_taken_port_exits_1_with_one_line(tmp_path: Path, port: str) -> None:
-    """The line names the setting to change; nothing is started."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
+    """On a port in use, one line names the setting to change, and no part is started."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
         with Dev(tmp_path, **{port: number}) as dev:
             assert dev.wait() == 1
     assert dev.output == (
@@ -168,20 +168,20 @@ def test_dev_on_a_taken_port_exits_1_with_one_line(tmp_path: Path, port: str) ->
 
 
 def test_dev_second_in_one_directory_exits_1(tmp_path: Path) -> None:
-    """On other ports it would start, and corrupt the files of the first."""
+    """A second stack in one directory exits with 1, also on other ports: it would corrupt the files of the first."""
     with running(tmp_path), Dev(tmp_path) as second:
         assert second.wait() == 1
         assert second.output == f"queue-worker: another queue-worker dev is running in {tmp_path}\n"
 
 
 def test_dev_with_nats_url_exits_1(tmp_path: Path) -> None:
-    """Dev starts a server of its own, so the setting is a mistake."""
+    """The setting ``nats_url`` is a mistake, because dev starts a server of its own."""
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"nats_url": "nats://elsewhere"})
     assert (code, "nats_url is set, but queue-worker dev starts a NATS server" in errors) == (1, True)
 
 
 def test_find_nats_server_without_one_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the command that installs a server."""
+    """Without a server, the error has the command that installs one."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(importlib.metadata, "distributions", lambda **_: iter(()))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -190,7 +190,7 @@ def test_find_nats_server_without_one_names_the_extra(tmp_path: Path, monkeypatc
 
 
 def test_find_nats_server_uses_the_files_of_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The wheel's scripts may be in any directory."""
+    """The server of the wheel is found by the wheel's list of files, because its directory may vary."""
     beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -223,7 +223,7 @@ def test_find_nats_server_uses_the_files_of_its_wheel(monkeypatch: pytest.Monkey
     ],
 )
 def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: str, variables: dict[str, str]) -> None:
-    """The format is python-dotenv's, and nothing is expanded."""
+    """A valid file has the format of python-dotenv, and its values are not expanded."""
     path = tmp_path / ".env"
     path.write_bytes(content.encode())
     assert read_dotenv(path) == variables
@@ -260,7 +260,7 @@ def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
 
 
 def test_dev_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> None:
-    """Invalid settings of both are named together; exit code 2."""
+    """The environment overrides .env, and invalid settings of both are named together, with exit code 2."""
     (tmp_path / ".env").write_text("max_inflight=many\nack_wait=1h\n")
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path, settings={"ack_wait": "soon"})
     assert code == 2
@@ -274,7 +274,7 @@ def test_dev_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> 
 # The demonstration.
 
 
-def test_the_demonstration_ends_well(tmp_path: Path) -> None:
+def test_demonstration_ends_with_all_expected_results(tmp_path: Path) -> None:
     """The demonstration loses nothing, shows every kind of end, exits with 0 and ignores all settings it finds."""
     (tmp_path / ".env").write_text("rubbish\n")
     code, out, errors = run_program(
@@ -304,7 +304,7 @@ def test_demonstration_on_a_quiet_machine_takes_less_than_a_minute(tmp_path: Pat
 
 
 def test_demo_with_a_killed_worker_exits_1(tmp_path: Path) -> None:
-    """The worker is named, its last lines are shown, and no process is left."""
+    """When a worker of the demonstration is killed, the output names it with its last lines, and no process is left."""
     with Dev(tmp_path, "--demo") as demo:
         demo.wait_for("Submitted 280")
         children = demo.children()
@@ -317,7 +317,7 @@ def test_demo_with_a_killed_worker_exits_1(tmp_path: Path) -> None:
 
 
 def test_demo_interrupted_exits_1(tmp_path: Path) -> None:
-    """No process is left."""
+    """An interrupted demonstration exits with 1 and leaves no process."""
     with Dev(tmp_path, "--demo") as demo:
         demo.wait_for("Submitted 280")
         children = demo.children()
@@ -326,17 +326,17 @@ def test_demo_interrupted_exits_1(tmp_path: Path) -> None:
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
 
 
-# Its verdict.
+# The check of its results.
 
 ATTEMPTS = 4
 
 
 def callback(call_id: str, status: int, retries: int) -> dict[str, str]:
-    told = {"x-call-id": call_id, "x-function-status": str(status)}
-    return told | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
+    headers = {"x-call-id": call_id, "x-function-status": str(status)}
+    return headers | ({"x-retry": str(retries), "x-retry-max": str(ATTEMPTS - 1)} if retries else {})
 
 
-def as_it_must() -> Observation:
+def expected_observation() -> Observation:
     """Return the expected results of two calls of each kind."""
     functions = {f"{name}-{number}": name for name in ("fast", "slow", "flaky", "broken") for number in range(2)}
 
@@ -352,53 +352,53 @@ def as_it_must() -> Observation:
     )
 
 
-def _without_a_callback(seen: Observation) -> None:
-    del seen.callbacks[0]
+def _without_a_callback(observed: Observation) -> None:
+    del observed.callbacks[0]
 
 
-def _with_two_callbacks(seen: Observation) -> None:
-    seen.callbacks.append(seen.callbacks[0])
+def _with_two_callbacks(observed: Observation) -> None:
+    observed.callbacks.append(observed.callbacks[0])
 
 
-def _with_an_unknown_callback(seen: Observation) -> None:
-    seen.callbacks.append(callback("unknown", 200, 0))
+def _with_an_unknown_callback(observed: Observation) -> None:
+    observed.callbacks.append(callback("unknown", 200, 0))
 
 
-def _with_another_status(seen: Observation) -> None:
-    seen.callbacks[0] = callback("fast-0", 500, 0)
+def _with_another_status(observed: Observation) -> None:
+    observed.callbacks[0] = callback("fast-0", 500, 0)
 
 
-def _with_a_retry_too_many(seen: Observation) -> None:
-    seen.callbacks[0] = callback("fast-0", 200, 1)
+def _with_a_retry_too_many(observed: Observation) -> None:
+    observed.callbacks[0] = callback("fast-0", 200, 1)
 
 
-def _with_a_run_too_many(seen: Observation) -> None:
-    seen.runs = {**seen.runs, "slow-1": 2}
+def _with_a_run_too_many(observed: Observation) -> None:
+    observed.runs = {**observed.runs, "slow-1": 2}
 
 
-def _never_run(seen: Observation) -> None:
-    seen.runs = {call: runs for call, runs in seen.runs.items() if call != "slow-1"}
+def _never_run(observed: Observation) -> None:
+    observed.runs = {call: runs for call, runs in observed.runs.items() if call != "slow-1"}
 
 
-def _with_a_message_left(seen: Observation) -> None:
-    seen.left = 1
+def _with_a_message_left(observed: Observation) -> None:
+    observed.left = 1
 
 
-def _with_a_stream_that_nobody_saw(seen: Observation) -> None:
-    seen.left = -1
+def _with_a_stream_that_was_not_read(observed: Observation) -> None:
+    observed.left = -1
 
 
-def _without_a_dead_letter(seen: Observation) -> None:
-    seen.dead = 1
+def _without_a_dead_letter(observed: Observation) -> None:
+    observed.dead = 1
 
 
 def test_find_faults_with_expected_results_returns_none() -> None:
     """Every call is compared with its own expected result."""
-    assert find_faults(as_it_must(), ATTEMPTS) == []
+    assert find_faults(expected_observation(), ATTEMPTS) == []
 
 
 @pytest.mark.parametrize(
-    ("spoil", "fault"),
+    ("change", "fault"),
     [
         (_without_a_callback, "fast fast-0: no callback"),
         (_with_two_callbacks, "fast fast-0: called back with [('200', '0'), ('200', '0')]"),
@@ -408,13 +408,13 @@ def test_find_faults_with_expected_results_returns_none() -> None:
         (_with_a_run_too_many, "slow slow-1: ran 2 times, not 1"),
         (_never_run, "slow slow-1: ran 0 times, not 1"),
         (_with_a_message_left, "the stream holds 1 messages, not 0"),
-        (_with_a_stream_that_nobody_saw, "the stream holds -1 messages, not 0"),
+        (_with_a_stream_that_was_not_read, "the stream holds -1 messages, not 0"),
         (_without_a_dead_letter, "the dead-letter stream holds 1 messages, not 2"),
     ],
 )
-def test_find_faults_names_each_fault(spoil: Callable[[Observation], None], fault: str) -> None:
-    """One fault is one sentence, with the function and the call id."""
-    seen = as_it_must()
-    spoil(seen)
-    (found,) = find_faults(seen, ATTEMPTS)
+def test_find_faults_names_each_fault(change: Callable[[Observation], None], fault: str) -> None:
+    """Each fault is one sentence, with the function and the call id."""
+    observed = expected_observation()
+    change(observed)
+    (found,) = find_faults(observed, ATTEMPTS)
     assert found.startswith(fault)

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.metrics import MetricWrapperBase
 
-from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS
-from tests.test_layers import LAYERS, MODULES, foreign, top
+from tests.chaos.faults import BROKER, CLUSTER, CONNECTIONS, WORKERS_AND_FUNCTIONS
+from tests.test_layers import LAYERS, MODULES, foreign_imports, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
@@ -121,7 +121,7 @@ def texts() -> tuple[str, ...]:
 # Settings and metrics.
 
 
-def test_settings_table() -> None:
+def test_settings_table_is_complete() -> None:
     """Every setting is listed, in the order of worker/config.py, with its default and meaning."""
     assert_table(
         OPERATIONS,
@@ -137,12 +137,12 @@ def test_settings_table() -> None:
     )
 
 
-def test_metrics_table() -> None:
+def test_metrics_table_is_complete() -> None:
     """Every metric of the worker is listed, by the name that Prometheus shows, with type, labels and meaning."""
     assert_table(OPERATIONS, "## Metrics", list(metrics()))
 
 
-def test_parent_metrics_table() -> None:
+def test_parent_metrics_table_is_complete() -> None:
     """Every metric of the parent of several processes is listed."""
     (_, shown) = re.findall(r"(?m)^\| metric .*\n\| ---.*\n((?:\|.*\n)+)", section(OPERATIONS, "## Metrics"))
     rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in shown.splitlines()]
@@ -174,7 +174,7 @@ def _labels(metric: Any) -> tuple[str, ...]:
 
 
 @each_document
-def test_names_exist(document: Path) -> None:
+def test_document_names_exist_in_the_worker(document: Path) -> None:
     """A name in backticks that looks like a setting is one, or is in the worker's source, or is NATS's own."""
     of_nats = {"sync_interval", "max_payload"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
@@ -186,7 +186,7 @@ def test_names_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: str(file.name))
-def test_manifest(file: Path) -> None:
+def test_manifest_has_valid_settings(file: Path) -> None:
     """The settings in a worker's Kubernetes manifest are valid, and its grace period follows from them."""
     manifest = file.read_text()
     given = dict(re.findall(r'- name: (\w+)\n\s+value: "(.*)"', manifest))
@@ -199,7 +199,7 @@ def test_manifest(file: Path) -> None:
     assert f"terminationGracePeriodSeconds: {settings.shutdown_timeout + 5:g}\n" in manifest
 
 
-def test_queue_annotations_table() -> None:
+def test_queue_annotations_table_is_complete() -> None:
     """Every annotation of a function's quota is listed, with its accepted values."""
     rows = section(OPERATIONS, "## Settings").rpartition("| annotation | accepted | meaning |")[2]
     listed = dict(re.findall(r"(?m)^\| `(com[\w.]+)` \| (.*?) \|", rows))
@@ -214,7 +214,7 @@ METRICS = {row[0].strip("`"): set(re.findall("`(.*?)`", row[2])) for row in metr
 
 
 @pytest.mark.parametrize("file", [*MANIFESTS, SCALING], ids=lambda file: str(file.name))
-def test_queries(file: Path) -> None:
+def test_queries_use_existing_metrics_and_labels(file: Path) -> None:
     """A query for Prometheus names a metric of the worker, and groups and selects by labels that it has."""
     queries = re.findall(r"(?m)^.*avg by \(.*$", file.read_text())
     assert bool(queries) == (file.name in ("keda.yaml", "hpa.yaml", "scaling.md"))
@@ -247,7 +247,7 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
 """First column of the table of decisions -> the outcomes that it describes."""
 
 
-def test_decisions_table() -> None:
+def test_decisions_table_is_correct() -> None:
     """Every outcome is listed, with the status it counts as, and the verdicts before and at the last attempt."""
     assert_table(GUARANTEES, "## What happens to an invocation", [decisions(cause) for cause in CAUSES])
     assert {type(outcome) for outcomes in CAUSES.values() for outcome in outcomes} == set(get_args(Outcome))
@@ -299,7 +299,7 @@ INVOCATION = Invocation(
 )
 
 
-def test_dead_letter_headers_table() -> None:
+def test_dead_letter_headers_table_is_complete() -> None:
     """Every header of a dead letter is listed; the last ones are those that the adapter adds."""
     headers = dead_letter_headers(DeadLetter(DELIVERY, "", 1, "", "", 500), stream="")
     assert [row[0] for row in table(GUARANTEES, "### Headers of a dead letter")] == [
@@ -313,12 +313,12 @@ def test_dead_letter_headers_table() -> None:
 # Tests.
 
 
-def test_reliability_names_tests() -> None:
+def test_reliability_tables_name_existing_tests() -> None:
     """Each promise, fault and finding names tests that exist, by file and name, or the fault's own name."""
     tables = section(RELIABILITY, "## Which test holds what") + section(RELIABILITY, "## What was found")
     rows = re.findall(r"(?m)^\| .* \|$", tables)
     paths = [path for folder in ("tests", "fuzz") for path in (ROOT / folder).rglob("*.py")]
-    faults = {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL}
+    faults = {*WORKERS_AND_FUNCTIONS, *CONNECTIONS, *BROKER, *CLUSTER, *ONE, *ALL}
     assert len(rows) > 30
     for row in rows:
         for name in re.findall(r"`([^`]+)`", row.partition(" | ")[2]):
@@ -328,10 +328,10 @@ def test_reliability_names_tests() -> None:
                 assert re.search(rf"(def|class) {what}\b", path.read_text()), name
 
 
-def test_every_fault_is_listed() -> None:
-    """Every fault that the runs cause is in the table."""
+def test_reliability_table_of_faults_is_complete() -> None:
+    """The table names every fault that the simulation and ``make chaos`` inject."""
     named = set(re.findall(r"`([^`]+)`", section(RELIABILITY, "## Which test holds what")))
-    assert {*OUTSIDE, *WAYS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
+    assert {*WORKERS_AND_FUNCTIONS, *CONNECTIONS, *BROKER, *CLUSTER, *ONE, *ALL} <= named
 
 
 # Logs.
@@ -356,7 +356,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
     return shown
 
 
-def test_log_lines_table() -> None:
+def test_log_lines_table_is_complete() -> None:
     """The log lines about a message are listed with their level and fields."""
     listed = {
         message.strip("`"): (level, set(re.findall(r"`(\w+)`", fields)))
@@ -365,7 +365,7 @@ def test_log_lines_table() -> None:
     assert listed == lines()
 
 
-def test_log_examples() -> None:
+def test_log_examples_have_the_fields_of_their_lines() -> None:
     """Each example of a log line has the fields that such a line has."""
     examples = re.findall(r"(?m)^\{.*\"event\".*\}$", OPERATIONS.read_text())
     assert examples
@@ -375,7 +375,7 @@ def test_log_examples() -> None:
         assert set(example) - {"event", "level", "timestamp"} <= fields
 
 
-def test_troubleshooting_messages() -> None:
+def test_troubleshooting_messages_exist_in_the_worker() -> None:
     """Each message in the troubleshooting table is in the worker's source; an ellipsis stands for a variable part."""
     quoted = [row[0].strip("`") for row in table(OPERATIONS, "## Troubleshooting")]
     for message in quoted:
@@ -389,7 +389,7 @@ def test_troubleshooting_messages() -> None:
 @pytest.mark.parametrize(
     "config", [stream_config, consumer_config, dead_letter_config, function_state.stream_config, quotas.stream_config]
 )
-def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
+def test_json_of_stream_and_consumer_is_the_worker_s(config: Callable[..., Any]) -> None:
     """The JSON for streams and consumers by hand is what the worker sends."""
     expected = msgspec.json.decode(msgspec.json.encode(config(DEFAULTS)))
     shown = [json.loads(block) for block in re.findall(r"(?ms)^```json\n(\{\n.*?)^```$", OPERATIONS.read_text())]
@@ -400,7 +400,7 @@ def test_json_of_stream_and_consumer(config: Callable[..., Any]) -> None:
 
 
 @each_document
-def test_commands_exist(document: Path) -> None:
+def test_document_commands_exist(document: Path) -> None:
     """Every command and every make target that a document names exists."""
     text = document.read_text()
     assert set(re.findall(r"(?<![\w/-])queue-worker +([a-z][a-z-]*)", " ".join(re.findall(r"`+[^`]+`+", text)))) <= set(
@@ -411,7 +411,7 @@ def test_commands_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_runs(command: str) -> None:
+def test_commands_all_print_their_help(command: str) -> None:
     """Every command prints its help."""
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0, result.output
@@ -419,7 +419,7 @@ def test_help_runs(command: str) -> None:
 
 
 @each_document
-def test_links_resolve(document: Path) -> None:
+def test_document_links_resolve(document: Path) -> None:
     """Every relative link leads to a file, and to a heading where it names one."""
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(document)):
         path, _, anchor = link.partition("#")
@@ -431,13 +431,13 @@ def test_links_resolve(document: Path) -> None:
 
 
 @each_document
-def test_files_exist(document: Path) -> None:
+def test_document_files_exist(document: Path) -> None:
     """Every file of this project that a document names exists."""
     for name in re.findall(r"(?<![\w/.<])((?:worker|tests|docs|deploy)/[\w/.]+\w)", prose(document)):
         assert (ROOT / name).exists(), f"{document.name}: {name}"
 
 
-def test_version() -> None:
+def test_changelog_begins_with_the_current_version() -> None:
     """The changelog begins with the current version."""
     (newest, *_) = re.findall(r"(?m)^## (\S+)", CHANGELOG.read_text())
     assert newest == __version__
@@ -446,25 +446,25 @@ def test_version() -> None:
 # Layers and packages.
 
 
-def test_layers_table() -> None:
+def test_layers_table_is_complete() -> None:
     """docs/architecture.md lists the layers that tests/test_layers.py checks."""
     listed = [tuple(re.findall(r"`(\w+)`", row[0])) for row in table(ARCHITECTURE, "## Layers")]
     checked = [tuple(name for name in names if any(top(module) == name for module in MODULES)) for names in LAYERS]
     assert listed == [names for names in checked if any(names) and names != ("__main__",)]
 
 
-def test_dependencies_have_reasons() -> None:
+def test_dependencies_table_is_complete() -> None:
     """docs/architecture.md lists exactly the packages that the worker imports; pyproject.toml requires them."""
     listed = {row[0].strip("`") for row in table(ARCHITECTURE, "## Dependencies")}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed <= {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
-    imported = {name for module in MODULES for name in foreign(module)} - sys.stdlib_module_names
+    imported = {name for module in MODULES for name in foreign_imports(module)} - sys.stdlib_module_names
     assert {
         {"nats-py": "nats", "python-dotenv": "dotenv"}.get(name, name.replace("-", "_")) for name in listed
     } == imported
 
 
-def test_constraints() -> None:
+def test_constraints_pin_every_package() -> None:
     """constraints.txt pins every package that pyproject.toml names, each once, without an index or address."""
     text = (ROOT / "constraints.txt").read_text()
     pins = re.findall(r"(?m)^([\w.-]+)==[\w.]+$", text)

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from starlette.types import Message as AsgiEvent
 
-from tests.gateway import Answer, Gateway, gateway_on
+from tests.gateway import Gateway, Response, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from worker.dev.stack import free_port
 from worker.gateway.http import BodyReader, CallerDisconnectedError, RequestRejectedError
 
@@ -51,12 +51,12 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
-def stored(nats: NatsServer, answer: Answer) -> list[Stored]:
+def stored(nats: NatsServer, answer: Response) -> list[StoredMessage]:
     """Return the messages with the call id of an answer."""
     return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
 
 
-# What is queued.
+# Queued invocations.
 
 
 def test_post_accepted_answers_202_with_the_stored_message_s_call_id(nats: NatsServer, gateway: Gateway) -> None:
@@ -84,17 +84,15 @@ def test_post_accepted_answers_202_with_the_stored_message_s_call_id(nats: NatsS
     }
 
 
-def test_post_without_namespace_publishes_on_the_default_namespace_s_subject(
-    nats: NatsServer, gateway: Gateway
-) -> None:
-    """The message keeps the name as the caller wrote it."""
+def test_post_without_namespace_uses_the_default_namespace(nats: NatsServer, gateway: Gateway) -> None:
+    """Without a namespace the message is published on the default namespace's subject, with the name as written."""
     (message,) = stored(nats, gateway.queue("echo"))
     assert message.subject == "faas-request.0.echo.openfaas-fn"
     assert message.json["Function"] == "echo"
 
 
 def test_post_with_other_settings_uses_their_queue_stream_and_namespace(nats: NatsServer, tmp_path: Path) -> None:
-    """The settings ``nats_stream``, ``queue_name`` and ``default_function_name`` apply."""
+    """The settings ``nats_stream``, ``queue_name`` and ``default_function_name`` determine the subject."""
     nats.make_stream("OF_other", "other")
     with gateway_on(nats, tmp_path, nats_stream="OF_other", default_function_name="fn") as gateway:
         assert gateway.queue("echo").status == 202
@@ -112,7 +110,7 @@ def test_post_with_callback_stores_it_as_go_s_url(nats: NatsServer, gateway: Gat
 
 
 def test_post_with_a_repeated_call_id_is_queued_once(nats: NatsServer, gateway: Gateway) -> None:
-    """Within the stream's window both callers get 202, because the invocation of both is queued."""
+    """Within the stream's duplicate window a repeated call id is queued once, and both callers get 202."""
     call_id = f"call-{next(_numbers)}"
     answers = [gateway.queue("echo", X_Call_Id=call_id) for _ in range(3)]
     assert [(answer.status, answer.headers["X-Call-Id"]) for answer in answers] == [(202, call_id)] * 3
@@ -120,7 +118,7 @@ def test_post_with_a_repeated_call_id_is_queued_once(nats: NatsServer, gateway: 
 
 
 def test_posts_at_once_are_each_confirmed(nats: NatsServer, gateway: Gateway) -> None:
-    """Each answer belongs to its own message: no confirmation is mistaken for another."""
+    """Of many posts at once, each answer belongs to its own message."""
     bodies = {f"many-{number}": b"%d" % number for number in range(300)}
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda call: gateway.queue("echo", bodies[call], X_Call_Id=call), bodies))
@@ -130,7 +128,7 @@ def test_posts_at_once_are_each_confirmed(nats: NatsServer, gateway: Gateway) ->
 
 
 def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
-    """Requests of one connection are all answered, also after rejected ones with a body that was not read."""
+    """All requests of one connection are answered, also after rejected ones with an unread body."""
     connection = gateway.connection()
     for function, body, status in [("echo", b"x", 202), ("Bad", b"x" * 2_000_000, 400), ("echo", b"", 202)] * 3:
         connection.request("POST", f"/async-function/{function}", body)
@@ -140,7 +138,7 @@ def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
     connection.close()
 
 
-# What is refused.
+# Rejected requests.
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
 def test_post_invalid_answers_400_with_the_reason(
     nats: NatsServer, gateway: Gateway, below: str, headers: dict[str, str], reason: str
 ) -> None:
-    """The reason is a sentence for the caller, and nothing is queued."""
+    """An invalid request is answered with 400 and the reason, and is not queued."""
     before = nats.state()["messages"]
     answer = gateway.queue(below, b"x", **headers)
     assert (answer.status, reason in answer.text) == (400, True), answer
@@ -169,25 +167,25 @@ def test_post_invalid_answers_400_with_the_reason(
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "DELETE", "OPTIONS"])
 def test_async_function_with_another_method_answers_405(gateway: Gateway, method: str) -> None:
-    """The answer names the allowed method."""
-    answer = gateway.ask(method, "/async-function/echo")
+    """Another method is answered with 405 and the allowed method."""
+    answer = gateway.request(method, "/async-function/echo")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
 
 
 def test_unknown_path_answers_404(gateway: Gateway) -> None:
-    """A path that merely begins like a known one is unknown too."""
-    assert {gateway.ask("POST", path).status for path in ("/", "/async-function", "/x", "/functions/echo")} == {404}
+    """An unknown path is answered with 404, also if it begins like a known one."""
+    assert {gateway.request("POST", path).status for path in ("/", "/async-function", "/x", "/functions/echo")} == {404}
 
 
 @pytest.mark.parametrize("size", [786_433, 3_000_000])
 def test_body_with_too_large_a_length_answers_413(gateway: Gateway, size: int) -> None:
-    """The limit is three quarters of max_payload, because base64 takes the rest."""
+    """A Content-Length above three quarters of max_payload is answered with 413, because base64 enlarges the body."""
     answer = gateway.queue("echo", b"x" * size)
     assert (answer.status, "786432 bytes" in answer.text) == (413, True)
 
 
 def test_body_of_unknown_length_answers_413_at_the_limit(gateway: Gateway) -> None:
-    """The gateway reads no further than the limit."""
+    """A body of unknown length is read up to the limit and then answered with 413."""
     connection = gateway.connection()
     connection.request("POST", "/async-function/echo", iter([b"x" * 100_000] * 30), encode_chunked=True)
     assert connection.getresponse().status == 413
@@ -195,7 +193,7 @@ def test_body_of_unknown_length_answers_413_at_the_limit(gateway: Gateway) -> No
 
 
 def test_body_expecting_100_and_too_large_answers_413_at_once(gateway: Gateway) -> None:
-    """The connection is closed, because the caller may send the body or not."""
+    """A too large body with Expect: 100-continue is answered with 413 at once, and the connection is closed."""
     with gateway.raw() as raw:
         raw.sendall(
             b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
@@ -206,14 +204,14 @@ def test_body_expecting_100_and_too_large_answers_413_at_once(gateway: Gateway) 
 
 
 def test_message_too_large_with_its_headers_answers_413(nats: NatsServer, gateway: Gateway) -> None:
-    """A body that fits only without its headers is not published: the server would close the connection."""
+    """A message that exceeds max_payload only with its headers is answered with 413 and not published."""
     assert gateway.queue("echo", b"x" * 786_432).status == 413
     assert gateway.queue("echo", b"x" * 785_000).status == 202
     assert len(nats.messages()[-1].data) > MAX_PAYLOAD * 0.99
 
 
 def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:
-    """A caller cannot make the gateway hold more."""
+    """A header above 64 KiB is rejected, so that a caller cannot fill the memory."""
     with gateway.raw() as raw:
         raw.sendall(b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\n")
         try:
@@ -221,13 +219,13 @@ def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:
                 raw.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
             answer = _until_closed(raw)
         except ConnectionError:
-            answer = b""  # it was closed while we were still sending
+            answer = b""  # the connection was closed before all was sent
     assert not answer or answer.startswith(b"HTTP/1.1 400 ")
     assert gateway.ready()
 
 
 def test_body_too_slow_answers_408() -> None:
-    """A caller has a limited time to send its body."""
+    """A body that is not complete within its time is answered with 408."""
 
     async def never() -> AsgiEvent:
         await asyncio.sleep(3600)
@@ -239,7 +237,7 @@ def test_body_too_slow_answers_408() -> None:
 
 
 def test_bodies_above_their_common_limit_answer_503() -> None:
-    """Callers cannot fill the memory; a body that is done makes room."""
+    """Bodies above their common limit are answered with 503, until another body is complete."""
     bodies = BodyReader(max_total=25)
 
     async def three() -> list[int]:
@@ -264,20 +262,20 @@ def test_bodies_above_their_common_limit_answer_503() -> None:
 
 
 def test_body_that_breaks_off_queues_nothing() -> None:
-    """The gateway publishes complete bodies only."""
+    """A body that breaks off is not published."""
 
-    async def gone() -> AsgiEvent:
+    async def disconnected() -> AsgiEvent:
         return {"type": "http.disconnect"}
 
     with pytest.raises(CallerDisconnectedError):
-        asyncio.run(_read(BodyReader(), gone))
+        asyncio.run(_read(BodyReader(), disconnected))
 
 
-# When the queue cannot take it.
+# Failures of the queue.
 
 
 def test_post_without_a_stream_answers_503(tmp_path: Path) -> None:
-    """The answer names the stream, the subject, the remedy, the time to retry and the call id."""
+    """Without a stream the answer is 503, with stream, subject, remedy, time to retry and call id."""
     with NatsServer(tmp_path) as nats, gateway_on(nats, tmp_path) as gateway:
         answer = gateway.queue("echo")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
@@ -289,7 +287,7 @@ def test_post_without_a_stream_answers_503(tmp_path: Path) -> None:
 
 
 def test_post_onto_another_stream_answers_503(tmp_path: Path) -> None:
-    """A message never goes onto another stream than the one that the worker reads."""
+    """A post whose subject belongs to another stream is answered with 503, because the worker does not read it."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream("other", "faas-request")
         with gateway_on(nats, tmp_path) as gateway:
@@ -299,7 +297,7 @@ def test_post_onto_another_stream_answers_503(tmp_path: Path) -> None:
 
 
 def test_post_refused_by_the_stream_answers_503_with_the_reason(tmp_path: Path) -> None:
-    """A message that is too large for this stream gets 413."""
+    """A post that the stream refuses is answered with 503 and the reason, and with 413 if it is too large."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream(max_msgs=1, discard="new", max_msg_size=2000)
         with gateway_on(nats, tmp_path) as gateway:
@@ -310,12 +308,12 @@ def test_post_refused_by_the_stream_answers_503_with_the_reason(tmp_path: Path) 
 
 
 def test_gateway_before_nats_is_alive_and_not_ready(tmp_path: Path) -> None:
-    """Callers get 503 until the server starts; then the gateway connects."""
+    """Before NATS runs, the gateway is alive and not ready, and answers 503; it connects when the server starts."""
     nats = NatsServer(tmp_path)
     nats.port = free_port()
     with Gateway(tmp_path=tmp_path, nats_port=nats.port) as gateway:
         wait_until(gateway.healthy, "the gateway to listen")
-        assert gateway.ask("GET", "/readyz").status == 503
+        assert gateway.request("GET", "/readyz").status == 503
         answer = gateway.queue("echo")
         assert (answer.status, "not connected to NATS" in answer.text) == (503, True)
         with nats:
@@ -325,10 +323,10 @@ def test_gateway_before_nats_is_alive_and_not_ready(tmp_path: Path) -> None:
 
 
 def test_gateway_after_a_restart_of_nats_answers_202_again(own_nats: NatsServer, tmp_path: Path) -> None:
-    """Callers get 503 while the server is down; a rejected message is not sent later."""
+    """While the server is down callers get 503, and a rejected message is not published later."""
     with gateway_on(own_nats, tmp_path) as gateway:
         own_nats.stop()
-        wait_until(lambda: not gateway.ready(), "the gateway to notice")
+        wait_until(lambda: not gateway.ready(), "the gateway to be not ready")
         assert gateway.queue("echo", X_Call_Id="refused").status == 503
         own_nats.start()
         wait_until(gateway.ready, "the gateway to be ready again")
@@ -337,7 +335,7 @@ def test_gateway_after_a_restart_of_nats_answers_202_again(own_nats: NatsServer,
 
 
 def test_post_to_a_frozen_server_answers_503_and_can_be_repeated(own_nats: NatsServer, tmp_path: Path) -> None:
-    """The first message may be stored or not; with the same call id, two posts leave one message."""
+    """A post to a frozen server may be stored or not; a repeat with its call id leaves one message."""
     with gateway_on(own_nats, tmp_path) as gateway:
         own_nats.pause()
         first = gateway.queue("echo")
@@ -351,20 +349,20 @@ def test_posts_answered_202_survive_sigkill_of_nats(own_nats: NatsServer, tmp_pa
     """Every invocation that was answered 202 under load is on the stream afterwards."""
     with gateway_on(own_nats, tmp_path) as gateway, ThreadPoolExecutor(8) as pool:
         posts = [pool.submit(gateway.queue, "echo", b"x" * 500) for _ in range(2000)]
-        wait_until(lambda: sum(post.done() for post in posts) > 300, "some to be queued")
+        wait_until(lambda: sum(post.done() for post in posts) > 300, "300 answers")
         own_nats.kill()
         answers = [post.result() for post in posts]
         own_nats.start()
-        taken = {answer.headers["X-Call-Id"] for answer in answers if answer.status == 202}
+        accepted = {answer.headers["X-Call-Id"] for answer in answers if answer.status == 202}
         assert {answer.status for answer in answers} == {202, 503}
-        assert taken <= {message.headers["Nats-Msg-Id"] for message in own_nats.messages()}
+        assert accepted <= {message.headers["Nats-Msg-Id"] for message in own_nats.messages()}
 
 
 # The process.
 
 
 def test_gateway_with_refused_credentials_exits_1(tmp_path: Path) -> None:
-    """The settings of section 2 authenticate; the message about refused credentials names them."""
+    """On refused credentials the gateway exits with 1 and names their settings."""
     config, connect = "authorization { token: s3cret }", {"auth_token": "s3cret"}
     with NatsServer(tmp_path, config=config, connect=connect) as nats:
         nats.make_stream()
@@ -377,16 +375,16 @@ def test_gateway_with_refused_credentials_exits_1(tmp_path: Path) -> None:
 
 
 def test_gateway_on_a_taken_port_exits_1_with_one_line(tmp_path: Path) -> None:
-    """One clear line, and no traceback."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        settings = {"listen_host": "127.0.0.1", "listen_port": taken.getsockname()[1]}
+    """On a port in use the gateway exits with 1 and one line, without a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = {"listen_host": "127.0.0.1", "listen_port": listener.getsockname()[1]}
         code, _, errors = run_program("worker.cli", "gateway", tmp_path=tmp_path, settings=settings)
     assert code == 1
     assert errors == f"queue-worker: cannot listen on 127.0.0.1:{settings['listen_port']}: Address already in use\n"
 
 
 def test_gateway_with_invalid_settings_exits_2(tmp_path: Path) -> None:
-    """One message names all invalid settings."""
+    """Invalid settings are named in one message, and the exit code is 2."""
     code, _, errors = run_program(
         "worker.cli", "gateway", tmp_path=tmp_path, settings={"listen_port": "x", "nats_port": "y"}
     )
@@ -397,7 +395,7 @@ def test_gateway_with_invalid_settings_exits_2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [Program.terminate, Program.interrupt], ids=["SIGTERM", "SIGINT"])
 def test_gateway_on_sigterm_ends_the_running_request_and_exits_0(nats: NatsServer, tmp_path: Path, stop: Any) -> None:
-    """It accepts no new connection until then."""
+    """On SIGTERM the gateway accepts no new connection, ends the running request and exits with 0."""
     with gateway_on(nats, tmp_path) as gateway, gateway.raw() as raw:
         raw.sendall(b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nx")
         wait_until(gateway.ready, "the request to have been read")
@@ -409,7 +407,7 @@ def test_gateway_on_sigterm_ends_the_running_request_and_exits_0(nats: NatsServe
 
 
 def test_logs_at_debug_level_hold_no_body_header_or_query(nats: NatsServer, tmp_path: Path) -> None:
-    """Each invocation has one line, with its call id."""
+    """Each invocation has one line with its call id, and no line has a body, header or query."""
     with gateway_on(nats, tmp_path, debug="true", log_encoding="json") as gateway:
         answer = gateway.queue(
             "echo/path?s3cret",

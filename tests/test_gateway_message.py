@@ -53,7 +53,7 @@ def written(message: Message) -> dict[str, Any]:
 
 
 def test_message_is_encoded_as_go_encodes_a_queue_request() -> None:
-    """Fields are named, filled and left out as by Go's encoder; the body is in base64."""
+    """Fields are named, filled and omitted as by Go's encoder, and the body is in base64."""
     message = composed(
         "echo.fn",
         ((b"host", b"gateway:8080"), (b"content-type", b"text/plain"), (b"x-multi", b"1"), (b"x-multi", b"2")),
@@ -101,7 +101,7 @@ def test_message_without_optional_parts_omits_them() -> None:
     ],
 )
 def test_path_reaches_the_function_byte_for_byte(below: str, path: str) -> None:
-    """From the caller's request line to the worker's, no escape is decoded, added or changed."""
+    """No escape of a path is decoded, added or changed between the caller's request and the worker's."""
     function, found = split_target(below)
     assert (function, found) == ("echo", path)
     assert read(composed(path=found)).target == f"/function/echo{path}".encode()
@@ -111,7 +111,7 @@ def test_path_reaches_the_function_byte_for_byte(below: str, path: str) -> None:
     ("query", "sent"), [("a=1&b=%20+x", "?a=1&b=%20+x"), ("", ""), ("?", "?%3F"), ("?a?b", "?%3Fa?b")]
 )
 def test_query_reaches_the_function_byte_for_byte(query: str, sent: str) -> None:
-    """A question mark at its beginning is escaped, because the worker removes a bare one."""
+    """A query is unchanged; a question mark at its beginning is escaped, because the worker removes a bare one."""
     assert read(composed(query=query)).target == f"/function/echo{sent}".encode()
 
 
@@ -119,14 +119,14 @@ def test_query_reaches_the_function_byte_for_byte(query: str, sent: str) -> None
     "path", ["/..", "/a/../b", "/.", "/%2e%2E/x", "/a%2f..", "/a%2F%2e%2e%2Fb", "/a/./b", "/100%", "/%zz", "/%4"]
 )
 def test_path_with_dot_segments_or_bad_escapes_is_rejected(path: str) -> None:
-    """Escaped dot segments count too."""
+    """A path with dot segments, also escaped ones, or with invalid escapes is rejected."""
     with pytest.raises(ValueError, match="the path has a"):
         composed(path=path)
 
 
 @pytest.mark.parametrize("name", ["", "Echo", "-a", "a-", "a b", "a.b.c", ".a", "a.", "ä", "a>", "a" * 254, "a\n"])
 def test_function_with_an_invalid_name_is_rejected(name: str) -> None:
-    """Names are those of the contract, section 3; the error describes valid ones."""
+    """A name that is invalid by the contract, section 3, is rejected, and the error describes valid ones."""
     with pytest.raises(ValueError, match=r"write name or name\.namespace"):
         composed(name)
 
@@ -147,12 +147,12 @@ def test_call_id_with_other_characters_or_too_long_is_rejected(given: str) -> No
 
 
 def test_call_id_empty_counts_as_missing() -> None:
-    """The worker treats it alike."""
+    """An empty call id is replaced by a new one, as the worker does."""
     assert composed(headers=((b"x-call-id", b""), (b"x-call-id", b" "))).call_id == "made"
 
 
 def test_start_time_of_the_caller_is_replaced() -> None:
-    """X-Start-Time is when the producer accepted this invocation."""
+    """The caller's X-Start-Time is replaced by the time at which the producer accepted the invocation."""
     message = composed(headers=((b"x-start-time", b"1"),))
     assert written(message)["Header"]["X-Start-Time"] == [str(NOW)]
     assert read(message).started == str(NOW)
@@ -160,7 +160,7 @@ def test_start_time_of_the_caller_is_replaced() -> None:
 
 @pytest.mark.parametrize("name", ["host", "transfer-encoding", "content-length", "expect"])
 def test_headers_of_the_caller_s_request_are_dropped(name: str) -> None:
-    """Go keeps them out of its header, and the gateway has met an expectation."""
+    """Host, lengths and Expect of the caller's request are not in the message, as with Go's server."""
     assert canonical(name.encode()) not in written(composed(headers=((name.encode(), b"x"),)))["Header"]
 
 
@@ -168,7 +168,7 @@ def test_headers_of_the_caller_s_request_are_dropped(name: str) -> None:
     ("name", "go"), [("x-call-id", "X-Call-Id"), ("ETAG", "Etag"), ("x--y", "X--Y"), ("a", "A"), ("x_y-z", "X_y-Z")]
 )
 def test_header_names_are_canonical(name: str, go: str) -> None:
-    """The first letter and those after a hyphen are upper case, the others lower case."""
+    """In header names the first letter and those after a hyphen are upper case, the others lower case."""
     assert canonical(name.encode()) == go
 
 
@@ -221,7 +221,7 @@ def test_callback_reaches_the_worker_unchanged(url: str) -> None:
     ],
 )
 def test_callback_that_cannot_be_posted_to_is_rejected(url: str) -> None:
-    """The error does not repeat the URL, which may contain a password."""
+    """An invalid callback URL is rejected with an error that does not repeat it, because it may contain a password."""
     with pytest.raises(ValueError, match="X-Callback-Url cannot be posted to: ") as caught:
         composed(headers=((b"x-callback-url", url.encode()),))
     assert "secret" not in str(caught.value)
@@ -253,8 +253,8 @@ def test_request_accepted_is_never_malformed_for_the_worker(
     invocation = read(message)
     assert invocation.body == body
     sent = {each.lower(): text for each, text in invocation.headers}
-    ours = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-call-id", b"x-start-time", b"x-callback-url"}
-    if name.lower() not in ours:
+    own = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-call-id", b"x-start-time", b"x-callback-url"}
+    if name.lower() not in own:
         assert sent[name.lower()] == value.encode("utf-8", "replace").strip(b" \t")
     if all(character not in '"<>\\^`{|}' for character in path):  # Go's client, and so the worker, escapes these
         assert invocation.target.startswith(f"/function/echo{path}".encode())

@@ -82,13 +82,13 @@ def test_public_names_use_the_glossary() -> None:
 
 
 @pytest.mark.parametrize("term", glossary())
-def test_each_term_is_used(term: str) -> None:
+def test_glossary_terms_are_used(term: str) -> None:
     """Each word of a term is in the worker's source."""
     for word in words(term):
         assert word in source()
 
 
-def test_glossary_is_in_order() -> None:
+def test_glossary_terms_are_in_alphabetical_order() -> None:
     """The terms stand in alphabetical order, each once, each with a meaning."""
     terms = list(glossary())
     assert terms == sorted(set(terms))

@@ -1,6 +1,6 @@
-"""The import rules, checked. A package exists only where it carries one of them.
+"""The import rules of the worker. A package exists only where it has an import rule.
 
-A module that is nowhere in :data:`LAYERS` fails: a new one has to be added with its place.
+A module that is not in :data:`LAYERS` fails: a new one has to be added to its layer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ ONLY_BY = {
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
-"""Importers besides the own package: the core knows neither adapters nor settings. The longest name rules."""
+"""Importers besides the own package: the core imports neither adapters nor settings. The longest name applies."""
 
 LOOPS = {
     "trio_asyncio": {"nats"},
@@ -80,7 +80,7 @@ LOOPS = {
 
 IMPURE = {
     *("asyncio", "trio", "trio_asyncio", "anyio", "threading", "concurrent", "signal", "contextvars"),  # waiting
-    *("time", "random", "secrets"),  # clock and dice
+    *("time", "random", "secrets"),  # clock and random numbers
     *(
         "os",
         "sys",
@@ -93,7 +93,7 @@ IMPURE = {
         "ssl",
         "http",
         "requests",
-    ),  # the world
+    ),  # the system
     *("logging", "structlog", "prometheus_client", "warnings"),  # output
     *("httpx", "nats", "uvicorn", "hypercorn", "starlette", "click", "rich"),  # adapters
 }
@@ -144,24 +144,24 @@ def imports(module: str) -> set[str]:
     return found
 
 
-def ours(module: str) -> set[str]:
+def own_imports(module: str) -> set[str]:
     return {each for each in imports(module) if each.partition(".")[0] == "worker"}
 
 
-def foreign(module: str) -> set[str]:
+def foreign_imports(module: str) -> set[str]:
     return {each.partition(".")[0] for each in imports(module)} - {"worker"}
 
 
-def test_every_module_belongs_to_a_layer() -> None:
+def test_modules_all_belong_to_a_layer() -> None:
     """A module's name is in the list of layers, itself or by its package."""
     assert [module for module in MODULES if top(module) not in RANKS] == []
 
 
 def test_imports_point_down() -> None:
-    """A module imports modules below it, or modules of its own package; what it imports exists."""
+    """A module imports only existing modules, of the layers below it or of its own package."""
 
     def check(module: str) -> None:
-        for imported in ours(module):
+        for imported in own_imports(module):
             assert imported in MODULES
             beside = top(imported) == top(module)
             assert beside or RANKS[top(module)] < RANKS[top(imported)], f"{module} imports {imported}"
@@ -174,7 +174,7 @@ def test_imports_inside_nats_point_down() -> None:
     ranks = {f"worker.nats.{name}": rank for rank, names in enumerate(NATS_LAYERS) for name in names}
 
     def check(module: str) -> None:
-        for imported in ours(module):
+        for imported in own_imports(module):
             if top(imported) == "nats" and imported != "worker.nats":
                 assert ranks[module] < ranks[imported], f"{module} imports {imported}"
 
@@ -182,27 +182,27 @@ def test_imports_inside_nats_point_down() -> None:
 
 
 def test_nats_modules_of_the_producer_import_no_trio() -> None:
-    """What the producer imports of the NATS adapter, at any distance, runs on asyncio alone."""
+    """The modules of the NATS adapter that the producer imports, also indirectly, import no Trio."""
     found, left = set[str](), [name for name in MODULES if top(name) == "gateway"]
     while left:
         module = left.pop()
         if module not in found:
             found.add(module)
-            left += ours(module)
+            left += own_imports(module)
     assert "worker.nats.jetstream" in found
-    assert [name for name in found if top(name) == "nats" and foreign(name) & {"trio", "trio_asyncio"}] == []
+    assert [name for name in found if top(name) == "nats" and foreign_imports(name) & {"trio", "trio_asyncio"}] == []
 
 
 def test_imports_make_no_circle() -> None:
-    """Also within a package, modules can be read in an order in which each builds on those before."""
-    assert list(TopologicalSorter({module: ours(module) for module in MODULES}).static_order())
+    """The modules have an order in which each imports only earlier ones, also within a package."""
+    assert list(TopologicalSorter({module: own_imports(module) for module in MODULES}).static_order())
 
 
 def test_adapters_and_settings_stay_out_of_the_core() -> None:
-    """Settings reach the core in slices and adapters as ports: only what puts the program together imports them."""
+    """Only the commands and the adapters themselves import adapters and settings; the core gets them as arguments."""
 
     def check(module: str) -> None:
-        for imported in ours(module):
+        for imported in own_imports(module):
             name = inside(imported)
             rule = next((prefix for prefix in (name, top(imported)) if prefix in ONLY_BY), None)
             if rule and top(imported) != top(module):
@@ -211,27 +211,27 @@ def test_adapters_and_settings_stay_out_of_the_core() -> None:
     check_each(MODULES, check)
 
 
-def test_nothing_else_touches_asyncio() -> None:
-    """The broker's island and the producer are asyncio's, the latter with no Trio in it; the rest is Trio's."""
+def test_asyncio_is_imported_only_by_broker_and_producer() -> None:
+    """Only the broker's island, the producer and two commands import asyncio, and the producer imports no Trio."""
 
     def check(module: str) -> None:
         for library, importers in LOOPS.items():
-            if library in foreign(module):
+            if library in foreign_imports(module):
                 allowed = any(f"{inside(module)}.".startswith(f"{each}.") for each in importers)
                 assert allowed, f"{module} imports {library}"
         if top(module) == "gateway":
-            assert "trio" not in foreign(module)
+            assert "trio" not in foreign_imports(module)
 
     check_each(MODULES, check)
 
 
-def test_what_decides_is_pure() -> None:
-    """No clock, no dice, no world, no waiting but what a port promises: time and chance are arguments."""
+def test_decisions_are_pure() -> None:
+    """Policies, values and protocols import no clock, random numbers or I/O, and only ports have async functions."""
     pure = [name for name in MODULES if top(name) in ("policy", "ports", "events", "model") or name in SANS_IO]
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 
     def check(module: str) -> None:
-        assert not IMPURE & foreign(module)
+        assert not IMPURE & foreign_imports(module)
         for node in ast.walk(TREES[module]):
             assert module == "worker.ports" or not isinstance(node, waits)
             if isinstance(node, ast.Call):
@@ -241,22 +241,22 @@ def test_what_decides_is_pure() -> None:
     check_each(pure, check)
 
 
-def test_policies_know_values_only() -> None:
-    """A policy builds on other policies and on the model, not even on ports and events."""
+def test_policies_import_only_policies_and_the_model() -> None:
+    """A policy imports only other policies and the model, not ports or events."""
     policies = [module for module in MODULES if top(module) == "policy"]
-    assert [each for each in policies if not {*map(top, ours(each))} <= {"policy", "model"}] == []
+    assert [each for each in policies if not {*map(top, own_imports(each))} <= {"policy", "model"}] == []
 
 
-def test_no_module_calls_wait_for() -> None:
+def test_modules_never_call_wait_for() -> None:
     """``asyncio.wait_for`` of Python 3.11 may lose a cancellation; ``asyncio.timeout`` does not."""
     nodes = ((module, node) for module, tree in TREES.items() for node in ast.walk(tree))
     assert [module for module, node in nodes if isinstance(node, ast.Attribute) and node.attr == "wait_for"] == []
 
 
-def test_the_checks_see_what_they_should() -> None:
-    """The reading of imports knows relative ones, of modules and of names in them, and those inside functions."""
+def test_imports_of_each_form_are_read() -> None:
+    """Relative imports, imports of names and imports inside functions are read."""
     assert "worker.policy.decide" in imports("worker.job")
     assert "worker.model" in imports("worker.policy.decode")
     assert "trio" in imports("worker.run")
-    assert ours("worker.model") == set()
+    assert own_imports("worker.model") == set()
     assert "worker" in imports("worker.cli")

@@ -1,4 +1,4 @@
-"""Partitions: our producers' own, and NATS's, which are the same ones."""
+"""Partitions of the producers, which are the same as those of nats-server."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 SCALING = ROOT / "docs" / "scaling.md"
 
 
-def some_functions(count: int) -> list[tuple[str, str]]:
-    """Names and namespaces, of all the characters that they can have, and of one or many."""
-    chance = random.Random(7)
+def random_functions(count: int) -> list[tuple[str, str]]:
+    """Return pairs of a function and a namespace, with all valid characters, short and long."""
+    rng = random.Random(7)
 
     def name() -> str:
-        middle = "".join(chance.choices(LETTERS + "-_", k=chance.choice((0, 3, 10, 60))))
-        return chance.choice(LETTERS) + (middle + chance.choice(LETTERS) if middle else "")
+        middle = "".join(rng.choices(LETTERS + "-_", k=rng.choice((0, 3, 10, 60))))
+        return rng.choice(LETTERS) + (middle + rng.choice(LETTERS) if middle else "")
 
-    return [(name(), chance.choice(("openfaas-fn", name()))) for _ in range(count)]
+    return [(name(), rng.choice(("openfaas-fn", name()))) for _ in range(count)]
 
 
-def test_a_function_s_partition_is_the_one_that_nats_gives_it(tmp_path: Path) -> None:
-    """For 1,000 names and several numbers of partitions, ``{{partition(n,...)}}`` of a real server agrees."""
-    functions = some_functions(1000)
+def test_partition_of_a_function_is_the_one_of_nats_server(tmp_path: Path) -> None:
+    """For 1,000 names and several numbers of partitions, ``{{partition(n,...)}}`` of a real server gives the same."""
+    functions = random_functions(1000)
     for partitions in (2, 7, 1024):
         mapped = f'"q.*.*.*": "q.{{{{partition({partitions},2,3)}}}}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}"'
         with NatsServer(tmp_path / str(partitions), config=f"mappings = {{ {mapped} }}") as nats:
@@ -38,8 +38,8 @@ def test_a_function_s_partition_is_the_one_that_nats_gives_it(tmp_path: Path) ->
         assert stored == {subject_of("q", partition_for(*each, partitions), *each) for each in functions}
 
 
-def test_the_mapping_in_the_documents_is_one_that_nats_takes(tmp_path: Path) -> None:
-    """What docs/scaling.md has for nats-server's configuration divides a queue, whatever partition was written."""
+def test_mapping_in_the_documents_divides_a_queue(tmp_path: Path) -> None:
+    """A server with the mapping of docs/scaling.md replaces any published partition by the function's own."""
     (block,) = re.findall(r"(?ms)^```\n(mappings = .*?)^```$", SCALING.read_text())
     with NatsServer(tmp_path, config=block) as nats:
         nats.make_stream()
@@ -49,20 +49,20 @@ def test_the_mapping_in_the_documents_is_one_that_nats_takes(tmp_path: Path) -> 
     assert subjects == [subject_of("faas-request", partition_for("echo", "fn", 4), "echo", "fn")]
 
 
-def test_partitions_are_about_equal() -> None:
+def test_partitions_have_about_equally_many_functions() -> None:
     """Of 10,000 functions each of 8 partitions has an eighth, within a tenth."""
     counts = Counter(partition_for(f"function-{number}", "openfaas-fn", 8) for number in range(10_000))
     assert set(counts) == set(range(8))
     assert all(1125 < count < 1375 for count in counts.values())
 
 
-def test_one_partition_is_partition_0() -> None:
-    """A queue that is not divided is all partition 0."""
-    assert {partition_for(*each, 1) for each in some_functions(100)} == {0}
+def test_partition_of_an_undivided_queue_is_0() -> None:
+    """In a queue that is not divided, every function has partition 0."""
+    assert {partition_for(*each, 1) for each in random_functions(100)} == {0}
 
 
-def test_producers_publish_to_a_function_s_partition(tmp_path: Path) -> None:
-    """``queue_partitions`` divides what the gateway and ``queue-worker submit`` publish, alike and by function."""
+def test_producers_publish_to_the_function_s_partition(tmp_path: Path) -> None:
+    """With ``queue_partitions``, the gateway and ``queue-worker submit`` publish to the function's partition."""
     names = [f"echo-{number}" for number in range(5)]
     with NatsServer(tmp_path) as nats:
         nats.make_stream()

@@ -40,7 +40,7 @@ def make_consumer(nats: NatsServer, name: str, mode: str | None, **changes: Any)
 
 
 def test_pause_stores_the_state_and_prints_all_paused(nats: NatsServer, tmp_path: Path) -> None:
-    """The stream of pauses has one message per function; resuming one leaves the others."""
+    """A pause stores one message per function and prints all paused functions; a resume changes only its function."""
     code, out, errors = command(nats, tmp_path, "pause", "echo")
     assert (code, errors) == (0, "")
     when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
@@ -59,7 +59,7 @@ def test_pause_stores_the_state_and_prints_all_paused(nats: NatsServer, tmp_path
 
 
 def test_pause_creates_a_stream_that_keeps_one_message_per_subject(nats: NatsServer, tmp_path: Path) -> None:
-    """The stream has the queue's replicas and storage, and subjects that no queue has."""
+    """The first pause creates a stream with the queue's replicas and storage, and with subjects that no queue has."""
     command(nats, tmp_path, "pause", "echo", nats_stream_storage="memory")
     config = nats.api("STREAM.INFO.faas-request-functions")["config"]
     expected = {
@@ -75,7 +75,7 @@ def test_pause_creates_a_stream_that_keeps_one_message_per_subject(nats: NatsSer
 
 
 def test_pause_and_resume_repeated_exit_0(nats: NatsServer, tmp_path: Path) -> None:
-    """To resume a function that was never paused creates no stream."""
+    """A repeated pause or resume exits with 0, and a resume of a function that is not paused creates no stream."""
     code, out, _ = command(nats, tmp_path, "resume", "echo")
     assert (code, out) == (0, "echo.openfaas-fn is not paused\npaused on faas-request: nothing\n")
     assert nats.state("faas-request-functions") == {}
@@ -86,7 +86,7 @@ def test_pause_and_resume_repeated_exit_0(nats: NatsServer, tmp_path: Path) -> N
 
 
 def test_pause_uses_a_stream_that_exists(nats: NatsServer, tmp_path: Path) -> None:
-    """An operator may have created it with other limits, for example for want of a permission."""
+    """A pause uses a stream that an operator created with other limits, because the worker may lack the permission."""
     nats.api(
         "STREAM.CREATE.faas-request-functions",
         name="faas-request-functions",
@@ -99,7 +99,7 @@ def test_pause_uses_a_stream_that_exists(nats: NatsServer, tmp_path: Path) -> No
 
 
 def test_commands_use_the_stream_named_by_openfaas(tmp_path: Path) -> None:
-    """A stream ``OF_<queue>`` is used and purged where OpenFaaS's worker made it."""
+    """Pause and purge use a stream ``OF_<queue>`` that OpenFaaS's worker created."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream("OF_slow", "slow")
         nats.publish("slow.0.echo.openfaas-fn", b"")
@@ -114,7 +114,7 @@ def test_commands_use_the_stream_named_by_openfaas(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["static", None])
 def test_pause_in_static_mode_exits_2(nats: NatsServer, tmp_path: Path, mode: str | None) -> None:
-    """In static mode no single function can be held back: the command names the remedy and stores nothing.
+    """In static mode no single function can be paused: the command names the remedy and stores nothing.
 
     A consumer with no mode recorded is OpenFaaS's own, which is shared by all functions.
     """
@@ -127,9 +127,9 @@ def test_pause_in_static_mode_exits_2(nats: NatsServer, tmp_path: Path, mode: st
 
 
 def test_pause_without_consumers_depends_on_scaling_mode(nats: NatsServer, tmp_path: Path) -> None:
-    """An idle queue has no consumers in function mode.
+    """A queue without consumers counts as the mode of the command's ``scaling_mode``.
 
-    Without consumers and without that setting, it counts as static.
+    In function mode an idle queue has no consumers.
     """
     code, _, errors = command(nats, tmp_path, "pause", "echo", scaling_mode="static")
     assert code == 2
@@ -152,7 +152,7 @@ def test_pause_during_a_migration_ignores_retired_consumers(nats: NatsServer, tm
 # Purging.
 
 
-def fill(nats: NatsServer) -> None:
+def publish_to_all_schemes(nats: NatsServer) -> None:
     """Publish messages of several functions, on subjects of several schemes."""
     subjects = {
         "faas-request.0.echo.openfaas-fn": 3,
@@ -166,34 +166,38 @@ def fill(nats: NatsServer) -> None:
     nats.publish_many([(subject, b"{}", {}) for subject, count in subjects.items() for _ in range(count)])
 
 
-def left(nats: NatsServer) -> Counter[str]:
+def stored_by_subject(nats: NatsServer) -> Counter[str]:
     """Count the messages by subject."""
     return Counter(nats.api("STREAM.INFO.faas-request", subjects_filter=">")["state"].get("subjects") or {})
 
 
 def test_purge_deletes_all_messages_of_one_function(nats: NatsServer, tmp_path: Path) -> None:
-    """In every partition and scheme of subjects, but no messages of others, nor on the bare subject."""
-    fill(nats)
+    """A purge deletes a function's messages in every partition and scheme of subjects, except the bare subject."""
+    publish_to_all_schemes(nats)
     code, out, errors = command(nats, tmp_path, "purge", "echo", "--yes")
     assert (code, out) == (0, "deleted: 7 messages of echo.openfaas-fn\n")
     assert errors == (
         "queue-worker: 5 messages on the bare subject faas-request may be of any function; they are left alone\n"
     )
-    assert left(nats) == {"faas-request.0.echo.other": 4, "faas-request.0.echo2.openfaas-fn": 4, "faas-request": 5}
+    assert stored_by_subject(nats) == {
+        "faas-request.0.echo.other": 4,
+        "faas-request.0.echo2.openfaas-fn": 4,
+        "faas-request": 5,
+    }
 
 
 @pytest.mark.parametrize(("answer", "code", "kept"), [(b"y\n", 0, 0), (b"n\n", 1, 4), (b"", 1, 4)])
 def test_purge_asks_before_it_deletes(nats: NatsServer, tmp_path: Path, answer: bytes, code: int, kept: int) -> None:
-    """The question has the number of messages, and only a yes deletes them."""
-    fill(nats)
+    """A purge asks with the number of messages, and deletes them only after a yes."""
+    publish_to_all_schemes(nats)
     ended, out, _ = command(nats, tmp_path, "purge", "echo.other", stdin=answer)
     assert ended == code
     assert out.startswith("4 messages of echo.other will be lost. Delete? [y/N]: ")
-    assert left(nats)["faas-request.0.echo.other"] == kept
+    assert stored_by_subject(nats)["faas-request.0.echo.other"] == kept
 
 
 def test_purge_without_messages_asks_nothing(nats: NatsServer, tmp_path: Path) -> None:
-    """The command reports that there are none."""
+    """A purge of a function without messages reports that and exits with 0."""
     assert command(nats, tmp_path, "purge", "echo") == (
         0,
         "the queue faas-request holds nothing of echo.openfaas-fn\n",
@@ -201,7 +205,7 @@ def test_purge_without_messages_asks_nothing(nats: NatsServer, tmp_path: Path) -
     )
 
 
-# What goes wrong.
+# Failures.
 
 
 @pytest.mark.parametrize("what", ["pause", "resume", "purge"])
@@ -212,8 +216,8 @@ def test_command_with_an_invalid_name_exits_2(nats: NatsServer, tmp_path: Path, 
     assert "not a function's name: 'Echo'; write name or name.namespace" in errors
 
 
-def test_pause_no_server_exits_1(nats: NatsServer, tmp_path: Path) -> None:
-    """One line names the settings."""
+def test_pause_without_a_server_exits_1(nats: NatsServer, tmp_path: Path) -> None:
+    """A command without a server prints one line with the URL and exits with 1."""
     port = free_port()
     code, out, errors = command(nats, tmp_path, "pause", "echo", nats_port=port)
     assert (code, out) == (1, "")
@@ -222,7 +226,7 @@ def test_pause_no_server_exits_1(nats: NatsServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["pause", "purge"])
 def test_command_without_a_stream_exits_1(tmp_path: Path, what: str) -> None:
-    """The line names the stream."""
+    """A command without a stream prints one line with its name and exits with 1."""
     with NatsServer(tmp_path) as nats:
         code, _, errors = command(nats, tmp_path, what, "echo")
     assert (code, errors) == (
@@ -231,16 +235,16 @@ def test_command_without_a_stream_exits_1(tmp_path: Path, what: str) -> None:
     )
 
 
-def test_pause_no_jetstream_exits_1(tmp_path: Path) -> None:
-    """The line names JetStream as the cause."""
+def test_pause_without_jetstream_exits_1(tmp_path: Path) -> None:
+    """The line on a server without JetStream names JetStream as the cause."""
     with NatsServer(tmp_path, jetstream=False) as nats:
         code, _, errors = command(nats, tmp_path, "pause", "echo")
     assert code == 1
     assert "no JetStream there" in errors
 
 
-def test_pause_refused_credentials_exits_1(tmp_path: Path) -> None:
-    """The line names the credentials as the cause, without the token."""
+def test_pause_with_refused_credentials_exits_1(tmp_path: Path) -> None:
+    """The line on refused credentials names them as the cause, without the token."""
     config = "authorization { token: s3cret }"
     with NatsServer(tmp_path, config=config, connect={"auth_token": "s3cret"}) as nats:
         code, _, errors = command(nats, tmp_path, "pause", "echo", nats_token="wr0ng")

@@ -42,7 +42,7 @@ def only(nats: NatsServer) -> Any:
 
 
 def test_submit_one_stores_the_same_message_as_the_gateway(nats: NatsServer, tmp_path: Path) -> None:
-    """Its call id is printed."""
+    """One invocation is stored as the gateway stores it, and its call id is printed."""
     code, out, errors = submit(
         nats,
         tmp_path,
@@ -86,7 +86,7 @@ def test_submit_one_stores_the_same_message_as_the_gateway(nats: NatsServer, tmp
 
 
 def test_submit_data_file_takes_its_bytes(nats: NatsServer, tmp_path: Path) -> None:
-    """The bytes need not be text."""
+    """The file's bytes become the body, also if they are no text."""
     (tmp_path / "body").write_bytes(b"\x00\xff\n")
     assert submit(nats, tmp_path, "echo", "--data-file", str(tmp_path / "body"))[0] == 0
     assert base64.b64decode(only(nats)["Body"]) == b"\x00\xff\n"
@@ -94,19 +94,19 @@ def test_submit_data_file_takes_its_bytes(nats: NatsServer, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("arguments", [(), ("--data-file", "-")])
 def test_submit_without_data_reads_standard_input(nats: NatsServer, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """So does ``--data-file -``."""
+    """Without ``--data``, and with ``--data-file -``, the body is read from standard input."""
     assert submit(nats, tmp_path, "echo", *arguments, stdin=b"piped\n")[0] == 0
     assert base64.b64decode(only(nats)["Body"]) == b"piped\n"
 
 
 def test_submit_data_does_not_read_standard_input(nats: NatsServer, tmp_path: Path) -> None:
-    """Empty data counts as data."""
+    """With ``--data``, also an empty one, standard input is not read."""
     assert submit(nats, tmp_path, "echo", "--data", "", stdin=b"piped")[0] == 0
     assert "Body" not in only(nats)
 
 
 def test_submit_count_stores_and_prints_each_invocation(nats: NatsServer, tmp_path: Path) -> None:
-    """Each has a call id of its own, printed once it is stored."""
+    """Each of ``--count`` invocations has its own call id, which is printed when it is stored."""
     code, out, errors = submit(nats, tmp_path, "echo", "--data", "x", "--count", "5000")
     assert (code, errors) == (0, "")
     ids = out.split()
@@ -116,7 +116,7 @@ def test_submit_count_stores_and_prints_each_invocation(nats: NatsServer, tmp_pa
 
 
 def test_submit_on_a_terminal_draws_a_bar_on_standard_error(nats: NatsServer, tmp_path: Path) -> None:
-    """Standard output has only the call ids."""
+    """The progress bar is drawn on standard error, and standard output has only the call ids."""
     outer, inner = pty.openpty()
     settings = environment({"nats_port": nats.port}) | {"TERM": "xterm", "COLUMNS": "80"}
     command = [sys.executable, "-m", "worker.cli", "submit", "echo", "--data", "x", "--count", "500"]
@@ -133,7 +133,7 @@ def test_submit_on_a_terminal_draws_a_bar_on_standard_error(nats: NatsServer, tm
 
 
 def test_submit_with_a_repeated_call_id_queues_once_and_exits_0(nats: NatsServer, tmp_path: Path) -> None:
-    """The second run reports that the call id was there already."""
+    """A repeated call id is queued once, and the second run reports that it was stored before."""
     assert submit(nats, tmp_path, "echo", "--call-id", "mine", "--data", "x") == (0, "mine\n", "")
     code, out, errors = submit(nats, tmp_path, "echo", "--call-id", "mine", "--data", "x")
     assert (code, out) == (0, "mine\n")
@@ -160,16 +160,16 @@ def test_submit_with_a_repeated_call_id_queues_once_and_exits_0(nats: NatsServer
         ((), "Missing argument 'FUNCTION'"),
     ],
 )
-def test_submit_bad_usage_exits_2(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
-    """One message names the mistake, and the command connects to nothing."""
+def test_submit_with_invalid_arguments_exits_2(tmp_path: Path, arguments: tuple[str, ...], reason: str) -> None:
+    """Invalid arguments are reported in one message, before the command connects."""
     code, out, errors = run_program("worker.cli", "submit", *arguments, tmp_path=tmp_path)
     assert (code, out) == (2, "")
     assert reason in errors
     assert "Traceback" not in errors
 
 
-def test_submit_bad_settings_exits_2(tmp_path: Path) -> None:
-    """Settings are checked as for every program."""
+def test_submit_with_invalid_settings_exits_2(tmp_path: Path) -> None:
+    """Invalid settings are reported as by every command."""
     code, _, errors = run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings={"nats_port": "x"})
     assert (code, "nats_port = 'x'" in errors) == (2, True)
 
@@ -181,7 +181,7 @@ def _fails(nats: NatsServer, tmp_path: Path, *arguments: str, **more: Any) -> st
     return errors
 
 
-def test_submit_no_server_exits_1(tmp_path: Path) -> None:
+def test_submit_without_a_server_exits_1(tmp_path: Path) -> None:
     """One line names the servers and the settings, without a password."""
     settings = {"nats_url": f"nats://user:s3cret@127.0.0.1:{free_port()}"}
     code, out, errors = run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings=settings)
@@ -191,34 +191,34 @@ def test_submit_no_server_exits_1(tmp_path: Path) -> None:
     assert "s3cret" not in errors
 
 
-def test_submit_no_stream_exits_1(tmp_path: Path) -> None:
+def test_submit_without_a_stream_exits_1(tmp_path: Path) -> None:
     """The line names stream, subject and remedy."""
     with NatsServer(tmp_path) as nats:
         errors = _fails(nats, tmp_path, "echo")
     assert "no stream takes the subject faas-request.0.echo.openfaas-fn: start a worker" in errors
 
 
-def test_submit_no_jetstream_exits_1(tmp_path: Path) -> None:
+def test_submit_without_jetstream_exits_1(tmp_path: Path) -> None:
     """To a publisher, a server without JetStream looks like a missing stream; the line names both causes."""
     with NatsServer(tmp_path, jetstream=False) as nats:
         assert "see that JetStream runs" in _fails(nats, tmp_path, "echo")
 
 
-def test_submit_too_large_exits_1(nats: NatsServer, tmp_path: Path) -> None:
-    """The line has the message's size and the limit."""
+def test_submit_of_a_too_large_message_exits_1(nats: NatsServer, tmp_path: Path) -> None:
+    """For a too large message, the line has its size and the limit."""
     errors = _fails(nats, tmp_path, "echo", stdin=b"x" * 900_000)
     assert "as a message it takes 1200" in errors
     assert "max_payload is 1048576" in errors
 
 
-def test_submit_refused_credentials_exits_1(tmp_path: Path) -> None:
-    """The line names the credentials as the cause."""
+def test_submit_with_refused_credentials_exits_1(tmp_path: Path) -> None:
+    """On refused credentials, the line names them as the cause."""
     with NatsServer(tmp_path, config="authorization { token: a }", connect={"auth_token": "a"}) as nats:
         assert "NATS refuses our credentials" in _fails(nats, tmp_path, "echo", nats_token="b")
 
 
 def test_submit_to_a_stream_that_fills_up_exits_1(tmp_path: Path) -> None:
-    """The stored invocations are printed and counted."""
+    """When the stream is full, the stored invocations are printed and counted."""
     with NatsServer(tmp_path) as nats:
         nats.make_stream(max_msgs=10, discard="new")
         code, out, errors = submit(nats, tmp_path, "echo", "--data", "x", "--count", "100")
@@ -236,7 +236,7 @@ def _read(terminal: int) -> bytes:
 
 
 def test_submit_to_a_list_of_servers_uses_one_that_runs(nats: NatsServer, tmp_path: Path) -> None:
-    """``nats_url`` may name several."""
+    """Of several servers in ``nats_url``, one that runs is used."""
     servers = f"nats://127.0.0.1:{free_port()},{nats.url}"
     assert run_program("worker.cli", "submit", "echo", tmp_path=tmp_path, settings={"nats_url": servers})[0] == 0
     wait_until(lambda: nats.state()["messages"] == 1, "the message")

@@ -23,10 +23,10 @@ class FakePorts:
 
     def __init__(self, clock: MockClock) -> None:
         self.clock = clock
-        self.wanted: dict[str, int] = {}
-        self.given: list[tuple[int, float, float]] = []
+        self.credit: dict[str, int] = {}
+        self.given_back: list[tuple[int, float, float]] = []
         """Number of the token, delay (s), and seconds in which its NAK may be sent."""
-        self.extended: list[Callable[[], None]] = []
+        self.extensions: list[Callable[[], None]] = []
         self.changed: list[str] = []
         self.leases = Leases(self, lambda _: None)  # type: ignore[arg-type]  # leases use only ``extend`` of a queue
         self.leases.set_ack_wait(ACK_WAIT)
@@ -34,13 +34,13 @@ class FakePorts:
         self.store = TokenStore(parts, parts, self.leases, self.changed.append)
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:  # noqa: ARG002 -- the port's
-        self.extended.append(confirmed)
+        self.extensions.append(confirmed)
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
-        self.given.append((int(token.subject.rpartition(".")[2]), delay, before - trio.current_time()))
+        self.given_back.append((int(token.subject.rpartition(".")[2]), delay, before - trio.current_time()))
 
     def add_credit(self, count: int, flow: str) -> None:
-        self.wanted[flow] = self.wanted.get(flow, 0) + count
+        self.credit[flow] = self.credit.get(flow, 0) + count
 
     def balance(self, desired: int) -> None:
         consumer: Any = self
@@ -52,7 +52,7 @@ class FakePorts:
         subject = f"QUOTAS.q.{kind}.{FN}.{number}"
         self.store.receive(Delivery((number + 1, 7), f"t{count}", count, now, subject, b"", token_flow(kind, FN)))
         if confirm:
-            self.extended.pop()()
+            self.extensions.pop()()
 
 
 async def test_store_without_limits_requests_no_token(autojump_clock: MockClock) -> None:
@@ -61,7 +61,7 @@ async def test_store_without_limits_requests_no_token(autojump_clock: MockClock)
     fake.store.set_quota(FN, Quota(weight=3))
     assert fake.store.room(FN) == float("inf")
     fake.balance(9)
-    assert fake.wanted == {}
+    assert fake.credit == {}
     assert fake.store.start(FN) is None
     fake.store.finish(FN, None)
 
@@ -71,10 +71,10 @@ async def test_token_unconfirmed_does_not_count(autojump_clock: MockClock) -> No
     fake = FakePorts(autojump_clock)
     fake.store.set_quota(FN, Quota(max_inflight=5))
     fake.balance(2)
-    assert fake.wanted == {token_flow(CAP, FN): 2}
+    assert fake.credit == {token_flow(CAP, FN): 2}
     fake.take(CAP, 0, confirm=False)
     assert fake.store.room(FN) == 0
-    fake.extended.pop()()
+    fake.extensions.pop()()
     assert fake.store.room(FN) == 1
     assert fake.changed == [FN]
 
@@ -85,7 +85,7 @@ async def test_token_delivered_twice_counts_once(autojump_clock: MockClock) -> N
     fake.store.set_quota(FN, Quota(max_inflight=5))
     fake.take(CAP, 0, confirm=False)
     fake.take(CAP, 0, 2, confirm=False)
-    (confirmed,) = fake.extended
+    (confirmed,) = fake.extensions
     confirmed()
     fake.take(CAP, 0, 3, confirm=False)
     assert fake.store.room(FN) == 1
@@ -96,7 +96,7 @@ async def test_token_delivered_twice_counts_once(autojump_clock: MockClock) -> N
     assert held.delivery.token == "t4"
     fake.store.finish(FN, held)
     fake.balance(0)
-    assert fake.given == [(0, 0.0, ACK_WAIT * 2 / 3)]
+    assert fake.given_back == [(0, 0.0, ACK_WAIT * 2 / 3)]
     fake.take(CAP, 0, 5)
     assert fake.store.room(FN) == 1
 
@@ -110,14 +110,14 @@ async def test_token_of_cap_is_extended_until_given_back(autojump_clock: MockClo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fake.leases.run)
         await trio.sleep(ACK_WAIT / 3 + 1)
-        assert len(fake.extended) == 2
-        for confirmed in fake.extended:
+        assert len(fake.extensions) == 2
+        for confirmed in fake.extensions:
             confirmed()
-        fake.extended.clear()
+        fake.extensions.clear()
         fake.store.give_back_unused()
-        assert sorted(fake.given) == [(0, 0.0, ACK_WAIT * 2 / 3 - 1), (1, 0.0, ACK_WAIT * 2 / 3 - 1)]
+        assert sorted(fake.given_back) == [(0, 0.0, ACK_WAIT * 2 / 3 - 1), (1, 0.0, ACK_WAIT * 2 / 3 - 1)]
         await trio.sleep(ACK_WAIT)
-        assert fake.extended == []
+        assert fake.extensions == []
         nursery.cancel_scope.cancel()
 
 
@@ -139,7 +139,7 @@ async def test_token_with_lost_lease_cancels_its_invocation(autojump_clock: Mock
     fake.store.finish(FN, held)
     assert fake.store.room(FN) == 0
     fake.balance(0)
-    assert fake.given == []
+    assert fake.given_back == []
 
 
 async def test_token_of_rate_is_not_extended(autojump_clock: MockClock) -> None:
@@ -148,19 +148,19 @@ async def test_token_of_rate_is_not_extended(autojump_clock: MockClock) -> None:
     fake.store.set_quota(FN, Quota(rate=Rate(2, 60.0)))
     fake.take(RATE, 0, confirm=False)
     await trio.sleep(1)
-    fake.extended.pop()()
+    fake.extensions.pop()()
     fake.take(RATE, 1)
     assert fake.store.start(FN) is None
-    assert fake.given == [(0, 60.0, USABLE + 60.0 - 1)]
+    assert fake.given_back == [(0, 60.0, USABLE + 60.0 - 1)]
     assert fake.store.room(FN) == 1
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fake.leases.run)
         await trio.sleep(USABLE)
         assert fake.store.room(FN) == 0
         fake.balance(1)
-        assert fake.given[1:] == [(1, 0.0, 60.0)]
+        assert fake.given_back[1:] == [(1, 0.0, 60.0)]
         await trio.sleep(10 * ACK_WAIT)
-        assert fake.extended == []
+        assert fake.extensions == []
         nursery.cancel_scope.cancel()
 
 
@@ -173,7 +173,7 @@ async def test_token_beyond_the_cap_is_given_back(autojump_clock: MockClock, quo
         fake.balance(2)
         fake.store.set_quota(FN, quota)
     fake.take(CAP, 1)
-    assert [number for number, _, _ in fake.given] == [1]
+    assert [number for number, _, _ in fake.given_back] == [1]
     if quota and quota.max_inflight:
         assert fake.store.room(FN) == 0
 
@@ -184,7 +184,7 @@ async def test_store_after_returned_credit_requests_again(autojump_clock: MockCl
     fake.store.set_quota(FN, Quota(max_inflight=5))
     fake.balance(2)
     fake.balance(2)
-    assert fake.wanted == {token_flow(CAP, FN): 2}
+    assert fake.credit == {token_flow(CAP, FN): 2}
     fake.store.take_back(token_flow(CAP, FN), 2)
     fake.balance(2)
-    assert fake.wanted == {token_flow(CAP, FN): 4}
+    assert fake.credit == {token_flow(CAP, FN): 4}

@@ -1,4 +1,4 @@
-"""A NATS client of one page, for tests: their setup and checks must not depend on the client under test."""
+"""A small NATS client for tests, whose setup and checks must not depend on the client under test."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Self
 from tests.patience import LAST_RESORT
 
 
-class NoAnswer(Exception):  # noqa: N818 -- the name is the message
-    """The server did not answer: it has stopped, is too slow, has no JetStream, or refuses the connection."""
+class NoResponseError(Exception):
+    """The server did not respond: it has stopped, is too slow, has no JetStream, or refuses the connection."""
 
 
 class ApiError(Exception):
@@ -28,7 +28,7 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredMessage:
     """A message as it is stored in a stream."""
 
     sequence: int
@@ -38,7 +38,7 @@ class Stored:
 
     @classmethod
     def from_api(cls, message: Mapping[str, Any]) -> Self:
-        """Create the message from an answer of ``STREAM.MSG.GET``."""
+        """Create the message from a response of ``STREAM.MSG.GET``."""
         lines = base64.b64decode(message.get("hdrs", "")).decode().split("\r\n")[1:]
         headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
         return cls(message["seq"], message["subject"], headers, base64.b64decode(message.get("data", "")))
@@ -48,20 +48,20 @@ class Stored:
         return json.loads(self.data)
 
 
-class Wire:
-    """One connection to a server. Its methods block, at most for *patience* (s) before each line that they read.
+class WireConnection:
+    """One connection to a server. Its methods block, at most for *timeout* (s) before each line that they read.
 
     Raises:
-        NoAnswer: from every method, if no line arrives or the connection breaks; the connection cannot be used then.
+        NoResponseError: from every method, if no line arrives or the connection breaks; it is unusable then.
     """
 
-    def __init__(self, port: int, connect: Mapping[str, str], patience: float = LAST_RESORT) -> None:
+    def __init__(self, port: int, connect: Mapping[str, str], timeout: float = LAST_RESORT) -> None:
         self._numbers = count()
         with _translated():
-            self._open(port, connect, patience)
+            self._open(port, connect, timeout)
 
-    def _open(self, port: int, connect: Mapping[str, str], patience: float) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=patience)
+    def _open(self, port: int, connect: Mapping[str, str], timeout: float) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         self._file = self._socket.makefile("rwb")
         self._file.readline()
         options = {
@@ -82,11 +82,11 @@ class Wire:
         self._socket.close()
 
     def request_many(self, requests: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> list[bytes]:
-        """Send all requests, then receive their answers; return these in the order of the requests."""
+        """Send all requests, then receive the responses; return them in the order of the requests."""
         inboxes, answers = list[str](), dict[str, bytes]()
         with _translated():
             for subject, payload, headers in requests:
-                # Each request has its own inbox, because around a change of leaders a cluster may answer one twice.
+                # Each request has its own inbox, because a cluster may respond twice while leaders change.
                 inboxes.append(f"{self._inbox}.{next(self._numbers)}")
                 self._publish(subject, inboxes[-1], payload, headers)
             self._file.flush()
@@ -115,7 +115,7 @@ class Wire:
                     content = self._file.read(int(size) + 2)[:-2]
                     status = content[: int(headers)].split(b"\r\n")[0].split()[1:2]
                     if status == [b"503"]:
-                        raise NoAnswer("no responders: no stream has this subject, or there is no JetStream")
+                        raise NoResponseError("no responders: no stream has this subject, or there is no JetStream")
                     return subject.decode(), content[int(headers) :]
                 case [b"PING"]:
                     self._send(b"PONG\r\n")
@@ -127,7 +127,7 @@ class Wire:
 
 def _check(line: bytes) -> None:
     if not line or line.startswith(b"-ERR"):
-        raise NoAnswer(line.decode().strip() or "the server closed the connection")
+        raise NoResponseError(line.decode().strip() or "the server closed the connection")
 
 
 @contextmanager
@@ -135,4 +135,4 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NoAnswer(str(error)) from None
+        raise NoResponseError(str(error)) from None

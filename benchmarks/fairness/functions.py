@@ -10,7 +10,7 @@ from random import Random
 LINK = 0.001
 """Seconds from the worker to the function, and from the function to the worker."""
 REFUSAL_TIME = (0.001, 0.009)
-"""Least and most seconds that the function, or the gateway before it, takes to refuse."""
+"""Shortest and longest time in which the function, or the gateway before it, refuses (s)."""
 
 Latency = Callable[[Random, int, int], float]
 """Seconds that an invocation takes, from: random numbers, invocations that run beside it, capacity."""
@@ -47,7 +47,7 @@ class Function:
     """Part of the invocations that end as a 504, after *timeout*."""
     timeout: float = 60.0
     release_delay: float = 0.0
-    """Most seconds from the sending of an answer until its place is free."""
+    """Longest time from the sending of a response until its place is free (s)."""
     replicas: list[int] | None = None
     """Invocations in each replica, if requests go to replicas at random. None: each goes to a replica with room."""
     running: int = 0

@@ -26,7 +26,7 @@ class Result:
 
     @property
     def of_ideal(self) -> float:
-        """The time in times of the shortest possible one."""
+        """The time divided by the shortest possible time."""
         return self.seconds / (MESSAGES * SECONDS / CAPACITY)
 
 

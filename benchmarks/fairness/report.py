@@ -36,11 +36,11 @@ class Sample(msgspec.Struct):
     attempts: int
     """Most attempts that a message needed."""
     worst: float
-    """The end of the function that ended latest, in times of its end by the oracle (1 for the oracle itself)."""
+    """The end of the function that ended latest, divided by its end with the oracle (1 for the oracle itself)."""
     held: float
     """The mean over the second half of the limits of all workers, of the first function."""
     shares: list[float]
-    """Part of the messages that each worker did."""
+    """Part of the messages that each worker ran."""
 
 
 Samples = dict[str, dict[str, list[Sample]]]
@@ -98,7 +98,7 @@ def _median(samples: Sequence[Sample], field: str) -> str:
 
 
 def ratios(samples: Sequence[Sample], oracle: Sequence[Sample]) -> list[float]:
-    """Return the time of each seed in times of the oracle's time."""
+    """Return the time of each seed, divided by the oracle's time."""
     return [each.time / other.time for each, other in zip(samples, oracle, strict=True)]
 
 

@@ -14,7 +14,7 @@ from tests.functions import Functions, Reply
 MESSAGES = 2_000
 FUNCTIONS = 4
 SECONDS = 0.1
-"""Duration of an invocation: so long that slots are the bound, not the machine's CPU."""
+"""Duration of an invocation (s): long enough that slots are the limit, not the machine's CPU."""
 SLOTS = 10
 """Slots of each worker."""
 
@@ -28,13 +28,13 @@ class ScaleOut:
     """From the first invocation to the last."""
     shares: tuple[int, ...]
     """Invocations of each worker."""
-    twice: int
+    num_repeated: int
     """Messages that ran more than once."""
     lost: int
 
     @property
     def off_even(self) -> float:
-        """The distance of the worker with the most, or the least, from an even share, as a part of it."""
+        """The largest deviation of a worker from an even share, as a part of that share."""
         even = sum(self.shares) / len(self.shares)
         return max(abs(each - even) for each in self.shares) / even
 
@@ -91,8 +91,8 @@ def scale_out(workers: int, *, mode: str = "function", messages: int = MESSAGES)
         began = min(request.began for request in functions.requests)
         ended = max(request.ended or request.began for request in functions.requests)
         shares = tuple(int(worker.metric("queue_worker_messages_processed_total")) for worker in running)
-    twice = sum(count > 1 for count in calls.values())
-    return ScaleOut(workers, ended - began, shares, twice, messages - len(calls))
+    num_repeated = sum(count > 1 for count in calls.values())
+    return ScaleOut(workers, ended - began, shares, num_repeated, messages - len(calls))
 
 
 def _make(directory: Path) -> Path:
@@ -105,7 +105,7 @@ def table() -> str:
     results = [scale_out(number) for number in (1, 2, 4)]
     rows = [
         f"| {each.workers} | {each.throughput:.0f} | {each.throughput / results[0].throughput:.2f} | "
-        f"{', '.join(map(str, each.shares))} | {each.off_even:.1%} | {each.twice} | {each.lost} |"
+        f"{', '.join(map(str, each.shares))} | {each.off_even:.1%} | {each.num_repeated} | {each.lost} |"
         for each in results
     ]
     head = "| workers | invocations a second | of one | invocations of each | off even | run twice | lost |"

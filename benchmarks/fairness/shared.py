@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 from trio.testing import MockClock
 
-from tests.world import Hired, World, reply
+from tests.world import SimulatedWorker, World, reply
 from worker.policy.flow import Flow
 from worker.policy.limiter import Limiter
 
@@ -75,7 +75,7 @@ def newcomer(*, free: bool) -> Figure:
         await trio.sleep(10.7)
         stored = trio.current_time()
         message = world.publish(reply(200, after=0.1), function="new")
-        await message.over.wait()
+        await message.removed.wait()
         return next(call.began for call in world.outside.calls if call.invocation.function == "new") - stored
 
     value = _run(live)
@@ -85,7 +85,7 @@ def newcomer(*, free: bool) -> Figure:
     )
 
 
-def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> Hired:
+def _worker(world: World, slots: int = SLOTS, limits: Callable[[str], Limiter] | None = None) -> SimulatedWorker:
     worker = world.worker(slots=slots)
     if limits:
         config = replace(worker.services.config, make_flow=lambda name: Flow(name, name, limits(name)))

@@ -268,15 +268,15 @@ class Simulation:
 
 
 def limiter(slots: int) -> Callable[[Function], Limit]:
-    """Return what makes the worker's limiter for a function."""
+    """Return a function that makes the worker's limiter for a function."""
     return lambda _function: Limiter(slots)
 
 
 def greedy(slots: int) -> Callable[[Function], Limit]:
-    """Return what makes a limit as high as there are slots."""
+    """Return a function that makes a limit as high as there are slots."""
     return lambda _function: FixedLimit(slots)
 
 
 def oracle(_slots: int) -> Callable[[Function], Limit]:
-    """Return what makes a limit that the simulation keeps at the capacity."""
+    """Return a function that makes a limit that the simulation keeps at the capacity."""
     return lambda function: Oracle(function.capacity)

@@ -1,4 +1,4 @@
-"""The figures, in the order of the table. Each has ``measure``, with a session, and ``judge``, which is pure."""
+"""The figures, in the order of the table. Each has ``measure``, with a session, and ``assess``, which is pure."""
 
 from __future__ import annotations
 

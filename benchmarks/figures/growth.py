@@ -9,45 +9,45 @@ from ..machine import memory
 from ..model import Figure, Line, Samples, Session
 from ..plot import line
 from ..queue import empty_queue, fill
-from ..stage import contender, functions
+from ..stage import functions, start_contender
 
 _STEP, _STEPS = 50_000, 20
 _FUNCTIONS = 100
-"""As many functions as a busy cluster has, so that what is kept by function is kept."""
+"""As many functions as a busy cluster has, because the worker stores some values for each function."""
 _NOISE = 1.0
-"""MB that a heap moves by when nothing grows: the interpreter takes and returns memory by 1 MiB arenas."""
+"""Variation of a heap that does not grow (MB): the interpreter allocates arenas of 1 MiB."""
 _QUANTITY = "memory every 50,000 messages (MB)"
 
 
 def measure(session: Session) -> Samples:
-    """One run: memory (MB) each 50,000 messages."""
+    """Measure the memory (MB) each 50,000 messages, in one run."""
     empty_queue(session.nats)
-    held = list[float]()
+    memory_used = list[float]()
     with (
         functions(session.directory) as server,
-        contender(OURS, session.directory, session.nats, server.url) as worker,
+        start_contender(OURS, session.directory, session.nats, server.url) as worker,
     ):
         for step in range(1, _STEPS + 1):
             fill(session.nats, _STEP, _FUNCTIONS)
             server.wait_for(step * _STEP, worker)
-            held.append(memory(worker.pid) / 1e6)
-            session.say(f"{step * _STEP:,} messages: {held[-1]:.1f} MB")
-    return {_QUANTITY: {OURS.name: held}}
+            memory_used.append(memory(worker.pid) / 1e6)
+            session.log(f"{step * _STEP:,} messages: {memory_used[-1]:.1f} MB")
+    return {_QUANTITY: {OURS.name: memory_used}}
 
 
-def judge(samples: Samples) -> Sequence[Line]:
+def assess(samples: Samples) -> Sequence[Line]:
     """Compare the end with the first 50,000 messages."""
-    held = samples[_QUANTITY][OURS.name]
-    grown = held[-1] - held[0]
-    measured = f"{grown:+.1f} MB ({held[0]:.1f} MB, then {held[-1]:.1f} MB)"
-    figure, reach = "resident memory after 1,000,000 messages", "no growth past the first 50,000"
-    return [Line(figure, reach, measured, grown <= _NOISE)]
+    memory_used = samples[_QUANTITY][OURS.name]
+    grown = memory_used[-1] - memory_used[0]
+    measured = f"{grown:+.1f} MB ({memory_used[0]:.1f} MB, then {memory_used[-1]:.1f} MB)"
+    figure, goal = "resident memory after 1,000,000 messages", "no growth past the first 50,000"
+    return [Line(figure, goal, measured, grown <= _NOISE)]
 
 
 def picture(samples: Samples) -> str:
-    """Memory over messages."""
-    held = samples[_QUANTITY][OURS.name]
-    return line("Resident memory over messages", [_STEP * (n + 1) for n in range(len(held))], held, "MB")
+    """Draw memory over messages."""
+    memory_used = samples[_QUANTITY][OURS.name]
+    return line("Resident memory over messages", [_STEP * (n + 1) for n in range(len(memory_used))], memory_used, "MB")
 
 
-FIGURE = Figure("growth", "Memory over 1,000,000 messages", measure, judge, picture, long=True)
+FIGURE = Figure("growth", "Memory over 1,000,000 messages", measure, assess, picture, long=True)

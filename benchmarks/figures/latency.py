@@ -1,4 +1,4 @@
-"""From being published to being invoked, one message at a time, beside a bare loop over nats.py."""
+"""The time from publication to invocation, one message at a time, beside a bare loop over nats.py."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ..model import Figure, Line, Samples, Session
 from ..plot import bars
 from ..programs import program, wait
 from ..queue import STREAM, empty_queue, message
-from ..stage import contender
+from ..stage import start_contender
 from ..statistics import percentile, ratios
 
 _COUNT, _WARM = 600, 100
-"""Messages of a turn, and how many before them are not counted: 3,000 in five pairs."""
+"""Counted messages of a run, and messages of its warm-up: 3,000 in five pairs."""
 _PACE = 0.005
-"""Seconds from one to the next."""
+"""Seconds from one message to the next."""
 BARE = python_peer("bare_loop")
 _P50, _P99 = "p50 of a turn (µs)", "p99 of a turn (µs)"
 
 
 def measure(session: Session) -> Samples:
-    """p50 and p99 (µs) of each turn."""
+    """Measure p50 and p99 (µs) of each run."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for pair in range(session.pairs):
-        for who in (OURS, BARE):
-            times = _turn(session, who)[_WARM:]
+        for contender in (OURS, BARE):
+            times = _measure_once(session, contender)[_WARM:]
             p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
-            samples[_P50][who.name].append(p50)
-            samples[_P99][who.name].append(p99)
-            session.say(f"{pair + 1}/{session.pairs} {who.name}: p50 {p50:.0f} µs, p99 {p99:.0f} µs")
+            samples[_P50][contender.name].append(p50)
+            samples[_P99][contender.name].append(p99)
+            session.log(f"{pair + 1}/{session.pairs} {contender.name}: p50 {p50:.0f} µs, p99 {p99:.0f} µs")
     return samples
 
 
-def _turn(session: Session, who: Contender) -> list[float]:
+def _measure_once(session: Session, contender: Contender) -> list[float]:
     empty_queue(session.nats)
     port_file = session.directory / "prober.port"
     port_file.unlink(missing_ok=True)
@@ -43,27 +43,27 @@ def _turn(session: Session, who: Contender) -> list[float]:
     command = (sys.executable, "-m", "benchmarks.prober", str(port_file), *numbers)
     with program("prober", command, session.directory, {}, stdin=message(0)) as prober:
         port = wait(lambda: port_file.exists() and int(port_file.read_text()), 30, "the prober", prober)
-        with contender(who, session.directory, session.nats, f"http://127.0.0.1:{port}"):
+        with start_contender(contender, session.directory, session.nats, f"http://127.0.0.1:{port}"):
             return [float(line) for line in prober.finish(60).split()]
 
 
-def judge(samples: Samples) -> Sequence[Line]:
-    """No worse: the median of the pairs' ratios, to two places."""
+def assess(samples: Samples) -> Sequence[Line]:
+    """Compare the median of the pairs' ratios with 1, to two places."""
     lines = []
     for name, quantity in (("p50", _P50), ("p99", _P99)):
         by = samples[quantity]
         against = ratios(by[OURS.name], by[BARE.name])
         figure = f"enqueue → invoke latency, unloaded, {name} against a bare nats.py loop"
-        lines.append(Line(figure, "no worse", f"{against}", round(against.middle, 2) <= 1))
+        lines.append(Line(figure, "no worse", f"{against}", round(against.median, 2) <= 1))
     return lines
 
 
 def picture(samples: Samples) -> str:
-    """Both quantities of both."""
+    """Draw both quantities of both contenders."""
     return bars(
         "From being published to being invoked (µs)",
-        {f"{who}, {what[:3]}": each for what, by in samples.items() for who, each in by.items()},
+        {f"{contender}, {what[:3]}": each for what, by in samples.items() for contender, each in by.items()},
     )
 
 
-FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, judge, picture)
+FIGURE = Figure("latency", "From being published to being invoked, unloaded", measure, assess, picture)

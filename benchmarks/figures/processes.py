@@ -10,7 +10,7 @@ from worker.config import SETTING_FIELDS
 from ..contenders import OURS
 from ..machine import ALL
 from ..model import Figure, Line, Samples, Session
-from ..stage import work_off
+from ..stage import run_contender
 from ..statistics import ratios
 
 _WARM, _COUNT = 5_000, 30_000
@@ -19,14 +19,14 @@ ONE, TWO = "1 process", "2 processes"
 
 
 def measure(session: Session) -> Samples:
-    """Messages a second, and CPU (µs) a message of all processes together. Nothing where there is no such setting."""
+    """Measure messages a second, and CPU (µs) a message of all processes together, if the setting exists."""
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     if "processes" not in SETTING_FIELDS:
-        session.say("left out: this worker has no setting `processes`")
+        session.log("left out: this worker has no setting `processes`")
         return samples
     for pair in range(session.pairs):
         for name, processes in ((ONE, 1), (TWO, 2)):
-            span = work_off(
+            span = run_contender(
                 OURS,
                 session.directory,
                 session.nats,
@@ -38,16 +38,16 @@ def measure(session: Session) -> Samples:
             )
             samples[_RATE][name].append(span.rate)
             samples[_CPU][name].append(span.cpu * 1e6)
-            session.say(f"{pair + 1}/{session.pairs} {name}: {span.rate:,.0f}/s, {span.cpu * 1e6:.1f} µs a message")
+            session.log(f"{pair + 1}/{session.pairs} {name}: {span.rate:,.0f}/s, {span.cpu * 1e6:.1f} µs a message")
     return samples
 
 
-def judge(samples: Samples) -> Sequence[Line]:
-    """Two against one."""
+def assess(samples: Samples) -> Sequence[Line]:
+    """Compare two processes with one."""
     if _RATE not in samples:
         return []
     against = ratios(samples[_RATE][TWO], samples[_RATE][ONE])
     return [Line("throughput with 2 processes against 1, on 2 cores", "", f"{against}", None)]
 
 
-FIGURE = Figure("processes", "More than one process", measure, judge)
+FIGURE = Figure("processes", "More than one process", measure, assess)

@@ -1,4 +1,4 @@
-"""asyncio + nats-py + httpx: what many write first."""
+"""asyncio + nats-py + httpx: the usual first attempt."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 
 import httpx
 
-from .common import Told, fetch_and_invoke
+from .common import PeerSettings, fetch_and_invoke
 
 
 async def main() -> None:
-    """Until SIGTERM."""
-    told = Told()
-    limits = httpx.Limits(max_connections=told.inflight, max_keepalive_connections=told.inflight)
+    """Run until SIGTERM."""
+    settings = PeerSettings()
+    limits = httpx.Limits(max_connections=settings.inflight, max_keepalive_connections=settings.inflight)
     async with httpx.AsyncClient(limits=limits, timeout=60, trust_env=False) as client:
 
         async def invoke(method: str, url: str, headers: list[tuple[str, str]], body: bytes) -> int:
             return (await client.request(method, url, headers=headers, content=body)).status_code
 
-        await fetch_and_invoke(told, invoke)
+        await fetch_and_invoke(settings, invoke)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,21 @@ import aiohttp
 import nats
 import uvloop
 
-from .common import Told, request_of
+from .common import PeerSettings, request_of
 
 
 async def main() -> None:
-    """Until it is killed."""
-    told = Told()
-    client = await nats.connect(told.nats)
-    subscription = await client.jetstream().pull_subscribe_bind(told.durable, told.stream)
+    """Run until it is killed."""
+    settings = PeerSettings()
+    client = await nats.connect(settings.nats)
+    subscription = await client.jetstream().pull_subscribe_bind(settings.durable, settings.stream)
     async with aiohttp.ClientSession() as session:
         while True:
             try:
                 (message,) = await subscription.fetch(1, timeout=5)
             except nats.errors.TimeoutError:
                 continue
-            method, url, headers, body = request_of(told.gateway, message.data)
+            method, url, headers, body = request_of(settings.gateway, message.data)
             async with session.request(method, url, headers=headers, data=body) as response:
                 await response.read()
                 assert response.status == 200

@@ -1,4 +1,4 @@
-"""FastStream on NATS, with aiohttp, under uvloop as its own runner has it."""
+"""FastStream on NATS, with aiohttp, under uvloop, as its own runner does."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import aiohttp
 import uvloop
 from faststream.nats import JStream, NatsBroker, NatsMessage, PullSub
 
-from .common import Told, request_of, stopped
+from .common import PeerSettings, request_of, stopped
 
 
 async def main() -> None:
-    """Until SIGTERM."""
-    told = Told()
-    broker = NatsBroker(told.nats, logger=None)
-    connector = aiohttp.TCPConnector(limit=told.inflight)
+    """Run until SIGTERM."""
+    settings = PeerSettings()
+    broker = NatsBroker(settings.nats, logger=None)
+    connector = aiohttp.TCPConnector(limit=settings.inflight)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
 
         @broker.subscriber(
-            told.stream,  # whose subject has the same name
-            stream=JStream(told.stream, declare=False),
-            durable=told.durable,
-            pull_sub=PullSub(batch_size=told.inflight),
-            max_workers=told.inflight,
+            settings.stream,  # the subject has the same name
+            stream=JStream(settings.stream, declare=False),
+            durable=settings.durable,
+            pull_sub=PullSub(batch_size=settings.inflight),
+            max_workers=settings.inflight,
         )
         async def invoke(message: NatsMessage) -> None:
-            method, url, headers, body = request_of(told.gateway, message.body)
+            method, url, headers, body = request_of(settings.gateway, message.body)
             async with session.request(method, url, headers=headers, data=body) as response:
                 await response.read()
                 assert response.status == 200

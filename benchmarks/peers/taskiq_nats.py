@@ -1,6 +1,6 @@
-"""taskiq with taskiq-nats' pulling broker, and aiohttp, under uvloop as its own runner has it.
+"""taskiq with taskiq-nats' pulling broker, and aiohttp, under uvloop, as its own runner does.
 
-Its messages have a form of their own; a formatter makes a task of OpenFaaS's.
+taskiq has its own message format; a formatter makes tasks of OpenFaaS's messages.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from taskiq import BrokerMessage, TaskiqFormatter, TaskiqMessage
 from taskiq.api import run_receiver_task
 from taskiq_nats import PullBasedJetStreamBroker
 
-from .common import Told, request_of, stopped
+from .common import PeerSettings, request_of, stopped
 
 
 class OpenFaaS(TaskiqFormatter):
-    """A task ``invoke`` of each message."""
+    """A formatter that makes a task ``invoke`` of each message."""
 
     def __init__(self, gateway: str) -> None:
         self._gateway = gateway
 
     def dumps(self, message: TaskiqMessage) -> BrokerMessage:
-        """Never called: nothing is sent from here."""
+        """Raise, because this program sends no task."""
         raise NotImplementedError
 
     def loads(self, message: bytes) -> TaskiqMessage:
@@ -35,18 +35,18 @@ class OpenFaaS(TaskiqFormatter):
 
 
 async def main() -> None:
-    """Until SIGTERM."""
-    told = Told()
+    """Run until SIGTERM."""
+    settings = PeerSettings()
     broker = PullBasedJetStreamBroker(
-        told.nats,
-        subject=told.stream,  # they have the same name
-        stream_name=told.stream,
-        durable=told.durable,
-        consumer_config=ConsumerConfig(durable_name=told.durable, max_ack_pending=-1, ack_wait=60),
-        pull_consume_batch=told.inflight,
+        settings.nats,
+        subject=settings.stream,  # they have the same name
+        stream_name=settings.stream,
+        durable=settings.durable,
+        consumer_config=ConsumerConfig(durable_name=settings.durable, max_ack_pending=-1, ack_wait=60),
+        pull_consume_batch=settings.inflight,
         pull_consume_timeout=5,
-    ).with_formatter(OpenFaaS(told.gateway))
-    connector = aiohttp.TCPConnector(limit=told.inflight)
+    ).with_formatter(OpenFaaS(settings.gateway))
+    connector = aiohttp.TCPConnector(limit=settings.inflight)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
 
         @broker.task("invoke")
@@ -57,7 +57,7 @@ async def main() -> None:
 
         await broker.startup()
         work = asyncio.create_task(
-            run_receiver_task(broker, max_async_tasks=told.inflight, validate_params=False, run_startup=False)
+            run_receiver_task(broker, max_async_tasks=settings.inflight, validate_params=False, run_startup=False)
         )
         await stopped().wait()
         work.cancel()

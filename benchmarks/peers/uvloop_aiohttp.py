@@ -1,17 +1,17 @@
-"""asyncio + uvloop + nats-py + aiohttp: the fastest that Python's usual libraries offer."""
+"""asyncio + uvloop + nats-py + aiohttp: the fastest of Python's usual libraries."""
 
 from __future__ import annotations
 
 import aiohttp
 import uvloop
 
-from .common import Told, fetch_and_invoke
+from .common import PeerSettings, fetch_and_invoke
 
 
 async def main() -> None:
-    """Until SIGTERM."""
-    told = Told()
-    connector = aiohttp.TCPConnector(limit=told.inflight)
+    """Run until SIGTERM."""
+    settings = PeerSettings()
+    connector = aiohttp.TCPConnector(limit=settings.inflight)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
 
         async def invoke(method: str, url: str, headers: list[tuple[str, str]], body: bytes) -> int:
@@ -19,7 +19,7 @@ async def main() -> None:
                 await response.read()
                 return response.status
 
-        await fetch_and_invoke(told, invoke)
+        await fetch_and_invoke(settings, invoke)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The peer in Go: nats.go and net/http. Bare, or with FULL set as careful as our worker is on the way of a message: a JSON
+// The peer in Go: nats.go and net/http. Bare, or with FULL as careful as the worker with each message: a JSON
 // log line for each invocation, counters, and acknowledgements that the server confirms.
 package main
 
@@ -67,14 +67,14 @@ func main() {
 	check(err)
 	subscription, err := stream.PullSubscribe("", "", nats.Bind(os.Getenv("nats_stream"), os.Getenv("nats_durable")))
 	check(err)
-	go w.fetchForEver(subscription, inflight)
+	go w.fetchForever(subscription, inflight)
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
 	<-stop
 }
 
-// fetchForEver asks for what is free once half of it is; a goroutine for each message.
-func (w *worker) fetchForEver(subscription *nats.Subscription, inflight int) {
+// fetchForever requests as many messages as are free, once half are; a goroutine for each message.
+func (w *worker) fetchForever(subscription *nats.Subscription, inflight int) {
 	ended := make(chan struct{}, inflight)
 	running := 0
 	for {

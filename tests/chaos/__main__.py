@@ -14,13 +14,13 @@ import click
 import msgspec
 import trio
 
-from tests.chaos.faults import BROKER, CLUSTER, OUTSIDE, WAYS, Does
-from tests.chaos.ledger import judge
+from tests.chaos.faults import BROKER, CLUSTER, CONNECTIONS, WORKERS_AND_FUNCTIONS, FaultFunction
+from tests.chaos.ledger import check
 from tests.chaos.report import RunReport, markdown, write
-from tests.chaos.stage import Stage
+from tests.chaos.system import SystemUnderTest
 
 _PAUSE = (1.0, 4.0)
-"""Minimum and maximum pause between two faults of a lane (s): some faults overlap the recovery from the one before."""
+"""Minimum and maximum pause between two faults of a lane (s): some faults overlap the previous recovery."""
 _SHOWN = 20
 """Number of cases printed for each broken promise."""
 _PROGRESS = 10.0
@@ -61,7 +61,7 @@ def main(
     reports = []
     for mode, size in product(modes, nodes):
         click.echo(f"{mode}, {size} nodes:")
-        reports.append(trio.run(_live, seed, int(size), mode, messages, (rounds, only)))
+        reports.append(trio.run(_run, seed, int(size), mode, messages, (rounds, only)))
         _show(reports[-1])
         if report:
             write(report, reports)
@@ -70,72 +70,74 @@ def main(
 
 def _show(run: RunReport) -> None:
     click.echo(markdown([run]))
-    for promise, cases in run.verdict.broken.items():
+    for promise, cases in run.findings.broken.items():
         click.echo(f"NOT KEPT: {promise}\n  " + "\n  ".join(cases[:_SHOWN]))
-    for line in run.complaints[:_SHOWN]:
+    for line in run.bad_log_lines[:_SHOWN]:
         click.echo(f"COMPLAINT: {line}")
 
 
-async def _live(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> RunReport:
+async def _run(seed: int, nodes: int, mode: str, messages: int, faults: tuple[int, Sequence[str]]) -> RunReport:
     rounds, only = faults
     rng = random.Random(f"{seed} {nodes}")
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    stage = Stage(directory, nodes, rng, lambda what: click.echo(f"{stage.now():7.1f} s  {what}"), mode)
+    system = SystemUnderTest(directory, nodes, rng, lambda what: click.echo(f"{system.now():7.1f} s  {what}"), mode)
     lanes = [
-        {kind: does for kind, does in kinds.items() if not only or kind in only}
-        for kinds in ({**WAYS, **BROKER, **(CLUSTER if nodes > 1 else {})}, OUTSIDE)
+        {kind: inject for kind, inject in kinds.items() if not only or kind in only}
+        for kinds in ({**CONNECTIONS, **BROKER, **(CLUSTER if nodes > 1 else {})}, WORKERS_AND_FUNCTIONS)
     ]
     try:
         async with trio.open_nursery() as nursery:
-            await stage.set_up(nursery)
-            if not stage.disks:
+            await system.set_up(nursery)
+            if not system.disks:
                 lanes[0].pop("disk full", None)
-                stage.log("no disk will be full: this machine does not allow to mount one")
-            nursery.start_soon(_progress, stage)
-            left = await _work(stage, lanes, messages, rounds)
-            history = await stage.history(left)
+                system.log("left out the fault 'disk full': this machine does not allow to mount a disk")
+            nursery.start_soon(_progress, system)
+            num_unfinished = await _run_faults(system, lanes, messages, rounds)
+            history = await system.history(num_unfinished)
             nursery.cancel_scope.cancel()
-        run = RunReport(seed, nodes, mode, history, judge(history), stage.complaints(), stage.now())
+        run = RunReport(seed, nodes, mode, history, check(history), system.bad_log_lines(), system.now())
     finally:
-        await stage.tear_down()
+        await system.tear_down()
     if run.sound:
         shutil.rmtree(directory)
     else:
         (directory / "history.json").write_bytes(msgspec.json.encode(run.history))
-        click.echo(f"What was recorded, and the files of all processes, are in {directory}")
+        click.echo(f"The records, and the files of all processes, are in {directory}")
     return run
 
 
-async def _work(stage: Stage, lanes: Sequence[Mapping[str, Does]], messages: int, rounds: int) -> int:
-    """Keep the queue busy under all faults, let it run empty, stop all workers; return how many messages are left."""
-    async with trio.open_nursery() as supply:
-        supply.start_soon(stage.supply.run)
+async def _run_faults(
+    system: SystemUnderTest, lanes: Sequence[Mapping[str, FaultFunction]], messages: int, rounds: int
+) -> int:
+    """Publish during all faults, wait until the queue is empty, stop all workers; return how many messages are left."""
+    async with trio.open_nursery() as publisher:
+        publisher.start_soon(system.publisher.run)
         async with trio.open_nursery() as faults:
             for kinds in lanes:
-                faults.start_soon(_lane, stage, kinds, rounds)
-        while len(stage.supply.published) < messages:  # noqa: ASYNC110 -- a few seconds, once
+                faults.start_soon(_lane, system, kinds, rounds)
+        while len(system.publisher.published) < messages:  # noqa: ASYNC110 -- a few seconds, once
             await trio.sleep(0.1)
-        stage.supply.enough = True
-    left = await stage.run_empty()
-    for slot in stage.slots:
-        stage.terminate(slot)
-    for slot in stage.slots:
-        await stage.wait_ended(slot)
-    return left
+        system.publisher.finished = True
+    num_unfinished = await system.wait_empty()
+    for host in system.hosts:
+        system.terminate(host)
+    for host in system.hosts:
+        await system.wait_ended(host)
+    return num_unfinished
 
 
-async def _lane(stage: Stage, kinds: Mapping[str, Does], rounds: int) -> None:
+async def _lane(system: SystemUnderTest, kinds: Mapping[str, FaultFunction], rounds: int) -> None:
     for _ in range(rounds):
-        for kind in stage.rng.sample([*kinds], len(kinds)):
-            await trio.sleep(stage.rng.uniform(*_PAUSE))
-            await kinds[kind](stage)
+        for kind in system.rng.sample([*kinds], len(kinds)):
+            await trio.sleep(system.rng.uniform(*_PAUSE))
+            await kinds[kind](system)
 
 
-async def _progress(stage: Stage) -> None:
+async def _progress(system: SystemUnderTest) -> None:
     while True:
         await trio.sleep(_PROGRESS)
-        published, runs = len(stage.supply.published), len(stage.functions.requests)
-        stage.log(f"{published} published, {stage.supply.waiting} waiting; {runs} invocations")
+        published, runs = len(system.publisher.published), len(system.functions.requests)
+        system.log(f"{published} published, {system.publisher.backlog} unfinished; {runs} invocations")
 
 
 if __name__ == "__main__":

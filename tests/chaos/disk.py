@@ -14,7 +14,7 @@ _MEGABYTES = 256
 """Size of the disk: many times what a run stores."""
 
 
-class NotPermitted(Exception):  # noqa: N818 -- the name is the message
+class MountNotPermittedError(Exception):
     """The machine does not allow this process to mount a file system."""
 
 
@@ -22,7 +22,7 @@ class Disk:
     """A disk that is mounted at *directory* inside its ``with`` block.
 
     Raises:
-        NotPermitted: on entering.
+        MountNotPermittedError: on entering.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,7 +33,7 @@ class Disk:
         try:
             _run("mount", "-t", "tmpfs", "-o", f"size={_MEGABYTES}m,mode=700", "tmpfs", str(self._directory))
         except (OSError, subprocess.CalledProcessError) as error:
-            raise NotPermitted(str(error)) from None
+            raise MountNotPermittedError(str(error)) from None
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,6 @@
-"""The faults, one function each: it causes the fault, waits, ends it, and records the workers that it affected.
+"""The faults, one function each, which causes the fault, waits, ends it, and records the affected workers.
 
-Each takes the stage and returns when all is well again. The names in :data:`FAULTS` are those of the report.
+Each function gets the system under test, and returns when the fault has ended. The names are those of the report.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from functools import partial
 
 import trio
 
-from tests.chaos.stage import RULES, Stage, WorkerSlot, in_thread
-from tests.chaos.supply import STREAM
+from tests.chaos.publisher import STREAM
+from tests.chaos.system import RULES, SystemUnderTest, WorkerHost, in_thread
 from tests.functions import Functions, Reply
 from tests.servers import NatsServer
-from tests.wire import ApiError, NoAnswer
+from tests.wire import ApiError, NoResponseError
 
-Does = Callable[[Stage], Awaitable[None]]
+FaultFunction = Callable[[SystemUnderTest], Awaitable[None]]
 
-EVERYONE = None
+ALL_WORKERS = None
 """The workers that a fault of the broker affects."""
-MOMENT = RULES.ack_wait / 4
-"""Duration of a fault that makes no worker lose a lease (s)."""
+BRIEF = RULES.ack_wait / 4
+"""Duration of a fault by which no worker loses a lease (s)."""
 LONG = RULES.ack_wait * 1.5
-"""Duration of a fault that makes its workers lose all leases (s)."""
-_CONNECTS = 3.0
+"""Duration of a fault by which its workers lose all leases (s)."""
+_RECONNECT_TIME = 3.0
 """Longest time until a worker has reconnected to a broker that runs (s): it tries every 0.25 s, and gives up a stuck
 connection after 3 s."""
-_ELECTS = 12.0
+_ELECTION_TIME = 12.0
 """Longest time until a cluster has leaders again and workers pull from them (s): two elections in sequence, and 11 s
 until a worker gives up a pull request that the old leader lost."""
 
@@ -36,212 +36,229 @@ until a worker gives up a pull request that the old leader lost."""
 # Workers.
 
 
-async def kill_a_worker(stage: Stage) -> None:
+async def kill_a_worker(system: SystemUnderTest) -> None:
     """Kill a worker (SIGKILL), and start another in its place."""
-    async with stage.workers_in_use:
-        slot = stage.rng.choice(stage.slots)
-        with stage.fault("worker killed", frozenset({slot.name}), fatal=True):
-            slot.worker.kill()
-            await stage.wait_ended(slot)
-        await stage.start_worker(slot)
+    async with system.workers_in_use:
+        host = system.rng.choice(system.hosts)
+        with system.fault("worker killed", frozenset({host.name}), ends_workers=True):
+            host.worker.kill()
+            await system.wait_ended(host)
+        await system.start_worker(host)
 
 
-async def restart_all(stage: Stage) -> None:
+async def restart_all(system: SystemUnderTest) -> None:
     """Do a rolling update: terminate each worker, and replace it when it has ended."""
-    async with stage.workers_in_use:
-        for slot in stage.slots:
-            with stage.fault("worker stopped (rolling update)", frozenset({slot.name}), fatal=True):
-                stage.terminate(slot)
-                await stage.wait_ended(slot)
-            await stage.start_worker(slot)
+    async with system.workers_in_use:
+        for host in system.hosts:
+            with system.fault("worker stopped (rolling update)", frozenset({host.name}), ends_workers=True):
+                system.terminate(host)
+                await system.wait_ended(host)
+            await system.start_worker(host)
 
 
-async def stop_a_worker_twice(stage: Stage) -> None:
+async def stop_a_worker_twice(system: SystemUnderTest) -> None:
     """Stop a worker (SIGTERM), and send the signal again a moment later."""
-    async with stage.workers_in_use:
-        slot = stage.rng.choice(stage.slots)
-        with stage.fault("worker stopped by two signals", frozenset({slot.name}), fatal=True):
-            stage.terminate(slot)
-            await trio.sleep(stage.rng.random())
-            stage.terminate(slot)
-            await stage.wait_ended(slot)
-        await stage.start_worker(slot)
+    async with system.workers_in_use:
+        host = system.rng.choice(system.hosts)
+        with system.fault("worker stopped by two signals", frozenset({host.name}), ends_workers=True):
+            system.terminate(host)
+            await trio.sleep(system.rng.random())
+            system.terminate(host)
+            await system.wait_ended(host)
+        await system.start_worker(host)
 
 
-async def freeze_a_worker(stage: Stage) -> None:
+async def freeze_a_worker(system: SystemUnderTest) -> None:
     """Freeze a worker (SIGSTOP) for longer than its leases last, then let it continue (SIGCONT)."""
-    async with stage.workers_in_use:
-        slot = stage.rng.choice(stage.slots)
-        with stage.fault("worker frozen past its leases", frozenset({slot.name}), lingers=_CONNECTS, delays=True):
-            slot.worker.process.send_signal(signal.SIGSTOP)
+    async with system.workers_in_use:
+        host = system.rng.choice(system.hosts)
+        with system.fault(
+            "worker frozen past its leases", frozenset({host.name}), recovery_time=_RECONNECT_TIME, delays_messages=True
+        ):
+            host.worker.process.send_signal(signal.SIGSTOP)
             await trio.sleep(LONG)
-            slot.worker.process.send_signal(signal.SIGCONT)
+            host.worker.process.send_signal(signal.SIGCONT)
 
 
-async def kill_the_producer(stage: Stage) -> None:
+async def kill_the_producer(system: SystemUnderTest) -> None:
     """Kill the producer (SIGKILL), and start another in its place."""
-    with stage.fault("producer killed"):
-        stage.producer.kill()
-        stage.producer.process.wait()
-    stage.open_producer()
+    with system.fault("producer killed"):
+        system.producer.kill()
+        system.producer.process.wait()
+    system.start_producer()
 
 
-# Ways to the broker.
+# Connections to the broker.
 
 
-def _on_a_way(kind: str, harm: Callable[[WorkerSlot], None], seconds: float) -> Does:
-    async def fault(stage: Stage) -> None:
-        slot = stage.rng.choice(stage.slots)
-        with stage.fault(kind, frozenset({slot.name}), lingers=_CONNECTS, delays=harm in (_slow, _still)):
-            harm(slot)
+def _on_connections(kind: str, inject: Callable[[WorkerHost], None], seconds: float) -> FaultFunction:
+    async def fault(system: SystemUnderTest) -> None:
+        host = system.rng.choice(system.hosts)
+        with system.fault(
+            kind,
+            frozenset({host.name}),
+            recovery_time=_RECONNECT_TIME,
+            delays_messages=inject in (_add_latency, _stall),
+        ):
+            inject(host)
             await trio.sleep(seconds)
-            for way in slot.ways:
-                way.heal()
+            for proxy in host.proxies:
+                proxy.heal()
 
     return fault
 
 
-def _cut(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.cut()
+def _cut(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.cut()
 
 
-def _close(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.closed = True
-        way.cut()
+def _close(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.closed = True
+        proxy.cut()
 
 
-def _tear(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.tear()
+def _cut_in_block(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.cut_in_block()
 
 
-def _slow(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.latency = 0.15
+def _add_latency(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.latency = 0.15
 
 
-def _still(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.stand_still()
+def _stall(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.stall()
 
 
-def _deaf(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.swallows_up = True
+def _drop_to_server(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.drops_to_server = True
 
 
-def _mute(slot: WorkerSlot) -> None:
-    for way in slot.ways:
-        way.swallows_down = True
+def _drop_from_server(host: WorkerHost) -> None:
+    for proxy in host.proxies:
+        proxy.drops_from_server = True
 
 
 # The broker.
 
 
-async def _down(stage: Stage, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]) -> None:
+async def _restart_nodes(
+    system: SystemUnderTest, kind: str, nodes: Sequence[NatsServer], end: Callable[[NatsServer], None]
+) -> None:
     """Stop nodes by *end*, wait, and start them again."""
-    alone = len(stage.nodes) == 1
-    with stage.fault(kind, EVERYONE, lingers=_CONNECTS if alone else _ELECTS, forgets=alone):
+    alone = len(system.nodes) == 1
+    with system.fault(
+        kind, ALL_WORKERS, recovery_time=_RECONNECT_TIME if alone else _ELECTION_TIME, loses_counts=alone
+    ):
         for node in nodes:
             await in_thread(partial(end, node))
-        await trio.sleep(stage.rng.choice([0.0, MOMENT, LONG]))
+        await trio.sleep(system.rng.choice([0.0, BRIEF, LONG]))
         for node in nodes:
             await in_thread(node.start)
-        await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
+        await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
 
 
-async def kill_a_node(stage: Stage) -> None:
+async def kill_a_node(system: SystemUnderTest) -> None:
     """Kill a node (SIGKILL), in a cluster any of them."""
-    async with stage.broker_in_use:
-        await _down(stage, "broker killed", [stage.rng.choice(stage.nodes)], NatsServer.kill)
+    async with system.broker_in_use:
+        await _restart_nodes(system, "broker killed", [system.rng.choice(system.nodes)], NatsServer.kill)
 
 
-async def stop_a_node(stage: Stage) -> None:
+async def stop_a_node(system: SystemUnderTest) -> None:
     """Stop a node (SIGTERM), in a cluster any of them."""
-    async with stage.broker_in_use:
-        await _down(stage, "broker stopped", [stage.rng.choice(stage.nodes)], NatsServer.stop)
+    async with system.broker_in_use:
+        await _restart_nodes(system, "broker stopped", [system.rng.choice(system.nodes)], NatsServer.stop)
 
 
-async def freeze_a_node(stage: Stage) -> None:
+async def freeze_a_node(system: SystemUnderTest) -> None:
     """Freeze a node (SIGSTOP) for longer than the leases last, in a cluster the leader."""
-    async with stage.broker_in_use:
-        node = await _leader(stage)
-        lingers = _CONNECTS if len(stage.nodes) == 1 else _ELECTS
-        with stage.fault("broker frozen past all leases", EVERYONE, lingers=lingers, delays=True):
+    async with system.broker_in_use:
+        node = await _leader(system)
+        recovery_time = _RECONNECT_TIME if len(system.nodes) == 1 else _ELECTION_TIME
+        with system.fault(
+            "broker frozen past all leases", ALL_WORKERS, recovery_time=recovery_time, delays_messages=True
+        ):
             node.pause()
             await trio.sleep(LONG)
             node.resume()
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
+            await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
 
 
-async def lead_a_node_out(stage: Stage) -> None:
+async def end_a_node_as_lame_duck(system: SystemUnderTest) -> None:
     """End a node in lame duck mode, as nats-server's chart does: it asks clients to leave, then disconnects them."""
-    async with stage.broker_in_use:
-        await _down(stage, "broker leaves (lame duck)", [stage.rng.choice(stage.nodes)], NatsServer.leave)
+    async with system.broker_in_use:
+        await _restart_nodes(
+            system, "broker leaves (lame duck)", [system.rng.choice(system.nodes)], NatsServer.shut_down_lame_duck
+        )
 
 
-async def kill_the_leader(stage: Stage) -> None:
+async def kill_the_leader(system: SystemUnderTest) -> None:
     """Kill the node that leads the consumer (SIGKILL)."""
-    async with stage.broker_in_use:
-        await _down(stage, "leader killed", [await _leader(stage)], NatsServer.kill)
+    async with system.broker_in_use:
+        await _restart_nodes(system, "leader killed", [await _leader(system)], NatsServer.kill)
 
 
-async def kill_the_majority(stage: Stage) -> None:
+async def kill_the_majority(system: SystemUnderTest) -> None:
     """Kill all nodes but one (SIGKILL), which then has no quorum."""
-    async with stage.broker_in_use:
-        await _down(stage, "quorum lost", stage.rng.sample(stage.nodes, len(stage.nodes) - 1), NatsServer.kill)
+    async with system.broker_in_use:
+        await _restart_nodes(
+            system, "quorum lost", system.rng.sample(system.nodes, len(system.nodes) - 1), NatsServer.kill
+        )
 
 
-async def restart_each_node(stage: Stage) -> None:
+async def restart_each_node(system: SystemUnderTest) -> None:
     """Do a rolling update of the broker."""
-    async with stage.broker_in_use:
-        for node in stage.nodes:
-            await _down(stage, "broker stopped (rolling update)", [node], NatsServer.stop)
+    async with system.broker_in_use:
+        for node in system.nodes:
+            await _restart_nodes(system, "broker stopped (rolling update)", [node], NatsServer.stop)
 
 
-async def change_leaders(stage: Stage) -> None:
+async def change_leaders(system: SystemUnderTest) -> None:
     """Let the leaders of the stream and of its consumer step down."""
-    async with stage.broker_in_use:
-        with stage.fault("leaders stepped down", EVERYONE, lingers=_ELECTS):
-            consumer = await in_thread(stage.any_consumer)
+    async with system.broker_in_use:
+        with system.fault("leaders stepped down", ALL_WORKERS, recovery_time=_ELECTION_TIME):
+            consumer = await in_thread(system.any_consumer)
             for verb in (f"STREAM.LEADER.STEPDOWN.{STREAM}", f"CONSUMER.LEADER.STEPDOWN.{STREAM}.{consumer}"):
-                await in_thread(partial(_try, stage, verb))
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
+                await in_thread(partial(_request, system, verb))
+            await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
 
 
-async def delete_the_consumer(stage: Stage) -> None:
+async def delete_the_consumer(system: SystemUnderTest) -> None:
     """Delete a consumer, as an operator may; the workers recreate it."""
-    async with stage.broker_in_use:
-        with stage.fault("consumer deleted", EVERYONE, lingers=_CONNECTS, forgets=True):
-            consumer = await in_thread(stage.any_consumer)
-            await in_thread(partial(_try, stage, f"CONSUMER.DELETE.{STREAM}.{consumer}"))
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
+    async with system.broker_in_use:
+        with system.fault("consumer deleted", ALL_WORKERS, recovery_time=_RECONNECT_TIME, loses_counts=True):
+            consumer = await in_thread(system.any_consumer)
+            await in_thread(partial(_request, system, f"CONSUMER.DELETE.{STREAM}.{consumer}"))
+            await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
 
 
-async def fill_the_disk(stage: Stage) -> None:
+async def fill_the_disk(system: SystemUnderTest) -> None:
     """Fill the disk of a node (of a cluster, the leader's); then make room again, and restart it."""
-    async with stage.broker_in_use:
-        node = await _leader(stage)
-        lingers, alone = (_CONNECTS, True) if len(stage.nodes) == 1 else (_ELECTS, False)
-        with stage.fault("disk full", EVERYONE, lingers=lingers, forgets=alone):
-            with stage.disks[node].full():
+    async with system.broker_in_use:
+        node = await _leader(system)
+        recovery_time, alone = (_RECONNECT_TIME, True) if len(system.nodes) == 1 else (_ELECTION_TIME, False)
+        with system.fault("disk full", ALL_WORKERS, recovery_time=recovery_time, loses_counts=alone):
+            with system.disks[node].full():
                 await trio.sleep(LONG)
             await in_thread(node.restart)
-            await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
+            await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
 
 
-async def _leader(stage: Stage) -> NatsServer:
-    name = await in_thread(lambda: stage.broker.wait_for_leader(STREAM, stage.consumer))
-    return stage.broker.nodes[name]
+async def _leader(system: SystemUnderTest) -> NatsServer:
+    name = await in_thread(lambda: system.broker.wait_for_leader(STREAM, system.consumer))
+    return system.broker.nodes[name]
 
 
-def _try(stage: Stage, verb: str) -> None:
+def _request(system: SystemUnderTest, verb: str) -> None:
     for _ in range(10):
         try:
-            stage.broker.api(verb)
-        except (ApiError, NoAnswer):  # perhaps no leader yet
+            system.broker.api(verb)
+        except (ApiError, NoResponseError):  # perhaps no leader yet
             continue
         return
 
@@ -249,43 +266,45 @@ def _try(stage: Stage, verb: str) -> None:
 # Functions and receivers of callbacks.
 
 GARBAGE = Reply(raw=b"\x16\x03\x01 this is not HTTP\r\n\r\n")
-SHORT = Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbut it breaks off here", reset=True)
+TRUNCATED = Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbut it breaks off here", reset=True)
 RESET = Reply(raw=b"", reset=True)
 HANGS = Reply(raw=b"", stall=True)
 BUSY = Reply(503, headers=(("Retry-After", "1"),))
 
 
-def _of_functions(kind: str, instead: Reply, seconds: float, server: Callable[[Stage], Functions]) -> Does:
-    async def fault(stage: Stage) -> None:
-        with stage.fault(kind):
-            server(stage).instead = instead
+def _replace_responses(
+    kind: str, override: Reply, seconds: float, server: Callable[[SystemUnderTest], Functions]
+) -> FaultFunction:
+    async def fault(system: SystemUnderTest) -> None:
+        with system.fault(kind):
+            server(system).override = override
             await trio.sleep(seconds)
-            server(stage).instead = None
+            server(system).override = None
 
     return fault
 
 
-def _functions(stage: Stage) -> Functions:
-    return stage.functions
+def _functions(system: SystemUnderTest) -> Functions:
+    return system.functions
 
 
-def _receiver(stage: Stage) -> Functions:
-    return stage.receiver
+def _receiver(system: SystemUnderTest) -> Functions:
+    return system.receiver
 
 
-OUTSIDE: Mapping[str, Does] = {
+WORKERS_AND_FUNCTIONS: Mapping[str, FaultFunction] = {
     "worker killed": kill_a_worker,
     "worker stopped (rolling update)": restart_all,
     "worker stopped by two signals": stop_a_worker_twice,
     "worker frozen past its leases": freeze_a_worker,
     "producer killed": kill_the_producer,
 } | {
-    kind: _of_functions(kind, reply, seconds, server)
+    kind: _replace_responses(kind, reply, seconds, server)
     for kind, reply, seconds, server in (
         ("functions reset", RESET, 3.0, _functions),
         ("functions hang", HANGS, 3.0, _functions),
         ("functions answer garbage", GARBAGE, 3.0, _functions),
-        ("functions break off", SHORT, 3.0, _functions),
+        ("functions break off", TRUNCATED, 3.0, _functions),
         ("functions busy", BUSY, 3.0, _functions),
         ("callbacks slow", Reply(after=1.0), 5.0, _receiver),
         ("callbacks refused", Reply(500), 3.0, _receiver),
@@ -295,30 +314,30 @@ OUTSIDE: Mapping[str, Does] = {
 }
 """Faults of workers, functions and receivers."""
 
-WAYS: Mapping[str, Does] = {
-    kind: _on_a_way(kind, harm, seconds)
-    for kind, harm, seconds in (
-        ("way cut", _cut, 0.0),
-        ("way closed", _close, LONG),
-        ("way torn in the middle of a message", _tear, MOMENT),
-        ("way slow", _slow, LONG),
-        ("way still for a moment", _still, MOMENT),
-        ("way still past all leases", _still, LONG),
-        ("messages of a worker are dropped", _deaf, LONG),
-        ("messages to a worker are dropped", _mute, LONG),
+CONNECTIONS: Mapping[str, FaultFunction] = {
+    kind: _on_connections(kind, inject, seconds)
+    for kind, inject, seconds in (
+        ("connection cut", _cut, 0.0),
+        ("connections refused", _close, LONG),
+        ("connection cut in the middle of a message", _cut_in_block, BRIEF),
+        ("connection slow", _add_latency, LONG),
+        ("connection stalled for a moment", _stall, BRIEF),
+        ("connection stalled past all leases", _stall, LONG),
+        ("messages of a worker are dropped", _drop_to_server, LONG),
+        ("messages to a worker are dropped", _drop_from_server, LONG),
     )
 }
 """The faults of connections between workers and broker, by name."""
-BROKER: Mapping[str, Does] = {
+BROKER: Mapping[str, FaultFunction] = {
     "broker killed": kill_a_node,
     "broker stopped": stop_a_node,
-    "broker leaves (lame duck)": lead_a_node_out,
+    "broker leaves (lame duck)": end_a_node_as_lame_duck,
     "broker frozen past all leases": freeze_a_node,
     "consumer deleted": delete_the_consumer,
     "disk full": fill_the_disk,
 }
 """The faults of the broker, by name."""
-CLUSTER: Mapping[str, Does] = {
+CLUSTER: Mapping[str, FaultFunction] = {
     "leader killed": kill_the_leader,
     "quorum lost": kill_the_majority,
     "broker stopped (rolling update)": restart_each_node,

@@ -25,8 +25,8 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A message whose storing was confirmed. All times here and below are of one clock (s)."""
+class PublishedMessage:
+    """A message that was confirmed as stored. All times here and below are of one clock (s)."""
 
     call_id: str
     function: str
@@ -44,14 +44,14 @@ class Run:
     ended: float
     """The time when it was answered, or its sender disconnected."""
     answer: Answer
-    asks: float = 0.0
-    """Seconds that the answer's Retry-After asked for."""
-    whole: bool = True
+    retry_after: float = 0.0
+    """Seconds in the response's Retry-After."""
+    intact: bool = True
     """Whether method, path and body arrived as they were published."""
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class ReceivedCallback:
     """One callback, as its receiver received it."""
 
     call_id: str
@@ -62,7 +62,7 @@ class Post:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter. *call_id* is None if the message could not be decoded."""
 
     call_id: str | None
@@ -96,21 +96,21 @@ class Fault:
     began: float
     ended: float
     workers: frozenset[str] | None = frozenset()
-    """The workers whose connection or leases it affected; None: all that ran while it lasted or lingered."""
-    lingers: float = 0.0
+    """The workers whose connection or leases it affected; None: all that ran during it or its recovery time."""
+    recovery_time: float = 0.0
     """Seconds after its end in which its consequences can begin: until all workers have reconnected to leaders."""
-    forgets: bool = False
-    """Whether the broker forgets delivery counts and waits by it."""
-    fatal: bool = False
-    """Whether the workers that it affected ended by it; then it explains only the messages that they left."""
+    loses_counts: bool = False
+    """Whether the broker loses delivery counts and delays by it."""
+    ends_workers: bool = False
+    """Whether the affected workers ended by it; then it explains only the messages that they had not settled."""
 
-    delays: bool = False
+    delays_messages: bool = False
     """Whether messages may reach a worker late by it."""
 
-    def touches(self, life: WorkerLife) -> bool:
+    def affects(self, life: WorkerLife) -> bool:
         """Return whether the fault affected a worker process."""
         if self.workers is None:
-            return life.began <= self.ended + self.lingers and self.began <= life.ended
+            return life.began <= self.ended + self.recovery_time and self.began <= life.ended
         return life.worker in self.workers
 
 
@@ -119,15 +119,15 @@ class History:
     """All records of one run."""
 
     rules: Rules
-    published: Sequence[Published]
+    published: Sequence[PublishedMessage]
     runs: Sequence[Run]
-    posts: Sequence[Post]
-    letters: Sequence[Letter]
+    callbacks: Sequence[ReceivedCallback]
+    dead_letters: Sequence[DeadLetter]
     lives: Sequence[WorkerLife]
     faults: Sequence[Fault]
     undecodable: Sequence[bytes] = ()
     """Published payloads that cannot be decoded."""
-    left: int = 0
+    num_unfinished: int = 0
     """Number of messages that the consumer had not finished when the queue should have been empty."""
-    stored: int = 0
+    num_stored: int = 0
     """Number of messages that the stream held then."""

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.history import History
-from tests.chaos.ledger import RETRY, Verdict
+from tests.chaos.ledger import RETRY, Findings
 
 BEGIN, END = "<!-- the latest report -->", "<!-- its end -->"
-"""The marks around it in docs/reliability.md."""
+"""The marks around the report in docs/reliability.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class RunReport:
     nodes: int
     mode: str
     history: History
-    verdict: Verdict
-    complaints: Sequence[str]
+    findings: Findings
+    bad_log_lines: Sequence[str]
     """Lines of the workers' logs that must not be there."""
     seconds: float
 
@@ -36,7 +36,7 @@ class RunReport:
 
     @property
     def sound(self) -> bool:
-        return self.verdict.sound and not self.complaints
+        return self.findings.sound and not self.bad_log_lines
 
 
 def markdown(runs: Sequence[RunReport]) -> str:
@@ -50,31 +50,31 @@ def markdown(runs: Sequence[RunReport]) -> str:
         "| fault | times | invoked again by it | longest recovery |",
         "| --- | --- | --- | --- |",
     ]
-    for kind in sorted({kind for each in runs for kind in each.verdict.recoveries}):
+    for kind in sorted({kind for each in runs for kind in each.findings.recoveries}):
         times = sum(fault.kind == kind for each in runs for fault in each.history.faults)
-        again = sum(each.verdict.causes[kind] for each in runs)
-        longest = max((took for each in runs for took in each.verdict.recoveries.get(kind, ())), default=None)
+        again = sum(each.findings.causes[kind] for each in runs)
+        longest = max((took for each in runs for took in each.findings.recoveries.get(kind, ())), default=None)
         recovery = "" if longest is None else f"{longest:.1f} s"
         lines.append(f"| {kind} | {times} | {again or ''} | {recovery} |")
     return "\n".join(lines) + "\n"
 
 
 def _figures(run: RunReport) -> dict[str, str]:
-    history, verdict = run.history, run.verdict
-    again = sum(verdict.causes.values())
-    worst, took = max(verdict.drains, key=lambda drain: drain[1], default=("", 0.0))
+    history, findings = run.history, run.findings
+    again = sum(findings.causes.values())
+    worst, took = max(findings.drains, key=lambda drain: drain[1], default=("", 0.0))
     return {
         "messages published": f"{len(history.published) + len(history.undecodable):,}",
-        "lost": f"{len(verdict.lost)}",
+        "lost": f"{len(findings.lost)}",
         "invocations": f"{len(history.runs):,}",
-        "invoked more than once: because it failed": f"{verdict.causes[RETRY]:,}",
-        "invoked more than once: by a fault in force": f"{again - verdict.causes[RETRY]:,}",
-        "invoked more than once: without cause": f"{len(verdict.unexplained)}",
-        "attempts out of policy": f"{len(verdict.out_of_policy)}",
-        "callbacks received": f"{len(history.posts):,}",
-        "callbacks missing, too early or untrue": f"{len(verdict.wrong_callbacks)}",
-        "acknowledged, and left in the stream by a full disk": f"{history.stored - history.left:,}",
-        "dead letters": f"{len(history.letters):,}",
+        "invoked more than once: because it failed": f"{findings.causes[RETRY]:,}",
+        "invoked more than once: by a fault in force": f"{again - findings.causes[RETRY]:,}",
+        "invoked more than once: without cause": f"{len(findings.unexplained)}",
+        "attempts out of policy": f"{len(findings.out_of_policy)}",
+        "callbacks received": f"{len(history.callbacks):,}",
+        "callbacks missing, too early or untrue": f"{len(findings.wrong_callbacks)}",
+        "acknowledged, and left in the stream by a full disk": f"{history.num_stored - history.num_unfinished:,}",
+        "dead letters": f"{len(history.dead_letters):,}",
         "workers; killed, stopped": f"{_workers(history)}",
         "longest drain; its bound": f"{took:.2f} s; {history.rules.drain:g} s ({worst})",
         "faults": f"{len(history.faults)} in {run.seconds:.0f} s",

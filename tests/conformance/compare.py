@@ -1,8 +1,8 @@
-"""Scripts played on both brokers; differences are reported, and made small.
+"""Scripts played on both brokers; differences are reported, and shrunk to small scripts.
 
-A script during which the machine was late is played again. A script with different traces on the two brokers is played
-again, too: a law shows every time, and a single difference is an unnoticed delay of the machine. Where chance has
-a hand in a trace (see :func:`.play_fake.play`), nothing is compared.
+A script is played again if the machine was late. A script with different traces on the two brokers is also played
+again: a law shows every time, and a single difference is an undetected delay of the machine. If chance has
+an influence on a trace (see :func:`.play_fake.play`), nothing is compared.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from pathlib import Path
 import trio
 
 from . import play_fake, play_nats
-from .script import Action, ChangeAckWait, Leave, MakeAnew, Publish, Pull, Say, Script
+from .script import Acknowledge, Action, ChangeAckWait, Publish, Pull, RecreateConsumer, Script, Unsubscribe
 from .trace import Trace, side_by_side
 
 DIFFERENCES = {
-    "409 Server Shutdown": "A server that stops goes on for about a second after that: a request can expire meanwhile."
-    " The simulated one is gone at once.",
+    "409 Server Shutdown": "A server that stops continues for about a second: a request can expire in that time."
+    " The simulated one stops at once.",
 }
-"""Answers after which an inbox is not compared, and why."""
-ROUNDS = 5
+"""Statuses after which an inbox is not compared, and why."""
+MAX_ROUNDS = 5
 """Most times that a script is played when the machine is late."""
-BELIEVED = 2
-"""Repetitions in which a difference must show again."""
-STEPS = 15
-"""Most steps in which one is made smaller: each takes the time of a script."""
-SMALLER = 60
+CONFIRMATIONS = 2
+"""Repetitions in which a difference must occur again."""
+MAX_STEPS = 15
+"""Most steps in which a difference is shrunk: each takes the time of a script."""
+MAX_CANDIDATES = 60
 """Most scripts played side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A script of which the brokers make different things."""
+    """A script with different traces on the two brokers."""
 
     script: Script
     fake: Trace
@@ -50,23 +50,25 @@ class Comparison:
     """The result of some scripts."""
 
     compared: int
-    """Number of scripts that were played on both."""
+    """Number of scripts that were played on both brokers."""
     differences: list[Difference]
     """The scripts that differ every time."""
 
 
-def expected(script: Script) -> list[Trace]:
+def expected_traces(script: Script) -> list[Trace]:
     """Return the possible traces of the simulated broker; none where chance decides."""
-    short = script.restart and script.restart.how == "cut short"
-    traces = [play_fake.play(script, forgetful=forgetful) for forgetful in ((True, False) if short else (True,))]
+    mid_write = script.restart and script.restart.how == "mid-write"
+    traces = [
+        play_fake.play(script, loses_state=loses_state) for loses_state in ((True, False) if mid_write else (True,))
+    ]
     return [] if None in traces else [trace for trace in traces if trace]
 
 
 def compare(scripts: Iterable[Script]) -> Comparison:
-    """Play them all on both."""
-    expectations = {script: traces for script in scripts if (traces := expected(script))}
+    """Play all scripts on both brokers."""
+    expectations = {script: traces for script in scripts if (traces := expected_traces(script))}
     seen = played = _play(list(expectations))
-    for _ in range(BELIEVED):
+    for _ in range(CONFIRMATIONS):
         doubtful = [script for script, real in played.items() if _differs(expectations[script], real)]
         played = _play(doubtful)
     differences = [
@@ -77,10 +79,10 @@ def compare(scripts: Iterable[Script]) -> Comparison:
     return Comparison(len(seen), differences)
 
 
-def smallest(difference: Difference) -> Difference:
-    """Make a difference smaller: play all scripts that are one step smaller, until none of them differs."""
-    for _ in range(STEPS):
-        candidates = list(one_step_smaller(difference.script))[:SMALLER]
+def shrink(difference: Difference) -> Difference:
+    """Shrink a difference: play all scripts that are one step smaller, until none of them differs."""
+    for _ in range(MAX_STEPS):
+        candidates = list(one_step_smaller(difference.script))[:MAX_CANDIDATES]
         if not (smaller := compare(candidates).differences):
             break
         difference = min(smaller, key=lambda each: _size(each.script))
@@ -97,21 +99,21 @@ def replay(script: Script) -> None:
 
 
 def one_step_smaller(script: Script) -> Iterable[Script]:
-    """Yield the script without its end, without one kind of actions, without one action, or with a smaller one."""
+    """Yield the script without its end, one kind of actions or one action, or with one smaller action."""
     ticks = script.ticks
     yield from (replace(script, ticks=ticks[:number]) for number in range(1, len(ticks)))
-    for kind in (Say, Leave, MakeAnew, ChangeAckWait, Publish):
+    for kind in (Acknowledge, Unsubscribe, RecreateConsumer, ChangeAckWait, Publish):
         fewer = tuple(tuple(action for action in actions if not isinstance(action, kind)) for actions in ticks[1:])
         if fewer != ticks[1:]:
             yield replace(script, ticks=(ticks[0], *fewer))
     for number, actions in enumerate(ticks):
         for place, action in enumerate(actions):
             yield _with(script, number, (*actions[:place], *actions[place + 1 :]))
-            if less := _less(action):
-                yield _with(script, number, (*actions[:place], less, *actions[place + 1 :]))
+            if smaller := _smaller_action(action):
+                yield _with(script, number, (*actions[:place], smaller, *actions[place + 1 :]))
 
 
-def _less(action: Action) -> Action | None:
+def _smaller_action(action: Action) -> Action | None:
     match action:
         case Publish(count) if count > 1:
             return Publish(count - 1)
@@ -130,16 +132,16 @@ def _size(script: Script) -> int:
 
 
 def _play(scripts: Sequence[Script]) -> dict[Script, Trace]:
-    """Play scripts on a nats-server, and return the traces of those for which the machine kept time."""
+    """Play scripts on a nats-server, and return the traces of those during which the machine was not late."""
     seen: dict[Script, Trace] = {}
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         if left := [script for script in scripts if script not in seen]:
             seen |= trio.run(_play_once, left)
     return seen
 
 
 async def _play_once(scripts: Sequence[Script]) -> dict[Script, Trace]:
-    """Each kind of restart has a server of its own."""
+    """Play scripts once, with a server for each kind of restart."""
     seen: dict[Script, Trace] = {}
 
     async def play(group: Sequence[Script]) -> None:
@@ -154,4 +156,4 @@ async def _play_once(scripts: Sequence[Script]) -> dict[Script, Trace]:
 
 
 def _differs(expectations: Sequence[Trace], real: Trace) -> bool:
-    return all(trace.without(DIFFERENCES) != real.without(DIFFERENCES) for trace in expectations)
+    return all(trace.until_first(DIFFERENCES) != real.until_first(DIFFERENCES) for trace in expectations)

@@ -1,4 +1,4 @@
-"""A NATS connection of a page, for Trio: many requests under way, each answer with the time at which it came."""
+"""A small NATS connection for Trio: many concurrent requests, each response with the time at which it arrived."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _connections = count()
 
 
 @dataclass(frozen=True, slots=True)
-class Came:
-    """A message. *at*: wall-clock time (s); *status*: of one that is only that, such as ``408 Request Timeout``."""
+class ReceivedMessage:
+    """A message. *at*: wall-clock time (s); *status*: status of a message without data, as ``408 Request Timeout``."""
 
     at: float
     reply: str
@@ -24,36 +24,36 @@ class Came:
     data: bytes
 
 
-Hear = Callable[[Came], None]
+OnMessage = Callable[[ReceivedMessage], None]
 
 
 class Connection:
-    """One connection. :meth:`run` reads; the others send, or note down what to do with what comes."""
+    """One connection. :meth:`run` reads; the other methods send, or register callbacks for messages."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._lock = trio.Lock()
         self._out = bytearray()
         self._numbers = count(1)
-        self._hearers: dict[str, Hear] = {}
-        self._answers: dict[str, Hear] = {}
+        self._callbacks: dict[str, OnMessage] = {}
+        self._reply_callbacks: dict[str, OnMessage] = {}
         self._inbox = f"_INBOX.{next(_connections)}"
         self.publish_line(b'CONNECT {"verbose":false,"headers":true,"no_responders":true}')
         self.publish_line(f"SUB {self._inbox}.answer.* 0".encode())
 
     def publish_line(self, line: bytes) -> None:
-        """Have a line of the protocol sent with the next flush."""
+        """Queue a line of the protocol for the next flush."""
         self._out += line + b"\r\n"
 
     def publish(self, subject: str, reply: str, payload: bytes = b"") -> None:
-        """Have a message sent with the next flush."""
+        """Queue a message for the next flush."""
         self.publish_line(f"PUB {subject} {reply} {len(payload)}".encode())
         self.publish_line(payload)
 
-    def subscribe(self, hear: Hear) -> tuple[str, str]:
-        """Subscribe to a new inbox, and return its subject and its subscription."""
+    def subscribe(self, on_message: OnMessage) -> tuple[str, str]:
+        """Subscribe to a new inbox, and return its subject and its subscription id."""
         number = str(next(self._numbers))
-        self._hearers[number] = hear
+        self._callbacks[number] = on_message
         self.publish_line(f"SUB {self._inbox}.{number} {number}".encode())
         return f"{self._inbox}.{number}", number
 
@@ -61,29 +61,29 @@ class Connection:
         """End a subscription."""
         self.publish_line(f"UNSUB {subscription}".encode())
 
-    def expect(self, hear: Hear) -> str:
-        """Return a new reply subject, whose answers go to the callback."""
+    def new_reply_subject(self, on_message: OnMessage) -> str:
+        """Return a new reply subject, and register the callback for messages to it."""
         subject = f"{self._inbox}.answer.{next(self._numbers)}"
-        self._answers[subject] = hear
+        self._reply_callbacks[subject] = on_message
         return subject
 
     async def request(self, subject: str, body: object = None) -> dict[str, Any]:
-        """Send a request to JetStream's API, and return the answer."""
-        answered, answers = trio.Event(), list[bytes]()
+        """Send a request to JetStream's API, and return the response."""
+        replied, replies = trio.Event(), list[bytes]()
 
-        def hear(came: Came) -> None:
-            answers.append(came.data)
-            answered.set()
+        def on_reply(message: ReceivedMessage) -> None:
+            replies.append(message.data)
+            replied.set()
 
-        self.publish(subject, self.expect(hear), b"" if body is None else json.dumps(body).encode())
+        self.publish(subject, self.new_reply_subject(on_reply), b"" if body is None else json.dumps(body).encode())
         await self.flush()
-        await answered.wait()
-        result: dict[str, Any] = json.loads(answers[0])
+        await replied.wait()
+        result: dict[str, Any] = json.loads(replies[0])
         assert "error" not in result, (subject, result)
         return result
 
     async def flush(self) -> None:
-        """Send all."""
+        """Send all queued lines."""
         async with self._lock:
             if self._out:
                 out, self._out = bytes(self._out), bytearray()
@@ -95,13 +95,13 @@ class Connection:
         try:
             while received := await self._stream.receive_some():
                 data += received
-                while size := self._take(data):
+                while size := self._handle_first(data):
                     del data[:size]
                 await self.flush()
         except trio.BrokenResourceError:
             return
 
-    def _take(self, data: bytearray) -> int:
+    def _handle_first(self, data: bytearray) -> int:
         """Handle the first message of *data*, and return its size, or 0 if it is incomplete."""
         end = data.find(b"\r\n") + 2
         if end < 2:
@@ -115,13 +115,13 @@ class Connection:
         size = int(words[-1])
         if len(data) < end + size + 2:
             return 0
-        self._hear(words, data[end : end + size], int(words[-2]) if verb == "HMSG" else 0)
+        self._dispatch(words, data[end : end + size], int(words[-2]) if verb == "HMSG" else 0)
         return end + size + 2
 
-    def _hear(self, words: list[str], content: bytearray, headers: int) -> None:
+    def _dispatch(self, words: list[str], content: bytearray, headers: int) -> None:
         subject, subscription, *more = words
         reply = more[0] if len(more) == (3 if headers else 2) else ""
         status = content[:headers].split(b"\r\n")[0].decode().partition(" ")[2]
-        hear = self._answers.get(subject) if subscription == "0" else self._hearers.get(subscription)
-        if hear:
-            hear(Came(time.time(), reply, status, bytes(content[headers:])))
+        on_message = self._reply_callbacks.get(subject) if subscription == "0" else self._callbacks.get(subscription)
+        if on_message:
+            on_message(ReceivedMessage(time.time(), reply, status, bytes(content[headers:])))

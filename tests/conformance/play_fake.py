@@ -11,25 +11,25 @@ from trio.testing import MockClock
 
 from tests.world.consumer import PullConsumer
 from tests.world.link import Link
-from tests.world.requests import Client, HandedOut
+from tests.world.requests import Client, SentDelivery
 from tests.world.server import Server
 from worker.model import Ack, Nak, Settlement, Term
 
 from .script import (
-    LAST,
-    LATE,
-    SLOT,
+    END,
+    MAX_DELAY,
+    STEP,
     TICK,
+    Acknowledge,
     Action,
     ChangeAckWait,
-    Leave,
-    MakeAnew,
     Publish,
     Pull,
+    RecreateConsumer,
     Restart,
-    Say,
     Script,
-    lasting,
+    Unsubscribe,
+    duration,
 )
 from .trace import Trace
 
@@ -37,43 +37,43 @@ LATENCY = 0.001
 """Seconds that each message takes to arrive."""
 
 
-def play(script: Script, *, forgetful: bool = True) -> Trace | None:
-    """Play a script, and return its trace. *forgetful*: a killed server keeps only what was surely written.
+def play(script: Script, *, loses_state: bool = True) -> Trace | None:
+    """Play a script, and return its trace. *loses_state*: a killed server keeps only the state that was surely written.
 
-    None where two events fall due at the same time for different reasons, so that chance decides their order.
+    None if two events are due at the same time for different reasons, so that chance decides their order.
     """
-    played = _Play(script, forgetful=forgetful)
+    played = _Play(script, loses_state=loses_state)
     trio.run(played.run, clock=MockClock(autojump_threshold=0))
-    return None if played.tied() else played.trace
+    return None if played.has_ties() else played.trace
 
 
 class _Watched(PullConsumer):
-    """A consumer that notices ties. What was handed out together is none, if it was in the order of sequence."""
+    """A consumer that detects ties. Deliveries at the same time are no tie if they are in the order of sequence."""
 
     def __init__(self, ack_wait: float) -> None:
         super().__init__(ack_wait)
-        self.tied = False
-        self.fell_due: list[float] = []
+        self.has_ties = False
+        self.due_times: list[float] = []
 
-    def begin(self, ack_wait: float, first: int = 1) -> None:
-        super().begin(ack_wait, first)
+    def reset(self, ack_wait: float, first: int = 1) -> None:
+        super().reset(ack_wait, first)
         self.causes: dict[int, tuple[float, int]] = {}
-        """The time when a message's due time was set, and the number of the hand-out that set it."""
+        """The time at which a message's due time was set, and the number of the delivery that set it."""
 
-    def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
-        handed = super().hand_out(sequence, published, now)
-        self.causes[sequence] = now, handed[1]
-        return handed
+    def deliver(self, sequence: int, published: float, now: float) -> tuple[int, int]:
+        delivery = super().deliver(sequence, published, now)
+        self.causes[sequence] = now, delivery[1]
+        return delivery
 
     def extend(self, sequence: int, now: float) -> None:
         super().extend(sequence, now)
         self.causes[sequence] = now, 0
 
-    def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
-        heeded = super().give_back(sequence, number, delay, now)
-        if heeded and delay:
+    def nak(self, sequence: int, number: int, delay: float, now: float) -> bool:
+        accepted = super().nak(sequence, number, delay, now)
+        if accepted and delay:
             self.causes[sequence] = now, 0
-        return heeded
+        return accepted
 
     def start(self) -> None:
         super().start()
@@ -87,31 +87,31 @@ class _Watched(PullConsumer):
         )
         for (since, one), (later, other) in pairwise(waiting):
             together = self.causes[one][0] == self.causes[other][0] and self.causes[one] < self.causes[other]
-            if since + self.ack_wait <= now and later - since < SLOT / 2 and not together:
-                self.tied = True
+            if since + self.ack_wait <= now and later - since < STEP / 2 and not together:
+                self.has_ties = True
         before = len(self.due)
         super().expire(now)
-        self.fell_due += [now] * (len(self.due) > before)
+        self.due_times += [now] * (len(self.due) > before)
 
 
 @dataclass(slots=True)
 class _Play:
     script: Script
-    forgetful: bool
+    loses_state: bool
     trace: Trace = field(default_factory=Trace)
     server: Server = field(init=False)
     consumer: _Watched = field(init=False)
     clients: list[Client] = field(default_factory=list)
     tokens: list[tuple[float, int, str]] = field(default_factory=list)
-    """Of each delivery, in the order in which the server sent them."""
+    """Time, number and token of each delivery, in the order in which the server sent them."""
     pulls: list[float] = field(default_factory=list)
     """The end of each pull."""
-    done: list[float] = field(default_factory=list)
+    action_times: list[float] = field(default_factory=list)
     """The time of each action."""
-    said: int = 0
+    num_acks: int = 0
 
     async def run(self) -> None:
-        self.server = Server(lasting(self.script.ack_wait))
+        self.server = Server(duration(self.script.ack_wait))
         self.server.consumer = self.consumer = _Watched(self.server.ack_wait)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.server.run)
@@ -125,15 +125,15 @@ class _Play:
                 nursery.start_soon(self._restart, self.script.restart)
             for at, action in self.script.timetable():
                 await trio.sleep_until(at + LATENCY)
-                self.done.append(trio.current_time())
+                self.action_times.append(trio.current_time())
                 self._do(action)
-            await trio.sleep_until(LAST * TICK)
+            await trio.sleep_until(END * TICK)
             nursery.cancel_scope.cancel()
 
-    def tied(self) -> bool:
-        moments = [*((end, SLOT / 2) for end in self.pulls), *((at, LATE) for at in self.done)]
-        return self.consumer.tied or any(
-            abs(at - due) < apart - 1e-6 for at, apart in moments for due in self.consumer.fell_due
+    def has_ties(self) -> bool:
+        moments = [*((end, STEP / 2) for end in self.pulls), *((at, MAX_DELAY) for at in self.action_times)]
+        return self.consumer.has_ties or any(
+            abs(at - due) < apart - 1e-6 for at, apart in moments for due in self.consumer.due_times
         )
 
     async def _restart(self, restart: Restart) -> None:
@@ -142,38 +142,38 @@ class _Play:
         if restart.how == "stop":
             self.server.restart(down)
         else:
-            self.server.crash(down, forgets=self.forgetful)
+            self.server.crash(down, loses_state=self.loses_state)
 
     def _do(self, action: Action | None) -> None:
         server = self.server
         match action:
             case None:
-                self.trace.look(trio.current_time(), server.numbers())
+                self.trace.note_numbers(trio.current_time(), server.numbers())
             case Publish(count):
                 for _ in range(count):
                     server.publish(b"")
-            case Pull(batch, lasts, client):
-                self.pulls.append(trio.current_time() + lasting(lasts))
+            case Pull(batch, expires, client):
+                self.pulls.append(trio.current_time() + duration(expires))
                 reader = self.clients[client]
-                server.pull(reader, reader.session, batch, lasting(lasts), inbox=f"pull-{len(self.pulls)}")
-            case Say(verb, about, delay):
-                self._say(about, _settlement(verb, delay))
-            case Leave(client):
-                server.withdraw(self.clients[client])
-            case MakeAnew():
-                server.make_anew()
+                server.pull(reader, reader.session, batch, duration(expires), inbox=f"pull-{len(self.pulls)}")
+            case Acknowledge(verb, delivery_index, delay):
+                self._acknowledge(delivery_index, _settlement(verb, delay))
+            case Unsubscribe(client):
+                server.cancel_requests(self.clients[client])
+            case RecreateConsumer():
+                server.recreate_consumers()
             case ChangeAckWait(ack_wait):
-                server.configure(lasting(ack_wait))
+                server.configure(duration(ack_wait))
 
-    def _say(self, about: int, settlement: Settlement | None) -> None:
-        if about < len(self.tokens):
-            self.said += 1
-            if self.server.say(self.tokens[-1 - about][2], settlement):
-                self.trace.note(f"said-{self.said}", trio.current_time(), "answered")
+    def _acknowledge(self, delivery_index: int, settlement: Settlement | None) -> None:
+        if delivery_index < len(self.tokens):
+            self.num_acks += 1
+            if self.server.apply(self.tokens[-1 - delivery_index][2], settlement):
+                self.trace.note(f"ack-{self.num_acks}", trio.current_time(), "confirmed")
 
-    def _delivered(self, handed: HandedOut) -> None:
-        insort(self.tokens, (handed.sent, int(handed.token.split(".")[1]), handed.token))
-        self.trace.note(handed.inbox, trio.current_time(), f"message {handed.id[0]}, delivery {handed.count}")
+    def _delivered(self, delivery: SentDelivery) -> None:
+        insort(self.tokens, (delivery.sent, int(delivery.token.split(".")[1]), delivery.token))
+        self.trace.note(delivery.inbox, trio.current_time(), f"message {delivery.id[0]}, delivery {delivery.count}")
 
     def _status(self, inbox: str, status: str) -> None:
         self.trace.note(inbox, trio.current_time(), status)
@@ -186,5 +186,5 @@ def _settlement(verb: str, delay: int | None) -> Settlement | None:
         case "+TERM":
             return Term("")
         case "-NAK":
-            return Nak(0.0 if delay is None else lasting(delay))
+            return Nak(0.0 if delay is None else duration(delay))
     return None

@@ -1,6 +1,6 @@
-"""The brokers that a :class:`worker.ports.Queue` can stand on, and what a test may do to them.
+"""The brokers behind a :class:`worker.ports.Queue`, and the operations of tests on them.
 
-A law of the queue is an async function of a :class:`Rig`; :func:`on_each_broker` makes a test of it for every one.
+A law of the queue is an async function of a :class:`Rig`; :func:`on_each_broker` makes a test of it for each broker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.servers import NatsServer, until
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from tests.world.link import Link
 from tests.world.queue import FakeQueue
 from tests.world.server import STREAM, Server
@@ -30,40 +30,40 @@ class Rig(Protocol):
     """A broker with one queue."""
 
     ack_wait: float
-    """Of its consumer (s)."""
-    moment: float
-    """Seconds: longer than what happens at once takes, as a rule; a law may wait so long to see that nothing does."""
-    late: float
-    """Seconds by which what happens may be late: infinite in real time."""
+    """Ack wait of its consumer (s)."""
+    short_wait: float
+    """Seconds, usually longer than an immediate event takes: a law waits so long to see that none occurs."""
+    max_delay: float
+    """Greatest delay of an event (s): infinite in real time."""
     flow: str
-    """By which all messages come."""
+    """The flow of all messages."""
 
     def connect(self) -> AbstractAsyncContextManager[Queue]:
-        """Open a worker's queue. A second one may be opened when the first has only settlements left to do."""
+        """Open a worker's queue. A second one may be opened when the first only settles."""
 
     async def publish(self, *payloads: bytes) -> None:
         """Store messages."""
 
-    async def left(self) -> int:
+    async def num_stored(self) -> int:
         """Count the stored messages."""
 
-    async def handed_out(self, count: int) -> None:
-        """Wait until the broker has sent so many deliveries."""
+    async def wait_delivered(self, count: int) -> None:
+        """Wait until the broker has sent *count* deliveries."""
 
-    async def letters(self) -> list[Stored]:
-        """All dead letters."""
+    async def dead_letters(self) -> list[StoredMessage]:
+        """Return all dead letters."""
 
     async def stop(self) -> None:
-        """Let the broker go away; what it has confirmed is kept."""
+        """Stop the broker; it keeps all that it has confirmed."""
 
     async def start(self) -> None:
-        """Let it come back."""
+        """Start the broker again."""
 
     async def crash(self) -> None:
-        """Kill the broker where it stands, and let it come back."""
+        """Kill the broker, and start it again."""
 
-    async def make_anew(self) -> None:
-        """Delete the consumer; who uses it makes it again."""
+    async def recreate_consumer(self) -> None:
+        """Delete the consumer; the queue that uses it recreates it."""
 
 
 Law = Callable[[Rig], Awaitable[None]]
@@ -72,15 +72,15 @@ Law = Callable[[Rig], Awaitable[None]]
 class FakeRig:
     """The in-memory broker."""
 
-    moment = 10.0
-    late = 0.0
+    short_wait = 10.0
+    max_delay = 0.0
     flow = ""
 
     def __init__(self, _: Path, ack_wait: float) -> None:
         self.ack_wait = max(30.0, ack_wait)
         self._server = Server(self.ack_wait)
         self._links: list[Link] = []
-        self._away = False
+        self._down = False
 
     def run(self, law: Law) -> None:
         """Run *law* on a virtual clock."""
@@ -94,7 +94,7 @@ class FakeRig:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Queue]:
-        link = Link(0.001, up=not self._away)
+        link = Link(0.001, up=not self._down)
         queue = FakeQueue(self._server, link, lambda _: None)
         self._links.append(link)
         async with trio.open_nursery() as nursery:
@@ -108,37 +108,37 @@ class FakeRig:
         for payload in payloads:
             self._server.publish(payload)
 
-    async def left(self) -> int:
+    async def num_stored(self) -> int:
         return len(self._server.messages)
 
-    async def handed_out(self, count: int) -> None:  # noqa: ARG002 -- the link takes a millisecond
-        await trio.sleep(self.moment)
+    async def wait_delivered(self, count: int) -> None:  # noqa: ARG002 -- the link takes a millisecond
+        await trio.sleep(self.short_wait)
 
-    async def letters(self) -> list[Stored]:
-        return [*self._server.letters.values()]
+    async def dead_letters(self) -> list[StoredMessage]:
+        return [*self._server.dead_letters.values()]
 
     async def stop(self) -> None:
-        self._away = True
+        self._down = True
         for link in self._links:
             link.cut(inf)
 
     async def start(self) -> None:
-        self._away = False
+        self._down = False
         for link in self._links:
-            link.mend()
+            link.restore()
 
     async def crash(self) -> None:
         self._server.crash(down=0.1)
 
-    async def make_anew(self) -> None:
-        self._server.make_anew()
+    async def recreate_consumer(self) -> None:
+        self._server.recreate_consumers()
 
 
 class NatsRig:
     """A nats-server, and :mod:`worker.nats`."""
 
-    moment = 0.3
-    late = inf
+    short_wait = 0.3
+    max_delay = inf
     flow = ""
     mode = "static"
 
@@ -163,16 +163,16 @@ class NatsRig:
     async def publish(self, *payloads: bytes) -> None:
         self._server.publish_many((STREAM, payload, {}) for payload in payloads)
 
-    async def handed_out(self, count: int) -> None:
+    async def wait_delivered(self, count: int) -> None:
         (name,) = self._server.api(f"CONSUMER.NAMES.{STREAM}")["consumers"]
         info = partial(self._server.api, f"CONSUMER.INFO.{STREAM}.{name}")
-        await until(lambda: info()["delivered"]["consumer_seq"] == count, f"{count} to be handed out")
+        await until(lambda: info()["delivered"]["consumer_seq"] == count, f"{count} deliveries")
 
-    async def left(self) -> int:
+    async def num_stored(self) -> int:
         messages: int = self._server.state()["messages"]
         return messages
 
-    async def letters(self) -> list[Stored]:
+    async def dead_letters(self) -> list[StoredMessage]:
         return self._server.messages(f"{STREAM}-dead-letters")
 
     async def stop(self) -> None:
@@ -185,17 +185,17 @@ class NatsRig:
         await trio.to_thread.run_sync(self._server.kill)
         await self.start()
 
-    async def make_anew(self) -> None:
+    async def recreate_consumer(self) -> None:
         self._server.api(f"CONSUMER.DELETE.{STREAM}.faas-workers")
 
 
 class FunctionRig(NatsRig):
-    """A NatsRig in function mode: with a consumer for its only subject."""
+    """A NatsRig in function mode, with a consumer for its only subject."""
 
     flow = STREAM
     mode = "function"
 
-    async def make_anew(self) -> None:
+    async def recreate_consumer(self) -> None:
         for name in self._server.api(f"CONSUMER.NAMES.{STREAM}")["consumers"]:
             self._server.api(f"CONSUMER.DELETE.{STREAM}.{name}")
 
@@ -206,12 +206,12 @@ LONG, SHORT = 60.0, 3.0
 
 
 def on_each_broker(law: Law) -> Test:
-    """Make a test of *law* for each rig, with its name and docstring; leases are so long that none ends."""
+    """Make a test of *law* for each rig, with its name and docstring, and leases that end in no test."""
     return _test(law, LONG)
 
 
 def on_each_broker_with_short_leases(law: Law) -> Test:
-    """Do the same for a law about the end of leases, or their extension."""
+    """Make a test of a law about the end of leases, or their extension."""
     return _test(law, SHORT)
 
 

@@ -1,6 +1,6 @@
 """``python -m tests.e2e.as_installed NAME ARGUMENTS...``: a program as its installed script starts it.
 
-Which function that is stands in pyproject.toml, so that tests go through what users get, wherever they run.
+The function is read from pyproject.toml, so that tests run the entry points of an installation, also without one.
 """
 
 import importlib

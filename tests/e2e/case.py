@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.e2e.stack import Queue, Worker, go_url, message
 from tests.functions import Functions, Reply, Request
-from tests.wire import Stored
+from tests.wire import StoredMessage
 
 ATTEMPTS = 4
 WAITS = [0.05, 0.1, 0.2]
@@ -20,7 +20,7 @@ SETTINGS: dict[str, object] = {
 """The shared worker's settings, in addition to those of all tests. Its timeouts are long, for busy machines."""
 TIMEOUT = 0.5
 """Timeout of invocations and callbacks of the worker for tests about timeouts (s)."""
-IMPATIENT: dict[str, object] = {
+SHORT_TIMEOUTS: dict[str, object] = {
     "max_retry_attempts": 100,
     "callback_attempts": 100,
     "upstream_timeout": f"{TIMEOUT:g}s",
@@ -105,14 +105,14 @@ class Case:
         return list(self.shared.functions.gaps(self.call_id))
 
     @property
-    def letters(self) -> list[Stored]:
+    def dead_letters(self) -> list[StoredMessage]:
         """Return the dead letters of the message."""
-        return [letter for letter in self.queue.letters() if letter.headers.get("X-Call-Id") == self.call_id]
+        return [letter for letter in self.queue.dead_letters() if letter.headers.get("X-Call-Id") == self.call_id]
 
     @property
-    def letter(self) -> Stored:
+    def dead_letter(self) -> StoredMessage:
         """Return the only dead letter of the message, after a check that it holds the message."""
-        (letter,) = self.letters
+        (letter,) = self.dead_letters
         assert letter.data == self.payload
         return letter
 

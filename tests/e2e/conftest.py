@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests. These block: the programs under test, and the function server, run beside them."""
+"""Fixtures of the end-to-end tests, which block: the programs under test and the function server run beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.case import IMPATIENT, SETTINGS, Case, Shared
+from tests.e2e.case import SETTINGS, SHORT_TIMEOUTS, Case, Shared
 from tests.e2e.stack import Queue, StartWorker, Worker
 from tests.functions import Functions
 from tests.servers import NatsServer
@@ -33,7 +33,7 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 def queue(nats: NatsServer) -> Queue:
-    """Name a queue for one test; its stream does not exist yet."""
+    """Return the queue of one test; its stream does not exist yet."""
     return Queue(nats, f"queue-{next(_numbers)}")
 
 
@@ -42,7 +42,7 @@ def functions() -> Iterator[Functions]:
     """Start the function server of one test."""
     with Functions() as server:
         yield server
-        assert not server.faults, server.faults
+        assert not server.protocol_errors, server.protocol_errors
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def receiver() -> Iterator[Functions]:
     """Start a receiver for the callbacks of one test."""
     with Functions() as server:
         yield server
-        assert not server.faults, server.faults
+        assert not server.protocol_errors, server.protocol_errors
 
 
 @pytest.fixture
@@ -68,15 +68,17 @@ def start(queue: Queue, functions: Functions, tmp_path: Path) -> Iterator[StartW
 
 @pytest.fixture(scope="session")
 def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Start one worker for all tests that need nothing special of it."""
+    """Start one worker for all tests without special settings."""
     with _shared_worker(Queue(nats, "shared"), tmp_path_factory.mktemp("shared"), SETTINGS) as shared:
         yield shared
 
 
 @pytest.fixture(scope="session")
-def impatient(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+def shared_short_timeouts(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Start one worker with short timeouts, for all tests about timeouts."""
-    with _shared_worker(Queue(nats, "impatient"), tmp_path_factory.mktemp("impatient"), IMPATIENT) as shared:
+    with _shared_worker(
+        Queue(nats, "short-timeouts"), tmp_path_factory.mktemp("short-timeouts"), SHORT_TIMEOUTS
+    ) as shared:
         yield shared
 
 
@@ -92,20 +94,20 @@ def _shared_worker(queue: Queue, directory: Path, settings: Mapping[str, object]
         worker.terminate()
         assert worker.wait() == 0
         assert worker.logged("bug") == []
-        assert functions.faults + receiver.faults == []
+        assert functions.protocol_errors + receiver.protocol_errors == []
 
 
 @pytest.fixture
 def case(shared: Shared) -> Iterator[Case]:
-    """Make a case, and purge its messages afterwards, so that no other test receives them."""
+    """Create a case, and purge its messages afterwards, so that no other test receives them."""
     with _case(shared) as case:
         yield case
 
 
 @pytest.fixture
-def timeout_case(impatient: Shared) -> Iterator[Case]:
-    """Make a case on the worker with short timeouts."""
-    with _case(impatient) as case:
+def timeout_case(shared_short_timeouts: Shared) -> Iterator[Case]:
+    """Create a case on the worker with short timeouts."""
+    with _case(shared_short_timeouts) as case:
         yield case
 
 

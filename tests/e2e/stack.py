@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.functions import Functions
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
-from tests.wire import ApiError, Stored
+from tests.wire import ApiError, StoredMessage
 
 LEASE = 8
-"""An `ack_wait` for tests that wait until a lease is over (s). A worker that a busy machine does not run for two thirds
-of it loses its leases, so it is no shorter."""
+"""An `ack_wait` for tests that wait until a lease ends (s). A worker that a busy machine does not run for two thirds
+of it loses its leases, so a shorter one would fail tests."""
 QUIET = 0.6
 """Duration of a wait in which an event must not occur (s): several times what the event would take."""
 
@@ -94,8 +94,8 @@ class Queue:
         """Wait until all messages are settled."""
         wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
 
-    def letters(self) -> list[Stored]:
-        """Return the dead letters, oldest first; none where there is no such stream."""
+    def dead_letters(self) -> list[StoredMessage]:
+        """Return the dead letters, oldest first; none without their stream."""
         try:
             return self.nats.messages(self.dead_letter_stream)
         except ApiError as error:
@@ -103,9 +103,9 @@ class Queue:
                 return []
             raise
 
-    def letters_of(self, call_id: str) -> list[Stored]:
+    def dead_letters_of(self, call_id: str) -> list[StoredMessage]:
         """Return the dead letters of one call id."""
-        return [letter for letter in self.letters() if letter.headers.get("X-Call-Id") == call_id]
+        return [letter for letter in self.dead_letters() if letter.headers.get("X-Call-Id") == call_id]
 
     def consumer(self, durable: str = "faas-workers") -> dict[str, Any]:
         """Return the CONSUMER.INFO of a consumer."""
@@ -122,10 +122,10 @@ class Worker(Program):
     """``python -m worker``, by default with short waits, JSON logs and a free port for metrics and health.
 
     Args:
-        queue: the queue that it serves; None where *settings* name it.
-        functions: where its functions are.
-        tmp_path: where its output goes.
-        settings: more settings, or others.
+        queue: the queue that it serves; None if *settings* name it.
+        functions: the server of its functions.
+        tmp_path: the directory of its output.
+        settings: further settings, which override these.
     """
 
     PROGRAM: tuple[str, ...] = ("worker",)
@@ -183,8 +183,8 @@ class Worker(Program):
     def lines(self) -> list[dict[str, Any]]:
         """Return all log lines that are complete.
 
-        A worker writes its log just before it waits for the network, so after a message was settled its line may be
-        missing for a moment. A worker that answers a request has written all lines from before that request.
+        A worker writes its log just before it waits for the network, so the line may be missing for a moment after a
+        message was settled. A worker that answers a request has written all earlier lines.
 
         Raises:
             json.JSONDecodeError: a line is not JSON.
@@ -207,6 +207,6 @@ StartWorker = Callable[..., Worker]
 """A function that starts a worker on a test's queue and functions, and waits until it is ready."""
 
 
-def look_on(seconds: float = QUIET) -> None:
-    """Wait for a time in which nothing may happen."""
+def wait_quietly(seconds: float = QUIET) -> None:
+    """Wait for a time in which no event may occur."""
     time.sleep(seconds)

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from tests.e2e.case import ATTEMPTS, STARTED, Case
-from tests.e2e.stack import Queue, StartWorker, go_url, look_on, message
+from tests.e2e.stack import Queue, StartWorker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 from worker import __version__
 from worker.dev.stack import free_port
 
 
-def test_the_result_is_posted(case: Case) -> None:
+def test_callback_has_body_and_headers_of_the_response(case: Case) -> None:
     """A callback has the function's body and headers, and the worker's; X-Retry and X-Retry-Max only after a retry."""
-    theirs = (
+    headers = (
         ("Content-Type", "text/x-result"),
         ("Set-Cookie", "a=1"),
         ("Set-Cookie", "b=2"),
@@ -34,7 +34,7 @@ def test_the_result_is_posted(case: Case) -> None:
     body = bytes(range(256))
     function = f"{case.name}.dev"
     began = time.monotonic()
-    case.run(Reply(200, body, theirs, after=0.1), Function=function, callback=f"{case.callback}/a%2Fb?c=d&e")
+    case.run(Reply(200, body, headers, after=0.1), Function=function, callback=f"{case.callback}/a%2Fb?c=d&e")
     took = time.monotonic() - began
     request = case.called_back
     assert request.line == f"POST /{case.name}/a%2Fb?c=d&e HTTP/1.1".encode()
@@ -68,8 +68,8 @@ def test_callback_without_a_url_is_not_sent(case: Case) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404, 302])
-def test_whatever_ended_it_is_told(case: Case, status: int) -> None:
-    """A callback has the status and body of any answer that is not retried, below 400 or not."""
+def test_callback_has_status_and_body_of_the_final_response(case: Case, status: int) -> None:
+    """A callback has the status and body of each response that is not retried, also of 400 or more."""
     case.run(Reply(status, b"so it is", (("Location", "/elsewhere"),)), callback=case.callback)
     assert (case.called_back.header("X-Function-Status"), case.called_back.body) == (str(status), b"so it is")
 
@@ -84,15 +84,15 @@ def test_callback_is_sent_once_after_the_last_attempt(case: Case) -> None:
     assert request.began >= last.ended
 
 
-def test_giving_up_is_told(case: Case) -> None:
-    """The callback of a message that is given up has the last answer, and X-Retry equal to X-Retry-Max."""
+def test_callback_of_a_given_up_message_has_the_last_response(case: Case) -> None:
+    """The callback of a message that is given up has the last response, and X-Retry equal to X-Retry-Max."""
     replies = Reply(500, b"first"), Reply(503, b"last", (("X-Why", "because"),))
     assert case.run(*replies, callback=case.callback) == ATTEMPTS
     request = case.called_back
     assert (request.header("X-Function-Status"), request.body) == ("503", b"last")
     assert (request.header("X-Retry"), request.header("X-Retry-Max")) == (str(ATTEMPTS - 1), str(ATTEMPTS - 1))
     assert request.header("X-Why") == "because"
-    assert case.letter
+    assert case.dead_letter
 
 
 @pytest.mark.parametrize("status", ["502", "504"])
@@ -109,8 +109,8 @@ def test_callback_without_a_response_has_502_or_504(timeout_case: Case, status: 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_bodies_go_on_byte_for_byte(case: Case, framing: Any) -> None:
-    """A body is passed on byte for byte, with its Content-Encoding, whatever its framing."""
+def test_callback_body_is_the_response_body_byte_for_byte(case: Case, framing: Any) -> None:
+    """A callback has the response's body byte for byte, and its Content-Encoding, for each framing."""
     body = gzip.compress(bytes(range(256)) * 2_000, mtime=0)
     case.run(Reply(200, body, (("Content-Encoding", "gzip"),), framing=framing), callback=case.callback)
     request = case.called_back
@@ -126,33 +126,35 @@ def test_callback_that_fails_is_sent_again(case: Case) -> None:
     assert case.run(callback=case.callback) == 1
     first, second, third = ((request.line, request.headers, request.body) for request in case.callbacks)
     assert first == second == third
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
-def test_a_callback_is_given_up(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """The worker gives up a callback after `callback_attempts`; the message is done, without another invocation."""
+def test_callback_that_always_fails_is_given_up(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """The worker gives up a callback after `callback_attempts`, and acks the message without another invocation."""
     receiver.answer("callback", Reply(503))
     worker = start(callback_attempts=4)
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
     queue.wait_empty()
     assert functions.calls() == {"one": 1}
     assert receiver.calls() == {"one": 4}
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
     assert len(worker.logged("Callback given up")) == 1
     results = [value for value in worker.samples("queue_worker_callbacks_total").values() if value]
     assert sorted(results) == [1, 3]
 
 
 @pytest.mark.parametrize("status", [400, 404, 410])
-def test_a_callback_that_can_never_succeed(case: Case, status: int) -> None:
-    """A refusal that a retry cannot change is given up at once."""
+def test_callback_with_a_client_error_is_given_up_at_once(case: Case, status: int) -> None:
+    """A callback that its receiver rejects with a client error is given up after one attempt."""
     case.answer_callbacks(Reply(status))
     assert case.run(callback=case.callback) == 1
     assert case.called_back
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_redirects_are_not_followed(case: Case, status: int) -> None:
+def test_callback_redirect_is_not_followed(case: Case, status: int) -> None:
     """The worker does not follow redirects of a receiver, so a result goes to the caller's URL only."""
     elsewhere = f"{case.name}-elsewhere"
     case.answer_callbacks(Reply(status, headers=(("Location", f"{case.shared.receiver.url}/{elsewhere}"),)))
@@ -162,21 +164,21 @@ def test_redirects_are_not_followed(case: Case, status: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:", "no-such-host.invalid", "[::1]:1", "127.0.0.1:0"])
-def test_a_dead_host(case: Case, host: str) -> None:
-    """A callback without a receiver delays its own message only, and not forever; the function runs once."""
+def test_callback_to_an_unreachable_host_is_given_up(case: Case, host: str) -> None:
+    """A callback to an unreachable host is given up, delays its own message only, and repeats no invocation."""
     port = free_port() if host.endswith(":") else ""
     assert case.run(callback=f"http://{host}{port}/callback") == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     assert [line for line in case.lines if "allback" in line["event"] and line["call_id"] == case.call_id]
 
 
-def test_a_callback_that_never_answers(timeout_case: Case) -> None:
+def test_callback_without_a_response_times_out_and_is_retried(timeout_case: Case) -> None:
     """Each attempt of a callback ends after `callback_timeout`; the first answered attempt settles the message."""
     case = timeout_case
     case.answer_callbacks(Reply(raw=b"", stall=True), Reply(raw=b"HTTP/1.1 200 OK\r\n", stall=True), Reply(200))
     case.run(callback=case.callback)
     assert len(case.callbacks) >= 3
-    assert [request.gone for request in case.callbacks[:2]] == [True, True]
+    assert [request.disconnected for request in case.callbacks[:2]] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -195,24 +197,24 @@ def test_a_callback_that_never_answers(timeout_case: Case) -> None:
     ],
     ids=str,
 )
-def test_a_callback_that_cannot_be_posted_to(case: Case, url: Any) -> None:
-    """An unusable callback URL does not affect the invocation: the function runs once, and a warning has the reason."""
+def test_callback_with_an_invalid_url_is_ignored(case: Case, url: Any) -> None:
+    """An invalid callback URL does not affect the invocation: the function runs once, and a warning has the reason."""
     assert case.run(CallbackUrl=url) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     (warning,) = case.warnings
     assert warning["call_id"] == case.call_id
     assert warning["reason"]
 
 
-def test_settled_only_after_the_callback(
+def test_message_is_settled_after_its_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """A message stays on the queue while its callback runs, and is settled after it."""
+    """A message stays in the stream while its callback runs, and is settled after it."""
     receiver.answer("callback", Reply(held=True))
     start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback")
-    look_on()
+    wait_until(lambda: receiver.running == 1, "the callback to arrive")
+    wait_quietly()
     assert queue.nats.state(queue.name)["messages"] == 1
     receiver.release("callback")
     queue.wait_empty()
@@ -220,7 +222,7 @@ def test_settled_only_after_the_callback(
 
 
 @pytest.mark.parametrize("where", ["there", "dead"])
-def test_credentials_in_the_url_are_not_logged(case: Case, where: str) -> None:
+def test_callback_url_is_logged_without_credentials(case: Case, where: str) -> None:
     """The worker logs neither user, password nor query of a callback's URL, whether the callback succeeds or fails."""
     case.answer_callbacks(Reply(500), Reply(200))
     url = case.callback if where == "there" else f"http://127.0.0.1:{free_port()}/x"
@@ -231,7 +233,9 @@ def test_credentials_in_the_url_are_not_logged(case: Case, where: str) -> None:
     assert "s3cret" not in case.worker.output
 
 
-def test_many_callbacks_at_once(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
+def test_concurrent_callbacks_go_to_their_own_urls(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
     """Each of 200 concurrent results goes to its own caller's URL."""
     start(max_inflight=20)
     calls = [f"call-{number}" for number in range(200)]

@@ -17,7 +17,9 @@ def guarded(tmp_path: Path) -> NatsServer:
 
 
 @pytest.mark.parametrize("way", ["nats_token", "nats_token_file", "nats_url", "QUEUE_WORKER_NATS_TOKEN"])
-def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Path, way: str) -> None:
+def test_connect_with_a_valid_token_succeeds(
+    guarded: NatsServer, functions: Functions, tmp_path: Path, way: str
+) -> None:
     """The worker connects with a token from a setting (in upper case too), a file or the URL, and never prints it."""
     secret = tmp_path / "token"
     secret.write_text("t0ken-right\n")
@@ -40,8 +42,8 @@ def test_the_right_token(guarded: NatsServer, functions: Functions, tmp_path: Pa
 
 
 @pytest.mark.parametrize("way", ["none", "wrong", "wrong in the URL"])
-def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
-    """A wrong token is exit 1 with a message that names the fault and the settings; the token is never printed."""
+def test_connect_with_a_wrong_token_ends_the_worker(guarded: NatsServer, tmp_path: Path, way: str) -> None:
+    """A wrong token ends the worker with exit 1 and a message that names problem and settings, but not the token."""
     with guarded:
         given: dict[str, dict[str, object]] = {
             "none": {},
@@ -56,7 +58,7 @@ def test_a_wrong_token(guarded: NatsServer, tmp_path: Path, way: str) -> None:
             assert "t0ken" not in worker.output
 
 
-def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
+def test_connect_with_user_and_password_succeeds(tmp_path: Path, functions: Functions) -> None:
     """The worker connects with user and password; a wrong password is exit 1; no password is ever printed."""
     config = 'authorization { user: "worker", password: "p4ss-right" }'
     with NatsServer(tmp_path, config=config, connect={"user": "worker", "pass": "p4ss-right"}) as nats:
@@ -74,7 +76,7 @@ def test_user_and_password(tmp_path: Path, functions: Functions) -> None:
             assert "p4ss" not in worker.output
 
 
-def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
+def test_connect_with_an_nkey_seed_succeeds(tmp_path: Path, functions: Functions) -> None:
     """The worker authenticates with an nkey seed from a file, and never prints the seed."""
     # The seed consists of the bytes 0 to 31, so it protects nothing.
     seed = "SUAAAAICAMCAKBQHBAEQUCYMBUHA6EARCIJRIFIWC4MBSGQ3DQOR4H776Y"
@@ -91,8 +93,8 @@ def test_an_nkey(tmp_path: Path, functions: Functions) -> None:
             assert seed not in worker.output
 
 
-def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions) -> None:
-    """A worker that is refused after it was connected waits: it is not ready, and goes on when it is admitted again."""
+def test_worker_with_credentials_refused_later_waits(tmp_path: Path, functions: Functions) -> None:
+    """A worker whose credentials are refused at a reconnect is not ready, and continues when they are accepted."""
     with NatsServer(tmp_path) as nats:
         queue = Queue(nats)
         with Worker(queue, functions, tmp_path=tmp_path) as worker:
@@ -111,7 +113,9 @@ def test_credentials_that_stop_being_right(tmp_path: Path, functions: Functions)
             assert functions.calls() == {"one": 1}
 
 
-def test_the_first_server_that_answers(own_nats: NatsServer, functions: Functions, tmp_path: Path) -> None:
+def test_nats_url_with_two_servers_uses_the_first_that_answers(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path
+) -> None:
     """A worker connects to the first server in `nats_url` that answers; the setting overrides host and port."""
     queue = Queue(own_nats)
     urls = f"nats://127.0.0.1:1, {own_nats.url}"
@@ -121,7 +125,7 @@ def test_the_first_server_that_answers(own_nats: NatsServer, functions: Function
         queue.wait_empty()
 
 
-def test_config_shows_no_password(tmp_path: Path) -> None:
+def test_config_command_masks_secrets(tmp_path: Path) -> None:
     """`queue-worker config` prints each value and its origin; secrets are masked, also in URLs."""
     secret = tmp_path / "seed"
     secret.write_text("SUA-s3cret")

@@ -1,6 +1,6 @@
 """Contract, section 8: a worker that drains after SIGTERM or SIGINT, and its messages.
 
-`ack_wait` is a minute in most tests, so a message that another worker gets within the tests' patience was given
+`ack_wait` is a minute in most tests, so a message that another worker receives within the tests' time limits was
 back.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
@@ -20,8 +20,8 @@ from worker.dev.stack import free_port
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 
 
-def draining(worker: Worker) -> None:
-    """Wait until the worker logs that it is draining."""
+def wait_draining(worker: Worker) -> None:
+    """Wait until the worker logs that it drains."""
     worker.wait_for('"event":"Draining"')
 
 
@@ -29,11 +29,11 @@ def hold(queue: Queue, functions: Functions, *calls: str) -> None:
     """Start one invocation for each call id, which runs until it is released."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == len(calls), "all to run")
+    wait_until(lambda: functions.running == len(calls), "all invocations to run")
 
 
 @SIGNALS
-def test_running_invocations_end(
+def test_drain_finishes_running_invocations(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """A draining worker is alive and not ready, takes no new message, and ends and settles all running invocations."""
@@ -41,16 +41,16 @@ def test_running_invocations_end(
     hold(queue, functions, "one", "two", "three")
     worker.process.send_signal(number)
     wait_until(lambda: worker.get("/readyz")[0] == 503, "the worker to be not ready")
-    draining(worker)
+    wait_draining(worker)
     assert worker.get("/healthz")[0] == 200
     assert worker.metric("queue_worker_draining") == 1
     queue.put_calls("echo", ["late-1", "late-2", "late-3"])
-    look_on()
+    wait_quietly()
     assert worker.process.poll() is None
     assert functions.calls() == {"one": 1, "two": 1, "three": 1}
     functions.release("held")
     assert worker.wait() == 0
-    assert not [request for request in functions.requests if request.gone]
+    assert not [request for request in functions.requests if request.disconnected]
     info = queue.consumer()
     assert (info["num_ack_pending"], info["num_pending"], info["num_redelivered"]) == (0, 3, 0)
     assert queue.nats.state(queue.name)["messages"] == 3
@@ -60,7 +60,7 @@ def test_running_invocations_end(
 
 
 @SIGNALS
-def test_past_the_timeout_work_is_given_back(
+def test_drain_past_its_timeout_returns_messages(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """After `shutdown_timeout` the worker cancels and returns running invocations; another worker runs them; exit 0."""
@@ -69,7 +69,7 @@ def test_past_the_timeout_work_is_given_back(
     start(max_inflight=3)
     leaving.process.send_signal(number)
     assert leaving.wait() == 0
-    wait_until(lambda: all(request.gone for request in functions.requests[:3]), "the requests to be left")
+    wait_until(lambda: all(request.disconnected for request in functions.requests[:3]), "the requests to be cancelled")
     wait_until(lambda: len(functions.requests) == 6, "the other worker to run them")
     functions.release("held")
     queue.wait_empty()
@@ -77,7 +77,7 @@ def test_past_the_timeout_work_is_given_back(
 
 
 @SIGNALS
-def test_a_second_signal_returns_messages_at_once(
+def test_second_signal_returns_messages_at_once(
     queue: Queue, functions: Functions, start: StartWorker, number: signal.Signals
 ) -> None:
     """After a second signal the worker returns its messages at once, for any `shutdown_timeout`; exit 0."""
@@ -85,8 +85,8 @@ def test_a_second_signal_returns_messages_at_once(
     hold(queue, functions, "one", "two", "three")
     start(max_inflight=3)
     leaving.process.send_signal(signal.SIGTERM)
-    draining(leaving)
-    look_on()
+    wait_draining(leaving)
+    wait_quietly()
     assert len(functions.requests) == 3
     leaving.process.send_signal(number)
     assert leaving.wait() == 0
@@ -96,7 +96,7 @@ def test_a_second_signal_returns_messages_at_once(
     assert functions.calls() == {"one": 2, "two": 2, "three": 2}
 
 
-def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_more_than_two_signals_act_as_two(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """More than two signals have the effect of two: the worker returns its messages, and its exit code is 0."""
     worker = start(shutdown_timeout="10m")
     hold(queue, functions, "one")
@@ -107,11 +107,11 @@ def test_many_signals(queue: Queue, functions: Functions, start: StartWorker) ->
     info = queue.consumer()
     assert (info["num_ack_pending"], queue.nats.state(queue.name)["messages"]) in ((0, 1), (1, 1))
     start()
-    wait_until(lambda: len(functions.requests) == 2, "it to run again")
+    wait_until(lambda: len(functions.requests) == 2, "the message to run again")
 
 
-def test_signals_to_the_very_end(start: StartWorker) -> None:
-    """A worker that gets signals until it has ended exits with 0, whatever it is doing when they arrive."""
+def test_signals_until_the_end_leave_exit_code_0(start: StartWorker) -> None:
+    """A worker that receives signals until it has ended exits with 0, in each phase of its drain."""
     worker = start()
     while worker.process.poll() is None:
         worker.terminate()
@@ -119,7 +119,7 @@ def test_signals_to_the_very_end(start: StartWorker) -> None:
     assert (worker.process.returncode, worker.stderr) == (0, "")
 
 
-def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
+def test_drain_of_an_idle_worker_ends_at_once(queue: Queue, start: StartWorker) -> None:
     """An idle worker ends at once after SIGTERM, for any `shutdown_timeout`, and leaves no pull request."""
     worker = start(shutdown_timeout="10m")
     worker.terminate()
@@ -129,12 +129,12 @@ def test_nothing_to_do(queue: Queue, start: StartWorker) -> None:
 
 
 @pytest.mark.slow
-def test_leases_are_extended_during_a_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_drain_longer_than_ack_wait_extends_leases(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A worker extends its leases during a drain longer than `ack_wait`, so no other worker receives the messages."""
     functions.answer("slow", Reply(after=3.0 * LEASE))
     leaving = start(ack_wait=f"{LEASE}s")
     queue.put_calls("slow", ["one", "two"])
-    wait_until(lambda: functions.running == 2, "both to run")
+    wait_until(lambda: functions.running == 2, "both invocations to run")
     start(ack_wait=f"{LEASE}s")
     leaving.terminate()
     assert leaving.wait() == 0
@@ -142,8 +142,10 @@ def test_leases_are_extended_during_a_drain(queue: Queue, functions: Functions, 
     assert functions.calls() == {"one": 1, "two": 1}
 
 
-def test_what_fails_while_draining(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A draining worker settles invocations that are done, to be retried or given up, and does not wait for retries."""
+def test_drain_settles_failed_invocations_without_a_retry(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A draining worker settles invocations that end, naks or gives up failed ones, and does not wait for retries."""
     for name, status in (("fine", 200), ("flaky", 500), ("broken", 500)):
         functions.answer(name, Reply(status, held=True), Reply(200))
     leaving = start(initial_retry_wait="3s", max_retry_wait="3s")
@@ -152,13 +154,13 @@ def test_what_fails_while_draining(queue: Queue, functions: Functions, start: St
         message("flaky", "flaky"),
         message("broken", "broken", Annotations={"com.openfaas.retry.attempts": "1"}),
     )
-    wait_until(lambda: functions.running == 3, "all to run")
+    wait_until(lambda: functions.running == 3, "all invocations to run")
     leaving.terminate()
-    draining(leaving)
+    wait_draining(leaving)
     for name in ("fine", "flaky", "broken"):
         functions.release(name)
     assert leaving.wait() == 0
-    assert [letter.headers["X-Call-Id"] for letter in queue.letters()] == ["broken"]
+    assert [letter.headers["X-Call-Id"] for letter in queue.dead_letters()] == ["broken"]
     assert queue.nats.state(queue.name)["messages"] == 1
     start()
     queue.wait_empty()
@@ -166,17 +168,17 @@ def test_what_fails_while_draining(queue: Queue, functions: Functions, start: St
     assert next(functions.gaps("flaky")) >= 3
 
 
-def test_a_callback_is_part_of_the_work(
+def test_drain_waits_for_a_running_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
     """A draining worker waits for a running callback as for an invocation."""
     receiver.answer("callback", Reply(held=True))
     worker = start()
     queue.put(message("echo", "one", CallbackUrl=go_url(f"{receiver.url}/callback")))
-    wait_until(lambda: receiver.running == 1, "the callback")
+    wait_until(lambda: receiver.running == 1, "the callback to arrive")
     worker.terminate()
-    draining(worker)
-    look_on()
+    wait_draining(worker)
+    wait_quietly()
     assert worker.process.poll() is None
     receiver.release("callback")
     assert worker.wait() == 0
@@ -184,10 +186,10 @@ def test_a_callback_is_part_of_the_work(
     assert (len(functions.requests), len(receiver.requests)) == (1, 1)
 
 
-def test_a_failing_callback_ends_with_the_drain(
+def test_drain_ends_the_retries_of_a_callback(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """If a drain ends before a failed callback is sent again, the message is done: its function does not run again."""
+    """If a drain ends before a failed callback is sent again, the message is acked: its function does not run again."""
     receiver.answer("callback", Reply(500))
     leaving = start(shutdown_timeout="300ms", callback_initial_wait="10m", callback_max_wait="10m")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
@@ -200,7 +202,7 @@ def test_a_failing_callback_ends_with_the_drain(
     assert functions.calls() == {"one": 1, "two": 1}
 
 
-def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_drain_under_load_runs_each_message_once(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If workers are stopped one after the other under load, each message runs once, without a wait for a lease."""
     functions.answer("echo", Reply(after=0.02))
     calls = [f"call-{number}" for number in range(400)]
@@ -217,8 +219,8 @@ def test_under_load(queue: Queue, functions: Functions, start: StartWorker) -> N
 
 
 @SIGNALS
-def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
-    """A worker that is still waiting for NATS ends with 0, without a traceback."""
+def test_drain_before_the_first_connection_exits_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    """A worker that still waits for NATS ends with exit 0, without a traceback."""
     with Worker(None, tmp_path=tmp_path, nats_port=free_port(), shutdown_timeout="10m") as worker:
         worker.wait_for("Trouble with NATS")
         worker.process.send_signal(number)
@@ -226,8 +228,8 @@ def test_before_nats_ever_came(tmp_path: Path, number: signal.Signals) -> None:
         assert "Traceback" not in worker.output
 
 
-def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> None:
-    """A server that accepts connections and sends nothing does not keep a worker from ending."""
+def test_drain_while_nats_does_not_answer_exits_with_0(own_nats: NatsServer, tmp_path: Path) -> None:
+    """A worker ends with exit 0 while its server accepts connections and sends nothing."""
     queue = Queue(own_nats)
     own_nats.pause()
     with Worker(queue, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
@@ -238,8 +240,10 @@ def test_while_nats_does_not_answer(own_nats: NatsServer, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed", pytest.param("frozen", marks=pytest.mark.slow)])
-def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str) -> None:
-    """With NATS down, an idle worker ends with 0, and so does a busy one once its invocation has ended."""
+def test_drain_while_nats_is_down_exits_with_0(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, how: str
+) -> None:
+    """With NATS down, an idle worker ends with exit 0, and a busy worker when its invocation has ended."""
     queue = Queue(own_nats)
     with (
         Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as busy,
@@ -253,7 +257,7 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
             busy.wait_for("Disconnected")
         idle.terminate()
         busy.terminate()
-        draining(busy)
+        wait_draining(busy)
         assert idle.wait() == 0
         assert busy.process.poll() is None
         functions.release("held")
@@ -262,8 +266,10 @@ def test_while_nats_is_down(own_nats: NatsServer, functions: Functions, tmp_path
 
 
 @pytest.mark.parametrize("ended", ["after", "before"])
-def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str) -> None:
-    """A draining worker confirms the settlements of invocations that end before it has reconnected, or just after."""
+def test_drain_confirms_settlements_after_a_reconnect(
+    own_nats: NatsServer, functions: Functions, tmp_path: Path, ended: str
+) -> None:
+    """A draining worker confirms the settlements of invocations that end before or just after it reconnects."""
     queue = Queue(own_nats)
     with Worker(queue, functions, tmp_path=tmp_path, shutdown_timeout="10m") as worker:
         worker.wait_ready()
@@ -271,7 +277,7 @@ def test_nats_comes_back_before_the_end(own_nats: NatsServer, functions: Functio
         own_nats.stop()
         worker.wait_for("Disconnected")
         worker.terminate()
-        draining(worker)
+        wait_draining(worker)
         own_nats.start()
         if ended == "after":
             worker.wait_for("Reconnected")

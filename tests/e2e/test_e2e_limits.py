@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, go_url, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
 
 @pytest.mark.parametrize("pull", [None, 3])
-def test_never_more_than_max_inflight(queue: Queue, functions: Functions, start: StartWorker, pull: int | None) -> None:
-    """As many invocations run at once as `max_inflight` allows, however many are pulled at a time."""
+def test_max_inflight_bounds_running_invocations(
+    queue: Queue, functions: Functions, start: StartWorker, pull: int | None
+) -> None:
+    """The worker runs `max_inflight` invocations at once, for any number of messages in a pull request."""
     functions.answer("echo", Reply(held=True))
     start(max_inflight=7, **({"consumer_pull_max_messages": pull} if pull else {}))
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(40)])
-    wait_until(lambda: functions.running == 7, "seven to run")
-    look_on()
+    wait_until(lambda: functions.running == 7, "seven invocations to run")
+    wait_quietly()
     assert len(functions.requests) == 7
     assert (
         queue.consumer()["num_ack_pending"] == 7
-    )  # the worker holds no message that it cannot run, so that another worker can
+    )  # the worker requests no message that it cannot run, so that another worker can run it
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    assert functions.most == 7
+    assert functions.max_running == 7
 
 
-def test_never_more_under_load(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_max_inflight_holds_with_failures_and_retries(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker keeps to `max_inflight` with failures, retries and malformed messages, and frees every slot."""
     functions.answer("echo", Reply(after=0.01))
     functions.answer("flaky", Reply(500, after=0.01), Reply(raw=b"", reset=True), Reply(200))
@@ -37,7 +39,7 @@ def test_never_more_under_load(queue: Queue, functions: Functions, start: StartW
         queue.put_calls("flaky", [f"flaky-{batch}-{number}" for number in range(20)])
         queue.put(b"malformed")
     queue.wait_empty()
-    assert functions.most == 5
+    assert functions.max_running == 5
     assert queue.consumer()["delivered"]["consumer_seq"] == len(functions.requests) + 5
     counts = functions.calls()
     assert {counts[call] for call in counts if call.startswith("echo")} == {1}
@@ -49,7 +51,9 @@ def test_never_more_under_load(queue: Queue, functions: Functions, start: StartW
     queue.wait_empty()
 
 
-def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_max_inflight_of_one_runs_messages_in_stream_order(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """With `max_inflight=1`, messages of all subjects are invoked one after the other, in the order of the stream."""
     start(max_inflight=1)
     subjects = [queue.name, f"{queue.name}.0.b.openfaas-fn", f"{queue.name}.0.a.openfaas-fn"]
@@ -59,20 +63,20 @@ def test_one_at_a_time_is_first_in_first_out(queue: Queue, functions: Functions,
     )
     queue.wait_empty()
     assert [request.call_id for request in functions.requests] == calls
-    assert functions.most == 1
+    assert functions.max_running == 1
 
 
-def test_a_retry_does_not_hold_up_the_others(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_message_waiting_for_a_retry_uses_no_slot(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A message that waits for its next attempt uses no slot, so that other messages run with `max_inflight=1`."""
     functions.answer("broken", Reply(500), Reply(200))
     start(max_inflight=1, initial_retry_wait="10m", max_retry_wait="10m")
     queue.put(message("broken", "broken"), *(message("echo", f"call-{number}") for number in range(20)))
-    wait_until(lambda: len(functions.requests) == 21, "the others to run")
+    wait_until(lambda: len(functions.requests) == 21, "the other messages to run")
     assert functions.requests[0].call_id == "broken"
     assert len(functions.of("broken")) == 1
 
 
-def test_a_lease_lasts_as_long_as_its_invocation(
+def test_lease_is_extended_during_invocations_and_callbacks(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
     """An invocation, a callback or a retried callback that takes three times `ack_wait` runs once.
@@ -107,10 +111,10 @@ def test_message_of_a_killed_worker_runs_again_after_ack_wait(
     functions.answer("echo", Reply(held=True))
     first = start(ack_wait=f"{LEASE}s")
     queue.put_calls("echo", ["one"])
-    wait_until(lambda: functions.running == 1, "it to run")
+    wait_until(lambda: functions.running == 1, "the message to run")
     second = start(ack_wait=f"{LEASE}s")
     first.kill()
-    wait_until(lambda: len(functions.requests) == 2, "it to run again")
+    wait_until(lambda: len(functions.requests) == 2, "the message to run again")
     functions.release("echo")
     queue.wait_empty()
     assert functions.calls() == {"one": 2}

@@ -15,7 +15,7 @@ from tests.functions import Functions, Reply
 MARK = "m4rk"
 
 
-def test_one_line_an_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_has_one_line_for_each_invocation(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker logs each ended invocation in one info line: call id, function, attempt, status, duration, bytes."""
     functions.answer("fine", Reply(201, b"x" * 1_234, after=0.05))
     functions.answer("flaky", Reply(503, b"no"), Reply(200, b"yes"))
@@ -31,22 +31,24 @@ def test_one_line_an_invocation(queue: Queue, functions: Functions, start: Start
         worker.terminate()
         assert worker.wait() == 0
         lines += worker.logged("^Invoked$")
-    told = {(line["call_id"], line["function"], line["attempt"], line["status"], line["bytes"]) for line in lines}
-    assert told == {
+    logged = {(line["call_id"], line["function"], line["attempt"], line["status"], line["bytes"]) for line in lines}
+    assert logged == {
         ("one", "fine.dev", 1, 201, 1_234),
         ("two", "flaky.openfaas-fn", 1, 503, 2),
         ("two", "flaky.openfaas-fn", 2, 200, 3),
         ("three", "late.openfaas-fn", 1, 504, 0),
         ("three", "late.openfaas-fn", 2, 504, 0),
     }
-    assert len(lines) == len(told)
+    assert len(lines) == len(logged)
     assert {line["level"] for line in lines} == {"info"}
     durations = {line["call_id"]: line["duration"] for line in lines}
     assert durations["one"] >= 0.05
     assert durations["three"] >= 0.3
 
 
-def test_debug_logs_the_start_too(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_with_debug_has_the_start_of_each_invocation(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """With `debug=true` the worker logs the start of each invocation; without it, no line is below info."""
     for debug in ("true", "false"):
         worker = start(debug=debug)
@@ -57,26 +59,28 @@ def test_debug_logs_the_start_too(queue: Queue, functions: Functions, start: Sta
         started = [line for line in worker.lines_of(debug) if line["level"] == "debug"]
         assert len(started) == (debug == "true")
         for line in started:
-            told = {name: line[name] for name in ("function", "attempt", "method", "bytes")}
-            assert told == {"function": "echo.openfaas-fn", "attempt": 1, "method": "PUT", "bytes": 5}
+            logged = {name: line[name] for name in ("function", "attempt", "method", "bytes")}
+            assert logged == {"function": "echo.openfaas-fn", "attempt": 1, "method": "PUT", "bytes": 5}
         if debug == "false":
             assert {line["level"] for line in worker.lines()} == {"info"}
     assert len(functions.requests) == 2
 
 
-def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functions, start: StartWorker) -> None:
-    """With `log_encoding=json` each line is one event in JSON, with a time, a level and a text, whatever it quotes."""
+def test_log_in_json_has_one_event_in_each_line(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """With `log_encoding=json` each line is one JSON object with time, level and text, for any text that it quotes."""
     functions.answer("broken", Reply(500))
     functions.answer("reset", Reply(raw=b"", reset=True))
     receiver.answer("callback", Reply(500))
     worker = start(debug="true", max_retry_attempts=2)
-    nasty = 'line\nbreak "quotes" \\ back\u2028slash \x1b[31m'
+    special = 'line\nbreak "quotes" \\ back\u2028slash \x1b[31m'
     queue.put(
         message("broken", "a\tb"),
         message("reset", "two", CallbackUrl=go_url(f"{receiver.url}/callback")),
-        message("echo", "three", Annotations={"com.openfaas.retry.attempts": nasty}),
-        message("echo", "four", CallbackUrl=f"http://{nasty}"),
-        message(nasty, "five"),
+        message("echo", "three", Annotations={"com.openfaas.retry.attempts": special}),
+        message("echo", "four", CallbackUrl=f"http://{special}"),
+        message(special, "five"),
         b"\xff\x00",
     )
     queue.wait_empty()
@@ -92,20 +96,20 @@ def test_every_line_is_json(queue: Queue, functions: Functions, receiver: Functi
 
 
 @pytest.mark.parametrize("encoding", ["json", "console"])
-def test_what_must_not_be_logged(
+def test_log_contains_no_body_header_or_secret(
     queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path, encoding: str
 ) -> None:
-    """The worker never logs a body, a header's value or a secret, at debug level and whatever fails."""
+    """The worker never logs a body, a header's value or a secret, also at debug level and after any failure."""
     marked = MARK.encode()
     body, secret = marked + b"-body", f"{MARK}-secret"
-    theirs = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
-    functions.answer("fine", Reply(200, body, theirs))
-    functions.answer("broken", Reply(500, body, theirs))
+    headers = (("X-Answer", f"{MARK}-header"), ("Set-Cookie", f"{MARK}-cookie"))
+    functions.answer("fine", Reply(200, body, headers))
+    functions.answer("broken", Reply(500, body, headers))
     functions.answer("reset", Reply(raw=b"HTTP/1.1 200 OK\r\nX-A: " + body, reset=True))
     functions.answer("garbage", Reply(raw=body * 100))
     functions.answer("chunks", Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body))
     functions.answer("late", Reply(body=body, after=30))
-    receiver.answer("callback", Reply(500, body, theirs), Reply(raw=body), Reply(200, body, theirs))
+    receiver.answer("callback", Reply(500, body, headers), Reply(raw=body), Reply(200, body, headers))
     header = {
         "Authorization": [f"Bearer {MARK}-token"],
         "Cookie": [f"{MARK}-cookie"],
@@ -140,12 +144,12 @@ def test_what_must_not_be_logged(
         assert "Invoke" in worker.output
         found = [line for line in worker.output.splitlines() if MARK in line or encoded.rstrip("=")[:6] in line]
         assert found == []
-    assert len(queue.letters()) == len(payloads) - 1
+    assert len(queue.dead_letters()) == len(payloads) - 1
     assert any(request.header("X-Answer") for request in receiver.requests)
 
 
-def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """By default lines are plain text, one for each event, without colours where the output is no terminal."""
+def test_log_for_the_console_is_plain_text(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """By default log lines are plain text, one for each event, without colours if the output is not a terminal."""
     with Worker(queue, functions, tmp_path=tmp_path, log_encoding="") as worker:
         worker.wait_for("Consuming")
         queue.put_calls("echo", ["one"])
@@ -156,7 +160,7 @@ def test_the_console_is_for_people(queue: Queue, functions: Functions, tmp_path:
         assert "\x1b" not in worker.output
 
 
-def test_nothing_but_its_events(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_log_without_trouble_has_at_most_ten_lines(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """A worker without trouble logs at most ten lines, all on standard output."""
     worker = start()
     queue.put_calls("echo", ["one"])

@@ -14,35 +14,35 @@ from worker.dev.stack import free_port
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 302, 304, 400, 401, 403, 404, 409, 413, 418, 422, 501])
-def test_a_code_not_in_the_list_is_done(case: Case, status: int) -> None:
+def test_status_not_in_retry_http_codes_is_final(case: Case, status: int) -> None:
     """A status that is not in `retry_http_codes` is final: one invocation, no dead letter, and no redirect followed."""
     elsewhere = f"{case.name}-elsewhere"
     reply = Reply(status, b"body", (("Location", f"{case.shared.functions.url}/function/{elsewhere}"),))
     if status in (204, 304):  # these have neither body nor length
         reply = Reply(raw=f"HTTP/1.1 {status} Whatever\r\n\r\n".encode())
     assert case.run(reply) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
     assert case.shared.functions.to(elsewhere) == []
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_code_in_the_list_is_retried(case: Case, status: int) -> None:
+def test_status_in_retry_http_codes_is_retried(case: Case, status: int) -> None:
     """The worker repeats the same request while its status is in `retry_http_codes`."""
     assert case.run(Reply(status), Reply(status), Reply(200)) == 3
     first, second, third = ((request.line, request.headers, request.body) for request in case.requests)
     assert first == second == third
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 501])
-def test_an_internal_error_of_openfaas_is_retried(case: Case, status: int) -> None:
+def test_internal_error_of_openfaas_is_retried(case: Case, status: int) -> None:
     """An answer of 400 or more with an X-OpenFaaS-Internal header is retried, even if its status is not in the list."""
     internal = Reply(status, headers=(("x-openfaas-internal", "faas-netes"),))
     assert case.run(internal, Reply(status)) == 2
 
 
 @pytest.mark.parametrize("status", [200, 302])
-def test_the_internal_header_alone_is_no_error(case: Case, status: int) -> None:
+def test_internal_header_with_a_status_below_400_is_final(case: Case, status: int) -> None:
     """An answer below 400 with an X-OpenFaaS-Internal header is final."""
     assert case.run(Reply(status, headers=(("X-OpenFaaS-Internal", "gateway"),))) == 1
 
@@ -65,13 +65,13 @@ NO_ANSWER = {
 
 
 @pytest.mark.parametrize("reply", NO_ANSWER.values(), ids=list(NO_ANSWER))
-def test_no_valid_response_counts_as_502(case: Case, reply: Reply) -> None:
+def test_invalid_response_counts_as_502(case: Case, reply: Reply) -> None:
     """A reset, malformed or truncated response is retried, and given up, with the status 502."""
     again = Case(case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "2"}) == 2
-    assert case.letter.headers["X-Function-Status"] == "502"
+    assert case.dead_letter.headers["X-Function-Status"] == "502"
     assert again.run(reply, Reply(200)) == 2
-    assert again.letters == []
+    assert again.dead_letters == []
 
 
 TOO_LATE = {
@@ -83,23 +83,23 @@ TOO_LATE = {
 
 
 @pytest.mark.parametrize("reply", TOO_LATE.values(), ids=list(TOO_LATE))
-def test_past_upstream_timeout_counts_as_504(timeout_case: Case, reply: Reply) -> None:
-    """Without a whole answer within `upstream_timeout` the request is cancelled, and retried or given up as 504."""
+def test_response_after_upstream_timeout_counts_as_504(timeout_case: Case, reply: Reply) -> None:
+    """Without a whole response within `upstream_timeout` the request is cancelled, and retried or given up as 504."""
     case, again = timeout_case, Case(timeout_case.shared)
     assert case.run(reply, annotations={"com.openfaas.retry.attempts": "1"}) == 1
-    assert case.letter.headers["X-Function-Status"] == "504"
-    wait_until(lambda: case.requests[0].gone, "the worker to leave the request")
+    assert case.dead_letter.headers["X-Function-Status"] == "504"
+    wait_until(lambda: case.requests[0].disconnected, "the worker to leave the request")
     assert again.run(reply, Reply(200)) >= 2
-    assert again.letters == []
+    assert again.dead_letters == []
 
 
-def test_a_timeout_is_the_longest_invocation(case: Case) -> None:
-    """An answer that arrives before `upstream_timeout` is final, here after more than the other worker's timeout."""
+def test_response_before_upstream_timeout_is_final(case: Case) -> None:
+    """A response before `upstream_timeout` is final, here after more than the timeout of the other shared worker."""
     assert case.run(Reply(after=1.5 * TIMEOUT)) == 1
 
 
-def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> None:
-    """While connections to `gateway_url` are refused, invocations are retried; they succeed when it listens."""
+def test_refused_connection_to_the_gateway_is_retried(queue: Queue, start: StartWorker) -> None:
+    """While connections to `gateway_url` are refused, invocations are retried; they succeed when the port listens."""
     port = free_port()
     worker = start(gateway_url=f"http://127.0.0.1:{port}")
     queue.put_calls("echo", ["one", "two"])
@@ -110,26 +110,26 @@ def test_refused_connections_are_retried(queue: Queue, start: StartWorker) -> No
     assert {line["status"] for line in worker.lines_of("one")} == {502, 200}
 
 
-def test_a_host_that_does_not_exist(queue: Queue, start: StartWorker) -> None:
+def test_gateway_host_without_an_address_counts_as_502(queue: Queue, start: StartWorker) -> None:
     """A gateway host that DNS cannot resolve counts as 502: the message is retried, then given up."""
     start(gateway_url="http://no-such-host.invalid:8080", max_retry_attempts=2)
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
-    (letter,) = queue.letters()
+    (letter,) = queue.dead_letters()
     assert (letter.headers["X-Function-Status"], letter.headers["X-Dead-Letter-Attempts"]) == ("502", "2")
 
 
-def test_a_server_without_tls(queue: Queue, start: StartWorker) -> None:
+def test_gateway_without_tls_counts_as_502(queue: Queue, start: StartWorker) -> None:
     """A failed TLS handshake with the gateway counts as 502: the message is retried, then given up."""
     start(gateway_url=f"https://127.0.0.1:{queue.nats.port}", max_retry_attempts=2)  # NATS greets first, in plain text
     queue.put_calls("echo", ["one"])
     queue.wait_empty()
-    (letter,) = queue.letters()
+    (letter,) = queue.dead_letters()
     assert (letter.headers["X-Function-Status"], letter.headers["X-Dead-Letter-Attempts"]) == ("502", "2")
 
 
-def test_retry_http_codes_replaces_the_list(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """`retry_http_codes` replaces the list; a missing response is also retried where 502 is not in it."""
+def test_retry_http_codes_replaces_the_default_list(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """`retry_http_codes` replaces the default list; a missing response is retried also if 502 is not in the list."""
     functions.answer("teapot", Reply(418), Reply(200))
     functions.answer("broken", Reply(500))
     functions.answer("bad", Reply(502))
@@ -139,7 +139,7 @@ def test_retry_http_codes_replaces_the_list(queue: Queue, functions: Functions, 
         queue.put_calls(name, [name])
     queue.wait_empty()
     assert functions.calls() == {"teapot": 2, "broken": 1, "bad": 1, "reset": 2}
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
 
 
 # Complete responses.
@@ -162,19 +162,19 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("reply", WHOLE.values(), ids=list(WHOLE))
-def test_however_a_body_ends(case: Case, reply: Reply) -> None:
+def test_complete_response_in_each_framing_is_final(case: Case, reply: Reply) -> None:
     """Any complete HTTP/1.1 response is final, for each length and each way to end a body."""
     assert case.run(reply) == 1
-    assert case.letters == []
+    assert case.dead_letters == []
 
 
 # Dead letters.
 
 
-def test_given_up_after_the_last_attempt(case: Case) -> None:
-    """After `max_retry_attempts` failures the message is stored in the dead letters, byte for byte, and acked."""
+def test_message_given_up_is_stored_as_a_dead_letter(case: Case) -> None:
+    """After `max_retry_attempts` failures the message is stored as a dead letter, byte for byte, and acked."""
     assert case.run(Reply(500, b"sorry")) == ATTEMPTS
-    letter, stream = case.letter, case.queue.name
+    letter, stream = case.dead_letter, case.queue.name
     assert letter.subject == f"DEAD-LETTERS.{stream}.{case.name}.openfaas-fn"
     headers = dict(letter.headers)
     sequence = headers.pop("X-Dead-Letter-Sequence")
@@ -192,8 +192,8 @@ def test_given_up_after_the_last_attempt(case: Case) -> None:
     assert [line["event"] for line in case.lines if line["level"] == "error"] == ["Dead letter"]
 
 
-def test_the_stream_of_dead_letters(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """The stream of dead letters keeps them for `dead_letter_max_age`, and reading does not remove them."""
+def test_dead_letter_stream_keeps_letters_for_max_age(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """The dead letter stream keeps its messages for `dead_letter_max_age`, also after they were read."""
     functions.answer("echo", Reply(500))
     start(max_retry_attempts=1, dead_letter_max_age="48h", nats_stream_storage="memory")
     queue.put_calls("echo", ["one"])
@@ -202,7 +202,7 @@ def test_the_stream_of_dead_letters(queue: Queue, functions: Functions, start: S
     assert (config["retention"], config["max_age"], config["storage"]) == ("limits", 48 * 3600 * 10**9, "memory")
 
 
-def test_dead_letters_switched_off(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_dead_letter_false_discards_given_up_messages(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """With `dead_letter=false` given-up messages are acked without a dead letter, but logged and counted."""
     functions.answer("echo", Reply(500))
     worker = start(dead_letter="false", max_retry_attempts=2)
@@ -223,4 +223,4 @@ def test_attempts_are_counted_across_workers(queue: Queue, functions: Functions,
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 5)
-    assert sorted(letter.headers["X-Call-Id"] for letter in queue.letters()) == sorted(calls)
+    assert sorted(letter.headers["X-Call-Id"] for letter in queue.dead_letters()) == sorted(calls)

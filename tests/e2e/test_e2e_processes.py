@@ -30,8 +30,8 @@ def children(parent: int) -> list[int]:
     return sorted(found)
 
 
-def gone(pids: list[int]) -> bool:
-    """Whether all of these processes have ended; a zombie that another process must reap has ended."""
+def ended(pids: list[int]) -> bool:
+    """Return whether all of these processes have ended; a zombie counts as ended."""
     states = [path.read_text().rpartition(") ")[2][0] for pid in pids if (path := Path(f"/proc/{pid}/stat")).exists()]
     return set(states) <= {"Z"}
 
@@ -40,11 +40,11 @@ def hold(queue: Queue, functions: Functions, *calls: str, running: int) -> None:
     """Publish calls that run until they are released, and wait until *running* of them do."""
     functions.answer("held", Reply(held=True))
     queue.put_calls("held", calls)
-    wait_until(lambda: functions.running == running, f"{running} to run")
+    wait_until(lambda: functions.running == running, f"{running} invocations to run")
 
 
 @pytest.fixture
-def seven() -> list[str]:
+def seven_calls() -> list[str]:
     return [f"call-{number}" for number in range(7)]
 
 
@@ -58,24 +58,28 @@ def stopped() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: StartWorker, seven: list[str]) -> None:
+def test_processes_act_as_one_worker(
+    queue: Queue, functions: Functions, start: StartWorker, seven_calls: list[str]
+) -> None:
     """Two processes run `max_inflight` messages in all, merge their metrics, and drain after one SIGTERM; exit 0."""
     worker = start(processes=2, max_inflight=5)
     assert len(children(worker.pid)) == 2
-    hold(queue, functions, *seven, running=5)
+    hold(queue, functions, *seven_calls, running=5)
     assert {line["process"] for line in worker.lines() if line["event"] == "Consuming"} == {1, 2}
     running = "queue_worker_function_invocation_inflight"
-    wait_until(lambda: worker.metric(running) == 5, "five to be told of")
+    wait_until(lambda: worker.metric(running) == 5, "five running invocations in the metrics")
     assert worker.metric("queue_worker_processes") == 2
     assert worker.metric("queue_worker_nats_connected") == 1
     assert worker.metric("queue_worker_build_info") == 1
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all processes to answer")
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
-    wait_until(lambda: worker.get("/readyz") == (503, "not ready: draining\n"), "all to answer that they drain")
-    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all to answer")
-    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain to be told of")
-    assert functions.most == 5
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
+    wait_until(
+        lambda: worker.get("/readyz") == (503, "not ready: draining\n"), "all processes to report that they drain"
+    )
+    wait_until(lambda: worker.get("/healthz") == (200, "ok\n"), "all processes to answer")
+    wait_until(lambda: worker.metric("queue_worker_draining") == 1, "the drain in the metrics")
+    assert functions.max_running == 5
     functions.release("held")
     assert worker.wait() == 0
     assert worker.stderr == ""
@@ -85,29 +89,31 @@ def test_processes_act_as_one_worker(queue: Queue, functions: Functions, start: 
     assert {line["process"] for line in worker.lines()} == {0, 1, 2}
     start(processes=3)
     queue.wait_empty()
-    assert functions.calls() == dict.fromkeys(seven, 1)
+    assert functions.calls() == dict.fromkeys(seven_calls, 1)
 
 
-def test_a_second_signal_makes_all_processes_return_messages(
-    queue: Queue, functions: Functions, start: StartWorker, seven: list[str]
+def test_second_signal_makes_all_processes_return_messages(
+    queue: Queue, functions: Functions, start: StartWorker, seven_calls: list[str]
 ) -> None:
     """After a second signal, of either kind, every process returns its messages at once; exit 0."""
     worker = start(processes=2, max_inflight=6, shutdown_timeout="10m")
-    hold(queue, functions, *seven, running=6)
+    hold(queue, functions, *seven_calls, running=6)
     worker.terminate()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
     worker.interrupt()
     assert worker.wait() == 0
     assert worker.stderr == ""
-    wait_until(lambda: [request.gone for request in functions.requests] == [True] * 6, "the requests to be left")
+    wait_until(
+        lambda: [request.disconnected for request in functions.requests] == [True] * 6, "the requests to be cancelled"
+    )
     functions.release("held")
     start()
     queue.wait_empty()
-    assert set(functions.calls()) == set(seven)
+    assert set(functions.calls()) == set(seven_calls)
 
 
-def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """After a process is killed it is restarted: its messages run again, none is lost, and no counter falls."""
+def test_killed_process_is_restarted(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """A killed process is restarted: its messages run again, no message is lost, and no counter decreases."""
     worker = start(processes=2, max_inflight=4, ack_wait=f"{LEASE}s")
     queue.put_calls("echo", [f"before-{number}" for number in range(50)])
     queue.wait_empty()
@@ -115,8 +121,8 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     before = dict(COUNTS.findall(worker.get("/metrics")[1]))
     victim, _ = children(worker.pid)
     os.kill(victim, signal.SIGKILL)
-    told = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}')[0]
-    assert '"how":"was killed by SIGKILL"' in told
+    line = worker.wait_for('{[^\n]*"A process ended; starting it again"[^\n]*}')[0]
+    assert '"how":"was killed by SIGKILL"' in line
     after = dict(COUNTS.findall(worker.get("/metrics")[1]))
     assert before.keys() <= after.keys()
     assert not {name for name in before if float(after[name]) < float(before[name])}
@@ -133,12 +139,12 @@ def test_one_that_is_killed_comes_back(queue: Queue, functions: Functions, start
     assert worker.wait() == 0
 
 
-def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
-    """The metrics page has the last values of a hanging process; both health pages fail, and name it."""
+def test_hanging_process_fails_the_health_pages(queue: Queue, start: StartWorker, stopped: list[int]) -> None:
+    """The metrics page has the last values of a hanging process; both health pages fail, and name the process."""
     worker = start(processes=2, max_inflight=2)
     queue.put_calls("echo", [f"call-{number}" for number in range(20)])
     queue.wait_empty()
-    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all to be counted")
+    wait_until(lambda: worker.metric("queue_worker_messages_processed_total") == 20, "all messages to be counted")
     stopped += children(worker.pid)[:1]
     os.kill(stopped[0], signal.SIGSTOP)
     assert worker.metric("queue_worker_messages_processed_total") == 20
@@ -148,21 +154,21 @@ def test_one_that_hangs(queue: Queue, start: StartWorker, stopped: list[int]) ->
         assert worker.get(page)[0] == 503
     os.kill(stopped[0], signal.SIGCONT)
     worker.wait_ready()
-    wait_until(lambda: worker.get("/healthz")[0] == 200, "it to be alive")
+    wait_until(lambda: worker.get("/healthz")[0] == 200, "the worker to be alive")
 
 
-def test_without_the_parent_they_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_processes_without_the_parent_drain(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """If the parent is killed, each process drains: it finishes its invocations, takes no new message, and ends."""
     worker = start(processes=2, max_inflight=4)
     hold(queue, functions, "one", "two", "three", "four", running=4)
     orphans = children(worker.pid)
     worker.kill()
-    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both to drain")
+    wait_until(lambda: len(worker.logged("^Draining$")) == 2, "both processes to drain")
     queue.put_calls("held", ["late"])
-    assert not gone(orphans[:1])
-    assert not gone(orphans[1:])
+    assert not ended(orphans[:1])
+    assert not ended(orphans[1:])
     functions.release("held")
-    wait_until(lambda: gone(orphans), "both to end")
+    wait_until(lambda: ended(orphans), "both processes to end")
     assert functions.calls() == dict.fromkeys(("one", "two", "three", "four"), 1)
     assert queue.nats.state(queue.name)["messages"] == 1
 
@@ -177,8 +183,8 @@ def test_sigterm_during_the_start_ends_all_processes(queue: Queue, functions: Fu
         assert "starting it again" not in worker.stdout
 
 
-def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
-    """Refused credentials are exit 1 with one line, the same for one process and for many."""
+def test_refused_credentials_end_all_processes(tmp_path: Path, functions: Functions) -> None:
+    """Refused credentials are exit 1 with one line, the same for one process and for several."""
     with NatsServer(tmp_path, config='authorization { token: "s3cret" }', connect={"auth_token": "s3cret"}) as nats:
         one, three = (
             Worker(Queue(nats), functions, tmp_path=tmp_path, processes=processes, nats_token="wrong")
@@ -190,8 +196,10 @@ def test_what_no_restart_mends(tmp_path: Path, functions: Functions) -> None:
             assert three.stderr == one.stderr
 
 
-def test_a_setting_that_goes_bad(queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path) -> None:
-    """A restarted process whose settings have become unusable ends all processes in order: exit 2, with a message."""
+def test_setting_invalid_at_a_restart_ends_all_processes(
+    queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path
+) -> None:
+    """A restarted process whose settings have become invalid ends all processes in order: exit 2, with a message."""
     token = tmp_path / "token"
     token.write_text("anything")
     worker = start(processes=2, nats_token_file=token)

@@ -43,7 +43,7 @@ def written(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value and name not in neutral}
 
 
-def test_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_messages_in_thousands_run_once_each(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker invokes each of 3,000 messages exactly once; then the queue is empty, and all metrics agree."""
     worker = start(max_inflight=50, HOSTNAME="pod-1")
     calls = [f"call-{number}" for number in range(3_000)]
@@ -52,25 +52,25 @@ def test_thousands_run_once_each(queue: Queue, functions: Functions, start: Star
     queue.wait_empty()
 
     assert functions.calls() == dict.fromkeys(calls, 1)
-    assert functions.most <= 50
+    assert functions.max_running <= 50
     info = queue.consumer()
     assert (info["num_pending"], info["num_ack_pending"], info["num_redelivered"]) == (0, 0, 0)
     assert info["delivered"]["consumer_seq"] == 3_000  # every delivered message was run
-    assert queue.letters() == []
+    assert queue.dead_letters() == []
     by_pod = {"queue_name": queue.name, "kubernetes_pod_name": "pod-1"}
     assert worker.samples("queue_worker_messages_processed_total") == {tuple(sorted(by_pod.items())): 3_000}
     wait_until(
         lambda: worker.samples("queue_worker_messages_submitted_total") == {tuple(sorted(by_pod.items())): 3_000},
         "the number submitted to be read",
     )
-    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "the number pending to be read")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages") == 0, "the number of pending messages to be read")
     by_function = {"queue_name": queue.name, "function_name": "echo.openfaas-fn"}
     assert worker.samples("queue_worker_function_invocation_inflight") == {tuple(sorted(by_function.items())): 0}
     assert worker.samples("queue_worker_nats_reconnect_total") == {(): 0}
 
 
-def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: StartWorker) -> None:
-    """Where they are missing, both are created exactly as section 3 defines them."""
+def test_stream_and_consumer_are_created_as_documented(queue: Queue, start: StartWorker) -> None:
+    """The worker creates a missing stream and consumer exactly as section 3 defines them."""
     start()
     stream = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"]
     subjects = [subject.replace("<queue>", queue.name) for subject in STREAM["subjects"]]  # type: ignore[attr-defined]  # a list
@@ -82,7 +82,7 @@ def test_the_stream_and_its_consumer_are_made_as_promised(queue: Queue, start: S
     assert names == ["faas-workers"]
 
 
-def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: StartWorker) -> None:
+def test_stream_and_consumer_are_created_with_the_settings(queue: Queue, start: StartWorker) -> None:
     """The worker creates stream and consumer with the settings that section 2 offers for them."""
     start(
         queue_name="jobs-" + queue.name,
@@ -99,12 +99,12 @@ def test_the_stream_and_its_consumer_follow_the_settings(queue: Queue, start: St
     assert written(queue.consumer("my-workers")["config"]) == CONSUMER | changed
 
 
-def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_existing_stream_and_consumer_are_not_changed(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker does not change an existing stream and consumer, and warns about each unusual setting of them."""
     queue.nats.make_stream(queue.name, storage="memory", max_msgs=10_000)
-    theirs = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
+    config = {"durable_name": "faas-workers", "ack_policy": "explicit", "ack_wait": 30 * 10**9, "max_deliver": -1}
     subject = f"CONSUMER.DURABLE.CREATE.{queue.name}.faas-workers"
-    queue.nats.api(subject, stream_name=queue.name, config=theirs)
+    queue.nats.api(subject, stream_name=queue.name, config=config)
     before = queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]
     worker = start()
     queue.put_calls("echo", ["one"])
@@ -112,11 +112,11 @@ def test_found_ones_are_used_as_they_are(queue: Queue, functions: Functions, sta
     assert functions.calls() == {"one": 1}
     assert (queue.nats.api(f"STREAM.INFO.{queue.name}")["config"], queue.consumer()["config"]) == before
     warnings = "\n".join(line["event"] for line in worker.lines() if line["level"] == "warning")
-    for surprise in ("storage", "max_msgs", "ack_wait"):
-        assert surprise in warnings
+    for setting in ("storage", "max_msgs", "ack_wait"):
+        assert setting in warnings
 
 
-def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_subjects_below_the_queue_are_all_served(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker serves the bare subject, the producers' four tokens, and any subject below the queue."""
     start()
     subjects = [
@@ -126,7 +126,7 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
         f"{queue.name}.echo",
         f"{queue.name}.a.b.c.d.e.f",
     ]
-    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # of NATS, which mean nothing to a worker
+    headers = {"Nats-Msg-Id": "one", "Status": "503", "X-Any": "thing"}  # NATS' own headers, which a worker ignores
     queue.nats.publish_many((subject, message("echo", subject), headers) for subject in subjects[:1])
     queue.nats.publish_many((subject, message("echo", subject), {}) for subject in subjects[1:])
     queue.wait_empty()
@@ -134,24 +134,24 @@ def test_every_subject_below_the_queue_is_served(queue: Queue, functions: Functi
     assert {request.line for request in functions.requests} == {b"POST /function/echo HTTP/1.1"}
 
 
-def test_what_waits_is_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_pending_messages_are_counted_by_function(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """`queue_worker_pending_messages` counts by `name.namespace`, and the inflight gauge counts running invocations."""
     functions.answer("slow", Reply(held=True))
     worker = start(max_inflight=1)
     subject = f"{queue.name}.0.slow.dev"
     queue.nats.publish_many((subject, message("slow.dev", f"call-{number}"), {}) for number in range(4))
-    wait_until(lambda: functions.running == 1, "one to run")
+    wait_until(lambda: functions.running == 1, "one invocation to run")
     labels = {"queue_name": queue.name, "function_name": "slow.dev"}
-    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four to be pending")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 4, "four pending messages")
     assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 1
     functions.release("slow")
     queue.wait_empty()
-    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 0, "none to be pending")
+    wait_until(lambda: worker.metric("queue_worker_pending_messages", **labels) == 0, "no pending message")
     assert worker.metric("queue_worker_function_invocation_inflight", **labels) == 0
     assert worker.metric("queue_worker_messages_submitted_total") == 4
 
 
-def test_pages_of_its_own(start: StartWorker) -> None:
+def test_http_port_serves_health_and_metrics(start: StartWorker) -> None:
     """The worker serves `/healthz`, `/readyz` and `/metrics`, the last with every promised metric."""
     worker = start()
     assert worker.get("/healthz")[0] == 200
@@ -172,14 +172,14 @@ def test_pages_of_its_own(start: StartWorker) -> None:
     assert worker.get("/nothing")[0] == 404
 
 
-def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_two_workers_share_the_messages(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Two workers share the messages of a queue: both run some, and no message runs in both."""
     functions.answer("echo", Reply(after=0.02))
     workers = start(max_inflight=5), start(max_inflight=5)
     calls = queue.put_calls("echo", [f"call-{number}" for number in range(300)])
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1)
-    assert functions.most <= 10
+    assert functions.max_running <= 10
     done = [worker.metric("queue_worker_messages_processed_total") for worker in workers]
     assert sum(done) == 300
     assert min(done) > 0
@@ -187,8 +187,8 @@ def test_two_workers_share_the_work(queue: Queue, functions: Functions, start: S
     assert logged == dict.fromkeys(calls, 1)
 
 
-def test_many_workers_start_at_once(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """The first worker creates the stream and its consumer; no other one fails, or creates different ones."""
+def test_workers_started_together_create_one_consumer(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The first of several workers creates the stream and its consumer; no other fails or creates different ones."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(queue, functions, tmp_path=tmp_path)) for _ in range(4)]
         for worker in workers:

@@ -1,10 +1,10 @@
-"""Caps and rates of single functions, kept by several real workers together."""
+"""Caps and rates of single functions, enforced by several real workers together."""
 
 from __future__ import annotations
 
 import time
 
-from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, look_on, message
+from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, message, wait_quietly
 from tests.functions import Functions, Reply
 from tests.servers import wait_until
 
@@ -19,41 +19,41 @@ def put(queue: Queue, function: str, count: int, annotations: dict[str, str]) ->
     return calls
 
 
-def agree(queue: Queue, function: str, annotations: dict[str, str]) -> None:
+def store_quota(queue: Queue, function: str, annotations: dict[str, str]) -> None:
     """Run one message, and wait until its annotations are stored in the stream from which all workers read them."""
     put(queue, function, 1, annotations)
     wait_until(lambda: queue.nats.state(f"{queue.name}-functions").get("messages"), "the quota to be stored")
     queue.wait_empty()
 
 
-def start_agreed(
+def start_with_quota(
     start: StartWorker, queue: Queue, function: str, annotations: dict[str, str], **more: object
 ) -> list[Worker]:
     """Start three workers that have read a function's quota, which each worker does before it is ready."""
     first = start(scaling_mode="function", max_inflight=10, **more)
-    agree(queue, function, annotations)
+    store_quota(queue, function, annotations)
     return [first, *(start(scaling_mode="function", max_inflight=10, **more) for _ in range(2))]
 
 
-def test_a_cap_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_cap_bounds_the_invocations_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers never run more than 5 invocations of a function with a cap of 5 at once, and lose no message."""
     annotations = {CAP: "5"}
-    start_agreed(start, queue, "capped", annotations)
+    start_with_quota(start, queue, "capped", annotations)
     functions.answer("capped", Reply(after=0.05))
     calls = put(queue, "capped", 200, annotations)
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 1) | {"capped-0": 2}
-    assert functions.peaks["capped"] == 5
+    assert functions.max_running_of["capped"] == 5
 
 
-def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_rate_bounds_the_starts_of_all_workers(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """Three workers take at least 3 s to start 80 invocations of a function with a rate of 20/s.
 
-    Between the start of one and the start of the 20th after it there is a second. Its arrival proves less: a
-    busy machine delays some longer than others. tests/nats/test_quotas.py compares the starts themselves.
+    Between the start of an invocation and the start of the 20th after it there is a second. Arrivals prove less: a
+    busy machine delays some more than others. tests/nats/test_quotas.py compares the starts themselves.
     """
     annotations = {RATE: "20/s"}
-    start_agreed(start, queue, "paced", annotations)
+    start_with_quota(start, queue, "paced", annotations)
     began = time.monotonic()
     calls = put(queue, "paced", 80, annotations)
     queue.wait_empty()
@@ -61,27 +61,29 @@ def test_a_rate_over_all_workers(queue: Queue, functions: Functions, start: Star
     assert functions.requests[-1].began - began >= 3
 
 
-def test_what_a_killed_worker_held(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """A killed worker's tokens of a cap are missing for an ack wait, and are never held by two workers."""
+def test_tokens_of_a_killed_worker_return_after_ack_wait(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
+    """A killed worker's tokens of a cap are missing for an ack wait; two workers never have the same token."""
     annotations = {CAP: "4"}
-    workers = start_agreed(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
+    workers = start_with_quota(start, queue, "capped", annotations, ack_wait=f"{LEASE}s")
     functions.answer("capped", Reply(after=0.1))
     put(queue, "capped", 150, annotations)
-    wait_until(lambda: len(functions.requests) > 30, "some to be done")
+    wait_until(lambda: len(functions.requests) > 30, "some invocations to end")
     workers[0].kill()
     queue.wait_empty()
-    assert functions.peaks["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
+    assert functions.max_running_of["capped"] <= 4 + 4  # requests of the killed worker may still run at the function
 
 
-def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel none."""
-    start_agreed(start, queue, "capped", {CAP: "10"})
-    functions.answer("capped", Reply(held=True, after=0.02))  # so long that two run at once
-    many = put(queue, "capped", 60, {CAP: "10"})
-    wait_until(lambda: functions.running_of("capped") == 10, "ten to run")
-    few = [f"few-{number}" for number in range(60)]
+def test_cap_lowered_by_later_messages_is_applied(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """If later messages lower a cap from 10 to 2, all workers together run two at once, and cancel no invocation."""
+    start_with_quota(start, queue, "capped", {CAP: "10"})
+    functions.answer("capped", Reply(held=True, after=0.02))  # long enough that two run at once
+    earlier = put(queue, "capped", 60, {CAP: "10"})
+    wait_until(lambda: functions.running_of("capped") == 10, "ten invocations to run")
+    later = [f"few-{number}" for number in range(60)]
     queue.nats.publish_many(
-        (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in few
+        (f"{queue.name}.0.capped.openfaas-fn", message("capped", call, Annotations={CAP: "2"}), {}) for call in later
     )
 
     def only_two_run() -> bool:
@@ -91,31 +93,33 @@ def test_a_cap_that_is_lowered(queue: Queue, functions: Functions, start: StartW
             return False
         if functions.running_of("capped") < 2:
             return False
-        look_on()
+        wait_quietly()
         return functions.running_of("capped") == 2
 
-    # A worker reads the new cap when it starts the first of the few, after most of the many have ended.
-    wait_until(lambda: only_two_run() and any(call in functions.calls() for call in few), "all to know the cap")
-    functions.peaks.clear()
+    # A worker reads the new cap when it starts the first later message, after most earlier messages have ended.
+    wait_until(
+        lambda: only_two_run() and any(call in functions.calls() for call in later), "all workers to apply the new cap"
+    )
+    functions.max_running_of.clear()
     functions.release("capped")
     queue.wait_empty()
-    assert functions.peaks["capped"] == 2
-    assert functions.calls() == dict.fromkeys([*many, *few], 1) | {"capped-0": 2}
+    assert functions.max_running_of["capped"] == 2
+    assert functions.calls() == dict.fromkeys([*earlier, *later], 1) | {"capped-0": 2}
 
 
-def test_the_server_restarts_under_limits(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """If NATS restarts, a cap still holds, and a rate does except once: its tokens return up to a second early.
+def test_cap_and_rate_hold_after_a_nats_restart(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """After a restart of NATS a cap holds, and a rate does except once: its tokens return up to a second early.
 
-    Returned tokens that no worker had taken before the restart are redelivered after the ack wait.
+    Returned tokens that no worker had received before the restart are redelivered after the ack wait.
     """
     annotations = {CAP: "4", RATE: "20/s"}
-    start_agreed(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
+    start_with_quota(start, queue, "limited", annotations, ack_wait=f"{LEASE}s")
     functions.answer("limited", Reply(after=0.1))
     began = time.monotonic()
     calls = put(queue, "limited", 120, annotations)
-    wait_until(lambda: len(functions.requests) > 40, "some to be done")
+    wait_until(lambda: len(functions.requests) > 40, "some invocations to end")
     queue.nats.restart()
     queue.wait_empty()
     assert set(functions.calls()) == {*calls}
-    assert functions.peaks["limited"] <= 4
-    assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one of them early
+    assert functions.max_running_of["limited"] <= 4
+    assert functions.requests[-1].began - began >= 5 - 1  # six windows of 20, one window early

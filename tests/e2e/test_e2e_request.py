@@ -77,18 +77,22 @@ EXPECTED: dict[str, tuple[str, list[tuple[str, str]], bytes]] = {
 
 
 def fields(request: Request) -> list[tuple[str, str]]:
-    """Return a request's headers, less those that the client writes, or generates where they are missing."""
-    made = {"host", "content-length"}
+    """Return a request's headers without those that the worker writes, or generates where they are missing."""
+    generated = {"host", "content-length"}
     if request.header("User-Agent") == f"queue-worker/{__version__}":
-        made |= {"user-agent", "x-call-id"}
-    return [(name.decode(), value.decode()) for name, value in request.headers if name.decode().lower() not in made]
+        generated |= {"user-agent", "x-call-id"}
+    return [
+        (name.decode(), value.decode()) for name, value in request.headers if name.decode().lower() not in generated
+    ]
 
 
-def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path) -> None:
+def test_request_of_each_corpus_message_is_exact(
+    queue: Queue, functions: Functions, receiver: Functions, tmp_path: Path
+) -> None:
     """Method, path, query, headers and body of each message of OpenFaaS's gateway reach the function byte for byte.
 
-    Their callbacks name foreign hosts, so this worker has a proxy, as it may in a cluster: what goes to the others
-    shows there, and goes no further.
+    Their callbacks name foreign hosts, so this worker uses a proxy, as it may in a cluster: the proxy records these
+    callbacks and forwards none.
     """
     corpus = [json.loads(line) for line in CORPUS.read_text().splitlines()]
     assert [entry["note"] for entry in corpus] == list(EXPECTED)
@@ -116,8 +120,8 @@ def test_each_message_of_the_corpus(queue: Queue, functions: Functions, receiver
     }
 
 
-def test_headers_about_the_connection_are_dropped(case: Case) -> None:
-    """The worker drops hop-by-hop headers, those named by Connection, Host and a false Content-Length only."""
+def test_request_omits_connection_headers(case: Case) -> None:
+    """The worker omits only hop-by-hop headers, those named by Connection, Host and a false Content-Length."""
     dropped = {
         "Connection": ["close, X-Named", "x-other"],
         "X-Named": ["1"],
@@ -146,7 +150,7 @@ def test_headers_about_the_connection_are_dropped(case: Case) -> None:
     assert (request.header("Content-Length"), request.body) == ("5", b"input")
 
 
-def test_what_is_made_where_it_is_missing(case: Case) -> None:
+def test_request_has_generated_values_for_missing_ones(case: Case) -> None:
     """A missing X-Call-Id is generated, the same for all attempts; the User-Agent is the worker's, the method POST."""
     case.answer(Reply(500), Reply(200))
     case.queue.put(json.dumps({"Function": case.name}).encode())
@@ -158,20 +162,20 @@ def test_what_is_made_where_it_is_missing(case: Case) -> None:
     assert first.method == "POST"
 
 
-def test_what_the_caller_gave_is_kept(case: Case) -> None:
+def test_request_keeps_the_headers_of_the_caller(case: Case) -> None:
     """The worker passes on a message's X-Call-Id, User-Agent and X-Start-Time unchanged."""
-    theirs = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
-    case.run(Header=theirs)
+    headers = {"X-Call-Id": [f"{case.call_id}/1"], "User-Agent": ["curl/8"], "X-Start-Time": ["1646739420463153513"]}
+    case.run(Header=headers)
     (request,) = case.shared.functions.to(case.name)
-    assert {name: [request.header(name)] for name in theirs} == theirs
+    assert {name: [request.header(name)] for name in headers} == headers
 
 
-def test_unknown_fields_are_ignored(case: Case) -> None:
+def test_message_with_unknown_fields_is_invoked(case: Case) -> None:
     """The worker ignores unknown fields of a message, as a newer gateway may write them."""
     assert case.run(Deadline="soon", Nested={"a": [1, {"b": None}]}, Zero=0, function="lower") == 1
 
 
-def test_bodies_are_base64(case: Case) -> None:
+def test_request_body_is_decoded_from_base64(case: Case) -> None:
     """The worker decodes a body from standard base64 with padding, as encoding/json writes it."""
     body = b"\xfb\xff\xfe?>"
     assert b"+" in base64.b64encode(body)
@@ -179,7 +183,7 @@ def test_bodies_are_base64(case: Case) -> None:
     assert case.requests[0].body == body
 
 
-def test_large_bodies(case: Case) -> None:
+def test_request_body_of_the_largest_message_is_complete(case: Case) -> None:
     """A body of almost the largest message that NATS accepts reaches the function complete."""
     body = bytes(range(256)) * 3_000
     case.run(Body=base64.b64encode(body).decode())
@@ -202,23 +206,25 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_path_reaches_another_function(case: Case, path: str) -> None:
+def test_request_path_stays_below_its_function(case: Case, path: str) -> None:
     """The request line of a message with any path is one line, and names the message's own function only."""
-    before = len(case.queue.letters())
+    before = len(case.queue.dead_letters())
     case.run(Path=path)
-    assert len(case.requests) + len(case.queue.letters()) - before == 1
+    assert len(case.requests) + len(case.queue.dead_letters()) - before == 1
     for request in case.requests:
         pattern = rf"POST /function/{case.name}(/[!-~]*)? HTTP/1\.1"
         assert re.fullmatch(pattern.encode(), request.line), request.line
 
 
-def test_no_query_ends_the_request_line(case: Case) -> None:
+def test_request_query_cannot_end_the_request_line(case: Case) -> None:
     """The worker escapes the characters of a query that would end the request line."""
     case.run(QueryString="a=b#c d\r\nX-Evil: 1")
     assert case.requests[0].target == f"/function/{case.name}?a=b%23c%20d%0D%0AX-Evil:%201"
 
 
-def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_request_path_begins_with_the_path_of_gateway_url(
+    queue: Queue, functions: Functions, start: StartWorker
+) -> None:
     """If `gateway_url` has a path, the paths of all requests begin with it."""
     start(gateway_url=f"{functions.url}/cluster/")
     queue.put(message("echo", "one", Path="/a", QueryString="b=c"))
@@ -226,7 +232,7 @@ def test_a_path_below_the_gateway_url(queue: Queue, functions: Functions, start:
     assert [request.target for request in functions.requests] == ["/cluster/function/echo/a?b=c"]
 
 
-def test_every_method(queue: Queue, functions: Functions, start: StartWorker) -> None:
+def test_request_method_is_passed_on(queue: Queue, functions: Functions, start: StartWorker) -> None:
     """The worker passes on any method, and waits for no body after HEAD, so that the next invocation works."""
     functions.answer("head", Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"))
     start(max_inflight=1)
@@ -236,8 +242,8 @@ def test_every_method(queue: Queue, functions: Functions, start: StartWorker) ->
     assert [(request.method, request.call_id) for request in functions.requests] == [(each, each) for each in methods]
 
 
-def test_connections_are_used_again(queue: Queue, functions: Functions, start: StartWorker) -> None:
-    """One invocation at a time needs one connection; one that the function closed between two costs no attempt."""
+def test_connection_to_the_gateway_is_reused(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """Sequential invocations use one connection; a connection closed by the function between two costs no attempt."""
     functions.answer("closes", Reply(close=True))
     worker = start(max_inflight=1)
     queue.put_calls("echo", [f"kept-{number}" for number in range(20)])
@@ -247,7 +253,7 @@ def test_connections_are_used_again(queue: Queue, functions: Functions, start: S
         queue.put_calls("closes", [f"closed-{number}"])
         queue.wait_empty()
         # A connection that closes after a request was sent costs an attempt, because the function may have received it.
-        wait_until(lambda: not functions.open, "it to be closed")
+        wait_until(lambda: not functions.open, "the connection to be closed")
     queue.put_calls("echo", ["last"])
     queue.wait_empty()
     assert set(functions.calls().values()) == {1}

@@ -45,7 +45,9 @@ class Bare(Worker):
 
 
 @pytest.mark.parametrize("program", [Worker, Installed, Charts, ChartsApart, Bare])
-def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Path, program: type[Worker]) -> None:
+def test_each_command_starts_the_same_worker(
+    queue: Queue, functions: Functions, tmp_path: Path, program: type[Worker]
+) -> None:
     """Each of the commands starts the same worker, which logs that it ignores the charts' flags."""
     with program(queue, functions, tmp_path=tmp_path) as worker:
         worker.wait_ready()
@@ -71,15 +73,15 @@ def test_every_way_to_start_it(queue: Queue, functions: Functions, tmp_path: Pat
 )
 def test_sigterm_during_the_imports_is_exit_0(start: str) -> None:
     """SIGTERM during the imports ends a program with 0; process 1 of a container ignores it without a handler."""
-    told = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
-    code = f"import os, runpy, signal, sys; from worker import cli; {told}; {start}"
+    signal_at_import = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
+    code = f"import os, runpy, signal, sys; from worker import cli; {signal_at_import}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 # Invalid settings.
 
-BAD = {
+INVALID = {
     "max_inflight": "0",
     "ack_wait": "30",
     "backoff": "linear",
@@ -96,20 +98,20 @@ BAD = {
 
 
 @pytest.mark.parametrize("program", [("worker",), (RUN, "queue-worker", "run"), (RUN, "queue-worker", "config")])
-def test_bad_settings(tmp_path: Path, program: tuple[str, ...]) -> None:
+def test_invalid_settings_are_named_with_exit_2(tmp_path: Path, program: tuple[str, ...]) -> None:
     """Invalid settings are exit 2, with one message that names each setting and its value, and no traceback."""
-    code, output, errors = run_program(*program, tmp_path=tmp_path, settings=BAD)
+    code, output, errors = run_program(*program, tmp_path=tmp_path, settings=INVALID)
     assert code == 2
     assert output == ""
     assert "Traceback" not in errors
-    for name, value in BAD.items():
+    for name, value in INVALID.items():
         (line,) = [line for line in errors.splitlines() if line.strip().startswith(f"{name} ")]
         assert value in line
         assert len(line.partition(value)[2]) > 10, "what is accepted"
 
 
-def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
-    """A message about a bad secret does not show it."""
+def test_invalid_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
+    """A message about an invalid secret names its setting, and does not contain the secret."""
     settings = {
         "nats_token": "s3cret-1",
         "nats_user": "me",
@@ -123,7 +125,7 @@ def test_bad_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
     assert "nats_password_file" in errors
 
 
-def test_bad_usage(tmp_path: Path) -> None:
+def test_unknown_command_or_option_is_exit_2(tmp_path: Path) -> None:
     """An unknown command or option is exit 2, with a usage message."""
     for arguments in (["queue-worker", "walk"], ["queue-worker", "run", "--fast"], ["jetstream-queue-worker", "-x"]):
         code, _, errors = run_program(RUN, *arguments, tmp_path=tmp_path)
@@ -132,21 +134,21 @@ def test_bad_usage(tmp_path: Path) -> None:
         assert "Usage" in errors
 
 
-def test_help_and_version(tmp_path: Path) -> None:
+def test_help_and_version_ignore_invalid_settings(tmp_path: Path) -> None:
     """Every command prints its help, and the program its version, even with invalid settings."""
-    code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=BAD)
+    code, output, _ = run_program(RUN, "queue-worker", "--version", tmp_path=tmp_path, settings=INVALID)
     assert (code, __version__ in output) == (0, True)
-    code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=BAD)
+    code, output, _ = run_program(RUN, "queue-worker", "--help", tmp_path=tmp_path, settings=INVALID)
     assert code == 0
     for command in ("run", "config"):
         assert command in output
-        assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=BAD)[0] == 0
+        assert run_program(RUN, "queue-worker", command, "--help", tmp_path=tmp_path, settings=INVALID)[0] == 0
 
 
 # Valid settings.
 
 
-def test_what_kubernetes_sets_is_harmless(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+def test_service_variables_of_kubernetes_are_ignored(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """Kubernetes' variables of services named nats, gateway and queue-worker have no effect and cause no warning."""
     names = ("NATS", "GATEWAY", "QUEUE_WORKER", "QUEUE_WORKER_NATS", "QUEUE_WORKER_HTTP")
     service = {
@@ -165,7 +167,7 @@ def test_what_kubernetes_sets_is_harmless(queue: Queue, functions: Functions, tm
         assert [line for line in worker.lines() if "not a setting" in line["event"]] == []
 
 
-def test_names_in_upper_case_and_typos(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+def test_setting_name_is_read_in_upper_case_and_typos_warn(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """`QUEUE_WORKER_X` sets `x`, an empty value sets nothing, and a name that looks like a typo causes a warning."""
     settings = {
         "QUEUE_WORKER_MAX_INFLIGHT": "3",
@@ -183,7 +185,7 @@ def test_names_in_upper_case_and_typos(queue: Queue, functions: Functions, tmp_p
         assert any("QUEUE_WORKER_ACKWAIT" in each and "ack_wait" in each for each in warned)
 
 
-def test_the_charts_settings(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+def test_settings_of_the_charts_are_accepted(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """The worker accepts every setting of the charts, in their form, without an error or a warning."""
     settings = {
         "gateway_invoke": "true",
@@ -222,23 +224,23 @@ def test_the_charts_settings(queue: Queue, functions: Functions, tmp_path: Path)
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
 
 
-def test_a_port_in_use(queue: Queue, functions: Functions, tmp_path: Path, taken: int) -> None:
+def test_http_port_in_use_ends_the_worker(queue: Queue, functions: Functions, tmp_path: Path, used_port: int) -> None:
     """A metrics port that is in use is exit 1, with one line that names the port and its setting."""
-    with Worker(queue, functions, tmp_path=tmp_path, http_port=taken) as worker:
+    with Worker(queue, functions, tmp_path=tmp_path, http_port=used_port) as worker:
         assert worker.wait() == 1
         (line,) = worker.stderr.splitlines()
-        assert str(taken) in line
+        assert str(used_port) in line
         assert "http_port" in line
         assert "in use" in line
 
 
-def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path) -> None:
-    """Metrics and health are served at `http_host` and `http_port`, and no longer after the end."""
+def test_http_port_serves_until_the_worker_ends(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The worker serves metrics and health at `http_host` and `http_port`, and closes the port when it ends."""
     port = free_port()
     with Worker(queue, functions, tmp_path=tmp_path, http_port=port) as worker:
         worker.wait_ready()
@@ -249,14 +251,14 @@ def test_the_port_that_is_set(queue: Queue, functions: Functions, tmp_path: Path
         socket.create_connection(("127.0.0.1", port), LAST_RESORT).close()
 
 
-def test_odd_requests_to_its_port(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+def test_http_port_with_malformed_requests_stays_open(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """The worker continues after any malformed request to its metrics port."""
     with Worker(queue, functions, tmp_path=tmp_path) as worker:
         worker.wait_ready()
         port = int(worker.logged("Serving")[0]["address"].rpartition(":")[2])
         for sent in (b"", b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00" * 100_000):
-            with socket.create_connection(("127.0.0.1", port), LAST_RESORT) as odd:
-                odd.sendall(sent)
+            with socket.create_connection(("127.0.0.1", port), LAST_RESORT) as connection:
+                connection.sendall(sent)
         assert worker.get("/healthz")[0] == 200
         queue.put_calls("echo", ["one"])
         queue.wait_empty()

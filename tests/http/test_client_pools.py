@@ -31,7 +31,7 @@ class Factory(list[Client]):
 
 
 async def test_client_used_last_is_reused_first() -> None:
-    """Each origin has clients of its own."""
+    """Of an origin's idle clients, the one that was used last is reused first."""
     made = Factory()
     pools = ClientPools(made.make, max_per_origin=9)
     async with pools.client("a") as first, pools.client("b") as second:
@@ -78,7 +78,7 @@ async def _hold(pools: ClientPools[Client]) -> None:
 
 
 async def test_client_after_an_error_or_cancellation_is_closed() -> None:
-    """Its connection may be half used."""
+    """A client is closed after an error or a cancellation, because its connection may be half used."""
     made = Factory()
     pools = ClientPools(made.make, max_per_origin=9)
     with pytest.raises(ValueError, match="broken"):
@@ -93,7 +93,7 @@ async def test_client_after_an_error_or_cancellation_is_closed() -> None:
 
 
 async def test_task_cancelled_while_it_waits_takes_no_client() -> None:
-    """The next task gets the client."""
+    """When a waiting task is cancelled, the next task gets the client."""
     made = Factory()
     pools = ClientPools(made.make, max_per_origin=1)
     async with pools.client("a"):
@@ -107,7 +107,7 @@ async def test_task_cancelled_while_it_waits_takes_no_client() -> None:
 
 
 async def test_idle_clients_without_traffic_are_closed(autojump_clock: MockClock) -> None:
-    """They are closed after MAX_IDLE, and the pool of their origin is dropped."""
+    """Idle clients are closed after MAX_IDLE, and the pool of their origin is dropped."""
     assert autojump_clock
     made = Factory()
     pools = ClientPools(made.make, max_per_origin=9)
@@ -125,7 +125,7 @@ async def test_idle_clients_without_traffic_are_closed(autojump_clock: MockClock
 
 
 async def test_idle_clients_are_closed_at_the_end(autojump_clock: MockClock) -> None:
-    """A client that takes longer than CLOSE_TIMEOUT is abandoned."""
+    """Idle clients are closed at the end, and one that takes longer than CLOSE_TIMEOUT is abandoned."""
     assert autojump_clock
     slow = Client(closing=60)
     async with open_client_pools(lambda: slow, max_per_origin=9) as pools:

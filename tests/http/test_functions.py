@@ -27,7 +27,7 @@ def _transport(functions: HttpFunctions) -> PlainTransport:
 
 @pytest.mark.parametrize("exchanges", [1, 20])
 async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_clock: MockClock) -> None:
-    """One task enforces all these timeouts. It aborts each overdue exchange, and its connection is closed."""
+    """A timeout on a reused connection aborts the exchange and closes its connection."""
     all_arrived = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
@@ -58,7 +58,7 @@ async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_cloc
 
 
 async def test_invoke_that_times_out_in_a_body_has_no_response(mock_clock: MockClock) -> None:
-    """A body that ends with its connection is not completed by the worker's own abort."""
+    """A body that ends with its connection is not completed by the worker's own abort at the timeout."""
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
@@ -75,7 +75,7 @@ async def test_invoke_that_times_out_in_a_body_has_no_response(mock_clock: MockC
 
 
 def test_idle_connections_without_traffic_are_closed() -> None:
-    """A burst does not leave its connections open forever."""
+    """Idle connections are closed without traffic, so that a burst does not leave its connections open."""
 
     async def main() -> None:
         async with serving(answer_all) as server, _functions(server.port) as functions:
@@ -96,7 +96,7 @@ def test_idle_connections_without_traffic_are_closed() -> None:
 
 @pytest.mark.parametrize("size", [65_536, 65_537, 5_000_000])
 async def test_invoke_with_a_large_body_sends_all_of_it(size: int) -> None:
-    """The connection may accept only a part of it at a time."""
+    """A large body is sent completely, also where the connection accepts only parts of it."""
     async with serving(answer_all) as server, _functions(server.port) as functions:
         body = bytes(range(256)) * (size // 256 + 1)
         for _ in range(2):
@@ -118,7 +118,7 @@ async def test_invoke_sends_the_message_byte_for_byte() -> None:
 
 
 async def test_invoke_with_a_callback_keeps_the_body_up_to_its_limit() -> None:
-    """Without a callback only its size is counted (see the test above)."""
+    """With a callback the response's body is kept up to its limit; without one only its size is counted."""
     async with (
         serving(one_answer(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789")) as server,
         _functions(server.port, max_response_bytes="4") as functions,
@@ -139,7 +139,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 async def test_invoke_of_a_broken_server_has_no_response(case: str) -> None:
-    """Whatever a server sends, the outcome has a reason and no error is raised."""
+    """With any broken response the outcome has a reason, and no error is raised."""
     async with serving(one_answer(HOSTILE[case])) as server, _functions(server.port) as functions:
         outcome = await functions.invoke(invocation())
         assert isinstance(outcome, NoResponse)
@@ -147,7 +147,7 @@ async def test_invoke_of_a_broken_server_has_no_response(case: str) -> None:
 
 
 async def test_invoke_that_is_refused_has_no_response() -> None:
-    """The reason names the gateway and the error."""
+    """When the connection is refused, the reason names the gateway and the error."""
     async with serving(answer_all) as server:
         port = server.port
     async with _functions(port) as functions:
@@ -158,7 +158,7 @@ async def test_invoke_that_is_refused_has_no_response() -> None:
 
 
 async def test_invoke_of_an_unknown_name_has_no_response() -> None:
-    """The reason names the host whose look-up failed."""
+    """When the look-up fails, the reason names the host."""
     async with open_functions(load({"gateway_url": "http://nowhere.invalid"}).settings) as functions:
         outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
@@ -166,7 +166,7 @@ async def test_invoke_of_an_unknown_name_has_no_response() -> None:
 
 
 async def test_invoke_of_a_dripping_server_times_out() -> None:
-    """upstream_timeout limits the whole exchange, however often a byte arrives."""
+    """upstream_timeout limits the whole exchange, also while bytes arrive."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)

@@ -137,7 +137,7 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 @pytest.mark.parametrize("size", [1, 3, 1 << 20])
 @pytest.mark.parametrize("case", WHOLE)
 def test_feed_of_a_complete_response_parses_it(case: str, size: int) -> None:
-    """Status, body and whether the connection is reusable do not depend on how the bytes are cut."""
+    """Status, body and reusability do not depend on how the bytes are divided."""
     data, status, body, reusable = WHOLE[case]
     answer = ResponseParser("POST", 1000)
     for piece in _pieces(data, size):
@@ -160,7 +160,7 @@ def test_feed_of_a_complete_response_parses_it(case: str, size: int) -> None:
 )
 @pytest.mark.parametrize("case", WHOLE)
 def test_feed_of_bytes_after_a_response_makes_the_connection_unusable(case: str, tail: bytes) -> None:
-    """They do not change the response, but they could be mistaken for the next one."""
+    """Bytes after a response do not change it, but make the connection unusable for another exchange."""
     data, status, body, _ = WHOLE[case]
     alone, answer = ResponseParser("POST", 1000), ResponseParser("POST", 1000)
     alone.feed(data)
@@ -183,7 +183,7 @@ def test_feed_of_an_invalid_response_raises(case: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 65_536])
 def test_feed_of_an_endless_trailer_raises(size: int) -> None:
-    """The limit of a header holds for what follows the last chunk, also within one line."""
+    """The limit of a header also applies to the trailer after the last chunk, also within one line."""
     answer = ResponseParser("POST", 1000)
     answer.feed(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: ")
     with pytest.raises(ProtocolError, match="bytes of header"):  # noqa: PT012 -- any of the pieces may raise
@@ -214,7 +214,7 @@ def test_feed_of_a_trailer_adds_no_header(size: int) -> None:
 
 @pytest.mark.parametrize("size", [3, 7_000, 1 << 20])
 def test_feed_of_a_long_body_does_not_count_as_header(size: int) -> None:
-    """With many short fields and a long body, the limit of the header ignores the body, however the bytes are cut."""
+    """The limit of the header ignores the body, with many short fields and any division of the bytes."""
     fields = b"A: b\r\n" * 20_000
     data = b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000
     answer = ResponseParser("POST", 100_000)
@@ -234,7 +234,7 @@ def test_feed_eof_within_a_response_raises(case: str) -> None:
 
 
 def test_feed_eof_without_a_byte_raises() -> None:
-    """The error of a connection that ends at once has a text of its own."""
+    """The end of a connection without a byte raises an error with its own text."""
     with pytest.raises(ProtocolError, match=r"^the server closed the connection without an answer$"):
         ResponseParser("POST", 1000).feed_eof()
 
@@ -259,7 +259,7 @@ def test_feed_eof_after_a_header_completes_an_empty_body() -> None:
 
 
 def test_feed_of_a_response_to_head_ends_with_its_header() -> None:
-    """Its length is ignored. httptools has no option for that, so the connection is not reusable."""
+    """A response to HEAD ends with its header; the connection is not reusable, as httptools has no option for it."""
     answer = ResponseParser("HEAD", 1000)
     answer.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
     assert not answer.complete
@@ -281,7 +281,7 @@ def test_feed_of_a_long_header_is_accepted_up_to_the_limit(size: int) -> None:
 
 
 def test_feed_of_a_long_line_is_accepted_up_to_the_limit() -> None:
-    """An unfinished line may have twice as many bytes, because the parser does not report it."""
+    """An unfinished line may have twice the limit, because the parser does not report it."""
     answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\nA: ".ljust(2 * MAX_HEADER_BYTES, b"b"))
     with pytest.raises(ProtocolError, match=r"^more than 65536 bytes of header$"):
@@ -289,7 +289,7 @@ def test_feed_of_a_long_line_is_accepted_up_to_the_limit() -> None:
 
 
 def test_feed_of_interim_responses_skips_them_up_to_the_limit() -> None:
-    """Sixteen may precede the final response, and their fields are dropped."""
+    """At most sixteen interim responses are skipped, and their fields are dropped."""
     answer = ResponseParser("POST", 10)
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 16
     answer.feed(hints + b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
@@ -316,7 +316,7 @@ def test_feed_of_a_body_longer_than_any_header_is_accepted() -> None:
 
 
 def test_feed_without_keep_body_counts_the_body_only() -> None:
-    """An invocation without a callback needs only the size."""
+    """Without ``keep_body`` only the size of the body is counted, as for an invocation without a callback."""
     answer = ResponseParser("POST", 1000, keep_body=False)
     answer.feed(WHOLE["by length"][0])
     assert (answer.complete, answer.size, bytes(answer.body)) == (True, 2, b"")
@@ -334,14 +334,14 @@ def test_feed_without_keep_body_counts_the_body_only() -> None:
     ],
 )
 def test_feed_of_a_keep_alive_field_sets_the_timeout(fields: bytes, seconds: float) -> None:
-    """A server may announce how long it keeps an idle connection (RFC 2068, section 19.7.1.1)."""
+    """A Keep-Alive field sets the idle time after which the server closes (RFC 2068, section 19.7.1.1)."""
     answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\n" + fields + b"Content-Length: 0\r\n\r\n")
     assert (answer.complete, answer.keep_alive_timeout) == (True, seconds)
 
 
 def test_feed_keeps_order_case_and_bytes_of_fields() -> None:
-    """Repeated names and bytes outside ASCII are kept."""
+    """Repeated names, their case and order, and bytes outside ASCII are unchanged."""
     answer = ResponseParser("POST", 10)
     answer.feed(b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nx-y: \xc3\xa9\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n")
     assert answer.headers == [

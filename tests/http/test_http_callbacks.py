@@ -27,16 +27,16 @@ async def test_post_sends_the_callback_byte_for_byte() -> None:
 
 
 async def test_post_does_not_follow_a_redirect() -> None:
-    """Results are sent only to the URL that the caller named."""
+    """A redirect is not followed, because results are sent only to the URL that the caller named."""
     redirect = one_answer(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
     async with serving(redirect) as server, open_callbacks(load({}).settings) as callbacks:
         assert await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) == 302
 
 
 async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -> None:
-    """A refusal and a timeout are texts and not exceptions."""
+    """A refusal or a timeout returns its reason as a text, and raises nothing."""
     async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
-        async with serving(_silent_from(1, mock_clock)) as server:
+        async with serving(_unanswered_from(1, mock_clock)) as server:
             url = f"http://127.0.0.1:{server.port}/"
             assert await callbacks.post(Callback(url, (), b"")) == "no answer within 0.05 s"
         refused = await callbacks.post(Callback(url, (), b""))
@@ -46,7 +46,7 @@ async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -
 
 async def test_post_reuses_the_connection_of_its_receiver(mock_clock: MockClock) -> None:
     """Sequential callbacks share a connection, which is closed after one that failed."""
-    async with serving(_silent_from(3, mock_clock)) as server:
+    async with serving(_unanswered_from(3, mock_clock)) as server:
         async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
             url = f"http://127.0.0.1:{server.port}/"
             results = [await callbacks.post(Callback(url, (), b"")) for _ in range(3)]
@@ -56,7 +56,7 @@ async def test_post_reuses_the_connection_of_its_receiver(mock_clock: MockClock)
 
 
 async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
-    """The slow one may have MAX_PER_RECEIVER connections, and its next callback waits for one of them."""
+    """A slow receiver has at most MAX_PER_RECEIVER connections, and does not delay other receivers."""
     let = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
@@ -77,20 +77,20 @@ async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
 
         for _ in range(MAX_PER_RECEIVER + 1):
             nursery.start_soon(post, slow.port)
-        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "all that the slow one may have")
+        await until(lambda: len(slow.requests) == MAX_PER_RECEIVER, "MAX_PER_RECEIVER callbacks to the slow receiver")
         await post(quick.port)
         assert (results, slow.connections) == ([200], MAX_PER_RECEIVER)
         let.set()
-        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the rest")
+        await until(lambda: len(results) == MAX_PER_RECEIVER + 2, "the other callbacks")
         assert set(results) == {200}
         assert slow.connections == MAX_PER_RECEIVER
 
 
 async def test_post_that_waits_for_others_is_not_timed(monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock) -> None:
-    """The timeout of a callback begins when it is sent, so each reaches the receiver."""
+    """The timeout of a callback begins when it is sent, not while it waits for a connection."""
     monkeypatch.setattr(module, "MAX_PER_RECEIVER", 1)
     async with (
-        serving(_silent_from(1, mock_clock)) as server,
+        serving(_unanswered_from(1, mock_clock)) as server,
         open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks,
     ):
         results: list[int | str] = []
@@ -119,7 +119,7 @@ async def test_post_uses_the_proxy_of_the_environment(monkeypatch: pytest.Monkey
         assert len(receiver.requests) == 1
 
 
-def _silent_from(number: int, clock: MockClock) -> Script:
+def _unanswered_from(number: int, clock: MockClock) -> Script:
     """Return a script that answers no request from this *number* on, but lets the timeout of a callback pass."""
 
     async def script(server: Server, stream: Stream) -> None:

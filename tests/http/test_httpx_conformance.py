@@ -16,12 +16,12 @@ from tests.http.httpx_adapter import HttpxAdapter
 from tests.http.server import OK, Script, Server, Stream, answer_all, one_answer, serving
 
 Make = Callable[[], httpx.AsyncBaseTransport]
-Seen = tuple[object, ...]
+Result = tuple[object, ...]
 TRANSPORTS: tuple[Make, Make] = HttpxAdapter, httpx.AsyncHTTPTransport
 
 
-async def _seen(make: Make, url: str, method: str = "POST", **options: object) -> Seen:
-    """Return what a user of httpx gets."""
+async def _result(make: Make, url: str, method: str = "POST", **options: object) -> Result:
+    """Return the response that a user of httpx gets, or the class of its error."""
     async with httpx.AsyncClient(transport=make()) as client:
         try:
             response = await client.request(method, url, **options)  # type: ignore[arg-type]
@@ -31,17 +31,17 @@ async def _seen(make: Make, url: str, method: str = "POST", **options: object) -
     return response.status_code, version, reason, response.headers.raw, response.content
 
 
-async def _both(script: Script, method: str = "POST", **options: object) -> tuple[Seen, Seen]:
+async def _results(script: Script, method: str = "POST", **options: object) -> tuple[Result, Result]:
     found = []
     for make in TRANSPORTS:
         async with serving(script) as server:
             url = f"http://127.0.0.1:{server.port}/p?q=%20"
-            found.append((await _seen(make, url, method, **options), _less_port(server)))
+            found.append((await _result(make, url, method, **options), _without_port(server)))
     assert found[0][1] == found[1][1]  # what was sent
     return found[0][0], found[1][0]
 
 
-def _less_port(server: Server) -> list[bytes]:
+def _without_port(server: Server) -> list[bytes]:
     return [request.replace(b":%d" % server.port, b"") for request in server.requests]
 
 
@@ -77,38 +77,38 @@ SAME = {
 
 
 @pytest.mark.parametrize("case", SAME)
-async def test_response_is_read_as_httpx_reads_it(case: str) -> None:
-    """Both return the same response or raise the same class of error."""
-    ours, theirs = await _both(one_answer(SAME[case]), content=b"body")
-    assert ours == theirs
+async def test_transport_reads_a_response_as_httpx_does(case: str) -> None:
+    """The worker's transport and httpx return the same response or raise the same class of error."""
+    own, expected = await _results(one_answer(SAME[case]), content=b"body")
+    assert own == expected
 
 
-async def test_response_with_a_folded_field_is_rejected() -> None:
-    """Folded fields are obsolete (RFC 7230), so only httpx accepts them."""
-    ours, theirs = await _both(one_answer(b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n"))
-    assert ours == (httpx.RemoteProtocolError,)
-    assert theirs[0] == 200
+async def test_transport_rejects_a_folded_field() -> None:
+    """The worker's transport rejects folded fields, which are obsolete (RFC 7230) and which httpx accepts."""
+    own, expected = await _results(one_answer(b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n"))
+    assert own == (httpx.RemoteProtocolError,)
+    assert expected[0] == 200
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS", "PUT"])
-async def test_request_of_each_method_is_sent_as_httpx_sends_it(method: str) -> None:
-    """The server receives the same bytes. A response to HEAD has no body, whatever its length."""
-    ours, theirs = await _both(one_answer(OK if method != "HEAD" else OK[:-2]), method)
-    assert ours == theirs
+async def test_transport_sends_each_method_as_httpx_does(method: str) -> None:
+    """The server receives the same bytes from both, and a response to HEAD has no body with any Content-Length."""
+    own, expected = await _results(one_answer(OK if method != "HEAD" else OK[:-2]), method)
+    assert own == expected
 
 
-async def test_connect_to_a_closed_port_or_unknown_name_fails_as_in_httpx() -> None:
-    """Both raise ConnectError for a refusal and for a name without address."""
+async def test_transport_fails_to_connect_as_httpx_does() -> None:
+    """The worker's transport and httpx raise ConnectError for a refusal and for a name without an address."""
     async with serving(answer_all) as server:
         port = server.port
     for url in (f"http://127.0.0.1:{port}/", "http://nowhere.invalid/"):
         for make in TRANSPORTS:
-            assert await _seen(make, url) == (httpx.ConnectError,)
+            assert await _result(make, url) == (httpx.ConnectError,)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"])
-async def test_connection_reset_is_a_read_error_as_in_httpx(answer: bytes) -> None:
-    """A reset before a response and within one is not mistaken for an orderly end."""
+async def test_transport_reports_a_reset_as_httpx_does(answer: bytes) -> None:
+    """A reset before a response or within one is a read error, and not the end of a response."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)
@@ -116,4 +116,4 @@ async def test_connection_reset_is_a_read_error_as_in_httpx(answer: bytes) -> No
         assert isinstance(stream, trio.SocketStream)
         stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset, no end
 
-    assert await _both(script) == ((httpx.ReadError,), (httpx.ReadError,))
+    assert await _results(script) == ((httpx.ReadError,), (httpx.ReadError,))

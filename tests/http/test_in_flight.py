@@ -41,13 +41,13 @@ def _enough_files() -> Iterator[None]:
 
 def all_together(number: int) -> Script:
     """Return a script that answers no request before *number* have arrived, then each."""
-    all_here = trio.Event()
+    all_arrived = trio.Event()
 
     async def script(server: Server, stream: Stream) -> None:
         while await server.read(stream):
             if len(server.requests) == number:
-                all_here.set()
-            await all_here.wait()
+                all_arrived.set()
+            await all_arrived.wait()
             await stream.send_all(OK)
 
     return script
@@ -70,7 +70,7 @@ def _settings(gateway: str) -> Settings:
 
 
 async def test_invoke_two_thousand_times_at_once() -> None:
-    """All requests arrive before the first response; the next two thousand reuse the connections."""
+    """Two thousand requests arrive before the first response, and the next two thousand reuse the connections."""
     async with (
         serving(all_together(MANY)) as server,
         open_functions(_settings(f"http://127.0.0.1:{server.port}")) as functions,
@@ -90,7 +90,7 @@ def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     with socket.create_server(("127.0.0.1", 0), backlog=MANY) as listener:
         arguments = [str(listener.fileno()), str(tmp_path / "cert.pem"), str(MANY)]
-        command = [sys.executable, "-m", "tests.http.together", *arguments]
+        command = [sys.executable, "-m", "tests.http.tls_server", *arguments]
         server = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=ROOT)
         port = listener.getsockname()[1]
     yield f"https://127.0.0.1:{port}"
@@ -99,14 +99,14 @@ def tls_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 
 async def test_invoke_two_thousand_times_at_once_over_tls(tls_gateway: str) -> None:
-    """One pool of httpx's fails at a few hundred, so each connection has a client of its own."""
+    """Two thousand requests over TLS arrive before the first response, because each connection has its own client."""
     async with open_functions(_settings(tls_gateway)) as functions:
         results = await _at_once(MANY, lambda: functions.invoke(invocation()))
         assert results == [Responded(200, ((b"Content-Length", b"2"),), b"", 2, False)] * MANY
 
 
 async def test_post_two_thousand_callbacks_at_once() -> None:
-    """Those to one receiver share MAX_PER_RECEIVER connections."""
+    """Two thousand callbacks are posted, of which those to one receiver share MAX_PER_RECEIVER connections."""
     async with serving(all_together(MAX_PER_RECEIVER)) as server, open_callbacks(load({}).settings) as callbacks:
         url = f"http://127.0.0.1:{server.port}/"
         assert await _at_once(MANY, lambda: callbacks.post(Callback(url, (), b"x"))) == [200] * MANY

@@ -1,4 +1,4 @@
-"""The name cache: one look-up at a time, shared by all that wait, and a short memory."""
+"""The name cache: one look-up at a time, shared by all waiting tasks and remembered for a short time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ A, B, C = (
 )
 
 
-class System:
-    """A look-up with these answers, the last of which it repeats; a *held* one answers once *release* is set."""
+class FakeResolver:
+    """A look-up with these answers, the last of which it repeats; a *blocked* one answers once *release* is set."""
 
-    def __init__(self, *answers: Sequence[AddressInfo] | OSError, held: bool = False) -> None:
+    def __init__(self, *answers: Sequence[AddressInfo] | OSError, blocked: bool = False) -> None:
         self._answers = list(answers)
-        self.asked: list[bytes] = []
+        self.lookups: list[bytes] = []
         self.release = threading.Event()
-        if not held:
+        if not blocked:
             self.release.set()
 
     def __call__(self, host: bytes, *_: int) -> list[AddressInfo]:
-        self.asked.append(host)
+        self.lookups.append(host)
         self.release.wait()
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, OSError):
@@ -39,45 +39,45 @@ class System:
         return list(answer)
 
 
-def _names(nursery: trio.Nursery, system: System) -> NameCache:
-    return NameCache("gateway", 80, nursery, system)
+def _names(nursery: trio.Nursery, resolver: FakeResolver) -> NameCache:
+    return NameCache("gateway", 80, nursery, resolver)
 
 
 async def _look_up(names: NameCache) -> list[Any]:
     return await names.getaddrinfo(b"gateway", 80, 0, SOCK_STREAM, 0, 0)
 
 
-async def test_concurrent_lookups_share_one_answer(nursery: trio.Nursery) -> None:
-    """A burst of connects asks the system once."""
-    system = System([A], held=True)
-    names, found = _names(nursery, system), list[Any]()
+async def test_lookups_at_once_share_one_answer(nursery: trio.Nursery) -> None:
+    """A burst of connects causes one look-up of the system."""
+    resolver = FakeResolver([A], blocked=True)
+    names, answers = _names(nursery, resolver), list[Any]()
 
     async def look_up() -> None:
-        found.append(await _look_up(names))
+        answers.append(await _look_up(names))
 
     async with trio.open_nursery() as waiting:
         for _ in range(100):
             waiting.start_soon(look_up)
         await wait_all_tasks_blocked()
         assert not names.remembered
-        system.release.set()
-    assert (found, system.asked, names.remembered) == ([[A]] * 100, [b"gateway"], True)
+        resolver.release.set()
+    assert (answers, resolver.lookups, names.remembered) == ([[A]] * 100, [b"gateway"], True)
 
 
 async def test_lookup_of_another_host_or_port_is_not_cached(nursery: trio.Nursery) -> None:
-    """Trio has one resolver, which callbacks use too: their receivers are looked up each time."""
-    system = System([A], [B], [C])
-    names = _names(nursery, system)
+    """Look-ups of other hosts, as of callbacks, are not cached, although Trio has one resolver for all."""
+    resolver = FakeResolver([A], [B], [C])
+    names = _names(nursery, resolver)
     assert await names.getaddrinfo(b"receiver", 80, 0, SOCK_STREAM, 0, 0) == [A]
     assert await names.getaddrinfo(b"gateway", 81, 0, SOCK_STREAM, 0, 0) == [B]
     assert (await _look_up(names), await _look_up(names)) == ([C], [C])
-    assert len(system.asked) == 3
+    assert len(resolver.lookups) == 3
 
 
-async def test_lookup_whose_first_waiter_is_cancelled_goes_on(nursery: trio.Nursery) -> None:
-    """All others still get its answer."""
-    system = System([A], held=True)
-    names = _names(nursery, system)
+async def test_lookup_whose_first_waiter_is_cancelled_continues(nursery: trio.Nursery) -> None:
+    """When the first waiter is cancelled, the look-up continues, and the others get its answer."""
+    resolver = FakeResolver([A], blocked=True)
+    names = _names(nursery, resolver)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as waiting:
             waiting.start_soon(_look_up, names)
@@ -86,13 +86,13 @@ async def test_lookup_whose_first_waiter_is_cancelled_goes_on(nursery: trio.Nurs
     async with trio.open_nursery() as waiting:
         waiting.start_soon(_look_up, names)
         await wait_all_tasks_blocked()
-        system.release.set()
-    assert len(system.asked) == 1
+        resolver.release.set()
+    assert len(resolver.lookups) == 1
 
 
-async def test_addresses_are_remembered_for_their_age(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    """They are used for MAX_AGE seconds after the look-up ended."""
-    names = _names(nursery, System([A], [B]))
+async def test_lookup_is_remembered_for_its_age(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """Addresses are used for MAX_AGE seconds after their look-up ended."""
+    names = _names(nursery, FakeResolver([A], [B]))
     assert (await _look_up(names), names.remembered) == ([A], True)
     mock_clock.jump(MAX_AGE - 0.001)
     assert await _look_up(names) == [A]
@@ -102,24 +102,24 @@ async def test_addresses_are_remembered_for_their_age(nursery: trio.Nursery, moc
 
 
 async def test_forget_causes_a_new_lookup_but_not_while_one_runs(nursery: trio.Nursery) -> None:
-    """After a failed connect the name is looked up again; a running look-up is new enough."""
-    system = System([A], [B])
-    names = _names(nursery, system)
+    """After a failed connect the name is looked up again, unless a look-up is running."""
+    resolver = FakeResolver([A], [B])
+    names = _names(nursery, resolver)
     await _look_up(names)
     names.forget()
-    system.release.clear()
+    resolver.release.clear()
     async with trio.open_nursery() as waiting:
         waiting.start_soon(_look_up, names)
         await wait_all_tasks_blocked()
         names.forget()
-        system.release.set()
-    assert (await _look_up(names), len(system.asked)) == ([B], 2)
+        resolver.release.set()
+    assert (await _look_up(names), len(resolver.lookups)) == ([B], 2)
 
 
-async def test_failed_lookup_is_reported_to_all_and_not_remembered(nursery: trio.Nursery) -> None:
-    """The next connect looks the name up again."""
-    system = System(gaierror(-3, "try again"), [A], held=True)
-    names, refusals = _names(nursery, system), list[Any]()
+async def test_lookup_that_fails_is_raised_to_all_and_not_remembered(nursery: trio.Nursery) -> None:
+    """A failed look-up raises in all waiting tasks, and the next connect looks the name up again."""
+    resolver = FakeResolver(gaierror(-3, "try again"), [A], blocked=True)
+    names, refusals = _names(nursery, resolver), list[Any]()
 
     async def look_up() -> None:
         with pytest.raises(OSError, match="try again") as refused:
@@ -130,15 +130,15 @@ async def test_failed_lookup_is_reported_to_all_and_not_remembered(nursery: trio
         for _ in range(10):
             waiting.start_soon(look_up)
         await wait_all_tasks_blocked()
-        system.release.set()
-    assert (len(refusals), len(system.asked), names.remembered) == (10, 1, False)
+        resolver.release.set()
+    assert (len(refusals), len(resolver.lookups), names.remembered) == (10, 1, False)
     assert await _look_up(names) == [A]
 
 
 async def test_lookup_without_answer_fails_after_its_timeout(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    """The hanging call is abandoned after LOOKUP_TIMEOUT, and the next connect starts another."""
-    system = System([A], held=True)
-    names = _names(nursery, system)
+    """A look-up without an answer fails after LOOKUP_TIMEOUT, and the next connect starts another."""
+    resolver = FakeResolver([A], blocked=True)
+    names = _names(nursery, resolver)
 
     async def look_up() -> None:
         with pytest.raises(OSError, match="no answer to the look-up of gateway within 10 s"):
@@ -148,13 +148,13 @@ async def test_lookup_without_answer_fails_after_its_timeout(nursery: trio.Nurse
         waiting.start_soon(look_up)
         await wait_all_tasks_blocked()
         mock_clock.jump(LOOKUP_TIMEOUT)
-    system.release.set()
+    resolver.release.set()
     assert await _look_up(names) == [A]
 
 
-async def test_address_that_connected_after_others_is_preferred(nursery: trio.Nursery) -> None:
-    """The addresses before it failed or were slow. The order holds after another look-up, until another one wins."""
-    names = _names(nursery, System([A, B, C]))
+async def test_lookup_prefers_the_address_that_connected(nursery: trio.Nursery) -> None:
+    """The address that connected after others failed is the first one of later look-ups, until another one connects."""
+    names = _names(nursery, FakeResolver([A, B, C]))
     assert await _look_up(names) == [A, B, C]
     names.connected(A[-1])
     assert await _look_up(names) == [A, B, C]
@@ -166,7 +166,7 @@ async def test_address_that_connected_after_others_is_preferred(nursery: trio.Nu
     assert await _look_up(names) == [C, A, B]
 
 
-async def test_reverse_lookup_is_the_system_s(nursery: trio.Nursery) -> None:
-    """Trio's resolver must offer it; nothing is cached."""
-    names = _names(nursery, System([A]))
+async def test_lookup_of_an_address_is_the_system_s(nursery: trio.Nursery) -> None:
+    """The reverse look-up, which Trio's resolver must have, is the system's and is not cached."""
+    names = _names(nursery, FakeResolver([A]))
     assert (await names.getnameinfo(("127.0.0.1", 80), 0))[1] in ("http", "80")

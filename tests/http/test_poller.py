@@ -32,7 +32,7 @@ def pair() -> Iterator[Pair]:
 
 @pytest.mark.parametrize("data", [b"", OK])
 def test_idle_connection_that_becomes_readable_is_closed(pair: Pair, data: bytes) -> None:
-    """It received its end, or a response to no request, so it is not claimed for an exchange."""
+    """An idle connection that becomes readable is closed, because it received its end or an unrequested response."""
     poller, connection, server = pair
     connection.park(9.0, 99.0)
     assert connection.claim(10.0)
@@ -45,7 +45,7 @@ def test_idle_connection_that_becomes_readable_is_closed(pair: Pair, data: bytes
 
 
 def test_claim_after_a_recent_poll_does_not_poll_again(pair: Pair) -> None:
-    """A poll counts for MAX_POLL_AGE, because each costs a system call."""
+    """A poll is valid for MAX_POLL_AGE, because each one costs a system call."""
     poller, connection, server = pair
     connection.park(9.9, 99.0)
     poller.poll(10.0)
@@ -56,7 +56,7 @@ def test_claim_after_a_recent_poll_does_not_poll_again(pair: Pair) -> None:
 
 
 def test_claim_of_a_connection_idle_since_the_last_poll_polls(pair: Pair) -> None:
-    """A server that closes a connection does so just after its response."""
+    """A connection that became idle after the last poll is polled, because servers may close just after a response."""
     poller, connection, server = pair
     poller.poll(10.0)
     connection.park(10.0, 99.0)
@@ -65,7 +65,7 @@ def test_claim_of_a_connection_idle_since_the_last_poll_polls(pair: Pair) -> Non
 
 
 def test_claim_of_an_expired_connection_closes_it(pair: Pair) -> None:
-    """The server may be about to close it."""
+    """An expired connection is closed and not used, because the server may be about to close it."""
     _, connection, _ = pair
     connection.park(10.0, 11.0)
     assert not connection.claim(11.5)
@@ -73,7 +73,7 @@ def test_claim_of_an_expired_connection_closes_it(pair: Pair) -> None:
 
 
 async def test_poll_reads_once_from_each_connection(pair: Pair, nursery: trio.Nursery) -> None:
-    """Other connections get their turn, and the rest is read at the next polls."""
+    """A poll reads once from each connection, and the rest of the data is read at the next polls."""
     poller, connection, server = pair
     response = ResponseParser("GET", 1_000_000)
     nursery.start_soon(connection.receive, response)
@@ -87,7 +87,7 @@ async def test_poll_reads_once_from_each_connection(pair: Pair, nursery: trio.Nu
 
 
 async def test_end_reported_with_data_is_read_at_the_next_poll(pair: Pair, nursery: trio.Nursery) -> None:
-    """Both arrived before the first poll, which reports them once."""
+    """Data and the end of a connection that one poll reports are read in that order, by two polls."""
     poller, connection, server = pair
     response = ResponseParser("GET", 100)
     nursery.start_soon(connection.receive, response)
@@ -104,7 +104,7 @@ async def test_end_reported_with_data_is_read_at_the_next_poll(pair: Pair, nurse
 async def test_connection_closed_after_a_complete_response_is_not_reusable(
     pair: Pair, nursery: trio.Nursery, before: bool
 ) -> None:
-    """The end is reported in the same poll as the response, or in one before the exchange's task has run."""
+    """A connection whose end is reported with its response, or before its task has run, is not reused."""
     poller, connection, server = pair
     response = ResponseParser("GET", 100)
     nursery.start_soon(connection.receive, response)

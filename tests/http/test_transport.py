@@ -47,7 +47,7 @@ async def test_exchange_after_another_reuses_its_connection() -> None:
 
 
 async def test_exchange_after_a_burst_reuses_the_last_connection() -> None:
-    """Quiet traffic stays on one connection, so that the other connections of a burst grow old."""
+    """After a burst, sequential requests use one connection, so that the others reach their maximum idle time."""
     async with _serving(answer_all) as (server, transport):
         async with trio.open_nursery() as nursery:
             for _ in range(5):
@@ -80,7 +80,7 @@ async def test_connection_in_doubt_is_not_reused(data: bytes) -> None:
 
 
 async def test_connection_closed_by_the_server_while_idle_is_replaced() -> None:
-    """The next request is sent once, on a new connection."""
+    """After the server closed an idle connection, the next request is sent once, on a new connection."""
     async with _serving(one_answer(OK)) as (server, transport):
         for expected in (1, 2, 3):
             assert (await _post(transport)).status == 200
@@ -89,7 +89,7 @@ async def test_connection_closed_by_the_server_while_idle_is_replaced() -> None:
 
 
 def test_connection_idle_for_too_long_is_closed() -> None:
-    """After MAX_IDLE seconds it is not used for another request."""
+    """After MAX_IDLE seconds an idle connection is not used for another request."""
 
     async def main() -> None:
         async with _serving(answer_all) as (server, transport):
@@ -124,7 +124,7 @@ def test_connection_is_closed_before_the_announced_idle_time_ends() -> None:
 
 
 async def test_idle_connections_beyond_the_limit_are_closed() -> None:
-    """The oldest are closed first."""
+    """Of more idle connections than the limit, the oldest are closed first."""
     async with _serving(answer_all, max_idle=3) as (server, transport):
         async with trio.open_nursery() as nursery:
             for _ in range(8):
@@ -151,7 +151,7 @@ async def test_cancelled_exchange_leaves_no_half_used_connection() -> None:
 
 
 async def test_exchange_in_a_cancelled_scope_sends_nothing() -> None:
-    """No function runs for it, and the idle connection stays usable."""
+    """An exchange in a cancelled scope sends no request, and the idle connection stays usable."""
     async with _serving(answer_all) as (server, transport):
         await _post(transport)
         with trio.CancelScope() as scope:
@@ -162,7 +162,7 @@ async def test_exchange_in_a_cancelled_scope_sends_nothing() -> None:
 
 
 async def test_early_response_to_a_large_request_is_received() -> None:
-    """A server may reject a body before reading it: its response counts, and not that it closed the connection."""
+    """A response before the request is sent completely is received, also when the server closes the connection."""
 
     async def script(_: Server, stream: Stream) -> None:
         await stream.receive_some(100)
@@ -177,7 +177,7 @@ async def test_early_response_to_a_large_request_is_received() -> None:
 
 
 async def test_large_request_rejected_half_way_is_not_repeated() -> None:
-    """A part of the request was sent, so it was an attempt, also on a connection that was idle before."""
+    """A request of which a part was sent is not sent again, also on a connection that was idle before."""
 
     async def script(server: Server, stream: Stream) -> None:
         await server.read(stream)
@@ -196,50 +196,54 @@ async def test_large_request_rejected_half_way_is_not_repeated() -> None:
         assert server.requests[1:] == [b"half"]
 
 
-class Hosts:
+class FakeResolver:
     """A look-up whose answer a test changes."""
 
     def __init__(self, *hosts: str) -> None:
         self.hosts: list[str] = list(hosts)
-        self.asked = 0
+        self.num_lookups = 0
 
     def __call__(self, _: bytes, port: int, *__: int) -> list[Any]:
-        self.asked += 1
+        self.num_lookups += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in self.hosts]
 
 
 async def test_host_that_moved_is_found_in_the_same_attempt() -> None:
     """If no remembered address accepts a connection, the name is looked up again before the attempt fails."""
-    hosts = Hosts("127.0.0.2")
+    resolver = FakeResolver("127.0.0.2")
     async with (
         serving(one_answer(OK.replace(b"Content", b"Connection: close\r\nContent"))) as server,
-        open_transport("gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=hosts) as transport,
+        open_transport("gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=resolver) as transport,
     ):
         with pytest.raises(httpx.ConnectError, match=f"cannot connect to gateway:{server.port}: .*refused"):
             await _post(transport)
-        assert hosts.asked == 1  # these addresses were new, so there is no second look-up
-        hosts.hosts = ["127.0.0.1"]
+        assert resolver.num_lookups == 1  # these addresses were new, so there is no second look-up
+        resolver.hosts = ["127.0.0.1"]
         assert (await _post(transport)).status == 200
         assert transport._names._current
-        transport._names._current.addresses = Hosts("127.0.0.2")(b"", server.port)
+        transport._names._current.addresses = FakeResolver("127.0.0.2")(b"", server.port)
         assert (await _post(transport)).status == 200
-        assert (len(server.requests), hosts.asked) == (2, 3)
+        assert (len(server.requests), resolver.num_lookups) == (2, 3)
 
 
 async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that does not respond delays one connect and not each. The socket does not block and has no delay."""
+    """An address that refuses delays one connect only, because later ones use it last; the socket has no delay."""
     attempts: list[str] = []
     connect = type(trio.socket.socket()).connect
 
-    async def note(self: Any, address: Any) -> None:
+    async def record(self: Any, address: Any) -> None:
         attempts.append(address[0])
         await connect(self, address)
 
-    monkeypatch.setattr(type(trio.socket.socket()), "connect", note)
+    monkeypatch.setattr(type(trio.socket.socket()), "connect", record)
     async with (
         serving(answer_all) as server,
         open_transport(
-            "gateway", server.port, max_idle=1, exchange_timeout=math.inf, look_up=Hosts("127.0.0.2", "127.0.0.1")
+            "gateway",
+            server.port,
+            max_idle=1,
+            exchange_timeout=math.inf,
+            look_up=FakeResolver("127.0.0.2", "127.0.0.1"),
         ) as transport,
     ):
         for expected in (["127.0.0.2", "127.0.0.1"], ["127.0.0.1"]):
@@ -254,7 +258,7 @@ async def test_address_that_refuses_is_tried_last_from_then_on(monkeypatch: pyte
 async def test_connect_without_answer_ends_after_its_timeout(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """A server that does not respond is not mistaken for a slow function."""
+    """A connect without an answer ends after its own timeout, and does not count as a slow function."""
     assert autojump_clock
 
     async def unanswered(*_: object, **__: object) -> None:
@@ -273,7 +277,7 @@ def _open_files() -> int:
 
 
 async def test_exchange_cancelled_anywhere_mixes_up_no_responses() -> None:
-    """However far a cancelled exchange has come, it leaves neither bytes nor a socket behind."""
+    """A cancelled exchange, at any point, leaves neither bytes nor an open socket behind."""
 
     async def script(server: Server, stream: Stream) -> None:
         while head := await server.read(stream):

@@ -1,4 +1,4 @@
-"""The connection is kept usable, on a real nats-server and a way to it that can be closed."""
+"""The connection, with a real nats-server behind a proxy that can fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio_asyncio
 from nats.aio.msg import Msg
 from trio_asyncio import aio_as_trio
 
-from tests.chaos.proxy import Way
+from tests.chaos.proxy import Proxy
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
@@ -29,7 +29,7 @@ async def test_open_connections_reset_waits(tmp_path: Path) -> None:
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            proxy = Way(server.port)
+            proxy = Proxy(server.port)
             await nursery.start(proxy.serve)
             server.stop()
             async with open_queue(load({"nats_port": str(proxy.port)}).settings, events.append) as queue:
@@ -136,7 +136,7 @@ async def test_watch_slow_reading_excuses_pings() -> None:
         await until(lambda: server.pings > 10 or Disconnected() in events, "more pings than may be unanswered")
         assert Disconnected() not in events
         server.sending = False
-        await until(lambda: Disconnected() in events, "it to be given up")
+        await until(lambda: Disconnected() in events, "the connection to be closed")
         await aio_as_trio(connection.close)()
         nursery.cancel_scope.cancel()
 
@@ -200,7 +200,7 @@ async def test_watch_unsent_bytes_reconnects(tmp_path: Path) -> None:
     events: list[Event] = []
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            dead, alive = Way(server.port), Way(server.port)
+            dead, alive = Proxy(server.port), Proxy(server.port)
             for proxy in (dead, alive):
                 await nursery.start(proxy.serve)
             alive.closed = True
@@ -209,7 +209,7 @@ async def test_watch_unsent_bytes_reconnects(tmp_path: Path) -> None:
             async with open_queue(settings, events.append) as queue:
                 consumer = await queue.consume()
                 consumer.add_credit(1, "")
-                dead.stand_still()
+                dead.stall()
                 alive.closed = False
                 for number in range(20):
                     letter = DeadLetter(large_delivery(number), "gave up", 1, None, None, None)

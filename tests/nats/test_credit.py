@@ -43,7 +43,7 @@ def test_next_request_nothing_open_takes_all_credit() -> None:
 
 
 def test_next_request_max_batch_limits_each() -> None:
-    """consumer_pull_max_messages limits one request; as many as may be open share the rest."""
+    """consumer_pull_max_messages limits each request, and the rest of the credit is requested by further ones."""
     credit = Credit(max_batch=10)
     credit.add(100)
     assert [request.batch for request in send_requests(credit)] == [10] * MAX_REQUESTS
@@ -195,7 +195,7 @@ def test_take_back_returns_all_credit_without_message() -> None:
 
 
 def test_take_back_after_surplus_returns_nothing() -> None:
-    """Nothing is taken back where more messages arrived than there was credit for."""
+    """No credit is taken back where more messages arrived than were requested."""
     credit = Credit()
     credit.received(credit.inboxes[0], 0.0)
     assert credit.take_back() == 0

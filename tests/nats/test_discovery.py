@@ -1,4 +1,4 @@
-"""The task that looks for subjects, without a server."""
+"""The task of the discovery, without a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PASSES = 10
 
 @pytest.mark.parametrize("passes", range(6))
 async def test_run_cancelled_while_it_wakes_ends(passes: int) -> None:
-    """A cancellation ends the task, in whichever pass after its wake-up it comes: a drain waits for that."""
+    """A cancellation in any pass after the task's wake-up ends the task, because a drain waits for it."""
 
     async def cancel() -> bool:
         discovery = SubjectDiscovery(cast(Any, SimpleNamespace(up=False)), (), 30.0, cast(Any, None), cast(Any, None))

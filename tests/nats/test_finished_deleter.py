@@ -1,4 +1,4 @@
-"""Messages that end through a retired consumer are deleted from the stream, and no others."""
+"""Deletion of messages that were settled through a retired consumer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STORED = 1_795_608_000_123_456_789
 
 
 class Server:
-    """Notes what it deletes and receives. The first *silent* requests have no answer."""
+    """A server that records deletions and publications. The first *silent* requests have no answer."""
 
     def __init__(self, silent: int = 0, *, cut: bool = False) -> None:
         self.silent, self.cut = silent, cut
@@ -63,7 +63,7 @@ def delivery(sequence: int, consumer: str) -> Delivery:
 
 
 class Worker:
-    """A worker as far as retired consumers go."""
+    """The parts of a worker that handle retired consumers."""
 
     def __init__(self, server: Server) -> None:
         self.retired = RetiredConsumers()
@@ -82,8 +82,8 @@ class Worker:
             self.retired.settled(delivery(sequence, consumer))
 
 
-def play(server: Server, act: Callable[[Worker], object]) -> list[int]:
-    """Let a worker act, and delete all that it is to delete; return what that is."""
+def deleted_by(server: Server, act: Callable[[Worker], object]) -> list[int]:
+    """Let a worker act, wait for its deletions, and return their sequences."""
 
     async def run() -> list[int]:
         worker = Worker(server)
@@ -98,37 +98,37 @@ def play(server: Server, act: Callable[[Worker], object]) -> list[int]:
     return deleted
 
 
-def test_a_message_of_a_retired_consumer_is_deleted() -> None:
-    """One that ends through another consumer is deleted by the server."""
+def test_deleter_message_of_a_retired_consumer_is_deleted() -> None:
+    """The worker deletes a message that is settled through a retired consumer, and no other message."""
 
     def act(worker: Worker) -> None:
-        assert not worker.retired.names, "without a retired consumer it costs nothing"
+        assert not worker.retired.names, "no consumer is retired yet"
         worker.observe("old")
         worker.settle(7, "old")
         worker.settle(8, "new")
 
-    assert play(Server(), act) == [7]
+    assert deleted_by(Server(), act) == [7]
 
 
-def end_one(worker: Worker) -> None:
+def settle_one(worker: Worker) -> None:
     worker.observe("old")
     worker.settle(7, "old")
 
 
-def test_a_deletion_without_an_answer_is_repeated() -> None:
-    """Until the server answers."""
-    assert play(Server(silent=2), end_one) == [7]
+def test_deletion_without_an_answer_is_repeated() -> None:
+    """A deletion is repeated until the server answers."""
+    assert deleted_by(Server(silent=2), settle_one) == [7]
 
 
-def test_another_message_of_the_sequence_stays() -> None:
-    """Where a deletion had no answer, the stream may have been deleted and created again since."""
+def test_deletion_repeated_keeps_another_message_of_the_sequence() -> None:
+    """A repeated deletion keeps a message of another time of storage, because the stream may have been recreated."""
     server = Server(silent=1)
     server.stored = "2026-11-25T12:00:00.123556Z"
-    assert play(server, end_one) == []
+    assert deleted_by(server, settle_one) == []
 
 
-def test_a_message_of_a_replaced_stream_stays() -> None:
-    """When the stream was replaced, nothing of the old one is deleted, and no announcement counts."""
+def test_deleter_message_of_a_replaced_stream_is_kept() -> None:
+    """After the stream was replaced, the worker deletes no message of it and drops earlier announcements."""
 
     def act(worker: Worker) -> None:
         worker.receive("old")
@@ -137,11 +137,11 @@ def test_a_message_of_a_replaced_stream_stays() -> None:
         worker.migration.forget()
         worker.settle(8, "old")
 
-    assert play(Server(), act) == []
+    assert deleted_by(Server(), act) == []
 
 
-def test_an_announced_consumer_counts_as_retired() -> None:
-    """When this worker looks, others may have deleted the consumer already, because it has no pending ack."""
+def test_announced_consumer_counts_as_retired() -> None:
+    """An announcement is enough, because another worker may delete the retired consumer before this one reads it."""
 
     def act(worker: Worker) -> None:
         worker.receive("old", "older")
@@ -150,11 +150,11 @@ def test_an_announced_consumer_counts_as_retired() -> None:
         worker.settle(8, "new")
         worker.settle(9, "older")
 
-    assert play(Server(), act) == [7, 9]
+    assert deleted_by(Server(), act) == [7, 9]
 
 
-def test_a_consumer_created_again_is_not_retired() -> None:
-    """What ends through a consumer with the name of one that was retired and deleted costs nothing more."""
+def test_consumer_created_again_is_not_retired() -> None:
+    """A consumer with the name of a deleted retired one is not retired, so its messages are not deleted twice."""
 
     def act(worker: Worker) -> None:
         worker.receive("old")
@@ -163,11 +163,11 @@ def test_a_consumer_created_again_is_not_retired() -> None:
         worker.observe()
         assert not worker.retired.names
 
-    assert play(Server(), act) == [7]
+    assert deleted_by(Server(), act) == [7]
 
 
-def test_thousands_of_names_are_announced() -> None:
-    """In messages of far less than a megabyte."""
+def test_announcement_of_thousands_of_names_is_split() -> None:
+    """Thousands of names are announced in messages of less than 100 kB each."""
     server, names = Server(), [f"faas-workers-{number}" for number in range(2_500)]
 
     async def announce() -> None:
@@ -181,11 +181,11 @@ def test_thousands_of_names_are_announced() -> None:
             worker.receive(*each.decode().split("\n"))
         worker.settle(1, names[-1])
 
-    assert play(Server(), act) == [1]
+    assert deleted_by(Server(), act) == [1]
 
 
-def test_an_announcement_that_cannot_be_sent_raises() -> None:
-    """Then no consumer is retired, and all is tried again."""
+def test_announcement_that_cannot_be_sent_raises() -> None:
+    """A failed announcement raises, so that no consumer is retired."""
 
     async def announce() -> None:
         with pytest.raises(BrokerUnavailableError):

@@ -26,7 +26,7 @@ def consumer(name: str, **fields: Any) -> ConsumerConfig:
     return ConsumerConfig(name=name, durable_name=name, ack_policy="explicit", **fields)
 
 
-class Scripted:
+class ScriptedConnection:
     """A connection on which each request gets the next answer of a list."""
 
     def __init__(self, *answers: object) -> None:
@@ -38,9 +38,9 @@ class Scripted:
         return SimpleNamespace(data=self.answers.pop(0))
 
 
-def play(line: Scripted, act: Callable[[JetStream], Awaitable[Any]]) -> Any:
+def run_client(scripted: ScriptedConnection, act: Callable[[JetStream], Awaitable[Any]]) -> Any:
     async def run() -> Any:
-        return await act(JetStream(cast(Connection, line)))
+        return await act(JetStream(cast(Connection, scripted)))
 
     return asyncio.run(run())
 
@@ -60,10 +60,10 @@ def consumer_page(*names: str, total: int, missing: tuple[str, ...] = ()) -> dic
 
 def test_stream_with_subjects_several_pages_returns_all() -> None:
     """The subjects of a stream are requested page by page until there are as many as the server counts."""
-    line = Scripted(stream_page({"a": 1, "b": 2}, 3), stream_page({"c": 2}, 3))
-    info = play(line, lambda jetstream: jetstream.stream_with_subjects("s", "q.>"))
+    scripted = ScriptedConnection(stream_page({"a": 1, "b": 2}, 3), stream_page({"c": 2}, 3))
+    info = run_client(scripted, lambda jetstream: jetstream.stream_with_subjects("s", "q.>"))
     assert info.state.subjects == {"a": 1, "b": 2, "c": 2}
-    assert line.requests == [
+    assert scripted.requests == [
         ("$JS.API.STREAM.INFO.s", {"subjects_filter": "q.>", "offset": 0}),
         ("$JS.API.STREAM.INFO.s", {"subjects_filter": "q.>", "offset": 2}),
     ]
@@ -71,38 +71,38 @@ def test_stream_with_subjects_several_pages_returns_all() -> None:
 
 def test_stream_with_subjects_empty_page_ends() -> None:
     """Where subjects disappear between two pages, so that the count is never reached, an empty page ends the list."""
-    line = Scripted(stream_page({"a": 1}, 2), stream_page({}, 2))
-    assert play(line, lambda jetstream: jetstream.stream_with_subjects("s")).state.subjects == {"a": 1}
+    scripted = ScriptedConnection(stream_page({"a": 1}, 2), stream_page({}, 2))
+    assert run_client(scripted, lambda jetstream: jetstream.stream_with_subjects("s")).state.subjects == {"a": 1}
 
 
 def test_consumers_several_pages_returns_all() -> None:
     """The consumers of a stream are requested page by page until there are as many as the server counts."""
-    line = Scripted(consumer_page("a", "b", total=3), consumer_page("c", total=3))
-    found, missing = play(line, lambda jetstream: jetstream.consumers("s"))
+    scripted = ScriptedConnection(consumer_page("a", "b", total=3), consumer_page("c", total=3))
+    found, missing = run_client(scripted, lambda jetstream: jetstream.consumers("s"))
     assert ([each.name for each in found], missing) == (["a", "b", "c"], [])
-    assert [body for _, body in line.requests] == [{"offset": 0}, {"offset": 2}]
+    assert [body for _, body in scripted.requests] == [{"offset": 0}, {"offset": 2}]
 
 
 def test_consumers_missing_ends_the_list() -> None:
     """A page that names consumers without a leader is the last one: the server counts those, and never lists them."""
-    line = Scripted(consumer_page("a", total=3, missing=("b", "c")))
-    found, missing = play(line, lambda jetstream: jetstream.consumers("s"))
+    scripted = ScriptedConnection(consumer_page("a", total=3, missing=("b", "c")))
+    found, missing = run_client(scripted, lambda jetstream: jetstream.consumers("s"))
     assert ([each.name for each in found], missing) == (["a"], ["b", "c"])
 
 
 @pytest.mark.parametrize("answer", [b"", b"+ACK", b"[]", b'{"config":[],"state":{},"created":1}', b'{"error":[]}', {}])
 def test_stream_foreign_answer_raises_unavailable(answer: object) -> None:
-    """Anyone may answer on a subject: what is not JetStream's answer counts as none."""
+    """Any client may answer on a subject, so an answer that is not JetStream's counts as no answer."""
     with pytest.raises(BrokerUnavailableError, match="an answer that is not JetStream's"):
-        play(Scripted(answer), lambda jetstream: jetstream.stream("s"))
+        run_client(ScriptedConnection(answer), lambda jetstream: jetstream.stream("s"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(10059, ErrorCode.STREAM_NOT_FOUND), (1, 1)])
 def test_stream_error_answer_raises_api_error(number: int, code: int) -> None:
-    """An error is raised with its code, also one that no caller treats differently, and with the server's text."""
-    line = Scripted({"error": {"code": 404, "err_code": number, "description": "no"}})
+    """An error is raised with its code, if that is one that callers treat differently, and with the server's text."""
+    scripted = ScriptedConnection({"error": {"code": 404, "err_code": number, "description": "no"}})
     with pytest.raises(ApiError, match=rf"^no \(404/{number}\)$") as raised:
-        play(line, lambda jetstream: jetstream.stream("s"))
+        run_client(scripted, lambda jetstream: jetstream.stream("s"))
     assert raised.value.err_code == code
 
 
@@ -124,7 +124,7 @@ def on_server(folder: Path, act: Callable[[JetStream, NatsServer], Awaitable[Non
 
 
 def test_find_or_create_creates_once(tmp_path: Path) -> None:
-    """Streams and consumers are created where they are missing, found where they are not, and reported as which."""
+    """A missing stream or consumer is created, an existing one is found, and the result has which."""
 
     async def act(jetstream: JetStream, _: NatsServer) -> None:
         assert await jetstream.find_stream("s") is None
@@ -142,7 +142,7 @@ def test_find_or_create_creates_once(tmp_path: Path) -> None:
 
 
 def test_find_or_create_conflict_raises_misconfigured(tmp_path: Path) -> None:
-    """What cannot be created beside what there is is a misconfiguration, with the reason."""
+    """A stream or consumer that conflicts with an existing one is a misconfiguration, with the reason."""
 
     async def act(jetstream: JetStream, _: NatsServer) -> None:
         await jetstream.find_or_create_stream(STREAM)
@@ -177,7 +177,7 @@ def test_update_keeps_unknown_fields(tmp_path: Path) -> None:
     on_server(tmp_path, act)
 
 
-def test_messages_stored_read_deleted(tmp_path: Path) -> None:
+def test_messages_are_stored_read_and_deleted(tmp_path: Path) -> None:
     """A publish is confirmed, a repeated message id reported; messages are read and deleted."""
 
     async def act(jetstream: JetStream, _: NatsServer) -> None:
@@ -199,7 +199,7 @@ def test_messages_stored_read_deleted(tmp_path: Path) -> None:
     on_server(tmp_path, act)
 
 
-def test_consumers_paused_listed_deleted(tmp_path: Path) -> None:
+def test_consumer_is_paused_listed_and_deleted(tmp_path: Path) -> None:
     """A consumer is paused until a time, listed, and deleted; to delete it again does nothing."""
 
     async def act(jetstream: JetStream, _: NatsServer) -> None:
@@ -217,7 +217,7 @@ def test_consumers_paused_listed_deleted(tmp_path: Path) -> None:
 
 
 def test_request_connection_lost_raises_at_once(tmp_path: Path) -> None:
-    """A request whose connection is lost fails then, and not at the end of its time."""
+    """A request fails when its connection is lost, not only at its timeout."""
 
     async def run(server: NatsServer) -> None:
         connection = Connection(connect_options(load({"nats_port": str(server.port)}).settings, name=""), events.append)

@@ -38,7 +38,7 @@ ECHO = consumer("w-echo", "q.0.echo.ns", mode="function", at=7)
 
 
 def test_consumer_state_without_a_mode_and_a_filter_is_static() -> None:
-    """OpenFaaS's own worker creates its consumer so."""
+    """A consumer without mode and filter is static, because OpenFaaS's own worker creates it so."""
     assert consumer_state(consumer("w")).layout == static(1)
     assert ConsumerSet.of([consumer("w")], DURABLE).current == static(1)
 
@@ -52,14 +52,14 @@ def test_consumer_state_of_a_partition_has_their_number() -> None:
 
 
 def test_consumer_set_leaves_foreign_consumers_apart() -> None:
-    """A consumer without the workers' metadata and name is part of no layout."""
+    """A consumer without the workers' metadata and name belongs to no layout."""
     layout = ConsumerSet.of([SHARED, consumer("theirs", "q.x"), consumer("w-theirs", "q.y")], DURABLE)
     assert [each.name for each in layout.foreign] == ["theirs", "w-theirs"]
     assert layout.current == static(1)
 
 
 def test_retirement_records_filter_and_mark() -> None:
-    """Its filter matches nothing of the queue; mark, former filters and what it was retired for are in its metadata."""
+    """A retired consumer has a filter without messages, and mark, former filters and new layout in its metadata."""
     info = retired(ECHO, static(1), 5)
     assert info.config.filters == ("RETIRED.q.w-echo",)
     found = consumer_state(info)
@@ -74,7 +74,7 @@ def test_retirement_records_filter_and_mark() -> None:
 
 
 def test_retirement_leaves_the_other_fields() -> None:
-    """Retirement leaves the fields and the metadata alone that it does not use; a pause ends by itself."""
+    """Retirement changes no other fields and metadata, except that it ends a pause."""
     info = consumer("w", mode="static", other={"max_ack_pending": 7, "pause_until": "2026-01-01T00:00:00Z"})
     config = retired(info, FUNCTION, 0).sent
     assert config["max_ack_pending"] == 7
@@ -82,8 +82,8 @@ def test_retirement_leaves_the_other_fields() -> None:
     assert "pause_until" not in config
 
 
-def test_is_held_up_to_the_mark() -> None:
-    """A retired consumer holds what its former filter covered; no other consumer's delivery of that may run."""
+def test_is_held_covers_messages_up_to_the_mark() -> None:
+    """A retired consumer holds the messages of its former filter up to its mark: no other delivery of them runs."""
     layout = ConsumerSet.of([retired(ECHO, static(1), 5)], DURABLE)
     assert layout.is_held("q.0.echo.ns", 7, by="w")
     assert not layout.is_held("q.0.echo.ns", 8, by="w")
@@ -91,7 +91,7 @@ def test_is_held_up_to_the_mark() -> None:
     assert not layout.is_held("q.0.echo.ns", 7, by="w-echo")
 
 
-def test_is_held_by_the_older_of_two() -> None:
+def test_is_held_by_the_retired_consumer_that_is_older() -> None:
     """A message that two retired consumers have delivered is held by the one that was retired first."""
     layout = ConsumerSet.of([retired(ECHO, static(1), 5), retired(SHARED, FUNCTION, 9)], DURABLE)
     assert layout.is_held("q.0.echo.ns", 7, by="w")
@@ -100,7 +100,7 @@ def test_is_held_by_the_older_of_two() -> None:
 
 
 def test_current_is_the_last_change_that_was_begun() -> None:
-    """A worker that was killed in between left consumers of both layouts."""
+    """Of two layouts, the last migration's applies, because a killed worker may have left consumers of both."""
     other = consumer("w-other", "q.0.other.ns", mode="function")
     assert ConsumerSet.of([retired(ECHO, static(1), 5), other], DURABLE).current == static(1)
     assert (
@@ -109,5 +109,5 @@ def test_current_is_the_last_change_that_was_begun() -> None:
 
 
 def test_current_without_consumers_is_none() -> None:
-    """The first worker decides."""
+    """Without consumers there is no layout, so the first worker chooses one."""
     assert ConsumerSet().current is None

@@ -1,4 +1,4 @@
-"""The private names of nats-py that we rely on are where they were."""
+"""The private names of nats-py that :mod:`worker.nats.nats_internals` uses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.servers import NatsServer
 from worker.nats import nats_internals
 
 
-def test_private_names_exist() -> None:
-    """A release of nats-py that moves a private name fails here, not at three in the morning."""
+def test_nats_py_has_the_private_names_in_use() -> None:
+    """Each private name that the worker uses exists in the installed nats-py."""
     client = Client()
     for name in (
         "_pending",
@@ -34,14 +34,14 @@ def test_private_names_exist() -> None:
     assert "self._id" in inspect.getsource(Subscription.__init__)
 
 
-def test_excuse_pings_resets_the_count() -> None:
-    """``excuse_pings`` resets the count of unanswered pings."""
+def test_nats_py_counts_unanswered_pings() -> None:
+    """The client compares a count of unanswered pings, which ``excuse_pings`` resets, with its limit."""
     assert Client()._pings_outstanding == 0
     assert "self._pings_outstanding > self.options" in inspect.getsource(Client._ping_interval)
 
 
-async def test_end_connecting_cancel_lost_cancels_again() -> None:
-    """A reconnection that drops the first cancellation, as ``asyncio.wait_for`` may, is ended all the same."""
+async def test_end_connecting_with_a_lost_cancellation_cancels_again() -> None:
+    """A reconnection task that drops the first cancellation, as ``asyncio.wait_for`` may, is cancelled again."""
     lost = 0
 
     async def reconnect() -> None:
@@ -67,35 +67,35 @@ async def test_end_connecting_cancel_lost_cancels_again() -> None:
     assert lost == 1
 
 
-async def test_listen_calls_back_in_order(tmp_path: Path) -> None:
-    """Messages are passed on in order, as they are read; an error on one is reported, and the next follow."""
-    heard: list[bytes] = []
-    trouble: list[dict[str, Any]] = []
+async def test_listen_calls_back_in_order_after_an_error(tmp_path: Path) -> None:
+    """Each message is passed to the callback in order; an error of one is reported, and the next ones follow."""
+    received: list[bytes] = []
+    errors: list[dict[str, Any]] = []
 
-    def hear(message: Msg) -> None:
-        heard.append(message.data)
+    def on_message(message: Msg) -> None:
+        received.append(message.data)
         if message.data == b"bad":
             raise ValueError(message.data)
 
     async with trio_asyncio.open_loop() as loop:
-        loop.set_exception_handler(lambda _, context: trouble.append(context))
+        loop.set_exception_handler(lambda _, context: errors.append(context))
         with NatsServer(tmp_path) as server:
             client = Client()
             await aio_as_trio(client.connect)(server.url)
-            subscription = await aio_as_trio(nats_internals.listen)(client, "any", hear)
+            subscription = await aio_as_trio(nats_internals.listen)(client, "any", on_message)
             for data in (b"one", b"bad", b"two"):
                 await aio_as_trio(client.publish)("any", data)
-            await aio_as_trio(client.flush)()  # its PONG comes behind them
-            assert heard == [b"one", b"bad", b"two"]
+            await aio_as_trio(client.flush)()  # its PONG follows them
+            assert received == [b"one", b"bad", b"two"]
             assert subscription.pending_msgs == 0
             await aio_as_trio(client.close)()
-    (context,) = trouble
+    (context,) = errors
     assert context["message"] == "on any"
     assert isinstance(context["exception"], ValueError)
 
 
-def test_forget_unsent_empties_the_list() -> None:
-    """``forget_unsent`` replaces the list of unsent messages by an empty one."""
+def test_nats_py_keeps_unsent_messages_in_a_list() -> None:
+    """Unsent messages are in a list with a size, which ``forget_unsent`` empties."""
     client = Client()
     assert client._pending == []
     assert client._pending_data_size == 0

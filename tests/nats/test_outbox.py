@@ -65,7 +65,7 @@ class OpenOutbox:
     flows: PullConsumer
     events: list[Event]
 
-    async def pumped(self) -> list[tuple[str, bytes]]:
+    async def sent(self) -> list[tuple[str, bytes]]:
         """Let the outbox send, and return what it sent."""
         await trio.testing.wait_all_tasks_blocked()
         return self.connection.verbs()
@@ -86,13 +86,13 @@ class OpenOutbox:
     def settle(self, delivery: Delivery, settlement: Settlement, before: float = NEVER) -> None:
         self.outbox.settle(delivery, settlement, before=before)
 
-    async def later(self, seconds: float) -> list[tuple[str, bytes]]:
+    async def sent_after(self, seconds: float) -> list[tuple[str, bytes]]:
         """Wait for some seconds, repeat unconfirmed settlements, and return what the outbox sent."""
         await trio.sleep(seconds)
         self.outbox.repeat_late(trio.current_time())
-        return await self.pumped()
+        return await self.sent()
 
-    async def change(self, *, up: bool) -> None:
+    async def set_connection(self, *, up: bool) -> None:
         self.connection.up = up
         if up:
             self.outbox.repeat_late(NEVER)
@@ -101,15 +101,15 @@ class OpenOutbox:
 @asynccontextmanager
 async def open_outbox() -> AsyncIterator[OpenOutbox]:
     """Open an outbox and start its pump, on an asyncio island."""
-    fake, events = FakeConnection(), list[Event]()
+    connected, events = FakeConnection(), list[Event]()
     async with trio_asyncio.open_loop():
-        connection: Any = fake
+        connection: Any = connected
         outbox = Outbox(connection, events.append, RetiredConsumers())
         flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None)
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(flows.pump))
-            yield OpenOutbox(fake, outbox, flows, events)
+            yield OpenOutbox(connected, outbox, flows, events)
             nursery.cancel_scope.cancel()
 
 
@@ -126,12 +126,12 @@ def virtual(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 @virtual
 async def test_settle_sends_jetstream_verbs() -> None:
     """Each settlement is sent as JetStream reads it, in the order in which they were noted."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(1), Ack())
-        at.settle(at.delivery(2), Nak())
-        at.settle(at.delivery(3), Nak(1.5))
-        at.settle(at.delivery(4), Term("odd\r\nreason"))
-        assert await at.pumped() == [
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(1), Ack())
+        opened.settle(opened.delivery(2), Nak())
+        opened.settle(opened.delivery(3), Nak(1.5))
+        opened.settle(opened.delivery(4), Term("odd\r\nreason"))
+        assert await opened.sent() == [
             ("$JS.ACK.1", b"+ACK"),
             ("$JS.ACK.2", b"-NAK"),
             ("$JS.ACK.3", b'-NAK {"delay": 1500000000}'),
@@ -142,162 +142,162 @@ async def test_settle_sends_jetstream_verbs() -> None:
 @virtual
 async def test_settle_unconfirmed_ack_is_repeated() -> None:
     """An ack is sent again every two seconds until it is confirmed, and then no more."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(), Ack())
-        assert await at.pumped() == [("$JS.ACK.1", b"+ACK")]
-        assert await at.later(1.9) == []
-        assert await at.later(0.2) == [("$JS.ACK.1", b"+ACK")]
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(), Ack())
+        assert await opened.sent() == [("$JS.ACK.1", b"+ACK")]
+        assert await opened.sent_after(1.9) == []
+        assert await opened.sent_after(0.2) == [("$JS.ACK.1", b"+ACK")]
         await trio.sleep(2.1)
-        at.outbox.repeat_late(trio.current_time())
-        await at.confirm()
-        assert await at.later(60) == []
-        assert at.events == []
+        opened.outbox.repeat_late(trio.current_time())
+        await opened.confirm()
+        assert await opened.sent_after(60) == []
+        assert opened.events == []
 
 
 @virtual
 async def test_settle_status_answer_is_no_confirmation() -> None:
     """A status in the inbox means that no consumer received the ack, which is sent again."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(), Ack())
-        await at.confirm(status="503")
-        assert await at.later(2.1) == [("$JS.ACK.1", b"+ACK")]
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(), Ack())
+        await opened.confirm(status="503")
+        assert await opened.sent_after(2.1) == [("$JS.ACK.1", b"+ACK")]
 
 
 @virtual
 async def test_settle_unconfirmed_for_a_minute_is_dropped() -> None:
     """An ack is sent thirty times, two seconds apart; then its loss is reported, and wait_settled() returns."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(), Ack())
-        published = len(await at.pumped())
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(), Ack())
+        published = len(await opened.sent())
         for _ in range(40):
-            published += len(await at.later(2.1))
+            published += len(await opened.sent_after(2.1))
         assert published == 30
-        assert at.events == [SettlementUnconfirmed(1)]
-        await at.outbox.wait_settled()
+        assert opened.events == [SettlementUnconfirmed(1)]
+        await opened.outbox.wait_settled()
 
 
 @virtual
 async def test_settle_nak_without_delay_is_sent_once() -> None:
     """A nak without a delay may have arrived, and the message may run in another worker, so it is sent once."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(), Nak())
-        assert await at.pumped() == [("$JS.ACK.1", b"-NAK")]
-        assert await at.later(2.1) == []
-        assert at.events == [SettlementUnconfirmed(1)]
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(), Nak())
+        assert await opened.sent() == [("$JS.ACK.1", b"-NAK")]
+        assert await opened.sent_after(2.1) == []
+        assert opened.events == [SettlementUnconfirmed(1)]
 
 
 @virtual
 async def test_settle_delayed_nak_is_repeated_with_rest_of_delay() -> None:
     """While its delay lasts no worker can have the message, so a nak is sent again, with the rest of the delay."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(), Nak(5.0))
-        await at.pumped()
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(), Nak(5.0))
+        await opened.sent()
         await trio.sleep(2.5)
-        at.outbox.repeat_late(trio.current_time())
-        ((_, verb),) = await at.pumped()
+        opened.outbox.repeat_late(trio.current_time())
+        ((_, verb),) = await opened.sent()
         assert verb == b'-NAK {"delay": 2500000000}'
-        assert await at.later(2.6) == [], "the wait is over"
+        assert await opened.sent_after(2.6) == [], "a nak is sent after its delay"
 
 
 @virtual
 async def test_settle_nak_after_lease_is_never_sent() -> None:
     """A nak is not sent after its lease, also not for the first time, after a lost connection."""
-    async with open_outbox() as at:
-        await at.change(up=False)
-        at.settle(at.delivery(1), Nak(60.0), before=trio.current_time() + 1)
-        at.settle(at.delivery(2), Ack(), before=trio.current_time() + 1)
-        assert await at.pumped() == []
+    async with open_outbox() as opened:
+        await opened.set_connection(up=False)
+        opened.settle(opened.delivery(1), Nak(60.0), before=trio.current_time() + 1)
+        opened.settle(opened.delivery(2), Ack(), before=trio.current_time() + 1)
+        assert await opened.sent() == []
         await trio.sleep(1.5)
-        await at.change(up=True)
-        assert await at.pumped() == [("$JS.ACK.2", b"+ACK")]
+        await opened.set_connection(up=True)
+        assert await opened.sent() == [("$JS.ACK.2", b"+ACK")]
 
 
 @virtual
 async def test_repeat_late_after_a_reconnect_repeats_all() -> None:
     """Unconfirmed settlements are sent again at once after a reconnect."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(1), Ack())
-        at.settle(at.delivery(2), Term("x"))
-        await at.pumped()
-        await at.change(up=False)
-        await at.change(up=True)
-        assert await at.pumped() == [("$JS.ACK.1", b"+ACK"), ("$JS.ACK.2", b"+TERM x")]
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(1), Ack())
+        opened.settle(opened.delivery(2), Term("x"))
+        await opened.sent()
+        await opened.set_connection(up=False)
+        await opened.set_connection(up=True)
+        assert await opened.sent() == [("$JS.ACK.1", b"+ACK"), ("$JS.ACK.2", b"+TERM x")]
 
 
 @virtual
 async def test_extend_confirmed_calls_back_once() -> None:
     """A confirmed extension calls back once, and is not sent again."""
-    async with open_outbox() as at:
+    async with open_outbox() as opened:
         confirmed_at: list[float] = []
-        at.outbox.extend(at.delivery(), lambda: confirmed_at.append(trio.current_time()), before=NEVER)
-        await at.confirm()
+        opened.outbox.extend(opened.delivery(), lambda: confirmed_at.append(trio.current_time()), before=NEVER)
+        await opened.confirm()
         assert len(confirmed_at) == 1
-        assert await at.later(2.1) == []
+        assert await opened.sent_after(2.1) == []
 
 
 @virtual
 async def test_settle_drops_unconfirmed_extension() -> None:
     """An unconfirmed extension is dropped with the settlement, because it would cancel a nak's delay."""
-    async with open_outbox() as at:
-        delivery = at.delivery()
-        at.outbox.extend(delivery, lambda: None, before=NEVER)
-        assert await at.pumped() == [("$JS.ACK.1", b"+WPI")]
-        at.settle(delivery, Nak(60.0))
-        assert await at.pumped() == [("$JS.ACK.1", b'-NAK {"delay": 60000000000}')]
-        assert [verb[:4] for _, verb in await at.later(2.1)] == [b"-NAK"]
+    async with open_outbox() as opened:
+        delivery = opened.delivery()
+        opened.outbox.extend(delivery, lambda: None, before=NEVER)
+        assert await opened.sent() == [("$JS.ACK.1", b"+WPI")]
+        opened.settle(delivery, Nak(60.0))
+        assert await opened.sent() == [("$JS.ACK.1", b'-NAK {"delay": 60000000000}')]
+        assert [verb[:4] for _, verb in await opened.sent_after(2.1)] == [b"-NAK"]
 
 
 @virtual
 async def test_extend_after_lease_is_not_repeated() -> None:
     """An extension is not sent after its lease, because it would extend another worker's."""
-    async with open_outbox() as at:
-        at.outbox.extend(at.delivery(), lambda: None, before=trio.current_time() + 3)
-        await at.pumped()
-        assert await at.later(2.1) == [("$JS.ACK.1", b"+WPI")]
-        assert await at.later(2.1) == []
+    async with open_outbox() as opened:
+        opened.outbox.extend(opened.delivery(), lambda: None, before=trio.current_time() + 3)
+        await opened.sent()
+        assert await opened.sent_after(2.1) == [("$JS.ACK.1", b"+WPI")]
+        assert await opened.sent_after(2.1) == []
 
 
 @virtual
 async def test_forget_drops_settlements_of_the_old_stream() -> None:
     """A recreated stream receives no ack of the old one, whose sequences identify other messages there."""
-    async with open_outbox() as at:
-        old, running = at.delivery(1), at.delivery(2)
-        at.settle(old, Ack())
-        await at.pumped()
-        at.outbox.forget()
-        await at.outbox.wait_settled()
-        assert await at.later(2.1) == [], "not again"
-        at.settle(running, Ack())
-        at.outbox.extend(running, lambda: None, before=NEVER)
-        assert await at.pumped() == [], "nor for what still ran then"
-        await at.outbox.wait_settled()
-        at.settle(at.delivery(1), Ack())
-        assert await at.pumped() == [("$JS.ACK.1", b"+ACK")], "but for the new stream's"
+    async with open_outbox() as opened:
+        old, running = opened.delivery(1), opened.delivery(2)
+        opened.settle(old, Ack())
+        await opened.sent()
+        opened.outbox.forget()
+        await opened.outbox.wait_settled()
+        assert await opened.sent_after(2.1) == [], "the ack of the old stream is sent again"
+        opened.settle(running, Ack())
+        opened.outbox.extend(running, lambda: None, before=NEVER)
+        assert await opened.sent() == [], "a settlement of a running message of the old stream is sent"
+        await opened.outbox.wait_settled()
+        opened.settle(opened.delivery(1), Ack())
+        assert await opened.sent() == [("$JS.ACK.1", b"+ACK")], "the ack of the new stream is not sent"
 
 
 @virtual
 async def test_wait_settled_waits_for_every_confirmation() -> None:
     """wait_settled() returns once every settlement is confirmed; a drain's end depends on it."""
-    async with open_outbox() as at:
-        at.settle(at.delivery(1), Ack())
-        at.settle(at.delivery(2), Ack())
+    async with open_outbox() as opened:
+        opened.settle(opened.delivery(1), Ack())
+        opened.settle(opened.delivery(2), Ack())
         with trio.move_on_after(1) as waiting:
-            await at.outbox.wait_settled()
+            await opened.outbox.wait_settled()
         assert waiting.cancelled_caught
-        await at.confirm()
-        await at.outbox.wait_settled()
+        await opened.confirm()
+        await opened.outbox.wait_settled()
 
 
 @virtual
 async def test_pump_sends_requests_after_settlements() -> None:
     """Settlements are sent before the pull requests of the same wake-up, so that the server counts them first."""
-    async with open_outbox() as at:
-        await aio_as_trio(at.flows.request_again)()
-        at.flows.open("").bind("pull")
-        await at.pumped()
-        at.flows.add_credit(1, "")
-        at.settle(at.delivery(1), Ack())
-        assert [subject for subject, _ in await at.pumped()] == ["$JS.ACK.1", "pull"]
+    async with open_outbox() as opened:
+        await aio_as_trio(opened.flows.request_again)()
+        opened.flows.open("").bind("pull")
+        await opened.sent()
+        opened.flows.add_credit(1, "")
+        opened.settle(opened.delivery(1), Ack())
+        assert [subject for subject, _ in await opened.sent()] == ["$JS.ACK.1", "pull"]
 
 
 def test_pull_consumer_outbox_crowded_requests_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,17 +305,17 @@ def test_pull_consumer_outbox_crowded_requests_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(outbox_module, "_CROWDED", 1)
 
     async def main() -> None:
-        async with open_outbox() as at:
-            await aio_as_trio(at.flows.request_again)()
-            at.flows.open("").bind("pull")
+        async with open_outbox() as opened:
+            await aio_as_trio(opened.flows.request_again)()
+            opened.flows.open("").bind("pull")
             for number in (1, 2):
-                at.settle(at.delivery(number), Ack())
-            at.flows.add_credit(1, "")
+                opened.settle(opened.delivery(number), Ack())
+            opened.flows.add_credit(1, "")
             await trio.testing.wait_all_tasks_blocked()
-            assert [subject for subject, *_ in at.connection.published] == ["$JS.ACK.1", "$JS.ACK.2"]
-            await at.confirm()
-            at.outbox.wake()
-            assert [subject for subject, _ in await at.pumped()] == ["pull"]
+            assert [subject for subject, *_ in opened.connection.published] == ["$JS.ACK.1", "$JS.ACK.2"]
+            await opened.confirm()
+            opened.outbox.wake()
+            assert [subject for subject, _ in await opened.sent()] == ["pull"]
 
     trio.run(main, clock=MockClock(autojump_threshold=0.01))
 
@@ -325,9 +325,9 @@ def test_settle_term_long_reason_is_cut(reason: str) -> None:
     """A reason is cut to 256 bytes in one line, because JetStream repeats it in an advisory."""
 
     async def main() -> None:
-        async with open_outbox() as at:
-            at.settle(at.delivery(), Term(reason))
-            ((_, verb),) = await at.pumped()
+        async with open_outbox() as opened:
+            opened.settle(opened.delivery(), Term(reason))
+            ((_, verb),) = await opened.sent()
             assert len(verb) == len(b"+TERM ") + 256
 
     trio.run(main, clock=MockClock(autojump_threshold=0.01))

@@ -1,4 +1,4 @@
-"""The queue on NATS, beyond the laws of its port."""
+"""Properties of the queue on NATS that tests/conformance does not cover."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from tests.chaos.proxy import Way
+from tests.chaos.proxy import Proxy
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
 from worker.config import load
@@ -16,8 +16,8 @@ from worker.nats.credit import DEFAULT_BATCH, MAX_REQUESTS
 from worker.nats.queue import open_queue
 
 
-async def test_the_ack_wait_may_be_changed_by_others(tmp_path: Path) -> None:
-    """An ack wait that an operator changed counts as soon as the consumers have been read again."""
+async def test_queue_ack_wait_changed_by_an_operator_is_applied(tmp_path: Path) -> None:
+    """An ack wait that an operator changed is applied as soon as the consumers are read again."""
     with NatsServer(tmp_path) as server:
         async with open_queue(load({"nats_port": str(server.port)}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
@@ -27,24 +27,24 @@ async def test_the_ack_wait_may_be_changed_by_others(tmp_path: Path) -> None:
             await until(lambda: consumer.ack_wait == 2.0, "the changed ack wait")
 
 
-async def test_what_was_handed_out_and_not_read_is_little(tmp_path: Path) -> None:
-    """With room for 10,000, no more are on their way to us than are started in a moment; the rest others can have."""
+async def test_queue_with_large_credit_limits_unread_deliveries(tmp_path: Path) -> None:
+    """With credit for 10,000, the server sends at most MAX_REQUESTS * DEFAULT_BATCH messages that are not yet read."""
     with NatsServer(tmp_path) as server:
         async with trio.open_nursery() as nursery:
-            way = Way(server.port)
-            await nursery.start(way.serve)
-            async with open_queue(load({"nats_port": str(way.port)}).settings, lambda _: None) as queue:
+            proxy = Proxy(server.port)
+            await nursery.start(proxy.serve)
+            async with open_queue(load({"nats_port": str(proxy.port)}).settings, lambda _: None) as queue:
                 consumer = await queue.consume()
                 consumer.add_credit(10_000, "")
                 state = partial(server.api, "CONSUMER.INFO.faas-request.faas-workers")
-                await until(lambda: state()["num_waiting"] == MAX_REQUESTS, "as many requests as may be open")
-                way.stand_still()
+                await until(lambda: state()["num_waiting"] == MAX_REQUESTS, "MAX_REQUESTS open requests")
+                proxy.stall()
                 server.publish_many(("faas-request", b"one", {}) for _ in range(2 * MAX_REQUESTS * DEFAULT_BATCH))
-                await until(lambda: not state()["num_waiting"], "them to be answered")
+                await until(lambda: not state()["num_waiting"], "the requests to be answered")
                 assert state()["num_ack_pending"] == MAX_REQUESTS * DEFAULT_BATCH
-                way.move()
-                came = 0
-                while came < 2 * MAX_REQUESTS * DEFAULT_BATCH:
+                proxy.resume()
+                delivered = 0
+                while delivered < 2 * MAX_REQUESTS * DEFAULT_BATCH:
                     with trio.fail_after(LAST_RESORT):
-                        came += sum(isinstance(each, Delivery) for each in await consumer.receive())
+                        delivered += sum(isinstance(each, Delivery) for each in await consumer.receive())
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The reconciler: a table of situations, and the actions that each one leads to."""
+"""The reconciler: a table of situations with their actions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     "function mode, no consumer": (FUNCTION, Observed(), [Serve(FUNCTION)]),
     "static mode, no consumer": (ONE, Observed(), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "two partitions, no consumer": (TWO, Observed(), [Serve(TWO), BindShared("w-p1", TWO, alone=True)]),
-    # The layout that is wanted.
+    # The desired layout.
     "function mode as wanted": (FUNCTION, Observed(found(ECHO, OTHER)), [Serve(FUNCTION)]),
     "static mode as wanted": (ONE, Observed(found(SHARED)), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "already bound": (ONE, Observed(found(SHARED), served=ONE, bound=True), [Serve(ONE)]),
@@ -187,7 +187,9 @@ SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
 
 
 @pytest.mark.parametrize(("layout", "observed", "actions"), SITUATIONS.values(), ids=SITUATIONS.keys())
-def test_reconcile(layout: str, observed: Observed, actions: list[Action]) -> None:
+def test_reconcile_of_each_situation_returns_its_actions(
+    layout: str, observed: Observed, actions: list[Action]
+) -> None:
     """Each situation has one list of actions."""
     assert reconcile(observed, Wanted(layout, "q", "w", partition=1)) == actions
 
@@ -216,7 +218,7 @@ def test_delete_idle_after_the_threshold(now: float, crowded: bool, deleted: int
 
 
 def test_delete_idle_is_bounded() -> None:
-    """Thousands of idle consumers are deleted in several goes."""
+    """At most AT_A_TIME idle consumers are deleted at once."""
     idle = {f"w-{number}": Idle(f"w-{number}", "q.x", 0.0, 0) for number in range(AT_A_TIME + 1)}
     assert len(delete_idle(idle, 1.0, 2.0, crowded=False)) == AT_A_TIME
 

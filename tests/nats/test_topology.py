@@ -123,9 +123,9 @@ def test_consumer_faults_are_all_named_together() -> None:
 def test_stream_faults_difference_is_reported(change: dict[str, Any], named: str) -> None:
     """A difference from the settings is reported, and is no fault."""
     settings = _settings()
-    faults, surprises = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
+    faults, differences = topology.stream_faults(replace(topology.stream_config(settings), **change), settings)
     assert faults == []
-    assert any(named in surprise for surprise in surprises)
+    assert any(named in difference for difference in differences)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_stream_faults_difference_is_reported(change: dict[str, Any], named: str
 def test_consumer_faults_difference_is_reported(change: dict[str, Any], named: str) -> None:
     """A consumer's difference from the settings is reported, and is no fault."""
     settings = _settings()
-    faults, surprises = topology.consumer_faults(
+    faults, differences = topology.consumer_faults(
         replace(topology.consumer_config(settings), **change), topology.consumer_config(settings)
     )
     assert faults == []
-    assert any(named in surprise for surprise in surprises)
+    assert any(named in difference for difference in differences)
 
 
 def test_dead_letter_config_overlaps_with_no_queue() -> None:

@@ -54,8 +54,8 @@ def test_parse_ack_subject_domain_and_account_returns_numbers(more: str) -> None
 )
 def test_parse_ack_subject_malformed_raises(subject: str) -> None:
     """A subject with eight or ten tokens, another prefix or a missing number is rejected."""
-    told = re.escape(f"not the reply subject of a delivery: {subject[:200]!r}")
-    with pytest.raises(ValueError, match=f"^{told}$"):
+    error = re.escape(f"not the reply subject of a delivery: {subject[:200]!r}")
+    with pytest.raises(ValueError, match=f"^{error}$"):
         parse_ack_subject(subject)
 
 
@@ -127,7 +127,7 @@ def test_decode_answer_without_error_returns_struct(error: str) -> None:
     ],
 )
 def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: str) -> None:
-    """An answer with an error is raised, whatever else it has."""
+    """An answer with an error raises it, also if it has other fields."""
     with pytest.raises(ApiError, match=f"^{re.escape(text)}$") as raised:
         decode_answer(f'{{"stream":"s","seq":1,"error":{error}}}'.encode(), PubAck)
     assert raised.value.err_code == code
@@ -163,7 +163,7 @@ def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: 
     ],
 )
 def test_decode_answer_foreign_data_raises(data: bytes) -> None:
-    """Anyone may answer on a subject, with any bytes: all of that is one error."""
+    """Any client may answer on a subject, so any foreign bytes raise the same error."""
     with pytest.raises(ValueError, match=r"^an answer that is not JetStream's$"):
         decode_answer(data, PubAck)
 

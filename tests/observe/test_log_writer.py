@@ -46,7 +46,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Pipe:
 
 
 def test_line_without_a_loop_is_written_at_once(pipe: Pipe) -> None:
-    """Before the loop starts there may be no next line that would cause a write."""
+    """Without a running loop each line is written at once, because no later event would write it."""
     lines = LogWriter(pipe.file)
     lines.info(b"one")
     lines.warning(b"two")
@@ -54,7 +54,7 @@ def test_line_without_a_loop_is_written_at_once(pipe: Pipe) -> None:
 
 
 def test_lines_of_one_pass_of_the_loop_are_one_write(pipe: Pipe) -> None:
-    """They are written together when the loop is about to wait, and the last ones when it ends."""
+    """Lines are written together when the loop is about to wait, and the last ones when it ends."""
     lines = LogWriter(pipe.file)
 
     async def main() -> None:
@@ -92,7 +92,7 @@ def test_flush_writes_batches_of_complete_lines(sizes: list[int]) -> None:
 
 
 def test_flush_after_a_partial_write_writes_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A nearly full disk may accept a part of a write."""
+    """After a partial write, as on a nearly full disk, the rest is written."""
     accepted = bytearray()
 
     def write(_: int, data: bytes) -> int:
@@ -105,7 +105,7 @@ def test_flush_after_a_partial_write_writes_the_rest(monkeypatch: pytest.MonkeyP
 
 
 def test_flush_that_fails_drops_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker continues, and the lines are not kept: the disk may be full for a long time."""
+    """A failed write raises nothing and drops its lines, because the disk may be full for a long time."""
 
     def full(_: int, __: bytes) -> int:
         raise OSError(errno.ENOSPC, "full")
@@ -124,7 +124,7 @@ def test_flush_that_fails_drops_its_lines(monkeypatch: pytest.MonkeyPatch) -> No
 
 @given(fields)
 def test_long_json_line_has_its_longest_values_truncated(line: dict[str, object]) -> None:
-    """The result fits into one write, is JSON with the same fields, and marks each truncated value."""
+    """A long line is shortened to one write: JSON with the same fields, in which truncated values are marked."""
     written = bytearray()
 
     class Recorder(LogWriter):
@@ -157,7 +157,7 @@ def test_truncate_middle_cuts_between_characters(text: str, most: int) -> None:
 
 
 def test_shorten_json_by_too_much_empties_all_values() -> None:
-    """Names of fields are not shortened."""
+    """Shortening by more than the values have empties all values and keeps the names."""
     assert shorten_json(b'{"a":"b","c":"d"}', 100) == b'{"a":"","c":""}'
 
 
@@ -180,11 +180,11 @@ def test_lines_of_several_processes_are_not_mixed() -> None:
     reading, writing = os.pipe()
     read = bytearray()
 
-    def slowly() -> None:
+    def read_slowly() -> None:
         while data := os.read(reading, 1_000):
             read.extend(data)
 
-    reader = threading.Thread(target=slowly)
+    reader = threading.Thread(target=read_slowly)
     reader.start()
     command = [sys.executable, "-c", WRITER]
     processes = [subprocess.Popen([*command, str(number)], stdout=writing, cwd=ROOT) for number in (1, 2, 3)]

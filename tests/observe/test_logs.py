@@ -90,8 +90,8 @@ def test_log_lines_contain_every_event() -> None:
     assert set(LOG_LINES) == kinds == {type(event) for event in EVENTS}
 
 
-def test_debug_events_are_the_events_at_debug_level() -> None:
-    """Only for these no line is made unless debug is on."""
+def test_debug_events_are_those_with_debug_lines() -> None:
+    """DEBUG_EVENTS has exactly the events whose lines are at debug level: these are formatted only with debug."""
     assert {type(event) for event in EVENTS if LOG_LINES[type(event)](event)[0] == "debug"} == DEBUG_EVENTS
 
 
@@ -104,7 +104,7 @@ def test_lines_of_all_events_contain_no_secret(capfdbinary: pytest.CaptureFixtur
 
 
 def test_ended_invocation_is_one_line_at_info(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """It has call id, function, attempt, status, duration and bytes. The start and the settlement are debug lines."""
+    """An ended invocation logs call id, function, attempt, status, duration and bytes; its other lines are debug."""
     ended = e.InvocationEnded(INVOCATION, 2, 3, ANSWER, Ack(), 0.25)
     (line,) = _lines(capfdbinary, [EVENTS[0], ended, e.Settled(Ack())])
     fields = orjson.loads(line)
@@ -122,20 +122,20 @@ def test_ended_invocation_is_one_line_at_info(capfdbinary: pytest.CaptureFixture
 
 
 def test_started_invocation_is_one_line_at_debug(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """It has the call id, by which both lines of an invocation are found."""
+    """A started invocation logs its call id at debug level."""
     (line,) = _lines(capfdbinary, [EVENTS[0]], debug="true")
     fields = orjson.loads(line)
     assert (fields["event"], fields["level"], fields["call_id"]) == ("Invoke", "debug", "call-1")
 
 
 def test_retried_invocation_logs_the_wait(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """The line has the seconds before the next attempt."""
+    """The line of a retried invocation has the seconds before the next attempt."""
     (line,) = _lines(capfdbinary, [EVENTS[1]])
     assert orjson.loads(line)["retry_in"] == 10.0
 
 
 def test_ignored_annotation_is_logged_once(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    """A warning for each message would flood the log. Another value causes another warning."""
+    """An ignored annotation is logged once for each value, because one line for each message would flood the log."""
     first = e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number")
     lines = _lines(capfdbinary, [first, first, replace(first, value="few"), first])
     assert len(lines) == 2

@@ -30,8 +30,8 @@ def test_settled_event_counts_removed_messages(metrics: Metrics) -> None:
     assert _value(metrics, "queue_worker_messages_processed_total", queue_name="q", kubernetes_pod_name="pod-1") == 3
 
 
-def test_inflight_counts_running_invocations(metrics: Metrics) -> None:
-    """It goes up at each start and down at each end, whatever the outcome."""
+def test_inflight_gauge_counts_running_invocations(metrics: Metrics) -> None:
+    """The gauge rises at each start and falls at each end with any outcome; only responses have a duration."""
     labels = {"queue_name": "q", "function_name": "echo.fn"}
     for _ in range(3):
         metrics(e.InvocationStarted(INVOCATION, 1, 0.5))
@@ -45,7 +45,7 @@ def test_inflight_counts_running_invocations(metrics: Metrics) -> None:
 
 
 def test_queue_wait_counts_first_attempts_only(metrics: Metrics) -> None:
-    """Between attempts the wait is the backoff."""
+    """The wait in the queue is counted at first attempts only, because later waits are backoffs."""
     metrics(e.InvocationStarted(INVOCATION, 1, 0.5))
     metrics(e.InvocationStarted(INVOCATION, 2, 10.5))
     assert _value(metrics, "queue_worker_queue_wait_seconds_sum", queue_name="q", function_name="echo.fn") == 0.5
@@ -65,7 +65,7 @@ def test_backlog_sets_pending_messages_by_function(metrics: Metrics) -> None:
 
 
 def test_connected_event_counts_reconnects_only(metrics: Metrics) -> None:
-    """The first connection is no reconnect."""
+    """The first connection is not counted as a reconnect."""
     metrics(e.Connected("s", False))
     assert _value(metrics, "queue_worker_nats_reconnect_total") == 0
     metrics(e.Disconnected())
@@ -76,7 +76,7 @@ def test_connected_event_counts_reconnects_only(metrics: Metrics) -> None:
 
 
 def test_functions_beyond_the_limit_share_one_series(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are taken from messages, so the number of series must be limited."""
+    """Functions beyond MAX_FUNCTIONS share a series, because their names come from messages."""
     monkeypatch.setattr(module, "MAX_FUNCTIONS", 2)
     metrics(e.BacklogRead(Backlog(9, {f"q.0.f{number}.fn": 1 for number in range(5)})))
     text = metrics.render_text().decode()

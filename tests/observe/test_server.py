@@ -16,17 +16,17 @@ from worker.observe.server import serve_observers
 class Worker:
     """A worker whose health a test sets."""
 
-    sick: str | None = None
-    busy: str | None = None
+    dead_reason: str | None = None
+    busy_reason: str | None = None
 
     async def metrics(self) -> str:
         return Metrics(load({}).settings, "pod").render_text().decode()
 
     async def not_alive(self) -> str | None:
-        return self.sick
+        return self.dead_reason
 
     async def not_ready(self) -> str | None:
-        return self.busy
+        return self.busy_reason
 
 
 async def test_server_reports_health_readiness_and_metrics() -> None:
@@ -37,14 +37,14 @@ async def test_server_reports_health_readiness_and_metrics() -> None:
         url = f"http://{await nursery.start(serve)}"
         async with httpx.AsyncClient(base_url=url) as client:
             for path, good, bad in (("/healthz", "ok", "not alive"), ("/readyz", "ready", "not ready")):
-                worker.sick = worker.busy = None
+                worker.dead_reason = worker.busy_reason = None
                 answer = await client.get(path)
                 assert (answer.status_code, answer.text) == (200, f"{good}\n")
-                setattr(worker, {"/healthz": "busy", "/readyz": "sick"}[path], "the other")
+                setattr(worker, {"/healthz": "busy_reason", "/readyz": "dead_reason"}[path], "the other")
                 assert (await client.get(path)).status_code == 200
-                worker.sick = worker.busy = "so it is"
+                worker.dead_reason = worker.busy_reason = "a reason"
                 answer = await client.get(path)
-                assert (answer.status_code, answer.text) == (503, f"{bad}: so it is\n")
+                assert (answer.status_code, answer.text) == (503, f"{bad}: a reason\n")
             metrics = await client.get("/metrics")
             assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
             assert "queue_worker_nats_reconnect_total 0.0" in metrics.text
@@ -54,7 +54,7 @@ async def test_server_reports_health_readiness_and_metrics() -> None:
 
 
 async def test_server_on_a_used_port_fails_with_its_address() -> None:
-    """The worker does not run without metrics and health."""
+    """A port that is in use raises an error with the address and the settings, so that the worker does not start."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     expected = rf"on 127.0.0.1:{port} \(http_host, http_port\): .*in use"

@@ -42,7 +42,7 @@ class Process:
         self.calls = Counter("calls", "Calls", ["function"], registry=self.registry)
         self.took = Histogram("took", "How long", buckets=(1, 2), registry=self.registry)
         self.busy = Gauge("queue_worker_function_invocation_inflight", "Running", registry=self.registry)
-        self.said = self.text
+        self.received = self.text
 
     @property
     def text(self) -> str:
@@ -50,41 +50,41 @@ class Process:
 
 
 FUNCTIONS = ("a", "b b", 'c"d', "e\u2028f", "g\nh")
-deeds = st.tuples(
+steps = st.tuples(
     st.integers(0, 2),
     st.one_of(
         st.tuples(st.just("call"), st.sampled_from(FUNCTIONS)),
         st.tuples(st.just("take"), st.floats(0, 1e6)),
-        st.tuples(st.sampled_from(("ask", "die", "report and die")), st.none()),
+        st.tuples(st.sampled_from(("answer", "end", "answer and end")), st.none()),
     ),
 )
 
 
-@given(st.lists(deeds, max_size=60))
-def test_merge_counts_never_decrease_and_are_complete(story: list[tuple[int, tuple[str, object]]]) -> None:
+@given(st.lists(steps, max_size=60))
+def test_merge_counts_never_decrease_and_are_complete(history: list[tuple[int, tuple[str, object]]]) -> None:
     """Processes count, answer or not, end and are replaced: no count decreases, and the sum has every received one."""
     processes, merge, before = [Process() for _ in range(3)], Merge(), dict[str, float]()
-    gone: list[str] = []
-    for number, (deed, what) in story:
+    ended: list[str] = []
+    for number, (action, value) in history:
         process = processes[number]
-        match deed:
+        match action:
             case "call":
-                process.calls.labels(what).inc()
+                process.calls.labels(value).inc()
             case "take":
-                process.took.observe(float(str(what)))
-            case "ask":
-                process.said = process.text
+                process.took.observe(float(str(value)))
+            case "answer":
+                process.received = process.text
             case _:
-                last = process.text if deed == "report and die" else process.said
+                last = process.text if action == "answer and end" else process.received
                 merge.add_ended(last)
-                gone.append(last)
+                ended.append(last)
                 processes[number] = Process()
-        shown = sums([merge.text([each.said for each in processes])])
+        shown = sums([merge.text([each.received for each in processes])])
         assert all(shown[name] >= value for name, value in before.items())
         before = shown
-    told = sums([*gone, *(each.said for each in processes)])
+    expected = sums([*ended, *(each.received for each in processes)])
     # A sum of floats depends on its order, by a few units in the last place.
-    assert before in ({}, pytest.approx(told, rel=1e-12))
+    assert before in ({}, pytest.approx(expected, rel=1e-12))
 
 
 def test_merge_rounding_does_not_lower_a_count() -> None:
@@ -99,7 +99,7 @@ def test_merge_rounding_does_not_lower_a_count() -> None:
 
 
 def test_merge_of_one_process_is_its_own_text() -> None:
-    """Names, types, help, labels and order stay as a real worker writes them."""
+    """The merged text of one process has the same names, types, help, labels and order as its own."""
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
     metrics(e.Connected("s", reconnected=True))
@@ -110,7 +110,7 @@ def test_merge_of_one_process_is_its_own_text() -> None:
 
 
 def test_merge_gauges_by_their_meaning() -> None:
-    """A value that all processes share is not added up; a value of each one is."""
+    """Gauges of each process are added up; gauges that all processes share are not."""
     texts = [
         "".join(
             f"# HELP {name} ?\n# TYPE {name} gauge\n{name} {value}\n"
@@ -140,7 +140,7 @@ def test_merge_gauges_by_their_meaning() -> None:
 
 
 def test_merge_with_a_missing_process_is_not_connected() -> None:
-    """Other gauges are those of the running processes."""
+    """With a missing process the parent is not connected; other gauges are those of the running processes."""
     text = "# HELP queue_worker_{0} ?\n# TYPE queue_worker_{0} gauge\nqueue_worker_{0} 1.0\n"
     texts = text.format("nats_connected") + text.format("draining")
     assert set(values(Merge().text([texts])).values()) == {1.0}
@@ -151,7 +151,7 @@ def test_merge_with_a_missing_process_is_not_connected() -> None:
 
 
 def test_merge_of_an_ended_process_keeps_counts_only() -> None:
-    """The gauges of an ended process disappear."""
+    """After a process has ended, its counts stay and its gauges disappear."""
     process, merge = Process(), Merge()
     process.busy.inc()
     process.calls.labels("a").inc(3)
@@ -162,7 +162,7 @@ def test_merge_of_an_ended_process_keeps_counts_only() -> None:
 
 
 def test_gauge_merges_name_every_gauge() -> None:
-    """A new gauge needs a merge function, and each merge function is of a gauge."""
+    """GAUGE_MERGES has a merge function for each gauge, and no others."""
     mine = MergedStatus(Processes([], {}, count=1, timeout=0, log=lambda *_: None)).registry
     texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(mine).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

@@ -1,4 +1,4 @@
-"""The whole table of decisions about a delivery."""
+"""The decision about a delivery, for all combinations of facts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def decided(known: Known, facts: tuple[bool, ...]) -> Action:
 
 
 @pytest.mark.parametrize("facts", FACTS)
-def test_decide_delivery_new_message(facts: tuple[bool, ...]) -> None:
-    """It starts if it is still leased and there are a slot and a token. Else only the newest delivery is given back."""
+def test_decide_delivery_new_message_starts_or_is_given_back(facts: tuple[bool, ...]) -> None:
+    """A new message starts with a lease, a slot and a token; else its newest delivery is given back if leased."""
     newest, leased, room, token = facts
     expected: Action
     if leased and room and token:
@@ -34,14 +34,14 @@ def test_decide_delivery_new_message(facts: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("facts", FACTS)
-def test_decide_delivery_early_message(facts: tuple[bool, ...]) -> None:
-    """It goes back for the rest of its back-off, unless another worker may have it or a newer delivery is here."""
+def test_decide_delivery_early_message_is_postponed(facts: tuple[bool, ...]) -> None:
+    """An early message is postponed for the rest of its back-off if its delivery is the newest and leased."""
     newest, leased, _, _ = facts
     assert decided(POSTPONE, facts) == (POSTPONE if newest and leased else Abandon())
 
 
 @pytest.mark.parametrize("known", [Extend(), SettleAgain(Ack())])
 @pytest.mark.parametrize("facts", FACTS)
-def test_decide_delivery_known_message(known: Known, facts: tuple[bool, ...]) -> None:
-    """A message that runs here is extended, and one that ended here is settled again, whatever there is room for."""
+def test_decide_delivery_known_message_is_extended_or_settled_again(known: Known, facts: tuple[bool, ...]) -> None:
+    """A running message is extended, and a finished one is settled again, with any other facts."""
     assert decided(known, facts) == known

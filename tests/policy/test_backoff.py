@@ -12,14 +12,14 @@ from worker.policy.backoff import Backoff, Jitter
 
 waits = st.floats(1e-9, 2**33)
 attempts = st.integers(1, 10**6)
-dice = st.floats(0, 1, exclude_max=True)
+draws = st.floats(0, 1, exclude_max=True)
 backoffs = st.builds(Backoff, waits, waits, st.sampled_from(Jitter))
-LAST_DIE = 1 - 2**-53
+MAX_DRAW = 1 - 2**-53
 """The greatest number below one."""
 
 
-def test_the_schedule_of_the_defaults() -> None:
-    """10 s, doubling, none over 120 s, without jitter: a hundred attempts take 3 h 12 min 30 s of waiting."""
+def test_backoff_of_the_defaults_has_its_schedule() -> None:
+    """The default waits double from 10 s to 120 s, without jitter; a hundred attempts wait for 3 h 12 min 30 s."""
     schedule = [Backoff().delay(attempt, draw=0.5) for attempt in range(1, 100)]
     assert schedule[:7] == [10, 20, 40, 80, 120, 120, 120]
     assert sum(schedule) == 11_550
@@ -29,14 +29,14 @@ def test_the_schedule_of_the_defaults() -> None:
 @example(1e-9, 2.0**33, 64)
 @example(1e-9, 2.0**33, 65)
 @example(1e-9, 2.0**33, 66)
-def test_the_wait_is_the_formula(initial: float, longest: float, attempt: int) -> None:
+def test_backoff_ceiling_is_the_formula(initial: float, longest: float, attempt: int) -> None:
     """Attempt n waits min(initial * 2^(n-1), max) before jitter, to the last bit."""
     exact = initial * 2.0 ** min(attempt - 1, 900)
     assert Backoff(initial, longest).ceiling(attempt) == min(exact, longest)
 
 
 @given(backoffs)
-def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
+def test_backoff_ceiling_doubles_up_to_the_maximum(backoff: Backoff) -> None:
     """Each wait is twice the one before until the longest is reached, and the longest from then on."""
     schedule = [backoff.ceiling(attempt) for attempt in range(1, 80)]
     assert schedule[0] == min(backoff.first_wait, backoff.max_wait)
@@ -44,32 +44,32 @@ def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
     assert schedule[-1] == backoff.max_wait
 
 
-@given(backoffs, attempts, dice)
+@given(backoffs, attempts, draws)
 @example(Backoff(1e-9, 2.0**33), 64, 0.0)
-def test_no_wait_is_shorter_than_the_one_before(backoff: Backoff, attempt: int, dice: float) -> None:
-    """By the same die, a later attempt never waits for less, whatever the jitter and however many came before."""
-    earlier, later = (backoff.delay(number, draw=dice) for number in (attempt, attempt + 1))
+def test_backoff_delay_of_a_later_attempt_is_not_shorter(backoff: Backoff, attempt: int, draw: float) -> None:
+    """With the same draw, no attempt waits for less than the one before, with any jitter."""
+    earlier, later = (backoff.delay(number, draw=draw) for number in (attempt, attempt + 1))
     assert 0 <= earlier <= later <= backoff.max_wait
 
 
-@given(backoffs, dice)
-def test_attempts_without_end_do_not_overflow(backoff: Backoff, dice: float) -> None:
+@given(backoffs, draws)
+def test_backoff_delay_of_the_millionth_attempt_does_not_overflow(backoff: Backoff, draw: float) -> None:
     """The millionth attempt waits as long as the hundredth, a float and no more than the longest."""
-    assert backoff.delay(10**6, draw=dice) == backoff.delay(100, draw=dice) <= backoff.max_wait
-    assert isinstance(backoff.delay(10**6, draw=dice), float)
+    assert backoff.delay(10**6, draw=draw) == backoff.delay(100, draw=draw) <= backoff.max_wait
+    assert isinstance(backoff.delay(10**6, draw=draw), float)
 
 
 SHARES = {Jitter.EXPONENTIAL: (1.0, 1.0), Jitter.FULL: (0.0, 1.0), Jitter.EQUAL: (0.5, 1.0)}
 
 
-@given(backoffs, attempts, dice)
-@example(Backoff(jitter=Jitter.EQUAL), 1, LAST_DIE)
-@example(Backoff(jitter=Jitter.FULL), 1, LAST_DIE)
-def test_jitter_takes_its_share_and_no_more(backoff: Backoff, attempt: int, dice: float) -> None:
-    """Jitter leaves 100 %, 0-100 % or 50-100 % of the wait, by its name."""
-    least, most = SHARES[backoff.jitter]
+@given(backoffs, attempts, draws)
+@example(Backoff(jitter=Jitter.EQUAL), 1, MAX_DRAW)
+@example(Backoff(jitter=Jitter.FULL), 1, MAX_DRAW)
+def test_jitter_shortens_the_wait_by_its_share(backoff: Backoff, attempt: int, draw: float) -> None:
+    """Jitter leaves 100 %, 0-100 % or 50-100 % of the wait, by its kind."""
+    min_share, max_share = SHARES[backoff.jitter]
     ceiling = backoff.ceiling(attempt)
-    assert least * ceiling <= backoff.delay(attempt, draw=dice) <= most * ceiling
+    assert min_share * ceiling <= backoff.delay(attempt, draw=draw) <= max_share * ceiling
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,19 @@ def test_jitter_takes_its_share_and_no_more(backoff: Backoff, attempt: int, dice
         ("equal", [20.0, 25.0, 30.0, 35.0]),
     ],
 )
-def test_jitter_by_the_die(jitter: str, delays: list[float]) -> None:
-    """The third attempt's 40 s, at dice of 0, 1/4, 1/2 and 3/4."""
+def test_jitter_of_each_draw_is_exact(jitter: str, delays: list[float]) -> None:
+    """Jitter turns 40 s into exact delays for draws of 0, 1/4, 1/2 and 3/4."""
     backoff = Backoff(10.0, 120.0, Jitter(jitter))
     assert [backoff.delay(3, draw=quarter / 4) for quarter in range(4)] == delays
 
 
-@pytest.mark.parametrize(("jitter", "least"), [(Jitter.FULL, 0.0), (Jitter.EQUAL, 0.5)])
-def test_jitter_is_even(jitter: Jitter, least: float) -> None:
-    """A hundred thousand waits fall evenly on the tenths of their range (chi-square, p = 0.001)."""
-    chance = random.Random(20)
+@pytest.mark.parametrize(("jitter", "min_share"), [(Jitter.FULL, 0.0), (Jitter.EQUAL, 0.5)])
+def test_jitter_is_uniform(jitter: Jitter, min_share: float) -> None:
+    """A hundred thousand delays are uniform over their range (chi-square, p = 0.001)."""
+    rng = random.Random(20)
     backoff = Backoff(1.0, 1.0, jitter)
-    tenths = Counter(int((backoff.delay(1, draw=chance.random()) - least) / (1 - least) * 10) for _ in range(100_000))
+    tenths = Counter(
+        int((backoff.delay(1, draw=rng.random()) - min_share) / (1 - min_share) * 10) for _ in range(100_000)
+    )
     assert set(tenths) == set(range(10))
     assert sum((count - 10_000) ** 2 / 10_000 for count in tenths.values()) < 27.88

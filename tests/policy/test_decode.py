@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from fuzz.messages import is_one_request
+from fuzz.messages import check_one_request
 from worker.model import Delivery, Invocation, Malformed
 from worker.policy.decode import decode, derive_call_id
 
@@ -309,7 +309,7 @@ def test_decode_valid_escape_in_path_is_kept() -> None:
     ],
 )
 def test_decode_path_out_of_the_function_is_refused(path: str) -> None:
-    """A path with dots that lead to another function or the gateway's API is refused, however it is escaped."""
+    """A path with dots, escaped or not, that leads to another function or the gateway's API is refused."""
     reason = refused(json.dumps({"Function": "echo", "Path": path}).encode())
     assert reason == f"a path that leads out of the function: {path!r}"
 
@@ -374,7 +374,7 @@ def test_decode_known_header_is_found_in_any_case(upper: list[bool], name: str) 
 
 
 def test_decode_several_call_ids_use_the_first() -> None:
-    """Of several call ids, the first that is not empty is the invocation's."""
+    """The invocation's call id is the first of several that is not empty."""
     invocation = accepted(Header={"x-call-id": ["", " "], "X-Call-Id": ["one", "two"], "X-CALL-ID": ["three"]})
     assert invocation.call_id == "one"
     assert [value for _, value in invocation.headers] == [b"one", b"two", b"three", b"queue-worker/test"]
@@ -458,7 +458,7 @@ def test_decode_unknown_fields_are_ignored() -> None:
 
 
 def test_decode_duplicate_keys_use_the_last() -> None:
-    """Of duplicate keys the last one applies, as in Go."""
+    """The last of duplicate keys applies, as in Go."""
     payload = b'{"Function":"a","Header":{"X":["1"],"X":["2"]},"Function":"b"}'
     result = decoded(payload)
     assert isinstance(result, tuple)
@@ -589,7 +589,7 @@ def test_decode_reasons_are_short(fields: dict[str, Any]) -> None:
 
 def check_is_read_as_one_request(invocation: Invocation) -> None:
     """Check the law of fuzz/messages.py, and that h11 writes the request and reads exactly that one."""
-    is_one_request(invocation)
+    check_one_request(invocation)
     client, server = h11.Connection(h11.CLIENT), h11.Connection(h11.SERVER, max_incomplete_event_size=2**20)
     headers = [(b"Host", b"h"), *invocation.headers]
     request = h11.Request(method=invocation.method, target=invocation.target, headers=headers)

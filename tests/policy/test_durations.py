@@ -115,7 +115,7 @@ def test_parse_duration_rejects_what_go_rejects(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["-1ns", "-5s", "-2m3.4s", "-.5h", "-9223372036854775807ns"])
 def test_parse_duration_negative_is_rejected(text: str) -> None:
-    """Go has negative durations; no setting has."""
+    """A negative duration is rejected, although Go has them, because no setting can be negative."""
     with pytest.raises(ValueError, match=r"^negative: "):
         parse_duration(text)
 

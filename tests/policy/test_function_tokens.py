@@ -121,32 +121,32 @@ class World:
     """Workers of one function, under one seed."""
 
     def __init__(self, quota: Quota, workers: int, seed: int) -> None:
-        self.quota, self.chance, self.now = quota, random.Random(seed), 0.0
+        self.quota, self.rng, self.now = quota, random.Random(seed), 0.0
         self.broker = Broker(quota)
         self.workers = [FunctionTokens[tuple[str, int]](quota) for _ in range(workers)]
         self.running: list[list[tuple[str, int] | None]] = [[] for _ in range(workers)]
         self.starts: list[float] = []
-        self.most = 0
+        self.peak = 0
 
     def step(self) -> None:
-        self.now += self.chance.choice((0.0, 0.01, 0.3, 2.0))
-        index = self.chance.randrange(len(self.workers))
+        self.now += self.rng.choice((0.0, 0.01, 0.3, 2.0))
+        index = self.rng.randrange(len(self.workers))
         tokens, running = self.workers[index], self.running[index]
-        match self.chance.randrange(8):
+        match self.rng.randrange(8):
             case 0 | 1 | 2:
-                self.want(tokens, self.chance.randrange(12))
+                self.request(tokens, self.rng.randrange(12))
             case 3 | 4:
-                self.start(tokens, running, self.chance.choice((0.0, 0.5, 1.0)))
+                self.start(tokens, running, self.rng.choice((0.0, 0.5, 1.0)))
             case 5 if running:
-                token = running.pop(self.chance.randrange(len(running)))
+                token = running.pop(self.rng.randrange(len(running)))
                 if token:
                     tokens.release(token)
             case 6:
-                self.give(tokens.take_spare(self.chance.randrange(4), self.now))
-            case 7 if self.chance.random() < 0.1:
-                self._die(index)
+                self.give(tokens.take_spare(self.rng.randrange(4), self.now))
+            case 7 if self.rng.random() < 0.1:
+                self._crash(index)
 
-    def want(self, tokens: FunctionTokens[tuple[str, int]], demand: int) -> None:
+    def request(self, tokens: FunctionTokens[tuple[str, int]], demand: int) -> None:
         while missing := tokens.request(demand, self.now):
             received = False
             for kind, count in missing.items():
@@ -160,16 +160,16 @@ class World:
                 return
 
     def start(
-        self, tokens: FunctionTokens[tuple[str, int]], running: list[tuple[str, int] | None], eager: float
+        self, tokens: FunctionTokens[tuple[str, int]], running: list[tuple[str, int] | None], start_probability: float
     ) -> None:
         for _ in range(20):
-            if not tokens.room(self.now) or self.chance.random() > eager:
+            if not tokens.room(self.now) or self.rng.random() > start_probability:
                 return
             held, spent = tokens.start(self.now)
             running.append(held)
             self.starts.append(self.now)
-            self.most = max(self.most, sum(map(len, self.running)))
-            if spent and (eager == 1.0 or self.chance.random() < 0.9):  # or the return is lost
+            self.peak = max(self.peak, sum(map(len, self.running)))
+            if spent and (start_probability == 1.0 or self.rng.random() < 0.9):  # or the return is lost
                 self.give([spent])
 
     def give(self, given: list[TokenReturn[tuple[str, int]]]) -> None:
@@ -177,7 +177,7 @@ class World:
             if self.now < each.before:
                 self.broker.at[each.token] = self.now + each.delay
 
-    def _die(self, index: int) -> None:
+    def _crash(self, index: int) -> None:
         """Crash a worker with all that it runs; its cap's tokens are redelivered after their lease, here at once."""
         leased = {token for token in self.running[index] if token}
         leased |= {each.token for each in self.workers[index].take_spare(0, self.now) if each.token[0] == CAP}
@@ -201,7 +201,7 @@ def test_tokens_of_all_workers_keep_cap_and_rate(quota: Quota, workers: int, see
     for _ in range(300):
         world.step()
     if quota.max_inflight is not None:
-        assert world.most <= quota.max_inflight
+        assert world.peak <= quota.max_inflight
     if quota.rate:
         for at in world.starts:
             assert sum(at <= other < at + quota.rate.window for other in world.starts) <= quota.rate.starts
@@ -217,8 +217,8 @@ def test_tokens_of_all_workers_reach_cap_and_rate() -> None:
             while world.running[index]:
                 if token := world.running[index].pop():
                     tokens.release(token)
-            world.want(tokens, 6)
+            world.request(tokens, 6)
             world.start(tokens, world.running[index], 1.0)
             world.give(tokens.take_spare(6, world.now))
-    assert world.most == 6
+    assert world.peak == 6
     assert Counter(int(at) for at in world.starts) == dict.fromkeys(range(5), 20)

@@ -1,4 +1,4 @@
-"""Latency: what is usual, and how much of the limit is cut when a function becomes slow."""
+"""The latency tracker: the usual latency, and the cut of the limit when a function becomes slow."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def add(tracker: LatencyTracker, latency: float, count: int, *, limit: int = 1, 
 
 
 def usual(latency: float = 1.0) -> LatencyTracker:
-    """Return a tracker that has compared latencies once."""
+    """Return a tracker after its first comparison of latencies."""
     tracker = LatencyTracker()
     add(tracker, latency, 10)
     return tracker
 
 
 def test_latency_nothing_measured_does_not_restrict_the_limit_below_200() -> None:
-    """Up to 200 may be in flight before the first answer."""
+    """Before the first answer the limit may rise to 200."""
     tracker = LatencyTracker()
     assert (tracker.usual, tracker.slow, tracker.max_limit, tracker.since) == (0.0, False, 200, -inf)
 
@@ -42,7 +42,7 @@ def test_latency_first_ten_answers_are_the_usual_latency() -> None:
 
 
 def test_latency_as_many_answers_as_the_limit_are_compared() -> None:
-    """Fewer may have begun before the limit changed. The tracker knows the usual latency from the first ten already."""
+    """A comparison takes as many answers as the limit, because earlier invocations may have begun at another limit."""
     tracker = LatencyTracker()
     add(tracker, 1.0, 29, limit=30)
     assert (tracker.usual, tracker.max_limit) == (1.0, 200)
@@ -76,7 +76,7 @@ def test_latency_slow_is_in_proportion_to_the_usual_one() -> None:
 
 
 def test_latency_of_twice_the_usual_leads_to_no_cut() -> None:
-    """However often it is measured: only more than twice as much is."""
+    """A latency of exactly twice the usual one leads to no cut, however often it is measured."""
     tracker = usual()
     assert add(tracker, 2.0, 20) == []
     assert tracker.usual > 1.0
@@ -91,7 +91,7 @@ def test_latency_high_in_the_first_comparison_leads_to_no_cut() -> None:
 
 
 def test_latency_slow_is_known_before_as_many_answers_as_the_limit() -> None:
-    """From 20 answers on the limit stops rising, though a cut takes as many as the limit."""
+    """After 20 slow answers the limit stops rising, although a cut takes as many answers as the limit."""
     tracker = usual()
     add(tracker, 1.6, 19, limit=100)
     assert not tracker.slow
@@ -137,14 +137,14 @@ def test_latency_of_an_unused_limit_leads_to_no_cut(in_flight: int, parts: list[
 
 
 def test_latency_with_a_limit_of_zero_leads_to_no_cut() -> None:
-    """In a rest nothing is left to cut."""
+    """With a limit of zero, as in a rest, nothing is cut."""
     tracker = usual()
     add(tracker, 4.0, 20)
     assert add(tracker, 4.0, 20, limit=0, in_flight=0) == []
 
 
 def test_latency_that_a_cut_lowered_may_be_cut_again() -> None:
-    """The load is the cause: each cut helps, as long as latency is still twice as high as usual."""
+    """If a cut lowered the latency and it is still above twice the usual one, the limit is cut again."""
     tracker = usual()
     add(tracker, 8.0, 20)
     assert add(tracker, 8.0, 20) == [0.5]
@@ -155,7 +155,7 @@ def test_latency_that_a_cut_lowered_may_be_cut_again() -> None:
 
 @pytest.mark.parametrize(("after", "expected"), [(3.2, 1.0), (3.21, 3.21)])
 def test_latency_that_a_cut_did_not_lower_is_usual(after: float, expected: float) -> None:
-    """Above 0.8 of the latency before the cut, load is not the cause."""
+    """If a cut leaves more than 0.8 of the latency, load is not the cause, and this latency becomes the usual one."""
     tracker = usual()
     add(tracker, 4.0, 20)
     assert add(tracker, 4.0, 20) == [0.5]

@@ -7,22 +7,22 @@ from hypothesis import strategies as st
 from worker.policy.lease import LeaseTerms
 
 
-@pytest.mark.parametrize(("lasts", "renew", "lost"), [(60.0, 20.0, 40.0), (30.0, 10.0, 20.0), (9.0, 3.0, 6.0)])
-def test_the_thirds_of_a_lease(lasts: float, renew: float, lost: float) -> None:
-    """It is renewed at a third and taken for lost at two, from when what the queue confirmed was sent."""
-    terms = LeaseTerms(lasts)
+@pytest.mark.parametrize(("ack_wait", "renew", "lost"), [(60.0, 20.0, 40.0), (30.0, 10.0, 20.0), (9.0, 3.0, 6.0)])
+def test_lease_is_renewed_at_one_third_and_lost_at_two(ack_wait: float, renew: float, lost: float) -> None:
+    """A lease is renewed at one third of the ack wait and lost at two, counted from when it was last confirmed."""
+    terms = LeaseTerms(ack_wait)
     assert (terms.renew_at(0.0), terms.lost_at(0.0)) == (renew, lost)
     assert (terms.renew_at(100.0), terms.lost_at(100.0)) == (100.0 + renew, 100.0 + lost)
 
 
 @given(st.floats(1, 1e6), st.floats(0, 1e9))
-def test_a_lease_is_renewed_before_it_is_lost_and_lost_before_it_ends(lasts: float, sent: float) -> None:
-    """There is time for an answer after the renewal, and for what we cannot see after we stopped."""
-    terms = LeaseTerms(lasts)
-    assert sent < terms.renew_at(sent) < terms.lost_at(sent) < sent + lasts
+def test_lease_is_renewed_then_lost_then_over(ack_wait: float, sent: float) -> None:
+    """A lease is renewed before it is lost, and lost before the ack wait ends, so that its invocation stops in time."""
+    terms = LeaseTerms(ack_wait)
+    assert sent < terms.renew_at(sent) < terms.lost_at(sent) < sent + ack_wait
 
 
-def test_a_lease_of_unknown_length_neither_ends_nor_is_renewed() -> None:
-    """Before the consumer is bound the ack wait is not known, and nothing is due."""
+def test_lease_of_unknown_length_is_never_due() -> None:
+    """Before the consumer is bound, the ack wait is unknown, and no lease is renewed or lost."""
     terms = LeaseTerms(float("inf"))
     assert terms.renew_at(5.0) == terms.lost_at(5.0) == float("inf")

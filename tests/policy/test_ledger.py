@@ -17,19 +17,19 @@ def delivery(sequence: int = 1, count: int = 1, *, stored: int = EPOCH) -> Deliv
     return Delivery((sequence, stored), f"{sequence}.{count}", count, 0.0, "faas-request", b"")
 
 
-def given_back(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
-    """Return a ledger that naked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
+def nakked_ledger(count: int, attempt: int, delay: float, *, attempted: bool = True) -> Ledger:
+    """Return a ledger that nakked message 1 at 100 s, as its delivery *count* and attempt *attempt*."""
     ledger = Ledger()
     ledger.classify(delivery(count=count), now=0.0)
     ledger.record(delivery(count=count), attempt, Nak(delay), counts=attempted, now=100.0)
     return ledger
 
 
-# Messages that the ledger does not know
+# Messages without an entry in the ledger
 
 
 @pytest.mark.parametrize("count", [1, 2, 57])
-def test_classify_unknown_message_starts_as_the_attempt_of_its_delivery_count(count: int) -> None:
+def test_classify_unknown_message_takes_its_delivery_count_as_attempt(count: int) -> None:
     """Without an entry for a message, its delivery count is its attempt, and it starts at once."""
     assert Ledger().classify(delivery(count=count), now=5.0) == Start(count, 0.0)
 
@@ -49,7 +49,7 @@ def test_classify_same_sequence_in_recreated_stream_is_another_message() -> None
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_classify_running_message_extends_its_lease(count: int) -> None:
-    """While a message runs in this worker, any other delivery of it only extends its lease, whatever its count."""
+    """While a message runs in this worker, another delivery of it with any count only extends its lease."""
     ledger = Ledger()
     assert ledger.classify(delivery(count=3), now=0.0) == Start(3)
     for now in (0.0, 1e9):
@@ -80,8 +80,8 @@ def test_classify_finished_message_is_settled_again(verdict: Final, count: int) 
     ],
 )
 def test_classify_before_backoff_ends_postpones(now: float, expected: Start | Postpone) -> None:
-    """A message delivered during its back-off is postponed for the rest of it; the last second is waited here."""
-    assert given_back(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
+    """A message delivered during its back-off is postponed for the rest of it, except for the last second."""
+    assert nakked_ledger(3, 3, 10.0).classify(delivery(count=4), now=now) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_classify_near_the_end_of_backoff_starts(remaining: float, expected: Sta
 
 def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
     """Early deliveries change neither the end of the back-off nor the number of attempts."""
-    ledger = given_back(3, 3, 60.0)
+    ledger = nakked_ledger(3, 3, 60.0)
     assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=5), now=120.0) == Postpone(40.0)
     assert ledger.classify(delivery(count=6), now=160.0) == Start(4, 0.0)
@@ -115,33 +115,35 @@ def test_classify_postponed_message_keeps_attempts_and_wait() -> None:
 
 
 def test_classify_after_nak_without_attempt_is_the_same_attempt() -> None:
-    """A message that was naked unstarted, or by the drain, is redelivered as the same attempt."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    """A message that was nakked unstarted, or by the drain, is redelivered as the same attempt."""
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
 
 
 @pytest.mark.parametrize(("count", "attempt"), [(4, 4), (5, 5), (8, 8)])
 def test_classify_counts_deliveries_to_other_workers(count: int, attempt: int) -> None:
     """Each delivery to another worker counts as an attempt, and ends the back-off."""
-    assert given_back(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(attempt)
+    assert nakked_ledger(3, 3, 1000.0 if count > 4 else 0.0).classify(delivery(count=count), now=100.0) == Start(
+        attempt
+    )
 
 
 def test_classify_subtracts_own_naks_without_attempt() -> None:
     """Naks without an attempt stay subtracted from the delivery count after deliveries to other workers."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=10), now=100.0) == Start(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_classify_recreated_consumer_keeps_attempts(count: int) -> None:
     """A recreated consumer counts deliveries from one again, and the ledger adds them to its own attempts."""
-    ledger = given_back(3, 3, 0.0)
+    ledger = nakked_ledger(3, 3, 0.0)
     assert ledger.classify(delivery(count=count), now=100.0) == Start(3 + count)
 
 
 def test_classify_recreated_consumer_keeps_the_backoff() -> None:
     """A back-off continues when the consumer that had its delay is recreated."""
-    ledger = given_back(3, 3, 60.0)
+    ledger = nakked_ledger(3, 3, 60.0)
     assert ledger.classify(delivery(count=1), now=110.0) == Postpone(50.0)
     assert ledger.classify(delivery(count=2), now=160.0) == Start(4)
 
@@ -158,7 +160,7 @@ def test_classify_redelivery_during_run_is_no_attempt() -> None:
 
 def test_classify_abandoned_message_counts_deliveries_again() -> None:
     """After an abandon another worker has the message, so its delivery count is its attempt again, naks included."""
-    ledger = given_back(7, 3, 0.0, attempted=False)
+    ledger = nakked_ledger(7, 3, 0.0, attempted=False)
     assert ledger.classify(delivery(count=8), now=100.0) == Start(3)
     ledger.record(delivery(count=8), 3, Abandon(), counts=True, now=100.0)
     assert ledger.classify(delivery(count=9), now=100.0) == Start(9)
@@ -168,7 +170,7 @@ def test_classify_abandoned_message_counts_deliveries_again() -> None:
 
 
 def test_ledger_full_forgets_the_oldest() -> None:
-    """When the memory is full, the message that ended or was naked longest ago is forgotten."""
+    """When the memory is full, the message that ended or was nakked longest ago is forgotten."""
     ledger = Ledger(remember=2)
     for sequence in (1, 2, 3):
         ledger.classify(delivery(sequence), now=0.0)
@@ -238,8 +240,8 @@ class OnlyWorker(RuleBasedStateMachine):
         self.remember = 0
         self.counts = dict.fromkeys(range(3), 0)
         self.running: dict[int, tuple[Delivery, int]] = {}
-        self.known: dict[int, Known] = {}
-        """Sequence -> past of the message, in the order in which messages last ended or were naked."""
+        self.pasts: dict[int, Known] = {}
+        """Sequence -> past of the message, in the order in which messages last ended or were nakked."""
 
     @initialize(remember=st.sampled_from([1, 2, 3]))
     def begin(self, remember: int) -> None:
@@ -248,10 +250,10 @@ class OnlyWorker(RuleBasedStateMachine):
         self.ledger = Ledger(remember)
 
     def remember_past(self, sequence: int, known: Known) -> None:
-        self.known.pop(sequence, None)
-        self.known[sequence] = known
-        if len(self.known) > self.remember:
-            del self.known[next(iter(self.known))]
+        self.pasts.pop(sequence, None)
+        self.pasts[sequence] = known
+        if len(self.pasts) > self.remember:
+            del self.pasts[next(iter(self.pasts))]
 
     @rule(sequence=st.integers(0, 2), later=st.sampled_from([0.0, 31 / 32, 1.0, 30.0]))
     def deliver(self, sequence: int, later: float) -> None:
@@ -263,7 +265,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.counts[sequence] += 1
         delivered = delivery(sequence, self.counts[sequence])
         arrival = self.ledger.classify(delivered, now=self.now)
-        known = self.known.get(sequence, Known(delivered.num_delivered - 1))
+        known = self.pasts.get(sequence, Known(delivered.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
             assert arrival == Extend()
@@ -294,7 +296,7 @@ class OnlyWorker(RuleBasedStateMachine):
             case Nak(delay):
                 self.remember_past(sequence, Known(attempt - (not attempted), self.now + delay))
             case Abandon():
-                self.known.pop(sequence, None)
+                self.pasts.pop(sequence, None)
             case Ack() | Term():
                 self.remember_past(sequence, Known(attempt, final=verdict))
 

@@ -1,4 +1,4 @@
-"""The limiter: its phases and what leads from one to the next."""
+"""The limiter: its phases, and the events that lead from one to the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.policy.limiter import FIRST_REST, LONGEST_REST, Limiter, Phase
 
 
 class Worker:
-    """A worker with a backlog: it keeps as many invocations in flight as the limit allows."""
+    """A worker with a backlog, which has as many invocations in flight as the limit allows."""
 
     def __init__(self, max_limit: int = 50) -> None:
         self.limiter = Limiter(max_limit)
@@ -61,13 +61,13 @@ class Worker:
         return waits
 
     def refuse_all(self) -> None:
-        """Let all that is in flight be refused, before anything else is sent."""
+        """Refuse all invocations in flight, before another one is sent."""
         self.wait(0.005)
         while self.in_flight:
             self.end(429, send=False)
 
     def climb_to(self, capacity: int) -> None:
-        """Let the limit rise by silence above *capacity*, and what is too much be refused."""
+        """Let the limit rise by silence above *capacity*, and refuse the invocations beyond it."""
         while self.limit <= capacity:
             self.wait_due()
         self.wait(0.005)
@@ -77,11 +77,11 @@ class Worker:
 
 def limits(worker: Worker, count: int) -> list[int]:
     """Return the next *count* limits, one for each proof by silence."""
-    seen = []
+    limits_so_far = []
     for _ in range(count):
-        seen.append(worker.limit)
+        limits_so_far.append(worker.limit)
         worker.wait(0.05)
-    return seen
+    return limits_so_far
 
 
 # Each phase, by an event that leads to it.
@@ -233,12 +233,12 @@ def test_slow_start_silence_raises_the_limit_in_growing_steps() -> None:
 
 
 def test_slow_start_nothing_in_flight_is_never_due() -> None:
-    """A new limiter waits for the first invocation."""
+    """A new limiter is not due before its first invocation."""
     assert Limiter(10).due == inf
 
 
 def test_slow_start_answers_raise_the_limit_sooner() -> None:
-    """An answer to an invocation that filled the limit proves the same as silence, however soon it comes."""
+    """An answer to an invocation that filled the limit proves the same as silence, also before the silence ends."""
     worker = Worker()
     for limit in (2, 3, 4):
         worker.wait(0.01)
@@ -255,7 +255,7 @@ def test_slow_start_answer_to_earlier_invocation_proves_nothing() -> None:
     assert worker.limit == 2
 
 
-def test_limit_at_its_maximum_stays() -> None:
+def test_limiter_at_the_maximum_never_rises() -> None:
     """The limit never exceeds the worker's slots, and is then never due."""
     worker = Worker(10)
     assert limits(worker, 10)[-1] == 10
@@ -263,7 +263,7 @@ def test_limit_at_its_maximum_stays() -> None:
 
 
 def test_hold_at_the_maximum_is_not_probed() -> None:
-    """A probe would exceed the worker's slots."""
+    """At the worker's number of slots the limit is not probed."""
     worker = Worker(1)
     worker.refuse_all()
     worker.wait_due()
@@ -274,7 +274,7 @@ def test_hold_at_the_maximum_is_not_probed() -> None:
 
 
 def test_hold_at_the_highest_compared_limit_is_not_probed() -> None:
-    """The limit does not rise further before latencies are compared again."""
+    """At the highest limit of the last comparison of latencies, the limit is not probed."""
     worker = hold()
     worker.limiter._latency.max_limit = 20
     worker.wait(5.0)
@@ -282,8 +282,8 @@ def test_hold_at_the_highest_compared_limit_is_not_probed() -> None:
     assert worker.limit == 20
 
 
-def test_limit_that_is_not_used_stays() -> None:
-    """With fewer in flight than the limit it does not rise, whatever is answered, and is never due."""
+def test_limiter_with_unused_limit_never_rises() -> None:
+    """With fewer in flight than the limit, the limit does not rise after any answer, and is never due."""
     limiter = Limiter(50)
     for n in range(3):
         limiter.started(n * 0.05)
@@ -298,7 +298,7 @@ def test_limit_that_is_not_used_stays() -> None:
     assert limiter.limit == 4
 
 
-def test_limit_used_for_less_than_the_silence_stays() -> None:
+def test_limiter_used_for_less_than_the_silence_does_not_rise() -> None:
     """If fewer are in flight when the silence ends, it proves nothing; it begins when the limit is used again."""
     limiter = Limiter(50)
     limiter.started(0.0)
@@ -309,8 +309,8 @@ def test_limit_used_for_less_than_the_silence_stays() -> None:
     assert limiter.due == pytest.approx(0.11)
 
 
-def test_tick_before_due_changes_nothing() -> None:
-    """Only silence that has lasted long enough is a proof."""
+def test_limiter_tick_before_due_changes_nothing() -> None:
+    """A tick before the due time changes nothing, because the silence must last long enough."""
     limiter = Limiter(50)
     limiter.started(0.0)
     limiter.tick(0.049)
@@ -326,8 +326,8 @@ def test_climb_after_a_probe_grows_its_steps_from_where_it_began() -> None:
     assert limits(worker, 13)[1:] == [21, 22, 23, 24, 25, 26, 27, 28, 30, 32, 34, 36]
 
 
-def test_climb_refused_step_of_several_falls_to_what_was_accepted() -> None:
-    """Each refusal of a step takes one off, down to the capacity. The messages are redelivered without an attempt."""
+def test_climb_refused_step_falls_to_the_accepted_limit() -> None:
+    """Each refusal of a step lowers the limit by one, down to the capacity, and is no attempt."""
     worker = Worker()
     while worker.limit < 22:
         worker.wait(0.05)
@@ -338,8 +338,8 @@ def test_climb_refused_step_of_several_falls_to_what_was_accepted() -> None:
     assert worker.limit == 19
 
 
-def test_climb_refused_step_with_late_starts_stays_at_what_was_accepted() -> None:
-    """More refusals than the step had are no evidence, though they were sent with it."""
+def test_climb_refused_step_with_late_starts_keeps_the_accepted_limit() -> None:
+    """Refusals beyond the size of the step do not lower the limit, though they were sent with it."""
     worker = Worker()
     while worker.limit < 22:
         worker.wait(0.05)
@@ -354,7 +354,7 @@ def test_climb_refused_step_with_late_starts_stays_at_what_was_accepted() -> Non
 
 
 def test_climb_with_the_usual_gain_ends_without_a_refusal() -> None:
-    """Where each of the last two climbs gained 5, the third stops there. Where they differ, it goes on."""
+    """A climb ends at the gain of the last two climbs, if these gained equally."""
     worker = Worker()
     worker.climb_to(5)
     for capacity in (10, 15):
@@ -369,7 +369,7 @@ def test_climb_with_the_usual_gain_ends_without_a_refusal() -> None:
 # Hold and probe.
 
 
-def test_hold_refused_probes_come_ever_later() -> None:
+def test_hold_after_refused_probes_waits_longer_each_time() -> None:
     """A probe is one more, 2 s after the refusal; each refused one makes the next wait 1.3 times as long."""
     worker = Worker()
     worker.climb_to(5)
@@ -384,7 +384,7 @@ def test_hold_refused_probes_come_ever_later() -> None:
 
 @pytest.mark.parametrize(("latency", "seconds"), [(0.4, 8.0), (0.02, 1.0), (2.0, 30.0)])
 def test_hold_waits_at_most_for_400_invocations(latency: float, seconds: float) -> None:
-    """Of 21 at once that take 0.4 s, 400 have ended after 7.6 s; but a probe waits 1 s at least, and 30 s at most."""
+    """The wait before a probe is at most the time of 400 invocations, at least 1 s and at most 30 s."""
     limiter = hold().limiter
     limiter._latency.usual = latency
     waits = []
@@ -403,14 +403,14 @@ def test_hold_waits_at_most_for_400_invocations(latency: float, seconds: float) 
 
 
 def test_probe_refused_slowly_is_redelivered_later() -> None:
-    """A silence is three times what a 429 takes, and the message is redelivered after two silences."""
+    """A silence is three times the duration of a 429, and a refused probe is redelivered after two silences."""
     worker = probe()
     worker.wait(0.04)
     assert worker.end(429) == pytest.approx(0.24)
 
 
 def test_hold_single_refusal_is_an_attempt_and_changes_nothing() -> None:
-    """At a limit that was accepted one refusal is not believed: its place may not have been free yet."""
+    """At an accepted limit a single refusal changes nothing, because the function may not have been free yet."""
     worker = hold()
     worker.wait(0.005)
     assert worker.end(429) is None
@@ -433,17 +433,17 @@ def test_cut_repeated_takes_twice_as_much_each_time() -> None:
     limiter = Limiter(1000)
     limiter.limit = limiter._proven = limiter._foot = 500
     limiter.phase, limiter._in_flight = Phase.HOLD, 600
-    now, seen = 1.0, []
+    now, limits_so_far = 1.0, []
     for _ in range(5):
         for _ in range(2):
             limiter.ended(now, now, 429)
             now += 0.01
-        seen.append(limiter.limit)
-    assert seen == [450, 360, 216, 40, 1]
+        limits_so_far.append(limiter.limit)
+    assert limits_so_far == [450, 360, 216, 40, 1]
 
 
-def test_cut_by_more_than_sixteen_times_does_not_happen() -> None:
-    """The part that a cut takes is doubled four times at most."""
+def test_cut_is_doubled_at_most_four_times() -> None:
+    """The part that a cut takes off is doubled at most four times."""
     limiter = Limiter(10**6)
     limiter._in_flight = 10**6
     now, parts = 1.0, []
@@ -458,7 +458,7 @@ def test_cut_by_more_than_sixteen_times_does_not_happen() -> None:
 
 
 def test_cut_after_a_proof_takes_a_tenth_again() -> None:
-    """A proof shows that the last cut was enough."""
+    """After a proof that the last cut was enough, the next cut is a tenth again."""
     worker = cut()
     answer(worker)
     worker.refuse_in_row()
@@ -466,7 +466,7 @@ def test_cut_after_a_proof_takes_a_tenth_again() -> None:
 
 
 def test_cut_is_followed_by_a_probe_after_two_seconds() -> None:
-    """The capacity may have come back."""
+    """Two seconds after a cut the limit is probed, because the capacity may have returned."""
     worker = hold()
     worker.refuse_in_row()
     for _ in range(2):
@@ -505,8 +505,8 @@ def test_rest_after_an_answer_is_short_again() -> None:
     assert worker.limiter.due - worker.now == FIRST_REST
 
 
-def test_rest_after_silence_is_still_long() -> None:
-    """A function that refuses slowly would be tried forever, without attempts."""
+def test_rest_after_silence_stays_long() -> None:
+    """Silence does not shorten a rest: a function that refuses slowly would be invoked forever, without attempts."""
     worker = Worker()
     worker.end(429)
     worker.wait(FIRST_REST + 0.06)
@@ -516,7 +516,7 @@ def test_rest_after_silence_is_still_long() -> None:
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_rest_takes_two_doubtful_refusals(status: int) -> None:
-    """A single 503 may be the function's own failure."""
+    """A rest takes two doubtful refusals, because a single 503 may be the function's own failure."""
     worker = Worker()
     assert worker.end(status) is None
     assert worker.limit == 1
@@ -543,7 +543,7 @@ def test_rest_answered_late_never_lasts_forever() -> None:
 
 
 def test_rest_refusal_of_an_invocation_sent_in_it_ends_the_next_probe() -> None:
-    """It was sent before the limit was 1 again, so it shows that 2 are too many."""
+    """A refusal of an invocation that was sent in the rest ends the next probe, because 2 invocations are too many."""
     worker = rest()
     worker.limiter.started(0.2)
     worker.wait_due()
@@ -554,7 +554,7 @@ def test_rest_refusal_of_an_invocation_sent_in_it_ends_the_next_probe() -> None:
 
 
 def test_rest_refusals_of_invocations_sent_before_do_not_prolong_it() -> None:
-    """The end of a rest stays where it was set."""
+    """Refusals of invocations that were sent before a rest do not change the end of the rest."""
     worker = rest()
     due = worker.limiter.due
     refusal_of_late_start(worker)
@@ -565,7 +565,7 @@ def test_rest_refusals_of_invocations_sent_before_do_not_prolong_it() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_doubtful_statuses_between_answers_change_nothing(status: int) -> None:
+def test_limiter_doubtful_statuses_between_answers_change_nothing(status: int) -> None:
     """A failure of the function's own is an attempt, and the limit stays where the next invocation is accepted."""
     worker = hold()
     for _ in range(50):
@@ -576,8 +576,8 @@ def test_doubtful_statuses_between_answers_change_nothing(status: int) -> None:
         assert worker.limit >= 20
 
 
-def test_cancelled_invocations_are_no_evidence() -> None:
-    """The worker ended them, not the function."""
+def test_limiter_ignores_cancelled_invocations() -> None:
+    """Cancelled invocations change nothing, because the worker ended them and not the function."""
     worker = Worker()
     worker.climb_to(5)
     for _ in range(20):
@@ -587,8 +587,8 @@ def test_cancelled_invocations_are_no_evidence() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("others", [0, 1, 19])
-def test_message_that_is_always_refused_is_given_up_in_the_end(status: int, others: int) -> None:
-    """Alone or beside accepted ones, on a limit that is used or not: nearly all of its refusals are attempts."""
+def test_limiter_counts_refusals_of_an_always_refused_message(status: int, others: int) -> None:
+    """Nearly all refusals of one message are attempts, also beside accepted messages and on an unused limit."""
     limiter, now = Limiter(50), 0.0
     for n in range(20):
         limiter.started(now := n * 0.05)

@@ -10,7 +10,7 @@ from worker.policy.limiter import ProbeTimes, Refusals
 
 
 def test_probe_times_after_many_failures_are_30_seconds_apart() -> None:
-    """No probe waits longer, however many were refused."""
+    """After any number of refused probes, the wait before the next one is 30 s."""
     times = ProbeTimes()
     for _ in range(20):
         times.delay(0.0, 30.0)
@@ -32,7 +32,7 @@ def test_probe_times_after_climbs_follow_their_period(periods: Sequence[float], 
 
 
 def test_probe_times_after_an_early_probe_reach_the_end_of_the_period() -> None:
-    """The probe at 0.8 of a period of 15 s was too early: the next one is there after the rest of it."""
+    """After a refused probe at 0.8 of a period of 15 s, the next probe is at the period's end."""
     times = ProbeTimes()
     times.follow(5, 100.0, 30.0)
     times.follow(5, 115.0, 30.0)
@@ -42,7 +42,7 @@ def test_probe_times_after_an_early_probe_reach_the_end_of_the_period() -> None:
     assert times.next_at == pytest.approx(133.9)
 
 
-def test_probe_times_of_short_periods_wait_two_seconds_after_an_early_probe() -> None:
+def test_probe_times_of_short_periods_wait_two_seconds() -> None:
     """A fifth of a period of 5 s is 1 s, which is less than a first probe waits."""
     times = ProbeTimes()
     times.follow(5, 100.0, 30.0)
@@ -53,7 +53,7 @@ def test_probe_times_of_short_periods_wait_two_seconds_after_an_early_probe() ->
 
 @pytest.mark.parametrize("longest", [1.0, 1.5])
 def test_probe_times_never_exceed_the_longest_wait(longest: float) -> None:
-    """After a climb and after a refused probe."""
+    """No wait exceeds the maximum, after a climb or after a refused probe."""
     times = ProbeTimes()
     times.follow(5, 100.0, longest)
     assert times.next_at == 100.0 + longest
@@ -64,7 +64,7 @@ def test_probe_times_never_exceed_the_longest_wait(longest: float) -> None:
 
 
 def test_probe_times_after_a_restart_begin_with_two_seconds() -> None:
-    """A cut forgets how often probes were refused."""
+    """After a restart of the probe times, as after a cut, the first probe comes after two seconds."""
     times = ProbeTimes()
     for _ in range(5):
         times.delay(0.0, 30.0)
@@ -87,7 +87,7 @@ def test_probe_times_after_a_restart_begin_with_two_seconds() -> None:
     ],
 )
 def test_probe_times_usual_gain_is_that_of_the_last_two_climbs(gains: list[int], gained: int, usual: bool) -> None:
-    """Both must have gained as much."""
+    """There is a usual gain if the last two climbs gained equally."""
     times = ProbeTimes()
     for number, gain in enumerate([7, *gains] if gains else []):
         times.follow(gain, float(number), 30.0)
@@ -95,31 +95,31 @@ def test_probe_times_usual_gain_is_that_of_the_last_two_climbs(gains: list[int],
 
 
 def test_probe_times_first_climb_has_no_usual_gain() -> None:
-    """Two climbs must have gained as much, and the first one is only one."""
+    """After the first climb there is no usual gain."""
     times = ProbeTimes()
     times.follow(1, 100.0, 30.0)
     assert not times.is_usual(1)
 
 
 @pytest.mark.parametrize(
-    ("took", "silence"), [(0.001, 0.05), (0.017, 0.051), (0.1, 0.3), (0.333, 0.999), (0.4, 1.0), (5.0, 1.0)]
+    ("duration", "silence"), [(0.001, 0.05), (0.017, 0.051), (0.1, 0.3), (0.333, 0.999), (0.4, 1.0), (5.0, 1.0)]
 )
-def test_refusals_silence_is_three_times_as_long_as_a_refusal(took: float, silence: float) -> None:
-    """A silence is a proof after three times what a 429 took: 50 ms at least, 1 s at most."""
+def test_refusals_silence_is_three_times_as_long_as_a_refusal(duration: float, silence: float) -> None:
+    """A silence is a proof after three times what a 429 duration: 50 ms at least, 1 s at most."""
     refusals = Refusals()
-    refusals.add(10.0, 10.0 + took, certain=True)
+    refusals.add(10.0, 10.0 + duration, certain=True)
     assert refusals.silence == pytest.approx(silence)
 
 
 def test_refusals_doubtful_ones_do_not_change_the_silence() -> None:
-    """A timeout after 60 s does not show how long a refusal takes."""
+    """A timeout after 60 s does not change the silence, because it does not show the duration of a refusal."""
     refusals = Refusals()
     refusals.add(10.0, 70.0, certain=False)
     assert refusals.silence == 0.05
 
 
 def test_refusals_of_one_burst_count_once() -> None:
-    """An invocation that was sent before the last refusal came is no evidence of its own."""
+    """A refusal of an invocation that was sent before the last refusal arrived is not counted."""
     refusals = Refusals()
     assert refusals.add(1.0, 1.01, certain=True)
     assert not refusals.add(1.009, 1.02, certain=True)
@@ -154,7 +154,7 @@ def test_refusals_with_a_silence_between_them_are_no_row() -> None:
 def test_refusals_are_believed_when_enough_are_in_a_row(
     certain: bool, above_proof: bool, alone: int, needed: int
 ) -> None:
-    """One is enough above the proof. Another is needed below it, and another in doubt."""
+    """One refusal is enough above the proven limit; below it one more is needed, and with doubtful statuses another."""
     refusals, now = Refusals(), 0.0
     for _ in range(alone):
         now += 1.0
@@ -167,8 +167,8 @@ def test_refusals_are_believed_when_enough_are_in_a_row(
     assert refusals.in_row == 0
 
 
-def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
-    """A refusal that stood alone costs one row of two its evidence, and no more."""
+def test_refusals_single_once_need_one_more_row() -> None:
+    """After one single refusal, one row of two refusals is no evidence, and later rows are."""
     refusals = Refusals()
     refusals.add(1.0, 1.01, certain=True)
     refusals.end_row()
@@ -179,8 +179,8 @@ def test_refusals_alone_once_are_forgotten_by_one_row() -> None:
     assert refusals.are_believed(certain=True, above_proof=True)
 
 
-def test_refusals_alone_are_counted_to_three_and_forgotten_by_rows() -> None:
-    """However many stood alone, three rows of refusals restore trust in a single one."""
+def test_refusals_single_often_need_three_more_rows() -> None:
+    """After any number of single refusals, three rows of refusals make a single one evidence again."""
     refusals, now = Refusals(), 0.0
     for _ in range(10):
         now += 1.0

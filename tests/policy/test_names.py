@@ -103,7 +103,7 @@ def matches(pattern: str, subject: str) -> bool:
 
 
 def examples_of(subject: str) -> list[str]:
-    """Return subjects that *subject* stands for: enough to distinguish patterns of at most three tokens."""
+    """Return subjects that *subject* matches: enough to distinguish patterns of at most three tokens."""
     if not subject.endswith(">"):
         return [subject]
     stem = subject.removesuffix(">")

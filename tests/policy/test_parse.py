@@ -7,7 +7,7 @@ import pytest
 from worker.policy.parse import duration, host, http_url, jetstream_name, nats_urls, whole
 
 
-def test_duration_below_the_minimum_is_rejected() -> None:
+def test_parse_duration_below_the_minimum_is_rejected() -> None:
     """The minimum itself is accepted; the message of a nanosecond less has the minimum."""
     assert duration(1.5)("1.5s") == 1.5
     with pytest.raises(ValueError, match=r"^too short: at least 1\.5s$"):
@@ -15,8 +15,8 @@ def test_duration_below_the_minimum_is_rejected() -> None:
     assert duration()("0s") == 0.0
 
 
-def test_whole_accepts_both_bounds() -> None:
-    """Ten digits are read, and more are no setting's number."""
+def test_parse_whole_number_accepts_both_bounds() -> None:
+    """A whole number is accepted at both bounds, and numbers of more than ten digits are rejected."""
     assert [whole(2, 5)(text) for text in ("2", "5", "0000000003")] == [2, 5, 3]
     assert whole(0)("2147483647") == 2147483647
     for text in ("1", "6", "00000000003"):
@@ -24,15 +24,15 @@ def test_whole_accepts_both_bounds() -> None:
             whole(2, 5)(text)
 
 
-def test_names_keep_their_case() -> None:
-    """Only a slash is removed from a URL's end."""
+def test_parse_names_keeps_their_case() -> None:
+    """Names and URLs keep their case; only a slash at the end of a URL is removed."""
     assert http_url("http://gateway/FAX/") == "http://gateway/FAX"
     assert host("Gateway-X.Example") == "Gateway-X.Example"
     assert jetstream_name("FAX") == "FAX"
 
 
 @pytest.mark.parametrize("apart", [",\t", ",X", "X,", ",\n"])
-def test_nats_urls_are_split_at_commas(apart: str) -> None:
+def test_parse_nats_urls_splits_at_commas(apart: str) -> None:
     """Spaces around an entry are ignored; other characters are part of the URL."""
     assert nats_urls("nats://a , nats://me:word@b:1") == "nats://a , nats://me:word@b:1"
     with pytest.raises(ValueError, match=r"^not a list of NATS servers"):
@@ -55,7 +55,7 @@ def test_nats_urls_are_split_at_commas(apart: str) -> None:
         ("1.2.3", "1.2.3"),
     ],
 )
-def test_host_with_an_invalid_address_is_rejected(given: str, meant: str | None) -> None:
+def test_parse_host_with_an_invalid_address_is_rejected(given: str, meant: str | None) -> None:
     """An address may be in either case, and a zone keeps its own; four numbers with dots are no name."""
     if meant is not None:
         assert host(given) == meant

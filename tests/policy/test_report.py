@@ -254,7 +254,7 @@ wild = st.text(st.characters(codec=None) | st.sampled_from("\r\n\0\t")) | st.tex
 def test_dead_letter_headers_are_printable_and_limited(
     reason: str, stream: str, call_id: str | None, function: str | None, status: int | None
 ) -> None:
-    """Whatever foreign text a dead letter quotes, each value is printable and at most 1024 characters long."""
+    """Each value is printable and has at most 1024 characters, with any foreign text in the message."""
     letter = DeadLetter(MESSAGE, reason, attempts=1, call_id=call_id, function=function, status=status)
     for value in dead_letter_headers(letter, stream=stream).values():
         assert value.isprintable()

@@ -41,7 +41,7 @@ USED = {
 
 @pytest.mark.parametrize("annotation", USED)
 def test_apply_annotations_each_changes_one_setting(annotation: str) -> None:
-    """An annotation changes what it names, and keeps all other settings."""
+    """An annotation changes its setting, and no other one."""
     value, expected = USED[annotation]
     assert apply_annotations(BASE, {annotation: value, "topic": "x"}) == (expected, ())
     assert apply_annotations(BASE, {annotation: f" {value}\t"}) == (expected, ())

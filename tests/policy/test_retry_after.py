@@ -30,7 +30,7 @@ NOW = 784_111_777.0
     ],
 )
 def test_retry_after_of_digits_is_seconds(value: str, seconds: float) -> None:
-    """Any number of digits is a number of seconds, however long it is."""
+    """Any number of digits is a number of seconds."""
     assert parse_retry_after(value, now=NOW) == seconds
 
 
@@ -75,7 +75,7 @@ def test_retry_after_of_a_past_date_is_zero(date: str) -> None:
     ],
 )
 def test_retry_after_of_a_mail_date_is_accepted(date: str) -> None:
-    """Some servers send dates in the format of mail, with zones."""
+    """Dates in the format of mail, with zones, are accepted, because some servers send them."""
     assert parse_retry_after(date, now=NOW) == 120.0
 
 

@@ -43,9 +43,9 @@ class Broker:
         """Run invocations until a time; each flow's take its number of seconds."""
         self.decide(seconds)
         while self.running and self.running[0][0] <= until:
-            self.now, _, flow, took = heappop(self.running)
-            self.used[flow.name] += took
-            self.shares.finish(flow, took, final=True)
+            self.now, _, flow, duration = heappop(self.running)
+            self.used[flow.name] += duration
+            self.shares.finish(flow, duration, final=True)
             self.decide(seconds)
         self.now = until
 
@@ -62,8 +62,8 @@ class Broker:
                     self.waiting[flow.name] -= 1
                     self.shares.start(flow, self.waiting[flow.name], self.now)
                     self.served[flow.name] += 1
-                    took = seconds[flow.name]
-                    heappush(self.running, (self.now + took, next(self.order), flow, took))
+                    duration = seconds[flow.name]
+                    heappush(self.running, (self.now + duration, next(self.order), flow, duration))
                     changed = True
             if not changed:
                 return
@@ -75,7 +75,7 @@ class Broker:
 
 
 def test_shares_two_flows_with_backlog_are_equal() -> None:
-    """Two flows with a backlog have equally many slots, whatever one had before the second appeared."""
+    """Two flows with a backlog have equally many slots, also if one had all before the second appeared."""
     broker = Broker(50, {"a": inf, "b": 0})
     seconds = {"a": 1.0, "b": 1.0}
     broker.work(seconds, 10.5)
@@ -169,8 +169,8 @@ def test_decide_prefetch_is_recalled_for_demand() -> None:
     decision = shares.decide(0.1)
     assert [flow.name for flow in decision.recalls] == ["a"]
     shares.take_back("a", 16, 0.2)
-    wants = {flow.name: more for flow, more in shares.decide(0.2).credits.items()}
-    assert wants == {"a": 7, "b": 7}
+    granted = {flow.name: more for flow, more in shares.decide(0.2).credits.items()}
+    assert granted == {"a": 7, "b": 7}
     assert shares.free == 16 // RESERVE
 
 
@@ -233,7 +233,7 @@ class AnyEvents(RuleBasedStateMachine):
         self.decide()
 
     @rule(name=names, num_pending=st.integers(0, 5), run=st.booleans())
-    def arrives(self, name: str, num_pending: int, run: bool) -> None:
+    def deliver(self, name: str, num_pending: int, run: bool) -> None:
         """Deliver a message of a flow, also without credit."""
         flow = self.shares.flow(name)
         if run and self.shares.has_room(flow):
@@ -247,35 +247,35 @@ class AnyEvents(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), final=st.booleans())
-    def ends(self, data: st.DataObject, final: bool) -> None:
+    def finish(self, data: st.DataObject, final: bool) -> None:
         flow = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         self.shares.finish(flow, 1.0, final=final)
         self.decide()
 
     @precondition(lambda self: self.recalled)
     @rule()
-    def credit_returns(self) -> None:
+    def return_credit(self) -> None:
         name = min(self.recalled)
         self.recalled.discard(name)
         self.shares.take_back(name, max(0, self.queue_credit.pop(name, 0)), self.now)
         self.decide()
 
     @rule(name=names)
-    def disappears(self, name: str) -> None:
+    def end_flow(self, name: str) -> None:
         self.shares.remove(name)
         self.queue_credit.pop(name, None)
         self.recalled.discard(name)
         self.decide()
 
     @rule(name=names, cap=st.sampled_from([1, 3, inf]), min_slots=st.integers(0, 2), paused=st.booleans())
-    def limits_change(self, name: str, cap: float, min_slots: int, paused: bool) -> None:
+    def change_limits(self, name: str, cap: float, min_slots: int, paused: bool) -> None:
         flow = self.shares.flow(name)
         flow.cap, flow.min_slots, flow.paused = cap, min_slots, paused
         self.shares.mark_changed(flow)
         self.decide()
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 2.0]))
-    def time_passes(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.decide()
 

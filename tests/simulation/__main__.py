@@ -15,23 +15,35 @@ from tests.simulation.laws import check
 from tests.world import Answer, reply
 from tests.world.faults import Fault
 from tests.world.functions import Deployment, Reply
-from tests.world.simulation import Life, Plan, Planned, Shift, simulate
+from tests.world.simulation import Life, Plan, PlannedMessage, PlannedWorker, simulate
 from worker.model import NoResponse, Responded, TimedOut
 
 NAMES = {
     each.__name__: each
-    for each in (Answer, Deployment, Fault, NoResponse, Plan, Planned, Reply, Responded, Shift, TimedOut, reply)
+    for each in (
+        Answer,
+        Deployment,
+        Fault,
+        NoResponse,
+        Plan,
+        PlannedMessage,
+        Reply,
+        Responded,
+        PlannedWorker,
+        TimedOut,
+        reply,
+    )
 }
 """Names that a printed plan uses."""
 
 
 def events_of(life: Life) -> Iterator[tuple[float, str]]:
     """Yield the events of a life, with their times (s)."""
-    for trouble in life.nemesis.troubles:
-        yield trouble.begins, f"fault     {trouble}"
+    for fault in life.nemesis.active_faults:
+        yield fault.begins, f"fault     {fault}"
     for worker in life.workers:
         yield from ((at, f"{worker.name}  {each}") for at, each in worker.log)
-    yield from ((heard.at, f"broker    {heard}") for heard in life.world.server.heard)
+    yield from ((verb.at, f"broker    {verb}") for verb in life.world.server.applied)
     yield from ((post.began, f"receiver  {post}") for post in life.world.outside.posts)
 
 

@@ -32,97 +32,97 @@ FAULTY: list[Bug] = []
 RARE: list[Bug] = []
 
 
-def always(bug: Bug) -> Bug:
+def shows_without_faults(bug: Bug) -> Bug:
     """Mark a bug that shows without faults."""
     HEALTHY.append(bug)
     return bug
 
 
-def in_trouble(bug: Bug) -> Bug:
+def shows_with_faults(bug: Bug) -> Bug:
     """Mark a bug that shows only after a fault."""
     FAULTY.append(bug)
     return bug
 
 
-def seldom(bug: Bug) -> Bug:
+def shows_with_rare_faults(bug: Bug) -> Bug:
     """Mark a bug that shows only after a certain fault at a certain moment."""
     RARE.append(bug)
     return bug
 
 
-@always
-def acknowledged_before_the_callback(patch: Patch) -> None:
+@shows_without_faults
+def ack_before_the_callback(patch: Patch) -> None:
     """Ack a message before its callback."""
     conclude = Job.conclude
     early: list[Lease] = []
 
-    async def hasty(self: Job, outcome: Any, verdict: Final) -> Verdict:
+    async def ack_and_conclude(self: Job, outcome: Any, verdict: Final) -> Verdict:
         if isinstance(verdict, Ack):
             early.append(self.lease)
             settle(self.services, self.lease, self.attempt, verdict, counts=True)
         return await conclude(self, outcome, verdict)
 
-    def late(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_unless_acked(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         if lease not in early:
             settle(services, lease, attempt, verdict, counts=counts)
 
-    patch.setattr(Job, "conclude", hasty)
-    patch.setattr("worker.job.settle", late)
+    patch.setattr(Job, "conclude", ack_and_conclude)
+    patch.setattr("worker.job.settle", settle_unless_acked)
 
 
-@always
-def called_back_before_the_end(patch: Patch) -> None:
+@shows_without_faults
+def callback_for_retried_response(patch: Patch) -> None:
     """Post a callback for each response, also for one that is retried."""
     outcome_of = Job.decode_and_invoke
 
-    async def eager(self: Job) -> Any:
+    async def invoke_and_post(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
             await self._post_callback(self.invocation, outcome, lambda: None)
         return outcome
 
-    patch.setattr(Job, "decode_and_invoke", eager)
+    patch.setattr(Job, "decode_and_invoke", invoke_and_post)
 
 
-@always
-def what_is_given_up_is_not_called_back(patch: Patch) -> None:
+@shows_without_faults
+def no_callback_for_given_up_message(patch: Patch) -> None:
     """Post no callback for a message that is given up."""
     post = Job._post_callback
 
-    async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
+    async def post_unless_last(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
         if self.attempt < self.retry.attempts:
             await post(self, invocation, outcome, failed_once)
 
-    patch.setattr(Job, "_post_callback", silent)
+    patch.setattr(Job, "_post_callback", post_unless_last)
 
 
-@always
-def retries_told_off_by_one(patch: Patch) -> None:
+@shows_without_faults
+def retry_header_off_by_one(patch: Patch) -> None:
     """Put the number of attempts, not of retries, into X-Retry."""
     patch.setattr(
         "worker.job.make_callback", lambda *given, attempt, **rest: make_callback(*given, attempt=attempt + 1, **rest)
     )
 
 
-@always
-def extended_after_it_was_settled(patch: Patch) -> None:
+@shows_without_faults
+def lease_extended_after_the_settlement(patch: Patch) -> None:
     """Extend a lease after the settlement."""
     patch.setattr(Leases, "remove", lambda *_: None)
 
 
-@always
-def a_drain_without_bound(patch: Patch) -> None:
+@shows_without_faults
+def drain_without_time_limit(patch: Patch) -> None:
     """Cancel nothing at the end of shutdown_timeout."""
 
-    async def patient(self: Drain, stops: Any) -> None:
+    async def watch_once(self: Drain, stops: Any) -> None:
         await anext(stops)
         self.intake.cancel()
 
-    patch.setattr(Drain, "watch", patient)
+    patch.setattr(Drain, "watch", watch_once)
 
 
-@always
-def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
+@shows_without_faults
+def delivery_dropped_in_drain(patch: Patch) -> None:
     """Drop the deliveries that arrive while the worker stops, without a nak."""
 
     async def stop(self: Intake) -> None:
@@ -133,8 +133,8 @@ def what_arrives_in_the_drain_is_forgotten(patch: Patch) -> None:
     patch.setattr(Intake, "stop", stop)
 
 
-@always
-def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
+@shows_without_faults
+def drain_nak_with_delay(patch: Patch) -> None:
     """Nak a message that the drain cancelled with a delay, as after a failed attempt."""
     patch.setattr(
         "worker.job.decide",
@@ -142,7 +142,7 @@ def the_drain_gives_back_with_a_wait(patch: Patch) -> None:
     )
 
 
-@always
+@shows_without_faults
 def one_attempt_too_many(patch: Patch) -> None:
     """Retry after the policy's last attempt."""
     patch.setattr(
@@ -150,59 +150,59 @@ def one_attempt_too_many(patch: Patch) -> None:
     )
 
 
-@always
+@shows_without_faults
 def one_slot_too_many(patch: Patch) -> None:
     """Request one message more than the worker has slots."""
-    begin = Intake.__init__
+    init = Intake.__init__
 
-    def greedy(self: Intake, services: Any, jobs: Any) -> None:
-        begin(self, services, jobs)
+    def init_with_one_more(self: Intake, services: Any, jobs: Any) -> None:
+        init(self, services, jobs)
         self._shares = Shares(services.config.slots + 1, self._make_flow)
         self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
 
-    patch.setattr(Intake, "__init__", greedy)
+    patch.setattr(Intake, "__init__", init_with_one_more)
 
 
-@always
-def jitter_both_ways(patch: Patch) -> None:
+@shows_without_faults
+def jitter_lengthens_the_wait(patch: Patch) -> None:
     """Let jitter lengthen a wait."""
     delay = Backoff.delay
     patch.setattr(Backoff, "delay", lambda self, attempt, *, draw: delay(self, attempt, draw=2 * draw))
 
 
-@always
-def nothing_is_extended_in_a_drain(patch: Patch) -> None:
+@shows_without_faults
+def no_extension_in_drain(patch: Patch) -> None:
     """Record extensions in a drain without sending them."""
-    begin, pull, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
+    init, cancel, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
 
-    def begin_again(self: Leases, queue: Any, emit: Any) -> None:
-        begin(self, queue, emit)
+    def init_and_clear(self: Leases, queue: Any, emit: Any) -> None:
+        init(self, queue, emit)
         draining.clear()
 
-    def noted(self: CancelGroup) -> None:
-        pull(self)
+    def cancel_and_record(self: CancelGroup) -> None:
+        cancel(self)
         draining.append(self)
 
-    def idle(self: Leases, now: float) -> None:
+    def renew_unless_draining(self: Leases, now: float) -> None:
         if not draining:
             return renew(self, now)
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at = now
         return None
 
-    patch.setattr(Leases, "__init__", begin_again)
-    patch.setattr(CancelGroup, "cancel", noted)
-    patch.setattr(Leases, "_renew", idle)
+    patch.setattr(Leases, "__init__", init_and_clear)
+    patch.setattr(CancelGroup, "cancel", cancel_and_record)
+    patch.setattr(Leases, "_renew", renew_unless_draining)
 
 
-@seldom
-def a_second_early_is_early_enough(patch: Patch) -> None:
+@shows_with_rare_faults
+def redelivery_a_second_early_runs_at_once(patch: Patch) -> None:
     """Run a message at once that a restart of the server redelivers too early."""
     patch.setattr(ledger, "EARLY", 1.0)
 
 
-@in_trouble
-def what_is_lost_runs_on(patch: Patch) -> None:
+@shows_with_faults
+def invocation_continues_after_lost_lease(patch: Patch) -> None:
     """Continue an invocation after its lease was lost."""
 
     def lose(self: Leases, lease: Lease) -> None:
@@ -213,47 +213,47 @@ def what_is_lost_runs_on(patch: Patch) -> None:
     patch.setattr(Leases, "_lose", lose)
 
 
-@in_trouble
+@shows_with_faults
 def unconfirmed_extensions_count(patch: Patch) -> None:
     """Treat each sent extension as confirmed."""
     renew = Leases._renew
 
-    def trusting(self: Leases, now: float) -> None:
+    def confirm_and_renew(self: Leases, now: float) -> None:
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at
         renew(self, now)
 
-    patch.setattr(Leases, "_renew", trusting)
+    patch.setattr(Leases, "_renew", confirm_and_renew)
 
 
-@in_trouble
+@shows_with_faults
 def leases_are_never_lost(patch: Patch) -> None:
     """Keep leases that were not extended in time."""
-    patch.setattr(LeaseTerms, "lost_at", lambda _, kept: kept + 1e6)
+    patch.setattr(LeaseTerms, "lost_at", lambda _, confirmed_at: confirmed_at + 1e6)
 
 
-@in_trouble
-def given_back_after_the_lease(patch: Patch) -> None:
+@shows_with_faults
+def nak_after_lost_lease(patch: Patch) -> None:
     """Nak a message whose lease was lost, which disturbs the next worker."""
 
-    def bold(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_lost(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
         lease.lost = False
         settle(services, lease, attempt, verdict, counts=counts)
 
-    patch.setattr("worker.job.settle", bold)
+    patch.setattr("worker.job.settle", settle_lost)
     patch.setattr(
         "worker.job.decide",
         lambda outcome, **rest: (Nak(), True) if isinstance(outcome, LeaseLost) else decide(outcome, **rest),
     )
-    patch.setattr(LeaseTerms, "lost_at", lambda self, kept: kept + self.ack_wait * 2 / 3 + 1e-3)
+    patch.setattr(LeaseTerms, "lost_at", lambda self, confirmed_at: confirmed_at + self.ack_wait * 2 / 3 + 1e-3)
 
 
-@in_trouble
+@shows_with_faults
 def credit_is_lost_with_the_lease(patch: Patch) -> None:
     """Lose the credit of a message whose lease was lost."""
     stopped = Job.settle_cancelled
 
-    def costly(self: Job) -> None:
+    def drop_credit_and_stop(self: Job) -> None:
         if self.lease.lost:
             consumers[-1].add_credit(-1, "")
         stopped(self)
@@ -261,70 +261,70 @@ def credit_is_lost_with_the_lease(patch: Patch) -> None:
     consumers: list[Any] = []
     run = Intake.run
 
-    async def noted(self: Intake, consumer: Any) -> None:
+    async def record_and_run(self: Intake, consumer: Any) -> None:
         consumers.append(consumer)
         await run(self, consumer)
 
-    patch.setattr(Job, "settle_cancelled", costly)
-    patch.setattr(Intake, "run", noted)
+    patch.setattr(Job, "settle_cancelled", drop_credit_and_stop)
+    patch.setattr(Intake, "run", record_and_run)
 
 
-@always
-def given_up_to_learn(patch: Patch) -> None:
+@shows_without_faults
+def given_up_after_refused_probe(patch: Patch) -> None:
     """Give up a message after a probe of the limiter was rejected, though this is no attempt."""
 
-    def hasty(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
+    def decide_and_give_up(outcome: Any, probe_wait: float | None, **rest: Any) -> tuple[Verdict, bool]:
         verdict, counts = decide(outcome, probe_wait=probe_wait, **rest)
         return (Term("given up"), False) if probe_wait is not None and not counts else (verdict, counts)
 
-    patch.setattr("worker.job.decide", hasty)
+    patch.setattr("worker.job.decide", decide_and_give_up)
 
 
-@seldom
-def given_up_unburied(patch: Patch) -> None:
+@shows_with_rare_faults
+def given_up_without_dead_letter(patch: Patch) -> None:
     """Give up a message whose dead letter was not stored."""
     store = Job._try_to_store
 
-    async def careless(self: Job, letter: Any) -> bool:
+    async def store_and_ignore(self: Job, letter: Any) -> bool:
         await store(self, letter)
         return True
 
-    patch.setattr(Job, "_try_to_store", careless)
+    patch.setattr(Job, "_try_to_store", store_and_ignore)
 
 
-@in_trouble
-def what_runs_is_run_again(patch: Patch) -> None:
+@shows_with_faults
+def running_message_runs_again(patch: Patch) -> None:
     """Forget the running messages in the ledger."""
-    arrived = Ledger.classify
+    classify = Ledger.classify
 
-    def blind(self: Ledger, delivery: Any, *, now: float) -> Any:
+    def forget_and_classify(self: Ledger, delivery: Any, *, now: float) -> Any:
         self._running.discard(delivery.id)
-        return arrived(self, delivery, now=now)
+        return classify(self, delivery, now=now)
 
-    patch.setattr(Ledger, "classify", blind)
+    patch.setattr(Ledger, "classify", forget_and_classify)
 
 
-@seldom
-def what_has_ended_is_run_again(patch: Patch) -> None:
+@shows_with_rare_faults
+def finished_message_runs_again(patch: Patch) -> None:
     """Forget the finished messages in the ledger."""
-    ended = Ledger.record
+    record = Ledger.record
 
-    def forgetful(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
-        ended(self, delivery, attempt, verdict, **rest)
+    def record_and_forget(self: Ledger, delivery: Any, attempt: int, verdict: Any, **rest: Any) -> None:
+        record(self, delivery, attempt, verdict, **rest)
         if isinstance(verdict, Final):
             del self._past[delivery.id]
 
-    patch.setattr(Ledger, "record", forgetful)
+    patch.setattr(Ledger, "record", record_and_forget)
 
 
-@seldom
-def what_comes_early_is_run(patch: Patch) -> None:
+@shows_with_rare_faults
+def early_redelivery_runs_at_once(patch: Patch) -> None:
     """Run a message at once that is redelivered before its wait is over."""
-    arrived = Ledger.classify
-    patch.setattr(Ledger, "classify", lambda self, delivery, *, now: arrived(self, delivery, now=now + 1e6))
+    classify = Ledger.classify
+    patch.setattr(Ledger, "classify", lambda self, delivery, *, now: classify(self, delivery, now=now + 1e6))
 
 
-@in_trouble
-def the_newest_delivery_is_ignored(patch: Patch) -> None:
+@shows_with_faults
+def newest_delivery_is_ignored(patch: Patch) -> None:
     """Ignore the token of a redelivery while its message runs."""
     patch.setattr(Leases, "replace_delivery", lambda *_: None)

@@ -24,10 +24,10 @@ from .story import Story
 
 ORDINARY = frozenset(
     """
-    a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response; no
-    response in time; a bug; an annotation ignored; a callback delivered; a callback tried again; a drain out of time;
-    a message given back; acknowledged; given up; buried; two or more workers at once; a wait measured to its end;
-    sent to learn what a function takes
+    a message that cannot be decoded; a function at capacity: 429; a function scaled to zero: 503; no response;
+    a timeout; a bug; an ignored annotation; a delivered callback; a retried callback; an expired drain;
+    a message nakked by a drain; acked; given up; a stored dead letter; two or more workers at once; a measured wait;
+    a refused probe of a limiter
     """.replace("\n", " ")
     .replace("    ", "")
     .strip()
@@ -36,7 +36,7 @@ ORDINARY = frozenset(
 """Events that each census must contain, with and without faults."""
 FAULTY = frozenset(
     {*(f"fault: {kind}" for kind in [*ONE, *ALL]), *(f"again: {cause.name}" for cause in CAUSES)}
-    | {"a lease expired", "early redelivery", "finished redelivery", "running redelivery", "a dead letter refused"}
+    | {"an expired lease", "early redelivery", "finished redelivery", "running redelivery", "a refused dead letter"}
 )
 """Further events that a census of lives with faults must contain."""
 
@@ -47,7 +47,7 @@ class Census:
     def __init__(self, name: str) -> None:
         self.name = name
         self.lives = self.messages = self.invocations = self.faults = 0
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def add(self, life: Life, stories: list[Story], causes: Counter[str], measured: int = 0) -> None:
         """Count one life."""
@@ -55,58 +55,58 @@ class Census:
         self.messages += len(stories)
         self.invocations += len(life.world.outside.calls)
         self.faults += len(life.plan.faults)
-        self.seen.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
-        self.seen.update({f"again: {cause}": number for cause, number in causes.items()})
-        self.seen["a wait measured to its end"] += measured
-        self.seen["two or more workers at once"] += len(life.plan.workers) > 1
-        self.seen["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
+        self.counts.update({f"fault: {kind}": number for kind, number in life.nemesis.effects.items()})
+        self.counts.update({f"again: {cause}": number for cause, number in causes.items()})
+        self.counts["a measured wait"] += measured
+        self.counts["two or more workers at once"] += len(life.plan.workers) > 1
+        self.counts["a message that cannot be decoded"] += sum(story.planned.payload is not None for story in stories)
         for call in life.world.outside.calls:
             if call.refused:
                 status = call.outcome.status if isinstance(call.outcome, Responded) else 0
-                self.seen[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
+                self.counts[f"a function {'at capacity' if status == 429 else 'scaled to zero'}: {status}"] += 1
         for worker in life.workers:
             for _, event in worker.log:
                 if name := _name(event):
-                    self.seen[name] += 1
+                    self.counts[name] += 1
 
     def missing(self, expected: frozenset[str]) -> list[str]:
         """List the expected events that never happened."""
-        return sorted(what for what in expected if not self.seen[what])
+        return sorted(what for what in expected if not self.counts[what])
 
     def lines(self) -> list[str]:
         """Format the counts for people."""
         head = f"{self.name}: {self.lives:,} lives, {self.messages:,} messages, {self.invocations:,} invocations"
         return [
             f"{head}, {self.faults:,} faults",
-            *(f"  {number:>9,}  {what}" for what, number in sorted(self.seen.items()) if number),
+            *(f"  {number:>9,}  {what}" for what, number in sorted(self.counts.items()) if number),
         ]
 
 
 _OUTCOMES: dict[type, str] = {
     NoResponse: "no response",
-    TimedOut: "no response in time",
-    Interrupted: "a message given back",
+    TimedOut: "a timeout",
+    Interrupted: "a message nakked by a drain",
 }
-_VERDICTS: dict[type, str] = {Ack: "acknowledged", Term: "given up", Nak: "given back to be tried again"}
+_VERDICTS: dict[type, str] = {Ack: "acked", Term: "given up", Nak: "nakked for a retry"}
 _EVENTS: dict[type, str] = {
     WorkCrashed: "a bug",
-    AnnotationIgnored: "an annotation ignored",
-    DrainExpired: "a drain out of time",
-    DeadLetterNotStored: "a dead letter refused",
-    LeaseExpired: "a lease expired",
+    AnnotationIgnored: "an ignored annotation",
+    DrainExpired: "an expired drain",
+    DeadLetterNotStored: "a refused dead letter",
+    LeaseExpired: "an expired lease",
 }
 
 
 def _name(event: object) -> str | None:
     match event:
         case InvocationEnded(counts=False):
-            return "sent to learn what a function takes"
+            return "a refused probe of a limiter"
         case InvocationEnded(outcome=outcome, verdict=verdict):
             return _OUTCOMES.get(type(outcome)) or _VERDICTS.get(type(verdict))
         case CallbackPosted(delivered=delivered, retry_in=again_in):
-            return "a callback delivered" if delivered else "a callback tried again" if again_in is not None else None
+            return "a delivered callback" if delivered else "a retried callback" if again_in is not None else None
         case DeadLettered(stored=stored):
-            return "buried" if stored else None
+            return "a stored dead letter" if stored else None
         case Redelivered(state=how):
             return f"{how} redelivery"
         case _:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
 from tests.world import EPOCH
-from tests.world.simulation import Plan, Planned
+from tests.world.simulation import Plan, PlannedMessage
 from worker.model import Outcome, Responded, TimedOut
 
 ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
@@ -25,7 +25,7 @@ ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
 }
 """Annotation -> settings that it changes; none where it is invalid."""
 _AT = EPOCH + 60.0
-PATIENCE: Mapping[str, float | None] = {
+RETRY_AFTER: Mapping[str, float | None] = {
     "0": 0.0,
     "4": 4.0,
     "45": 45.0,
@@ -35,7 +35,7 @@ PATIENCE: Mapping[str, float | None] = {
     format_datetime(datetime.fromtimestamp(_AT, UTC), usegmt=True): None,
 }
 """Value of Retry-After -> its seconds; None where it is invalid, or a date."""
-MOST_PATIENCE = 3600.0
+MAX_RETRY_AFTER = 3600.0
 CODES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -58,15 +58,15 @@ class Policy:
 
     def waits(self, outcome: Outcome, attempt: int, wall: float) -> tuple[float, float]:
         """Return the shortest and longest wait (s) after an outcome; *wall*: time of the worker's wall clock."""
-        asked = _asked(outcome, wall)
-        if asked is not None:
-            wait = max(self.initial, min(asked, MOST_PATIENCE))
+        requested = _requested_wait(outcome, wall)
+        if requested is not None:
+            wait = max(self.initial, min(requested, MAX_RETRY_AFTER))
             return wait, wait
         ceiling = min(self.longest, self.initial * 2.0 ** (attempt - 1))
         return {"exponential": 1.0, "full": 0.0, "equal": 0.5}[self.backoff] * ceiling, ceiling
 
 
-def policy_of(plan: Plan, planned: Planned) -> Policy:
+def policy_of(plan: Plan, planned: PlannedMessage) -> Policy:
     """Return the policy from the plan's settings and the message's annotations."""
     values = {"attempts": plan.attempts, "initial": plan.initial, "longest": plan.longest, "backoff": plan.backoff}
     for annotation in planned.annotations:
@@ -85,7 +85,7 @@ def status_of(outcome: Outcome) -> int:
             return 502
 
 
-def _asked(outcome: Outcome, wall: float) -> float | None:
+def _requested_wait(outcome: Outcome, wall: float) -> float | None:
     if not isinstance(outcome, Responded) or outcome.status not in (429, 503):
         return None
     value = next((value.decode() for name, value in outcome.headers if name.lower() == b"retry-after"), None)
@@ -93,4 +93,4 @@ def _asked(outcome: Outcome, wall: float) -> float | None:
         return None
     if value.endswith("GMT"):
         return max(0.0, parsedate_to_datetime(value).timestamp() - wall)
-    return PATIENCE[value]
+    return RETRY_AFTER[value]

@@ -9,11 +9,11 @@ from collections import Counter
 from itertools import pairwise
 from math import inf
 
-from tests.explained import CONNECTION, FORGETFUL, ROUNDING, Cause, Terms, Trouble, explained
-from tests.world import Hired, Post
-from tests.world.queue import PATIENCE
+from tests.explained import CONNECTION, LOSES_STATE, ROUNDING, ActiveFault, Cause, QueueSettings, causes_of_repeat
+from tests.world import Post, SimulatedWorker
+from tests.world.queue import REPEAT_AFTER
 from tests.world.simulation import SETTLE_WITHIN, Life
-from tests.world.world import Said
+from tests.world.world import RecordedSettlement
 from worker.events import (
     CallbackPosted,
     DrainEnded,
@@ -29,7 +29,7 @@ from worker.policy.ledger import EARLY
 from worker.policy.limiter import LONGEST_REST
 
 from .expected import status_of
-from .story import Hold, Story, stories_of
+from .story import Handling, Story, stories_of
 
 OVERLOAD = frozenset({429, 502, 503, 504})
 """Statuses by which an overloaded function may be recognized."""
@@ -40,49 +40,49 @@ EPSILON = 1e-6
 def check(life: Life) -> tuple[list[Story], Counter[str]]:
     """Check all laws, and return the stories, and how many repeats each cause explains."""
     stories, causes = stories_of(life), Counter[str]()
-    troubles = troubles_of(life)
-    never_more_than_slots(life)
-    books_agree(life)
+    active_faults = active_faults_of(life)
+    invocations_fit_the_slots(life)
+    events_match_the_calls(life)
     for worker in life.workers:
-        drains_in_time(life, worker)
-        comes_to_rest(life, worker)
+        drain_ends_in_time(life, worker)
+        idle_worker_holds_nothing(life, worker)
     for story in stories:
-        reaches_its_end(story)
-        acknowledged_after_the_end(story)
-        buried_first(life, story)
-        decided_rightly(life, story)
-        told_what_was(story)
-        not_too_many_attempts(story, troubles)
-        not_too_early(life, story, troubles)
-        causes.update(cause.name for cause in explained_repeats(life, story, troubles))
+        message_leaves_the_queue(story)
+        ack_follows_the_response(story)
+        dead_letter_precedes_the_term(life, story)
+        verdicts_follow_the_policy(life, story)
+        callbacks_are_correct(story)
+        attempts_are_limited(story, active_faults)
+        retries_wait_for_their_time(life, story, active_faults)
+        causes.update(cause.name for cause in repeats_have_causes(life, story, active_faults))
     return stories, causes
 
 
-def troubles_of(life: Life) -> list[Trouble]:
-    """Return the injected faults, and a trouble for each drain whose time has passed."""
+def active_faults_of(life: Life) -> list[ActiveFault]:
+    """Return the injected faults, and a fault for each drain whose time has passed."""
     drains = []
     for worker in life.workers:
         expired = [at for at, event in worker.log if isinstance(event, DrainExpired)]
-        drains += [Trouble("drain", at, inf, worker.name) for at in expired]
-    return [*life.nemesis.troubles, *drains]
+        drains += [ActiveFault("drain", at, inf, worker.name) for at in expired]
+    return [*life.nemesis.active_faults, *drains]
 
 
-def terms_of(life: Life) -> Terms:
+def queue_settings(life: Life) -> QueueSettings:
     """Return the settings of the queue."""
-    return Terms(life.plan.ack_wait, life.plan.latency)
+    return QueueSettings(life.plan.ack_wait, life.plan.latency)
 
 
 # The whole life.
 
 
-def never_more_than_slots(life: Life) -> None:
+def invocations_fit_the_slots(life: Life) -> None:
     """Require that no worker runs more invocations at once than it has slots."""
     assert max(life.world.outside.peak.values(), default=0) <= life.plan.slots, (
         "more invocations ran at once than there are slots"
     )
 
 
-def books_agree(life: Life) -> None:
+def events_match_the_calls(life: Life) -> None:
     """Require that the workers' events match the calls of functions and receivers, and the settlements."""
     outside = life.world.outside
     for worker in life.workers:
@@ -92,28 +92,28 @@ def books_agree(life: Life) -> None:
         assert events[InvocationStarted] == calls, "starts of invocations and calls of functions differ"
         if worker.name in life.nemesis.killed:
             continue
-        crooked = sum(post.worker == worker.name and isinstance(post.result, Exception) for post in outside.posts)
+        failing = sum(post.worker == worker.name and isinstance(post.result, Exception) for post in outside.posts)
         assert events[InvocationEnded] == calls, "an invocation has no end"
-        assert events[CallbackPosted] == posts - crooked, "events and posts of callbacks differ"
-        settled = [event.verdict for event in worker.told(Settled)]
-        again = [event.state for event in worker.told(Redelivered)]
+        assert events[CallbackPosted] == posts - failing, "events and posts of callbacks differ"
+        settled = [event.verdict for event in worker.events_of(Settled)]
+        again = [event.state for event in worker.events_of(Redelivered)]
         settlements = sum(not isinstance(verdict, Abandon) for verdict in settled) + len(again) - again.count("running")
-        assert events[Said] == settlements, "events and settlements differ"
+        assert events[RecordedSettlement] == settlements, "events and settlements differ"
         # When a message arrives twice at once, only the newest delivery is settled.
-        dropped = len(worker.taken) - len(settled) - len(again)
+        dropped = len(worker.deliveries) - len(settled) - len(again)
         assert 0 <= dropped <= _superseded(worker), "a delivery was not settled, or twice"
 
 
-def _superseded(worker: Hired) -> int:
+def _superseded(worker: SimulatedWorker) -> int:
     """Count the deliveries that arrived together with a newer one of the same message."""
-    taken = Counter((at, delivery.id) for at, delivery in worker.taken)
-    return sum(count - 1 for count in taken.values())
+    received = Counter((at, delivery.id) for at, delivery in worker.deliveries)
+    return sum(count - 1 for count in received.values())
 
 
-def drains_in_time(life: Life, worker: Hired) -> None:
+def drain_ends_in_time(life: Life, worker: SimulatedWorker) -> None:
     """Require that a drain ends in its time, not counting the time in which its process is suspended.
 
-    A drain stops its requests, which a broker without an answer delays by ``PATIENCE``. Running invocations may end
+    A drain stops its requests, which a broker without an answer delays by ``REPEAT_AFTER``. Running invocations may end
     during that time and after it. Then the drain waits for the last confirmations.
     """
     began = next((at for at, event in worker.log if isinstance(event, DrainStarted)), None)
@@ -121,38 +121,38 @@ def drains_in_time(life: Life, worker: Hired) -> None:
         return
     expired = next((at for at, event in worker.log if isinstance(event, DrainExpired)), inf)
     ended = next(at for at, event in worker.log if isinstance(event, DrainEnded))
-    still = sum(
-        max(0.0, min(trouble.ends, ended) - max(trouble.begins, began))
-        for trouble in life.nemesis.troubles
-        if trouble.kind in ("freeze", "pause") and trouble.worker in (None, worker.name)
+    suspended = sum(
+        max(0.0, min(fault.ends, ended) - max(fault.begins, began))
+        for fault in life.nemesis.active_faults
+        if fault.kind in ("suspend worker", "suspend machine") and fault.worker in (None, worker.name)
     )
-    within = max(PATIENCE, min(life.plan.shutdown_timeout, expired - began)) + SETTLE_WITHIN + still
+    within = max(REPEAT_AFTER, min(life.plan.shutdown_timeout, expired - began)) + SETTLE_WITHIN + suspended
     assert ended - began <= within + EPSILON, "the drain took too long"
 
 
-def comes_to_rest(life: Life, worker: Hired) -> None:
+def idle_worker_holds_nothing(life: Life, worker: SimulatedWorker) -> None:
     """Require that a worker that is idle or has ended has all its credit, no lease and no wait."""
-    asked = 0 if life.plan.by_function else life.plan.slots  # flows that have ended have no credit
-    assert life.free.get(worker.name, asked) == asked, "credit and slots differ"
+    expected = 0 if life.plan.by_function else life.plan.slots  # flows that have ended have no credit
+    assert life.free.get(worker.name, expected) == expected, "credit and slots differ"
     if worker.name in life.nemesis.killed or not worker.started:
         return
     services, consumer = worker.services, worker.queue.consumer
-    if consumer and consumer.wants and not life.plan.by_function:  # else it was stopped before its first flow
-        late = len(consumer._here)  # deliveries after the stop, which the worker does not receive
-        assert worker.wanted + late == life.plan.slots, "credit and slots differ"
+    if consumer and consumer.credit and not life.plan.by_function:  # else it was stopped before its first flow
+        late = len(consumer._buffer)  # deliveries after the stop, which the worker does not receive
+        assert worker.credit + late == life.plan.slots, "credit and slots differ"
     assert not services.leases._held, "a lease is extended forever"
     assert not services.timers.waiting.total(), "a timer waits forever"
     assert not services.ledger._running, "the ledger lists an ended message as running"
     assert not len(services.drain.work) + len(services.drain.intake), "a cancel group contains an ended scope"
     unsettled = any(each.settlement for each in worker.queue._outbox.values())
-    unconfirmed = any(event.unconfirmed for event in worker.told(DrainEnded))
+    unconfirmed = any(event.unconfirmed for event in worker.events_of(DrainEnded))
     assert unconfirmed or not unsettled, "a settlement was not confirmed, and the drain did not report it"
 
 
 # One message.
 
 
-def reaches_its_end(story: Story) -> None:
+def message_leaves_the_queue(story: Story) -> None:
     """Require that every message leaves the queue, and that a malformed message is never invoked."""
     assert story.message.verdict, "the message was lost"
     if story.planned.payload is not None:
@@ -160,25 +160,31 @@ def reaches_its_end(story: Story) -> None:
         assert isinstance(story.message.verdict, Term), "a malformed message was not given up"
 
 
-def acknowledged_after_the_end(story: Story) -> None:
+def ack_follows_the_response(story: Story) -> None:
     """Require that an ack follows its function's final response, and that its worker does not run the message again."""
-    for hold in story.holds:
-        if isinstance(hold.said, Ack):
-            assert hold.ended, "a message was acked before its invocation ended"
-            assert story.policy.final(hold.ended.outcome), "a message was acked without a final response"
-        if isinstance(hold.said, Final):
-            later = [other for other in story.started if other.worker == hold.worker and other.began > hold.said_at]
+    for handling in story.handlings:
+        if isinstance(handling.settlement, Ack):
+            assert handling.ended, "a message was acked before its invocation ended"
+            assert story.policy.final(handling.ended.outcome), "a message was acked without a final response"
+        if isinstance(handling.settlement, Final):
+            later = [
+                other
+                for other in story.started
+                if other.worker == handling.worker and other.began > handling.settled_at
+            ]
             assert not later, "a worker ran a message again that it had finished"
 
 
-def decided_rightly(life: Life, story: Story) -> None:
+def verdicts_follow_the_policy(life: Life, story: Story) -> None:
     """Require that verdict and wait of each attempt are those that docs/guarantees.md lists for its outcome."""
     workers = {worker.name: worker for worker in life.workers}
-    for hold in story.started:
-        if hold.ended is None:
+    for handling in story.started:
+        if handling.ended is None:
             continue
-        outcome, verdict = hold.ended.outcome, hold.ended.verdict
-        assert hold.ended.max_attempts == story.policy.attempts, "the attempt used another policy than the message's"
+        outcome, verdict = handling.ended.outcome, handling.ended.verdict
+        assert handling.ended.max_attempts == story.policy.attempts, (
+            "the attempt used another policy than the message's"
+        )
         match outcome:
             case Interrupted():
                 assert verdict == Nak(), "a cancelled message was not nakked without a delay"
@@ -186,33 +192,33 @@ def decided_rightly(life: Life, story: Story) -> None:
                 assert isinstance(verdict, Abandon), "a message was settled after its lease was lost"
             case _ if story.policy.final(outcome):
                 assert isinstance(verdict, Ack), "a final outcome was not acked"
-            case _ if not hold.ended.counts:
+            case _ if not handling.ended.counts:
                 assert story.plan.by_function, "an attempt did not count, without a reason"
-                assert story.plan.learns, "an attempt did not count, without a reason"
+                assert story.plan.adaptive, "an attempt did not count, without a reason"
                 assert status_of(outcome) in OVERLOAD, "an attempt did not count, without a reason"
                 assert isinstance(verdict, Nak), "a probe of the limiter was not nakked"
                 assert verdict.delay <= LONGEST_REST, "a probe of the limiter waits too long"
-            case _ if hold.ended.attempt >= story.policy.attempts:
+            case _ if handling.ended.attempt >= story.policy.attempts:
                 assert isinstance(verdict, Term), "a message was retried after its last attempt"
             case _:
                 assert isinstance(verdict, Nak), "a message was given up too early"
-                walls = workers[hold.worker].walls_at(hold.ended_at)
-                ranges = [story.policy.waits(outcome, hold.ended.attempt, wall) for wall in walls]
-                assert any(least - EPSILON <= verdict.delay <= most + EPSILON for least, most in ranges), (
+                walls = workers[handling.worker].walls_at(handling.ended_at)
+                ranges = [story.policy.waits(outcome, handling.ended.attempt, wall) for wall in walls]
+                assert any(shortest - EPSILON <= verdict.delay <= longest + EPSILON for shortest, longest in ranges), (
                     "a retry waits too long or too short"
                 )
-        if isinstance(outcome, Responded) and hold.call:
-            assert outcome == hold.call.outcome, "the outcome is not the function's response"
+        if isinstance(outcome, Responded) and handling.call:
+            assert outcome == handling.call.outcome, "the outcome is not the function's response"
 
 
-def buried_first(life: Life, story: Story) -> None:
+def dead_letter_precedes_the_term(life: Life, story: Story) -> None:
     """Require that a given-up message has a correct dead letter before it leaves the queue."""
     sequence, stored = story.message.id
-    letter = life.world.server.letters.get(f"{sequence}.{stored}")
+    letter = life.world.server.dead_letters.get(f"{sequence}.{stored}")
     if not life.plan.dead_letters:
         assert letter is None, "a dead letter was stored against the settings"
         return
-    assert sequence not in life.world.server.unburied, "a message was given up without a dead letter"
+    assert sequence not in life.world.server.missing_dead_letters, "a message was given up without a dead letter"
     if letter is None:
         return
     assert letter.data == story.message.payload, "the dead letter has another payload"
@@ -220,50 +226,54 @@ def buried_first(life: Life, story: Story) -> None:
         assert letter.headers["X-Dead-Letter-Attempts"] == "0", "the dead letter has wrong attempts"
         return
     why = {
-        (hold.ended.verdict.reason[:1024], str(hold.ended.attempt))
-        for hold in story.started
-        if hold.ended and isinstance(hold.ended.verdict, Term)
+        (handling.ended.verdict.reason[:1024], str(handling.ended.attempt))
+        for handling in story.started
+        if handling.ended and isinstance(handling.ended.verdict, Term)
     }
     assert (letter.headers["X-Dead-Letter-Reason"], letter.headers["X-Dead-Letter-Attempts"]) in why, (
         "the dead letter has a wrong reason or wrong attempts"
     )
 
 
-def told_what_was(story: Story) -> None:
+def callbacks_are_correct(story: Story) -> None:
     """Require that callbacks are correct, and are posted between the end of the invocation and the settlement."""
-    wanted = story.planned.callback is not None and story.planned.payload is None
-    assert wanted or not story.posts, "a callback was posted that no message requested"
+    has_callback = story.planned.callback is not None and story.planned.payload is None
+    assert has_callback or not story.posts, "a callback was posted that no message requested"
     posts: dict[int, list[Post]] = {number: [] for number in range(len(story.started))}
     for post in story.posts:
         ended = [
             number
-            for number, hold in enumerate(story.started)
-            if hold.worker == post.worker and hold.final and hold.ended_at <= post.began <= hold.said_at
+            for number, handling in enumerate(story.started)
+            if handling.worker == post.worker
+            and handling.final
+            and handling.ended_at <= post.began <= handling.settled_at
         ]
         assert ended, "a callback was posted before the end of its invocation"
         posts[ended[-1]].append(post)
-    for hold, mine in zip(story.started, posts.values(), strict=True):
-        assert not wanted or not isinstance(hold.said, Final) or mine, "a message was settled without its callback"
-        assert len(mine) <= story.plan.callback_attempts, "a callback was posted too often"
-        if hold.said:
-            assert all(post.ended is not None and post.ended <= hold.said_at for post in mine), (
+    for handling, own_posts in zip(story.started, posts.values(), strict=True):
+        assert not has_callback or not isinstance(handling.settlement, Final) or own_posts, (
+            "a message was settled without its callback"
+        )
+        assert len(own_posts) <= story.plan.callback_attempts, "a callback was posted too often"
+        if handling.settlement:
+            assert all(post.ended is not None and post.ended <= handling.settled_at for post in own_posts), (
                 "a message was settled before its callback ended"
             )
-        for post in mine:
-            _check_callback(story, hold, post.headers, post.callback.body)
-        for post in mine[:-1]:
-            assert _worth_another(post.result), "a callback was posted again after a final answer"
+        for post in own_posts:
+            _check_callback(story, handling, post.headers, post.callback.body)
+        for post in own_posts[:-1]:
+            assert _is_repeated(post.result), "a callback was posted again after a final answer"
 
 
-def _check_callback(story: Story, hold: Hold, headers: dict[str, str], body: bytes) -> None:
-    assert hold.ended
-    assert hold.call
-    outcome, most = hold.ended.outcome, story.policy.attempts
-    attempt = min(hold.ended.attempt, most)
+def _check_callback(story: Story, handling: Handling, headers: dict[str, str], body: bytes) -> None:
+    assert handling.ended
+    assert handling.call
+    outcome, max_attempts = handling.ended.outcome, story.policy.attempts
+    attempt = min(handling.ended.attempt, max_attempts)
     assert headers["X-Function-Status"] == str(status_of(outcome)), "the callback has a wrong status"
-    assert headers["X-Call-Id"] == hold.call.invocation.call_id, "the callback has a wrong call id"
+    assert headers["X-Call-Id"] == handling.call.invocation.call_id, "the callback has a wrong call id"
     retries = (headers.get("X-Retry"), headers.get("X-Retry-Max"))
-    assert retries == ((str(attempt - 1), str(most - 1)) if attempt > 1 else (None, None)), (
+    assert retries == ((str(attempt - 1), str(max_attempts - 1)) if attempt > 1 else (None, None)), (
         "the callback has a wrong number of retries"
     )
     assert body == (outcome.body if isinstance(outcome, Responded) else b""), (
@@ -271,90 +281,95 @@ def _check_callback(story: Story, hold: Hold, headers: dict[str, str], body: byt
     )
 
 
-def _worth_another(result: object) -> bool:
+def _is_repeated(result: object) -> bool:
     """Return whether docs/guarantees.md, Callbacks, repeats a callback after this result. None: it was cancelled."""
     return isinstance(result, str) or (isinstance(result, int) and (result >= 500 or result in (408, 425, 429)))
 
 
-def not_too_many_attempts(story: Story, troubles: list[Trouble]) -> None:
+def attempts_are_limited(story: Story, active_faults: list[ActiveFault]) -> None:
     """Require no more attempts than the policy allows, unless the queue lost its delivery counts.
 
     Each attempt that began while another one ran allows one more, because neither worker counts the other's attempts.
     """
-    forgets = sum(trouble.kind in FORGETFUL for trouble in troubles)
+    state_losses = sum(fault.kind in LOSES_STATE for fault in active_faults)
     together = sum(
         any(again.began < first.ended for first in story.runs[:number]) for number, again in enumerate(story.runs)
     )
-    counted = [hold for hold in story.started if hold.ended is None or hold.ended.counts]
-    tried = sum(hold.run().how == "retry" for hold in counted)
-    assert tried <= (story.policy.attempts - 1) * (1 + forgets) + together, "a message was tried too often"
+    counted = [handling for handling in story.started if handling.ended is None or handling.ended.counts]
+    tried = sum(handling.run().outcome == "retry" for handling in counted)
+    assert tried <= (story.policy.attempts - 1) * (1 + state_losses) + together, "a message was tried too often"
 
 
-def not_too_early(life: Life, story: Story, troubles: list[Trouble]) -> None:
-    """Require that no attempt begins before its wait is over, unless a trouble explains it.
+def retries_wait_for_their_time(life: Life, story: Story, active_faults: list[ActiveFault]) -> None:
+    """Require that no attempt begins before its wait is over, unless a fault explains it.
 
     The worker that nakked a message remembers its wait, unless another worker has had the message since. A restart can
     deliver the message to another worker up to a second early. It can arrive there at any time if the wait did not
     reach the queue or was lost there, or if the queue had redelivered the message before it received the NAK.
     """
     for first, again in pairwise(story.started):
-        waits = first.ended is not None and isinstance(first.ended.verdict, Nak) and isinstance(first.said, Nak)
-        if not waits or again.began < first.said_at:
+        waits = first.ended is not None and isinstance(first.ended.verdict, Nak) and isinstance(first.settlement, Nak)
+        if not waits or again.began < first.settled_at:
             continue
-        due = first.said_at + first.said.delay  # type: ignore[union-attr]  # it is a Nak
-        others_had_it = any(
-            hold.worker != first.worker and first.said_at <= hold.taken_at <= again.taken_at for hold in story.holds
+        due = first.settled_at + first.settlement.delay  # type: ignore[union-attr]  # it is a Nak
+        delivered_elsewhere = any(
+            handling.worker != first.worker and first.settled_at <= handling.received_at <= again.received_at
+            for handling in story.handlings
         )
-        others_had_it = (
-            others_had_it or again.delivery.num_delivered - first.delivery.num_delivered > 1
+        delivered_elsewhere = (
+            delivered_elsewhere or again.delivery.num_delivered - first.delivery.num_delivered > 1
         )  # the only sign that a worker can detect
-        if not others_had_it:
+        if not delivered_elsewhere:
             assert again.began >= due - EARLY - EPSILON, "the same worker ran a retry too early"
-        elif not _wait_unknown(life, story, first, again, troubles):
-            rounded = any(each.kind == "restart" and first.said_at <= each.begins <= again.began for each in troubles)
+        elif not _wait_may_be_lost(life, story, first, again, active_faults):
+            rounded = any(
+                each.kind == "restart" and first.settled_at <= each.begins <= again.began for each in active_faults
+            )
             assert again.began >= due - rounded * ROUNDING - EPSILON, "another worker ran a retry too early"
 
 
-def _wait_unknown(life: Life, story: Story, first: Hold, again: Hold, troubles: list[Trouble]) -> bool:
+def _wait_may_be_lost(
+    life: Life, story: Story, first: Handling, again: Handling, active_faults: list[ActiveFault]
+) -> bool:
     """Return whether the wait may not have reached the queue, was lost there, or arrived too late."""
     trip = story.plan.latency
     lossy = CONNECTION | {"kill", "drain"}
-    causes = explained(first.run(), again.run(), troubles, terms_of(life), story.had)
+    causes = causes_of_repeat(first.run(), again.run(), active_faults, queue_settings(life), story.runs_and_naks)
     # Another worker with the same message may have extended its lease after the wait began, which cancels the wait.
     shared = any(
-        hold.worker != first.worker
-        and hold.taken_at <= first.said_at + trip
-        and hold.said_at >= first.said_at - trip
-        and hold.started
-        for hold in story.holds
-        if hold is not again
+        handling.worker != first.worker
+        and handling.received_at <= first.settled_at + trip
+        and handling.settled_at >= first.settled_at - trip
+        and handling.started
+        for handling in story.handlings
+        if handling is not again
     )
     return (
         shared
         or any(cause.overlaps for cause in causes)
         or any(
-            (trouble.kind in FORGETFUL and first.said_at - trip <= trouble.begins <= again.began)
+            (fault.kind in LOSES_STATE and first.settled_at - trip <= fault.begins <= again.began)
             or (
-                trouble.kind in lossy
-                and trouble.worker in (None, first.worker)
-                and trouble.begins <= first.said_at + trip
-                and trouble.ends >= first.said_at - trip
+                fault.kind in lossy
+                and fault.worker in (None, first.worker)
+                and fault.begins <= first.settled_at + trip
+                and fault.ends >= first.settled_at - trip
             )
-            for trouble in troubles
+            for fault in active_faults
         )
     )
 
 
-def explained_repeats(life: Life, story: Story, troubles: list[Trouble]) -> list[Cause]:
+def repeats_have_causes(life: Life, story: Story, active_faults: list[ActiveFault]) -> list[Cause]:
     """Require a cause for each run after the first, and for each that began before another had ended."""
-    terms, runs, causes = terms_of(life), story.runs, []
+    settings, runs, causes = queue_settings(life), story.runs, []
     for number, again in enumerate(runs[1:], 1):
         for first in runs[:number]:
             if first is runs[number - 1] or again.began < first.ended:
                 assert not (first.worker == again.worker and again.began < first.ended), (
                     "one worker ran a message twice at once"
                 )
-                reasons = explained(first, again, troubles, terms, story.had)
+                reasons = causes_of_repeat(first, again, active_faults, settings, story.runs_and_naks)
                 assert reasons, f"no cause explains that {again} followed {first}"
                 causes.append(reasons[0])
     return causes

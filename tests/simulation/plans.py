@@ -7,24 +7,24 @@ from hypothesis import strategies as st
 from tests.world import Answer, reply
 from tests.world.faults import ALL, ONE, Fault
 from tests.world.functions import Deployment, Reply
-from tests.world.simulation import Plan, Planned, Shift
+from tests.world.simulation import Plan, PlannedMessage, PlannedWorker
 from worker.model import Attempted, Headers, NoResponse, Responded, TimedOut
 
-from .expected import ANNOTATIONS, PATIENCE
+from .expected import ANNOTATIONS, RETRY_AFTER
 
 MOST_WORKERS = 4
 
 
-def seconds(most: float) -> st.SearchStrategy[float]:
+def seconds(max_seconds: float) -> st.SearchStrategy[float]:
     """Draw tenths of a second, because round numbers let events coincide."""
-    return st.integers(0, round(most * 10)).map(lambda tenths: tenths / 10)
+    return st.integers(0, round(max_seconds * 10)).map(lambda tenths: tenths / 10)
 
 
 def _responded(status: int, *headers: tuple[bytes, bytes]) -> Responded:
     return Responded(status, headers)
 
 
-_PATIENT: list[Headers] = [((b"Retry-After", value.encode()),) for value in PATIENCE]
+_RETRY_AFTER_HEADERS: list[Headers] = [((b"Retry-After", value.encode()),) for value in RETRY_AFTER]
 _OUTCOMES: list[Attempted | Exception] = [
     *[Responded(200)] * 6,
     *[Responded(503)] * 4,
@@ -33,7 +33,7 @@ _OUTCOMES: list[Attempted | Exception] = [
     Responded(302),
     _responded(400, (b"X-OpenFaaS-Internal", b"faas-netes")),
     _responded(200, (b"x-openfaas-internal", b"gateway")),
-    *(Responded(status, headers) for status in (429, 503) for headers in _PATIENT),
+    *(Responded(status, headers) for status in (429, 503) for headers in _RETRY_AFTER_HEADERS),
     _responded(500, (b"Retry-After", b"30")),
     NoResponse("refused"),
     TimedOut(60.0),
@@ -54,7 +54,7 @@ answers = st.builds(
 )
 annotated = st.lists(st.sampled_from([*ANNOTATIONS]), max_size=2, unique_by=lambda each: each[0]).map(tuple)
 messages = st.builds(
-    Planned,
+    PlannedMessage,
     script=scripts,
     callback=st.none() | st.lists(answers, min_size=1, max_size=4).map(tuple),
     at=st.just(0.0) | seconds(60),
@@ -70,10 +70,10 @@ bursts = st.builds(
 deployments = st.builds(
     Deployment,
     capacity=st.none() | st.integers(1, 3),
-    gone_from=seconds(60),
-    gone_until=st.just(0.0) | seconds(80),
-    warms_up=st.just(0.0) | seconds(20),
-    patience=st.none() | st.sampled_from([*PATIENCE]),
+    scaled_down_from=seconds(60),
+    scaled_down_until=st.just(0.0) | seconds(80),
+    cold_start=st.just(0.0) | seconds(20),
+    retry_after=st.none() | st.sampled_from([*RETRY_AFTER]),
 )
 faults = st.builds(
     Fault,
@@ -85,7 +85,7 @@ faults = st.builds(
 
 
 @st.composite
-def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[Shift, ...]:
+def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[PlannedWorker, ...]:
     """Draw one to four workers, which start at once or later, and stop or run to the end.
 
     Args:
@@ -94,10 +94,10 @@ def shifts(draw: st.DrawFn, interesting: list[float]) -> tuple[Shift, ...]:
     """
     starts, stops = st.just(0.0) | seconds(100), st.none() | st.sampled_from(interesting) | seconds(120)
     return tuple(
-        Shift(
+        PlannedWorker(
             starts=draw(starts) if number else 0.0,
             stops=draw(stops),
-            hurry_after=draw(st.none() | seconds(30)),
+            second_signal_after=draw(st.none() | seconds(30)),
         )
         for number in range(draw(st.integers(1, MOST_WORKERS)))
     )
@@ -127,7 +127,7 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
         latency=latency,
         shutdown_timeout=draw(seconds(30)),
         by_function=draw(st.booleans()),
-        learns=draw(st.booleans()),
+        adaptive=draw(st.booleans()),
         schedule=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -136,65 +136,75 @@ healthy = plans(st.just(()))
 faulty = plans(st.lists(faults, min_size=1, max_size=6).map(tuple))
 
 
-_LONG = Planned((reply(503, after=10.0), reply(200, after=20.0)))
-_BUSY = Deployment(capacity=1, gone_from=2.0, gone_until=20.0, warms_up=2.0, patience="4")
-_TWO = (Shift(), Shift())
-_UNANSWERED = Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), reply(200, after=20.0)))
+_LONG = PlannedMessage((reply(503, after=10.0), reply(200, after=20.0)))
+_BUSY = Deployment(capacity=1, scaled_down_from=2.0, scaled_down_until=20.0, cold_start=2.0, retry_after="4")
+_TWO = (PlannedWorker(), PlannedWorker())
+_UNANSWERED = PlannedMessage((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), reply(200, after=20.0)))
 RARE_HEALTHY = (
     # A function at its capacity, which is then scaled to zero.
-    Plan((Planned((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
+    Plan((PlannedMessage((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
     # The same function, with a limiter.
     Plan(
-        (Planned((reply(200, after=3.0),)),) * 6,
+        (PlannedMessage((reply(200, after=3.0),)),) * 6,
         functions=(_BUSY,),
         initial=0.5,
         slots=6,
         by_function=True,
-        learns=True,
+        adaptive=True,
     ),
     # A message that the drain naks, after attempts without a response.
-    Plan((_UNANSWERED,), workers=(Shift(stops=5.0),), shutdown_timeout=1.0),
+    Plan((_UNANSWERED,), workers=(PlannedWorker(stops=5.0),), shutdown_timeout=1.0),
 )
 RARE = (
     # The NAK is sent again on the new connection and applied. When the server reads the first one, another worker
     # runs the message.
-    Plan((_LONG,), workers=_TWO, faults=(Fault("late", 9.9, 6.0), Fault("late", 9.9, 6.0, 1)), initial=5.0),
+    Plan(
+        (_LONG,),
+        workers=_TWO,
+        faults=(Fault("deliver late", 9.9, 6.0), Fault("deliver late", 9.9, 6.0, 1)),
+        initial=5.0,
+    ),
     # Both workers have the message, and the first naks it while the second runs it.
-    Plan((_LONG,), workers=(Shift(), Shift(starts=3.0)), faults=(Fault("anew", 1.0),), slots=1),
+    Plan(
+        (_LONG,),
+        workers=(PlannedWorker(), PlannedWorker(starts=3.0)),
+        faults=(Fault("recreate consumer", 1.0),),
+        slots=1,
+    ),
     # The worker is killed, or suspended, while the message runs.
     Plan((_LONG,), faults=(Fault("kill", 5.0),)),
-    Plan((_LONG,), workers=(Shift(), Shift(starts=1.0)), faults=(Fault("freeze", 5.0, 60.0),)),
+    Plan((_LONG,), workers=(PlannedWorker(), PlannedWorker(starts=1.0)), faults=(Fault("suspend worker", 5.0, 60.0),)),
     # The ack has not arrived when the worker is killed.
-    Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 60.0), Fault("kill", 2.0))),
+    Plan((PlannedMessage((reply(200),), at=1.0),), faults=(Fault("drop from worker", 0.5, 60.0), Fault("kill", 2.0))),
     # The message is given up while dead letters are refused.
-    Plan((_LONG,), faults=(Fault("no letters", 5.0, 60.0),), attempts=1),
+    Plan((_LONG,), faults=(Fault("refuse dead letters", 5.0, 60.0),), attempts=1),
     # The server stops, in order or at once, before the first extension of a message that is older than the ack wait.
-    Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("restart", 45.0, 1.0),)),
-    Plan((_LONG,), workers=(Shift(40.0), Shift(40.0)), faults=(Fault("crash", 45.0, 1.0),)),
+    Plan((_LONG,), workers=(PlannedWorker(40.0), PlannedWorker(40.0)), faults=(Fault("restart", 45.0, 1.0),)),
+    Plan((_LONG,), workers=(PlannedWorker(40.0), PlannedWorker(40.0)), faults=(Fault("crash", 45.0, 1.0),)),
     # The drain cancels the first try of a callback.
     Plan(
-        (Planned((reply(200),), callback=(Answer(after=15.0),)),),
-        workers=(Shift(stops=1.0),),
+        (PlannedMessage((reply(200),), callback=(Answer(after=15.0),)),),
+        workers=(PlannedWorker(stops=1.0),),
         shutdown_timeout=1.0,
     ),
     # The ack is lost, and the message is redelivered to the worker that has finished it.
-    Plan((Planned((reply(200),), at=1.0),), faults=(Fault("deaf", 0.5, 35.0),)),
+    Plan((PlannedMessage((reply(200),), at=1.0),), faults=(Fault("drop from worker", 0.5, 35.0),)),
     # The consumer is recreated during the wait of a retry, which then arrives too early.
-    Plan((Planned((reply(503), reply(200))),), faults=(Fault("anew", 2.0),), initial=5.0),
+    Plan((PlannedMessage((reply(503), reply(200))),), faults=(Fault("recreate consumer", 2.0),), initial=5.0),
     # Another leader is elected while the message runs.
     Plan((_LONG,), faults=(Fault("elect", 5.0, 1.0),)),
     # A delivery is on its way for longer than the ack wait, so another worker runs the message when it arrives.
     Plan(
-        (Planned((reply(200, after=10.0),), at=1.0),),
-        workers=(Shift(), Shift(starts=10.0)),
+        (PlannedMessage((reply(200, after=10.0),), at=1.0),),
+        workers=(PlannedWorker(), PlannedWorker(starts=10.0)),
         faults=(Fault("stall", 0.5, 35.0),),
         slots=1,
     ),
     # No extension arrives while the message runs: its lease is lost, and the other worker runs it.
     Plan(
-        (Planned((reply(200, after=40.0),)),),
-        workers=(Shift(), Shift(starts=1.0)),
-        faults=(Fault("deaf", 1.0, 60.0),),
+        (PlannedMessage((reply(200, after=40.0),)),),
+        workers=(PlannedWorker(), PlannedWorker(starts=1.0)),
+        faults=(Fault("drop from worker", 1.0, 60.0),),
         slots=1,
     ),
 )

@@ -8,27 +8,27 @@ from math import inf
 from typing import Literal
 
 from tests.explained import Run
-from tests.world import Call, Hired, Message, Post
-from tests.world.simulation import Life, Planned
-from tests.world.world import Said, Taken
+from tests.world import Call, Message, Post, SimulatedWorker
+from tests.world.simulation import Life, PlannedMessage
+from tests.world.world import RecordedDelivery, RecordedSettlement
 from worker.events import InvocationEnded, InvocationStarted, Redelivered
 from worker.model import Ack, Delivery, Final, Interrupted, LeaseLost, Nak, Settlement, Term
 
 from .expected import Policy, policy_of
 
 
-class Hold:
-    """A worker's hold on a message: from its first delivery to the settlement."""
+class Handling:
+    """A worker's handling of a message: from its first delivery to the settlement."""
 
-    def __init__(self, worker: str, taken_at: float, delivery: Delivery) -> None:
-        self.worker, self.taken_at, self.delivery = worker, taken_at, delivery
+    def __init__(self, worker: str, received_at: float, delivery: Delivery) -> None:
+        self.worker, self.received_at, self.delivery = worker, received_at, delivery
         self.began = inf
         self.started: InvocationStarted | None = None
         self.call: Call | None = None
         self.ended_at = inf
         self.ended: InvocationEnded | None = None
-        self.said_at = inf
-        self.said: Settlement | None = None
+        self.settled_at = inf
+        self.settlement: Settlement | None = None
         """The settlement, or None without one."""
 
     @property
@@ -37,31 +37,31 @@ class Hold:
         return self.ended is not None and isinstance(self.ended.verdict, Final)
 
     def run(self) -> Run:
-        """Return its invocation, for :func:`tests.explained.explained`."""
+        """Return its invocation, for :func:`tests.explained.causes_of_repeat`."""
         assert self.call
         ended = self.ended_at if self.ended else self.call.ended
         assert ended is not None
-        return Run(self.worker, self.began, ended, self._how(), self._then())
+        return Run(self.worker, self.began, ended, self._outcome(), self._result())
 
-    def _how(self) -> Literal["final", "retry", "given back", "lost", "died"]:
+    def _outcome(self) -> Literal["final", "retry", "nakked", "lost", "killed"]:
         if self.ended is None:
-            return "died"
+            return "killed"
         if isinstance(self.ended.outcome, Interrupted):
-            return "given back"
+            return "nakked"
         if isinstance(self.ended.outcome, LeaseLost):
             return "lost"
         return "retry" if isinstance(self.ended.verdict, Nak) else "final"
 
-    def _then(self) -> Literal["settled", "given back", "dead letter not stored", "nothing", "unknown"]:
+    def _result(self) -> Literal["settled", "nakked", "dead letter not stored", "nothing", "unknown"]:
         if not self.final:
             return "unknown"
-        match self.said:
+        match self.settlement:
             case None:
                 return "nothing"
             case Ack() | Term():
                 return "settled"
             case Nak(0.0):
-                return "given back"
+                return "nakked"
             case _:
                 return "dead letter not stored"
 
@@ -69,71 +69,73 @@ class Hold:
 class Story:
     """The story of one message."""
 
-    def __init__(self, life: Life, planned: Planned, message: Message, holds: list[Hold]) -> None:
+    def __init__(self, life: Life, planned: PlannedMessage, message: Message, handlings: list[Handling]) -> None:
         self.plan, self.planned, self.message = life.plan, planned, message
         self.policy: Policy = policy_of(life.plan, planned)
         self.calls = life.world.outside.calls_of(f"call-{message.id[0]}")
         self.posts: list[Post] = life.world.outside.posts_to(f"http://results/{message.id[0]}")
-        self.holds = sorted(holds, key=lambda hold: hold.taken_at)
-        self.started = sorted((hold for hold in holds if hold.started), key=lambda hold: hold.began)
+        self.handlings = sorted(handlings, key=lambda handling: handling.received_at)
+        self.started = sorted(
+            (handling for handling in handlings if handling.started), key=lambda handling: handling.began
+        )
         """Holds with an invocation, in the order of their starts."""
 
     @cached_property
     def runs(self) -> list[Run]:
         """Its invocations, in order."""
-        return [hold.run() for hold in self.started]
+        return [handling.run() for handling in self.started]
 
     @cached_property
-    def had(self) -> list[Run]:
+    def runs_and_naks(self) -> list[Run]:
         """Its invocations, and its deliveries that were nakked unstarted."""
         return self.runs + [
-            Run(hold.worker, hold.taken_at, hold.said_at, "given back")
-            for hold in self.holds
-            if isinstance(hold.said, Nak) and not hold.started
+            Run(handling.worker, handling.received_at, handling.settled_at, "nakked")
+            for handling in self.handlings
+            if isinstance(handling.settlement, Nak) and not handling.started
         ]
 
     @cached_property
-    def given_back(self) -> int:
+    def num_drain_naks(self) -> int:
         """Number of times that a drain nakked it, with or without an invocation."""
-        return sum(hold.said == Nak() for hold in self.holds)
+        return sum(handling.settlement == Nak() for handling in self.handlings)
 
 
 def stories_of(life: Life) -> list[Story]:
     """Return the story of each message, in the order of the plan."""
-    holds: defaultdict[int, list[Hold]] = defaultdict(list)
+    handlings: defaultdict[int, list[Handling]] = defaultdict(list)
     for worker in life.workers:
-        for hold in _holds_of(life, worker):
-            holds[hold.delivery.id[0]].append(hold)
+        for handling in _handlings_of(life, worker):
+            handlings[handling.delivery.id[0]].append(handling)
     return [
-        Story(life, planned, message, holds[message.id[0]])
+        Story(life, planned, message, handlings[message.id[0]])
         for planned, message in zip(life.plan.messages, life.messages, strict=True)
     ]
 
 
-def _holds_of(life: Life, worker: Hired) -> list[Hold]:
+def _handlings_of(life: Life, worker: SimulatedWorker) -> list[Handling]:
     # Identities, not tokens: a server that lost state can give a delivery the token of an earlier one.
-    known = {id(event.delivery) for event in worker.told(Redelivered)}
-    settled_again = {id(event.delivery) for event in worker.told(Redelivered) if event.state != "running"}
+    known = {id(event.delivery) for event in worker.events_of(Redelivered)}
+    settled_again = {id(event.delivery) for event in worker.events_of(Redelivered) if event.state != "running"}
     calls: defaultdict[int, list[Call]] = defaultdict(list)
     for call in reversed(life.world.outside.calls):
         if call.worker == worker.name:
             calls[_number(call.invocation.call_id)].append(call)
-    holds: list[Hold] = []
-    newest: dict[int, Hold] = {}
+    handlings: list[Handling] = []
+    newest: dict[int, Handling] = {}
     for at, each in worker.log:
         match each:
-            case Taken(delivery) if id(delivery) not in known:
-                newest[delivery.id[0]] = Hold(worker.name, at, delivery)
-                holds.append(newest[delivery.id[0]])
-            case Said(delivery, settlement) if id(delivery) not in settled_again:
-                newest[delivery.id[0]].said_at, newest[delivery.id[0]].said = at, settlement
+            case RecordedDelivery(delivery) if id(delivery) not in known:
+                newest[delivery.id[0]] = Handling(worker.name, at, delivery)
+                handlings.append(newest[delivery.id[0]])
+            case RecordedSettlement(delivery, settlement) if id(delivery) not in settled_again:
+                newest[delivery.id[0]].settled_at, newest[delivery.id[0]].settlement = at, settlement
             case InvocationStarted(invocation):
-                hold = newest[number := _number(invocation.call_id)]
-                hold.began, hold.started, hold.call = at, each, calls[number].pop()
+                handling = newest[number := _number(invocation.call_id)]
+                handling.began, handling.started, handling.call = at, each, calls[number].pop()
             case InvocationEnded(invocation):
-                hold = newest[_number(invocation.call_id)]
-                hold.ended_at, hold.ended = at, each
-    return holds
+                handling = newest[_number(invocation.call_id)]
+                handling.ended_at, handling.ended = at, each
+    return handlings
 
 
 def _number(call_id: str) -> int:

@@ -21,7 +21,7 @@ from tests.simulation.plans import RARE, RARE_HEALTHY, faulty, healthy
 from tests.world import Answer, reply
 from tests.world.faults import ALL, ONE, Fault
 from tests.world.functions import Deployment, Reply
-from tests.world.simulation import Plan, Planned, Shift, simulate
+from tests.world.simulation import Plan, PlannedMessage, PlannedWorker, simulate
 from worker.model import NoResponse, TimedOut
 
 NIGHTLY = not settings().derandomize
@@ -38,7 +38,7 @@ def examples(plans: Iterable[Plan]) -> Callable[[Callable[[Plan], None]], Callab
     return apply
 
 
-def test_healthy(census: Census) -> None:
+def test_life_without_faults_keeps_exact_laws(census: Census) -> None:
     """Without faults, attempts, waits, callbacks and drains are exact, and each delivery is settled once."""
 
     @settings(max_examples=HEALTHY)
@@ -53,7 +53,7 @@ def test_healthy(census: Census) -> None:
     assert not census.missing(ORDINARY), "an event that the test must cover never happened"
 
 
-def test_faulty(census: Census) -> None:
+def test_life_with_faults_keeps_all_laws(census: Census) -> None:
     """With any faults, no message is lost or ended too early, each repeat has a known cause, and all work ends."""
 
     @settings(max_examples=FAULTY_LIVES)
@@ -69,21 +69,26 @@ def test_faulty(census: Census) -> None:
             target(len(causes), label="causes of repeats in one life")
 
     live()
-    assert not census.missing(FAULTY | (ORDINARY - {"a wait measured to its end"})), (
+    assert not census.missing(FAULTY | (ORDINARY - {"a measured wait"})), (
         "an event that the test must cover never happened"
     )
 
 
 PLAN = Plan(
     messages=(
-        Planned((reply(503, headers=((b"Retry-After", b"4"),)), reply(200, after=9.0)), (Answer(500), Answer())),
-        Planned((Reply(NoResponse("refused")), Reply(TimedOut(60.0), after=3.0), Reply(KeyError("a bug"))), at=1.5),
-        Planned((reply(200, after=8.0),), function=1, annotations=(("com.openfaas.retry.attempts", "many"),)),
-        Planned((reply(200, after=8.0),), function=1),
-        Planned(payload=b"no JSON"),
+        PlannedMessage((reply(503, headers=((b"Retry-After", b"4"),)), reply(200, after=9.0)), (Answer(500), Answer())),
+        PlannedMessage(
+            (Reply(NoResponse("refused")), Reply(TimedOut(60.0), after=3.0), Reply(KeyError("a bug"))), at=1.5
+        ),
+        PlannedMessage((reply(200, after=8.0),), function=1, annotations=(("com.openfaas.retry.attempts", "many"),)),
+        PlannedMessage((reply(200, after=8.0),), function=1),
+        PlannedMessage(payload=b"no JSON"),
     ),
-    functions=(Deployment(), Deployment(capacity=1, gone_from=3.0, gone_until=20.0, warms_up=2.0, patience="4")),
-    workers=(Shift(stops=20.0, hurry_after=3.0), Shift(starts=5.0)),
+    functions=(
+        Deployment(),
+        Deployment(capacity=1, scaled_down_from=3.0, scaled_down_until=20.0, cold_start=2.0, retry_after="4"),
+    ),
+    workers=(PlannedWorker(stops=20.0, second_signal_after=3.0), PlannedWorker(starts=5.0)),
     faults=tuple(
         Fault(kind, at=float(number), seconds=4.0, worker=number % 2) for number, kind in enumerate([*ONE, *ALL], 3)
     ),
@@ -95,14 +100,17 @@ PLAN = Plan(
 """A plan that uses every feature of plans."""
 
 
-def test_a_plan_prints_as_code() -> None:
+def test_plan_prints_as_code() -> None:
     """The printed form of a plan evaluates to the same plan."""
     for plan in (PLAN, *RARE, *RARE_HEALTHY):
         assert repr(eval(repr(plan), dict(NAMES))) == repr(plan)
-    assert repr(Plan(messages=(Planned((reply(200),)),))) == "Plan(messages=(Planned(script=(reply(200),)),))"
+    assert (
+        repr(Plan(messages=(PlannedMessage((reply(200),)),)))
+        == "Plan(messages=(PlannedMessage(script=(reply(200),)),))"
+    )
 
 
-def test_a_plan_decides_everything() -> None:
+def test_plan_run_twice_has_the_same_events() -> None:
     """A plan that runs twice has the same events at the same times; another schedule has others."""
     first, again = simulate(PLAN), simulate(eval(repr(PLAN)))
     assert first.trace() == again.trace()
@@ -113,6 +121,6 @@ def test_a_plan_decides_everything() -> None:
 
 @settings(max_examples=settings().max_examples // 10)
 @given(plan=faulty)
-def test_any_plan_decides_everything(plan: Plan) -> None:
+def test_plan_drawn_and_run_twice_has_the_same_events(plan: Plan) -> None:
     """Any drawn plan that runs twice has the same events at the same times."""
     assert simulate(plan).trace() == simulate(plan).trace()

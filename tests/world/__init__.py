@@ -1,4 +1,4 @@
-"""A world for workers to live in: a broker, ways to it, functions, receivers of callbacks.
+"""A simulated world for workers: a broker, connections to it, functions, and receivers of callbacks.
 
 ::
 
@@ -6,7 +6,7 @@
         async with World(autojump_clock) as world:
             message = world.publish(reply(503, after=1), reply(200))
             worker = world.start(world.worker(slots=2))
-            await message.over.wait()
+            await message.removed.wait()
             worker.signal()
             await worker.ended.wait()
             assert world.starts(message) == [2, 11_004]
@@ -19,6 +19,6 @@ from __future__ import annotations
 
 from .functions import Answer, Call, Post, Reply, reply
 from .server import EPOCH, Message
-from .world import Hired, World, ms
+from .world import SimulatedWorker, World, ms
 
-__all__ = ["EPOCH", "Answer", "Call", "Hired", "Message", "Post", "Reply", "World", "ms", "reply"]
+__all__ = ["EPOCH", "Answer", "Call", "Message", "Post", "Reply", "SimulatedWorker", "World", "ms", "reply"]

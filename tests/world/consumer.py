@@ -36,9 +36,9 @@ class Pending:
     """Number of its first delivery, among all deliveries of the consumer."""
     since: float
     """Time (s) from which its ack wait counts."""
-    kept: float
+    since_on_disk: float
     """Value of ``since`` on the disk."""
-    naked: bool = False
+    is_nakked: bool = False
     """Whether the message waits for a NAK's delay, not for a settlement."""
 
 
@@ -46,18 +46,18 @@ class Pending:
 class State:
     """State that survives a restart of the server."""
 
-    reached: int = 0
+    last_delivered: int = 0
     """The highest stream sequence that was ever delivered."""
-    handed: int = 0
+    num_deliveries: int = 0
     """Number of deliveries."""
     pending: dict[int, Pending] = field(default_factory=dict)
     """Stream sequence -> pending message, in the order of the first deliveries."""
-    again: dict[int, int] = field(default_factory=dict)
+    redelivered: dict[int, int] = field(default_factory=dict)
     """Stream sequence -> number of redeliveries, for messages that were redelivered and have not ended."""
 
     def copy(self) -> State:
         pending = {sequence: replace(each) for sequence, each in self.pending.items()}
-        return State(self.reached, self.handed, pending, dict(self.again))
+        return State(self.last_delivered, self.num_deliveries, pending, dict(self.redelivered))
 
 
 class PullConsumer:
@@ -68,12 +68,12 @@ class PullConsumer:
     """
 
     def __init__(self, ack_wait: float) -> None:
-        self.begin(ack_wait)
+        self.reset(ack_wait)
 
-    def begin(self, ack_wait: float, first: int = 1) -> None:
+    def reset(self, ack_wait: float, first: int = 1) -> None:
         """Reset all state, as for a new consumer of a stream whose first message has the sequence *first*."""
         self.ack_wait = ack_wait
-        self.state = State(reached=first - 1)
+        self.state = State(last_delivered=first - 1)
         self.due: deque[int] = deque()
         """Sequences to deliver before new messages, unless they have ended since."""
         self._quiet_until = -inf
@@ -86,24 +86,24 @@ class PullConsumer:
     def held(self, sequence: int) -> bool:
         """Return whether a worker holds the message within its ack wait."""
         pending = self.state.pending.get(sequence)
-        return pending is not None and not pending.naked and sequence not in self.due
+        return pending is not None and not pending.is_nakked and sequence not in self.due
 
-    def hand_out(self, sequence: int, published: float, now: float) -> tuple[int, int]:
+    def deliver(self, sequence: int, published: float, now: float) -> tuple[int, int]:
         """Deliver a message, and return the delivery's count for this message and its number among all deliveries."""
         self._write(now)
         state = self.state
-        state.handed += 1
+        state.num_deliveries += 1
         if pending := state.pending.get(sequence):
-            pending.since, pending.kept, pending.naked = now, published, False
-            state.again[sequence] = state.again.get(sequence, 0) + 1
+            pending.since, pending.since_on_disk, pending.is_nakked = now, published, False
+            state.redelivered[sequence] = state.redelivered.get(sequence, 0) + 1
         else:
-            state.pending[sequence] = Pending(state.handed, now, published)
-            state.reached = max(state.reached, sequence)
-        return state.again.get(sequence, 0) + 1, state.handed
+            state.pending[sequence] = Pending(state.num_deliveries, now, published)
+            state.last_delivered = max(state.last_delivered, sequence)
+        return state.redelivered.get(sequence, 0) + 1, state.num_deliveries
 
     def end(self, sequence: int, now: float) -> bool:
         """End a message by an ack or term, and return whether the consumer accepts and answers it."""
-        if sequence > self.state.reached:
+        if sequence > self.state.last_delivered:
             return False
         self._write(now)
         self.forget(sequence)
@@ -112,24 +112,24 @@ class PullConsumer:
     def forget(self, sequence: int) -> None:
         """Delete the state of a message that has left the stream."""
         self.state.pending.pop(sequence, None)
-        self.state.again.pop(sequence, None)
+        self.state.redelivered.pop(sequence, None)
 
     def extend(self, sequence: int, now: float) -> None:
         """Restart the ack wait of a message (+WPI)."""
         if pending := self.state.pending.get(sequence):
             self._write(now)
-            pending.since = pending.kept = now
-            pending.naked = False
+            pending.since = pending.since_on_disk = now
+            pending.is_nakked = False
 
-    def give_back(self, sequence: int, number: int, delay: float, now: float) -> bool:
+    def nak(self, sequence: int, number: int, delay: float, now: float) -> bool:
         """Apply a NAK of a delivery, and return whether it is valid."""
         pending = self.state.pending.get(sequence)
-        if pending is None or not self._floor() < number <= self.state.handed + 1:
+        if pending is None or not self._ack_floor() < number <= self.state.num_deliveries + 1:
             return False
-        pending.naked = True
+        pending.is_nakked = True
         if delay > 0:
             self._write(now)
-            pending.since = pending.kept = now - self.ack_wait + delay
+            pending.since = pending.since_on_disk = now - self.ack_wait + delay
             if sequence in self.due:
                 self.due.remove(sequence)
         elif sequence not in self.due:
@@ -141,7 +141,7 @@ class PullConsumer:
         self.ack_wait = ack_wait
         self._quiet_until = now + RECONSIDER
 
-    def put_back(self, sequence: int) -> None:
+    def requeue(self, sequence: int) -> None:
         """Append a pending message to the queue again, because no request was open for it."""
         if sequence in self.state.pending:
             self.due.append(sequence)
@@ -177,14 +177,14 @@ class PullConsumer:
         """Restore the state on the disk, with its times in whole seconds."""
         self.state = self._disk.copy()
         for pending in self.state.pending.values():
-            pending.since = pending.kept = floor(pending.kept)
+            pending.since = pending.since_on_disk = floor(pending.since_on_disk)
         self._to_write = inf
         self.due.clear()
 
     def take_over(self) -> None:
         """Continue as another replica, which has all state that is written to disk, without rounding."""
         for pending in self.state.pending.values():
-            pending.since = pending.kept
+            pending.since = pending.since_on_disk
         self.due.clear()
 
     def _write(self, now: float) -> None:
@@ -194,7 +194,7 @@ class PullConsumer:
         if self._to_write == inf:
             self._to_write = max(now, self._written + FLUSH)
 
-    def _floor(self) -> int:
+    def _ack_floor(self) -> int:
         """Return the number of the last delivery before the first pending one."""
         first = next(iter(self.state.pending.values()), None)
-        return first.number - 1 if first else self.state.handed
+        return first.number - 1 if first else self.state.num_deliveries

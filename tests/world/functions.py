@@ -65,26 +65,26 @@ class Deployment:
 
     capacity: int | None = None
     """Maximum of concurrent calls; one more is answered with 429. None is no limit."""
-    gone_from: float = 0.0
-    gone_until: float = 0.0
-    """Time (s) until which it is scaled to zero, from ``gone_from`` on: calls are answered with 503."""
-    warms_up: float = 0.0
-    """Seconds of a cold start, after ``gone_until``, for whose end a call waits."""
-    patience: str | None = None
+    scaled_down_from: float = 0.0
+    scaled_down_until: float = 0.0
+    """Time (s) until which it is scaled to zero, from ``scaled_down_from`` on: calls are answered with 503."""
+    cold_start: float = 0.0
+    """Seconds of a cold start, after ``scaled_down_until``, for whose end a call waits."""
+    retry_after: str | None = None
     """Retry-After header of those answers."""
 
     __repr__ = brief
 
     def refusal(self, running: int, now: float) -> int | None:
         """Return the status that rejects a call while *running* others run; None: it is accepted."""
-        if self.gone_from <= now < self.gone_until:
+        if self.scaled_down_from <= now < self.scaled_down_until:
             return 503
         return 429 if self.capacity is not None and running >= self.capacity else None
 
     def delay(self, now: float) -> float:
         """Return the seconds that a call waits for the cold start."""
-        begun = self.gone_until <= now < self.gone_until + self.warms_up
-        return self.gone_until + self.warms_up - now if begun else 0.0
+        is_starting = self.scaled_down_until <= now < self.scaled_down_until + self.cold_start
+        return self.scaled_down_until + self.cold_start - now if is_starting else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -155,12 +155,12 @@ class Outside:
         deployment = self.deployments.get(invocation.function, Deployment())
         status = deployment.refusal(self._running[invocation.function], now)
         if status is None:
-            script, taken = self.scripts[invocation.call_id], sum(not each.refused for each in before)
-            scripted = script[min(taken, len(script) - 1)]
+            script, replies = self.scripts[invocation.call_id], sum(not each.refused for each in before)
+            scripted = script[min(replies, len(script) - 1)]
             self._running[invocation.function] += 1
         else:
-            patience, call.refused = deployment.patience, True
-            scripted = reply(status, headers=() if patience is None else ((b"Retry-After", patience.encode()),))
+            retry_after, call.refused = deployment.retry_after, True
+            scripted = reply(status, headers=() if retry_after is None else ((b"Retry-After", retry_after.encode()),))
         call.due = now + scripted.after + (0.0 if call.refused else deployment.delay(now))
         self.calls.append(call)
         before.append(call)
@@ -181,15 +181,15 @@ class Outside:
         return post, answers[min(len(before), len(answers)) - 1]
 
 
-class Reach:
-    """One worker's :class:`worker.ports.SubjectDiscovery` and :class:`worker.ports.Callbacks`, on the outside."""
+class FakeClients:
+    """One worker's :class:`worker.ports.Functions` and :class:`worker.ports.Callbacks`, on the outside."""
 
     def __init__(self, outside: Outside, worker: str) -> None:
         self._outside, self._worker = outside, worker
         self.running = 0
 
     async def invoke(self, invocation: Invocation) -> Attempted:
-        """See :meth:`worker.ports.SubjectDiscovery.invoke`."""
+        """See :meth:`worker.ports.Functions.invoke`."""
         outside = self._outside
         call, scripted = outside.called(invocation, self._worker)
         self.running += 1
@@ -201,7 +201,7 @@ class Reach:
             self.running -= 1
             outside.ended(call)
         if isinstance(scripted.outcome, Exception):
-            raise _another(scripted.outcome)
+            raise _copy(scripted.outcome)
         return scripted.outcome
 
     async def post(self, callback: Callback) -> int | str:
@@ -213,10 +213,10 @@ class Reach:
         finally:
             post.ended = trio.current_time()
         if isinstance(scripted.result, Exception):
-            raise _another(scripted.result)
+            raise _copy(scripted.result)
         return scripted.result
 
 
-def _another(error: Exception) -> Exception:
+def _copy(error: Exception) -> Exception:
     """Copy an exception, because the scripted one would collect the tracebacks of each raise."""
     return type(error)(*error.args)

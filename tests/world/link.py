@@ -15,7 +15,7 @@ from math import inf
 
 import trio
 
-SAID = frozenset({"settlement", "extension"})
+SETTLING = frozenset({"settlement", "extension"})
 """Kinds of messages that settle or extend a delivery."""
 
 
@@ -37,11 +37,11 @@ class Pipe:
 
     def __init__(self, latency: float) -> None:
         self.latency = latency
-        self.swallows: Collection[str] = ()
+        self.dropped_kinds: Collection[str] = ()
         """Kinds of messages that the pipe drops."""
-        self.stands_until = 0.0
+        self.stalled_until = 0.0
         """Time (s) before which nothing arrives."""
-        self._air: deque[Sent] = deque()
+        self._in_flight: deque[Sent] = deque()
         self._late: deque[Sent] = deque()
         """Messages of a connection that was cut, which the server still reads."""
         self._wait = trio.CancelScope()
@@ -49,17 +49,17 @@ class Pipe:
 
     def send(self, kind: str, effect: Callable[[], None], after: float = 0.0) -> None:
         """Call *effect* at the other end, *after* seconds later than the latency."""
-        if kind not in self.swallows:
-            self._air.append(Sent(trio.current_time() + self.latency + after, kind, effect))
+        if kind not in self.dropped_kinds:
+            self._in_flight.append(Sent(trio.current_time() + self.latency + after, kind, effect))
             self._wait.deadline = min(self._wait.deadline, self._next())
 
-    def lose(self, late: float = 0.0) -> None:
+    def drop(self, late: float = 0.0) -> None:
         """Drop the messages in flight; with *late*, settlements and extensions arrive after so many seconds instead."""
         if late:
             due = trio.current_time() + late
-            self._late.extend(Sent(due, sent.kind, sent.effect) for sent in self._air if sent.kind in SAID)
+            self._late.extend(Sent(due, sent.kind, sent.effect) for sent in self._in_flight if sent.kind in SETTLING)
             self._wait.deadline = min(self._wait.deadline, self._next())
-        self._air.clear()
+        self._in_flight.clear()
 
     async def run(self) -> None:
         """Deliver messages forever."""
@@ -71,11 +71,11 @@ class Pipe:
 
     def _first(self) -> deque[Sent]:
         """Return the queue that holds the next message."""
-        return min(filter(None, (self._air, self._late)), key=lambda queue: queue[0].due)
+        return min(filter(None, (self._in_flight, self._late)), key=lambda queue: queue[0].due)
 
     def _next(self) -> float:
         """Return the time (s) of the next arrival."""
-        return max(self._first()[0].due, self.stands_until) if self._air or self._late else inf
+        return max(self._first()[0].due, self.stalled_until) if self._in_flight or self._late else inf
 
 
 class Link:
@@ -87,48 +87,48 @@ class Link:
     """
 
     def __init__(self, latency: float, *, up: bool = True) -> None:
-        self.there, self.down = Pipe(latency), Pipe(latency)
+        self.to_broker, self.from_broker = Pipe(latency), Pipe(latency)
         """Pipes to the broker, and from it."""
         self.changed: list[Callable[[bool], None]] = []
         """Callbacks for a connection that was opened or lost."""
-        self._back_at = 0.0 if up else inf
-        self._moved = trio.Event()
+        self._up_at = 0.0 if up else inf
+        self._woken = trio.Event()
         self.up = False
 
     def cut(self, seconds: float, late: float = 0.0) -> None:
         """Cut the connection for *seconds*; *late*: seconds until earlier settlements arrive, or 0 to drop them."""
-        self._back_at = max(self._back_at, trio.current_time() + seconds)
+        self._up_at = max(self._up_at, trio.current_time() + seconds)
         if self.up:
-            self.there.lose(late)
+            self.to_broker.drop(late)
         self._set(up=False)
-        self._moved.set()
+        self._woken.set()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Restore the connection now."""
-        self._back_at = trio.current_time()
-        self._moved.set()
+        self._up_at = trio.current_time()
+        self._woken.set()
 
-    def stand_still(self, seconds: float) -> None:
+    def stall(self, seconds: float) -> None:
         """Delay all messages in both directions for *seconds*."""
-        for pipe in (self.there, self.down):
-            pipe.stands_until = trio.current_time() + seconds
+        for pipe in (self.to_broker, self.from_broker):
+            pipe.stalled_until = trio.current_time() + seconds
 
     async def run(self) -> None:
         """Open the connection and carry messages, forever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.there.run)
-            nursery.start_soon(self.down.run)
+            nursery.start_soon(self.to_broker.run)
+            nursery.start_soon(self.from_broker.run)
             while True:
-                self._moved = trio.Event()
-                if not self.up and trio.current_time() >= self._back_at:
+                self._woken = trio.Event()
+                if not self.up and trio.current_time() >= self._up_at:
                     self._set(up=True)
-                with trio.move_on_at(inf if self.up else self._back_at):
-                    await self._moved.wait()
+                with trio.move_on_at(inf if self.up else self._up_at):
+                    await self._woken.wait()
 
     def _set(self, *, up: bool) -> None:
         if up != self.up:
             self.up = up
-            for pipe in (self.there, self.down):
-                pipe.lose()
+            for pipe in (self.to_broker, self.from_broker):
+                pipe.drop()
             for changed in self.changed:
                 changed(up)

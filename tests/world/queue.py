@@ -36,20 +36,20 @@ from worker.policy.quota import is_token_flow
 from worker.ports import BrokerUnavailableError, Consumer, MisconfiguredError
 
 from .link import Link
-from .requests import Client, HandedOut
+from .requests import Client, SentDelivery
 from .server import Server
 
 T = TypeVar("T")
 
-PATIENCE = 2.0
+REPEAT_AFTER = 2.0
 """Seconds without a confirmation until something is sent again; also the longest wait of stopping."""
-ANSWER = 5.0
+REQUEST_TIMEOUT = 5.0
 """Timeout of a request (s)."""
-INACTIVE = 30.0
+INACTIVE_THRESHOLD = 30.0
 """Seconds after which a flow without stored messages ends."""
-LOOK = 2.0
+BACKLOG_INTERVAL = 2.0
 """Seconds between two reads of the backlog."""
-SILENCE = 11.0
+DETECTION_TIME = 11.0
 """Seconds after which lost pull requests are detected: two heartbeats, as in :mod:`worker.nats.credit`."""
 
 
@@ -58,40 +58,40 @@ class FakeConsumer:
 
     def __init__(self, queue: FakeQueue, server: Server, link: Link, violated: Callable[[str], None]) -> None:
         self.ack_wait = server.ack_wait
-        self.wants: dict[str, int] = {}
+        self.credit: dict[str, int] = {}
         """Flow -> credit: the number of messages that may still arrive."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
         published = self._published if server.by_function else None
-        self.client = Client(link, self._deliver, self._dismiss, self._abandon, published=published)
-        self.missed_at = inf
+        self.client = Client(link, self._deliver, self._on_dropped, self._on_lost, published=published)
+        self.loss_detected_at = inf
         """Time (s) at which the loss of requests will be detected."""
-        self._missing: dict[str, int] = {}
+        self._lost_credit: dict[str, int] = {}
         """Flow -> credit of the lost requests."""
         self._session = 0
         self._stopped = False
         self._recalled: set[str] = set()
-        self._told: dict[str, float] = {}
+        self._last_stored: dict[str, float] = {}
         """Flow -> time (s) when it last had stored messages."""
-        self._here: list[Delivery | Notice] = []
-        self._something = trio.Event()
+        self._buffer: list[Delivery | Notice] = []
+        self._arrived = trio.Event()
         server.join(self.client)
         link.changed.append(self._on_change)
         if not server.by_function:
-            self.tell(QueueShared())
+            self.notify(QueueShared())
 
     @property
-    def wanted(self) -> int:
+    def total_credit(self) -> int:
         """Credit of all flows."""
-        return sum(self.wants.values())
+        return sum(self.credit.values())
 
     def add_credit(self, count: int, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.add_credit`."""
         if count < 1:
-            self._violated(f"wanted {count} more")
-        if flow and flow not in self._told and not is_token_flow(flow):
-            self._violated(f"wanted {count} of {flow}, which is gone")
-        self.wants[flow] = self.wants.get(flow, 0) + count
-        self._pull(min(count, self.wants[flow]), flow)
+            self._violated(f"added credit of {count}")
+        if flow and flow not in self._last_stored and not is_token_flow(flow):
+            self._violated(f"added credit of {count} to {flow}, which has ended")
+        self.credit[flow] = self.credit.get(flow, 0) + count
+        self._pull(min(count, self.credit[flow]), flow)
 
     def recall_credit(self, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.recall_credit`."""
@@ -99,131 +99,129 @@ class FakeConsumer:
             self._violated(f"recalled {flow} twice")
         self._recalled.add(flow)
         if self._link.up and not self._stopped:
-            self._link.there.send("recall", partial(self._take_back, flow, self._session))
+            self._link.to_broker.send("recall", partial(self._cancel_credit, flow, self._session))
 
-    def _take_back(self, flow: str, session: int) -> None:
+    def _cancel_credit(self, flow: str, session: int) -> None:
         """Withdraw a flow's requests at the broker; its answer follows all earlier deliveries."""
-        self._server.withdraw(self.client, flow)
-        self._link.down.send("recall", partial(self._returned, flow, session))
+        self._server.cancel_requests(self.client, flow)
+        self._link.from_broker.send("recall", partial(self._on_recalled, flow, session))
 
-    def _returned(self, flow: str, session: int) -> None:
+    def _on_recalled(self, flow: str, session: int) -> None:
         if session == self._session and flow in self._recalled:
-            self._return(flow)
+            self._return_credit(flow)
 
-    def _return(self, flow: str) -> None:
+    def _return_credit(self, flow: str) -> None:
         self._recalled.discard(flow)
-        self.tell(CreditReturned(flow, max(0, self.wants.pop(flow, 0))))
+        self.notify(CreditReturned(flow, max(0, self.credit.pop(flow, 0))))
 
     async def receive(self) -> Sequence[Delivery | Notice]:
         """See :meth:`worker.ports.Consumer.receive`."""
         await trio.lowlevel.checkpoint()
-        while not self._here:
-            self._something = trio.Event()
-            await self._something.wait()
-        return self._taken()
+        while not self._buffer:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return self._take_buffered()
 
     async def stop(self) -> Sequence[Delivery]:
         """See :meth:`worker.ports.Consumer.stop`."""
         self._stopped = True
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(REPEAT_AFTER):
             # The answer follows all earlier deliveries.
-            await self._queue.request(partial(self._server.withdraw, self.client))
-        return [each for each in self._taken() if isinstance(each, Delivery)]
+            await self._queue.request(partial(self._server.cancel_requests, self.client))
+        return [each for each in self._take_buffered() if isinstance(each, Delivery)]
 
-    def _taken(self) -> list[Delivery | Notice]:
-        taken, self._here = self._here, []
-        for each in taken:
+    def _take_buffered(self) -> list[Delivery | Notice]:
+        buffered, self._buffer = self._buffer, []
+        for each in buffered:
             if isinstance(each, Delivery):
-                self._queue.handed_out(each)
-        return taken
+                self._queue.record_delivery(each)
+        return buffered
 
-    def tell(self, what: Delivery | Notice) -> None:
+    def notify(self, what: Delivery | Notice) -> None:
         """Hand a delivery or notice to the worker."""
-        self._here.append(what)
-        self._something.set()
+        self._buffer.append(what)
+        self._arrived.set()
 
-    def _deliver(self, handed: HandedOut) -> None:
-        flow = handed.flow
-        self.wants[flow] = self.wants.get(flow, 0) - 1
-        if self.wants[flow] < 0:
-            self._violated(f"message {handed.id[0]} was more than was wanted")
+    def _deliver(self, sent: SentDelivery) -> None:
+        flow = sent.flow
+        self.credit[flow] = self.credit.get(flow, 0) - 1
+        if self.credit[flow] < 0:
+            self._violated(f"message {sent.id[0]} exceeds the credit")
         now = trio.current_time()
-        if now - handed.sent > self.ack_wait / 3:
+        if now - sent.sent > self.ack_wait / 3:
             # A lease counts from the arrival. A worker cannot know how long a delivery was on its way.
-            self._server.disturbed.add(handed.id[0])
-        self.tell(
-            Delivery(handed.id, handed.token, handed.count, now, handed.subject, handed.payload, flow, handed.behind)
-        )
+            self._server.disturbed.add(sent.id[0])
+        self.notify(Delivery(sent.id, sent.token, sent.count, now, sent.subject, sent.payload, flow, sent.num_pending))
 
     def _published(self, flow: str) -> None:
-        self.tell(Published(flow) if flow in self._told else StoredCount(flow, 1))
-        self._told[flow] = trio.current_time()
+        self.notify(Published(flow) if flow in self._last_stored else StoredCount(flow, 1))
+        self._last_stored[flow] = trio.current_time()
 
-    def seen(self, backlog: Backlog) -> None:
+    def apply_backlog(self, backlog: Backlog) -> None:
         """Apply a read of the backlog: report the stored messages of each flow, and close flows that stayed empty."""
         now = trio.current_time()
         for flow, stored in backlog.by_subject.items():
-            self._told[flow] = now
-            self.tell(StoredCount(flow, stored))
-        for flow in self._told.keys() - backlog.by_subject.keys():
-            self.tell(StoredCount(flow, 0))
-        for flow in [flow for flow, at in self._told.items() if now - at >= INACTIVE]:
-            self._link.there.send("close", partial(self._close, flow))
+            self._last_stored[flow] = now
+            self.notify(StoredCount(flow, stored))
+        for flow in self._last_stored.keys() - backlog.by_subject.keys():
+            self.notify(StoredCount(flow, 0))
+        for flow in [flow for flow, at in self._last_stored.items() if now - at >= INACTIVE_THRESHOLD]:
+            self._link.to_broker.send("close", partial(self._close, flow))
 
     def _close(self, flow: str) -> None:
         if self._server.close(flow):
-            self._link.down.send("closed", partial(self._closed, flow))
+            self._link.from_broker.send("closed", partial(self._closed, flow))
 
     def _closed(self, flow: str) -> None:
-        if trio.current_time() - self._told.get(flow, inf) >= INACTIVE:
-            del self._told[flow]
-            self.wants.pop(flow, None)
+        if trio.current_time() - self._last_stored.get(flow, inf) >= INACTIVE_THRESHOLD:
+            del self._last_stored[flow]
+            self.credit.pop(flow, None)
             self._recalled.discard(flow)
-            self.tell(FlowEnded(flow))
+            self.notify(FlowEnded(flow))
 
-    def _dismiss(self, session: int) -> None:
+    def _on_dropped(self, session: int) -> None:
         self.ack_wait = self._server.ack_wait
-        self._begin(session)
+        self._pull_all(session)
 
-    def _abandon(self, missing: dict[str, int]) -> None:
-        if any(missing.values()):
-            for flow, count in missing.items():
-                self._missing[flow] = self._missing.get(flow, 0) + count
-            self.missed_at = trio.current_time() + SILENCE
-            self._queue.look_at(self.missed_at)
+    def _on_lost(self, lost: dict[str, int]) -> None:
+        if any(lost.values()):
+            for flow, count in lost.items():
+                self._lost_credit[flow] = self._lost_credit.get(flow, 0) + count
+            self.loss_detected_at = trio.current_time() + DETECTION_TIME
+            self._queue.wake_at(self.loss_detected_at)
 
-    def ask_again(self) -> None:
+    def pull_again(self) -> None:
         """Pull again for the credit of lost requests."""
-        missing, self._missing, self.missed_at = self._missing, {}, inf
-        for flow, count in missing.items():
-            self._pull(min(count, self.wants.get(flow, 0)), flow)
+        lost, self._lost_credit, self.loss_detected_at = self._lost_credit, {}, inf
+        for flow, count in lost.items():
+            self._pull(min(count, self.credit.get(flow, 0)), flow)
 
     def _on_change(self, up: bool) -> None:
         if up:
-            self._begin(self.client.session)
+            self._pull_all(self.client.session)
         else:
-            self._server.withdraw(self.client)
+            self._server.cancel_requests(self.client)
 
-    def _begin(self, session: int) -> None:
-        self._session, self._missing, self.missed_at = session, {}, inf
+    def _pull_all(self, session: int) -> None:
+        self._session, self._lost_credit, self.loss_detected_at = session, {}, inf
         for flow in [*self._recalled]:
-            self._return(flow)
-        for flow, wanted in self.wants.items():
-            self._pull(wanted, flow)
+            self._return_credit(flow)
+        for flow, credit in self.credit.items():
+            self._pull(credit, flow)
 
     def _pull(self, batch: int, flow: str) -> None:
         if batch > 0 and self._link.up and not self._stopped:
-            self._link.there.send("pull", partial(self._ask, self._session, batch, flow))
+            self._link.to_broker.send("pull", partial(self._open_request, self._session, batch, flow))
 
-    def _ask(self, session: int, batch: int, flow: str) -> None:
+    def _open_request(self, session: int, batch: int, flow: str) -> None:
         """Open a pull request at the broker."""
         if flow and flow not in self._server.groups and self._server.answers:
-            self._link.down.send("status", partial(self.tell, PendingCount(flow, self._server.open(flow))))
+            self._link.from_broker.send("status", partial(self.notify, PendingCount(flow, self._server.open(flow))))
         self._server.pull(self.client, session, batch, flow=flow)
 
 
 @dataclass(slots=True, eq=False)
-class Said:
+class PendingAck:
     """One entry of the outbox, about one delivery. *settlement* is None for an extension."""
 
     delivery: Delivery
@@ -262,12 +260,12 @@ class FakeQueue:
         """Token -> delivery that the worker has received and not settled."""
         self._newest: dict[MessageId, str] = {}
         """Message -> token of its newest delivery."""
-        self.kept: dict[MessageId, float] = {}
+        self.lease_from: dict[MessageId, float] = {}
         """Message -> time (s) when it was received, or its last confirmed extension was sent."""
-        self.said: list[tuple[float, Delivery, Settlement]] = []
+        self.settlements: list[tuple[float, Delivery, Settlement]] = []
         """All settlements by the worker, with time (s) and delivery."""
         self._server, self._violated = server, violated
-        self._outbox: dict[int, Said] = {}
+        self._outbox: dict[int, PendingAck] = {}
         """Number -> unconfirmed settlement or extension, in order."""
         self._number = 0
         self._changed = trio.Event()
@@ -275,19 +273,19 @@ class FakeQueue:
         """Scope around the wait for the next repetition; a new entry may shorten it."""
         link.changed.append(self._on_change)
 
-    def handed_out(self, delivery: Delivery) -> None:
+    def record_delivery(self, delivery: Delivery) -> None:
         """Record that the worker has received a delivery."""
         self.held[delivery.token] = delivery
         self._newest[delivery.id] = delivery.token
-        self.kept[delivery.id] = delivery.received_at
+        self.lease_from[delivery.id] = delivery.received_at
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
         await trio.lowlevel.checkpoint()
         while not self.link.up:
             await self._change()
-        if self._server.unusable:
-            raise MisconfiguredError(self._server.unusable)
+        if self._server.misconfiguration:
+            raise MisconfiguredError(self._server.misconfiguration)
         self.consumer = FakeConsumer(self, self._server, self.link, self._violated)
         return self.consumer
 
@@ -297,15 +295,17 @@ class FakeQueue:
         self._check(delivery, settlement)
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
-        if isinstance(settlement, Nak) and before > self.kept[delivery.id] + self._server.ack_wait_of(delivery.flow):
-            self._violated(f"{settlement} for {delivery.token} to be sent when others may have it")
+        if isinstance(settlement, Nak) and before > self.lease_from[delivery.id] + self._server.ack_wait_of(
+            delivery.flow
+        ):
+            self._violated(f"{settlement} for {delivery.token} may be sent after its lease")
         self.held.pop(delivery.token, None)
-        self.said.append((now, delivery, settlement))
+        self.settlements.append((now, delivery, settlement))
         delay = settlement.delay if isinstance(settlement, Nak) else inf
-        for number, said in [*self._outbox.items()]:
-            if said.settlement is None and said.delivery.id == delivery.id:
+        for number, entry in [*self._outbox.items()]:
+            if entry.settlement is None and entry.delivery.id == delivery.id:
                 del self._outbox[number]
-        self._note(Said(delivery, settlement, before, lambda: None, now + delay))
+        self._append(PendingAck(delivery, settlement, before, lambda: None, now + delay))
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """See :meth:`worker.ports.Queue.extend`."""
@@ -313,20 +313,20 @@ class FakeQueue:
         now = trio.current_time()
 
         def on_confirmed() -> None:
-            self.kept[delivery.id] = max(self.kept[delivery.id], now)
+            self.lease_from[delivery.id] = max(self.lease_from[delivery.id], now)
             confirmed()
 
-        self._note(Said(delivery, None, before, on_confirmed, inf))
+        self._append(PendingAck(delivery, None, before, on_confirmed, inf))
 
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await trio.lowlevel.checkpoint()
-        while any(said.settlement for said in self._outbox.values()):
+        while any(entry.settlement for entry in self._outbox.values()):
             await self._change()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
-        """See :meth:`worker.ports.Queue.bury`."""
-        if not await self.request(partial(self._server.bury, letter)):
+        """See :meth:`worker.ports.Queue.store_dead_letter`."""
+        if not await self.request(partial(self._server.store_dead_letter, letter)):
             raise BrokerUnavailableError("it was not confirmed")
 
     async def backlog(self) -> Backlog:
@@ -345,43 +345,43 @@ class FakeQueue:
 
         def arrive() -> None:
             if self._server.answers:
-                self.link.down.send("answer", partial(answer, effect()))
+                self.link.from_broker.send("answer", partial(answer, effect()))
 
         await trio.lowlevel.checkpoint()
         if self.link.up:
-            self.link.there.send("request", arrive)
-            with trio.move_on_after(ANSWER):
+            self.link.to_broker.send("request", arrive)
+            with trio.move_on_after(REQUEST_TIMEOUT):
                 await answered.wait()
         return answers[0] if answers else None
 
     async def run(self) -> None:
         """Read the backlog and repeat unconfirmed messages, forever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look)
+            nursery.start_soon(self._read_backlog)
             await self._repeat()
 
-    async def _look(self) -> None:
+    async def _read_backlog(self) -> None:
         """Read the backlog every two seconds."""
         while self._server.by_function:
             with suppress(BrokerUnavailableError):
                 backlog = await self.backlog()
                 if self.consumer:
-                    self.consumer.seen(backlog)
-            await trio.sleep(LOOK)
+                    self.consumer.apply_backlog(backlog)
+            await trio.sleep(BACKLOG_INTERVAL)
 
     async def _repeat(self) -> None:
         """Send unconfirmed settlements and extensions again, and replace lost pull requests."""
         while True:
-            oldest = min((said.sent for said in self._outbox.values()), default=inf)
-            missed = self.consumer.missed_at if self.consumer else inf
-            deadline = min(oldest + PATIENCE, missed) if self.link.up else inf
+            oldest = min((entry.sent for entry in self._outbox.values()), default=inf)
+            detected = self.consumer.loss_detected_at if self.consumer else inf
+            deadline = min(oldest + REPEAT_AFTER, detected) if self.link.up else inf
             with trio.CancelScope(deadline=deadline) as self._wait:
                 await trio.sleep_forever()
-            if self.consumer and trio.current_time() >= self.consumer.missed_at:
-                self.consumer.ask_again()
-            for number, said in [*self._outbox.items()]:
-                if self.link.up and trio.current_time() >= said.sent + PATIENCE:
-                    self._send(number, said)
+            if self.consumer and trio.current_time() >= self.consumer.loss_detected_at:
+                self.consumer.pull_again()
+            for number, entry in [*self._outbox.items()]:
+                if self.link.up and trio.current_time() >= entry.sent + REPEAT_AFTER:
+                    self._send(number, entry)
 
     def _check(self, delivery: Delivery, settlement: Settlement | None) -> None:
         what = f"{settlement or 'extension'} for {delivery.token}"
@@ -390,53 +390,53 @@ class FakeQueue:
         if self._newest.get(delivery.id) != delivery.token and not isinstance(settlement, Final):
             self._violated(f"{what}, while {self._newest.get(delivery.id)} is the newest")
 
-    def _note(self, said: Said) -> None:
+    def _append(self, entry: PendingAck) -> None:
         self._number += 1
-        self._outbox[self._number] = said
+        self._outbox[self._number] = entry
         if self.link.up:
-            self._send(self._number, said)
+            self._send(self._number, entry)
 
-    def _send(self, number: int, said: Said) -> None:
+    def _send(self, number: int, entry: PendingAck) -> None:
         now = trio.current_time()
-        if not said.sendable(now):
+        if not entry.sendable(now):
             self._forget(number)
             return
-        said.sent, said.tries = now, said.tries + 1
-        self.look_at(now + PATIENCE)
-        again = said.tries > 1 and isinstance(said.settlement, Nak)
-        settlement = Nak(said.due - now) if again else said.settlement
+        entry.sent, entry.tries = now, entry.tries + 1
+        self.wake_at(now + REPEAT_AFTER)
+        again = entry.tries > 1 and isinstance(entry.settlement, Nak)
+        settlement = Nak(entry.due - now) if again else entry.settlement
 
         def arrive() -> None:
-            if self._server.say(said.delivery.token, settlement) and self.link.up:
-                self.link.down.send("confirmation", partial(self._confirm, number))
+            if self._server.apply(entry.delivery.token, settlement) and self.link.up:
+                self.link.from_broker.send("confirmation", partial(self._confirm, number))
 
-        self.link.there.send("settlement" if settlement else "extension", arrive)
+        self.link.to_broker.send("settlement" if settlement else "extension", arrive)
 
     def _confirm(self, number: int) -> None:
-        if said := self._outbox.get(number):
+        if entry := self._outbox.get(number):
             self._forget(number)
-            said.confirmed()  # this may send more
+            entry.confirmed()  # this may send more
 
     def _forget(self, number: int) -> None:
         del self._outbox[number]
-        self._tell()
+        self._wake()
 
     def _on_change(self, up: bool) -> None:
-        for number, said in [*self._outbox.items()]:
+        for number, entry in [*self._outbox.items()]:
             if up:
-                self._send(number, said)
+                self._send(number, entry)
         if up:
-            self.look_at(trio.current_time())
-        self._tell()
+            self.wake_at(trio.current_time())
+        self._wake()
 
     async def _change(self) -> None:
         await self._changed.wait()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         """Wake the tasks that wait for a change."""
         self._changed.set()
         self._changed = trio.Event()
 
-    def look_at(self, when: float) -> None:
+    def wake_at(self, when: float) -> None:
         """Check for repetitions by that time (s)."""
         self._wait.deadline = min(self._wait.deadline, when)

@@ -21,11 +21,11 @@ from worker.policy.quota import (
 from .queue import FakeQueue
 from .server import Server
 
-FOR_GOOD = 1 << 62
+FOREVER = 1 << 62
 """Later than any message."""
 
 
-class Agreed:
+class AgreedQuotas:
     """Agreed quotas of all workers of a world, as the broker stores them, and their tokens.
 
     Args:
@@ -41,10 +41,10 @@ class Agreed:
     def join(self, queue: FakeQueue) -> FakeQuotas:
         """Create one worker's view of the quotas."""
         worker = FakeQuotas(self, queue)
-        self._workers.append(worker.tell)
+        self._workers.append(worker.send)
         return worker
 
-    def agree(self, function: str, quota: Quota, stored: int = FOR_GOOD) -> None:
+    def agree(self, function: str, quota: Quota, stored: int = FOREVER) -> None:
         """Store a quota if it is the newest; without a time, it takes precedence over all messages.
 
         Missing tokens are created at once. Surplus tokens are deleted when they are given back.
@@ -64,7 +64,7 @@ class Agreed:
 class FakeQuotas:
     """One worker's view of the quotas: see :class:`worker.ports.Quotas`."""
 
-    def __init__(self, agreed: Agreed, queue: FakeQueue) -> None:
+    def __init__(self, agreed: AgreedQuotas, queue: FakeQueue) -> None:
         self._agreed, self._queue = agreed, queue
         self._known = {function: quota for function, (quota, _) in agreed.quotas.items()}
         queue.link.changed.append(self._on_change)
@@ -77,7 +77,7 @@ class FakeQuotas:
         """See :meth:`worker.ports.Quotas.propose`."""
         known = self._known.get(function)
         if (quota.max_inflight, quota.rate) != ((known.max_inflight, known.rate) if known else (None, None)):
-            self._queue.link.there.send("agree", partial(self._agreed.agree, function, quota, stored))
+            self._queue.link.to_broker.send("agree", partial(self._agreed.agree, function, quota, stored))
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
         """See :meth:`worker.ports.Quotas.give_back`."""
@@ -85,18 +85,18 @@ class FakeQuotas:
         good = uses_of_token(self.agreed(function) or Quota(), kind, token_number(token.subject))
         self._queue.settle(token, Nak(delay) if good else Ack(), before=before)
 
-    def tell(self, function: str, quota: Quota) -> None:
+    def send(self, function: str, quota: Quota) -> None:
         """Send an agreed quota from the broker to this worker."""
         if self._queue.link.up:
-            self._queue.link.down.send("agreed", partial(self._receive, function, quota))
+            self._queue.link.from_broker.send("agreed", partial(self._receive, function, quota))
 
     def _receive(self, function: str, quota: Quota) -> None:
         if self._known.get(function) != quota and (needs_tokens(quota) or function in self._known):
             self._known[function] = quota
             if self._queue.consumer:
-                self._queue.consumer.tell(QuotaChanged(function, quota))
+                self._queue.consumer.notify(QuotaChanged(function, quota))
 
     def _on_change(self, up: bool) -> None:
         if up:
             for function, (quota, _) in self._agreed.quotas.items():
-                self.tell(function, quota)
+                self.send(function, quota)

@@ -14,7 +14,7 @@ from .link import Link
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOut:
+class SentDelivery:
     """A delivery as the server sends it."""
 
     id: MessageId
@@ -26,7 +26,7 @@ class HandedOut:
     inbox: str
     """Inbox of the request that it answers."""
     flow: str = ""
-    behind: int = 0
+    num_pending: int = 0
 
 
 class Client:
@@ -35,8 +35,8 @@ class Client:
     Args:
         link: the connection to the client.
         deliver: called at the other end with a delivery.
-        dismiss: called there with a new session when requests were dropped; later requests must name that session.
-        abandon: called with flow -> number of messages when requests were dropped without a notification.
+        on_dropped: called there with a new session when requests were dropped; later requests must name that session.
+        on_lost: called with flow -> number of messages when requests were dropped without a notification.
         status: called at the other end with the inbox and the status of a request that ended.
         published: called at the other end with the flow of a stored message. None: the client does not subscribe.
     """
@@ -44,15 +44,15 @@ class Client:
     def __init__(
         self,
         link: Link,
-        deliver: Callable[[HandedOut], None],
-        dismiss: Callable[[int], None],
-        abandon: Callable[[dict[str, int]], None] = lambda _: None,
+        deliver: Callable[[SentDelivery], None],
+        on_dropped: Callable[[int], None],
+        on_lost: Callable[[dict[str, int]], None] = lambda _: None,
         *,
         status: Callable[[str, str], None] = lambda _, __: None,
         published: Callable[[str], None] | None = None,
     ) -> None:
         self.link = link
-        self.deliver, self.dismiss, self.abandon, self.status = deliver, dismiss, abandon, status
+        self.deliver, self.on_dropped, self.on_lost, self.status = deliver, on_dropped, on_lost, status
         self.published = published
         self.session = 0
 
@@ -65,13 +65,13 @@ class Request:
     batch: int
     until: float
     inbox: str
-    gone: bool = False
+    unsubscribed: bool = False
     """Whether its inbox has no subscriber left. The server detects that when it serves it or checks all requests."""
 
     def end(self, status: str) -> None:
         """Send a status that ends the request."""
-        if not self.gone:
-            self.client.link.down.send("status", partial(self.client.status, self.inbox, status))
+        if not self.unsubscribed:
+            self.client.link.from_broker.send("status", partial(self.client.status, self.inbox, status))
 
 
 class Requests:
@@ -89,7 +89,7 @@ class Requests:
 
     def of(self, client: Client) -> list[Request]:
         """List one connection's requests whose inboxes have subscribers."""
-        return [request for request in self._waiting if request.client is client and not request.gone]
+        return [request for request in self._waiting if request.client is client and not request.unsubscribed]
 
     def drop(self, client: Client) -> None:
         """Delete one connection's requests."""
@@ -99,16 +99,16 @@ class Requests:
         """Return the request that is next in turn, and append it again for the rest of its batch."""
         while self._waiting:
             request = self._waiting.popleft()
-            if not request.gone:
+            if not request.unsubscribed:
                 request.batch -= 1
                 if request.batch:
                     self._waiting.append(request)
                 return request
         return None
 
-    def look_around(self) -> None:
+    def prune(self) -> None:
         """Delete the requests whose inboxes have no subscribers."""
-        self._waiting = deque(request for request in self._waiting if not request.gone)
+        self._waiting = deque(request for request in self._waiting if not request.unsubscribed)
 
     def expire(self, now: float) -> None:
         """End the requests that have expired."""
@@ -116,6 +116,6 @@ class Requests:
             self._waiting.remove(request)
             request.end("408 Request Timeout")
 
-    def next_end(self) -> float:
+    def next_expiry(self) -> float:
         """Return the time (s) at which the next request expires."""
         return min((request.until for request in self._waiting), default=inf)

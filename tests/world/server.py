@@ -20,13 +20,13 @@ from math import inf
 
 import trio
 
-from tests.wire import Stored
+from tests.wire import StoredMessage
 from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.quota import token_flow
 from worker.policy.report import dead_letter_headers
 
 from .consumer import PullConsumer
-from .requests import Client, HandedOut, Request, Requests
+from .requests import Client, Request, Requests, SentDelivery
 
 EPOCH = 1_700_000_000.0
 """Wall-clock time (s since the epoch) at which the virtual clock shows zero."""
@@ -45,14 +45,14 @@ class Message:
     published: float
     token: str = ""
     """Token of its newest delivery."""
-    over: trio.Event = field(default_factory=trio.Event)
+    removed: trio.Event = field(default_factory=trio.Event)
     """Event that is set when the message has left the stream."""
     verdict: Settlement | None = None
     """Settlement that took it off the stream."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class AppliedVerb:
     """One verb that the server applied. *settlement* is None for an extension."""
 
     at: float
@@ -72,7 +72,7 @@ class Group:
         self.flow = flow
         self.consumer = consumer
         self.requests = Requests()
-        self.fresh = 0
+        self.num_pending = 0
 
 
 class Server:
@@ -92,22 +92,22 @@ class Server:
         """Flow -> its own ack wait (s), where it has one."""
         self.messages: dict[int, Message] = {}
         """Sequence -> stored message, oldest first."""
-        self.letters: dict[str, Stored] = {}
+        self.dead_letters: dict[str, StoredMessage] = {}
         """Message id -> dead letter; the id prevents duplicates."""
-        self.heard: list[Heard] = []
+        self.applied: list[AppliedVerb] = []
         """All verbs that the server applied, in order."""
         self.disturbed: set[int] = set()
         """Messages that were redelivered while a worker held them: two workers may run these at once."""
-        self.unburied: set[int] = set()
+        self.missing_dead_letters: set[int] = set()
         """Messages that were given up without a stored dead letter."""
-        self.unusable = ""
+        self.misconfiguration = ""
         """Reason why the consumer cannot be used; empty if it can."""
-        self.refuses_letters = False
-        self.taken = 0
-        self.deliveries = 0
+        self.refuses_dead_letters = False
+        self.last_sequence = 0
+        self.num_deliveries = 0
         self._clients: list[Client] = []
         self._by_flow: dict[str, dict[int, Message]] = {}
-        self._silent_until = 0.0
+        self._down_until = 0.0
         self._wait = trio.CancelScope()
         """Scope around the wait for the next due time; each change updates its deadline."""
 
@@ -133,22 +133,24 @@ class Server:
     @property
     def answers(self) -> bool:
         """Whether the server runs and has a leader."""
-        return trio.current_time() >= self._silent_until
+        return trio.current_time() >= self._down_until
 
     # Publishing.
 
     def publish(self, payload: bytes, subject: str = STREAM) -> Message:
         """Store one message."""
-        self.taken += 1
+        self.last_sequence += 1
         now = trio.current_time()
-        message = self.messages[self.taken] = Message((self.taken, round((EPOCH + now) * 1e9)), subject, payload, now)
+        message = self.messages[self.last_sequence] = Message(
+            (self.last_sequence, round((EPOCH + now) * 1e9)), subject, payload, now
+        )
         flow = self._flow(message)
-        self._by_flow.setdefault(flow, {})[self.taken] = message
+        self._by_flow.setdefault(flow, {})[self.last_sequence] = message
         for group in self._groups(flow):
-            group.fresh += 1
+            group.num_pending += 1
         for client in self._clients:
             if client.published and client.link.up:
-                client.link.down.send("published", partial(client.published, flow))
+                client.link.from_broker.send("published", partial(client.published, flow))
         self._serve(flow)
         return message
 
@@ -158,12 +160,12 @@ class Server:
         stored = self._by_flow.setdefault(flow, {})
         if any(message.subject == subject for message in stored.values()):
             return
-        self.taken += 1
+        self.last_sequence += 1
         now = trio.current_time()
-        token = Message((self.taken, round((EPOCH + now) * 1e9)), subject, b"", now)
-        self.messages[self.taken] = stored[self.taken] = token
+        token = Message((self.last_sequence, round((EPOCH + now) * 1e9)), subject, b"", now)
+        self.messages[self.last_sequence] = stored[self.last_sequence] = token
         for group in self._groups(flow):
-            group.fresh += 1
+            group.num_pending += 1
         self._serve(flow)
 
     def ack_wait_of(self, flow: str) -> float:
@@ -179,14 +181,16 @@ class Server:
     def _groups(self, flow: str) -> list[Group]:
         return [self.groups[flow]] if flow in self.groups else []
 
-    def bury(self, letter: DeadLetter) -> bool:
+    def store_dead_letter(self, letter: DeadLetter) -> bool:
         """Store a dead letter, and return whether it was stored."""
-        if self.refuses_letters:
+        if self.refuses_dead_letters:
             return False
         headers = dead_letter_headers(letter, stream=STREAM)
         key = _key(letter.delivery.id)
         subject = f"DEAD-LETTERS.{STREAM}.{letter.function or 'undecodable'}"
-        self.letters.setdefault(key, Stored(len(self.letters) + 1, subject, headers, letter.delivery.payload))
+        self.dead_letters.setdefault(
+            key, StoredMessage(len(self.dead_letters) + 1, subject, headers, letter.delivery.payload)
+        )
         return True
 
     def backlog(self) -> Backlog:
@@ -196,17 +200,17 @@ class Server:
             if message.subject.startswith(_TOKENS):
                 continue
             by_subject[message.subject] = by_subject.get(message.subject, 0) + 1
-        return Backlog(self.taken, by_subject)
+        return Backlog(self.last_sequence, by_subject)
 
     def numbers(self) -> dict[str, int]:
         """Return the numbers that nats-server reports of the stream and its consumer."""
-        self.groups[""].requests.look_around()
+        self.groups[""].requests.prune()
         state = self.consumer.state
         return {
             "messages": len(self.messages),
-            "num_pending": sum(sequence > state.reached for sequence in self.messages),
+            "num_pending": sum(sequence > state.last_delivered for sequence in self.messages),
             "num_ack_pending": len(state.pending),
-            "num_redelivered": len(state.again),
+            "num_redelivered": len(state.redelivered),
         }
 
     # Consuming.
@@ -220,9 +224,11 @@ class Server:
         if flow not in self.groups:
             group = self.groups[flow] = Group(flow, PullConsumer(self.ack_wait_of(flow)))
             stored = self._by_flow.get(flow, {})
-            group.consumer.begin(self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.taken + 1))
-            group.fresh = len(stored)
-        return self.groups[flow].fresh
+            group.consumer.reset(
+                self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.last_sequence + 1)
+            )
+            group.num_pending = len(stored)
+        return self.groups[flow].num_pending
 
     def close(self, flow: str) -> bool:
         """Delete a flow's consumer unless it has messages, and return whether it is deleted."""
@@ -240,20 +246,20 @@ class Server:
         """Open a pull request for *batch* messages of a flow, which expires after *seconds*."""
         if not self.answers:
             # A real client is rejected and retries several times a second. This server delays its answer instead.
-            self._dismiss(client)
+            self._drop_and_notify(client)
         elif session == client.session:
             self.open(flow)
             self.groups[flow].requests.add(Request(client, batch, trio.current_time() + seconds, inbox))
             self._serve(flow)
 
-    def withdraw(self, client: Client, flow: str | None = None) -> None:
-        """Withdraw a connection's requests, of one flow or of all: it asked for that, or was lost."""
+    def cancel_requests(self, client: Client, flow: str | None = None) -> None:
+        """Delete a connection's requests, of one flow or of all, because it unsubscribed or was lost."""
         for group in self.groups.values():
             if flow in (None, group.flow):
                 for request in group.requests.of(client):
-                    request.gone = True
+                    request.unsubscribed = True
 
-    def say(self, token: str, settlement: Settlement | None) -> bool:
+    def apply(self, token: str, settlement: Settlement | None) -> bool:
         """Apply a settlement or an extension, and return whether it is confirmed."""
         if not self.answers:
             return False
@@ -271,28 +277,30 @@ class Server:
                 message = self.messages.get(sequence)
                 if message and token != message.token and consumer.held(sequence):
                     self.disturbed.add(sequence)
-                consumer.give_back(sequence, number, delay, now)
+                consumer.nak(sequence, number, delay, now)
             case None:
                 consumer.extend(sequence, now)
-        self.heard.append(Heard(now, sequence, token, settlement))
+        self.applied.append(AppliedVerb(now, sequence, token, settlement))
         self._serve(flow)
         return True
 
     # Faults.
 
-    def make_anew(self, ack_wait: float | None = None) -> None:
+    def recreate_consumers(self, ack_wait: float | None = None) -> None:
         """Recreate the consumers, with another ack wait (s) if one is given."""
         self._disturb()
         self._ack_wait = ack_wait or self.ack_wait
         for group in self.groups.values():
             stored = self._by_flow.get(group.flow, {})
-            group.consumer.begin(self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.taken + 1))
-            group.fresh = len(stored)
+            group.consumer.reset(
+                self.ack_waits.get(group.flow, self._ack_wait), next(iter(stored), self.last_sequence + 1)
+            )
+            group.num_pending = len(stored)
             for client in self._clients:
                 for request in group.requests.of(client):
                     request.end("409 Consumer Deleted")
         for client in self._clients:
-            self._dismiss(client)
+            self._drop_and_notify(client)
 
     def configure(self, ack_wait: float) -> None:
         """Change the ack wait (s) of the running consumers."""
@@ -310,9 +318,9 @@ class Server:
                     client.status(request.inbox, "409 Server Shutdown")  # while the connection lasts
         for group in self.groups.values():
             group.consumer.stop()
-        self._come_back(down)
+        self._start_later(down)
 
-    def crash(self, down: float, *, forgets: bool = True) -> None:
+    def crash(self, down: float, *, loses_state: bool = True) -> None:
         """Stop at once (SIGKILL), lose the messages in flight, and start again after *down* seconds.
 
         Messages, dead letters and acks are stored before they are confirmed. The consumer may lose its state of the
@@ -320,26 +328,26 @@ class Server:
 
         Args:
             down: seconds.
-            forgets: whether the consumer loses that state.
+            loses_state: whether the consumer loses that state.
         """
         for group in self.groups.values():
-            if forgets:
+            if loses_state:
                 group.consumer.crash(trio.current_time())
             else:
                 group.consumer.stop()
-        self._come_back(down)
+        self._start_later(down)
 
-    def elect(self, seconds: float, *, told: bool = True) -> None:
+    def elect(self, seconds: float, *, notifies: bool = True) -> None:
         """Lose the leader of the replicated consumer for *seconds*; connections stay, but the server receives nothing.
 
-        With ``told``, open requests end with a status; without it they do not, as after the old leader was killed.
+        With ``notifies``, open requests end with a status; without it they do not, as after the old leader was killed.
         """
-        self._silent_until = trio.current_time() + seconds
+        self._down_until = trio.current_time() + seconds
         self._disturb()
         for group in self.groups.values():
             group.consumer.take_over()
         for client in self._clients:
-            (self._dismiss if told else self._abandon)(client)
+            (self._drop_and_notify if notifies else self._drop_silently)(client)
         self._wait.deadline = self._next_event()
 
     async def run(self) -> None:
@@ -350,19 +358,19 @@ class Server:
             self._serve()
 
     def _next_event(self, *groups: Group) -> float:
-        due = (min(group.consumer.next_due(), group.requests.next_end()) for group in groups or self.groups.values())
-        return max(min(due, default=inf), self._silent_until)
+        due = (min(group.consumer.next_due(), group.requests.next_expiry()) for group in groups or self.groups.values())
+        return max(min(due, default=inf), self._down_until)
 
-    def _come_back(self, down: float) -> None:
+    def _start_later(self, down: float) -> None:
         self._disturb()
         for client in self._clients:
             client.link.cut(down)
             self._drop(client)
-        self._silent_until = trio.current_time() + down
+        self._down_until = trio.current_time() + down
         for group in self.groups.values():
             group.consumer.start()
-            reached = group.consumer.state.reached
-            group.fresh = sum(sequence > reached for sequence in self._by_flow.get(group.flow, {}))
+            reached = group.consumer.state.last_delivered
+            group.num_pending = sum(sequence > reached for sequence in self._by_flow.get(group.flow, {}))
         self._wait.deadline = self._next_event()
 
     def _disturb(self) -> None:
@@ -378,45 +386,45 @@ class Server:
             group.requests.drop(client)
         return missing
 
-    def _dismiss(self, client: Client) -> None:
+    def _drop_and_notify(self, client: Client) -> None:
         """Delete a connection's requests, and notify it as soon as the server answers."""
         self._drop(client)
         client.session += 1
-        after = max(self._silent_until - trio.current_time(), 0.0)
-        client.link.down.send("status", partial(client.dismiss, client.session), after)
+        after = max(self._down_until - trio.current_time(), 0.0)
+        client.link.from_broker.send("status", partial(client.on_dropped, client.session), after)
 
-    def _abandon(self, client: Client) -> None:
+    def _drop_silently(self, client: Client) -> None:
         """Delete a connection's requests without notifying it."""
-        client.abandon(self._drop(client))
+        client.on_lost(self._drop(client))
 
     def _remove(self, sequence: int, settlement: Ack | Term) -> None:
         if message := self.messages.pop(sequence, None):
             del self._by_flow[self._flow(message)][sequence]
-            if isinstance(settlement, Term) and _key(message.id) not in self.letters:
-                self.unburied.add(sequence)
+            if isinstance(settlement, Term) and _key(message.id) not in self.dead_letters:
+                self.missing_dead_letters.add(sequence)
             message.verdict = settlement
-            message.over.set()
+            message.removed.set()
 
     def _serve(self, flow: str | None = None) -> None:
         """Deliver the messages of one flow or of all for which requests are open."""
         groups = [*self.groups.values()] if flow is None else self._groups(flow)
         if self.answers:
             for group in groups:
-                self._give_out(group, trio.current_time())
+                self._deliver_due(group, trio.current_time())
         if flow is None:
             self._wait.deadline = self._next_event()
         elif groups:
             self._wait.deadline = min(self._wait.deadline, self._next_event(*groups))
 
-    def _give_out(self, group: Group, now: float) -> None:
+    def _deliver_due(self, group: Group, now: float) -> None:
         group.consumer.expire(now)
         group.requests.expire(now)
         while group.requests and (message := self._next(group)):
             if not (request := group.requests.take()):
-                group.consumer.put_back(message.id[0])
+                group.consumer.requeue(message.id[0])
                 break
-            self._hand_out(message, request, group)
-        group.requests.look_around()
+            self._deliver(message, request, group)
+        group.requests.prune()
 
     def _next(self, group: Group) -> Message | None:
         """Return the message that is next in turn, and take it out of the queue of due messages."""
@@ -426,22 +434,22 @@ class Server:
             if message := stored.get(sequence):
                 return message
             consumer.forget(sequence)
-        if not group.fresh:
+        if not group.num_pending:
             return None
-        reached = consumer.state.reached
+        reached = consumer.state.last_delivered
         return next((message for sequence, message in stored.items() if sequence > reached), None)
 
-    def _hand_out(self, message: Message, request: Request, group: Group) -> None:
+    def _deliver(self, message: Message, request: Request, group: Group) -> None:
         now, sequence = trio.current_time(), message.id[0]
-        group.fresh -= sequence > group.consumer.state.reached
-        count, number = group.consumer.hand_out(sequence, message.published, now)
-        self.deliveries += 1
+        group.num_pending -= sequence > group.consumer.state.last_delivered
+        count, number = group.consumer.deliver(sequence, message.published, now)
+        self.num_deliveries += 1
         message.token = (
             f"{sequence}.{number}.{count}"  # as JetStream's: after a crash, another delivery can have the same token
         )
         if group.flow:
             message.token += f"|{group.flow}"
-        handed = HandedOut(
+        delivery = SentDelivery(
             message.id,
             message.token,
             count,
@@ -450,6 +458,6 @@ class Server:
             message.payload,
             request.inbox,
             group.flow,
-            group.fresh,
+            group.num_pending,
         )
-        request.client.link.down.send("delivery", partial(request.client.deliver, handed))
+        request.client.link.from_broker.send("delivery", partial(request.client.deliver, delivery))

@@ -3,7 +3,8 @@
 A plan is a value that prints as the code that creates it, and decides everything, including the order of tasks. So the
 printed plan of a failed test repeats the failure, step by step::
 
-    simulate(Plan(messages=(Planned(script=(reply(503),)),), faults=(Fault("cut", at=1.0, seconds=3.0),), schedule=7))
+    message = PlannedMessage(script=(reply(503),))
+    simulate(Plan(messages=(message,), faults=(Fault("cut", at=1.0, seconds=3.0),), schedule=7))
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from worker.policy.retry import Retry
 from .faults import Fault, Nemesis
 from .functions import Answer, Deployment, Reply, brief
 from .server import Message
-from .standstill import Gates
-from .world import Hired, World
+from .suspension import Gates
+from .world import SimulatedWorker, World
 
 SETTLE_WITHIN = 3.0
 """Seconds that a drain waits for the last confirmations, as in the worker's command."""
-REST = 1000.0
+IDLE_TIME = 1000.0
 """Seconds in which all work must end after the last message has left the queue.
 
 It is longer than any call or callback here, with the waits between its tries."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Planned:
+class PlannedMessage:
     """One message, published at *at* (s)."""
 
     script: tuple[Reply, ...] = ()
@@ -53,13 +54,13 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Shift:
+class PlannedWorker:
     """The life of one worker, from *starts* (s) on."""
 
     starts: float = 0.0
     stops: float | None = None
     """Time (s) of the first signal; without one, the worker runs until the queue is empty."""
-    hurry_after: float | None = None
+    second_signal_after: float | None = None
     """Seconds from the first signal to the second."""
 
     __repr__ = brief
@@ -69,9 +70,9 @@ class Shift:
 class Plan:
     """All decisions of a life. Times are in seconds from its start."""
 
-    messages: tuple[Planned, ...]
+    messages: tuple[PlannedMessage, ...]
     functions: tuple[Deployment, ...] = ()
-    workers: tuple[Shift, ...] = (Shift(),)
+    workers: tuple[PlannedWorker, ...] = (PlannedWorker(),)
     """Planned workers. When all have stopped and messages remain, one more starts."""
     faults: tuple[Fault, ...] = ()
     slots: int = 2
@@ -88,7 +89,7 @@ class Plan:
     shutdown_timeout: float = 25.0
     by_function: bool = False
     """Whether each function has a consumer of its own."""
-    learns: bool = False
+    adaptive: bool = False
     """Whether workers limit each function's concurrency adaptively; only with ``by_function``."""
     schedule: int = 0
     """Seed of the order in which Trio runs tasks, and of the workers' random numbers."""
@@ -121,14 +122,14 @@ class Life:
         """Messages in the order of the plan."""
         return [self._messages[number] for number in range(len(self._messages))]
 
-    def started_at(self, worker: Hired) -> float:
+    def started_at(self, worker: SimulatedWorker) -> float:
         """Return the time (s) at which a worker started."""
         return self._started[worker.name]
 
     def trace(self) -> list[str]:
         """Return all events, settlements, calls and callbacks, with their times."""
         events = [f"{at!r} {worker.name} {each!r}" for worker in self.workers for at, each in worker.log]
-        settlements = [repr(heard) for heard in self.world.server.heard]
+        settlements = [repr(verb) for verb in self.world.server.applied]
         calls = [f"{call!r}" for call in self.world.outside.calls]
         return [*events, *settlements, *calls, *(f"{post!r}" for post in self.world.outside.posts)]
 
@@ -140,26 +141,26 @@ class Life:
             self._worker()
         async with world:
             async with trio.open_nursery() as nursery:
-                for shift, worker in zip(plan.workers, self.workers, strict=True):
-                    nursery.start_soon(self._shift, shift, worker)
+                for schedule, worker in zip(plan.workers, self.workers, strict=True):
+                    nursery.start_soon(self._run_worker, schedule, worker)
                 for fault in plan.faults:
-                    nursery.start_soon(self.nemesis.bring, fault)
+                    nursery.start_soon(self.nemesis.inject, fault)
                 for number, planned in enumerate(plan.messages):
                     nursery.start_soon(self._publish, number, planned)
             # The plan is executed; remaining messages need a worker.
             if all(worker.name in self._leaving | self.nemesis.killed for worker in self.workers):
                 self._start(self._worker())
             for message in self.messages:
-                await message.over.wait()
-            await trio.sleep(REST)
+                await message.removed.wait()
+            await trio.sleep(IDLE_TIME)
             for worker in self.workers:
                 if worker.name not in self._leaving and not worker.ended.is_set():
-                    self.free[worker.name] = worker.wanted
+                    self.free[worker.name] = worker.credit
                     worker.signal()
                 await worker.ended.wait()
         return self
 
-    def _worker(self) -> Hired:
+    def _worker(self) -> SimulatedWorker:
         plan = self.plan
         return self.world.worker(
             slots=plan.slots,
@@ -169,27 +170,27 @@ class Life:
             dead_letters=plan.dead_letters,
             shutdown_timeout=plan.shutdown_timeout,
             settle_within=SETTLE_WITHIN,
-            learns=plan.learns,
-            dice=random.Random(f"{plan.schedule} {len(self.world.workers)}").random,
+            adaptive=plan.adaptive,
+            rng=random.Random(f"{plan.schedule} {len(self.world.workers)}").random,
         )
 
-    def _start(self, worker: Hired) -> None:
+    def _start(self, worker: SimulatedWorker) -> None:
         self._started[worker.name] = trio.current_time()
         self.world.start(worker)
 
-    async def _shift(self, shift: Shift, worker: Hired) -> None:
-        await trio.sleep_until(shift.starts)
+    async def _run_worker(self, schedule: PlannedWorker, worker: SimulatedWorker) -> None:
+        await trio.sleep_until(schedule.starts)
         self._start(worker)
-        if shift.stops is None:
+        if schedule.stops is None:
             return
-        await trio.sleep_until(max(shift.starts, shift.stops))
+        await trio.sleep_until(max(schedule.starts, schedule.stops))
         self._leaving.add(worker.name)
         worker.signal()
-        if shift.hurry_after is not None:
-            await trio.sleep(shift.hurry_after)
+        if schedule.second_signal_after is not None:
+            await trio.sleep(schedule.second_signal_after)
             worker.signal()
 
-    async def _publish(self, number: int, planned: Planned) -> None:
+    async def _publish(self, number: int, planned: PlannedMessage) -> None:
         await trio.sleep_until(planned.at)
         self._messages[number] = self.world.publish(
             *map(_marked, planned.script, range(len(planned.script))),
@@ -214,7 +215,7 @@ def simulate(plan: Plan) -> Life:
         AssertionError: a worker broke a rule of its ports, or some message never left the queue.
     """
     life = Life(plan)
-    gates = [Gates()] if any(fault.kind == "freeze" for fault in plan.faults) else []
+    gates = [Gates()] if any(fault.kind == "suspend worker" for fault in plan.faults) else []
     with _scheduled(plan.schedule):
         return trio.run(life.live, clock=life.clock, instruments=gates)
 

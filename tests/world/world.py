@@ -27,12 +27,12 @@ from worker.run import run
 from worker.services import CoreConfig, Services
 from worker.timers import Timers
 
-from .functions import Answer, Outside, Reach, Reply
+from .functions import Answer, FakeClients, Outside, Reply
 from .link import Link
 from .queue import FakeQueue
-from .quotas import Agreed
+from .quotas import AgreedQuotas
 from .server import EPOCH, STREAM, Message, Server
-from .standstill import Process
+from .suspension import Process
 
 T = TypeVar("T")
 
@@ -48,45 +48,49 @@ def ms(seconds: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class RecordedDelivery:
     """A delivery that a worker received."""
 
     delivery: Delivery
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RecordedSettlement:
     """A settlement that a worker passed to its queue."""
 
     delivery: Delivery
     settlement: Settlement
 
 
-def _flow_of(name: str, slots: int, *, learns: bool) -> Flow:
+def _flow_of(name: str, slots: int, *, adaptive: bool) -> Flow:
     if not name.startswith(f"{STREAM}."):
         return Flow(name)
-    return Flow(name, label_of(STREAM, name), Limiter(slots) if learns else None)
+    return Flow(name, label_of(STREAM, name), Limiter(slots) if adaptive else None)
 
 
-class Witnessed(FakeQueue):
+class RecordingQueue(FakeQueue):
     """A queue that records its deliveries and settlements."""
 
     def __init__(
-        self, server: Server, link: Link, violated: Callable[[str], None], note: Callable[[Taken | Said], None]
+        self,
+        server: Server,
+        link: Link,
+        violated: Callable[[str], None],
+        record: Callable[[RecordedDelivery | RecordedSettlement], None],
     ) -> None:
         super().__init__(server, link, violated)
-        self._note_down = note
+        self._record = record
 
-    def handed_out(self, delivery: Delivery) -> None:
-        super().handed_out(delivery)
-        self._note_down(Taken(delivery))
+    def record_delivery(self, delivery: Delivery) -> None:
+        super().record_delivery(delivery)
+        self._record(RecordedDelivery(delivery))
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
         super().settle(delivery, settlement, before=before)
-        self._note_down(Said(delivery, settlement))
+        self._record(RecordedSettlement(delivery, settlement))
 
 
-class Hired:
+class SimulatedWorker:
     """One worker: its parts, its events, and methods to stop and kill it."""
 
     def __init__(
@@ -96,40 +100,42 @@ class Hired:
         config: CoreConfig,
         *,
         shutdown_timeout: float,
-        dice: float | Callable[[], float],
+        rng: float | Callable[[], float],
     ) -> None:
         self.name = name = f"worker-{len(world.workers) + 1}"
         self.link = link
         self.process = Process()
         self.jumps: list[tuple[float, float]] = []
         """Jumps of its wall clock: time (s) and distance (s)."""
-        self.log: list[tuple[float, Event | Taken | Said]] = []
+        self.log: list[tuple[float, Event | RecordedDelivery | RecordedSettlement]] = []
         """Its events, deliveries and settlements, with their times (s), in order."""
-        self.queue = Witnessed(world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit)
+        self.queue = RecordingQueue(
+            world.server, link, lambda what: world.violations.append(f"{name}: {what}"), self._emit
+        )
         self.started = False
         self.ended = trio.Event()
-        self.took = 0.0
+        self.drain_seconds = 0.0
         """Seconds that its drain took; 0 until then."""
         self._scope = trio.CancelScope()
         self._signal, self._signals = trio.open_memory_channel[None](2)
-        reach = Reach(world.outside, name)
+        clients = FakeClients(world.outside, name)
         self.services = Services(
             queue=self.queue,
-            quotas=world.agreed.join(self.queue),
-            functions=reach,
-            callbacks=reach,
+            quotas=world.quotas.join(self.queue),
+            functions=clients,
+            callbacks=clients,
             emit=self._emit,
             leases=Leases(self.queue, self._emit),
             ledger=Ledger(),
             timers=Timers(),
             drain=Drain(shutdown_timeout, self._emit),
             config=config,
-            rng=dice if callable(dice) else lambda: dice,
+            rng=rng if callable(rng) else lambda: rng,
             utc_now=lambda: self.wall_at(trio.current_time()),
         )
 
     @property
-    def working(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it has started and not ended."""
         return self.started and not self.ended.is_set()
 
@@ -150,36 +156,36 @@ class Hired:
     def kill(self) -> None:
         """End it at once, as SIGKILL does, also while it is suspended."""
         self.link.cut(float("inf"))
-        self.process.go_on()
+        self.process.resume()
         self._scope.cancel()
 
-    async def stand_still(self, seconds: float) -> None:
+    async def suspend(self, seconds: float) -> None:
         """Suspend its process for *seconds*, as SIGSTOP does; messages of that time arrive afterwards.
 
-        This takes :class:`tests.world.standstill.Gates` among the run's instruments.
+        This takes :class:`tests.world.suspension.Gates` among the run's instruments.
         """
         self.process.stop()
-        self.link.down.stands_until = trio.current_time() + seconds
+        self.link.from_broker.stalled_until = trio.current_time() + seconds
         await trio.sleep(seconds)
-        self.process.go_on()
+        self.process.resume()
 
     @property
-    def wanted(self) -> int:
+    def credit(self) -> int:
         """Number of messages that it has requested and not received."""
         assert self.queue.consumer
-        return self.queue.consumer.wanted
+        return self.queue.consumer.total_credit
 
     @property
     def events(self) -> list[tuple[float, Event]]:
         """Its events, with their times (s)."""
-        return [(at, each) for at, each in self.log if not isinstance(each, Taken | Said)]
+        return [(at, each) for at, each in self.log if not isinstance(each, RecordedDelivery | RecordedSettlement)]
 
     @property
-    def taken(self) -> list[tuple[float, Delivery]]:
+    def deliveries(self) -> list[tuple[float, Delivery]]:
         """Its deliveries, with their times (s)."""
-        return [(at, each.delivery) for at, each in self.log if isinstance(each, Taken)]
+        return [(at, each.delivery) for at, each in self.log if isinstance(each, RecordedDelivery)]
 
-    def told(self, kind: type[T]) -> list[T]:
+    def events_of(self, kind: type[T]) -> list[T]:
         """Return its events of one kind."""
         return [event for _, event in self.log if isinstance(event, kind)]
 
@@ -203,13 +209,13 @@ class Hired:
         try:
             with self._scope:
                 await run(self.services, self._signals)
-                self.took = trio.current_time() - self.services.drain.started_at
+                self.drain_seconds = trio.current_time() - self.services.drain.started_at
         finally:
             self.link.cut(float("inf"))
             self.ended.set()
         connection.cancel()
 
-    def _emit(self, event: Event | Taken | Said) -> None:
+    def _emit(self, event: Event | RecordedDelivery | RecordedSettlement) -> None:
         self.log.append((trio.current_time(), event))
 
 
@@ -237,9 +243,9 @@ class World:
         self.clock = clock
         self.server = Server(ack_wait, by_function=by_function)
         self.outside = Outside()
-        self.agreed = Agreed(self.server)
+        self.quotas = AgreedQuotas(self.server)
         self.latency = latency
-        self.workers: list[Hired] = []
+        self.workers: list[SimulatedWorker] = []
         self.violations: list[str] = []
         self._open: AbstractAsyncContextManager[trio.Nursery]
         self.nursery: trio.Nursery
@@ -255,12 +261,12 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        late = self.nursery.cancel_scope.cancel_called
+        timed_out = self.nursery.cancel_scope.cancel_called
         self.nursery.cancel_scope.cancel()
         # The test's own error must not be raised in a group with the cancellations of this nursery.
-        mine = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
-        await self._open.__aexit__(*mine)
-        assert not late, "the world's time is over: the test waits for something that does not happen"
+        raised = (None, None, None) if isinstance(error, Exception) else (kind, error, trace)
+        await self._open.__aexit__(*raised)
+        assert not timed_out, "the test exceeded LONGEST: it waits for an event that does not happen"
         if error is None:
             assert not self.violations, self.violations
 
@@ -281,7 +287,7 @@ class World:
             annotations: annotations of the function.
             payload: payload instead of a request.
         """
-        number = self.server.taken + 1
+        number = self.server.last_sequence + 1
         url = f"http://results/{number}"
         self.outside.scripts[f"call-{number}"] = script
         request = {
@@ -306,13 +312,13 @@ class World:
         shutdown_timeout: float = 25.0,
         settle_within: float = 5.0,
         connected: bool = True,
-        learns: bool = False,
-        dice: float | Callable[[], float] = 0.5,
-    ) -> Hired:
+        adaptive: bool = False,
+        rng: float | Callable[[], float] = 0.5,
+    ) -> SimulatedWorker:
         """Create a worker without starting it.
 
-        *connected*: whether the broker can be reached; *learns*: whether it limits each function's concurrency
-        adaptively; *dice*: its random number, or a function that draws them; the others are as in the settings.
+        *connected*: whether the broker can be reached; *adaptive*: whether it limits each function's concurrency
+        adaptively; *rng*: its random number, or a function that draws them; the others are as in the settings.
         """
         config = CoreConfig(
             slots=slots,
@@ -323,13 +329,15 @@ class World:
             settle_within=settle_within,
             namespace="openfaas-fn",
             user_agent="queue-worker/test",
-            make_flow=partial(_flow_of, slots=slots, learns=learns),
+            make_flow=partial(_flow_of, slots=slots, adaptive=adaptive),
         )
-        hired = Hired(self, Link(self.latency, up=connected), config, shutdown_timeout=shutdown_timeout, dice=dice)
-        self.workers.append(hired)
-        return hired
+        worker = SimulatedWorker(
+            self, Link(self.latency, up=connected), config, shutdown_timeout=shutdown_timeout, rng=rng
+        )
+        self.workers.append(worker)
+        return worker
 
-    def start(self, worker: Hired) -> Hired:
+    def start(self, worker: SimulatedWorker) -> SimulatedWorker:
         """Start a worker."""
         worker.started = True
         self.nursery.start_soon(worker.work, name=worker.name)
@@ -341,6 +349,6 @@ class World:
         """Return the times (ms) at which a message's invocations began."""
         return [ms(call.began) for call in self.outside.calls_of(f"call-{message.id[0]}")]
 
-    def heard(self, message: Message) -> list[tuple[int, Settlement | None]]:
+    def verbs_of(self, message: Message) -> list[tuple[int, Settlement | None]]:
         """Return the settlements of a message that the broker applied, with their times (ms); None is an extension."""
-        return [(ms(heard.at), heard.settlement) for heard in self.server.heard if heard.sequence == message.id[0]]
+        return [(ms(verb.at), verb.settlement) for verb in self.server.applied if verb.sequence == message.id[0]]

@@ -1,4 +1,4 @@
-"""The system under test: a broker, workers, a producer, the ways between them, functions, a receiver of callbacks."""
+"""The system under test: broker, workers, producer, proxies between them, functions, a receiver of callbacks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import trio
 
-from tests.chaos.disk import Disk, NotPermitted
-from tests.chaos.history import Answer, Fault, History, Letter, Post, Rules, Run, WorkerLife
-from tests.chaos.proxy import Way
-from tests.chaos.supply import CONSUMER, FUNCTIONS, STREAM, Supply, is_whole
+from tests.chaos.disk import Disk, MountNotPermittedError
+from tests.chaos.history import Answer, DeadLetter, Fault, History, ReceivedCallback, Rules, Run, WorkerLife
+from tests.chaos.proxy import Proxy
+from tests.chaos.publisher import CONSUMER, FUNCTIONS, STREAM, Publisher, is_intact
 from tests.cluster import NatsCluster
 from tests.e2e.stack import Worker
 from tests.functions import Functions, Request
@@ -26,7 +26,7 @@ from worker.dev.stack import free_port
 
 T = TypeVar("T")
 
-WORKERS = 3
+NUM_WORKERS = 3
 """Number of workers that run at a time."""
 RULES = Rules(attempts=8, first_wait=0.3, longest_wait=1.5, upstream_timeout=6.0, ack_wait=4.0, drain=7.0)
 SETTINGS: Mapping[str, object] = {
@@ -41,29 +41,29 @@ SETTINGS: Mapping[str, object] = {
     "callback_max_wait": "400ms",
     "shutdown_timeout": "2s",
 }
-CODES = (408, 429, 500, 502, 503, 504)
+RETRIED_CODES = (408, 429, 500, 502, 503, 504)
 
 
-class WorkerSlot:
-    """A place for a worker: the ways to the broker's nodes, and the worker that uses them now."""
+class WorkerHost:
+    """The proxies to the broker's nodes, and the worker that uses them now."""
 
-    def __init__(self, ways: Sequence[Way]) -> None:
-        self.ways = ways
+    def __init__(self, proxies: Sequence[Proxy]) -> None:
+        self.proxies = proxies
         self.name = ""
         self.worker: Worker
         self.began = 0.0
         self.stopped: float | None = None
 
 
-class Stage:
+class SystemUnderTest:
     """The system under test. Faults change it, and :meth:`history` returns its records.
 
     Args:
         directory: for the files of all processes.
         nodes: of the broker.
-        rng: chance.
+        rng: random draws.
         log: called with a line of text for each event.
-        mode: the workers' ``scaling_mode``; ``mixed``: each one's is chance.
+        mode: the workers' ``scaling_mode``; ``mixed``: each worker's is drawn.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Stage:
         self.broker = NatsCluster(directory, size=nodes)
         self.nodes = [*self.broker.nodes.values()]
         self.functions, self.receiver = Functions(), Functions()
-        self.slots: list[WorkerSlot] = []
+        self.hosts: list[WorkerHost] = []
         self.faults: list[Fault] = []
-        self.supply: Supply
+        self.publisher: Publisher
         self.producer: Program
         self._producer_settings: dict[str, object] = {}
         self.broker_in_use, self.workers_in_use = trio.Lock(), trio.Lock()
-        """A fault that kills a node, or a worker, waits until the one before it is over."""
+        """A fault that kills a node, or a worker, waits until the previous one has ended."""
         self.disks: dict[NatsServer, Disk] = {}
         """The disk of each node; empty if this machine does not allow to mount disks."""
         self._lives: list[WorkerLife] = []
@@ -99,21 +99,23 @@ class Stage:
             self._open.enter_context(server)
         for name, function in FUNCTIONS.items():
             self.functions.answer(name, *function.replies)
-        with suppress(NotPermitted):
+        with suppress(MountNotPermittedError):
             self.disks = {node: self._open.enter_context(Disk(node.store)) for node in self.nodes}
         await in_thread(lambda: self._open.enter_context(self.broker))
         await in_thread(self.broker.make_stream)
-        door = free_port()
-        self.supply = Supply(self.nodes, door, self.receiver.url, random.Random(self.rng.random()), self.now)
+        producer_port = free_port()
+        self.publisher = Publisher(
+            self.nodes, producer_port, self.receiver.url, random.Random(self.rng.random()), self.now
+        )
         nodes = ",".join(node.url for node in self.nodes)
-        self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": door, "nats_url": nodes}
-        self.open_producer()
-        for _ in range(WORKERS):
-            slot = WorkerSlot([Way(node.port) for node in self.nodes])
-            for way in slot.ways:
-                await nursery.start(way.serve)
-            self.slots.append(slot)
-            await self.start_worker(slot)
+        self._producer_settings = {"listen_host": "127.0.0.1", "listen_port": producer_port, "nats_url": nodes}
+        self.start_producer()
+        for _ in range(NUM_WORKERS):
+            host = WorkerHost([Proxy(node.port) for node in self.nodes])
+            for proxy in host.proxies:
+                await nursery.start(proxy.serve)
+            self.hosts.append(host)
+            await self.start_worker(host)
 
     async def tear_down(self) -> None:
         """Kill the processes that still run."""
@@ -122,7 +124,7 @@ class Stage:
 
     # The producer.
 
-    def open_producer(self) -> None:
+    def start_producer(self) -> None:
         """Start this project's producer, or start it again after it was killed."""
         settings = {"nats_stream_replicas": len(self.nodes), "log_encoding": "json", **self._producer_settings}
         self.producer = self._open.enter_context(
@@ -131,12 +133,12 @@ class Stage:
 
     # Workers.
 
-    async def start_worker(self, slot: WorkerSlot) -> None:
-        """Start a worker on a slot that is free."""
+    async def start_worker(self, host: WorkerHost) -> None:
+        """Start a worker on a host without a running worker."""
         self._started += 1
-        slot.name, slot.began, slot.stopped = f"w{self._started}", self.now(), None
-        urls = ",".join(f"nats://127.0.0.1:{way.port}" for way in slot.ways)
-        gateway = f"{self.functions.url}/{slot.name}"
+        host.name, host.began, host.stopped = f"w{self._started}", self.now(), None
+        urls = ",".join(f"nats://127.0.0.1:{proxy.port}" for proxy in host.proxies)
+        gateway = f"{self.functions.url}/{host.name}"
         replicas = len(self.nodes)
         mode = self.rng.choice(["static", "function"]) if self.mode == "mixed" else self.mode
         settings = {
@@ -147,10 +149,10 @@ class Stage:
             "scaling_mode": mode,
             "limiter_enabled": "false",  # the ledger does not model which messages it returns
         }
-        slot.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
-        self._workers.append(slot.worker)
+        host.worker = self._open.enter_context(Worker(None, tmp_path=self._directory, **settings))
+        self._workers.append(host.worker)
         # A process without a signal handler yet dies of SIGTERM.
-        await in_thread(partial(slot.worker.wait_for, "Serving metrics"))
+        await in_thread(partial(host.worker.wait_for, "Serving metrics"))
 
     @property
     def consumer(self) -> str:
@@ -162,25 +164,25 @@ class Stage:
         names = self.broker.api(f"CONSUMER.NAMES.{STREAM}")["consumers"] or [CONSUMER]
         return str(self.rng.choice(sorted(names)))
 
-    def terminate(self, slot: WorkerSlot) -> None:
-        """Send SIGTERM to a slot's worker, and record the time of the first one."""
-        slot.stopped = slot.stopped or self.now()
-        slot.worker.terminate()
+    def terminate(self, host: WorkerHost) -> None:
+        """Send SIGTERM to a host's worker, and record the time of the first one."""
+        host.stopped = host.stopped or self.now()
+        host.worker.terminate()
 
-    async def wait_ended(self, slot: WorkerSlot) -> None:
+    async def wait_ended(self, host: WorkerHost) -> None:
         """Wait until a worker that was terminated or killed has ended."""
-        process = slot.worker.process
+        process = host.worker.process
         with trio.move_on_after(LAST_RESORT):
             while process.poll() is None:  # noqa: ASYNC110 -- there is no event for the end of a process
                 await trio.sleep(0.005)
         code = process.poll()
         if code is None:
-            self.log(f"{slot.name} does not end; see {slot.worker.output[-2000:]}")
-            slot.worker.kill()
+            self.log(f"{host.name} does not end; see {host.worker.output[-2000:]}")
+            host.worker.kill()
             process.wait()
-        self._lives.append(WorkerLife(slot.name, slot.began, slot.stopped, self.now(), 99 if code is None else code))
+        self._lives.append(WorkerLife(host.name, host.began, host.stopped, self.now(), 99 if code is None else code))
 
-    # What happens.
+    # Faults and records.
 
     @contextmanager
     def fault(
@@ -188,10 +190,10 @@ class Stage:
         kind: str,
         workers: frozenset[str] | None = frozenset(),
         *,
-        lingers: float = 0.0,
-        forgets: bool = False,
-        fatal: bool = False,
-        delays: bool = False,
+        recovery_time: float = 0.0,
+        loses_counts: bool = False,
+        ends_workers: bool = False,
+        delays_messages: bool = False,
     ) -> Iterator[None]:
         """Record a fault that lasts as long as this block; the arguments are the fields of ``Fault``."""
         began = self.now()
@@ -199,31 +201,33 @@ class Stage:
         try:
             yield
         finally:
-            self.faults.append(Fault(kind, began, self.now(), workers, lingers, forgets, fatal, delays))
+            self.faults.append(
+                Fault(kind, began, self.now(), workers, recovery_time, loses_counts, ends_workers, delays_messages)
+            )
 
-    async def run_empty(self) -> int:
-        """Let the queue run empty; return how many messages are left after LAST_RESORT seconds."""
+    async def wait_empty(self) -> int:
+        """Wait until the queue is empty; return how many messages are left after LAST_RESORT seconds."""
         with trio.move_on_after(LAST_RESORT):
-            while await self.supply.left():  # noqa: ASYNC110 -- the broker sends no event for it
+            while await self.publisher.num_unfinished():  # noqa: ASYNC110 -- the broker sends no event for it
                 await trio.sleep(0.1)
-        return self.supply.waiting
+        return self.publisher.backlog
 
-    async def history(self, left: int) -> History:
+    async def history(self, num_unfinished: int) -> History:
         """Return all records, after all workers have ended."""
         return History(
             rules=RULES,
-            published=self.supply.published,
+            published=self.publisher.published,
             runs=[self._run(request) for request in self.functions.requests],
-            posts=[self._post(request) for request in self.receiver.requests],
-            letters=await in_thread(self._letters),
+            callbacks=[self._callback(request) for request in self.receiver.requests],
+            dead_letters=await in_thread(self._dead_letters),
             lives=self._lives,
             faults=self.faults,
-            undecodable=self.supply.garbled,
-            left=left,
-            stored=await in_thread(lambda: self.broker.api(f"STREAM.INFO.{STREAM}")["state"]["messages"]),
+            undecodable=self.publisher.undecodable,
+            num_unfinished=num_unfinished,
+            num_stored=await in_thread(lambda: self.broker.api(f"STREAM.INFO.{STREAM}")["state"]["messages"]),
         )
 
-    def complaints(self) -> list[str]:
+    def bad_log_lines(self) -> list[str]:
         """Return the log lines that no worker may write: bugs and tracebacks."""
         return [
             line
@@ -232,13 +236,13 @@ class Stage:
             if "Traceback" in line or '"level":"critical"' in line or "a bug" in line.lower()
         ]
 
-    def _letters(self) -> list[Letter]:
+    def _dead_letters(self) -> list[DeadLetter]:
         try:
-            stored = self.broker.ask(lambda node: node.messages(f"{STREAM}-dead-letters"))
+            stored = self.broker.on_any_node(lambda node: node.messages(f"{STREAM}-dead-letters"))
         except ApiError:
             return []
         return [
-            Letter(
+            DeadLetter(
                 None if "undecodable" in letter.subject else letter.headers.get("X-Call-Id", ""),
                 int(letter.headers["X-Dead-Letter-Attempts"]),
                 int(letter.headers["X-Dead-Letter-Deliveries"]),
@@ -248,19 +252,19 @@ class Stage:
         ]
 
     def _run(self, request: Request) -> Run:
-        reply, whole = request.reply, is_whole(request)
+        reply, intact = request.reply, is_intact(request)
         began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
         answer: Answer = "final"
         if reply is None or reply.stall:
             answer = "none"
-        elif reply.raw is not None or reply.status in CODES:
+        elif reply.raw is not None or reply.status in RETRIED_CODES:
             answer = "retry"
-        asks = float(dict(reply.headers).get("Retry-After", 0)) if reply else 0.0
-        return Run(request.call_id, request.prefix, began, ended, answer, asks, whole)
+        retry_after = float(dict(reply.headers).get("Retry-After", 0)) if reply else 0.0
+        return Run(request.call_id, request.prefix, began, ended, answer, retry_after, intact)
 
-    def _post(self, request: Request) -> Post:
+    def _callback(self, request: Request) -> ReceivedCallback:
         began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
-        return Post(request.call_id, began, ended, request.header("X-Function-Status") or "")
+        return ReceivedCallback(request.call_id, began, ended, request.header("X-Function-Status") or "")
 
 
 async def in_thread(call: Callable[[], T]) -> T:

@@ -16,22 +16,22 @@ from tests.simulation.plans import RARE, RARE_HEALTHY, faulty, healthy
 from tests.world.simulation import Plan, simulate
 
 
-class Found(Exception):  # noqa: N818 -- it says what happened
-    """A law, or a rule of a port, was seen to be broken."""
+class Found(Exception):  # noqa: N818 -- an event, not an error
+    """A violation of a law or of a port's rule."""
 
 
 def _is_broken_patch(error: BaseException) -> bool:
-    """Whether a patch names something that is no longer there, which would be found in any life."""
+    """Return whether a patch names an attribute that does not exist, which any life would find."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(_is_broken_patch, error.exceptions))
     return isinstance(error, AttributeError | NameError | TypeError)
 
 
-def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | None:
-    """Return how many lives it takes to find a bug, or None where *most* are not enough.
+def lives_until_found(first: Sequence[Plan], plans: Any, max_lives: int) -> int | None:
+    """Return the number of lives after which a bug is found, or None where *max_lives* do not find it.
 
-    The lives are the same each time: those of *first*, as in test_simulation.py, and then those that Hypothesis draws,
-    which depends on nothing but this file and the plans (see tests/conftest.py).
+    The lives are the same each time: those of *first*, as in test_simulation.py, then those that Hypothesis draws. Its
+    draws depend only on this file and the plans (see tests/conftest.py).
     """
     lives = 0
 
@@ -49,7 +49,7 @@ def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | Non
             raise Found(repr(error)[:200]) from None
 
     drawn = settings(
-        max_examples=most - len(first),
+        max_examples=max_lives - len(first),
         derandomize=True,
         database=None,
         deadline=None,
@@ -67,21 +67,21 @@ def lives_until_found(first: Sequence[Plan], plans: Any, most: int) -> int | Non
 
 
 @pytest.mark.parametrize("bug", HEALTHY, ids=lambda bug: bug.__name__)
-def test_found_where_nothing_fails(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these is found among a hundred lives without faults."""
+def test_simulation_without_faults_finds_the_bug(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bug that shows without faults is found within a hundred lives without faults."""
     bug(monkeypatch)
     assert lives_until_found(RARE_HEALTHY, healthy, 100)
 
 
 @pytest.mark.parametrize("bug", FAULTY, ids=lambda bug: bug.__name__)
-def test_found_in_trouble(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these takes a fault, and is found among two hundred lives with some."""
+def test_simulation_with_faults_finds_the_bug(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bug that shows after a fault is found within two hundred lives with faults."""
     bug(monkeypatch)
     assert lives_until_found(RARE, faulty, 200)
 
 
 @pytest.mark.parametrize("bug", bugs.RARE, ids=lambda bug: bug.__name__)
-def test_found_seldom(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of these takes a certain fault in a certain second, and is found among two thousand lives."""
+def test_simulation_finds_the_bug_of_a_rare_fault(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bug that shows after a certain fault in a certain second is found within two thousand lives."""
     bug(monkeypatch)
     assert lives_until_found(RARE, faulty, 2000)

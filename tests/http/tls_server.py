@@ -1,6 +1,6 @@
-"""A TLS server of its own process, for its half of the work: ``python -m tests.http.together FD CERTIFICATE NUMBER``.
+"""A TLS server in a process of its own, to use another core: ``python -m tests.http.tls_server FD CERTIFICATE NUMBER``.
 
-On the listening socket that it inherits as FD it answers no request before NUMBER have arrived, then each.
+It listens on the inherited socket FD, and answers no request before NUMBER requests have arrived.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tests.http.server import OK
 
 async def main(listener: socket.socket, context: ssl.SSLContext, number: int) -> None:
     """Serve until killed."""
-    all_here, arrived = asyncio.Event(), 0
+    all_arrived, arrived = asyncio.Event(), 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal arrived
         while True:
-            await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of what is invoked here
+            await reader.readuntil(b"\r\n\r\n\x00\xff")  # a header, and the body of the test's invocation
             arrived += 1
             if arrived == number:
-                all_here.set()
-            await all_here.wait()
+                all_arrived.set()
+            await all_arrived.wait()
             writer.write(OK)
 
     server = await asyncio.start_server(serve, sock=listener, ssl=context, backlog=number)

@@ -1,4 +1,4 @@
-"""A worker without a core: it gives every flow credit, and a test decides about its deliveries."""
+"""A worker without a core: it gives every flow credit, and a test settles its deliveries."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from worker.model import (
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import Consumer
 
-EACH = 4
+FLOW_CREDIT = 4
 """Credit of each flow."""
 
 
-class Hand:
+class CorelessWorker:
     """A worker's queue, with its events, notices and deliveries."""
 
     queue: NatsQueue
     consumer: Consumer
 
-    def __init__(self, act: Callable[[Hand, Delivery], None], each: int = EACH) -> None:
-        self.came: list[Delivery] = []
-        self.told: list[Notice] = []
+    def __init__(self, act: Callable[[CorelessWorker, Delivery], None], credit: int = FLOW_CREDIT) -> None:
+        self.deliveries: list[Delivery] = []
+        self.notices: list[Notice] = []
         self.events: list[Event] = []
-        self.asked: Counter[str] = Counter()
+        self.credit: Counter[str] = Counter()
         self.held: dict[tuple[int, int], Delivery] = {}
         self.stopped = False
-        self._act, self._each = act, each
+        self._act, self._flow_credit = act, credit
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Receive and handle deliveries and notices until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._extend)
             while True:
                 for each in await self.consumer.receive():
-                    self._heed(each)
+                    self._handle(each)
 
     async def stop(self) -> None:
-        """As a drain begins: what came unstarted goes back."""
+        """Stop as a drain begins, and nak the deliveries that the consumer still holds."""
         self.stopped = True
         for each in await self.consumer.stop():
             self.queue.settle(each, Nak(), before=inf)
@@ -67,51 +67,51 @@ class Hand:
             for delivery in self.held.values():
                 self.queue.extend(delivery, lambda: None, before=inf)
 
-    def _heed(self, each: Delivery | Notice) -> None:
+    def _handle(self, each: Delivery | Notice) -> None:
         if isinstance(each, Delivery):
-            self.came.append(each)
-            self.asked[each.flow] -= 1
+            self.deliveries.append(each)
+            self.credit[each.flow] -= 1
             self._act(self, each)
-            self._want(each.flow)
+            self._add_credit(each.flow)
             return
-        self.told.append(each)
+        self.notices.append(each)
         match each:
             case QueueShared():
-                self._want(SHARED)
+                self._add_credit(SHARED)
             case StoredCount(flow, messages) | PendingCount(flow, messages) if messages:
-                self._want(flow)
+                self._add_credit(flow)
             case QueueShared():
-                self._want(SHARED)
+                self._add_credit(SHARED)
             case Published(flow):
-                self._want(flow)
+                self._add_credit(flow)
             case CreditReturned(flow, count):
-                self.asked[flow] -= count
+                self.credit[flow] -= count
             case FlowEnded(flow):
-                del self.asked[flow]
+                del self.credit[flow]
 
-    def _want(self, flow: str) -> None:
-        if not self.stopped and (more := self._each - self.asked[flow]) > 0:
-            self.asked[flow] += more
+    def _add_credit(self, flow: str) -> None:
+        if not self.stopped and (more := self._flow_credit - self.credit[flow]) > 0:
+            self.credit[flow] += more
             self.consumer.add_credit(more, flow)
 
 
-def acknowledge(hand: Hand, delivery: Delivery) -> None:
-    """Ack a delivery, as most tests do."""
-    hand.queue.settle(delivery, Ack(), before=inf)
+def ack(worker: CorelessWorker, delivery: Delivery) -> None:
+    """Ack a delivery, which is the default."""
+    worker.queue.settle(delivery, Ack(), before=inf)
 
 
 @asynccontextmanager
-async def at_work(
+async def running_worker(
     server: NatsServer,
     settings: Mapping[str, str],
-    act: Callable[[Hand, Delivery], None] = acknowledge,
-    each: int = EACH,
-) -> AsyncIterator[Hand]:
-    """Consume a server's queue."""
-    hand = Hand(act, each)
+    act: Callable[[CorelessWorker, Delivery], None] = ack,
+    credit: int = FLOW_CREDIT,
+) -> AsyncIterator[CorelessWorker]:
+    """Run a worker that consumes a server's queue; *act* is called with each delivery."""
+    worker = CorelessWorker(act, credit)
     environment = {"nats_port": str(server.port), **settings}
-    async with open_queue(load(environment).settings, hand.events.append) as queue, trio.open_nursery() as nursery:
-        hand.queue, hand.consumer = queue, await queue.consume()
-        nursery.start_soon(hand.run)
-        yield hand
+    async with open_queue(load(environment).settings, worker.events.append) as queue, trio.open_nursery() as nursery:
+        worker.queue, worker.consumer = queue, await queue.consume()
+        nursery.start_soon(worker.run)
+        yield worker
         nursery.cancel_scope.cancel()

@@ -39,7 +39,7 @@ class Process:
         """Suspend the tasks."""
         self.stopped = True
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Continue the tasks with the values that they were sent while they were suspended."""
         self.stopped = False
         waiting, self._waiting = self._waiting, []
