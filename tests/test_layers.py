@@ -49,7 +49,7 @@ NATS_LAYERS = [
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("finished_deleter", "function_state", "dead_letters", "apply"),
+    ("retired_consumers", "function_state", "dead_letters", "apply"),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),

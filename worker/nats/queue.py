@@ -21,18 +21,17 @@ from ..events import BrokerFailure
 from ..model import Backlog, DeadLetter, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
-from . import topology
+from . import dead_letters, topology
 from .binding import RETRY, Binding
 from .connection import Connection
 from .credit import DEFAULT_BATCH
-from .dead_letters import DeadLetters
-from .finished_deleter import RetiredConsumers
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .options import connect_options
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
+from .retired_consumers import RetiredConsumers
 from .wire import ApiError
 
 _TICK = 0.25
@@ -51,8 +50,8 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
     async with trio_asyncio.open_loop() as loop:
         # Without a handler, any stray error of an asyncio callback would end the program.
         loop.set_exception_handler(lambda _, context: emit(BrokerFailure("inside nats-py", _describe(context))))
-        queue = NatsQueue(settings, emit)
         async with trio.open_nursery() as nursery:
+            queue = NatsQueue(settings, emit, nursery)
             nursery.start_soon(aio_as_trio(queue.run))
             try:
                 yield queue
@@ -65,11 +64,12 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
 class NatsQueue:
     """See :class:`worker.ports.Queue`.
 
-    What needs the stream's name at the server is constructed once that is known, when the queue is first consumed.
+    What needs the stream's name at the server is constructed once that is known, when the queue is first consumed; then
+    its tasks begin in *nursery*.
     """
 
-    def __init__(self, settings: Settings, emit: Emit) -> None:
-        self._settings, self._emit = settings, emit
+    def __init__(self, settings: Settings, emit: Emit, nursery: trio.Nursery) -> None:
+        self._settings, self._emit, self._nursery = settings, emit, nursery
         options = connect_options(settings, name=f"queue-worker {settings.queue_name}")
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
@@ -85,66 +85,66 @@ class NatsQueue:
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox)
-        self._bound = asyncio.Event()
-        """Set once the queue is consumed."""
         self._binding: Binding | None = None
-        self._dead_letters: DeadLetters | None = None
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
 
     @property
     def ready(self) -> bool:
         """Whether the worker is connected and has something to pull from; in function mode, whether it knows what."""
-        return self._connection.up and self._binding is not None and self._binding.serving.ready
+        return self._connection.up and self._binding is not None and self._binding.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
-        return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        await aio_as_trio(self._open)()
+        self._nursery.start_soon(aio_as_trio(self._run_bound))
+        return self._flows
 
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
-        if self._binding:
-            await aio_as_trio(self._binding.serving.wait_deleted)()
+        await aio_as_trio(self._retired.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        if self._dead_letters is None:
-            raise BrokerUnavailableError("not connected to NATS yet")
-        await aio_as_trio(self._dead_letters.store)(letter)
+        stream = self._bound.stream
+        await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
+        return await aio_as_trio(self._bound.read_backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+
+    @property
+    def _bound(self) -> Binding:
         if self._binding is None:
             raise BrokerUnavailableError("not connected to NATS yet")
-        return await aio_as_trio(self._binding.read_backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        return self._binding
 
     # The asyncio side.
 
     async def run(self) -> None:
-        """Run all tasks until cancelled."""
-        await asyncio.gather(
-            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._run_binding()
-        )
+        """Run the tasks that need no stream until cancelled."""
+        await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run())
+
+    async def _run_bound(self) -> None:
+        binding = self._bound
+        await asyncio.gather(binding.run(), binding.serving.run(), self._retired.run(self._jetstream, binding.stream))
 
     async def close(self) -> None:
         """Close the connection."""
         await self._flows.cancel()
         await self._connection.close()
 
-    async def _open(self) -> Consumer:
+    async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
         await self._states.open()
         settings = await self._find_name()
-        self._dead_letters = DeadLetters(self._jetstream, self._settings, settings.nats_stream, self._emit)
         self._binding = Binding(
             self._jetstream, settings, self._flows, self._outbox, retired=self._retired, emit=self._emit
         )
         while not await self._binding.bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
             await asyncio.sleep(RETRY)
-        self._bound.set()
-        return self._flows
 
     async def _find_name(self) -> Settings:
         """Return the settings with the stream's name at the server, once it answers."""
@@ -154,11 +154,6 @@ class NatsQueue:
             except (ApiError, BrokerUnavailableError) as error:
                 self._connection.report_failure("looking for the stream and its consumer", error)
                 await asyncio.sleep(RETRY)
-
-    async def _run_binding(self) -> None:
-        await self._bound.wait()
-        if self._binding:
-            await asyncio.gather(self._binding.run(), self._binding.serving.run())
 
     async def _tick(self) -> None:
         while True:
@@ -178,23 +173,22 @@ class NatsQueue:
         self._states.connection_changed(up)
         self.quotas.connection_changed(up)
         if self._binding:
-            self._binding.rebind()
+            self._binding.connection_changed(up)
 
     def _create_consumer(self, flow: str) -> None:
         if is_token_flow(flow):
             self.quotas.create_consumer(flow)
-        elif self._binding:
-            self._binding.serving.create_consumer(flow)
+        else:
+            self._bound.serving.create_consumer(flow)
 
     def _on_consumer_lost(self, flow: str) -> None:
         if is_token_flow(flow):
             self.quotas.consumer_lost(flow)
-        elif self._binding:
-            self._binding.serving.consumer_lost(flow)
+        else:
+            self._bound.serving.consumer_lost(flow)
 
     async def _on_stopping(self) -> None:
-        if self._binding:
-            await self._binding.serving.leave()
+        await self._bound.migration.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))

@@ -1,22 +1,29 @@
-"""Deletes the messages that ended through a retired consumer.
+"""The retired consumers, and the deletion of the messages that ended through one.
 
-JetStream does not: a message that one consumer has the ack of stays on a work queue while another consumer covers it
-(measured, nats-server 2.15.1), and that one would deliver it again. So the worker that ended a message through
-a retired consumer deletes it, by its sequence: only what has certainly ended, never a range. Where the worker dies in
-between, or never received the announcement of the retirement, the message runs again. A deletion is right whatever
-became of the consumer.
+JetStream does not delete them: a message that one consumer has the ack of stays on a work queue while another consumer
+covers it (measured, nats-server 2.15.1), and that one would deliver it again. So the worker that ended a message
+through a retired consumer deletes it, by its sequence: only what has certainly ended, never a range. Where the worker
+dies in between, or never received the announcement of the retirement, the message runs again. A deletion is right
+whatever became of the consumer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+
+import trio
 
 from ..model import Delivery
 from ..ports import BrokerUnavailableError
 from .jetstream import JetStream
+from .layout import ConsumerSet
 from .wire import ApiError, consumer_of, nanoseconds
 
+_ANNOUNCED = 30.0
+"""Seconds for which an announced name counts as retired in a worker that looks at the consumers: retiring some dozens
+takes a second, and it looks every three or so. A draining worker does not look; there the name counts until it ends."""
 _LOOK = 0.01
 """Seconds between two looks whether all is deleted, at the end of a drain."""
 _RETRY = 0.5
@@ -31,55 +38,74 @@ class RetiredConsumers:
 
     def __init__(self) -> None:
         self.names: AbstractSet[str] = frozenset()
-        self.ended: dict[int, int] = {}
-        """The sequences of these messages, and when each was stored (ns)."""
-        self.wake = asyncio.Event()
+        """Those that were observed, and those that were announced."""
+        self._observed: frozenset[str] = frozenset()
+        self._announced: dict[str, float] = {}
+        """The names of consumers that are being retired, and until when they count as retired."""
+        self._ended: dict[int, int] = {}
+        """The sequences of the messages to delete, and when each was stored (ns)."""
+        self._unanswered: set[int] = set()
+        """Sequences whose deletion had no answer."""
+        self._wake = asyncio.Event()
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Note consumers that are about to be retired."""
+        self._announced |= dict.fromkeys(names, trio.current_time() + _ANNOUNCED)
+        self.names = self._observed | self._announced.keys()
+
+    def set_consumers(self, consumers: ConsumerSet) -> None:
+        """Note which consumers are retired, and end announcements: those that expired, and those of deleted ones."""
+        now, retired = trio.current_time(), frozenset(each.name for each in consumers.retired)
+        deleted = self._observed - retired  # from now on the name may be that of a new consumer
+        self._announced = {
+            name: until for name, until in self._announced.items() if now < until and name not in deleted
+        }
+        self._observed = retired
+        self.names = retired | self._announced.keys()
 
     def settled(self, delivery: Delivery) -> None:
         """Note that a message ended for good, where that was through a retired consumer."""
         if consumer_of(delivery.token) in self.names:
             sequence, stored = delivery.id
-            self.ended[sequence] = stored
-            self.wake.set()
-
-
-class FinishedDeleter:
-    """Deletes the messages in *retired* from one stream."""
-
-    def __init__(self, jetstream: JetStream, stream: str, retired: RetiredConsumers) -> None:
-        self._jetstream, self._stream, self._retired = jetstream, stream, retired
-        self._unanswered: set[int] = set()
-        """Sequences whose deletion had no answer."""
-
-    async def wait_done(self) -> None:
-        """Return when no message is left to be deleted."""
-        while self._retired.ended:  # noqa: ASYNC110 -- what changes is at the server
-            await asyncio.sleep(_LOOK)
+            self._ended[sequence] = stored
+            self._wake.set()
 
     def forget(self) -> None:
-        """Delete none of the messages until now: the stream was replaced, and its sequences name other messages."""
-        self._retired.ended.clear()
+        """Forget announcements and messages: the stream was replaced, and its sequences identify other messages."""
+        self._announced.clear()
+        self.names = self._observed
+        self._ended.clear()
         self._unanswered.clear()
 
-    async def run(self) -> None:
-        """Delete until cancelled."""
-        ended = self._retired.ended
+    async def wait_deleted(self) -> None:
+        """Return when no message is left to be deleted."""
+        while self._ended:  # noqa: ASYNC110 -- what changes is at the server
+            await asyncio.sleep(_LOOK)
+
+    async def run(self, jetstream: JetStream, stream: str) -> None:
+        """Delete the messages from a stream until cancelled."""
         while True:
-            await self._retired.wake.wait()
-            self._retired.wake.clear()
-            while some := [*ended][:_AT_ONCE]:
-                deleted = await asyncio.gather(*map(self._delete, some))
+            await self._wake.wait()
+            self._wake.clear()
+            while some := [*self._ended][:_AT_ONCE]:
+                deleted = await asyncio.gather(*(self._delete(jetstream, stream, each) for each in some))
                 for sequence, gone in zip(some, deleted, strict=True):
                     if gone:
-                        ended.pop(sequence, None)
+                        self._ended.pop(sequence, None)
                 if not all(deleted):
                     await asyncio.sleep(_RETRY)
 
-    async def _delete(self, sequence: int) -> bool:
+    async def _delete(self, jetstream: JetStream, stream: str, sequence: int) -> bool:
         """Delete a message, and return whether it is gone."""
         try:
-            if sequence not in self._unanswered or await self._is_same(sequence):
-                await self._jetstream.delete_message(self._stream, sequence)
+            if sequence in self._unanswered:
+                # After a silence the stream may be another one, which has the sequence of the old one's message.
+                found = await jetstream.message(stream, sequence)
+                same = abs(nanoseconds(found.time) - self._ended.get(sequence, 0)) < _EXACT
+            else:
+                same = True
+            if same:
+                await jetstream.delete_message(stream, sequence)
         except BrokerUnavailableError:
             self._unanswered.add(sequence)
             return False
@@ -87,8 +113,3 @@ class FinishedDeleter:
             pass  # there is no such message any more
         self._unanswered.discard(sequence)
         return True
-
-    async def _is_same(self, sequence: int) -> bool:
-        # After a silence the stream may be another one, which has the sequence of the old one's message.
-        found = await self._jetstream.message(self._stream, sequence)
-        return abs(nanoseconds(found.time) - self._retired.ended.get(sequence, 0)) < _EXACT
