@@ -43,9 +43,8 @@ LAYERS = [
 NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
-    ("serving",),
-    ("quotas",),
-    ("flow_consumers", "discovery"),
+    ("quotas", "discovery"),
+    ("flow_consumers",),
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),

@@ -97,7 +97,7 @@ class NatsQueue:
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
         await aio_as_trio(self._open)()
-        self._nursery.start_soon(aio_as_trio(self._run_bound))
+        self._nursery.start_soon(aio_as_trio(self._bound.run))
         return self._flows
 
     async def wait_settled(self) -> None:
@@ -125,10 +125,6 @@ class NatsQueue:
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
         await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run())
-
-    async def _run_bound(self) -> None:
-        binding = self._bound
-        await asyncio.gather(binding.run(), binding.serving.run(), self._retired.run(self._jetstream, binding.stream))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -179,13 +175,13 @@ class NatsQueue:
         if is_token_flow(flow):
             self.quotas.create_consumer(flow)
         else:
-            self._bound.serving.create_consumer(flow)
+            self._bound.create_consumer(flow)
 
     def _on_consumer_lost(self, flow: str) -> None:
         if is_token_flow(flow):
             self.quotas.consumer_lost(flow)
         else:
-            self._bound.serving.consumer_lost(flow)
+            self._bound.consumer_lost(flow)
 
     async def _on_stopping(self) -> None:
         await self._bound.migration.leave()

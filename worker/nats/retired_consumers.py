@@ -34,11 +34,11 @@ _EXACT = 10_000
 
 
 class RetiredConsumers:
-    """The names of retired consumers, and the messages that ended through one and have to be deleted."""
+    """The retired consumers, as far as this worker knows, and the messages that ended through one."""
 
     def __init__(self) -> None:
         self.names: AbstractSet[str] = frozenset()
-        """Those that were observed, and those that were announced."""
+        """The names of retired consumers: observed ones, and announced ones."""
         self._observed: frozenset[str] = frozenset()
         self._announced: dict[str, float] = {}
         """The names of consumers that are being retired, and until when they count as retired."""

@@ -19,10 +19,10 @@ from ..config import Settings
 from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
-from ..ports import Emit, MisconfiguredError
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from .jetstream import JetStream
 from .layout import FUNCTION, MODE, PARTITIONS, partitions_of, static
-from .wire import ConsumerConfig, ConsumerInfo, StreamConfig
+from .wire import ApiError, ConsumerConfig, ConsumerInfo, StreamConfig
 
 _MAX_CONSUMERS = 1_000_000
 """More consumers than any stream has."""
@@ -207,13 +207,17 @@ async def ensure_consumer(
 async def allow_more_consumers(jetstream: JetStream, settings: Settings, emit: Emit) -> bool:
     """Let the stream have as many consumers as its configuration allows, where that sets no limit.
 
-    Nats-server 2.15 and later takes "no limit" for 1,000. A limit that an operator has set stays: then return False.
+    Nats-server 2.15 and later takes "no limit" for 1,000. Return False where a limit that an operator has set stays,
+    and where the stream cannot be changed.
     """
-    info = await jetstream.stream(settings.nats_stream)
-    limit = info.config.max_consumers
-    if limit is not None and limit > 0:
-        return limit >= _MAX_CONSUMERS
-    await jetstream.update_stream(info, max_consumers=_MAX_CONSUMERS)
+    try:
+        info = await jetstream.stream(settings.nats_stream)
+        limit = info.config.max_consumers
+        if limit is not None and limit > 0:
+            return limit >= _MAX_CONSUMERS
+        await jetstream.update_stream(info, max_consumers=_MAX_CONSUMERS)
+    except (ApiError, BrokerUnavailableError):  # no permission
+        return False
     reason = "may have no more consumers by the server's default; its max_consumers is set"
     emit(ConfigDrift(f"the stream {settings.nats_stream} {reason}"))
     return True
