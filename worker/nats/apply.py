@@ -50,10 +50,7 @@ class Applier:
     async def apply(self, change: Change) -> None:
         """Apply a change, to several consumers at the same time.
 
-        Raises:
-            MisconfiguredError: the server cannot pause consumers.
-            ApiError: the server answers with an error.
-            worker.ports.BrokerUnavailableError: the server does not answer.
+        Raises a :class:`MisconfiguredError` where the server cannot pause consumers, and the errors of its requests.
         """
         match change:
             case Retire(names, layout):
@@ -149,9 +146,6 @@ async def _for_each(items: Iterable[T], act: Callable[[T], Awaitable[R]]) -> lis
         async with room:
             return await act(item)
 
-    results = []
-    for result in await asyncio.gather(*map(act_within, items), return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-        results.append(result)
-    return results
+    tasks = [asyncio.ensure_future(act_within(item)) for item in items]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]

@@ -30,6 +30,7 @@ from .reconcile import BindShared, Idle, Observed, Retire, Serve, Wanted, delete
 from .retired_consumers import RetiredConsumers
 from .wire import ApiError, ErrorCode
 
+LOOKING = "looking for the stream and its consumer"
 RETRY = 1.0
 """Seconds before another try to find or create the stream and its consumer."""
 _CHECK = 3.0
@@ -94,43 +95,41 @@ class Binding:
                 async with asyncio.timeout(pause):  # wait_for of Python 3.11 may lose a cancellation
                     await self._unbound.wait()
             self._unbound.clear()
-            while connection.up and not self._bound:
-                try:
-                    if await self.bind(again=True):
-                        break
-                except MisconfiguredError as error:
-                    self._emit(BrokerMisconfigured(str(error)))
-                await asyncio.sleep(RETRY)
-            if connection.up and self._bound:
-                pause = await self._check()
+            doing, pause = LOOKING, RETRY
+            try:
+                if connection.up and not self._bound:
+                    await self.bind(again=True)
+                if connection.up and self._bound:
+                    doing, pause = "looking at the consumers", _CHECK
+                    pause = max(_CHECK, _SHARE * await self._check())
+            except MisconfiguredError as error:
+                self._emit(BrokerMisconfigured(str(error)))
+            except (ApiError, BrokerUnavailableError) as error:
+                connection.report_failure(doing, error)
 
-    async def bind(self, *, again: bool) -> bool:
+    async def bind(self, *, again: bool) -> None:
         """Find or create the stream, bring it into the layout that is to be served, and pull from its consumers.
 
-        *again*: they existed before, so that their absence is worth a warning. Return False where another try is worth
-        it.
+        *again*: they existed before, so that their absence is worth a warning.
 
         Raises:
             MisconfiguredError: the stream or its consumer cannot be used.
+            ApiError: the server answers with an error that passes.
+            BrokerUnavailableError: the server does not answer, or the consumers keep changing.
         """
-        try:
-            created = await topology.ensure_stream(self._jetstream, self._settings, self._emit, again=again)
-            if self._created not in (None, created):
-                self._outbox.forget()
-                self._retired.forget()
-                self._subjects.forget()
-                self._end_retired(self._retired_flows)
-            self._created = created
-            await self.migration.begin()
-            await self._flows.request_again()
-            if not self._flows.stopped:
-                await self._reconcile(again=again)
-        except (ApiError, BrokerUnavailableError) as error:
-            self._jetstream.connection.report_failure("looking for the stream and its consumer", error)
-            return False
+        created = await topology.ensure_stream(self._jetstream, self._settings, self._emit, again=again)
+        if self._created not in (None, created):
+            self._outbox.forget()
+            self._retired.forget()
+            self._subjects.forget()
+            self._end_retired(self._retired_flows)
+        self._created = created
+        await self.migration.begin()
+        await self._flows.request_again()
+        if not self._flows.stopped:
+            await self._reconcile(again=again)
         self._subjects.look_soon()
         self._bound = True
-        return True
 
     def connection_changed(self, up: bool) -> None:
         """Bind again once there is a connection."""
@@ -177,18 +176,18 @@ class Binding:
     # Consumers.
 
     async def _check(self) -> float:
-        """Follow the changes of other workers, and delete idle consumers. Return the seconds until the next check."""
-        began, took = trio.current_time(), 0.0
-        try:
-            if not self._flows.stopped:
-                await self._reconcile(again=True)
-                took = trio.current_time() - began
-                await self._delete_idle(trio.current_time())
-        except MisconfiguredError as error:
-            self._emit(BrokerMisconfigured(str(error)))
-        except (ApiError, BrokerUnavailableError) as error:
-            self._jetstream.connection.report_failure("looking at the consumers", error)
-        return max(_CHECK, _SHARE * took)
+        """Follow the changes of other workers, and delete idle consumers. Return the seconds that looking took."""
+        if self._flows.stopped:
+            return 0.0
+        began = trio.current_time()
+        await self._reconcile(again=True)
+        now = trio.current_time()
+        self._idle = idle_consumers(self._consumers, self._idle, now)
+        threshold, crowded = self._settings.consumer_inactive_threshold, self._subjects.crowded
+        due = delete_idle(self._idle, threshold, now, crowded=crowded)
+        for subject in await self._applier.delete_idle(due):
+            self._subjects.lost(subject)
+        return now - began
 
     async def _reconcile(self, *, again: bool) -> None:
         for _ in range(_ROUNDS):
@@ -231,12 +230,6 @@ class Binding:
         current, count = self._consumers.current, len(change.names)
         self._emit(ConfigDrift(f"the queue goes over from {current} to {change.layout}: {count} consumers retire"))
         await self.migration.announce(change.names)
-
-    async def _delete_idle(self, now: float) -> None:
-        self._idle = idle_consumers(self._consumers, self._idle, now)
-        threshold, crowded = self._settings.consumer_inactive_threshold, self._subjects.crowded
-        for subject in await self._applier.delete_idle(delete_idle(self._idle, threshold, now, crowded=crowded)):
-            self._subjects.lost(subject)
 
     # Flows.
 

@@ -35,25 +35,22 @@ class Migration:
     def __init__(self, connection: Connection, stream: str, layout: str, retired: RetiredConsumers) -> None:
         self._connection, self._stream, self._layout, self._retired = connection, stream, layout, retired
         self._presence: Subscription | None = None
-        self._listening = self._left = False
+        self._left = False
         self._answers: set[asyncio.Task[None]] = set()
 
     async def begin(self) -> None:
         """Subscribe to the questions and announcements of other workers; without effect where that is done."""
-        client = self._connection.client
-        if not self._listening:
-            self._listening = True
+        if self._presence is None:
+            client = self._connection.client
             await nats_internals.listen(client, self._subject("retiring"), self._on_announced)
-        if self._presence is None and not self._left:
             self._presence = await nats_internals.listen(client, self._subject(self._layout), self._on_question)
 
     async def leave(self) -> None:
         """Answer no more questions: a worker that drains does not keep its layout alive."""
         self._left = True
-        presence, self._presence = self._presence, None
-        if presence:
+        if self._presence:
             with suppress(nats.errors.Error):
-                await presence.unsubscribe()
+                await self._presence.unsubscribe()
 
     async def is_wanted(self, layout: str) -> bool:
         """Return whether a live worker wants a layout; also where none answers, but some may be too slow to."""
@@ -83,7 +80,7 @@ class Migration:
         return f"queue-worker.{self._stream}.{last.replace('/', '.')}"
 
     def _on_question(self, message: Msg) -> None:
-        if message.reply and self._presence:
+        if message.reply and not self._left:
             answer = asyncio.ensure_future(self._connection.client.publish(message.reply, b""))
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)

@@ -8,9 +8,9 @@ outbox.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 import trio_asyncio
@@ -22,7 +22,7 @@ from ..model import Backlog, DeadLetter, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from . import dead_letters, topology
-from .binding import RETRY, Binding
+from .binding import LOOKING, RETRY, Binding
 from .connection import Connection
 from .credit import DEFAULT_BATCH
 from .function_state import FunctionStates
@@ -33,6 +33,8 @@ from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
 from .wire import ApiError
+
+T = TypeVar("T")
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -135,20 +137,19 @@ class NatsQueue:
         await self._connection.open()
         await self._outbox.open()
         await self._states.open()
-        settings = await self._find_name()
-        self._binding = Binding(
+        settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
+        self._binding = binding = Binding(
             self._jetstream, settings, self._flows, self._outbox, retired=self._retired, emit=self._emit
         )
-        while not await self._binding.bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
-            await asyncio.sleep(RETRY)
+        await self._retry(lambda: binding.bind(again=False))
 
-    async def _find_name(self) -> Settings:
-        """Return the settings with the stream's name at the server, once it answers."""
+    async def _retry(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Act until the server answers, and return the result."""
         while True:
             try:
-                return await topology.as_named(self._jetstream, self._settings, self._emit)
+                return await act()
             except (ApiError, BrokerUnavailableError) as error:
-                self._connection.report_failure("looking for the stream and its consumer", error)
+                self._connection.report_failure(LOOKING, error)
                 await asyncio.sleep(RETRY)
 
     async def _tick(self) -> None:
