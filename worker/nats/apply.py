@@ -73,9 +73,8 @@ class Applier:
     async def _retire(self, name: str, layout: str) -> None:
         began = trio.current_time()
         if not await self._pause(name, PAUSE):
-            raise MisconfiguredError(
-                f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later"
-            )
+            needed = "switching modes needs nats-server 2.11 or later"
+            raise MisconfiguredError(f"the consumer {name} cannot be paused: {needed}")
         await asyncio.sleep(_FLUSHED)
         info = await self._jetstream.consumer(self._stream, name)
         # Only where the pause has lasted until now is the sequence in the info the last one that was delivered.
@@ -102,19 +101,18 @@ class Applier:
         """Delete a consumer while it is paused, so that it delivers nothing between the last look and its deletion."""
         name = idle.name
         try:
-            if not await self._is_idle(name):
-                return None
-            paused = await self._pause(name, PAUSE)
-            if not await self._is_idle(name):
+            if await self._is_idle(name):
+                paused = await self._pause(name, PAUSE)
+                if await self._is_idle(name):
+                    await self._jetstream.delete_consumer(self._stream, name)
+                    return idle.subject
                 if paused:
                     await self._resume(name)
-                return None
-            await self._jetstream.delete_consumer(self._stream, name)
         except (ApiError, BrokerUnavailableError) as error:
-            if not (isinstance(error, ApiError) and error.err_code == ErrorCode.CONSUMER_NOT_FOUND):
-                self._jetstream.connection.report_failure(f"deleting the consumer {name}, which is idle", error)
-                return None
-        return idle.subject
+            if isinstance(error, ApiError) and error.err_code == ErrorCode.CONSUMER_NOT_FOUND:
+                return idle.subject
+            self._jetstream.connection.report_failure(f"deleting the consumer {name}, which is idle", error)
+        return None
 
     async def _is_idle(self, name: str) -> bool:
         found = consumer_state(await self._jetstream.consumer(self._stream, name))

@@ -110,12 +110,8 @@ class Binding:
     async def bind(self, *, again: bool) -> None:
         """Find or create the stream, bring it into the layout that is to be served, and pull from its consumers.
 
-        *again*: they existed before, so that their absence is worth a warning.
-
-        Raises:
-            MisconfiguredError: the stream or its consumer cannot be used.
-            ApiError: the server answers with an error that passes.
-            BrokerUnavailableError: the server does not answer, or the consumers keep changing.
+        *again*: they existed before, so that their absence is worth a warning. Where the consumers keep changing, raise
+        a :class:`BrokerUnavailableError`; else the errors of :mod:`worker.nats.topology`.
         """
         created = await topology.ensure_stream(self._jetstream, self._settings, self._emit, again=again)
         if self._created not in (None, created):
@@ -216,12 +212,11 @@ class Binding:
         if ages:
             return Observed(consumers, ages)
         self._consumers = self._subjects.consumers = consumers
-        current = consumers.current
-        foreign = current is not None and current != self._wanted.layout
+        wanted, current = self._wanted.layout, consumers.current or self._wanted.layout
         shared = self._flows.find(SHARED)
         return Observed(
             consumers,
-            current_is_wanted=foreign and await self.migration.is_wanted(str(current)),
+            current_is_wanted=current != wanted and await self.migration.is_wanted(current),
             served=self._served,
             bound=shared is not None and shared.bound,
         )
@@ -257,7 +252,7 @@ class Binding:
         if self._flows.find(SHARED) is None:
             self._flows.notify(QueueShared())
         self._flows.open(SHARED).bind(self._pull_subject(action.name))
-        self._emit(ConsumerBound(self._settings.nats_stream, action.name, info.ack_wait))
+        self._emit(ConsumerBound(self.stream, action.name, info.ack_wait))
 
     def _serve_retired(self, name: str, ack_pending: int) -> None:
         flow = self._flows.open(f"{_RETIRED}{name}")

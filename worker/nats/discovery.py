@@ -77,10 +77,9 @@ class OneShotSubscription:
     async def end(self) -> None:
         """Unsubscribe."""
         self._left = 0
-        subscription, self._subscription = self._subscription, None
-        if subscription:
+        if self._subscription:
             with suppress(nats.errors.Error):  # the server ended it before
-                await subscription.unsubscribe()
+                await self._subscription.unsubscribe()
 
     def _on_message(self, message: Msg) -> None:
         self._left -= 1
@@ -115,6 +114,9 @@ class SubjectFlows:
         """The layout in which subjects are flows; None where no subject is looked for."""
         self._jetstream, self._connection, self._settings = jetstream, jetstream.connection, settings
         self._flows, self._emit, self._look = flows, emit, look
+        self._soon = asyncio.Event()
+        self.look_soon = self._soon.set
+        """Lets the stream be looked at as soon as the shortest pause has passed."""
         self._subscriptions = [
             OneShotSubscription(self._connection, each, self._on_published, self.look_soon)
             for each in topology.subjects(settings)
@@ -125,9 +127,7 @@ class SubjectFlows:
         self._empty_for = settings.consumer_inactive_threshold + _GRACE
         self._repeat_at = 0.0
         """The time from which flows are notified also of an unchanged count."""
-        self._soon = asyncio.Event()
         self._looked_at = float("-inf")
-        self._look_took = 0.0
         self._creation = FlowConsumers(flows, self._create)
         self.create_consumer = self._creation.request
 
@@ -143,10 +143,6 @@ class SubjectFlows:
         self.forget()
         for each in self._subscriptions:
             await each.end()
-
-    def look_soon(self) -> None:
-        """Look at the stream as soon as the shortest pause has passed."""
-        self._soon.set()
 
     def lost(self, flow: str) -> None:
         """End a flow, because its consumer is gone. Where messages are stored, it is found again."""
@@ -186,27 +182,24 @@ class SubjectFlows:
         await asyncio.gather(self._find(), self._creation.run())
 
     async def _find(self) -> None:
+        took = 0.0
         while True:
             self._soon.clear()
             if self._connection.up and self._layout:
-                await self._subscribe_and_look()
+                began = trio.current_time()
+                try:
+                    for each in self._subscriptions:
+                        await each.begin()
+                    await self._look()
+                except (ApiError, BrokerUnavailableError, nats.errors.Error, OSError) as error:
+                    self._connection.report_failure("looking at the stream", error)
+                took = trio.current_time() - began
             patience = max(0.0, self._looked_at + LOOK - trio.current_time()) or LOOK
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience):  # wait_for of Python 3.11 may lose a cancellation
                     await self._soon.wait()
-            pause = max(PAUSE, _SHARE * self._look_took)
-            if (wait := self._looked_at + pause - trio.current_time()) > 0:
+            if (wait := self._looked_at + max(PAUSE, _SHARE * took) - trio.current_time()) > 0:
                 await asyncio.sleep(wait)
-
-    async def _subscribe_and_look(self) -> None:
-        began = trio.current_time()
-        try:
-            for each in self._subscriptions:
-                await each.begin()
-            await self._look()
-        except (ApiError, BrokerUnavailableError, nats.errors.Error, OSError) as error:
-            self._connection.report_failure("looking at the stream", error)
-        self._look_took = trio.current_time() - began
 
     def _on_published(self, subject: str) -> None:
         if subject in self._stored:
@@ -231,9 +224,8 @@ class SubjectFlows:
         if layout == FUNCTION:
             return partition_of(queue, subject, self._settings.queue_partitions) == partition
         partitions = partitions_of(layout)
-        if subject == queue or any(covers(f"{queue}.{part}.>", subject) for part in range(partitions)):
-            return False
-        return partition_of(queue, subject, partitions) == partition % partitions
+        shared = subject == queue or any(covers(f"{queue}.{part}.>", subject) for part in range(partitions))
+        return not shared and partition_of(queue, subject, partitions) == partition % partitions
 
     async def _create(self, subject: str) -> float:
         """Find or create a subject's consumer, and bind its flow; return the seconds until another try."""

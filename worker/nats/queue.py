@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 import trio_asyncio
@@ -51,7 +51,9 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
     """
     async with trio_asyncio.open_loop() as loop:
         # Without a handler, any stray error of an asyncio callback would end the program.
-        loop.set_exception_handler(lambda _, context: emit(BrokerFailure("inside nats-py", _describe(context))))
+        loop.set_exception_handler(
+            lambda _, got: emit(BrokerFailure("inside nats-py", f"{got.get('message', '')}: {got.get('exception')!r}"))
+        )
         async with trio.open_nursery() as nursery:
             queue = NatsQueue(settings, emit, nursery)
             nursery.start_soon(aio_as_trio(queue.run))
@@ -80,8 +82,8 @@ class NatsQueue:
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
-            create=self._create_consumer,
-            lost=self._on_consumer_lost,
+            create=lambda flow: self._owner(flow).create_consumer(flow),
+            lost=lambda flow: self._owner(flow).consumer_lost(flow),
             stopping=self._on_stopping,
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
@@ -172,17 +174,8 @@ class NatsQueue:
         if self._binding:
             self._binding.connection_changed(up)
 
-    def _create_consumer(self, flow: str) -> None:
-        if is_token_flow(flow):
-            self.quotas.create_consumer(flow)
-        else:
-            self._bound.create_consumer(flow)
-
-    def _on_consumer_lost(self, flow: str) -> None:
-        if is_token_flow(flow):
-            self.quotas.consumer_lost(flow)
-        else:
-            self._bound.consumer_lost(flow)
+    def _owner(self, flow: str) -> Quotas | Binding:
+        return self.quotas if is_token_flow(flow) else self._bound
 
     async def _on_stopping(self) -> None:
         await self._bound.migration.leave()
@@ -192,7 +185,3 @@ class NatsQueue:
 
     def _on_quota_agreed(self, function: str) -> None:
         self.quotas.quota_changed(function)
-
-
-def _describe(context: dict[str, Any]) -> str:
-    return f"{context.get('message', '')}: {context.get('exception')!r}"

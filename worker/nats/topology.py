@@ -65,13 +65,9 @@ def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool 
         return _consumer(settings, settings.nats_durable, {MODE: "static"}, filter_subjects=filters)
     partitions = partitions_of(layout)
     partition = settings.filter_partition % partitions
+    name, metadata = f"{settings.nats_durable}-p{partition}", {MODE: "static", PARTITIONS: str(partitions)}
     bare = (settings.queue_name,) if partition == 0 else ()
-    return _consumer(
-        settings,
-        f"{settings.nats_durable}-p{partition}",
-        {MODE: "static", PARTITIONS: str(partitions)},
-        filter_subjects=(*bare, f"{settings.queue_name}.{partition}.>"),
-    )
+    return _consumer(settings, name, metadata, filter_subjects=(*bare, f"{settings.queue_name}.{partition}.>"))
 
 
 def flow_config(settings: Settings, subject: str, name: str) -> ConsumerConfig:
@@ -119,11 +115,7 @@ def stream_faults(found: StreamConfig, settings: Settings) -> tuple[list[str], l
         faults.append("it is sealed")
     if found.no_ack:
         faults.append("it has no_ack set: a publisher would never know that its message is stored")
-    drifts = [
-        f"its subjects {[*found.subjects]} leave out {subject!r}"
-        for subject in subjects(settings)
-        if not _takes(found, subject)
-    ]
+    drifts = [f"its subjects {[*found.subjects]} leave out {each!r}" for each in _left_out(found, settings)]
     limits = ("num_replicas", "storage", "max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
     return faults, drifts + _differences(found, stream_config(settings), limits)
 
@@ -165,7 +157,7 @@ async def as_named(jetstream: JetStream, settings: Settings, emit: Emit) -> Sett
     if await jetstream.find_stream(settings.nats_stream):
         return settings
     found = await jetstream.find_stream(openfaas)
-    if found is None or not all(_takes(found.config, subject) for subject in subjects(settings)):
+    if found is None or _left_out(found.config, settings):
         return settings
     emit(ConfigDrift(f"there is no stream {settings.nats_stream}, but {openfaas} has its subjects; it is used"))
     return dataclasses.replace(settings, nats_stream=openfaas)
@@ -236,5 +228,6 @@ def _unusable(faults: list[str]) -> MisconfiguredError:
     return MisconfiguredError(f"{'. '.join(faults)}. Fix it, or delete it, and the worker creates it again")
 
 
-def _takes(stream: StreamConfig, subject: str) -> bool:
-    return any(covers(pattern, subject) for pattern in stream.subjects)
+def _left_out(found: StreamConfig, settings: Settings) -> list[str]:
+    """Return the queue's subjects that a stream does not have."""
+    return [each for each in subjects(settings) if not any(covers(pattern, each) for pattern in found.subjects)]
