@@ -33,8 +33,8 @@ _TRUSTED = 6.0
 _FLUSHED = 0.3
 """Seconds after which nats-server has written what a consumer had delivered: it does so every 100 ms."""
 _TAKEN_OFF = 0.5
-"""Seconds that workers have to delete what they have just ended through a retired consumer (FinishedDeleter), before
-that consumer is deleted and other consumers deliver what is still stored."""
+"""Seconds that workers have to delete what they have just ended through a retired consumer, before that consumer is
+deleted and other consumers deliver what is still stored."""
 _AT_ONCE = 16
 """Changes that are made at the same time."""
 

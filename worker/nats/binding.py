@@ -129,10 +129,9 @@ class Binding:
 
     def connection_changed(self, up: bool) -> None:
         """Bind again once there is a connection."""
-        if up:
-            self._unbound.set()
-        else:
+        if not up:
             self._on_lost()
+        self._unbound.set()
 
     def create_consumer(self, flow: str) -> None:
         """Have a flow's consumer created, where something is wanted of it; shared and retired ones have theirs."""

@@ -64,11 +64,9 @@ class OneShotSubscription:
     async def begin(self) -> None:
         """Subscribe, unless the subscription has not ended."""
         if self._left <= 0:
-            self._left = HEARD
+            self._left, client = HEARD, self._connection.client
             try:
-                self._subscription = await nats_internals.listen(
-                    self._connection.client, self._subject, self._on_message
-                )
+                self._subscription = await nats_internals.listen(client, self._subject, self._on_message)
                 await self._subscription.unsubscribe(HEARD)
             except (nats.errors.Error, OSError):
                 self._left = 0
@@ -89,11 +87,9 @@ class OneShotSubscription:
 
 
 class SubjectFlows:
-    """The flows that are a subject each.
+    """The flows that are a subject each. *look* looks at the stream, and calls :meth:`set_stored`.
 
-    Args:
-        settings: with the stream's name at the server.
-        look: looks at the stream, and calls :meth:`set_stored`.
+    *settings* have the stream's name at the server.
     """
 
     def __init__(

@@ -88,23 +88,15 @@ class RetiredConsumers:
             await self._wake.wait()
             self._wake.clear()
             while some := [*self._ended][:_AT_ONCE]:
-                deleted = await asyncio.gather(*(self._delete(jetstream, stream, each) for each in some))
-                for sequence, gone in zip(some, deleted, strict=True):
-                    if gone:
-                        self._ended.pop(sequence, None)
-                if not all(deleted):
+                if not all(await asyncio.gather(*(self._delete(jetstream, stream, each) for each in some))):
                     await asyncio.sleep(_RETRY)
 
     async def _delete(self, jetstream: JetStream, stream: str, sequence: int) -> bool:
         """Delete a message, and return whether it is gone."""
         try:
-            if sequence in self._unanswered:
-                # After a silence the stream may be another one, which has the sequence of the old one's message.
-                found = await jetstream.message(stream, sequence)
-                same = abs(nanoseconds(found.time) - self._ended.get(sequence, 0)) < _EXACT
-            else:
-                same = True
-            if same:
+            # After a silence the stream may be another one, which has the sequence of the old one's message.
+            found = await jetstream.message(stream, sequence) if sequence in self._unanswered else None
+            if found is None or abs(nanoseconds(found.time) - self._ended.get(sequence, 0)) < _EXACT:
                 await jetstream.delete_message(stream, sequence)
         except BrokerUnavailableError:
             self._unanswered.add(sequence)
@@ -112,4 +104,5 @@ class RetiredConsumers:
         except ApiError:
             pass  # there is no such message any more
         self._unanswered.discard(sequence)
+        self._ended.pop(sequence, None)
         return True
