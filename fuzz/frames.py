@@ -35,9 +35,9 @@ from fuzz._nats import FakeConnection
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
 from worker.nats.credit import HEARTBEAT, MAX_REQUESTS, SILENCE
-from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
+from worker.nats.retired_consumers import RetiredConsumers
 
 WORDS = (
     "d0 1.1.1.1.0 ", "o0 1.1.1.1.0 ", "s0 404 No Messages", "s1 408 Request Timeout", "s2 409 Consumer Deleted",

@@ -42,8 +42,8 @@ from worker.model import (
     TimedOut,
     Verdict,
 )
-from worker.nats import function_state, quotas
-from worker.nats.topology import consumer_config, dead_letter_config, stream_config
+from worker.nats import dead_letters, function_state, quotas
+from worker.nats.topology import consumer_config, stream_config
 from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import Metrics
@@ -387,7 +387,8 @@ def test_troubleshooting_messages_exist_in_the_worker() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [stream_config, consumer_config, dead_letter_config, function_state.stream_config, quotas.stream_config]
+    "config",
+    [stream_config, consumer_config, dead_letters.stream_config, function_state.stream_config, quotas.stream_config],
 )
 def test_json_of_stream_and_consumer_is_the_worker_s(config: Callable[..., Any]) -> None:
     """The JSON for streams and consumers by hand is what the worker sends."""

@@ -24,7 +24,7 @@ topology transport url wire
 _VERBS = """
 applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift give
 merge observe parse pause postpone publish publisher read reader reconcile retire retry
-run serve serving settle start store submit unfilter writer
+run serve settle start store submit unfilter writer
 """
 _WHAT_HAPPENED = """
 agreed bound changed closed connected crashed created delivered disconnected ended error expired

@@ -10,7 +10,8 @@ import pytest
 import trio_asyncio
 from trio_asyncio import aio_as_trio
 
-from worker.nats.discovery import SubjectDiscovery
+from worker.config import load
+from worker.nats.discovery import SubjectFlows
 
 PASSES = 10
 """Passes of the event loop in which a cancelled task ends: more than the one that it takes."""
@@ -21,7 +22,8 @@ async def test_run_cancelled_while_it_wakes_ends(passes: int) -> None:
     """A cancellation in any pass after the task's wake-up ends the task, because a drain waits for it."""
 
     async def cancel() -> bool:
-        discovery = SubjectDiscovery(cast(Any, SimpleNamespace(up=False)), (), 30.0, cast(Any, None), cast(Any, None))
+        jetstream = cast(Any, SimpleNamespace(connection=SimpleNamespace(up=False)))
+        discovery = SubjectFlows(jetstream, load({}).settings, cast(Any, None), cast(Any, None), cast(Any, None))
         task = asyncio.ensure_future(discovery.run())
         await _pass(PASSES)
         discovery.look_soon()

@@ -17,9 +17,9 @@ from trio_asyncio import aio_as_trio
 from worker.events import Event, SettlementUnconfirmed
 from worker.model import Ack, Delivery, Nak, Settlement, Term
 from worker.nats import outbox as outbox_module
-from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
+from worker.nats.retired_consumers import RetiredConsumers
 
 NEVER = float("inf")
 

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from worker.config import Settings, load
-from worker.nats import topology
+from worker.nats import dead_letters, topology
 from worker.nats.layout import static
 from worker.nats.wire import ConsumerConfig
 
@@ -150,7 +150,7 @@ def test_consumer_faults_difference_is_reported(change: dict[str, Any], named: s
 def test_dead_letter_config_overlaps_with_no_queue() -> None:
     """The subjects of dead letters begin in capitals, which no queue's name has."""
     settings = _settings(nats_stream="OF_q")
-    config = topology.dead_letter_config(settings)
+    config = dead_letters.stream_config(settings)
     assert config.name == "OF_q-dead-letters"
     assert config.subjects == ("DEAD-LETTERS.q.>",)
     assert config.max_age == 168 * 3600 * 10**9
@@ -159,20 +159,21 @@ def test_dead_letter_config_overlaps_with_no_queue() -> None:
 def test_flow_config_differs_in_name_filter_and_mode() -> None:
     """A function's consumer differs from the shared one in its name, its filter and its mode only."""
     settings = _settings(ack_wait="90s")
-    config = topology.flow_config(settings, "faas-request.0.echo.openfaas-fn")
+    subject = "faas-request.0.echo.openfaas-fn"
+    config = topology.flow_config(settings, subject, topology.flow_consumer(settings, subject))
     assert config.name == config.durable_name
     assert re.fullmatch("faas-workers-0-echo-openfaas-fn-[0-9a-f]{12}", config.name)
     shared = topology.consumer_config(settings)
     different = {each: getattr(config, each) for each in ("name", "durable_name", "filter_subject", "metadata")}
     assert config == replace(shared, **different)
-    assert config.filter_subject == "faas-request.0.echo.openfaas-fn"
+    assert config.filter_subject == subject
     assert config.metadata == {"queue-worker.mode": "function"}
     assert topology.consumer_faults(config, config) == ([], [])
 
 
 def test_consumer_faults_other_filter_is_a_fault() -> None:
     """A function's consumer with another filter would deliver other messages, or leave out its own."""
-    config = topology.flow_config(_settings(), "faas-request.0.echo.ns")
+    config = topology.flow_config(_settings(), "faas-request.0.echo.ns", "echo")
     for change in ({"filter_subject": "faas-request.0.other.ns"}, {"filter_subject": ""}):
         faults, _ = topology.consumer_faults(replace(config, **change), config)
         assert len(faults) == 1

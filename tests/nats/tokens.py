@@ -21,12 +21,12 @@ from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
 from worker.nats.connection import Connection, connect_options
-from worker.nats.finished_deleter import RetiredConsumers
 from worker.nats.function_state import FunctionStates
 from worker.nats.jetstream import JetStream
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.quotas import Quotas
+from worker.nats.retired_consumers import RetiredConsumers
 from worker.nats.wire import ApiError
 from worker.policy.quota import USABLE
 from worker.ports import BrokerUnavailableError

@@ -33,8 +33,8 @@ _TRUSTED = 6.0
 _FLUSHED = 0.3
 """Seconds after which nats-server has written what a consumer had delivered: it does so every 100 ms."""
 _TAKEN_OFF = 0.5
-"""Seconds that workers have to delete what they have just ended through a retired consumer (FinishedDeleter), before
-that consumer is deleted and other consumers deliver what is still stored."""
+"""Seconds that workers have to delete what they have just ended through a retired consumer, before that consumer is
+deleted and other consumers deliver what is still stored."""
 _AT_ONCE = 16
 """Changes that are made at the same time."""
 
@@ -50,10 +50,7 @@ class Applier:
     async def apply(self, change: Change) -> None:
         """Apply a change, to several consumers at the same time.
 
-        Raises:
-            MisconfiguredError: the server cannot pause consumers.
-            ApiError: the server answers with an error.
-            worker.ports.BrokerUnavailableError: the server does not answer.
+        Raises a :class:`MisconfiguredError` where the server cannot pause consumers, and the errors of its requests.
         """
         match change:
             case Retire(names, layout):
@@ -76,9 +73,8 @@ class Applier:
     async def _retire(self, name: str, layout: str) -> None:
         began = trio.current_time()
         if not await self._pause(name, PAUSE):
-            raise MisconfiguredError(
-                f"the consumer {name} cannot be paused: switching modes needs nats-server 2.11 or later"
-            )
+            needed = "switching modes needs nats-server 2.11 or later"
+            raise MisconfiguredError(f"the consumer {name} cannot be paused: {needed}")
         await asyncio.sleep(_FLUSHED)
         info = await self._jetstream.consumer(self._stream, name)
         # Only where the pause has lasted until now is the sequence in the info the last one that was delivered.
@@ -105,19 +101,18 @@ class Applier:
         """Delete a consumer while it is paused, so that it delivers nothing between the last look and its deletion."""
         name = idle.name
         try:
-            if not await self._is_idle(name):
-                return None
-            paused = await self._pause(name, PAUSE)
-            if not await self._is_idle(name):
+            if await self._is_idle(name):
+                paused = await self._pause(name, PAUSE)
+                if await self._is_idle(name):
+                    await self._jetstream.delete_consumer(self._stream, name)
+                    return idle.subject
                 if paused:
                     await self._resume(name)
-                return None
-            await self._jetstream.delete_consumer(self._stream, name)
         except (ApiError, BrokerUnavailableError) as error:
-            if not (isinstance(error, ApiError) and error.err_code == ErrorCode.CONSUMER_NOT_FOUND):
-                self._jetstream.connection.report_failure(f"deleting the consumer {name}, which is idle", error)
-                return None
-        return idle.subject
+            if isinstance(error, ApiError) and error.err_code == ErrorCode.CONSUMER_NOT_FOUND:
+                return idle.subject
+            self._jetstream.connection.report_failure(f"deleting the consumer {name}, which is idle", error)
+        return None
 
     async def _is_idle(self, name: str) -> bool:
         found = consumer_state(await self._jetstream.consumer(self._stream, name))
@@ -149,9 +144,6 @@ async def _for_each(items: Iterable[T], act: Callable[[T], Awaitable[R]]) -> lis
         async with room:
             return await act(item)
 
-    results = []
-    for result in await asyncio.gather(*map(act_within, items), return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
-        results.append(result)
-    return results
+    tasks = [asyncio.ensure_future(act_within(item)) for item in items]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]

@@ -5,44 +5,62 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..config import Settings
+from ..events import Created
 from ..model import DeadLetter
 from ..policy.report import dead_letter_headers
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
-from . import topology
 from .jetstream import JetStream
-from .wire import ApiError
+from .wire import ApiError, StreamConfig
 
+_WINDOW = 3600.0
+"""Seconds in which the stream recognizes a message id: longer than any ack wait, after which a half-stored dead letter
+is stored again."""
 _HEADER_ROOM = 8_192
 """Bytes of a message that are left for a dead letter's headers: nine, each at most a kilobyte, most far below."""
 
 
-class DeadLetters:
-    """Stores dead letters. *stream* is the queue's stream, by its name at the server."""
+def stream_config(settings: Settings) -> StreamConfig:
+    """Return the stream's configuration.
 
-    def __init__(self, jetstream: JetStream, settings: Settings, stream: str, emit: Emit) -> None:
-        self._jetstream, self._settings, self._stream, self._emit = jetstream, settings, stream, emit
+    Its subjects begin in capitals, as no queue's name does, so they overlap with no queue's.
+    """
+    return StreamConfig(
+        name=f"{settings.nats_stream}-dead-letters",
+        subjects=(f"DEAD-LETTERS.{settings.queue_name}.>",),
+        retention="limits",
+        discard="old",
+        storage=settings.nats_stream_storage,
+        num_replicas=settings.nats_stream_replicas,
+        max_age=round(settings.dead_letter_max_age * 1e9),
+        duplicate_window=round(min(_WINDOW, settings.dead_letter_max_age) * 1e9),
+        allow_direct=True,
+    )
 
-    async def store(self, letter: DeadLetter) -> None:
-        """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        subject = f"DEAD-LETTERS.{self._settings.queue_name}.{letter.function or 'undecodable'}"
-        try:
-            for body, headers in self._parts(letter):
-                try:
-                    await self._jetstream.publish(subject, body, headers)
-                except (BrokerUnavailableError, ApiError):
-                    # Most likely this is the first one, and there is no stream. The message id prevents a second copy.
-                    await topology.create_dead_letters(self._jetstream, self._settings, self._emit)
-                    await self._jetstream.publish(subject, body, headers)
-        except (ApiError, MisconfiguredError) as error:
-            stream = topology.dead_letter_stream(self._settings)
-            raise BrokerUnavailableError(f"the stream {stream} did not store it: {error}") from None
 
-    def _parts(self, letter: DeadLetter) -> Iterator[tuple[bytes, dict[str, str]]]:
-        """Yield the messages of a dead letter: one, or more where its size leaves no room for headers in one."""
-        headers, payload = dead_letter_headers(letter, stream=self._stream), letter.delivery.payload
-        room = max(1, self._jetstream.connection.client.max_payload - _HEADER_ROOM)
-        bodies = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
-        sequence, stored_at = letter.delivery.id
-        for number, body in enumerate(bodies, 1):
-            part = {"X-Dead-Letter-Part": f"{number}/{len(bodies)}"} if len(bodies) > 1 else {}
-            yield body, headers | {"Nats-Msg-Id": f"{self._stream}.{sequence}.{stored_at}.{number}"} | part
+async def store(jetstream: JetStream, settings: Settings, emit: Emit, letter: DeadLetter, stream: str) -> None:
+    """See :meth:`worker.ports.Queue.store_dead_letter`. *stream* is the queue's stream, by its name at the server."""
+    config = stream_config(settings)
+    subject = f"DEAD-LETTERS.{settings.queue_name}.{letter.function or 'undecodable'}"
+    try:
+        for body, headers in _parts(letter, stream, jetstream.connection.client.max_payload):
+            try:
+                await jetstream.publish(subject, body, headers)
+            except (BrokerUnavailableError, ApiError):
+                # Most likely this is the first one, and there is no stream. The message id prevents a second copy.
+                _, created = await jetstream.find_or_create_stream(config)
+                if created:
+                    emit(Created("stream", config.name, recreated=False))
+                await jetstream.publish(subject, body, headers)
+    except (ApiError, MisconfiguredError) as error:
+        raise BrokerUnavailableError(f"the stream {config.name} did not store it: {error}") from None
+
+
+def _parts(letter: DeadLetter, stream: str, max_payload: int) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """Yield the messages of a dead letter: one, or more where its size leaves no room for headers in one."""
+    headers, payload = dead_letter_headers(letter, stream=stream), letter.delivery.payload
+    room = max(1, max_payload - _HEADER_ROOM)
+    bodies = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
+    sequence, stored_at = letter.delivery.id
+    for number, body in enumerate(bodies, 1):
+        part = {"X-Dead-Letter-Part": f"{number}/{len(bodies)}"} if len(bodies) > 1 else {}
+        yield body, headers | {"Nats-Msg-Id": f"{stream}.{sequence}.{stored_at}.{number}"} | part

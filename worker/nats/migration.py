@@ -5,29 +5,24 @@ present one. If one answers, the layout stays, and this worker serves it; if non
 in :mod:`worker.nats.reconcile`.
 
 A worker that is about to retire consumers announces their names, because every worker must delete the messages that end
-through a retired consumer (:mod:`worker.nats.finished_deleter`) from the first moment.
+through a retired consumer (:mod:`worker.nats.retired_consumers`) from the first moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 
 import nats.errors
-import trio
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..ports import BrokerUnavailableError
 from . import nats_internals
 from .connection import Connection, NoRespondersError
-from .finished_deleter import RetiredConsumers
-from .layout import ConsumerSet
+from .retired_consumers import RetiredConsumers
 
-_ANNOUNCED = 30.0
-"""Seconds for which an announced name counts as retired in a worker that looks at the consumers: retiring some dozens
-takes a second, and it looks every three or so. A draining worker does not look; there the name counts until it ends."""
 _NAMES = 1_000
 """Names in one announcement: a tenth of the megabyte that a message may have."""
 _ANSWER = 1.0
@@ -40,28 +35,22 @@ class Migration:
     def __init__(self, connection: Connection, stream: str, layout: str, retired: RetiredConsumers) -> None:
         self._connection, self._stream, self._layout, self._retired = connection, stream, layout, retired
         self._presence: Subscription | None = None
-        self._listening = self._left = False
+        self._left = False
         self._answers: set[asyncio.Task[None]] = set()
-        self._observed: frozenset[str] = frozenset()
-        self._announced: dict[str, float] = {}
-        """The names of consumers that are being retired, and until when they count as retired."""
 
     async def begin(self) -> None:
         """Subscribe to the questions and announcements of other workers; without effect where that is done."""
-        client = self._connection.client
-        if not self._listening:
-            self._listening = True
+        if self._presence is None:
+            client = self._connection.client
             await nats_internals.listen(client, self._subject("retiring"), self._on_announced)
-        if self._presence is None and not self._left:
             self._presence = await nats_internals.listen(client, self._subject(self._layout), self._on_question)
 
     async def leave(self) -> None:
         """Answer no more questions: a worker that drains does not keep its layout alive."""
         self._left = True
-        presence, self._presence = self._presence, None
-        if presence:
+        if self._presence:
             with suppress(nats.errors.Error):
-                await presence.unsubscribe()
+                await self._presence.unsubscribe()
 
     async def is_wanted(self, layout: str) -> bool:
         """Return whether a live worker wants a layout; also where none answers, but some may be too slow to."""
@@ -73,14 +62,13 @@ class Migration:
             pass  # a worker that subscribes may be suspended
         return True
 
-    async def announce(self, names: Iterable[str]) -> None:
+    async def announce(self, names: Sequence[str]) -> None:
         """Notify all workers of consumers that are about to be retired; it arrives before the first one is.
 
         Raises:
             worker.ports.BrokerUnavailableError: the message cannot be sent now.
         """
-        names = [*names]
-        self._expect(names)
+        self._retired.expect(names)
         for at in range(0, len(names), _NAMES):
             text = "\n".join(names[at : at + _NAMES]).encode()
             try:
@@ -88,36 +76,14 @@ class Migration:
             except (nats.errors.Error, OSError) as error:
                 raise BrokerUnavailableError(f"notifying other workers: {error}") from None
 
-    def set_consumers(self, consumers: ConsumerSet) -> None:
-        """Note which consumers are retired, and end announcements: those that expired, and those of deleted ones."""
-        now, retired = trio.current_time(), frozenset(each.name for each in consumers.retired)
-        deleted = self._observed - retired  # from now on the name may be that of a new consumer
-        self._announced = {
-            name: until for name, until in self._announced.items() if now < until and name not in deleted
-        }
-        self._observed = retired
-        self._update_names()
-
-    def forget(self) -> None:
-        """Forget the announcements: the stream was replaced."""
-        self._announced.clear()
-        self._update_names()
-
     def _subject(self, last: str) -> str:
         return f"queue-worker.{self._stream}.{last.replace('/', '.')}"
 
     def _on_question(self, message: Msg) -> None:
-        if message.reply and self._presence:
+        if message.reply and not self._left:
             answer = asyncio.ensure_future(self._connection.client.publish(message.reply, b""))
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
 
     def _on_announced(self, message: Msg) -> None:
-        self._expect(message.data.decode(errors="replace").split("\n"))
-
-    def _expect(self, names: Iterable[str]) -> None:
-        self._announced |= dict.fromkeys(names, trio.current_time() + _ANNOUNCED)
-        self._update_names()
-
-    def _update_names(self) -> None:
-        self._retired.names = self._observed | self._announced.keys()
+        self._retired.expect(message.data.decode(errors="replace").split("\n"))

@@ -24,7 +24,7 @@ from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
 from . import nats_internals
 from .connection import Connection
-from .finished_deleter import RetiredConsumers
+from .retired_consumers import RetiredConsumers
 
 _CONFIRMED_WITHIN = 2.0
 """Seconds without a confirmation after which a settlement or an extension is sent again."""

@@ -8,10 +8,10 @@ outbox.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from math import inf
-from typing import Any
+from typing import TypeVar
 
 import trio
 import trio_asyncio
@@ -22,18 +22,19 @@ from ..events import BrokerFailure
 from ..model import Backlog, DeadLetter, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
-from . import topology
-from .binding import RETRY, Binding
+from . import dead_letters, topology
+from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
-from .dead_letters import DeadLetters
-from .finished_deleter import RetiredConsumers
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
+from .retired_consumers import RetiredConsumers
 from .wire import ApiError
+
+T = TypeVar("T")
 
 _TICK = 0.25
 """Seconds between two looks at what may be late or stuck."""
@@ -50,9 +51,11 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
     """
     async with trio_asyncio.open_loop() as loop:
         # Without a handler, any stray error of an asyncio callback would end the program.
-        loop.set_exception_handler(lambda _, context: emit(BrokerFailure("inside nats-py", _describe(context))))
-        queue = NatsQueue(settings, emit)
+        loop.set_exception_handler(
+            lambda _, got: emit(BrokerFailure("inside nats-py", f"{got.get('message', '')}: {got.get('exception')!r}"))
+        )
         async with trio.open_nursery() as nursery:
+            queue = NatsQueue(settings, emit, nursery)
             nursery.start_soon(aio_as_trio(queue.run))
             try:
                 yield queue
@@ -65,11 +68,12 @@ async def open_queue(settings: Settings, emit: Emit) -> AsyncIterator[NatsQueue]
 class NatsQueue:
     """See :class:`worker.ports.Queue`.
 
-    What needs the stream's name at the server is constructed once that is known, when the queue is first consumed.
+    What needs the stream's name at the server is constructed once that is known, when the queue is first consumed; then
+    its tasks begin in *nursery*.
     """
 
-    def __init__(self, settings: Settings, emit: Emit) -> None:
-        self._settings, self._emit = settings, emit
+    def __init__(self, settings: Settings, emit: Emit, nursery: trio.Nursery) -> None:
+        self._settings, self._emit, self._nursery = settings, emit, nursery
         options = connect_options(settings, name=f"queue-worker {settings.queue_name}")
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
@@ -78,86 +82,76 @@ class NatsQueue:
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
-            create=self._create_consumer,
-            lost=self._on_consumer_lost,
+            create=lambda flow: self._owner(flow).create_consumer(flow),
+            lost=lambda flow: self._owner(flow).consumer_lost(flow),
             stopping=self._on_stopping,
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox)
-        self._bound = asyncio.Event()
-        """Set once the queue is consumed."""
         self._binding: Binding | None = None
-        self._dead_letters: DeadLetters | None = None
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
 
     @property
     def ready(self) -> bool:
         """Whether the worker is connected and has something to pull from; in function mode, whether it knows what."""
-        return self._connection.up and self._binding is not None and self._binding.serving.ready
+        return self._connection.up and self._binding is not None and self._binding.ready
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
-        return await aio_as_trio(self._open)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        await aio_as_trio(self._open)()
+        self._nursery.start_soon(aio_as_trio(self._bound.run))
+        return self._flows
 
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
-        if self._binding:
-            await aio_as_trio(self._binding.serving.wait_deleted)()
+        await aio_as_trio(self._retired.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        if self._dead_letters is None:
-            raise BrokerUnavailableError("not connected to NATS yet")
-        await aio_as_trio(self._dead_letters.store)(letter)
+        stream = self._bound.stream
+        await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
+        return await aio_as_trio(self._bound.read_backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+
+    @property
+    def _bound(self) -> Binding:
         if self._binding is None:
             raise BrokerUnavailableError("not connected to NATS yet")
-        return await aio_as_trio(self._binding.read_backlog)()  # type: ignore[no-any-return]  # trio-asyncio has no types
+        return self._binding
 
     # The asyncio side.
 
     async def run(self) -> None:
-        """Run all tasks until cancelled."""
-        await asyncio.gather(
-            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._run_binding()
-        )
+        """Run the tasks that need no stream until cancelled."""
+        await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run())
 
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
 
-    async def _open(self) -> Consumer:
+    async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
         await self._states.open()
-        settings = await self._find_name()
-        self._dead_letters = DeadLetters(self._jetstream, self._settings, settings.nats_stream, self._emit)
-        self._binding = Binding(
-            self._jetstream, settings, self._flows, self._outbox, retired=self._retired, emit=self._emit
+        settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
+        self._binding = binding = Binding(
+            self._jetstream, settings, self._flows, retired=self._retired, emit=self._emit
         )
-        while not await self._binding.bind(again=False):  # noqa: ASYNC110 -- what changes is at the server
-            await asyncio.sleep(RETRY)
-        self._bound.set()
-        return self._flows
+        await self._retry(lambda: binding.bind(again=False))
 
-    async def _find_name(self) -> Settings:
-        """Return the settings with the stream's name at the server, once it answers."""
+    async def _retry(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Act until the server answers, and return the result."""
         while True:
             try:
-                return await topology.as_named(self._jetstream, self._settings, self._emit)
+                return await act()
             except (ApiError, BrokerUnavailableError) as error:
-                self._connection.report_failure("looking for the stream and its consumer", error)
+                self._connection.report_failure(LOOKING, error)
                 await asyncio.sleep(RETRY)
-
-    async def _run_binding(self) -> None:
-        await self._bound.wait()
-        if self._binding:
-            await asyncio.gather(self._binding.run(), self._binding.serving.run())
 
     async def _tick(self) -> None:
         while True:
@@ -177,30 +171,16 @@ class NatsQueue:
             self._states.read_soon()
             self.quotas.continue_soon()
         if self._binding:
-            self._binding.rebind()
+            self._binding.connection_changed(up)
 
-    def _create_consumer(self, flow: str) -> None:
-        if is_token_flow(flow):
-            self.quotas.create_consumer(flow)
-        elif self._binding:
-            self._binding.serving.create_consumer(flow)
-
-    def _on_consumer_lost(self, flow: str) -> None:
-        if is_token_flow(flow):
-            self.quotas.consumer_lost(flow)
-        elif self._binding:
-            self._binding.serving.consumer_lost(flow)
+    def _owner(self, flow: str) -> Quotas | Binding:
+        return self.quotas if is_token_flow(flow) else self._bound
 
     async def _on_stopping(self) -> None:
-        if self._binding:
-            await self._binding.serving.leave()
+        await self._bound.migration.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
 
     def _on_quota_agreed(self, function: str) -> None:
         self.quotas.quota_changed(function)
-
-
-def _describe(context: dict[str, Any]) -> str:
-    return f"{context.get('message', '')}: {context.get('exception')!r}"

@@ -1,7 +1,7 @@
-"""The queue's stream, its consumers and the stream of dead letters: created as the contract has them, or used as found.
+"""The queue's stream and its consumers: created as the contract has them, or used as found.
 
-What is found is checked. All that makes it unusable is named in one message; what merely differs from the settings is
-reported, and used.
+What is found is checked. All that makes it unusable is named in one message, by a :class:`MisconfiguredError`; what
+merely differs from the settings is reported, and used. Requests raise the errors of :class:`JetStream`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from msgspec import Struct
 
@@ -18,10 +19,10 @@ from ..config import Settings
 from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
-from ..ports import Emit, MisconfiguredError
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from .jetstream import JetStream
 from .layout import FUNCTION, MODE, PARTITIONS, partitions_of, static
-from .wire import ConsumerConfig, ConsumerInfo, StreamConfig
+from .wire import ApiError, ConsumerConfig, ConsumerInfo, StreamConfig
 
 _MAX_CONSUMERS = 1_000_000
 """More consumers than any stream has."""
@@ -32,10 +33,8 @@ _DELETED = 1.0
 """Seconds that a deleted stream is left alone before it is created again. Nats-server reports the end of a stream
 before it removes the files: one created in between had the old one's sequence, and stored nothing of what was
 published, forever (2.15.1; on a busy machine once in 30 tries)."""
-DUPLICATE_WINDOW = 120.0
+_DUPLICATE_WINDOW = 120
 """Seconds in which the stream recognizes a message id."""
-_DEAD_LETTER_WINDOW = 3600.0
-"""Seconds for dead letters: longer than any ack wait, after which a half-stored dead letter is stored again."""
 
 
 def stream_config(settings: Settings) -> StreamConfig:
@@ -52,7 +51,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         max_bytes=-1,
         max_msg_size=-1,
         max_msgs_per_subject=-1,
-        duplicate_window=_ns(DUPLICATE_WINDOW),
+        duplicate_window=_DUPLICATE_WINDOW * 10**9,
     )
 
 
@@ -63,46 +62,32 @@ def consumer_config(settings: Settings, layout: str = static(1), *, alone: bool 
     """
     if layout == static(1):
         filters = () if alone else subjects(settings)
-        return _consumer(settings, settings.nats_durable, filter_subjects=filters, metadata={MODE: "static"})
+        return _consumer(settings, settings.nats_durable, {MODE: "static"}, filter_subjects=filters)
     partitions = partitions_of(layout)
     partition = settings.filter_partition % partitions
+    name, metadata = f"{settings.nats_durable}-p{partition}", {MODE: "static", PARTITIONS: str(partitions)}
     bare = (settings.queue_name,) if partition == 0 else ()
-    return _consumer(
-        settings,
-        f"{settings.nats_durable}-p{partition}",
-        filter_subjects=(*bare, f"{settings.queue_name}.{partition}.>"),
-        metadata={MODE: "static", PARTITIONS: str(partitions)},
-    )
+    return _consumer(settings, name, metadata, filter_subjects=(*bare, f"{settings.queue_name}.{partition}.>"))
 
 
-def flow_config(settings: Settings, subject: str, name: str = "") -> ConsumerConfig:
-    """Return the configuration of one subject's consumer, under its usual name or another one."""
-    return _consumer(
-        settings, name or flow_consumer(settings, subject), filter_subject=subject, metadata={MODE: FUNCTION}
-    )
+def flow_config(settings: Settings, subject: str, name: str) -> ConsumerConfig:
+    """Return the configuration of one subject's consumer."""
+    return _consumer(settings, name, {MODE: FUNCTION}, filter_subject=subject)
 
 
-def _consumer(
-    settings: Settings,
-    name: str,
-    *,
-    filter_subject: str = "",
-    filter_subjects: tuple[str, ...] = (),
-    metadata: dict[str, str],
-) -> ConsumerConfig:
+def _consumer(settings: Settings, name: str, metadata: dict[str, str], **filters: Any) -> ConsumerConfig:
     return ConsumerConfig(
         name=name,
         durable_name=name,
         deliver_policy="all",
         ack_policy="explicit",
         replay_policy="instant",
-        filter_subject=filter_subject,
-        filter_subjects=filter_subjects,
         max_deliver=-1,
         max_ack_pending=settings.max_ack_pending,
         max_waiting=settings.max_waiting,
-        ack_wait=_ns(settings.ack_wait),
+        ack_wait=round(settings.ack_wait * 1e9),
         metadata=metadata,
+        **filters,
     )
 
 
@@ -114,29 +99,6 @@ def flow_consumer(settings: Settings, subject: str) -> str:
     readable = _UNREADABLE.sub("-", subject.removeprefix(f"{settings.queue_name}."))[:_READABLE].strip("-")
     digest = hashlib.sha256(subject.encode()).hexdigest()[:12]
     return f"{settings.nats_durable[:150]}-{readable or 'any'}-{digest}"
-
-
-def dead_letter_config(settings: Settings) -> StreamConfig:
-    """Return the configuration of the stream of dead letters.
-
-    Its subjects begin in capitals, as no queue's name does, so they overlap with no queue's.
-    """
-    return StreamConfig(
-        name=dead_letter_stream(settings),
-        subjects=(f"DEAD-LETTERS.{settings.queue_name}.>",),
-        retention="limits",
-        discard="old",
-        storage=settings.nats_stream_storage,
-        num_replicas=settings.nats_stream_replicas,
-        max_age=_ns(settings.dead_letter_max_age),
-        duplicate_window=_ns(min(_DEAD_LETTER_WINDOW, settings.dead_letter_max_age)),
-        allow_direct=True,
-    )
-
-
-def dead_letter_stream(settings: Settings) -> str:
-    """Return the name of the stream of dead letters."""
-    return f"{settings.nats_stream}-dead-letters"
 
 
 def subjects(settings: Settings) -> tuple[str, str]:
@@ -153,11 +115,7 @@ def stream_faults(found: StreamConfig, settings: Settings) -> tuple[list[str], l
         faults.append("it is sealed")
     if found.no_ack:
         faults.append("it has no_ack set: a publisher would never know that its message is stored")
-    drifts = [
-        f"its subjects {[*found.subjects]} leave out {subject!r}"
-        for subject in subjects(settings)
-        if not _takes(found, subject)
-    ]
+    drifts = [f"its subjects {[*found.subjects]} leave out {each!r}" for each in _left_out(found, settings)]
     limits = ("num_replicas", "storage", "max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
     return faults, drifts + _differences(found, stream_config(settings), limits)
 
@@ -194,16 +152,12 @@ async def as_named(jetstream: JetStream, settings: Settings, emit: Emit) -> Sett
 
     OpenFaaS's own worker names a queue's stream ``OF_<queue>``, while its charts set ``nats_stream`` to the bare name.
     Such a stream is used where it has the queue's subjects, so that an operator has to change nothing but the image.
-
-    Raises:
-        ApiError: the server answers with an error.
-        worker.ports.BrokerUnavailableError: the server does not answer.
     """
     openfaas = f"OF_{settings.nats_stream}"
     if await jetstream.find_stream(settings.nats_stream):
         return settings
     found = await jetstream.find_stream(openfaas)
-    if found is None or not all(_takes(found.config, subject) for subject in subjects(settings)):
+    if found is None or _left_out(found.config, settings):
         return settings
     emit(ConfigDrift(f"there is no stream {settings.nats_stream}, but {openfaas} has its subjects; it is used"))
     return dataclasses.replace(settings, nats_stream=openfaas)
@@ -213,11 +167,6 @@ async def ensure_stream(jetstream: JetStream, settings: Settings, emit: Emit, *,
     """Find or create the queue's stream, check it, and return when it was created, as the server writes it.
 
     *again*: the stream existed before, so that its absence is worth a warning.
-
-    Raises:
-        MisconfiguredError: the stream cannot be used.
-        ApiError: the server answers with an error that passes.
-        worker.ports.BrokerUnavailableError: the server does not answer.
     """
     name, durable = settings.nats_stream, settings.nats_durable
     if again and not await jetstream.find_stream(name):
@@ -237,10 +186,7 @@ async def ensure_stream(jetstream: JetStream, settings: Settings, emit: Emit, *,
 async def ensure_consumer(
     jetstream: JetStream, settings: Settings, config: ConsumerConfig, emit: Emit, *, again: bool
 ) -> ConsumerInfo:
-    """Find or create a consumer, check it, and return its info.
-
-    Raises: as :func:`ensure_stream` does.
-    """
+    """Find or create a consumer, check it, and return its info. *again*: as for :func:`ensure_stream`."""
     info, created = await jetstream.find_or_create_consumer(settings.nats_stream, config)
     if created:
         emit(Created("consumer", config.name, again))
@@ -253,37 +199,20 @@ async def ensure_consumer(
 async def allow_more_consumers(jetstream: JetStream, settings: Settings, emit: Emit) -> bool:
     """Let the stream have as many consumers as its configuration allows, where that sets no limit.
 
-    Nats-server 2.15 and later takes "no limit" for 1,000. A limit that an operator has set stays: then return False.
-
-    Raises:
-        ApiError: the server answers with an error.
-        worker.ports.BrokerUnavailableError: the server does not answer.
+    Nats-server 2.15 and later takes "no limit" for 1,000. Return False where a limit that an operator has set stays,
+    and where the stream cannot be changed.
     """
-    info = await jetstream.stream(settings.nats_stream)
-    limit = info.config.max_consumers
-    if limit is not None and limit > 0:
-        return limit >= _MAX_CONSUMERS
-    await jetstream.update_stream(info, max_consumers=_MAX_CONSUMERS)
-    emit(
-        ConfigDrift(
-            f"the stream {settings.nats_stream} may have no more consumers by the server's default;"
-            " its max_consumers is set"
-        )
-    )
+    try:
+        info = await jetstream.stream(settings.nats_stream)
+        limit = info.config.max_consumers
+        if limit is not None and limit > 0:
+            return limit >= _MAX_CONSUMERS
+        await jetstream.update_stream(info, max_consumers=_MAX_CONSUMERS)
+    except (ApiError, BrokerUnavailableError):  # no permission
+        return False
+    reason = "may have no more consumers by the server's default; its max_consumers is set"
+    emit(ConfigDrift(f"the stream {settings.nats_stream} {reason}"))
     return True
-
-
-async def create_dead_letters(jetstream: JetStream, settings: Settings, emit: Emit) -> None:
-    """Create the stream of dead letters; one that is found is used as it is.
-
-    Raises:
-        MisconfiguredError: it cannot be created.
-        ApiError: the server answers with an error that passes.
-        worker.ports.BrokerUnavailableError: the server does not answer.
-    """
-    _, created = await jetstream.find_or_create_stream(dead_letter_config(settings))
-    if created:
-        emit(Created("stream", dead_letter_stream(settings), recreated=False))
 
 
 def _check(what: str, faults: list[str], drifts: list[str], emit: Emit) -> list[str]:
@@ -299,9 +228,6 @@ def _unusable(faults: list[str]) -> MisconfiguredError:
     return MisconfiguredError(f"{'. '.join(faults)}. Fix it, or delete it, and the worker creates it again")
 
 
-def _takes(stream: StreamConfig, subject: str) -> bool:
-    return any(covers(pattern, subject) for pattern in stream.subjects)
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+def _left_out(found: StreamConfig, settings: Settings) -> list[str]:
+    """Return the queue's subjects that a stream does not have."""
+    return [each for each in subjects(settings) if not any(covers(pattern, each) for pattern in found.subjects)]

@@ -16,10 +16,10 @@ from trio_asyncio import aio_as_trio
 from tests.patience import LAST_RESORT
 from worker.model import Delivery
 from worker.nats.connection import Connection
-from worker.nats.finished_deleter import FinishedDeleter, RetiredConsumers
 from worker.nats.jetstream import JetStream
 from worker.nats.layout import FUNCTION, RETIRED, ConsumerSet, ConsumerState
 from worker.nats.migration import Migration
+from worker.nats.retired_consumers import RetiredConsumers
 from worker.nats.wire import StoredMessage
 from worker.ports import BrokerUnavailableError
 
@@ -67,12 +67,11 @@ class Worker:
 
     def __init__(self, server: Server) -> None:
         self.retired = RetiredConsumers()
-        self.deleter = FinishedDeleter(cast(JetStream, server), "q", self.retired)
         self.migration = Migration(cast(Connection, server), "q", FUNCTION, self.retired)
 
     def observe(self, *retired: str) -> None:
         states = (ConsumerState(name, RETIRED, (), 0, 1, 0, 30.0) for name in retired)
-        self.migration.set_consumers(ConsumerSet(retired=tuple(states)))
+        self.retired.set_consumers(ConsumerSet(retired=tuple(states)))
 
     def receive(self, *announced: str) -> None:
         self.migration._on_announced(Msg(cast(Any, None), data="\n".join(announced).encode()))
@@ -88,9 +87,9 @@ def deleted_by(server: Server, act: Callable[[Worker], object]) -> list[int]:
     async def run() -> list[int]:
         worker = Worker(server)
         act(worker)
-        running = asyncio.ensure_future(worker.deleter.run())
+        running = asyncio.ensure_future(worker.retired.run(cast(JetStream, server), "q"))
         async with asyncio.timeout(LAST_RESORT):
-            await worker.deleter.wait_done()
+            await worker.retired.wait_deleted()
         running.cancel()
         return server.deleted
 
@@ -133,8 +132,7 @@ def test_deleter_message_of_a_replaced_stream_is_kept() -> None:
     def act(worker: Worker) -> None:
         worker.receive("old")
         worker.settle(7, "old")
-        worker.deleter.forget()
-        worker.migration.forget()
+        worker.retired.forget()
         worker.settle(8, "old")
 
     assert deleted_by(Server(), act) == []
