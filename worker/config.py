@@ -15,26 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from .policy.backoff import Jitter
 from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
-from .policy.parse import (
-    duration,
-    flag,
-    host,
-    http_url,
-    jetstream_name,
-    limit,
-    nats_urls,
-    one_of,
-    port,
-    queue,
-    retry_strategy,
-    text,
-    whole,
-)
+from .policy.parse import duration, flag, host, http_url, jetstream_name, limit, nats_urls, one_of, port, queue, whole
 from .policy.quota import parse_minimums
-from .policy.retry import parse_attempts, parse_codes
+from .policy.retry import Jitter, parse_attempts, parse_codes
 
 T = TypeVar("T")
 
@@ -71,10 +56,8 @@ def readable_file(value: str) -> str:
 
 def partition(value: str) -> int:
     """Parse the number of a partition, or :data:`ORDINAL`."""
-    try:
-        return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1)(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or ordinal") from None
+    error = f"not a whole number from 0 to {MAX_PARTITIONS - 1}, or ordinal"
+    return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1, error=error)(value)
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
@@ -94,10 +77,10 @@ class Settings:
     nats_url: str | None = setting(
         None, nats_urls, "comma-separated servers, `nats://`, `tls://` or `ws://`; overrides host and port"
     )
-    nats_token: str | None = setting(None, text, "authentication by token", secret=True)
-    nats_user: str | None = setting(None, text, "authentication by user and password")
-    nats_password: str | None = setting(None, text, "the password of `nats_user`", secret=True)
-    nats_nkey_seed: str | None = setting(None, text, "authentication by nkey", secret=True)
+    nats_token: str | None = setting(None, str, "authentication by token", secret=True)
+    nats_user: str | None = setting(None, str, "authentication by user and password")
+    nats_password: str | None = setting(None, str, "the password of `nats_user`", secret=True)
+    nats_nkey_seed: str | None = setting(None, str, "authentication by nkey", secret=True)
     nats_creds_file: str | None = setting(None, readable_file, "authentication by a credentials file")
     nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: the CA of the server's certificate")
     nats_tls_cert_file: str | None = setting(
@@ -168,7 +151,9 @@ class Settings:
         lambda value: Jitter(one_of(*Jitter)(value)),
         "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
     )
-    retry_strategy: str = setting("nak", retry_strategy, "`nak`: the message is given back with a delay")
+    retry_strategy: str = setting(
+        "nak", one_of("nak", error="this version supports only nak"), "`nak`: the message is given back with a delay"
+    )
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
 

@@ -30,9 +30,8 @@ from .model import (
     QuotaChanged,
     StoredCount,
 )
-from .policy.arrival import GiveBack, decide_delivery
 from .policy.flow import Flow
-from .policy.ledger import Extend, Postpone, SettleAgain, Start
+from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decide_delivery
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer

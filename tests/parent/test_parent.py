@@ -16,8 +16,8 @@ from tests.servers import ROOT, until
 from worker.parent import processes as module
 from worker.parent.processes import ExitStatus, Processes, own_command
 from worker.parent.run import MergedStatus
-from worker.policy.backoff import Backoff
 from worker.policy.processes import MAX_CRASHES
+from worker.policy.retry import Backoff
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
 SAYS = f"""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import example, given
@@ -10,9 +12,16 @@ from hypothesis import strategies as st
 
 from tests.cases import check_each
 from worker.model import Ack, Nak, NoResponse, Responded, Term, Verdict
-from worker.policy.backoff import Backoff, Jitter
 from worker.policy.decide import decide
-from worker.policy.retry import IgnoredAnnotation, Retry, apply_annotations, parse_attempts, parse_codes
+from worker.policy.retry import (
+    Backoff,
+    IgnoredAnnotation,
+    Jitter,
+    Retry,
+    apply_annotations,
+    parse_attempts,
+    parse_codes,
+)
 
 ATTEMPTS, CODES, MIN_WAIT, MAX_WAIT = (
     f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait")
@@ -249,3 +258,91 @@ def test_parse_attempts_and_codes_any_text_is_read_or_refused(text: str) -> None
         codes = parse_codes(text)
         assert codes
         assert codes <= set(range(100, 600))
+
+
+# The waits between attempts
+
+waits = st.floats(1e-9, 2**33)
+attempts = st.integers(1, 10**6)
+dice = st.floats(0, 1, exclude_max=True)
+backoffs = st.builds(Backoff, waits, waits, st.sampled_from(Jitter))
+LAST_DIE = 1 - 2**-53
+"""The greatest number below one."""
+
+
+def test_the_schedule_of_the_defaults() -> None:
+    """10 s, doubling, none over 120 s, without jitter: a hundred attempts take 3 h 12 min 30 s of waiting."""
+    schedule = [Backoff().delay(attempt, draw=0.5) for attempt in range(1, 100)]
+    assert schedule[:7] == [10, 20, 40, 80, 120, 120, 120]
+    assert sum(schedule) == 11_550
+
+
+@given(waits, waits, attempts)
+@example(1e-9, 2.0**33, 64)
+@example(1e-9, 2.0**33, 65)
+@example(1e-9, 2.0**33, 66)
+def test_the_wait_is_the_formula(initial: float, longest: float, attempt: int) -> None:
+    """Attempt n waits min(initial * 2^(n-1), max) before jitter, to the last bit."""
+    exact = initial * 2.0 ** min(attempt - 1, 900)
+    assert Backoff(initial, longest).ceiling(attempt) == min(exact, longest)
+
+
+@given(backoffs)
+def test_waits_grow_until_the_longest_and_stay_there(backoff: Backoff) -> None:
+    """Each wait is twice the one before until the longest is reached, and the longest from then on."""
+    schedule = [backoff.ceiling(attempt) for attempt in range(1, 80)]
+    assert schedule[0] == min(backoff.first_wait, backoff.max_wait)
+    assert all(later == min(2 * earlier, backoff.max_wait) for earlier, later in pairwise(schedule))
+    assert schedule[-1] == backoff.max_wait
+
+
+@given(backoffs, attempts, dice)
+@example(Backoff(1e-9, 2.0**33), 64, 0.0)
+def test_no_wait_is_shorter_than_the_one_before(backoff: Backoff, attempt: int, dice: float) -> None:
+    """By the same die, a later attempt never waits for less, whatever the jitter and however many came before."""
+    earlier, later = (backoff.delay(number, draw=dice) for number in (attempt, attempt + 1))
+    assert 0 <= earlier <= later <= backoff.max_wait
+
+
+@given(backoffs, dice)
+def test_attempts_without_end_do_not_overflow(backoff: Backoff, dice: float) -> None:
+    """The millionth attempt waits as long as the hundredth, a float and no more than the longest."""
+    assert backoff.delay(10**6, draw=dice) == backoff.delay(100, draw=dice) <= backoff.max_wait
+    assert isinstance(backoff.delay(10**6, draw=dice), float)
+
+
+SHARES = {Jitter.EXPONENTIAL: (1.0, 1.0), Jitter.FULL: (0.0, 1.0), Jitter.EQUAL: (0.5, 1.0)}
+
+
+@given(backoffs, attempts, dice)
+@example(Backoff(jitter=Jitter.EQUAL), 1, LAST_DIE)
+@example(Backoff(jitter=Jitter.FULL), 1, LAST_DIE)
+def test_jitter_takes_its_share_and_no_more(backoff: Backoff, attempt: int, dice: float) -> None:
+    """Jitter leaves 100 %, 0-100 % or 50-100 % of the wait, by its name."""
+    least, most = SHARES[backoff.jitter]
+    ceiling = backoff.ceiling(attempt)
+    assert least * ceiling <= backoff.delay(attempt, draw=dice) <= most * ceiling
+
+
+@pytest.mark.parametrize(
+    ("jitter", "delays"),
+    [
+        ("exponential", [40.0, 40.0, 40.0, 40.0]),
+        ("full", [0.0, 10.0, 20.0, 30.0]),
+        ("equal", [20.0, 25.0, 30.0, 35.0]),
+    ],
+)
+def test_jitter_by_the_die(jitter: str, delays: list[float]) -> None:
+    """The third attempt's 40 s, at dice of 0, 1/4, 1/2 and 3/4."""
+    backoff = Backoff(10.0, 120.0, Jitter(jitter))
+    assert [backoff.delay(3, draw=quarter / 4) for quarter in range(4)] == delays
+
+
+@pytest.mark.parametrize(("jitter", "least"), [(Jitter.FULL, 0.0), (Jitter.EQUAL, 0.5)])
+def test_jitter_is_even(jitter: Jitter, least: float) -> None:
+    """A hundred thousand waits fall evenly on the tenths of their range (chi-square, p = 0.001)."""
+    chance = random.Random(20)
+    backoff = Backoff(1.0, 1.0, jitter)
+    tenths = Counter(int((backoff.delay(1, draw=chance.random()) - least) / (1 - least) * 10) for _ in range(100_000))
+    assert set(tenths) == set(range(10))
+    assert sum((count - 10_000) ** 2 / 10_000 for count in tenths.values()) < 27.88

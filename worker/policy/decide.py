@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
 from ..model import (
     Abandon,
     Ack,
@@ -20,10 +24,12 @@ from ..model import (
 )
 from .limiter import LONGEST_REST
 from .retry import Retry
-from .retry_after import parse_retry_after
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds that a Retry-After may ask for. It may exceed ``max_retry_wait``, but must not park a message for days."""
+_SECONDS = re.compile(r"[0-9]+")
+_MAX_DATE = 64
+"""Characters of a date: the longest of RFC 9110 has 33. More is not parsed, because the time grows with it."""
 
 
 def decide(  # noqa: PLR0911 -- a return is a row of the table
@@ -113,3 +119,22 @@ def header(headers: Headers, name: bytes) -> bytes | None:
         if key.lower() == name:
             return value
     return None
+
+
+def parse_retry_after(value: str, *, now: float) -> float | None:
+    """Return the seconds that a Retry-After header (RFC 9110, section 10.2.3) asks for; None if it is not valid.
+
+    The number, at least 0 and possibly infinite, counts from *now* (s since the epoch).
+    """
+    value = value.strip(" \t")
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    if len(value) > _MAX_DATE:
+        return None
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:  # an RFC 850 or asctime date, which is in GMT
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, date.timestamp() - now)

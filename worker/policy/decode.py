@@ -20,13 +20,14 @@ import msgspec
 from ..model import Delivery, Invocation, Malformed
 from .callback_url import callback_url
 from .names import LONGEST, split_function
-from .syntax import TOKEN
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
     b"transfer-encoding upgrade".split()
 )
 """Headers about one connection (RFC 9110, section 7.6.1, and the older lists that Go's reverse proxy keeps to)."""
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""A method's or a header's name (RFC 9110, section 5.6.2)."""
 _REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
 """Also the two that the HTTP client writes itself."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -15,13 +15,15 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from ..model import Ack, Delivery, Final, MessageId, Nak, Term, Verdict
+from ..model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
 
 EARLY = 0.05
 """Seconds before the end of its back-off at which a message may start: two clocks measure the same wait."""
 HOLD = 1.0
 """Longest rest of a back-off (s) that a message waits in its slot. After a restart nats-server keeps waits to the
 second, so a message can arrive up to 1 s early. Returning it would cost another delivery."""
+NO_TOKEN = 0.1
+"""Seconds until a message returns that arrived when there was no token for it."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -47,7 +49,15 @@ class Postpone(Struct, frozen=True, gc=False):
     remaining: float
 
 
+class GiveBack(Struct, frozen=True, gc=False):
+    """Give the message back unstarted, to be redelivered after *delay* seconds."""
+
+    attempt: int
+    delay: float
+
+
 Known = Start | Extend | SettleAgain | Postpone
+Action = Known | GiveBack | Abandon
 
 
 class _GivenBack(Struct, frozen=True, gc=False):
@@ -119,3 +129,26 @@ class Ledger:
         self._past.move_to_end(message)
         if len(self._past) > self._remember:
             self._past.popitem(last=False)
+
+
+def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, token: bool) -> Action:
+    """Return what to do with a delivery.
+
+    Args:
+        known: what this worker's memory of the message implies.
+        newest: whether no later delivery of the same message arrived in the same batch. Only the newest is given back:
+            a NAK of the other would take the message from its next worker.
+        leased: whether the message is still this worker's. It is not after it lay in a buffer for long because the
+            process stood still: another worker may have it by now.
+        room: whether there is a slot. Credit makes it rare, not impossible, that there is none: a pull request may
+            outlive its connection.
+        token: whether the flow may start another invocation. A token can get lost, or expire, while the message that it
+            was for is on its way.
+    """
+    if isinstance(known, Start):
+        if leased and room and token:
+            return known
+        return GiveBack(known.attempt, NO_TOKEN if room else 0.0) if newest and leased else Abandon()
+    if isinstance(known, Postpone):
+        return known if newest and leased else Abandon()
+    return known

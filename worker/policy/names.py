@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-from .syntax import whole_number
-
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
-_DIGITS = 9
-"""Most digits of a partition's number: a longer one is a name."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""A partition's number. One of more digits is a name."""
 LONGEST = 253
 """Most characters in a name: the limit of a DNS name, which Kubernetes sets for names."""
 
@@ -62,8 +60,8 @@ def partition_of(queue: str, subject: str, partitions: int) -> int:
     if partitions == 1 or subject == queue:
         return 0
     number, dot, _ = subject.removeprefix(f"{queue}.").partition(".")
-    if dot and (parsed := whole_number(number, digits=_DIGITS)) is not None:
-        return parsed % partitions
+    if dot and _NUMBER.fullmatch(number):
+        return int(number) % partitions
     return fnv1a(subject.encode()) % partitions
 
 

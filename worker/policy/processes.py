@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .backoff import Backoff, Jitter
+from .retry import Backoff, Jitter
 
 RESTART_BACKOFF = Backoff(0.5, 30.0, Jitter.EQUAL)
 """Waits before a crashed process is started again. The first is short, because most crashes are single ones. The

@@ -14,15 +14,12 @@ Uses that expire are lost for a window: fewer invocations start then, never more
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import msgspec
+from collections.abc import Mapping
 
 from ..model import Quota, Rate
 from .names import split_function
-from .retry import IgnoredAnnotation
-from .syntax import whole_number
+from .parse import whole, whole_number
+from .retry import IgnoredAnnotation, Parsers, read_annotations
 
 CAP, RATE = "cap", "rate"
 """The kinds of tokens."""
@@ -42,8 +39,6 @@ _DIGITS = 7
 """Most digits of a number in an annotation, including leading zeros."""
 _FLOWS = "quota/"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_SHOWN = 80
-"""Characters of an ignored annotation that are logged."""
 
 
 def token_flow(kind: str, label: str) -> str:
@@ -128,23 +123,10 @@ def parse_minimums(text: str) -> tuple[tuple[str, int], ...]:
     return tuple((name, int(slots)) for name, _, slots in entries)
 
 
-def _whole(most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if (number := whole_number(text, 1, most, digits=_DIGITS)) is None:
-            raise ValueError(f"not a whole number from 1 to {most}")
-        return number
-
-    return parse
-
-
-parse_max_inflight = _whole(MOST_INFLIGHT)
-"""Parse a cap.
-
-Raises:
-    ValueError: the text is not a whole number in the range of a cap.
-"""
-_ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),
+parse_max_inflight = whole(1, MOST_INFLIGHT, digits=_DIGITS)
+"""Parse a cap."""
+_ANNOTATIONS: Parsers = {
+    "com.openfaas.queue.weight": ("weight", whole(1, MOST_WEIGHT, digits=_DIGITS)),
     "com.openfaas.queue.max_inflight": ("max_inflight", parse_max_inflight),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
@@ -152,12 +134,5 @@ _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 def parse_quota(annotations: Mapping[str, str]) -> tuple[Quota, tuple[IgnoredAnnotation, ...]]:
     """Return the quota in a function's annotations, and the annotations that are ignored because they are invalid."""
-    quota, ignored = Quota(), ()  # type: tuple[Quota, tuple[IgnoredAnnotation, ...]]
-    for annotation, (name, parse) in _ANNOTATIONS.items():
-        if not (value := annotations.get(annotation, "").strip()):
-            continue
-        try:
-            quota = msgspec.structs.replace(quota, **{name: parse(value)})
-        except ValueError as error:
-            ignored += (IgnoredAnnotation(annotation, value[:_SHOWN], str(error)),)
-    return quota, ignored
+    values, ignored = read_annotations(annotations, _ANNOTATIONS)
+    return Quota(**values), ignored

@@ -1,4 +1,7 @@
-"""The report of an invocation's end: the callback, and the dead letter's headers."""
+"""The report of an invocation's end: the callback, and the dead letter's headers.
+
+The result of a callback is the response's status, or a text that explains why there was no response.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ _OURS = HOP_BY_HOP | {
     b"x-truncated",
 }
 """Response headers that a callback does not have: those about the connection, and those that it sets itself."""
+_PASSING = frozenset({408, 425, 429})
+"""Client errors after which a retry may succeed."""
 
 
 def make_callback(
@@ -51,6 +56,16 @@ def make_callback(
         fields["X-Truncated"] = "true"
     headers += [(name.encode(), value.encode()) for name, value in fields.items()]
     return Callback(invocation.callback, tuple(headers), answer.body if answer else b"")
+
+
+def is_delivered(result: int | str) -> bool:
+    """Return whether the callback was delivered. A redirect counts: the worker posts to no other URL."""
+    return isinstance(result, int) and result < 400
+
+
+def is_retriable(result: int | str) -> bool:
+    """Return whether a retry may succeed."""
+    return isinstance(result, str) or result >= 500 or result in _PASSING
 
 
 def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:

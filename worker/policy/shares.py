@@ -27,8 +27,7 @@ from itertools import count
 from math import inf
 
 from ..model import SHARED
-from .demand import DemandQueue
-from .flow import PATIENCE, Flow, SharedFlow
+from .flow import PATIENCE, DemandQueue, Flow, SharedFlow
 
 QUIET = 0.05
 LONGEST_QUIET = 1.0
