@@ -9,7 +9,7 @@ gateways need: slashes around the function's name, a question mark before the qu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
@@ -30,6 +30,9 @@ TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """A method's or a header's name (RFC 9110, section 5.6.2)."""
 _REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
 """Also the two that the HTTP client writes itself."""
+_SPECIAL = _REPLACED | {b"x-call-id", b"x-start-time", b"user-agent"}
+_names: dict[str, tuple[bytes, bytes | None]] = {}
+"""Cache of header names: their bytes, and for a special one its name in lower case."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
@@ -102,90 +105,58 @@ def _invocation(
     if _escapes(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
     label, address = known
-    fields = _Fields(request.Header or {})
-    call_id = fields.call_id or derive_call_id(delivery)
-    if not fields.call_id:
-        fields.sent.append((b"X-Call-Id", call_id.encode()))
-    if not fields.agent:
-        fields.sent.append((b"User-Agent", user_agent.encode()))
+    headers, special = _read_header(request.Header or {})
+    if not (call_id := special.get(b"x-call-id")):
+        call_id = derive_call_id(delivery)
+        headers.append((b"X-Call-Id", call_id.encode()))
+    if b"user-agent" not in special:
+        headers.append((b"User-Agent", user_agent.encode()))
     return Invocation(
         call_id=call_id,
         function=function,
         label=label,
         method=method,
         target=address + _rest_of_target(path, request.QueryString or ""),
-        headers=tuple(fields.sent),
+        headers=tuple(headers),
         body=request.Body or b"",
         annotations=request.Annotations or {},
         callback=callback,
-        started=fields.started or str(delivery.id[1]),
+        started=special.get(b"x-start-time") or str(delivery.id[1]),
     )
 
 
-class _Fields:
-    """The header fields of a message that are sent on, and those with a meaning here."""
-
-    __slots__ = ("agent", "call_id", "connection_options", "sent", "started")
-
-    def __init__(self, header: dict[str, list[str] | None]) -> None:
-        self.sent: list[tuple[bytes, bytes]] = []
-        self.agent = False
-        self.call_id = self.started = ""
-        self.connection_options: set[bytes] = set()
-        """The fields that Connection headers name, in lower case."""
-        for name, values in header.items():
-            written, special = _names.get(name) or _cache_name(name)
-            for given in values or ():
-                if not (given.isascii() and given.isprintable()):
-                    _check_value(name, given)
-                value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
-                if special is None or special(self, value):
-                    self.sent.append((written, value.encode()))
-        if self.connection_options:
-            self._drop(self.connection_options - {b"x-call-id"})
-
-    def _drop(self, named: set[bytes]) -> None:
-        self.sent = [field for field in self.sent if field[0].lower() not in named]
-        self.agent = self.agent and b"user-agent" not in named
-
-    # One method for each special field; it returns whether the field is sent on.
-
-    def _found_call_id(self, value: str) -> bool:
-        self.call_id = self.call_id or value
-        return bool(value)
-
-    def _found_start(self, value: str) -> bool:
-        self.started = self.started or value
-        return True
-
-    def _found_agent(self, _: str) -> bool:
-        self.agent = True
-        return True
-
-    def _found_connection(self, value: str) -> bool:
-        self.connection_options.update(connection_options(value.encode()))
-        return False
-
-    def _found_replaced(self, _: str) -> bool:
-        return False
+def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
+    """Return the fields that are sent on, and the first value that is not empty of each special field."""
+    sent: list[tuple[bytes, bytes]] = []
+    found: dict[bytes, str] = {}
+    named: set[bytes] = set()  # by Connection headers
+    for name, values in header.items():
+        written, special = _names.get(name) or _cache_name(name)
+        for given in values or ():
+            if not (given.isascii() and given.isprintable()):
+                _check_value(name, given)
+            value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
+            if special is not None:
+                if special in _REPLACED:
+                    if special == b"connection":
+                        named.update(connection_options(value.encode()))
+                    continue
+                found[special] = found.get(special) or value
+                if not value and special == b"x-call-id":
+                    continue
+            sent.append((written, value.encode()))
+    if named:
+        sent = [field for field in sent if (lower := field[0].lower()) not in named or lower == b"x-call-id"]
+        if b"user-agent" in named:
+            found.pop(b"user-agent", None)
+    return sent, found
 
 
-_Special = Callable[[_Fields, str], bool]
-_SPECIAL: Mapping[bytes, _Special] = {
-    **dict.fromkeys(_REPLACED, _Fields._found_replaced),  # noqa: SLF001 -- a part of the class, in a table
-    b"x-call-id": _Fields._found_call_id,  # noqa: SLF001 -- the same
-    b"x-start-time": _Fields._found_start,  # noqa: SLF001 -- the same
-    b"user-agent": _Fields._found_agent,  # noqa: SLF001 -- the same
-    b"connection": _Fields._found_connection,  # noqa: SLF001 -- the same
-}
-_names: dict[str, tuple[bytes, _Special | None]] = {}
-"""Cache of header names: their bytes, and the method for a special one."""
-
-
-def _cache_name(name: str) -> tuple[bytes, _Special | None]:
+def _cache_name(name: str) -> tuple[bytes, bytes | None]:
     if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
-    known = name.encode(), _SPECIAL.get(name.lower().encode())
+    written, lower = name.encode(), name.lower().encode()
+    known = written, lower if lower in _SPECIAL else None
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
         _names[name] = known
     return known
