@@ -147,7 +147,7 @@ class Intake:
             case Abandon():
                 services.ledger.abandon(delivery)
                 services.emit(Settled(action))
-        self._shares.reject(flow, delivery.num_pending, now)
+        self._shares.note_arrival(flow, delivery.num_pending, now)
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)

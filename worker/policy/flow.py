@@ -6,24 +6,16 @@ import heapq
 from dataclasses import dataclass
 from itertools import count
 from math import inf
-from typing import Protocol
 
 from ..model import SHARED
+from .limiter import Limiter
 
 PATIENCE = 0.05
 """Seconds in which pending messages usually arrive. Older credit is idle: other workers received the messages."""
 
 
-class Limit(Protocol):
-    """An adaptive limit of invocations in flight: :class:`worker.policy.limiter.Limiter`."""
-
-    limit: int
-    due: float
-    """Time at which :meth:`tick` may change the limit."""
-
-    def tick(self, now: float) -> None: ...
-    def started(self, now: float) -> None: ...
-    def ended(self, began: float, now: float, status: int | None) -> float | None: ...
+DemandEntry = tuple[int, float, int, int, int, "Flow"]
+"""A flow in :class:`DemandQueue`: its slots, usage and last grant when it was added, a number, its weight, itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +29,7 @@ class Flow:
     """The flow's name at the queue."""
     function: str = ""
     """Label ``name.namespace`` of the function that all its messages invoke, or empty."""
-    limiter: Limit | None = None
+    limiter: Limiter | None = None
     min_slots: int = 0
     """Slots that this flow gets before others get more than their minimum."""
     weight: int = 1
@@ -67,10 +59,8 @@ class Flow:
     """Slot seconds by weight, on the scale of :attr:`DemandQueue.virtual_time`."""
     last_grant: int = 0
     """Number of the last grant of a slot to this flow, among all grants."""
-    demand_key: tuple[int, int] | None = None
-    """The weight and held slots with which the flow entered the queue of flows with demand; None while not there."""
-    ticket: int = 0
-    """Number of the valid entry in that queue."""
+    entry: DemandEntry | None = None
+    """Its entry in the queue of flows with demand; None while it has none."""
     check_at: float = inf
     """Time at which to look at this flow again without an event."""
 
@@ -142,47 +132,44 @@ class DemandQueue:
     def __init__(self) -> None:
         self.virtual_time = 0.0
         """The highest usage of a flow that got a slot: where the usage of a flow begins that had no demand before."""
-        self.weights = self.flows = 0
-        """Sum of the weights of all flows with demand; how many they are."""
-        self._held = 0
-        self._lines: dict[tuple[int, int], list[tuple[int, float, int, int, Flow]]] = {}
-        self._tickets, self._grants = count(1), count(1)
+        self.flows = 0
+        """The number of flows with demand."""
+        self._weights = self._held = 0  # sums over these flows
+        self._lines: dict[tuple[int, int], list[DemandEntry]] = {}
+        self._entries, self._grants = count(), count(1)
 
     def add(self, flow: Flow) -> None:
         """Add a flow, by the slots that it holds now."""
-        flow.demand_key = flow.weight, flow.held
         self.flows += 1
-        self.weights += flow.weight
+        self._weights += flow.weight
         self._held += flow.held
-        flow.ticket = next(self._tickets)
-        line = self._lines.setdefault((flow.weight, flow.min_slots), [])
-        heapq.heappush(line, (flow.held, flow.usage, flow.last_grant, flow.ticket, flow))
+        flow.entry = flow.held, flow.usage, flow.last_grant, next(self._entries), flow.weight, flow
+        heapq.heappush(self._lines.setdefault((flow.weight, flow.min_slots), []), flow.entry)
 
     def remove(self, flow: Flow) -> None:
-        """Remove a flow, if it is there. Its entry in the heap stays, and is skipped later."""
-        if not flow.demand_key:
-            return
-        weight, held = flow.demand_key
-        self.flows -= 1
-        self.weights -= weight
-        self._held -= held
-        flow.demand_key = None
-        flow.ticket = 0
+        """Remove a flow, if it is there. Its entry stays in the heap, and is skipped later."""
+        if flow.entry:
+            held, _, _, _, weight, _ = flow.entry
+            self.flows -= 1
+            self._weights -= weight
+            self._held -= held
+            flow.entry = None
 
     def first(self, free: int) -> Flow | None:
         """Return the flow that gets the next of the *free* slots."""
         # What these flows hold, and what is free, is theirs to divide.
-        part = (free + self._held) / (self.weights or 1)
+        part = (free + self._held) / (self._weights or 1)
         best, chosen = None, None
         for key, line in [*self._lines.items()]:
-            while line and line[0][4].ticket != line[0][3]:
+            while line and line[0][-1].entry is not line[0]:
                 heapq.heappop(line)
             if not line:
                 del self._lines[key]
                 continue
-            rank = _rank(line[0][4], part)
+            head = line[0][-1]
+            rank = _rank(head, part)
             if best is None or rank < best:
-                best, chosen = rank, line[0][4]
+                best, chosen = rank, head
         return chosen
 
     def note_grant(self, flow: Flow) -> None:
