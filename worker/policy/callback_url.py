@@ -18,10 +18,7 @@ _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{
 
 
 def callback_url(value: Any) -> str | None:
-    """Return the absolute URL to post to, without its fragment; None if the message has none.
-
-    Args:
-        value: the message's ``CallbackUrl``: None, a string, or Go's ``url.URL`` as an object.
+    """Return the absolute URL of a message's ``CallbackUrl``, without its fragment; None if it has none.
 
     Raises:
         ValueError: it cannot be posted to: not http or https, no host, a character no URL has. The text names it.

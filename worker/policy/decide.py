@@ -37,14 +37,9 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
 ) -> tuple[Verdict, bool]:
     """Return the verdict on attempt number *attempt* (from 1), and whether it counts as an attempt.
 
-    Args:
-        outcome: what happened.
-        attempt: which attempt it was.
-        retry: the policy for this function.
-        draw: a uniform random number in [0, 1).
-        now: wall-clock time (s since the epoch), which a Retry-After date is compared with.
-        probe_wait: the limiter's answer. None: the outcome is like any other. Seconds: more was sent than the function
-            takes, to find its limit, and the message should return after so long.
+    *retry* is the policy for this function, *draw* a random number in [0, 1), and *now* the wall-clock time (s since
+    the epoch), which a Retry-After date is compared with. *probe_wait* is the limiter's answer. It has seconds if more
+    was sent than the function takes, to find its limit; then the message should return after so long.
     """
     match outcome:
         case Malformed(reason):

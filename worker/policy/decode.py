@@ -63,12 +63,8 @@ _decoder = msgspec.json.Decoder(_QueueRequest)
 def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
     """Return the invocation of a message, and why its callback cannot be posted to, if that is so.
 
-    Such a callback does not prevent the invocation: the function runs, and its result is posted nowhere.
-
-    Args:
-        delivery: the message.
-        namespace: the default for a function that is named without one.
-        user_agent: the User-Agent of a message that has none.
+    Such a callback does not prevent the invocation: the function runs, and its result is posted nowhere. *namespace* is
+    the default for a function that is named without one, *user_agent* that for a message without one.
     """
     try:
         request = _decoder.decode(delivery.payload)

@@ -6,7 +6,8 @@ worker. It is memory, not storage: after a restart, or for messages beyond the n
 stands. That count errs towards giving up early, never towards losing or endlessly repeating a message.
 
 The rules: a message that runs on this worker does not start a second time. A message that ended is settled again, not
-run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left.
+run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left. A
+message that starts needs more than that: see :func:`decide_delivery`.
 """
 
 from __future__ import annotations
@@ -101,14 +102,9 @@ class Ledger:
         return Start(attempts + 1, remaining)
 
     def record(self, delivery: Delivery, attempt: int, verdict: Verdict, *, counts: bool, now: float) -> None:
-        """Record the verdict on a message's newest delivery.
+        """Record the verdict on a message's newest delivery, after the *attempt* that :meth:`classify` returned.
 
-        Args:
-            delivery: the newest delivery.
-            attempt: the number from :meth:`classify`.
-            verdict: the verdict.
-            counts: whether it counts as an attempt; a message that a drain returned, or that did not start, does not.
-            now: the time of the verdict, on the clock of :meth:`classify`.
+        *counts* is whether it counts as one; a message that a drain returned, or that did not start, does not.
         """
         self._running.discard(delivery.id)
         match verdict:
@@ -132,18 +128,13 @@ class Ledger:
 
 
 def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, token: bool) -> Action:
-    """Return what to do with a delivery.
+    """Start a delivery, give it back, or leave it to another worker; *known* is what the ledger has of its message.
 
-    Args:
-        known: what this worker's memory of the message implies.
-        newest: whether no later delivery of the same message arrived in the same batch. Only the newest is given back:
-            a NAK of the other would take the message from its next worker.
-        leased: whether the message is still this worker's. It is not after it lay in a buffer for long because the
-            process stood still: another worker may have it by now.
-        room: whether there is a slot. Credit makes it rare, not impossible, that there is none: a pull request may
-            outlive its connection.
-        token: whether the flow may start another invocation. A token can get lost, or expire, while the message that it
-            was for is on its way.
+    *newest*: no later delivery of the same message arrived in the same batch. Only the newest is given back, because a
+    nak of the other would take the message from its next worker. *leased*: the message is still this worker's. It is
+    not after it lay in a buffer while the process stood still. *room*: there is a slot. Credit makes it rare that there
+    is none, but a pull request may outlive its connection. *token*: the flow may start another invocation. A token can
+    get lost, or expire, while its message is on its way.
     """
     if isinstance(known, Start):
         if leased and room and token:

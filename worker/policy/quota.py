@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from ..model import Quota, Rate
 from .names import split_function
@@ -90,11 +91,7 @@ def uses_of_token(quota: Quota, kind: str, number: int) -> int:
 
 
 def parse_rate(text: str) -> Rate:
-    """Parse a rate: ``10/s``, ``100/m``, ``5/h``.
-
-    Raises:
-        ValueError: the text is not a rate.
-    """
+    """Parse a rate: ``10/s``, ``100/m``, ``5/h``. A ValueError explains what else the text is."""
     if not (found := re.fullmatch(r"([0-9]{1,7})/([smh])", text, re.ASCII)) or not 1 <= int(found[1]) <= MOST_STARTS:
         raise ValueError(f"not a rate: write a whole number from 1 to {MOST_STARTS}, a / and s, m or h, as 10/s")
     return Rate(int(found[1]), _UNITS[found[2]])
@@ -106,19 +103,15 @@ def write_rate(rate: Rate) -> str:
 
 
 def parse_minimums(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse the minimum of slots of each function: ``checkout=5,billing.shop=2``.
-
-    Raises:
-        ValueError: the text is not such a list, or names a function twice.
-    """
+    """Parse the minimum of slots of each function: ``checkout=5,billing.shop=2``."""
     entries = [entry.strip().partition("=") for entry in text.split(",")]
-    for name, _, slots in entries:
-        if split_function(name, "any") is None or whole_number(slots, 1, MOST_INFLIGHT, digits=_DIGITS) is None:
-            raise ValueError(
-                "not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2"
-            )
-    names = [name for name, _, _ in entries]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if not all(
+        split_function(name, "any") and whole_number(slots, 1, MOST_INFLIGHT, digits=_DIGITS)
+        for name, _, slots in entries
+    ):
+        raise ValueError("not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2")
+    names = sorted(name for name, _, _ in entries)
+    if twice := [one for one, other in pairwise(names) if one == other]:
         raise ValueError(f"{twice[0]} has two minimums: keep one")
     return tuple((name, int(slots)) for name, _, slots in entries)
 

@@ -140,13 +140,9 @@ class Shares:
             self._changed[flow] = None
 
     def finish(self, flow: Flow, seconds: float, *, final: bool, redelivery_at: float | None = None) -> None:
-        """Free the slot of a message.
+        """Free the slot that a message had for so many *seconds*.
 
-        Args:
-            flow: its flow.
-            seconds: how long it had the slot.
-            final: whether it has left the stream.
-            redelivery_at: when it is pending again, if it was given back.
+        *final*: it has left the stream. *redelivery_at*: when it is pending again, if it was given back.
         """
         flow.running -= 1
         if final and flow.stored:
