@@ -20,8 +20,7 @@ _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{
 def callback_url(value: Any) -> str | None:
     """Return the absolute URL of a message's ``CallbackUrl``, without its fragment; None if it has none.
 
-    Raises:
-        ValueError: it cannot be posted to: not http or https, no host, a character no URL has. The text names it.
+    A ValueError explains why it cannot be posted to: not http or https, no host, a character that no URL has.
     """
     if value is None or value == "":
         return None

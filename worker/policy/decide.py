@@ -50,15 +50,13 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
             return Abandon(), True
         case Responded(status, headers) if not _must_retry(status, headers, retry):
             return Ack(), True
-    if probe_wait is not None:
+    wait = _asked_wait(outcome, now)
+    if probe_wait is not None and (wait or 0.0) <= LONGEST_REST:
         # A refused probe is no failure of the message: no back-off, and no attempt is used up. But a function that asks
         # for a longer wait than the limiter's longest rest does not lack room. Uncounted, that could go on for days.
-        asked = _asked_wait(outcome, now) or 0.0
-        if asked <= LONGEST_REST:
-            return Nak(max(probe_wait, asked)), False
+        return Nak(max(probe_wait, wait or 0.0)), False
     if attempt >= retry.attempts:
         return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}"), True
-    wait = _asked_wait(outcome, now)
     if wait is None:
         return Nak(retry.backoff.delay(attempt, draw=draw)), True
     return Nak(max(retry.backoff.first_wait, min(wait, LONGEST_RETRY_AFTER))), True

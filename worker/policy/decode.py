@@ -129,8 +129,8 @@ def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes,
     for name, values in header.items():
         written, special = _names.get(name) or _cache_name(name)
         for given in values or ():
-            if not (given.isascii() and given.isprintable()):
-                _check_value(name, given)
+            if not (given.isascii() and given.isprintable()) and _UNSAFE_VALUE.search(given):
+                raise ValueError(f"header {name[:80]} has a control character in its value")
             value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
             if special is not None:
                 if special in _REPLACED:
@@ -156,11 +156,6 @@ def _cache_name(name: str) -> tuple[bytes, bytes | None]:
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
         _names[name] = known
     return known
-
-
-def _check_value(name: str, value: str) -> None:
-    if _UNSAFE_VALUE.search(value):
-        raise ValueError(f"header {name[:80]} has a control character in its value")
 
 
 @lru_cache(4_000)

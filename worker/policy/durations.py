@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
@@ -14,8 +15,7 @@ _LONGEST = 2**63 - 1
 def parse_duration(text: str) -> float:
     """Return the seconds of a Go duration: ``300ms``, ``1.5s``, ``1h30m``, or ``0`` without a unit.
 
-    Raises:
-        ValueError: *text* is no duration, is negative, or exceeds Go's range.
+    A ValueError explains why *text* is no duration, is negative, or exceeds Go's range.
     """
     magnitude = text[1:] if text.startswith(("+", "-")) else text
     nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
@@ -35,10 +35,8 @@ def format_duration(seconds: float) -> str:
         return f"{nanoseconds // _UNITS[unit]}{unit}"
     hours, rest = divmod(nanoseconds, _UNITS["h"])
     minutes, rest = divmod(rest, _UNITS["m"])
-    whole, fraction = divmod(rest, _UNITS["s"])
-    digits = f"{fraction:09d}".rstrip("0")
-    last = f"{whole}.{digits}s" if digits else f"{whole}s" if whole else ""
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + last
+    last = Decimal(rest).scaleb(-9).normalize()
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + (f"{last:f}s" if last else "")
 
 
 def _nanoseconds(text: str) -> int:

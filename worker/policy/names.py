@@ -25,17 +25,11 @@ def split_function(text: str, namespace: str) -> tuple[str, str] | None:
 
 
 def parse_function(text: str, namespace: str) -> tuple[str, str]:
-    """Return name and namespace of ``name`` or ``name.namespace``, with *namespace* as the default.
-
-    Raises:
-        ValueError: *text* is neither. The message is for its author.
-    """
-    if (split := split_function(text, namespace)) is None:
-        raise ValueError(
-            f"not a function's name: {text[:80]!r}; write name or name.namespace,"
-            " of lower-case letters, digits, - and _"
-        )
-    return split
+    """Do the same, but raise ValueError if the text is neither. Its message is for the author of the text."""
+    if split := split_function(text, namespace):
+        return split
+    advice = "write name or name.namespace, of lower-case letters, digits, - and _"
+    raise ValueError(f"not a function's name: {text[:80]!r}; {advice}")
 
 
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
@@ -80,9 +74,8 @@ def label_of(queue: str, subject: str) -> str:
     """
     if subject == queue:
         return ""
-    below = subject.removeprefix(f"{queue}.")
-    tokens = below.split(".")
-    return ".".join(tokens[1:]) if len(tokens) == 3 else below
+    tokens = subject.removeprefix(f"{queue}.").split(".")
+    return ".".join(tokens[1:] if len(tokens) == 3 else tokens)
 
 
 def covers(pattern: str, subject: str) -> bool:

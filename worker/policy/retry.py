@@ -45,14 +45,8 @@ class Backoff:
 
     def delay(self, attempt: int, *, draw: float) -> float:
         """Return the wait (s) after jitter; *draw* is a random number in [0, 1)."""
-        ceiling = self.ceiling(attempt)
-        match self.jitter:
-            case Jitter.EXPONENTIAL:
-                return ceiling
-            case Jitter.FULL:
-                return ceiling * draw
-            case Jitter.EQUAL:
-                return ceiling * (1 + draw) / 2
+        part = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: draw, Jitter.EQUAL: (1 + draw) / 2}[self.jitter]
+        return self.ceiling(attempt) * part
 
 
 @dataclass(frozen=True, slots=True)
