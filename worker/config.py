@@ -40,7 +40,7 @@ _KUBERNETES = re.compile(
 
 
 class InvalidSettingsError(Exception):
-    """Some settings are invalid. The text names each one, its value and the accepted values."""
+    """One or more settings are invalid. The text names each one, its value and the accepted values."""
 
 
 def readable_file(value: str) -> str:
@@ -208,11 +208,7 @@ class LoadedSettings:
 
 
 def load(environment: Mapping[str, str]) -> LoadedSettings:
-    """Read all settings from *environment*, and from the files that it names.
-
-    Raises:
-        InvalidSettingsError: one or more settings are invalid; the text names all of them.
-    """
+    """Read all settings from *environment*, and from the files that it names, or raise InvalidSettingsError."""
     environment = {name: value for name, value in environment.items() if not _KUBERNETES.fullmatch(f"{name}={value}")}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -233,36 +229,32 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
 
 def describe(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     """Return name, value as an operator would write it, and origin of each setting; secrets are masked."""
-    return [
-        (name, _display(getattr(loaded.settings, name), field), loaded.origins[name])
-        for name, field in SETTING_FIELDS.items()
-    ]
+    values = ((name, getattr(loaded.settings, name), field) for name, field in SETTING_FIELDS.items())
+    return [(name, _display(value, field), loaded.origins[name]) for name, value, field in values]
 
 
 def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
     """Return a setting's text and origin. An empty value counts as unset, because the charts set some settings so."""
-    sources = [name, _UPPER + name.upper()]
-    if field.metadata["secret"]:
-        sources += [f"{source}{suffix}" for source, suffix in zip(list(sources), ("_file", "_FILE"), strict=True)]
-    found = [source for source in sources if environment.get(source)]
+    upper = _UPPER + name.upper()
+    files = (f"{name}_file", f"{upper}_FILE") if field.metadata["secret"] else ()
+    found = [source for source in (name, upper, *files) if environment.get(source)]
     if len(found) > 1:
         raise ValueError(f"{name} is set twice, by {' and '.join(found)}: keep one")
     if not found:
         return field.metadata["default"], "default"
-    if not _is_text(environment[found[0]]):
-        raise ValueError(f"{found[0]} is not text in UTF-8")
-    if field.metadata["secret"] and found[0].lower().endswith("_file"):
-        path = environment[found[0]]
-        try:
-            content = Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"{found[0]} = {path!r} cannot be read: {error.strerror}") from None
-        except ValueError:  # not a path, or not a text file
-            raise ValueError(f"{found[0]} = {path!r} cannot be read: it is not text") from None
-        if not content:
-            raise ValueError(f"{found[0]} = {path!r} is empty")
-        return content, f"file {path}"
-    return environment[found[0]], f"environment {found[0]}"
+    source, value = found[0], environment[found[0]]
+    if not _is_text(value):
+        raise ValueError(f"{source} is not text in UTF-8")
+    if source not in files:
+        return value, f"environment {source}"
+    try:
+        content = Path(value).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # a ValueError: not a path, or not a text file
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"{source} = {value!r} cannot be read: {reason}") from None
+    if not content:
+        raise ValueError(f"{source} = {value!r} is empty")
+    return content, f"file {value}"
 
 
 def _parse(name: str, text: str, field: dataclasses.Field[Any], origin: str) -> Any:
@@ -281,13 +273,11 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
     """Return the problems of settings with each other; set queue_name where nats_stream gives it."""
     problems = []
     if values.get("queue_name", "") is None and (stream := values.get("nats_stream")):
-        values["queue_name"] = stream.removeprefix("OF_")
-        origins["queue_name"] = "nats_stream"
-        if not is_name(values["queue_name"]):
-            problems.append(
-                f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, "
-                "cannot name a queue: set it"
-            )
+        name, origins["queue_name"] = stream.removeprefix("OF_"), "nats_stream"
+        values["queue_name"] = name
+        if not is_name(name):
+            named = f"queue_name is not set, and {name!r}, after nats_stream = {stream!r}"
+            problems.append(f"{named}, cannot name a queue: set it")
     for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
@@ -328,18 +318,12 @@ def _typo_warnings(environment: Mapping[str, str]) -> list[str]:
     known = set(SETTING_FIELDS) | {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     warnings = []
     for variable in filter(_is_text, sorted(environment)):
-        if variable.startswith(_UPPER):
-            name = variable.removeprefix(_UPPER).lower()
-        elif variable.islower() and variable not in _FOREIGN_VARIABLES:
-            name = variable
-        else:
+        prefixed, name = variable.startswith(_UPPER), variable.removeprefix(_UPPER).lower()
+        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN_VARIABLES)):
             continue
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO)
-        if close:
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
             warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")
-        elif variable.startswith(_UPPER):
+        elif prefixed:
             warnings.append(f"{variable} is not a setting")
     return warnings
 
@@ -363,10 +347,7 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
 
 
 def without_password(url: str) -> str:
-    """Mask user and password of a URL, or of a list of URLs.
-
-    A password with characters that should have been escaped is masked too.
-    """
+    """Mask user and password of a URL, or of a list of URLs, also if they have characters that should be escaped."""
     return ",".join(map(_mask_user, re.split(r",(?=\s*\w+://)", url)))
 
 

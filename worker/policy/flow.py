@@ -12,8 +12,6 @@ from .limiter import Limiter
 
 PATIENCE = 0.05
 """Seconds in which pending messages usually arrive. Older credit is idle: other workers received the messages."""
-
-
 DemandEntry = tuple[int, float, int, int, int, "Flow"]
 """A flow in :class:`DemandQueue`: its slots, usage and last grant when it was added, a number, its weight, itself."""
 
