@@ -83,9 +83,7 @@ class Settings:
     nats_nkey_seed: str | None = setting(None, str, "authentication by nkey", secret=True)
     nats_creds_file: str | None = setting(None, readable_file, "authentication by a credentials file")
     nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: the CA of the server's certificate")
-    nats_tls_cert_file: str | None = setting(
-        None, readable_file, "TLS: the client's certificate, with `nats_tls_key_file`"
-    )
+    nats_tls_cert_file: str | None = setting(None, readable_file, "TLS: client's certificate, with `nats_tls_key_file`")
     nats_tls_key_file: str | None = setting(None, readable_file, "TLS: the key of the client's certificate")
 
     # The stream and its consumer.
@@ -110,13 +108,9 @@ class Settings:
     consumer_inactive_threshold: float = setting(
         "30s", duration(1.0), "`function`: a function with nothing stored for so long loses its consumer"
     )
-    consumer_pull_max_messages: int | None = setting(
-        None, whole(1), "most messages asked for in one pull; by default 250"
-    )
+    consumer_pull_max_messages: int | None = setting(None, whole(1), "most messages in one pull; by default 250")
     queue_partitions: int = setting(
-        "1",
-        whole(1, MAX_PARTITIONS),
-        "how many parts producers divide the queue into; a worker serves one of them",
+        "1", whole(1, MAX_PARTITIONS), "how many parts producers divide the queue into; a worker serves one of them"
     )
     filter_partition: int = setting(
         "0", partition, "the one that this worker serves; `ordinal`: the number that a StatefulSet gave this pod"
@@ -125,9 +119,7 @@ class Settings:
     # Invoking.
     max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
     function_minimums: tuple[tuple[str, int], ...] | None = setting(
-        None,
-        parse_minimums,
-        "`function`: slots that functions have whatever others want, as `checkout=5,billing.shop=2`",
+        None, parse_minimums, "`function`: slots of functions, whatever others want, as `checkout=5,billing.shop=2`"
     )
     limiter_enabled: bool = setting("true", flag, "`function`: learn how many invocations each function takes at once")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
@@ -140,9 +132,7 @@ class Settings:
     )
 
     # Deciding.
-    max_retry_attempts: int = setting(
-        "100", parse_attempts, "how many times an invocation is sent before it is given up"
-    )
+    max_retry_attempts: int = setting("100", parse_attempts, "how often an invocation is sent before it is given up")
     initial_retry_wait: float = setting("10s", duration(), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(), "longest wait between attempts")
     retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
@@ -160,17 +150,13 @@ class Settings:
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
     callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
-    callback_initial_wait: float = setting(
-        "500ms", duration(0.001), "first wait between those, doubling, half of it chance"
-    )
+    callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half chance")
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
     # The process.
     processes: int = setting(
-        "1",
-        whole(1, 128),
-        "worker processes in this container, which share `max_inflight`; one for each core to be used",
+        "1", whole(1, 128), "worker processes in this container, which share `max_inflight`; one for each core"
     )
     shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
     http_host: str = setting("0.0.0.0", host, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside

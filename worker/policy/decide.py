@@ -25,6 +25,7 @@ from ..model import (
 from .limiter import LONGEST_REST
 from .retry import Retry
 
+_STATUS = {NoResponse: 502, TimedOut: 504}
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds that a Retry-After may ask for. It may exceed ``max_retry_wait``, but must not park a message for days."""
 _SECONDS = re.compile(r"[0-9]+")
@@ -64,15 +65,7 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
 
 def status_of(outcome: Outcome) -> int | None:
     """Return the HTTP status that an outcome counts as; None where nothing was sent, or the worker cancelled it."""
-    match outcome:
-        case Responded(status):
-            return status
-        case NoResponse():
-            return 502
-        case TimedOut():
-            return 504
-        case _:
-            return None
+    return outcome.status if isinstance(outcome, Responded) else _STATUS.get(type(outcome))
 
 
 def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- a table
@@ -108,10 +101,7 @@ def _asked_wait(outcome: Outcome, now: float) -> float | None:
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """Return the first value of a header; *name* in lower case."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value
-    return None
+    return next((value for key, value in headers if key.lower() == name), None)
 
 
 def parse_retry_after(value: str, *, now: float) -> float | None:

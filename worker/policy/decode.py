@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID, uuid5
@@ -170,12 +171,8 @@ def _escapes(path: str) -> bool:
     """Return whether the dots in a path lead above its start, for a server that unescapes it first, as Go's do."""
     if not path or ".." not in (path := unquote(path)):
         return False
-    depth = 0
-    for segment in path.split("/"):
-        depth += {"": 0, ".": 0, "..": -1}.get(segment, 1)
-        if depth < 0:
-            return True
-    return False
+    steps = ({"": 0, ".": 0, "..": -1}.get(segment, 1) for segment in path.split("/"))
+    return min(accumulate(steps)) < 0
 
 
 def _rest_of_target(path: str, query: str) -> bytes:
@@ -184,9 +181,8 @@ def _rest_of_target(path: str, query: str) -> bytes:
         return b""
     if path and not path.startswith("/"):
         path = f"/{path}"
-    query = query.removeprefix("?")
     path = _UNSAFE_PATH.sub(_escape, path)
-    query = _UNSAFE_QUERY.sub(_escape, query)
+    query = _UNSAFE_QUERY.sub(_escape, query.removeprefix("?"))
     return f"{path}{'?' if query else ''}{query}".encode("ascii")
 
 

@@ -29,7 +29,7 @@ def share_minimums(minimums: Sequence[tuple[str, int]], processes: int, number: 
     """
     shares, dealt = list[tuple[str, int]](), 0
     for name, slots in minimums:
-        own = sum((dealt + slot) % processes == number - 1 for slot in range(slots))
+        own = share(dealt + slots, processes, number) - share(dealt, processes, number)
         dealt += slots
         if own:
             shares.append((name, own))
