@@ -22,8 +22,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-from ..policy.callback_url import callback_url
-from ..policy.decode import TOKEN
+from ..policy.decode import TOKEN, callback_url
 from ..policy.names import parse_function, partition_for, subject_of
 
 _LONGEST_CALL_ID = 256
