@@ -334,10 +334,5 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
 
 def without_password(url: str) -> str:
     """Mask user and password of a URL, or of a list of URLs, also if they have characters that should be escaped."""
-    return ",".join(map(_mask_user, re.split(r",(?=\s*\w+://)", url)))
-
-
-def _mask_user(url: str) -> str:
-    user, at, where = url.rpartition("@")
-    scheme = re.match(r"\s*\w+://", user)
-    return f"{scheme[0] if scheme else ''}********@{where}" if at else url
+    urls = re.split(r",(?=\s*\w+://)", url)
+    return ",".join(re.sub(r"^(\s*\w+://)?.*@", r"\1********@", each, flags=re.DOTALL) for each in urls)

@@ -201,7 +201,7 @@ def _escape(match: re.Match[str]) -> str:
 def callback_url(value: Any) -> str | None:
     """Return the absolute URL of a message's ``CallbackUrl``, without its fragment; None if it has none.
 
-    A ValueError explains why it cannot be posted to: not http or https, no host, a character that no URL has.
+    A ValueError explains why it cannot be posted to.
     """
     if value is None or value == "":
         return None

@@ -13,10 +13,7 @@ _LONGEST = 2**63 - 1
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a Go duration: ``300ms``, ``1.5s``, ``1h30m``, or ``0`` without a unit.
-
-    A ValueError explains why *text* is no duration, is negative, or exceeds Go's range.
-    """
+    """Return the seconds of a Go duration, as ``1h1.5s``; raise ValueError if it is none, negative or out of range."""
     magnitude = text[1:] if text.startswith(("+", "-")) else text
     nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
     if nanoseconds and text.startswith("-"):
@@ -44,9 +41,10 @@ def _nanoseconds(text: str) -> int:
     while part := _PART.match(text, position):
         whole, _, fraction = part[1].partition(".")
         whole, unit = whole.lstrip("0"), _UNITS[part[2]]
-        if len(whole) <= 19:
-            nanoseconds += int(whole or "0") * unit + _fraction(fraction, unit)
-        if len(whole) > 19 or nanoseconds > _LONGEST:
+        nanoseconds += int(whole[:20] or "0") * unit + _fraction(
+            fraction, unit
+        )  # 20 digits are too many, whatever follows
+        if nanoseconds > _LONGEST:
             raise ValueError("longer than 292 years")
         position = part.end()
     if position < len(text) or not text:

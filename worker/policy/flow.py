@@ -18,10 +18,7 @@ DemandEntry = tuple[int, float, int, int, int, "Flow"]
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """The numbers of one flow.
-
-    Other modules may set *weight*, *cap*, *paused* and *min_slots*, followed by :meth:`Shares.mark_changed`.
-    """
+    """The numbers of one flow. Others set *weight*, *cap*, *paused*, *min_slots*, then call Shares.mark_changed."""
 
     name: str
     """The flow's name at the queue."""
@@ -97,14 +94,11 @@ class Flow:
             return 0
         if now - self.credited_at >= PATIENCE:
             return self.credit
-        return max(0, self.credit - max(self.pending, int(self.stored > self.running)))
+        return max(0, min(self.credit - int(self.stored > self.running), -self.pending_demand(now)))
 
 
 class SharedFlow(Flow):
-    """The whole queue as one flow: in static mode all workers share one consumer.
-
-    Its pending messages are not counted, so it always has demand.
-    """
+    """The whole queue as one flow, in static mode. Its pending messages are not counted, so it always has demand."""
 
     __slots__ = ()
 
@@ -114,10 +108,6 @@ class SharedFlow(Flow):
     def pending_demand(self, now: float) -> float:  # noqa: ARG002 -- as its base has it
         """Return infinity: the next message may arrive at any time."""
         return inf
-
-    def idle_credit(self, now: float) -> float:
-        """Return the credit if no message arrived for :data:`PATIENCE`."""
-        return self.credit if not self.recalling and now - self.credited_at >= PATIENCE else 0
 
 
 class DemandQueue:

@@ -84,8 +84,6 @@ def covers(pattern: str, subject: str) -> bool:
     for position, wanted in enumerate(wide):
         if wanted == ">":
             return len(narrow) > position
-        if position >= len(narrow) or narrow[position] == ">":
-            return False
-        if wanted not in ("*", narrow[position]):
+        if position >= len(narrow) or narrow[position] == ">" or wanted not in ("*", narrow[position]):
             return False
     return len(wide) == len(narrow)

@@ -14,14 +14,10 @@ from .names import is_name
 
 
 def whole_number(text: str, low: int = 0, high: int = 2**31 - 1, *, digits: int = 10) -> int | None:
-    """Return the whole number that *text* writes, or None if it is none from *low* to *high*.
-
-    It has ASCII digits alone, at most *digits* with zeros in front: the time of int() grows with its input.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) <= digits):
-        return None
-    number = int(text)
-    return number if low <= number <= high else None
+    """Return the whole number from *low* to *high* that *text* writes in at most *digits* ASCII digits, or None."""
+    # The time of int() grows with the length of its input.
+    is_short = text.isascii() and text.isdigit() and len(text) <= digits
+    return number if is_short and low <= (number := int(text)) <= high else None
 
 
 def whole(low: int, high: int = 2**31 - 1, *, digits: int = 10, error: str = "") -> Callable[[str], int]:
@@ -115,7 +111,6 @@ def _is_url(value: str, *schemes: str) -> bool:
 
 
 def queue(value: str) -> str:
-    """Parse a queue's name."""
     if not is_name(value):
         raise ValueError("not a queue's name: lower-case letters, digits, - and _, a letter or digit first and last")
     return value

@@ -48,7 +48,6 @@ def token_flow(kind: str, label: str) -> str:
 
 
 def is_token_flow(flow: str) -> bool:
-    """Return whether a flow carries tokens."""
     return flow.startswith(_FLOWS)
 
 
@@ -64,7 +63,6 @@ def token_number(subject: str) -> int:
 
 
 def needs_tokens(quota: Quota) -> bool:
-    """Return whether each invocation needs a token."""
     return quota.max_inflight is not None or quota.rate is not None
 
 
@@ -117,7 +115,6 @@ def parse_minimums(text: str) -> tuple[tuple[str, int], ...]:
 
 
 parse_max_inflight = whole(1, MOST_INFLIGHT, digits=_DIGITS)
-"""Parse a cap."""
 _ANNOTATIONS: Parsers = {
     "com.openfaas.queue.weight": ("weight", whole(1, MOST_WEIGHT, digits=_DIGITS)),
     "com.openfaas.queue.max_inflight": ("max_inflight", parse_max_inflight),

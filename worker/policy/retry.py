@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 from .durations import parse_duration
@@ -80,20 +81,11 @@ parse_attempts = whole(1, 10**6, digits=7, error="not a number of attempts: writ
 """Parse a number of attempts. The most take four years, with the longest default wait between them."""
 
 
-def _bounded(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse_bounded(text: str) -> Any:
-        if len(text) > _LONGEST:
-            raise ValueError(f"longer than {_LONGEST} characters")
-        return parse(text)
-
-    return parse_bounded
-
-
 _ANNOTATIONS: Parsers = {
-    "com.openfaas.retry.attempts": ("attempts", _bounded(parse_attempts)),
-    "com.openfaas.retry.codes": ("codes", _bounded(parse_codes)),
-    "com.openfaas.retry.min_wait": ("first_wait", _bounded(parse_duration)),
-    "com.openfaas.retry.max_wait": ("max_wait", _bounded(parse_duration)),
+    "com.openfaas.retry.attempts": ("attempts", parse_attempts),
+    "com.openfaas.retry.codes": ("codes", parse_codes),
+    "com.openfaas.retry.min_wait": ("first_wait", parse_duration),
+    "com.openfaas.retry.max_wait": ("max_wait", parse_duration),
 }
 
 
@@ -101,15 +93,21 @@ def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Ret
     """Return the policy as a function's annotations change it, and the annotations that are invalid and ignored."""
     if not annotations:
         return retry, ()
-    values, ignored = read_annotations(annotations, _ANNOTATIONS)
+    values, ignored = read_annotations(annotations, _ANNOTATIONS, longest=_LONGEST)
     waits = {name: values.pop(name) for name in ("first_wait", "max_wait") if name in values}
     if waits:
         values["backoff"] = replace(retry.backoff, **waits)
     return replace(retry, **values) if values else retry, ignored
 
 
+def _bounded(text: str, longest: float) -> str:
+    if len(text) > longest:
+        raise ValueError(f"longer than {longest} characters")
+    return text
+
+
 def read_annotations(
-    annotations: Mapping[str, str], parsers: Parsers
+    annotations: Mapping[str, str], parsers: Parsers, *, longest: float = inf
 ) -> tuple[dict[str, Any], tuple[IgnoredAnnotation, ...]]:
     """Return the values of a function's annotations by field, and the annotations that are invalid and ignored."""
     values, ignored = dict[str, Any](), tuple[IgnoredAnnotation, ...]()
@@ -117,7 +115,7 @@ def read_annotations(
         if not (text := annotations.get(annotation, "").strip()):
             continue
         try:
-            values[name] = parse(text)
+            values[name] = parse(_bounded(text, longest))
         except ValueError as error:
             ignored += (IgnoredAnnotation(annotation, text[:_SHOWN], str(error)),)
     return values, ignored

@@ -83,7 +83,6 @@ class Shares:
 
     @property
     def flows(self) -> Collection[Flow]:
-        """All known flows."""
         return self._flows.values()
 
     def flow(self, name: str) -> Flow:
@@ -195,12 +194,10 @@ class Shares:
         return taken
 
     def desired(self, flow: Flow) -> int:
-        """Return how many more messages of a flow could start soon if it had tokens.
-
-        There is a slot for them: it is free, has credit already, or becomes the flow's as part of its share.
-        """
+        """Return how many more messages of a flow could start soon if it had tokens."""
         if not flow.exists:
             return 0
+        # Their slots are free, have credit already, or become the flow's as part of its share.
         part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
         soon = max(self.free, part - flow.held, 1 - flow.held)
         more = max(0, min(flow.pending_demand(inf), soon))
