@@ -79,8 +79,6 @@ def parse_codes(text: str) -> frozenset[int]:
 
 parse_attempts = whole(1, 10**6, digits=7, error="not a number of attempts: write a whole number from 1 to 1000000")
 """Parse a number of attempts. The most take four years, with the longest default wait between them."""
-
-
 _ANNOTATIONS: Parsers = {
     "com.openfaas.retry.attempts": ("attempts", parse_attempts),
     "com.openfaas.retry.codes": ("codes", parse_codes),
@@ -93,11 +91,11 @@ def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Ret
     """Return the policy as a function's annotations change it, and the annotations that are invalid and ignored."""
     if not annotations:
         return retry, ()
-    values, ignored = read_annotations(annotations, _ANNOTATIONS, longest=_LONGEST)
+    values, ignored = read_annotations(annotations, _ANNOTATIONS, _LONGEST)
+    if not values:
+        return retry, ignored
     waits = {name: values.pop(name) for name in ("first_wait", "max_wait") if name in values}
-    if waits:
-        values["backoff"] = replace(retry.backoff, **waits)
-    return replace(retry, **values) if values else retry, ignored
+    return replace(retry, backoff=replace(retry.backoff, **waits), **values), ignored
 
 
 def _bounded(text: str, longest: float) -> str:
@@ -107,10 +105,13 @@ def _bounded(text: str, longest: float) -> str:
 
 
 def read_annotations(
-    annotations: Mapping[str, str], parsers: Parsers, *, longest: float = inf
+    annotations: Mapping[str, str], parsers: Parsers, longest: float = inf
 ) -> tuple[dict[str, Any], tuple[IgnoredAnnotation, ...]]:
     """Return the values of a function's annotations by field, and the annotations that are invalid and ignored."""
-    values, ignored = dict[str, Any](), tuple[IgnoredAnnotation, ...]()
+    values: dict[str, Any] = {}
+    ignored: tuple[IgnoredAnnotation, ...] = ()
+    if parsers.keys().isdisjoint(annotations):
+        return values, ignored
     for annotation, (name, parse) in parsers.items():
         if not (text := annotations.get(annotation, "").strip()):
             continue
