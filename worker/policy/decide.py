@@ -51,14 +51,13 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
             return Abandon(), True
         case Responded(status, headers) if not _must_retry(status, headers, retry):
             return Ack(), True
-    wait = _asked_wait(outcome, now)
-    if probe_wait is not None and (wait or 0.0) <= LONGEST_REST:
+    if probe_wait is not None and (asked := _asked_wait(outcome, now) or 0.0) <= LONGEST_REST:
         # A refused probe is no failure of the message: no back-off, and no attempt is used up. But a function that asks
         # for a longer wait than the limiter's longest rest does not lack room. Uncounted, that could go on for days.
-        return Nak(max(probe_wait, wait or 0.0)), False
+        return Nak(max(probe_wait, asked)), False
     if attempt >= retry.attempts:
         return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}"), True
-    if wait is None:
+    if (wait := _asked_wait(outcome, now)) is None:
         return Nak(retry.backoff.delay(attempt, draw=draw)), True
     return Nak(max(retry.backoff.first_wait, min(wait, LONGEST_RETRY_AFTER))), True
 
