@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 
 from fuzz.durations import nanoseconds_of_go
-from worker.policy.backoff import Backoff, Jitter
-from worker.policy.retry import Retry, apply_annotations
+from worker.policy.retry import Backoff, Jitter, Retry, apply_annotations
 
 NAMES = tuple(f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait"))
 WORDS = ("1000000", "1000001", "408,429,500,502,503,504", "599", "600", "1h30m", "300ms", "-1s", "2562047h47m16s")

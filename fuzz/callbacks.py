@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import httpx
 
-from worker.policy.callback_url import callback_url
+from worker.policy.decode import callback_url
 
 FIELDS = ("Scheme", "Host", "Path", "RawPath", "RawQuery", "Opaque", "Fragment", "ForceQuery")
 WORDS = ("http://", "https://", "://", "[::1]", ":65535", ":65536", "user:word@", "%2F", "%zz", "\\", "//")

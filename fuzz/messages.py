@@ -11,8 +11,7 @@ from urllib.parse import unquote
 
 from fuzz.callbacks import check_one_host
 from worker.model import DeadLetter, Delivery, Invocation, Malformed
-from worker.policy.callback_url import callback_url
-from worker.policy.decode import decode
+from worker.policy.decode import callback_url, decode
 from worker.policy.report import dead_letter_headers
 
 _FUNCTION = re.compile(r"[a-z0-9]([-a-z0-9_]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9_]*[a-z0-9])?)?")

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from math import inf, isnan
 
-from worker.policy.retry_after import parse_retry_after
+from worker.policy.decide import parse_retry_after
 
 NOW = 784_111_777
 """Sun, 06 Nov 1994 08:49:37 GMT."""

@@ -17,8 +17,7 @@ from tests.world import World, ms, reply
 from tests.world.functions import Reply
 from worker.events import AnnotationIgnored, InvocationEnded, InvocationStarted, WorkCrashed
 from worker.model import Ack, Nak, NoResponse, Term, TimedOut
-from worker.policy.backoff import Backoff, Jitter
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Jitter, Retry
 
 
 async def test_intake_more_messages_than_slots_runs_one_per_slot(autojump_clock: MockClock) -> None:

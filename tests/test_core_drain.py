@@ -13,8 +13,7 @@ from tests.world import Answer, SimulatedWorker, World, ms, reply
 from worker.drain import CancelGroup
 from worker.events import DrainEnded, DrainExpired, DrainStarted, InvocationEnded, InvocationStarted
 from worker.model import Ack, Interrupted, Nak, Term
-from worker.policy.backoff import Backoff
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Retry
 from worker.ports import MisconfiguredError
 
 

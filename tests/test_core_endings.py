@@ -20,8 +20,7 @@ from worker.events import (
     WorkCrashed,
 )
 from worker.model import Ack, DeadLetter, Nak, Term
-from worker.policy.backoff import Backoff, Jitter
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Jitter, Retry
 
 ONCE = Retry(attempts=1)
 GIVEN_UP = Term("gave up after 1 of 1 attempts: status 500")

@@ -17,7 +17,7 @@ from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, Leas
 from worker.heartbeat import Lease
 from worker.intake import Intake
 from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, QueueShared, Settlement, Term
-from worker.policy.backoff import Backoff
+from worker.policy.retry import Backoff
 from worker.ports import Consumer
 from worker.settle import settle
 

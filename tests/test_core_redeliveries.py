@@ -12,8 +12,7 @@ from trio.testing import MockClock
 from tests.world import World, ms, reply
 from worker.events import InvocationStarted, Redelivered
 from worker.model import Ack, Nak, Term
-from worker.policy.backoff import Backoff
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Retry
 
 
 async def test_redelivery_while_running_is_not_run(autojump_clock: MockClock) -> None:

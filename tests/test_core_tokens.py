@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from tests.world import Message, SimulatedWorker, World, reply
 from tests.world.functions import Call
 from worker.model import Ack, Delivery, Nak, PausedFunctions, Quota, Rate
-from worker.policy.arrival import NO_TOKEN
+from worker.policy.ledger import NO_TOKEN
 
 ACK_WAIT = 30.0
 FLOW = "faas-request.0.a.openfaas-fn"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from worker.gateway.message import Message, canonical, canonical_headers, compose, split_target
 from worker.model import Delivery, Invocation
-from worker.policy.callback_url import callback_url
-from worker.policy.decode import HOP_BY_HOP, decode
+from worker.policy.decode import HOP_BY_HOP, callback_url, decode
 
 NOW = 1_700_000_000_000_000_000
 FIXTURES = Path(__file__).parent / "fixtures" / "queue_requests.jsonl"

@@ -3,7 +3,7 @@
 A *delivery* becomes an *invocation*, the invocation an *outcome*, the outcome a *verdict*, and the verdict is
 *settled*. To follow one message, read in this order:
 
-1. :mod:`worker.intake` receives it. :mod:`worker.policy.arrival` decides whether it starts.
+1. :mod:`worker.intake` receives it. :mod:`worker.policy.ledger` decides whether it starts.
 2. :mod:`worker.job` runs it: :mod:`worker.policy.decode` makes the request, :mod:`worker.policy.decide` the verdict.
 3. :mod:`worker.heartbeat` extends its lease until :mod:`worker.settle` ends it.
 4. :mod:`worker.policy.shares` decides which flow gets the free slot; :mod:`worker.policy.limiter` and

@@ -9,7 +9,7 @@ import trio
 
 from .events import CallbackPosted
 from .model import Callback, Invocation
-from .policy.callbacks import is_delivered, is_retriable
+from .policy.report import is_delivered, is_retriable
 from .services import Services
 
 

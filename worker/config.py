@@ -15,26 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from .policy.backoff import Jitter
 from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
-from .policy.parse import (
-    duration,
-    flag,
-    host,
-    http_url,
-    jetstream_name,
-    limit,
-    nats_urls,
-    one_of,
-    port,
-    queue,
-    retry_strategy,
-    text,
-    whole,
-)
+from .policy.parse import duration, flag, host, http_url, jetstream_name, limit, nats_urls, one_of, port, queue, whole
 from .policy.quota import parse_minimums
-from .policy.retry import parse_attempts, parse_codes
+from .policy.retry import Jitter, parse_attempts, parse_codes
 
 T = TypeVar("T")
 
@@ -55,7 +40,7 @@ _KUBERNETES = re.compile(
 
 
 class InvalidSettingsError(Exception):
-    """Some settings are invalid. The text names each one, its value and the accepted values."""
+    """One or more settings are invalid. The text names each one, its value and the accepted values."""
 
 
 def readable_file(value: str) -> str:
@@ -71,10 +56,8 @@ def readable_file(value: str) -> str:
 
 def partition(value: str) -> int:
     """Parse the number of a partition, or :data:`ORDINAL`."""
-    try:
-        return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1)(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, or ordinal") from None
+    error = f"not a whole number from 0 to {MAX_PARTITIONS - 1}, or ordinal"
+    return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1, error=error)(value)
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
@@ -94,15 +77,13 @@ class Settings:
     nats_url: str | None = setting(
         None, nats_urls, "comma-separated servers, `nats://`, `tls://` or `ws://`; overrides host and port"
     )
-    nats_token: str | None = setting(None, text, "authentication by token", secret=True)
-    nats_user: str | None = setting(None, text, "authentication by user and password")
-    nats_password: str | None = setting(None, text, "the password of `nats_user`", secret=True)
-    nats_nkey_seed: str | None = setting(None, text, "authentication by nkey", secret=True)
+    nats_token: str | None = setting(None, str, "authentication by token", secret=True)
+    nats_user: str | None = setting(None, str, "authentication by user and password")
+    nats_password: str | None = setting(None, str, "the password of `nats_user`", secret=True)
+    nats_nkey_seed: str | None = setting(None, str, "authentication by nkey", secret=True)
     nats_creds_file: str | None = setting(None, readable_file, "authentication by a credentials file")
     nats_tls_ca_file: str | None = setting(None, readable_file, "TLS: the CA of the server's certificate")
-    nats_tls_cert_file: str | None = setting(
-        None, readable_file, "TLS: the client's certificate, with `nats_tls_key_file`"
-    )
+    nats_tls_cert_file: str | None = setting(None, readable_file, "TLS: client's certificate, with `nats_tls_key_file`")
     nats_tls_key_file: str | None = setting(None, readable_file, "TLS: the key of the client's certificate")
 
     # The stream and its consumer.
@@ -127,13 +108,9 @@ class Settings:
     consumer_inactive_threshold: float = setting(
         "30s", duration(1.0), "`function`: a function with nothing stored for so long loses its consumer"
     )
-    consumer_pull_max_messages: int | None = setting(
-        None, whole(1), "most messages asked for in one pull; by default 250"
-    )
+    consumer_pull_max_messages: int | None = setting(None, whole(1), "most messages in one pull; by default 250")
     queue_partitions: int = setting(
-        "1",
-        whole(1, MAX_PARTITIONS),
-        "how many parts producers divide the queue into; a worker serves one of them",
+        "1", whole(1, MAX_PARTITIONS), "how many parts producers divide the queue into; a worker serves one of them"
     )
     filter_partition: int = setting(
         "0", partition, "the one that this worker serves; `ordinal`: the number that a StatefulSet gave this pod"
@@ -142,9 +119,7 @@ class Settings:
     # Invoking.
     max_inflight: int = setting("50", whole(1, 1_000_000), "most invocations at once in this worker")
     function_minimums: tuple[tuple[str, int], ...] | None = setting(
-        None,
-        parse_minimums,
-        "`function`: slots that functions have whatever others want, as `checkout=5,billing.shop=2`",
+        None, parse_minimums, "`function`: slots of functions, whatever others want, as `checkout=5,billing.shop=2`"
     )
     limiter_enabled: bool = setting("true", flag, "`function`: learn how many invocations each function takes at once")
     gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
@@ -157,9 +132,7 @@ class Settings:
     )
 
     # Deciding.
-    max_retry_attempts: int = setting(
-        "100", parse_attempts, "how many times an invocation is sent before it is given up"
-    )
+    max_retry_attempts: int = setting("100", parse_attempts, "how often an invocation is sent before it is given up")
     initial_retry_wait: float = setting("10s", duration(), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(), "longest wait between attempts")
     retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
@@ -168,24 +141,22 @@ class Settings:
         lambda value: Jitter(one_of(*Jitter)(value)),
         "jitter: `exponential` (none), `full` (0-100 %), `equal` (50-100 %)",
     )
-    retry_strategy: str = setting("nak", retry_strategy, "`nak`: the message is given back with a delay")
+    retry_strategy: str = setting(
+        "nak", one_of("nak", error="this version supports only nak"), "`nak`: the message is given back with a delay"
+    )
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
 
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
     callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
-    callback_initial_wait: float = setting(
-        "500ms", duration(0.001), "first wait between those, doubling, half of it chance"
-    )
+    callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half chance")
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
     # The process.
     processes: int = setting(
-        "1",
-        whole(1, 128),
-        "worker processes in this container, which share `max_inflight`; one for each core to be used",
+        "1", whole(1, 128), "worker processes in this container, which share `max_inflight`; one for each core"
     )
     shutdown_timeout: float = setting("25s", duration(), "how long a drain waits for running invocations")
     http_host: str = setting("0.0.0.0", host, "where metrics and health are served")  # noqa: S104 -- the contract's: Prometheus and the kubelet come from outside
@@ -223,11 +194,7 @@ class LoadedSettings:
 
 
 def load(environment: Mapping[str, str]) -> LoadedSettings:
-    """Read all settings from *environment*, and from the files that it names.
-
-    Raises:
-        InvalidSettingsError: one or more settings are invalid; the text names all of them.
-    """
+    """Read all settings from *environment*, and from the files that it names, or raise InvalidSettingsError."""
     environment = {name: value for name, value in environment.items() if not _KUBERNETES.fullmatch(f"{name}={value}")}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -248,36 +215,32 @@ def load(environment: Mapping[str, str]) -> LoadedSettings:
 
 def describe(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     """Return name, value as an operator would write it, and origin of each setting; secrets are masked."""
-    return [
-        (name, _display(getattr(loaded.settings, name), field), loaded.origins[name])
-        for name, field in SETTING_FIELDS.items()
-    ]
+    values = ((name, getattr(loaded.settings, name), field) for name, field in SETTING_FIELDS.items())
+    return [(name, _display(value, field), loaded.origins[name]) for name, value, field in values]
 
 
 def _raw_value(name: str, field: dataclasses.Field[Any], environment: Mapping[str, str]) -> tuple[str | None, str]:
     """Return a setting's text and origin. An empty value counts as unset, because the charts set some settings so."""
-    sources = [name, _UPPER + name.upper()]
-    if field.metadata["secret"]:
-        sources += [f"{source}{suffix}" for source, suffix in zip(list(sources), ("_file", "_FILE"), strict=True)]
-    found = [source for source in sources if environment.get(source)]
+    upper = _UPPER + name.upper()
+    files = (f"{name}_file", f"{upper}_FILE") if field.metadata["secret"] else ()
+    found = [source for source in (name, upper, *files) if environment.get(source)]
     if len(found) > 1:
         raise ValueError(f"{name} is set twice, by {' and '.join(found)}: keep one")
     if not found:
         return field.metadata["default"], "default"
-    if not _is_text(environment[found[0]]):
-        raise ValueError(f"{found[0]} is not text in UTF-8")
-    if field.metadata["secret"] and found[0].lower().endswith("_file"):
-        path = environment[found[0]]
-        try:
-            content = Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"{found[0]} = {path!r} cannot be read: {error.strerror}") from None
-        except ValueError:  # not a path, or not a text file
-            raise ValueError(f"{found[0]} = {path!r} cannot be read: it is not text") from None
-        if not content:
-            raise ValueError(f"{found[0]} = {path!r} is empty")
-        return content, f"file {path}"
-    return environment[found[0]], f"environment {found[0]}"
+    source, value = found[0], environment[found[0]]
+    if not _is_text(value):
+        raise ValueError(f"{source} is not text in UTF-8")
+    if source not in files:
+        return value, f"environment {source}"
+    try:
+        content = Path(value).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:  # a ValueError: not a path, or not a text file
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ValueError(f"{source} = {value!r} cannot be read: {reason}") from None
+    if not content:
+        raise ValueError(f"{source} = {value!r} is empty")
+    return content, f"file {value}"
 
 
 def _parse(name: str, text: str, field: dataclasses.Field[Any], origin: str) -> Any:
@@ -296,13 +259,11 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
     """Return the problems of settings with each other; set queue_name where nats_stream gives it."""
     problems = []
     if values.get("queue_name", "") is None and (stream := values.get("nats_stream")):
-        values["queue_name"] = stream.removeprefix("OF_")
-        origins["queue_name"] = "nats_stream"
-        if not is_name(values["queue_name"]):
-            problems.append(
-                f"queue_name is not set, and {values['queue_name']!r}, after nats_stream = {stream!r}, "
-                "cannot name a queue: set it"
-            )
+        name, origins["queue_name"] = stream.removeprefix("OF_"), "nats_stream"
+        values["queue_name"] = name
+        if not is_name(name):
+            named = f"queue_name is not set, and {name!r}, after nats_stream = {stream!r}"
+            problems.append(f"{named}, cannot name a queue: set it")
     for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
@@ -343,18 +304,12 @@ def _typo_warnings(environment: Mapping[str, str]) -> list[str]:
     known = set(SETTING_FIELDS) | {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     warnings = []
     for variable in filter(_is_text, sorted(environment)):
-        if variable.startswith(_UPPER):
-            name = variable.removeprefix(_UPPER).lower()
-        elif variable.islower() and variable not in _FOREIGN_VARIABLES:
-            name = variable
-        else:
+        prefixed, name = variable.startswith(_UPPER), variable.removeprefix(_UPPER).lower()
+        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN_VARIABLES)):
             continue
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO)
-        if close:
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
             warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")
-        elif variable.startswith(_UPPER):
+        elif prefixed:
             warnings.append(f"{variable} is not a setting")
     return warnings
 
@@ -378,14 +333,6 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
 
 
 def without_password(url: str) -> str:
-    """Mask user and password of a URL, or of a list of URLs.
-
-    A password with characters that should have been escaped is masked too.
-    """
-    return ",".join(map(_mask_user, re.split(r",(?=\s*\w+://)", url)))
-
-
-def _mask_user(url: str) -> str:
-    user, at, where = url.rpartition("@")
-    scheme = re.match(r"\s*\w+://", user)
-    return f"{scheme[0] if scheme else ''}********@{where}" if at else url
+    """Mask user and password of a URL, or of a list of URLs, also if they have characters that should be escaped."""
+    urls = re.split(r",(?=\s*\w+://)", url)
+    return ",".join(re.sub(r"^(\s*\w+://)?.*@", r"\1********@", each, flags=re.DOTALL) for each in urls)

@@ -30,9 +30,8 @@ from .model import (
     QuotaChanged,
     StoredCount,
 )
-from .policy.arrival import GiveBack, decide_delivery
 from .policy.flow import Flow
-from .policy.ledger import Extend, Postpone, SettleAgain, Start
+from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decide_delivery
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
@@ -148,7 +147,7 @@ class Intake:
             case Abandon():
                 services.ledger.abandon(delivery)
                 services.emit(Settled(action))
-        self._shares.reject(flow, delivery.num_pending, now)
+        self._shares.note_arrival(flow, delivery.num_pending, now)
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)

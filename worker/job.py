@@ -35,11 +35,10 @@ from .model import (
     Term,
     Verdict,
 )
-from .policy.backoff import Backoff
 from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.report import make_callback
-from .policy.retry import Retry, apply_annotations
+from .policy.retry import Backoff, Retry, apply_annotations
 from .ports import BrokerUnavailableError
 from .services import Services
 from .settle import settle

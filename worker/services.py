@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from .drain import Drain
 from .heartbeat import Leases
-from .policy.backoff import Backoff
 from .policy.flow import Flow
 from .policy.ledger import Ledger
-from .policy.retry import Retry
+from .policy.retry import Backoff, Retry
 from .ports import Callbacks, Emit, Functions, Queue, Quotas
 from .timers import Timers
 

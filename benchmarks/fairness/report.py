@@ -8,7 +8,7 @@ from statistics import median
 
 import msgspec
 
-from worker.policy.backoff import Backoff, Jitter
+from worker.policy.retry import Backoff, Jitter
 
 from ..report import between_markers
 from .functions import Function

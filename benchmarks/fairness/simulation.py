@@ -11,8 +11,8 @@ from math import inf
 from random import Random
 from typing import Protocol
 
-from worker.policy.backoff import Backoff
 from worker.policy.limiter import Limiter
+from worker.policy.retry import Backoff
 
 from .functions import LINK, REFUSAL_TIME, Function
 

@@ -15,8 +15,8 @@ import trio
 from tests.servers import ROOT, until
 from worker.parent import processes as module
 from worker.parent.processes import ExitStatus, MergedStatus, Processes, own_command
-from worker.policy.backoff import Backoff
 from worker.policy.processes import MAX_CRASHES
+from worker.policy.retry import Backoff
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); time.sleep(600)"
 WITH_RANK = f"""

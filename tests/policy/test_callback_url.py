@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.policy.callback_url import callback_url
+from worker.policy.decode import callback_url
 
 
 def go_url(**parts: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 from hypothesis import settings
@@ -8,7 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from worker.model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
-from worker.policy.ledger import EARLY, HOLD, Extend, Ledger, Postpone, SettleAgain, Start
+from worker.policy.ledger import (
+    EARLY,
+    HOLD,
+    NO_TOKEN,
+    Action,
+    Extend,
+    GiveBack,
+    Known,
+    Ledger,
+    Postpone,
+    SettleAgain,
+    Start,
+    decide_delivery,
+)
 
 EPOCH = 1_700_000_000_000_000_000
 
@@ -212,7 +226,7 @@ def test_ledger_remembers_20000_messages_by_default() -> None:
 
 
 @dataclass
-class Known:
+class Remembered:
     """The past of a message, as the test recorded it."""
 
     attempts: int
@@ -240,7 +254,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.remember = 0
         self.counts = dict.fromkeys(range(3), 0)
         self.running: dict[int, tuple[Delivery, int]] = {}
-        self.pasts: dict[int, Known] = {}
+        self.pasts: dict[int, Remembered] = {}
         """Sequence -> past of the message, in the order in which messages last ended or were nakked."""
 
     @initialize(remember=st.sampled_from([1, 2, 3]))
@@ -249,7 +263,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.remember = remember
         self.ledger = Ledger(remember)
 
-    def remember_past(self, sequence: int, known: Known) -> None:
+    def remember_past(self, sequence: int, known: Remembered) -> None:
         self.pasts.pop(sequence, None)
         self.pasts[sequence] = known
         if len(self.pasts) > self.remember:
@@ -265,7 +279,7 @@ class OnlyWorker(RuleBasedStateMachine):
         self.counts[sequence] += 1
         delivered = delivery(sequence, self.counts[sequence])
         arrival = self.ledger.classify(delivered, now=self.now)
-        known = self.pasts.get(sequence, Known(delivered.num_delivered - 1))
+        known = self.pasts.get(sequence, Remembered(delivered.num_delivered - 1))
         remaining = known.due - self.now
         if sequence in self.running:
             assert arrival == Extend()
@@ -294,11 +308,11 @@ class OnlyWorker(RuleBasedStateMachine):
         self.ledger.record(newest, attempt, verdict, counts=attempted, now=self.now)
         match verdict:
             case Nak(delay):
-                self.remember_past(sequence, Known(attempt - (not attempted), self.now + delay))
+                self.remember_past(sequence, Remembered(attempt - (not attempted), self.now + delay))
             case Abandon():
                 self.pasts.pop(sequence, None)
             case Ack() | Term():
-                self.remember_past(sequence, Known(attempt, final=verdict))
+                self.remember_past(sequence, Remembered(attempt, final=verdict))
 
     @rule()
     def recreate_the_consumer(self) -> None:
@@ -317,3 +331,42 @@ class OnlyWorker(RuleBasedStateMachine):
 
 TestOnlyWorker = OnlyWorker.TestCase
 TestOnlyWorker.settings = settings(stateful_step_count=60)
+
+
+# Whether a delivery starts: the whole table
+
+START, POSTPONE = Start(3, 0.5), Postpone(20.0)
+FACTS = [*product([True, False], repeat=4)]
+
+
+def decided(known: Known, facts: tuple[bool, ...]) -> Action:
+    newest, leased, room, token = facts
+    return decide_delivery(known, newest=newest, leased=leased, room=room, token=token)
+
+
+@pytest.mark.parametrize("facts", FACTS)
+def test_decide_delivery_new_message_starts_or_is_given_back(facts: tuple[bool, ...]) -> None:
+    """A new message starts with a lease, a slot and a token; else its newest delivery is given back if leased."""
+    newest, leased, room, token = facts
+    expected: Action
+    if leased and room and token:
+        expected = START
+    elif newest and leased:
+        expected = GiveBack(3, NO_TOKEN if room else 0.0)
+    else:
+        expected = Abandon()
+    assert decided(START, facts) == expected
+
+
+@pytest.mark.parametrize("facts", FACTS)
+def test_decide_delivery_early_message_is_postponed(facts: tuple[bool, ...]) -> None:
+    """An early message is postponed for the rest of its back-off if its delivery is the newest and leased."""
+    newest, leased, _, _ = facts
+    assert decided(POSTPONE, facts) == (POSTPONE if newest and leased else Abandon())
+
+
+@pytest.mark.parametrize("known", [Extend(), SettleAgain(Ack())])
+@pytest.mark.parametrize("facts", FACTS)
+def test_decide_delivery_known_message_is_extended_or_settled_again(known: Known, facts: tuple[bool, ...]) -> None:
+    """A running message is extended, and a finished one is settled again, with any other facts."""
+    assert decided(known, facts) == known

@@ -240,7 +240,7 @@ class AnyEvents(RuleBasedStateMachine):
             self.shares.start(flow, num_pending, self.now)
             self.running.append(flow)
         else:
-            self.shares.reject(flow, num_pending, self.now)
+            self.shares.note_arrival(flow, num_pending, self.now)
         if self.shares.flow(name).exists:
             self.queue_credit[name] -= 1
         self.decide()

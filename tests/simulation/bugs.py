@@ -15,11 +15,11 @@ from worker.intake import Intake
 from worker.job import Job
 from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term, Verdict
 from worker.policy import ledger
-from worker.policy.backoff import Backoff
 from worker.policy.decide import decide
 from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
 from worker.policy.report import make_callback
+from worker.policy.retry import Backoff
 from worker.policy.shares import Shares
 from worker.settle import settle
 

@@ -10,8 +10,8 @@ from tests.world import SimulatedWorker, ms
 from tests.world.simulation import Life
 from worker.events import DrainEnded, DrainExpired, DrainStarted
 from worker.model import Nak
-from worker.policy.callbacks import is_retriable
 from worker.policy.flow import PATIENCE
+from worker.policy.report import is_retriable
 from worker.policy.shares import LONGEST_QUIET
 
 from .laws import EPSILON

@@ -11,8 +11,7 @@ from tests.world.functions import Deployment
 from tests.world.simulation import Plan, PlannedMessage, PlannedWorker, simulate
 from tests.world.suspension import Gates, Process
 from worker.events import InvocationEnded, LeaseExpired
-from worker.policy.backoff import Backoff
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Retry
 
 
 def test_process_suspended_takes_no_step() -> None:

@@ -20,8 +20,7 @@ from trio._core import _run as scheduler
 from trio.testing import MockClock
 
 from worker.model import Responded
-from worker.policy.backoff import Backoff, Jitter
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Jitter, Retry
 
 from .faults import Fault, Nemesis
 from .functions import Answer, Deployment, Reply, brief

@@ -17,12 +17,11 @@ from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
 from worker.model import Delivery, Settlement
-from worker.policy.backoff import Backoff
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
 from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
-from worker.policy.retry import Retry
+from worker.policy.retry import Backoff, Retry
 from worker.run import run
 from worker.services import CoreConfig, Services
 from worker.timers import Timers

@@ -28,13 +28,12 @@ from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
 from ..observe.metrics import Metrics
 from ..parent.control_socket import METRICS, WorkerRank
-from ..policy.backoff import Backoff, Jitter
 from ..policy.flow import Flow
 from ..policy.ledger import Ledger
 from ..policy.limiter import Limiter
 from ..policy.names import label_of
 from ..policy.processes import share, share_minimums
-from ..policy.retry import Retry
+from ..policy.retry import Backoff, Jitter, Retry
 from ..run import run
 from ..services import CoreConfig, Services
 from ..timers import Timers

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..policy.syntax import whole_number
+from ..policy.parse import whole_number
 
 _FUNCTIONS = ("fast", "slow", "flaky", "broken", "echo")
 _SLOW = 1.0

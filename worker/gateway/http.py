@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope
 
-from ..policy.syntax import whole_number
+from ..policy.parse import whole_number
 
 _BODY_TIMEOUT = 60.0
 """Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""

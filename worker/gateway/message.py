@@ -22,9 +22,8 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
-from ..policy.callback_url import callback_url
+from ..policy.decode import TOKEN, callback_url
 from ..policy.names import parse_function, partition_for, subject_of
-from ..policy.syntax import TOKEN
 
 _LONGEST_CALL_ID = 256
 """Characters: several times what UUIDs and tracing systems need, and harmless in a header and a log line."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
 from ..model import (
     Abandon,
     Ack,
@@ -20,10 +24,13 @@ from ..model import (
 )
 from .limiter import LONGEST_REST
 from .retry import Retry
-from .retry_after import parse_retry_after
 
+_STATUS = {NoResponse: 502, TimedOut: 504}
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds that a Retry-After may ask for. It may exceed ``max_retry_wait``, but must not park a message for days."""
+_SECONDS = re.compile(r"[0-9]+")
+_MAX_DATE = 64
+"""Characters of a date: the longest of RFC 9110 has 33. More is not parsed, because the time grows with it."""
 
 
 def decide(  # noqa: PLR0911 -- a return is a row of the table
@@ -31,14 +38,9 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
 ) -> tuple[Verdict, bool]:
     """Return the verdict on attempt number *attempt* (from 1), and whether it counts as an attempt.
 
-    Args:
-        outcome: what happened.
-        attempt: which attempt it was.
-        retry: the policy for this function.
-        draw: a uniform random number in [0, 1).
-        now: wall-clock time (s since the epoch), which a Retry-After date is compared with.
-        probe_wait: the limiter's answer. None: the outcome is like any other. Seconds: more was sent than the function
-            takes, to find its limit, and the message should return after so long.
+    *retry* is the policy for this function, *draw* a random number in [0, 1), and *now* the wall-clock time (s since
+    the epoch), which a Retry-After date is compared with. *probe_wait* is the limiter's answer. It has seconds if more
+    was sent than the function takes, to find its limit; then the message should return after so long.
     """
     match outcome:
         case Malformed(reason):
@@ -49,31 +51,20 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
             return Abandon(), True
         case Responded(status, headers) if not _must_retry(status, headers, retry):
             return Ack(), True
-    if probe_wait is not None:
+    if probe_wait is not None and (asked := _asked_wait(outcome, now) or 0.0) <= LONGEST_REST:
         # A refused probe is no failure of the message: no back-off, and no attempt is used up. But a function that asks
         # for a longer wait than the limiter's longest rest does not lack room. Uncounted, that could go on for days.
-        asked = _asked_wait(outcome, now) or 0.0
-        if asked <= LONGEST_REST:
-            return Nak(max(probe_wait, asked)), False
+        return Nak(max(probe_wait, asked)), False
     if attempt >= retry.attempts:
         return Term(f"gave up after {attempt} of {retry.attempts} attempts: {describe(outcome)}"), True
-    wait = _asked_wait(outcome, now)
-    if wait is None:
+    if (wait := _asked_wait(outcome, now)) is None:
         return Nak(retry.backoff.delay(attempt, draw=draw)), True
     return Nak(max(retry.backoff.first_wait, min(wait, LONGEST_RETRY_AFTER))), True
 
 
 def status_of(outcome: Outcome) -> int | None:
     """Return the HTTP status that an outcome counts as; None where nothing was sent, or the worker cancelled it."""
-    match outcome:
-        case Responded(status):
-            return status
-        case NoResponse():
-            return 502
-        case TimedOut():
-            return 504
-        case _:
-            return None
+    return outcome.status if isinstance(outcome, Responded) else _STATUS.get(type(outcome))
 
 
 def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- a table
@@ -109,7 +100,23 @@ def _asked_wait(outcome: Outcome, now: float) -> float | None:
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """Return the first value of a header; *name* in lower case."""
-    for key, value in headers:
-        if key.lower() == name:
-            return value
-    return None
+    return next((value for key, value in headers if key.lower() == name), None)
+
+
+def parse_retry_after(value: str, *, now: float) -> float | None:
+    """Return the seconds that a Retry-After header (RFC 9110, section 10.2.3) asks for; None if it is not valid.
+
+    The number, at least 0 and possibly infinite, counts from *now* (s since the epoch).
+    """
+    value = value.strip(" \t")
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    if len(value) > _MAX_DATE:
+        return None
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    if date.tzinfo is None:  # an RFC 850 or asctime date, which is in GMT
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, date.timestamp() - now)

@@ -9,26 +9,30 @@ gateways need: slashes around the function's name, a question mark before the qu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from uuid import UUID, uuid5
 
 import msgspec
 
 from ..model import Delivery, Invocation, Malformed
-from .callback_url import callback_url
 from .names import LONGEST, split_function
-from .syntax import TOKEN
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
     b"transfer-encoding upgrade".split()
 )
 """Headers about one connection (RFC 9110, section 7.6.1, and the older lists that Go's reverse proxy keeps to)."""
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""A method's or a header's name (RFC 9110, section 5.6.2)."""
 _REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
 """Also the two that the HTTP client writes itself."""
+_SPECIAL = _REPLACED | {b"x-call-id", b"x-start-time", b"user-agent"}
+_names: dict[str, tuple[bytes, bytes | None]] = {}
+"""Cache of header names: their bytes, and for a special one its name in lower case."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _UNSAFE_PATH = re.compile(r"[^!-~]|%(?![0-9A-Fa-f]{2})|[\"<>\\^`{|}#?]")
@@ -38,6 +42,15 @@ _UNSAFE_QUERY = re.compile(r"[^!-~]|#")
 _LONGEST_FUNCTION = 2 * LONGEST + 1
 _SHORT, _MOST_NAMES = 64, 1_000
 """Most characters in a header's name that is cached, and most names: callers choose them."""
+_LONGEST_URL = 8192
+"""Characters of a URL: what web servers commonly accept as a request line."""
+_VISIBLE = re.compile(r"[!-~]+")
+_AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~%!$&'()*+,;=]+)(?::[0-9]*)?")
+"""User, host and port (RFC 3986, section 3.2), so strictly that no two readers can take another host from it."""
+_NO_HOST = "what stands for its host and port can be neither"
+_SAFE_PATH = "/:@$&+,;="
+"""Characters that Go does not escape in a path, less those that ``quote`` keeps anyway."""
+_ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
 """Namespace of derived call ids: a random UUID, fixed forever."""
 
@@ -59,12 +72,8 @@ _decoder = msgspec.json.Decoder(_QueueRequest)
 def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
     """Return the invocation of a message, and why its callback cannot be posted to, if that is so.
 
-    Such a callback does not prevent the invocation: the function runs, and its result is posted nowhere.
-
-    Args:
-        delivery: the message.
-        namespace: the default for a function that is named without one.
-        user_agent: the User-Agent of a message that has none.
+    Such a callback does not prevent the invocation: the function runs, and its result is posted nowhere. *namespace* is
+    the default for a function that is named without one, *user_agent* that for a message without one.
     """
     try:
         request = _decoder.decode(delivery.payload)
@@ -101,98 +110,61 @@ def _invocation(
     if _escapes(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
     label, address = known
-    fields = _Fields(request.Header or {})
-    call_id = fields.call_id or derive_call_id(delivery)
-    if not fields.call_id:
-        fields.sent.append((b"X-Call-Id", call_id.encode()))
-    if not fields.agent:
-        fields.sent.append((b"User-Agent", user_agent.encode()))
+    headers, special = _read_header(request.Header or {})
+    if not (call_id := special.get(b"x-call-id")):
+        call_id = derive_call_id(delivery)
+        headers.append((b"X-Call-Id", call_id.encode()))
+    if b"user-agent" not in special:
+        headers.append((b"User-Agent", user_agent.encode()))
     return Invocation(
         call_id=call_id,
         function=function,
         label=label,
         method=method,
         target=address + _rest_of_target(path, request.QueryString or ""),
-        headers=tuple(fields.sent),
+        headers=tuple(headers),
         body=request.Body or b"",
         annotations=request.Annotations or {},
         callback=callback,
-        started=fields.started or str(delivery.id[1]),
+        started=special.get(b"x-start-time") or str(delivery.id[1]),
     )
 
 
-class _Fields:
-    """The header fields of a message that are sent on, and those with a meaning here."""
-
-    __slots__ = ("agent", "call_id", "connection_options", "sent", "started")
-
-    def __init__(self, header: dict[str, list[str] | None]) -> None:
-        self.sent: list[tuple[bytes, bytes]] = []
-        self.agent = False
-        self.call_id = self.started = ""
-        self.connection_options: set[bytes] = set()
-        """The fields that Connection headers name, in lower case."""
-        for name, values in header.items():
-            written, special = _names.get(name) or _cache_name(name)
-            for given in values or ():
-                if not (given.isascii() and given.isprintable()):
-                    _check_value(name, given)
-                value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
-                if special is None or special(self, value):
-                    self.sent.append((written, value.encode()))
-        if self.connection_options:
-            self._drop(self.connection_options - {b"x-call-id"})
-
-    def _drop(self, named: set[bytes]) -> None:
-        self.sent = [field for field in self.sent if field[0].lower() not in named]
-        self.agent = self.agent and b"user-agent" not in named
-
-    # One method for each special field; it returns whether the field is sent on.
-
-    def _found_call_id(self, value: str) -> bool:
-        self.call_id = self.call_id or value
-        return bool(value)
-
-    def _found_start(self, value: str) -> bool:
-        self.started = self.started or value
-        return True
-
-    def _found_agent(self, _: str) -> bool:
-        self.agent = True
-        return True
-
-    def _found_connection(self, value: str) -> bool:
-        self.connection_options.update(connection_options(value.encode()))
-        return False
-
-    def _found_replaced(self, _: str) -> bool:
-        return False
+def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
+    """Return the fields that are sent on, and the first value that is not empty of each special field."""
+    sent: list[tuple[bytes, bytes]] = []
+    found: dict[bytes, str] = {}
+    named: set[bytes] = set()  # by Connection headers
+    for name, values in header.items():
+        written, special = _names.get(name) or _cache_name(name)
+        for given in values or ():
+            if not (given.isascii() and given.isprintable()) and _UNSAFE_VALUE.search(given):
+                raise ValueError(f"header {name[:80]} has a control character in its value")
+            value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
+            if special is not None:
+                if special in _REPLACED:
+                    if special == b"connection":
+                        named.update(connection_options(value.encode()))
+                    continue
+                found[special] = found.get(special) or value
+                if not value and special == b"x-call-id":
+                    continue
+            sent.append((written, value.encode()))
+    if named:
+        sent = [field for field in sent if (lower := field[0].lower()) not in named or lower == b"x-call-id"]
+        if b"user-agent" in named:
+            found.pop(b"user-agent", None)
+    return sent, found
 
 
-_Special = Callable[[_Fields, str], bool]
-_SPECIAL: Mapping[bytes, _Special] = {
-    **dict.fromkeys(_REPLACED, _Fields._found_replaced),  # noqa: SLF001 -- a part of the class, in a table
-    b"x-call-id": _Fields._found_call_id,  # noqa: SLF001 -- the same
-    b"x-start-time": _Fields._found_start,  # noqa: SLF001 -- the same
-    b"user-agent": _Fields._found_agent,  # noqa: SLF001 -- the same
-    b"connection": _Fields._found_connection,  # noqa: SLF001 -- the same
-}
-_names: dict[str, tuple[bytes, _Special | None]] = {}
-"""Cache of header names: their bytes, and the method for a special one."""
-
-
-def _cache_name(name: str) -> tuple[bytes, _Special | None]:
+def _cache_name(name: str) -> tuple[bytes, bytes | None]:
     if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
-    known = name.encode(), _SPECIAL.get(name.lower().encode())
+    written, lower = name.encode(), name.lower().encode()
+    known = written, lower if lower in _SPECIAL else None
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
         _names[name] = known
     return known
-
-
-def _check_value(name: str, value: str) -> None:
-    if _UNSAFE_VALUE.search(value):
-        raise ValueError(f"header {name[:80]} has a control character in its value")
 
 
 @lru_cache(4_000)
@@ -207,12 +179,8 @@ def _escapes(path: str) -> bool:
     """Return whether the dots in a path lead above its start, for a server that unescapes it first, as Go's do."""
     if not path or ".." not in (path := unquote(path)):
         return False
-    depth = 0
-    for segment in path.split("/"):
-        depth += {"": 0, ".": 0, "..": -1}.get(segment, 1)
-        if depth < 0:
-            return True
-    return False
+    steps = ({"": 0, ".": 0, "..": -1}.get(segment, 1) for segment in path.split("/"))
+    return min(accumulate(steps)) < 0
 
 
 def _rest_of_target(path: str, query: str) -> bytes:
@@ -221,11 +189,62 @@ def _rest_of_target(path: str, query: str) -> bytes:
         return b""
     if path and not path.startswith("/"):
         path = f"/{path}"
-    query = query.removeprefix("?")
     path = _UNSAFE_PATH.sub(_escape, path)
-    query = _UNSAFE_QUERY.sub(_escape, query)
+    query = _UNSAFE_QUERY.sub(_escape, query.removeprefix("?"))
     return f"{path}{'?' if query else ''}{query}".encode("ascii")
 
 
 def _escape(match: re.Match[str]) -> str:
     return quote(match[0])
+
+
+def callback_url(value: Any) -> str | None:
+    """Return the absolute URL of a message's ``CallbackUrl``, without its fragment; None if it has none.
+
+    A ValueError explains why it cannot be posted to.
+    """
+    if value is None or value == "":
+        return None
+    url = value if isinstance(value, str) else _from_go(value)
+    if len(url) > _LONGEST_URL:
+        raise ValueError(f"longer than {_LONGEST_URL} characters")
+    url = url.partition("#")[0]
+    if not _VISIBLE.fullmatch(url):
+        raise ValueError("it has a space, a control character or a letter outside ASCII; escape it")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # without its text, which may quote a password
+        raise ValueError(_NO_HOST) from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"its scheme is {parts.scheme!r}; only http and https can be posted to")
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    if not _AUTHORITY.fullmatch(parts.netloc):
+        raise ValueError(_NO_HOST)
+    return url
+
+
+def _from_go(url: dict[str, Any]) -> str:
+    """Return what Go's ``URL.String`` returns, without user information, which encoding/json loses."""
+    scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
+    raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
+    if query or url.get("ForceQuery") is True:
+        query = f"?{query}"
+    if opaque := _text(url, "Opaque"):
+        return f"{scheme}:{opaque}{query}"
+    if not scheme and not host and not path:
+        raise ValueError("it is empty")
+    # RawPath is a hint how to write Path, and counts only where it is a way to write it.
+    if not (_ENCODED_PATH.fullmatch(raw_path) and unquote_to_bytes(raw_path) == path.encode()):
+        raw_path = quote(path, safe=_SAFE_PATH)
+    if raw_path and not raw_path.startswith("/"):
+        raw_path = f"/{raw_path}"
+    return f"{scheme}://{host}{raw_path}{query}"
+
+
+def _text(url: dict[str, Any], key: str) -> str:
+    value = url.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"its {key} is not a string")  # noqa: TRY004 -- of the message, so a value to callers
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
@@ -12,11 +13,7 @@ _LONGEST = 2**63 - 1
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a Go duration: ``300ms``, ``1.5s``, ``1h30m``, or ``0`` without a unit.
-
-    Raises:
-        ValueError: *text* is no duration, is negative, or exceeds Go's range.
-    """
+    """Return the seconds of a Go duration, as ``1h1.5s``; raise ValueError if it is none, negative or out of range."""
     magnitude = text[1:] if text.startswith(("+", "-")) else text
     nanoseconds = 0 if magnitude == "0" else _nanoseconds(magnitude)
     if nanoseconds and text.startswith("-"):
@@ -35,10 +32,8 @@ def format_duration(seconds: float) -> str:
         return f"{nanoseconds // _UNITS[unit]}{unit}"
     hours, rest = divmod(nanoseconds, _UNITS["h"])
     minutes, rest = divmod(rest, _UNITS["m"])
-    whole, fraction = divmod(rest, _UNITS["s"])
-    digits = f"{fraction:09d}".rstrip("0")
-    last = f"{whole}.{digits}s" if digits else f"{whole}s" if whole else ""
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + last
+    last = Decimal(rest).scaleb(-9).normalize()
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + (f"{last:f}s" if last else "")
 
 
 def _nanoseconds(text: str) -> int:
@@ -46,9 +41,10 @@ def _nanoseconds(text: str) -> int:
     while part := _PART.match(text, position):
         whole, _, fraction = part[1].partition(".")
         whole, unit = whole.lstrip("0"), _UNITS[part[2]]
-        if len(whole) <= 19:
-            nanoseconds += int(whole or "0") * unit + _fraction(fraction, unit)
-        if len(whole) > 19 or nanoseconds > _LONGEST:
+        nanoseconds += int(whole[:20] or "0") * unit + _fraction(
+            fraction, unit
+        )  # 20 digits are too many, whatever follows
+        if nanoseconds > _LONGEST:
             raise ValueError("longer than 292 years")
         position = part.end()
     if position < len(text) or not text:

@@ -1,12 +1,9 @@
 """The tokens of one function at one worker: how many to request, when an invocation may start, which to return.
 
 This is the worker's part of :mod:`worker.policy.quota`. An invocation starts only with a token of each kind that its
-function has. It holds a cap's token until it ends; then this worker's next invocation may use the token. It uses a
-rate's token once; after the last use the worker returns the token, to be redelivered a window later. The worker
-returns tokens that it does not need at once, because no other worker can have them.
-
-The worker requests a rate's tokens only for invocations that have their cap's token. In the other order two workers
-could each hold the token that the other one is missing.
+function has. When it has ended, this worker's next invocation may use its cap's token. The worker returns tokens that
+it does not need at once, because no other worker can have them. It requests a rate's tokens only for invocations that
+have their cap's token. In the other order two workers could each hold the token that the other one is missing.
 
 The type of a token is the caller's choice.
 """
@@ -62,8 +59,7 @@ class FunctionTokens(Generic[T]):
     def room(self, now: float) -> float:
         """Return the number of invocations that may start now."""
         caps = len(self.free) if self.quota.max_inflight is not None else inf
-        starts = self._starts(now) if self.quota.rate else inf
-        return min(caps, starts)
+        return min(caps, self._starts(now) if self.quota.rate else inf)
 
     def request(self, desired: int, now: float) -> dict[str, int]:
         """Request tokens for *desired* invocations: count the missing ones as requested, and return them by kind."""

@@ -6,7 +6,8 @@ worker. It is memory, not storage: after a restart, or for messages beyond the n
 stands. That count errs towards giving up early, never towards losing or endlessly repeating a message.
 
 The rules: a message that runs on this worker does not start a second time. A message that ended is settled again, not
-run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left.
+run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left. A
+message that starts needs more than that: see :func:`decide_delivery`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from ..model import Ack, Delivery, Final, MessageId, Nak, Term, Verdict
+from ..model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
 
 EARLY = 0.05
 """Seconds before the end of its back-off at which a message may start: two clocks measure the same wait."""
 HOLD = 1.0
 """Longest rest of a back-off (s) that a message waits in its slot. After a restart nats-server keeps waits to the
 second, so a message can arrive up to 1 s early. Returning it would cost another delivery."""
+NO_TOKEN = 0.1
+"""Seconds until a message returns that arrived when there was no token for it."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -47,7 +50,15 @@ class Postpone(Struct, frozen=True, gc=False):
     remaining: float
 
 
+class GiveBack(Struct, frozen=True, gc=False):
+    """Give the message back unstarted, to be redelivered after *delay* seconds."""
+
+    attempt: int
+    delay: float
+
+
 Known = Start | Extend | SettleAgain | Postpone
+Action = Known | GiveBack | Abandon
 
 
 class _GivenBack(Struct, frozen=True, gc=False):
@@ -91,14 +102,9 @@ class Ledger:
         return Start(attempts + 1, remaining)
 
     def record(self, delivery: Delivery, attempt: int, verdict: Verdict, *, counts: bool, now: float) -> None:
-        """Record the verdict on a message's newest delivery.
+        """Record the verdict on a message's newest delivery, after the *attempt* that :meth:`classify` returned.
 
-        Args:
-            delivery: the newest delivery.
-            attempt: the number from :meth:`classify`.
-            verdict: the verdict.
-            counts: whether it counts as an attempt; a message that a drain returned, or that did not start, does not.
-            now: the time of the verdict, on the clock of :meth:`classify`.
+        *counts* is whether it counts as one; a message that a drain returned, or that did not start, does not.
         """
         self._running.discard(delivery.id)
         match verdict:
@@ -119,3 +125,21 @@ class Ledger:
         self._past.move_to_end(message)
         if len(self._past) > self._remember:
             self._past.popitem(last=False)
+
+
+def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, token: bool) -> Action:
+    """Start a delivery, give it back, or leave it to another worker; *known* is what the ledger has of its message.
+
+    *newest*: no later delivery of the same message arrived in the same batch. Only the newest is given back, because a
+    nak of the other would take the message from its next worker. *leased*: the message is still this worker's. It is
+    not after it lay in a buffer while the process stood still. *room*: there is a slot. Credit makes it rare that there
+    is none, but a pull request may outlive its connection. *token*: the flow may start another invocation. A token can
+    get lost, or expire, while its message is on its way.
+    """
+    if isinstance(known, Start):
+        if leased and room and token:
+            return known
+        return GiveBack(known.attempt, NO_TOKEN if room else 0.0) if newest and leased else Abandon()
+    if isinstance(known, Postpone):
+        return known if newest and leased else Abandon()
+    return known

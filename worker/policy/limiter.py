@@ -80,15 +80,11 @@ _SLOW_START, _HOLD, _PROBE, _CLIMB, _CUT, _REST = Phase
 
 
 class Limiter:
-    """The limit of one function in one worker.
-
-    Args:
-        max_limit: the highest limit (the worker's slots).
-    """
+    """The limit of one function in one worker; *max_limit*, the worker's slots, is the highest."""
 
     def __init__(self, max_limit: int) -> None:
         self.limit = 1
-        """Invocations that may be in flight now, at most *max_limit*; 0 only in a rest."""
+        """Invocations that may be in flight now; 0 only in a rest."""
         self.due = inf
         """Time at which :meth:`tick` may raise the limit; inf: never."""
         self.phase = _SLOW_START
@@ -125,16 +121,11 @@ class Limiter:
         self._set_due()
 
     def ended(self, began: float, now: float, status: int | None) -> float | None:
-        """Adapt the limit to the end of an invocation.
+        """Adapt the limit to the end of an invocation that *began* at the time given to :meth:`started`.
 
-        Args:
-            began: the time given to :meth:`started`.
-            now: the time, on the same clock.
-            status: the HTTP status; 502 without an answer, 504 after a timeout, None if the worker cancelled it.
-
-        Returns:
-            Seconds after which the message is redelivered without counting an attempt: it was refused because the
-            limiter tried more than the function accepts. None for any other outcome.
+        *status* is the HTTP status; 502 without an answer, 504 after a timeout, None if the worker cancelled it. Return
+        the seconds after which the message is redelivered without counting an attempt, if it was refused because the
+        limiter tried more than the function accepts; None for any other outcome.
         """
         self._in_flight -= 1
         wait = None
@@ -151,8 +142,7 @@ class Limiter:
             self.due = max(self._probes.next_at, self._full_since + self._refusals.silence) if proof_nears else inf
 
     def _may_rise(self) -> bool:
-        latency = self._latency
-        return self.limit < self._max_limit and self.limit < latency.max_limit and not latency.slow
+        return self.limit < self._max_limit and self.limit < self._latency.max_limit and not self._latency.slow
 
     def _answered(self, began: float, now: float) -> None:
         if began >= self._refusals.last_at:
@@ -241,8 +231,7 @@ class Limiter:
 
     def _end_climb(self, now: float) -> None:
         """Set the time of the next probe."""
-        usual = self._latency.usual
-        longest = INVOCATIONS_PER_PROBE * usual / self.limit if usual else LONGEST_PROBE
+        longest = INVOCATIONS_PER_PROBE * self._latency.usual / self.limit or LONGEST_PROBE
         longest = max(1.0, min(LONGEST_PROBE, longest))
         if self.phase is _PROBE:
             self._probes.delay(now, longest)

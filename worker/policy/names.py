@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 
-from .syntax import whole_number
-
 _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9_]*[a-z0-9])?")
-_DIGITS = 9
-"""Most digits of a partition's number: a longer one is a name."""
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""A partition's number. One of more digits is a name."""
 LONGEST = 253
 """Most characters in a name: the limit of a DNS name, which Kubernetes sets for names."""
 
@@ -27,17 +25,11 @@ def split_function(text: str, namespace: str) -> tuple[str, str] | None:
 
 
 def parse_function(text: str, namespace: str) -> tuple[str, str]:
-    """Return name and namespace of ``name`` or ``name.namespace``, with *namespace* as the default.
-
-    Raises:
-        ValueError: *text* is neither. The message is for its author.
-    """
-    if (split := split_function(text, namespace)) is None:
-        raise ValueError(
-            f"not a function's name: {text[:80]!r}; write name or name.namespace,"
-            " of lower-case letters, digits, - and _"
-        )
-    return split
+    """Do the same, but raise ValueError if the text is neither. Its message is for the author of the text."""
+    if split := split_function(text, namespace):
+        return split
+    advice = "write name or name.namespace, of lower-case letters, digits, - and _"
+    raise ValueError(f"not a function's name: {text[:80]!r}; {advice}")
 
 
 def subject_of(queue: str, partition: int, name: str, namespace: str) -> str:
@@ -62,8 +54,8 @@ def partition_of(queue: str, subject: str, partitions: int) -> int:
     if partitions == 1 or subject == queue:
         return 0
     number, dot, _ = subject.removeprefix(f"{queue}.").partition(".")
-    if dot and (parsed := whole_number(number, digits=_DIGITS)) is not None:
-        return parsed % partitions
+    if dot and _NUMBER.fullmatch(number):
+        return int(number) % partitions
     return fnv1a(subject.encode()) % partitions
 
 
@@ -82,9 +74,8 @@ def label_of(queue: str, subject: str) -> str:
     """
     if subject == queue:
         return ""
-    below = subject.removeprefix(f"{queue}.")
-    tokens = below.split(".")
-    return ".".join(tokens[1:]) if len(tokens) == 3 else below
+    tokens = subject.removeprefix(f"{queue}.").split(".")
+    return ".".join(tokens[1:] if len(tokens) == 3 else tokens)
 
 
 def covers(pattern: str, subject: str) -> bool:
@@ -93,8 +84,6 @@ def covers(pattern: str, subject: str) -> bool:
     for position, wanted in enumerate(wide):
         if wanted == ">":
             return len(narrow) > position
-        if position >= len(narrow) or narrow[position] == ">":
-            return False
-        if wanted not in ("*", narrow[position]):
+        if position >= len(narrow) or narrow[position] == ">" or wanted not in ("*", narrow[position]):
             return False
     return len(wide) == len(narrow)

@@ -1,4 +1,4 @@
-"""Parsers of the settings: each turns a text into a value, or raises ValueError with the accepted values."""
+"""Parsers of settings and annotations: each turns a text into a value, or raises ValueError with the accepted ones."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from urllib.parse import urlsplit
 
 from .durations import format_duration, parse_duration
 from .names import is_name
-from .syntax import whole_number
 
 
-def text(value: str) -> str:
-    """Accept any text."""
-    return value
+def whole_number(text: str, low: int = 0, high: int = 2**31 - 1, *, digits: int = 10) -> int | None:
+    """Return the whole number from *low* to *high* that *text* writes in at most *digits* ASCII digits, or None."""
+    # The time of int() grows with the length of its input.
+    is_short = text.isascii() and text.isdigit() and len(text) <= digits
+    return number if is_short and low <= (number := int(text)) <= high else None
 
 
-def flag(value: str) -> bool:
-    """Parse true, false, 1 or 0."""
-    if value.lower() in ("true", "1"):
-        return True
-    if value.lower() in ("false", "0"):
-        return False
-    raise ValueError("not a switch: write true or false")
-
-
-def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
-    """Return a parser of whole numbers within bounds, which are not negative."""
+def whole(low: int, high: int = 2**31 - 1, *, digits: int = 10, error: str = "") -> Callable[[str], int]:
+    """Return a parser of such whole numbers. *error* is the text of its error, if another one explains more."""
 
     def parse(value: str) -> int:
-        if (number := whole_number(value, minimum, maximum)) is None:
-            raise ValueError(f"not a whole number from {minimum} to {maximum}")
+        if (number := whole_number(value, low, high, digits=digits)) is None:
+            raise ValueError(error or f"not a whole number from {low} to {high}")
         return number
 
     return parse
 
 
+port = whole(0, 65535, error="not a port: write a whole number from 0 to 65535")
+
+
 def limit(value: str) -> int:
     """Parse a positive whole number, or -1 for no limit."""
-    try:
-        return -1 if value == "-1" else whole(1)(value)
-    except ValueError:
-        raise ValueError("not a limit: write a whole number from 1, or -1 for none") from None
+    return -1 if value == "-1" else whole(1, error="not a limit: write a whole number from 1, or -1 for none")(value)
+
+
+def flag(value: str) -> bool:
+    """Parse true, false, 1 or 0."""
+    if value.lower() not in ("true", "1", "false", "0"):
+        raise ValueError("not a switch: write true or false")
+    return value.lower() in ("true", "1")
 
 
 def duration(minimum: float = 0.0) -> Callable[[str], float]:
@@ -58,30 +57,15 @@ def duration(minimum: float = 0.0) -> Callable[[str], float]:
     return parse
 
 
-def port(value: str) -> int:
-    """Parse a TCP port."""
-    try:
-        return whole(0, 65535)(value)
-    except ValueError:
-        raise ValueError("not a port: write a whole number from 0 to 65535") from None
-
-
-def one_of(*accepted: str) -> Callable[[str], Any]:
-    """Return a parser of one of a few words."""
+def one_of(*accepted: str, error: str = "") -> Callable[[str], Any]:
+    """Return a parser of one of a few words. *error* is the text of its error, if another one explains more."""
 
     def parse(value: str) -> str:
         if value not in accepted:
-            raise ValueError(f"not one of {', '.join(accepted)}")
+            raise ValueError(error or f"not one of {', '.join(accepted)}")
         return value
 
     return parse
-
-
-def retry_strategy(value: str) -> str:
-    """Parse the one strategy that this version supports; the contract has others."""
-    if value != "nak":
-        raise ValueError("this version supports only nak")
-    return value
 
 
 def host(value: str) -> str:
@@ -127,7 +111,6 @@ def _is_url(value: str, *schemes: str) -> bool:
 
 
 def queue(value: str) -> str:
-    """Parse a queue's name."""
     if not is_name(value):
         raise ValueError("not a queue's name: lower-case letters, digits, - and _, a letter or digit first and last")
     return value

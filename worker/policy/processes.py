@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .backoff import Backoff, Jitter
+from .retry import Backoff, Jitter
 
 RESTART_BACKOFF = Backoff(0.5, 30.0, Jitter.EQUAL)
 """Waits before a crashed process is started again. The first is short, because most crashes are single ones. The
@@ -29,7 +29,7 @@ def share_minimums(minimums: Sequence[tuple[str, int]], processes: int, number: 
     """
     shares, dealt = list[tuple[str, int]](), 0
     for name, slots in minimums:
-        own = sum((dealt + slot) % processes == number - 1 for slot in range(slots))
+        own = share(dealt + slots, processes, number) - share(dealt, processes, number)
         dealt += slots
         if own:
             shares.append((name, own))

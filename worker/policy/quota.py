@@ -14,15 +14,13 @@ Uses that expire are lost for a window: fewer invocations start then, never more
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import msgspec
+from collections.abc import Mapping
+from itertools import pairwise
 
 from ..model import Quota, Rate
 from .names import split_function
-from .retry import IgnoredAnnotation
-from .syntax import whole_number
+from .parse import whole, whole_number
+from .retry import IgnoredAnnotation, Parsers, read_annotations
 
 CAP, RATE = "cap", "rate"
 """The kinds of tokens."""
@@ -42,8 +40,6 @@ _DIGITS = 7
 """Most digits of a number in an annotation, including leading zeros."""
 _FLOWS = "quota/"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_SHOWN = 80
-"""Characters of an ignored annotation that are logged."""
 
 
 def token_flow(kind: str, label: str) -> str:
@@ -52,7 +48,6 @@ def token_flow(kind: str, label: str) -> str:
 
 
 def is_token_flow(flow: str) -> bool:
-    """Return whether a flow carries tokens."""
     return flow.startswith(_FLOWS)
 
 
@@ -68,7 +63,6 @@ def token_number(subject: str) -> int:
 
 
 def needs_tokens(quota: Quota) -> bool:
-    """Return whether each invocation needs a token."""
     return quota.max_inflight is not None or quota.rate is not None
 
 
@@ -95,11 +89,7 @@ def uses_of_token(quota: Quota, kind: str, number: int) -> int:
 
 
 def parse_rate(text: str) -> Rate:
-    """Parse a rate: ``10/s``, ``100/m``, ``5/h``.
-
-    Raises:
-        ValueError: the text is not a rate.
-    """
+    """Parse a rate: ``10/s``, ``100/m``, ``5/h``. A ValueError explains what else the text is."""
     if not (found := re.fullmatch(r"([0-9]{1,7})/([smh])", text, re.ASCII)) or not 1 <= int(found[1]) <= MOST_STARTS:
         raise ValueError(f"not a rate: write a whole number from 1 to {MOST_STARTS}, a / and s, m or h, as 10/s")
     return Rate(int(found[1]), _UNITS[found[2]])
@@ -111,40 +101,22 @@ def write_rate(rate: Rate) -> str:
 
 
 def parse_minimums(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse the minimum of slots of each function: ``checkout=5,billing.shop=2``.
-
-    Raises:
-        ValueError: the text is not such a list, or names a function twice.
-    """
+    """Parse the minimum of slots of each function: ``checkout=5,billing.shop=2``."""
     entries = [entry.strip().partition("=") for entry in text.split(",")]
-    for name, _, slots in entries:
-        if split_function(name, "any") is None or whole_number(slots, 1, MOST_INFLIGHT, digits=_DIGITS) is None:
-            raise ValueError(
-                "not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2"
-            )
-    names = [name for name, _, _ in entries]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if not all(
+        split_function(name, "any") and whole_number(slots, 1, MOST_INFLIGHT, digits=_DIGITS)
+        for name, _, slots in entries
+    ):
+        raise ValueError("not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2")
+    names = sorted(name for name, _, _ in entries)
+    if twice := [one for one, other in pairwise(names) if one == other]:
         raise ValueError(f"{twice[0]} has two minimums: keep one")
     return tuple((name, int(slots)) for name, _, slots in entries)
 
 
-def _whole(most: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if (number := whole_number(text, 1, most, digits=_DIGITS)) is None:
-            raise ValueError(f"not a whole number from 1 to {most}")
-        return number
-
-    return parse
-
-
-parse_max_inflight = _whole(MOST_INFLIGHT)
-"""Parse a cap.
-
-Raises:
-    ValueError: the text is not a whole number in the range of a cap.
-"""
-_ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "com.openfaas.queue.weight": ("weight", _whole(MOST_WEIGHT)),
+parse_max_inflight = whole(1, MOST_INFLIGHT, digits=_DIGITS)
+_ANNOTATIONS: Parsers = {
+    "com.openfaas.queue.weight": ("weight", whole(1, MOST_WEIGHT, digits=_DIGITS)),
     "com.openfaas.queue.max_inflight": ("max_inflight", parse_max_inflight),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
@@ -152,12 +124,5 @@ _ANNOTATIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 def parse_quota(annotations: Mapping[str, str]) -> tuple[Quota, tuple[IgnoredAnnotation, ...]]:
     """Return the quota in a function's annotations, and the annotations that are ignored because they are invalid."""
-    quota, ignored = Quota(), ()  # type: tuple[Quota, tuple[IgnoredAnnotation, ...]]
-    for annotation, (name, parse) in _ANNOTATIONS.items():
-        if not (value := annotations.get(annotation, "").strip()):
-            continue
-        try:
-            quota = msgspec.structs.replace(quota, **{name: parse(value)})
-        except ValueError as error:
-            ignored += (IgnoredAnnotation(annotation, value[:_SHOWN], str(error)),)
-    return quota, ignored
+    values, ignored = read_annotations(annotations, _ANNOTATIONS)
+    return Quota(**values), ignored

@@ -1,25 +1,21 @@
-"""The report of an invocation's end: the callback, and the dead letter's headers."""
+"""The report of an invocation's end: the callback, and the dead letter's headers.
+
+The result of a callback is the response's status, or a text that explains why there was no response.
+"""
 
 from __future__ import annotations
 
-from ..model import Callback, DeadLetter, Headers, Invocation, Outcome, Responded
+from ..model import Callback, DeadLetter, Invocation, Outcome, Responded
 from .decide import status_of
 from .decode import HOP_BY_HOP, connection_options
 
-_OURS = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"user-agent",
-    b"x-call-id",
-    b"x-function-name",
-    b"x-function-status",
-    b"x-duration-seconds",
-    b"x-start-time",
-    b"x-retry",
-    b"x-retry-max",
-    b"x-truncated",
-}
+_OURS = HOP_BY_HOP.union(
+    b"host content-length user-agent x-call-id x-function-name x-function-status x-duration-seconds x-start-time "
+    b"x-retry x-retry-max x-truncated".split()
+)
 """Response headers that a callback does not have: those about the connection, and those that it sets itself."""
+_PASSING = frozenset({408, 425, 429})
+"""Client errors after which a retry may succeed."""
 
 
 def make_callback(
@@ -28,18 +24,15 @@ def make_callback(
     """Return the POST that reports the end of an invocation; None if it has no callback (contract, section 6)."""
     if invocation.callback is None:
         return None
-    answer = outcome if isinstance(outcome, Responded) else None
-    named = _named_by_connection(answer.headers) if answer else frozenset()
-    headers = [
-        (name, value)
-        for name, value in (answer.headers if answer else ())
-        if (lower := name.lower()) not in _OURS and lower not in named
-    ]
+    # Only a bug in the worker has no status: to the caller, as if the function had not answered.
+    answer = outcome if isinstance(outcome, Responded) else Responded(status_of(outcome) or 502)
+    named = (connection_options(value) for name, value in answer.headers if name.lower() == b"connection")
+    dropped = _OURS.union(*named)
+    headers = [field for field in answer.headers if field[0].lower() not in dropped]
     fields = {
         "X-Call-Id": invocation.call_id,
         "X-Function-Name": invocation.function,
-        # Only a bug in the worker has no status: to the caller, as if the function had not answered.
-        "X-Function-Status": str(status_of(outcome) or 502),
+        "X-Function-Status": str(answer.status),
         "X-Duration-Seconds": f"{duration:.6f}",
         "X-Start-Time": invocation.started,
         "User-Agent": user_agent,
@@ -47,10 +40,20 @@ def make_callback(
     if attempt > 1:
         # An attempt past the last allowed one (they became fewer, or were counted too high) is reported as the last.
         fields |= {"X-Retry": str(min(attempt, attempts) - 1), "X-Retry-Max": str(attempts - 1)}
-    if answer and answer.truncated:
+    if answer.truncated:
         fields["X-Truncated"] = "true"
     headers += [(name.encode(), value.encode()) for name, value in fields.items()]
-    return Callback(invocation.callback, tuple(headers), answer.body if answer else b"")
+    return Callback(invocation.callback, tuple(headers), answer.body)
+
+
+def is_delivered(result: int | str) -> bool:
+    """Return whether the callback was delivered. A redirect counts: the worker posts to no other URL."""
+    return isinstance(result, int) and result < 400
+
+
+def is_retriable(result: int | str) -> bool:
+    """Return whether a retry may succeed."""
+    return isinstance(result, str) or result >= 500 or result in _PASSING
 
 
 def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
@@ -70,12 +73,6 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
         "X-Function-Status": None if letter.status is None else str(letter.status),
     }
     return {name: _printable(value)[:1024] for name, value in known.items() if value is not None}
-
-
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    return frozenset(
-        option for name, value in headers if name.lower() == b"connection" for option in connection_options(value)
-    )
 
 
 def _printable(text: str) -> str:

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import inf
 from typing import Any
 
-from .backoff import Backoff
 from .durations import parse_duration
-from .syntax import whole_number
+from .parse import whole
 
 DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
-_MOST_ATTEMPTS = 10**6
-"""Most attempts that a setting or annotation may allow: with the longest default wait between them, four years."""
+Parsers = Mapping[str, tuple[str, Callable[[str], Any]]]
+"""For each annotation a field, and the parser of its value."""
 _LONGEST = 2048
 """Most characters in an annotation: enough for every code. A bound, because each message has annotations."""
 _SHOWN = 80
 """Characters of an ignored annotation that are logged."""
+
+
+class Jitter(StrEnum):
+    """The random part of a wait, named as OpenFaaS documents its ``backoff`` setting."""
+
+    EXPONENTIAL = "exponential"
+    """No random part."""
+    FULL = "full"
+    """0-100 % of the wait."""
+    EQUAL = "equal"
+    """50-100 % of the wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Doubling waits (s), from *first_wait* to at most *max_wait*."""
+
+    first_wait: float = 10.0
+    max_wait: float = 120.0
+    jitter: Jitter = Jitter.EXPONENTIAL
+
+    def ceiling(self, attempt: int) -> float:
+        """Return the wait (s) after failed attempt number *attempt* (from 1), before jitter."""
+        # 2.0**64 seconds is past any cap; the bound keeps the power finite at attempt 10**6.
+        return float(min(self.max_wait, self.first_wait * 2.0 ** min(attempt - 1, 64)))
+
+    def delay(self, attempt: int, *, draw: float) -> float:
+        """Return the wait (s) after jitter; *draw* is a random number in [0, 1)."""
+        part = {Jitter.EXPONENTIAL: 1.0, Jitter.FULL: draw, Jitter.EQUAL: (1 + draw) / 2}[self.jitter]
+        return self.ceiling(attempt) * part
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,61 +70,53 @@ class IgnoredAnnotation:
 
 
 def parse_codes(text: str) -> frozenset[int]:
-    """Parse a comma-separated list of HTTP statuses.
-
-    Raises:
-        ValueError: an entry is not one, or there is none.
-    """
+    """Parse a comma-separated list of HTTP statuses; a ValueError explains what else it is."""
     entries = [entry.strip() for entry in text.split(",")]
     if not all(len(entry) == 3 and entry.isascii() and entry.isdigit() and entry[0] in "12345" for entry in entries):
         raise ValueError("not a list of HTTP status codes: write them with commas, as 408,429,503")
     return frozenset(map(int, entries))
 
 
-def parse_attempts(text: str) -> int:
-    """Parse a number of attempts.
-
-    Raises:
-        ValueError: it is not a whole number from 1 to a million.
-    """
-    if (attempts := whole_number(text, 1, _MOST_ATTEMPTS, digits=7)) is None:
-        raise ValueError("not a number of attempts: write a whole number from 1 to 1000000")
-    return attempts
-
-
-def _bounded(text: str) -> str:
-    if len(text) > _LONGEST:
-        raise ValueError(f"longer than {_LONGEST} characters")
-    return text
-
-
-def _backoff(**change: float) -> Callable[[Retry], Retry]:
-    return lambda retry: replace(retry, backoff=replace(retry.backoff, **change))  # type: ignore[arg-type]  # mypy cannot see which float
-
-
-_ANNOTATIONS: Mapping[str, Callable[[str], Callable[[Retry], Retry]]] = {
-    "com.openfaas.retry.attempts": lambda text: _with(attempts=parse_attempts(text)),
-    "com.openfaas.retry.codes": lambda text: _with(codes=parse_codes(text)),
-    "com.openfaas.retry.min_wait": lambda text: _backoff(first_wait=parse_duration(text)),
-    "com.openfaas.retry.max_wait": lambda text: _backoff(max_wait=parse_duration(text)),
+parse_attempts = whole(1, 10**6, digits=7, error="not a number of attempts: write a whole number from 1 to 1000000")
+"""Parse a number of attempts. The most take four years, with the longest default wait between them."""
+_ANNOTATIONS: Parsers = {
+    "com.openfaas.retry.attempts": ("attempts", parse_attempts),
+    "com.openfaas.retry.codes": ("codes", parse_codes),
+    "com.openfaas.retry.min_wait": ("first_wait", parse_duration),
+    "com.openfaas.retry.max_wait": ("max_wait", parse_duration),
 }
-
-
-def _with(**change: Any) -> Callable[[Retry], Retry]:
-    return lambda retry: replace(retry, **change)
 
 
 def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[IgnoredAnnotation, ...]]:
     """Return the policy as a function's annotations change it, and the annotations that are invalid and ignored."""
-    ignored: tuple[IgnoredAnnotation, ...] = ()
     if not annotations:
+        return retry, ()
+    values, ignored = read_annotations(annotations, _ANNOTATIONS, _LONGEST)
+    if not values:
         return retry, ignored
-    for annotation, parse in _ANNOTATIONS.items():
-        value = annotations.get(annotation, "").strip()
-        if not value:
+    waits = {name: values.pop(name) for name in ("first_wait", "max_wait") if name in values}
+    return replace(retry, backoff=replace(retry.backoff, **waits), **values), ignored
+
+
+def _bounded(text: str, longest: float) -> str:
+    if len(text) > longest:
+        raise ValueError(f"longer than {longest} characters")
+    return text
+
+
+def read_annotations(
+    annotations: Mapping[str, str], parsers: Parsers, longest: float = inf
+) -> tuple[dict[str, Any], tuple[IgnoredAnnotation, ...]]:
+    """Return the values of a function's annotations by field, and the annotations that are invalid and ignored."""
+    values: dict[str, Any] = {}
+    ignored: tuple[IgnoredAnnotation, ...] = ()
+    if parsers.keys().isdisjoint(annotations):
+        return values, ignored
+    for annotation, (name, parse) in parsers.items():
+        if not (text := annotations.get(annotation, "").strip()):
             continue
         try:
-            retry = parse(_bounded(value))(retry)
+            values[name] = parse(_bounded(text, longest))
         except ValueError as error:
-            ignored += (IgnoredAnnotation(annotation, value[:_SHOWN], str(error)),)
-    return retry, ignored
+            ignored += (IgnoredAnnotation(annotation, text[:_SHOWN], str(error)),)
+    return values, ignored

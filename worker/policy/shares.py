@@ -27,8 +27,7 @@ from itertools import count
 from math import inf
 
 from ..model import SHARED
-from .demand import DemandQueue
-from .flow import PATIENCE, Flow, SharedFlow
+from .flow import PATIENCE, DemandQueue, Flow, SharedFlow
 
 QUIET = 0.05
 LONGEST_QUIET = 1.0
@@ -84,7 +83,6 @@ class Shares:
 
     @property
     def flows(self) -> Collection[Flow]:
-        """All known flows."""
         return self._flows.values()
 
     def flow(self, name: str) -> Flow:
@@ -99,23 +97,18 @@ class Shares:
 
     def add_shared(self) -> None:
         """Note that the queue is consumed as one flow."""
-        flow = self._open(SHARED)
-        flow.stored = inf
-        self._changed[flow] = None
+        self._open(SHARED).stored = inf
 
     def set_stored(self, name: str, messages: int) -> None:
         """Note how many messages of a flow are stored."""
         if messages or name in self._flows:
-            flow = self._open(name)
-            flow.stored = messages
-            self._changed[flow] = None
+            self._open(name).stored = messages
 
     def set_pending(self, name: str, messages: float) -> None:
         """Note how many messages of a flow are pending."""
         flow = self._open(name)
         flow.pending = messages
         flow.stored = max(flow.stored, messages)
-        self._changed[flow] = None
 
     def add_published(self, name: str) -> None:
         """Note that one more message of a flow is pending."""
@@ -123,7 +116,6 @@ class Shares:
         flow.pending += 1
         flow.stored += 1
         flow.silent_until = -inf
-        self._changed[flow] = None
 
     def has_room(self, flow: Flow) -> bool:
         """Return whether a message of the flow that arrives now has a slot."""
@@ -131,22 +123,25 @@ class Shares:
 
     def start(self, flow: Flow, num_pending: float, now: float) -> None:
         """Give a slot, which there must be, to a message that arrived with *num_pending* behind it."""
-        self._count_arrival(flow, num_pending, now)
+        self.note_arrival(flow, num_pending, now)
         self.free -= 1
         flow.running += 1
 
-    def reject(self, flow: Flow, num_pending: float, now: float) -> None:
-        """Note that a message arrived that does not start here."""
-        self._count_arrival(flow, num_pending, now)
+    def note_arrival(self, flow: Flow, num_pending: float, now: float) -> None:
+        """Note that a message arrived, with *num_pending* behind it, whether it starts or not."""
+        flow.pending = num_pending
+        flow.credited_at = now
+        flow.silence = 0.0
+        if flow.credit:
+            self._reduce_credit(flow, 1)
+        elif flow.exists:
+            self._surplus.append(flow)
+            self._changed[flow] = None
 
     def finish(self, flow: Flow, seconds: float, *, final: bool, redelivery_at: float | None = None) -> None:
-        """Free the slot of a message.
+        """Free the slot that a message had for so many *seconds*.
 
-        Args:
-            flow: its flow.
-            seconds: how long it had the slot.
-            final: whether it has left the stream.
-            redelivery_at: when it is pending again, if it was given back.
+        *final*: it has left the stream. *redelivery_at*: when it is pending again, if it was given back.
         """
         flow.running -= 1
         if final and flow.stored:
@@ -199,12 +194,10 @@ class Shares:
         return taken
 
     def desired(self, flow: Flow) -> int:
-        """Return how many more messages of a flow could start soon if it had tokens.
-
-        There is a slot for them: it is free, has credit already, or becomes the flow's as part of its share.
-        """
+        """Return how many more messages of a flow could start soon if it had tokens."""
         if not flow.exists:
             return 0
+        # Their slots are free, have credit already, or become the flow's as part of its share.
         part = self.slots * flow.weight // sum(each.weight for each in self._active) if self._active else self.slots
         soon = max(self.free, part - flow.held, 1 - flow.held)
         more = max(0, min(flow.pending_demand(inf), soon))
@@ -274,7 +267,7 @@ class Shares:
         if flow in self._active and not (flow.exists and (flow.stored or flow.pending or flow.credit)):
             del self._active[flow]
             self._find_alone()
-        if had_demand := flow.demand_key is not None:
+        if had_demand := flow.entry is not None:
             self._demand.remove(flow)
         if flow.demand(now) >= 1:
             if not (had_demand or flow.held):
@@ -352,16 +345,6 @@ class Shares:
             self._credited.pop(flow, None)
         self._changed[flow] = None
 
-    def _count_arrival(self, flow: Flow, num_pending: float, now: float) -> None:
-        flow.pending = num_pending
-        flow.credited_at = now
-        flow.silence = 0.0
-        if flow.credit:
-            self._reduce_credit(flow, 1)
-        elif flow.exists:
-            self._surplus.append(flow)
-            self._changed[flow] = None
-
     def _open(self, name: str) -> Flow:
         flow = self.flow(name)
         if not flow.exists:
@@ -369,6 +352,7 @@ class Shares:
         if flow not in self._active:
             self._active[flow] = None
             self._find_alone()
+        self._changed[flow] = None
         return flow
 
     def _forget(self, flow: Flow) -> None:
