@@ -52,6 +52,9 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     CallbackUrl: dict[str, Any] | None = None
 
 
+_encoder = msgspec.json.Encoder()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """The publish of one invocation."""
@@ -60,25 +63,12 @@ class Message:
     call_id: str
     started: str
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A valid invocation without its body."""
-
-    subject: str
-    call_id: str
-    started: str
     request: QueueRequest
+    """The content. Its body may be set later than the rest."""
 
-    def message(self, body: bytes) -> Message:
-        """Return the message with *body*."""
-        self.request.Body = body
-        return Message(self.subject, self.call_id, self.started, _encoder.encode(self.request))
-
-
-_encoder = msgspec.json.Encoder()
+    def payload(self) -> bytes:
+        """Return the encoded request."""
+        return _encoder.encode(self.request)
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
@@ -123,7 +113,8 @@ def compose(
     query: str = "",
     annotations: Mapping[str, str] | None = None,
     partitions: int = 1,
-) -> Draft:
+    body: bytes = b"",
+) -> Message:
     """Compose the invocation that a caller requests.
 
     *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* replaces
@@ -141,6 +132,7 @@ def compose(
     request = QueueRequest(
         Header=kept | {"X-Call-Id": [call_id], "X-Start-Time": [str(now)]},
         Host=host,
+        Body=body,
         Method=method,
         Path=path,
         # The worker removes one question mark, because some gateways write it.
@@ -150,7 +142,7 @@ def compose(
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Draft(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
+    return Message(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:

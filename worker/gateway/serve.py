@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
 
 import structlog
 import uvicorn
@@ -75,7 +74,8 @@ def run(settings: Settings) -> None:
     logs.configure(settings)
     log: FilteringBoundLogger = structlog.get_logger()
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(log)], force=True)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
+    with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
         runner.run(_serve(settings, log))
 
 
@@ -105,7 +105,9 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
-        log.info("Listening", url=_url(listener), queue=settings.queue_name, gateway_url=settings.gateway_url)
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=settings.gateway_url)
         await server.serve([listener])
     finally:
         connection.cancel()
@@ -128,16 +130,3 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's factory where uvloop is installed: it is faster, but optional."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory
