@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import cache
 
 import httpx
@@ -66,15 +66,13 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:
-    response = await client.send(request, stream=True)
-    try:
-        read = 0
-        async for part in response.aiter_raw():
-            read += len(part)
-            if read > _MAX_DRAINED:
-                break
-    except httpx.TransportError:
-        pass  # the status has arrived, and the body does not matter
-    finally:
-        await response.aclose()
-    return response.status_code
+    async with aclosing(await client.send(request, stream=True)) as response:
+        try:
+            read = 0
+            async for part in response.aiter_raw():
+                read += len(part)
+                if read > _MAX_DRAINED:
+                    break
+        except httpx.TransportError:
+            pass  # the status has arrived, and the body does not matter
+        return response.status_code

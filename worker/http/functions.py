@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
 import httpx
@@ -13,7 +13,7 @@ import trio
 from ..config import Settings
 from ..model import Attempted, Invocation, NoResponse, Responded, TimedOut
 from .client_pools import LIMITS, ClientPools, open_client_pools
-from .http11 import ResponseParser, write_request
+from .http11 import Fields, ResponseParser, write_request
 from .transport import PlainTransport, open_transport
 
 _MAX_JOINED = 65_536
@@ -37,21 +37,21 @@ class HttpFunctions(ABC):
 
     async def invoke(self, invocation: Invocation) -> Attempted:
         """See :meth:`worker.ports.Functions.invoke`."""
+        method, target = invocation.method.upper(), self._prefix + invocation.target
+        response = ResponseParser(method, self._max_body, keep_body=invocation.callback is not None)
         try:
-            return await self._exchange(invocation, self._prefix + invocation.target, [self._host, *invocation.headers])
-        except httpx.ReadTimeout:
+            await self._send(method, target, [self._host, *invocation.headers], invocation.body, response)
+        except (httpx.ReadTimeout, trio.TooSlowError):
             return TimedOut(self._timeout)
         except httpx.TransportError as error:
             return NoResponse(str(error) or type(error).__name__)
+        return Responded(
+            response.status, tuple(response.headers), bytes(response.body), response.size, response.truncated
+        )
 
     @abstractmethod
-    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
-        """Send *invocation* with this request target and header.
-
-        Raises:
-            httpx.ReadTimeout: the exchange took longer than ``upstream_timeout``.
-            httpx.TransportError: no whole response arrived.
-        """
+    async def _send(self, method: str, target: bytes, headers: Fields, body: bytes, response: ResponseParser) -> None:
+        """Send a request and fill *response*. It is an error if no whole response arrives, or none in time."""
 
 
 @asynccontextmanager
@@ -79,17 +79,11 @@ class PlainFunctions(HttpFunctions):
         super().__init__(settings)
         self._transport = transport
 
-    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
-        method, body = invocation.method.upper(), invocation.body
+    async def _send(self, method: str, target: bytes, headers: Fields, body: bytes, response: ResponseParser) -> None:
         if body or method in _WITH_LENGTH:
             headers.append((b"Content-Length", b"%d" % len(body)))
         joined, more = (body, b"") if len(body) <= _MAX_JOINED else (b"", body)
-        request = write_request(method, target, headers, joined)
-        response = ResponseParser(method, self._max_body, keep_body=invocation.callback is not None)
-        await self._transport.exchange(request, response, more=more)
-        return Responded(
-            response.status, tuple(response.headers), bytes(response.body), response.size, response.truncated
-        )
+        await self._transport.exchange(write_request(method, target, headers, joined), response, more=more)
 
 
 class TlsFunctions(HttpFunctions):
@@ -99,28 +93,12 @@ class TlsFunctions(HttpFunctions):
         super().__init__(settings)
         self._pools = pools
 
-    async def _exchange(self, invocation: Invocation, target: bytes, headers: list[tuple[bytes, bytes]]) -> Responded:
-        request = httpx.Request(
-            invocation.method, self._url, headers=headers, content=invocation.body, extensions={"target": target}
-        )
-        with trio.move_on_after(self._timeout):
-            async with self._pools.client("") as client:
-                response = await client.handle_async_request(request)
-                try:
-                    body, size, truncated = await self._read(response, keep=invocation.callback is not None)
-                finally:
-                    await response.aclose()
-            return Responded(response.status_code, tuple(response.headers.raw), body, size, truncated)
-        raise httpx.ReadTimeout("")
-
-    async def _read(self, response: httpx.Response, *, keep: bool) -> tuple[bytes, int, bool]:
-        """Return the body, how many of its bytes were read, and whether it is truncated."""
-        body, size = bytearray(), 0
-        async for part in response.aiter_raw():
-            room = self._max_body - size
-            size += min(len(part), room)
-            if keep:
-                body += part[:room]
-            if len(part) > room:
-                return bytes(body), size, True
-        return bytes(body), size, False
+    async def _send(self, method: str, target: bytes, headers: Fields, body: bytes, response: ResponseParser) -> None:
+        request = httpx.Request(method, self._url, headers=headers, content=body, extensions={"target": target})
+        with trio.fail_after(self._timeout):
+            async with self._pools.client("") as client, aclosing(await client.handle_async_request(request)) as answer:
+                response.status, response.headers = answer.status_code, answer.headers.raw
+                async for part in answer.aiter_raw():
+                    response.on_body(part)
+                    if response.complete:  # truncated
+                        break

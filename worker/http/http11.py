@@ -22,6 +22,9 @@ MAX_INTERIM_RESPONSES = 16
 _TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 """The parameter of a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
 
+Fields = list[tuple[bytes, bytes]]
+"""Names and values of a header."""
+
 
 class ProtocolError(Exception):
     """The server sent something else than one complete HTTP/1.1 response."""
@@ -44,7 +47,7 @@ class ResponseParser:
 
     def __init__(self, method: str, max_body: int, *, keep_body: bool = True) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Fields = []
         self.body = bytearray()
         self.size = 0
         self.truncated = self.complete = self.reusable = False
@@ -101,7 +104,8 @@ class ResponseParser:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
-                raise ProtocolError(_reason(error)) from None
+                ours = isinstance(error, httptools.HttpParserCallbackError)
+                raise ProtocolError(str(error.__context__ or error) if ours else f"not HTTP: {error}") from None
             self.reusable = False
 
     def feed_eof(self) -> None:
@@ -114,7 +118,8 @@ class ResponseParser:
             return
         if not self._fed and not self.status:
             raise ProtocolError("the server closed the connection without an answer")
-        if self._in_fields or not self._ends_with_connection():
+        names = {name.lower() for name, _ in self.headers}
+        if self._in_fields or b"content-length" in names or b"transfer-encoding" in names:
             raise ProtocolError("the server closed the connection in the middle of its answer")
         self._complete(reusable=False)
 
@@ -195,16 +200,6 @@ class ResponseParser:
         self.headers.clear()
         self._transfer_codings = ()
         self._in_fields = True
-
-    def _ends_with_connection(self) -> bool:
-        names = {name.lower() for name, _ in self.headers}
-        return b"content-length" not in names and b"transfer-encoding" not in names
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return str(error.__context__ or error)
-    return f"not HTTP: {error}"
 
 
 def write_request(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:

@@ -29,6 +29,7 @@ class NameCache(trio.abc.HostnameResolver):
     """
 
     def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:
+        self.host, self.port = host, port
         self._query = host.encode(), port, 0, socket.SOCK_STREAM, 0, 0  # as trio.open_tcp_stream asks
         self._nursery = nursery
         self._look_up = look_up
@@ -82,7 +83,7 @@ class NameCache(trio.abc.HostnameResolver):
         return sorted(addresses, key=lambda info: info[-1] != self._preferred)
 
     async def _run(self, result: _Result) -> None:
-        result.error = f"no answer to the look-up of {self._query[0].decode()} within {LOOKUP_TIMEOUT:g} s"
+        result.error = f"no answer to the look-up of {self.host} within {LOOKUP_TIMEOUT:g} s"
         with trio.move_on_after(LOOKUP_TIMEOUT):
             try:
                 result.addresses = await trio.to_thread.run_sync(self._look_up, *self._query, abandon_on_cancel=True)

@@ -13,10 +13,9 @@ from contextlib import asynccontextmanager, closing, suppress
 import httpx
 import trio
 
-from .connection import Connection, StaleConnectionError
+from .connection import Connection, ReadinessPoller, StaleConnectionError
 from .http11 import ResponseParser
 from .names import LookUp, NameCache
-from .poller import ReadinessPoller
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect, name look-up and all addresses included: less than any sensible ``upstream_timeout``."""
@@ -36,11 +35,8 @@ class PlainTransport:
         exchange_timeout: seconds that an exchange may take. :meth:`enforce_timeouts` must be running.
     """
 
-    def __init__(
-        self, host: str, port: int, names: NameCache, poller: ReadinessPoller, *, max_idle: int, exchange_timeout: float
-    ) -> None:
-        self._host, self._port, self._names, self._poller = host, port, names, poller
-        self._max_idle, self._timeout = max_idle, exchange_timeout
+    def __init__(self, names: NameCache, poller: ReadinessPoller, *, max_idle: int, exchange_timeout: float) -> None:
+        self._names, self._poller, self._max_idle, self._timeout = names, poller, max_idle, exchange_timeout
         self._idle: deque[Connection] = deque()
         self._deadlines: OrderedDict[Connection, float] = OrderedDict()
         """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
@@ -113,7 +109,7 @@ class PlainTransport:
                 connection.close()
 
     async def _connect(self) -> socket.socket:
-        origin = f"{self._host}:{self._port}"
+        origin = f"{self._names.host}:{self._names.port}"
         remembered = self._names.remembered
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
@@ -128,14 +124,17 @@ class PlainTransport:
         except trio.TooSlowError:
             raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from None
         except OSError as error:
-            raise httpx.ConnectError(f"cannot connect to {origin}: {_reason(error)}") from None
+            cause = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
+            reason = cause.exceptions[-1] if isinstance(cause, ExceptionGroup) else error
+            raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from None
 
     async def _open_socket(self) -> socket.socket:
-        stream = await trio.open_tcp_stream(self._host, self._port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
+        names = self._names
+        stream = await trio.open_tcp_stream(names.host, names.port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
         with suppress(OSError):  # the server may have reset the connection already
-            self._names.connected(sock.getpeername())
+            names.connected(sock.getpeername())
         return sock
 
     def _close_expired(self, now: float) -> None:
@@ -146,21 +145,9 @@ class PlainTransport:
         return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")
 
 
-def _reason(error: OSError) -> str:
-    """Return the reason of the last address, which Trio puts into the cause of its error."""
-    if isinstance(error.__cause__, ExceptionGroup):
-        return str(error.__cause__.exceptions[-1])
-    return str(error)
-
-
 @asynccontextmanager
 async def open_transport(
-    host: str,
-    port: int,
-    *,
-    max_idle: int,
-    exchange_timeout: float,
-    look_up: LookUp = socket.getaddrinfo,
+    host: str, port: int, *, max_idle: int, exchange_timeout: float, look_up: LookUp = socket.getaddrinfo
 ) -> AsyncIterator[PlainTransport]:
     """Run a :class:`PlainTransport` with everything it needs; *look_up* asks the system for addresses.
 
@@ -169,7 +156,7 @@ async def open_transport(
     with closing(ReadinessPoller()) as poller:
         async with trio.open_nursery() as nursery:
             names = NameCache(host, port, nursery, look_up)
-            transport = PlainTransport(host, port, names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
+            transport = PlainTransport(names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
             nursery.start_soon(poller.run)
             nursery.start_soon(transport.enforce_timeouts)
             previous = trio.socket.set_custom_hostname_resolver(names)
