@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -21,6 +20,10 @@ MAX_INTERIM_RESPONSES = 16
 """Interim (1xx) responses before the final one."""
 _TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 """The parameter of a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
+_MAX_JOINED = 65_536
+"""Bytes of a body that is copied behind its header, to be sent with it at once; a larger one is sent by itself."""
+_WITH_LENGTH = ("POST", "PUT", "PATCH")
+"""Methods of requests that have a Content-Length even if the body is empty (RFC 9110, section 8.6)."""
 
 Fields = list[tuple[bytes, bytes]]
 """Names and values of a header."""
@@ -202,7 +205,13 @@ class ResponseParser:
         self._in_fields = True
 
 
-def write_request(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """Return the bytes of a request. Names, values and target were validated when the message was decoded."""
-    fields = b"\r\n".join(map(b": ".join, headers))
-    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, fields, body)
+def write_request(method: str, target: bytes, fields: Fields, body: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes of a request, and the rest of them if the body is too large to be copied behind its header.
+
+    Names, values and target were validated when the message was decoded. The body's length is added to the *fields*.
+    """
+    header = b"\r\n".join(map(b": ".join, fields))
+    if body or method in _WITH_LENGTH:
+        header += b"\r\nContent-Length: %d" % len(body)
+    joined, rest = (body, b"") if len(body) <= _MAX_JOINED else (b"", body)
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, header, joined), rest

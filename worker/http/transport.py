@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from .connection import Connection, ReadinessPoller, StaleConnectionError
-from .http11 import ResponseParser
+from .http11 import Fields, ResponseParser, write_request
 from .names import LookUp, NameCache
 
 CONNECT_TIMEOUT = 10.0
@@ -41,19 +41,15 @@ class PlainTransport:
         self._deadlines: OrderedDict[Connection, float] = OrderedDict()
         """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
 
-    async def exchange(self, request: bytes, response: ResponseParser, *, more: bytes = b"") -> None:
-        """Send a request and receive its response.
-
-        Args:
-            request: the bytes from the request line on.
-            response: gets the response.
-            more: the rest of the request, so that a large body is not copied behind its header.
+    async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
+        """Send a request and receive its *response*.
 
         Raises:
-            httpx.ReadTimeout: the exchange took longer than *exchange_timeout*.
+            trio.TooSlowError: the exchange took longer than *exchange_timeout*.
             httpx.TransportError: no whole response arrived; the text contains the reason.
         """
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled task sends nothing
+        request, more = write_request(method, target, fields, body)
         now = trio.current_time()
         deadline = now + self._timeout
         while self._idle:
@@ -68,10 +64,9 @@ class PlainTransport:
                 continue
             finally:
                 self._deadlines.pop(connection, None)
-        with trio.move_on_at(deadline):
+        with trio.fail_at(deadline):
             connection = Connection(await self._connect(), self._poller)
             return await self._exchange_on(connection, request, more, response, reused=False)
-        raise self._timeout_error()
 
     async def enforce_timeouts(self) -> None:
         """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
@@ -96,7 +91,7 @@ class PlainTransport:
             await connection.receive(response)
         except httpx.TransportError:
             if connection.overdue:
-                raise self._timeout_error() from None
+                raise trio.TooSlowError from None
             raise
         finally:
             # After an error or a cancellation the connection may be half used, and the response is not reusable.
@@ -140,9 +135,6 @@ class PlainTransport:
     def _close_expired(self, now: float) -> None:
         while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_until < now):
             self._idle.popleft().close()
-
-    def _timeout_error(self) -> httpx.ReadTimeout:
-        return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")
 
 
 @asynccontextmanager
