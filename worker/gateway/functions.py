@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import httpx
 from starlette.exceptions import HTTPException
@@ -37,8 +37,7 @@ class FunctionProxy:
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
-        self._settings = settings
-        self._log = log
+        self._settings, self._log = settings, log
         self._url = httpx.URL(settings.gateway_url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
@@ -147,12 +146,11 @@ class _Body:
             pass
 
 
-def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+def _values(fields: Fields, name: bytes) -> list[bytes]:
     return [value for field, value in fields if field.lower() == name]
 
 
-def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
+def _end_to_end(fields: Fields, dropped: frozenset[bytes]) -> Fields:
     """Return the fields without those of a single connection, which Connection can name too."""
-    fields = list(fields)
     named = {option for value in _values(fields, b"connection") for option in connection_options(value)}
     return [(name, value) for name, value in fields if name.lower() not in dropped and name.lower() not in named]

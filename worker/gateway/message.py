@@ -1,7 +1,7 @@
 """An invocation as a message of the queue: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it. Pure.
 
 :mod:`worker.policy.decode` reads these messages. A request that it would reject, and store as a dead letter, is
-rejected here, while the caller still waits for a response.
+rejected here, while the caller still waits for a response: each error is a ValueError with a text for the caller.
 
 ``Path`` and ``QueryString`` keep the escapes of the request line: the worker leaves a valid escape as it is, so the
 function receives the caller's bytes, and ``%2F`` does not become a slash. (OpenFaaS's gateway writes the path
@@ -72,11 +72,7 @@ class Message:
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """Return header fields by their canonical names; values as Go's encoder writes them, with invalid UTF-8 replaced.
-
-    Raises:
-        ValueError: a name is invalid, or a value contains a control character.
-    """
+    """Return header fields by their canonical names; values as Go's encoder writes them, less invalid UTF-8."""
     found: dict[str, list[str]] = {}
     for name, value in pairs:
         text = value.decode("utf-8", "replace")
@@ -88,11 +84,7 @@ def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[st
 
 @lru_cache(maxsize=1024)
 def canonical(name: bytes) -> str:
-    """Return a header's name as Go writes it: ``x-call-id`` as ``X-Call-Id``.
-
-    Raises:
-        ValueError: *name* is not a header's name.
-    """
+    """Return a header's name as Go writes it: ``x-call-id`` as ``X-Call-Id``."""
     text = name.decode("latin-1")
     if not TOKEN.fullmatch(text):
         raise ValueError(f"not a header's name: {text[:80]!r}")
@@ -119,9 +111,6 @@ def compose(
 
     *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* replaces
     a missing call id. *path* and *query* are as in the request line, and *now* is in nanoseconds since the epoch.
-
-    Raises:
-        ValueError: a part of the request is invalid. The text is for the caller.
     """
     name = parse_function(function, namespace)
     if not TOKEN.fullmatch(method):
@@ -152,11 +141,7 @@ def split_target(below: str) -> tuple[str, str]:
 
 
 def check_path(path: str) -> None:
-    """Check that *path*, as in a request line, stays below its function.
-
-    Raises:
-        ValueError: a segment is ``.`` or ``..``, or a ``%`` begins no escape.
-    """
+    """Check that *path*, as in a request line, stays below its function: no segment is ``.`` or ``..``."""
     if "%" not in path and "/." not in path:
         return
     if _BAD_ESCAPE.search(path):
@@ -181,11 +166,7 @@ def _callback(given: Iterable[str]) -> dict[str, Any] | None:
 
 
 def _go_url(url: str) -> dict[str, Any]:
-    """Return an absolute URL as encoding/json writes Go's ``url.URL``.
-
-    Raises:
-        ValueError: the URL has parts that this form loses: user information, or a path that is not UTF-8.
-    """
+    """Return an absolute URL as encoding/json writes Go's ``url.URL``, which loses users, and paths not in UTF-8."""
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise ValueError("it has a user before its host, which messages cannot carry: put a token into its query")

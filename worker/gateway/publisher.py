@@ -28,9 +28,6 @@ _MAX_UNCONFIRMED = 256
 _MAX_UNCONFIRMED_BYTES = 16 * 2**20
 """Bytes of these messages."""
 
-OnStored = Callable[[Message, bool], None]
-"""Function that is called with each confirmed message, and with whether the stream had it already."""
-
 
 class MessageTooLargeError(Exception):
     """The message, headers and base64 included, exceeds a limit of the server or of the stream."""
@@ -46,10 +43,8 @@ async def publish(connection: Connection, stream: str, message: Message) -> bool
     payload = message.payload()
     headers = {"Nats-Msg-Id": message.call_id, "Nats-Expected-Stream": stream}
     size = len(payload) + _FRAME + sum(len(name) + len(value) + 4 for name, value in headers.items())
-    if size > connection.client.max_payload:  # the server would close the connection
-        raise MessageTooLargeError(
-            f"as a message it takes {size} bytes, and NATS's max_payload is {connection.client.max_payload}"
-        )
+    if size > (limit := connection.client.max_payload):  # the server would close the connection
+        raise MessageTooLargeError(f"as a message it takes {size} bytes, and NATS's max_payload is {limit}")
     try:
         return (await JetStream(connection).publish(message.subject, payload, headers)).duplicate
     except NoRespondersError:
@@ -71,13 +66,11 @@ async def publish(connection: Connection, stream: str, message: Message) -> bool
         raise BrokerUnavailableError(text) from None
 
 
-async def submit(settings: Settings, messages: Iterator[Message], on_stored: OnStored) -> None:
+async def submit(settings: Settings, messages: Iterator[Message], on_stored: Callable[[Message, bool], None]) -> None:
     """Publish all *messages*, at least one, taken from the iterator as there is room, until one fails.
 
-    Raises:
-        worker.ports.BrokerUnavailableError: there is no connection, or a message was not confirmed.
-        MessageTooLargeError: a message cannot be stored.
-        worker.ports.MisconfiguredError: the server refuses the credentials.
+    Call *on_stored* with each confirmed message, and with whether the stream had it already. Errors are those of
+    :func:`publish` and of :func:`worker.nats.connection.connected`.
     """
     async with connected(settings, f"queue-worker-submit {__version__}") as connection:
 
@@ -97,15 +90,11 @@ async def submit(settings: Settings, messages: Iterator[Message], on_stored: OnS
 
 
 class Publisher:
-    """The producer's connection to NATS, replaced when its client closes itself.
+    """The producer's connection to NATS, replaced when its client closes itself."""
 
-    *name* is for the server's list of connections.
-    """
-
-    def __init__(self, settings: Settings, *, name: str, log: FilteringBoundLogger) -> None:
-        self._stream = settings.nats_stream
-        self._options = connect_options(settings, name=name)
-        self._log = log
+    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
+        self._stream, self._log = settings.nats_stream, log
+        self._options = connect_options(settings, name=f"queue-worker-gateway {__version__}")
         self._connection = Connection(self._options, self._log_event)
 
     @property

@@ -16,7 +16,6 @@ import uvicorn
 from structlog.typing import FilteringBoundLogger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .. import __version__
 from ..config import Settings
 from ..observe import logs
 from .app import Gateway
@@ -55,13 +54,9 @@ class _Protocol(HttpToolsProtocol):
 class _LibraryHandler(logging.Handler):
     """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        super().__init__()
-        self._log = log
-
     def emit(self, record: logging.LogRecord) -> None:
         trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
-        self._log.warning(record.getMessage().strip(), source=record.name, **trace)
+        structlog.get_logger().warning(record.getMessage().strip(), source=record.name, **trace)
 
 
 def run(settings: Settings) -> None:
@@ -73,14 +68,14 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings)
     log: FilteringBoundLogger = structlog.get_logger()
-    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(log)], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
     uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
     with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
         runner.run(_serve(settings, log))
 
 
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
-    publisher = Publisher(settings, name=f"queue-worker-gateway {__version__}", log=log)
+    publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
     listener = listen(settings.listen_host, settings.listen_port)
     server = uvicorn.Server(
@@ -118,14 +113,10 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen on *host* and *port*, before anything else starts, so that a taken port is one clear error.
-
-    Raises:
-        OSError: the port is taken, or the host has no address.
-    """
+    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError)."""
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        flags = socket.AI_PASSIVE
+        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror

@@ -38,30 +38,26 @@ class StaleConnectionError(Exception):
 class Connection:
     """A connection that runs one exchange at a time and is idle between two. *sock* is connected and non-blocking."""
 
-    __slots__ = (
-        *("idle_until", "overdue"),
-        *("_fd", "_idle", "_idle_since", "_poller", "_response", "_sock", "_spent", "_task"),
-    )
+    __slots__ = ("_idle", "_idle_since", "_overdue", "_poller", "_response", "_sock", "_spent", "_task", "idle_until")
 
     def __init__(self, sock: socket, poller: ReadinessPoller) -> None:
         self.idle_until = 0.0
-        """Time at which the connection is too old to be used."""
-        self.overdue = False
-        """Flag: :meth:`abort` has ended the exchange."""
+        """Time at which the connection is too old to be used; 0 if it was never used."""
         self._idle, self._idle_since = False, 0.0
+        self._overdue = False
+        """Flag: :meth:`abort` has ended the exchange."""
         self._spent = False
         """Flag: more bytes than a response have arrived, or the end, so that no other exchange may begin."""
-        self._sock, self._fd = sock, sock.fileno()
         self._task: trio.lowlevel.Task | None = None
         """The task that waits for the response."""
         self._response: ResponseParser | None = None
-        self._poller = poller
-        poller.register(self._fd, self)
+        self._sock, self._poller = sock, poller
+        poller.register(sock.fileno(), self)
 
     @property
     def reusable(self) -> bool:
         """Flag: nothing but a response has arrived, neither more bytes nor the end."""
-        return not (self._spent or self.overdue)
+        return not (self._spent or self._overdue)
 
     def park(self, now: float, until: float) -> None:
         """Keep the connection idle, *until* it is too old to be used."""
@@ -81,31 +77,31 @@ class Connection:
 
     def abort(self) -> None:
         """End the exchange that another task runs on this connection."""
-        self.overdue = True
+        self._overdue = True
         with suppress(OSError):  # the server has closed it already
             self._sock.shutdown(SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket, on which no exchange may be running. It may be closed already."""
         self._idle = False
-        if self._sock.fileno() != -1:
-            self._poller.unregister(self._fd)
+        if (fd := self._sock.fileno()) != -1:
+            self._poller.unregister(fd)
             self._sock.close()
 
-    async def send(self, request: bytes, more: bytes, *, reused: bool) -> None:
+    async def send(self, request: bytes, more: bytes) -> None:
         """Send *request* and *more*, or as much as the server takes.
 
         If the connection breaks after the first byte, return: the response may have arrived before.
 
         Raises:
-            StaleConnectionError: the connection was *reused* and took no byte.
+            StaleConnectionError: the connection was used before and took no byte.
         """
         try:
             sent = self._sock.send(request)
         except BlockingIOError:
             sent = 0
         except OSError:
-            if reused:
+            if self.idle_until:
                 raise StaleConnectionError from None
             return
         if more or sent < len(request):
@@ -113,11 +109,11 @@ class Connection:
             await self._send_rest(memoryview(more))
             # An early response was reported while no task waited for it. Only what can be read from here on counts.
             self._spent = False
-            self._poller.rearm(self._fd)
+            self._poller.rearm(self._sock.fileno())
 
     async def _send_rest(self, rest: memoryview) -> None:
         while rest:
-            await trio.lowlevel.wait_writable(self._fd)
+            await trio.lowlevel.wait_writable(self._sock.fileno())
             try:
                 rest = rest[self._sock.send(rest) :]
             except BlockingIOError:
@@ -129,15 +125,18 @@ class Connection:
         """Wait until *response* is complete.
 
         Raises:
+            trio.TooSlowError: :meth:`abort` was called before.
             httpx.ReadError: the connection broke.
             httpx.RemoteProtocolError: the server sent something else than one whole response.
         """
         self._task, self._response = trio.lowlevel.current_task(), response
         try:
             await trio.lowlevel.wait_task_rescheduled(self._on_cancel)
-        except OSError as error:
-            raise httpx.ReadError(f"the connection broke: {error}") from None
-        except ProtocolError as error:
+        except (OSError, ProtocolError) as error:
+            if self._overdue:
+                raise trio.TooSlowError from None
+            if isinstance(error, OSError):
+                raise httpx.ReadError(f"the connection broke: {error}") from None
             raise httpx.RemoteProtocolError(str(error)) from None
 
     def _on_cancel(self, _: object) -> trio.lowlevel.Abort:
@@ -157,7 +156,7 @@ class Connection:
                 trio.lowlevel.reschedule(self._task, result)
                 self._task = self._response = None
             else:
-                self._poller.rearm(self._fd)
+                self._poller.rearm(self._sock.fileno())
 
     def _read(self, response: ResponseParser) -> None:
         try:
@@ -168,7 +167,7 @@ class Connection:
             response.feed(data)
             if response.complete and len(data) == _READ_SIZE:
                 self._spent = True  # more may follow the response, and that is not reported again
-        elif self.overdue:  # the end that abort() made is not the server's, so it completes no body
+        elif self._overdue:  # the end that abort() made is not the server's, so it completes no body
             raise ProtocolError("aborted")
         else:
             response.feed_eof()

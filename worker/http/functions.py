@@ -40,9 +40,8 @@ class HttpFunctions:
             return TimedOut(self._timeout)
         except httpx.TransportError as error:
             return NoResponse(str(error) or type(error).__name__)
-        return Responded(
-            response.status, tuple(response.headers), bytes(response.body), response.size, response.truncated
-        )
+        body = bytes(response.body)
+        return Responded(response.status, tuple(response.headers), body, response.size, response.truncated)
 
 
 class TlsTransport:
@@ -68,12 +67,8 @@ async def open_functions(settings: Settings) -> AsyncIterator[HttpFunctions]:
     """Open :class:`HttpFunctions`, and close their connections at the end."""
     url = httpx.URL(settings.gateway_url)
     if url.scheme == "http":
-        async with open_transport(
-            url.raw_host.decode("ascii"),
-            url.port or 80,
-            max_idle=settings.max_inflight,
-            exchange_timeout=settings.upstream_timeout,
-        ) as transport:
+        host, port, timeout = url.raw_host.decode("ascii"), url.port or 80, settings.upstream_timeout
+        async with open_transport(host, port, max_idle=settings.max_inflight, exchange_timeout=timeout) as transport:
             yield HttpFunctions(settings, transport)
     else:
         make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)

@@ -34,7 +34,7 @@ class ProtocolError(Exception):
 
 
 class ResponseParser:
-    """Parser of one response, and the values that it has parsed.
+    """Parser of one response, and the values that it has parsed. All else that it is fed raises a ProtocolError.
 
     Args:
         method: of the request; a response to HEAD has no body whatever its header contains.
@@ -56,26 +56,19 @@ class ResponseParser:
         self.truncated = self.complete = self.reusable = False
         self.keep_alive_timeout = math.inf
         """Seconds after which the server closes an idle connection, as its header announces."""
-        self._no_body = method == "HEAD"
-        self._max_body = max_body
-        self._keep_body = keep_body
-        self._interim = 0
+        self._no_body, self._max_body, self._keep_body = method == "HEAD", max_body, keep_body
         self._in_fields = True
         """Flag: the next bytes belong to a header or can belong to a trailer."""
         self._fed = 0
         """Bytes fed since the header or trailer began, in whole pieces."""
-        self._field_bytes = 0
+        self._field_bytes = self._interim = 0
         self._in_chunks = False
         self._transfer_codings: tuple[bytes, ...] = ()
         self._parser: Any = None
         """Created with the first byte: thousands of exchanges may wait, and each object costs the garbage collector."""
 
     def feed(self, data: bytes) -> None:
-        """Parse more bytes of the response.
-
-        Raises:
-            ProtocolError: they cannot belong to a response.
-        """
+        """Parse more bytes of the response."""
         if self._in_fields:  # the parser reports no unfinished line, so the bytes fed to it are limited
             room = 2 * MAX_HEADER_BYTES - self._fed
             self._fed += len(data)
@@ -112,11 +105,7 @@ class ResponseParser:
             self.reusable = False
 
     def feed_eof(self) -> None:
-        """End the response with the connection, which is the only end that some bodies have.
-
-        Raises:
-            ProtocolError: the response is not complete.
-        """
+        """End the response with the connection, which is the only end that some bodies have."""
         if self.complete:
             return
         if not self._fed and not self.status:

@@ -59,14 +59,14 @@ class PlainTransport:
             # One task watches these deadlines: a cancel scope for each exchange costs 8 µs.
             self._deadlines[connection] = deadline
             try:
-                return await self._exchange_on(connection, request, more, response, reused=True)
+                return await self._exchange_on(connection, request, more, response)
             except StaleConnectionError:
                 continue
             finally:
                 self._deadlines.pop(connection, None)
         with trio.fail_at(deadline):
             connection = Connection(await self._connect(), self._poller)
-            return await self._exchange_on(connection, request, more, response, reused=False)
+            return await self._exchange_on(connection, request, more, response)
 
     async def enforce_timeouts(self) -> None:
         """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
@@ -83,16 +83,10 @@ class PlainTransport:
         while self._idle:
             self._idle.pop().close()
 
-    async def _exchange_on(
-        self, connection: Connection, request: bytes, more: bytes, response: ResponseParser, *, reused: bool
-    ) -> None:
+    async def _exchange_on(self, connection: Connection, request: bytes, more: bytes, response: ResponseParser) -> None:
         try:
-            await connection.send(request, more, reused=reused)
+            await connection.send(request, more)
             await connection.receive(response)
-        except httpx.TransportError:
-            if connection.overdue:
-                raise trio.TooSlowError from None
-            raise
         finally:
             # After an error or a cancellation the connection may be half used, and the response is not reusable.
             if response.reusable and connection.reusable:
@@ -141,10 +135,7 @@ class PlainTransport:
 async def open_transport(
     host: str, port: int, *, max_idle: int, exchange_timeout: float, look_up: LookUp = socket.getaddrinfo
 ) -> AsyncIterator[PlainTransport]:
-    """Run a :class:`PlainTransport` with everything it needs; *look_up* asks the system for addresses.
-
-    No exchange may be running at the end.
-    """
+    """Run a :class:`PlainTransport`; *look_up* asks the system for addresses. No exchange may be running at the end."""
     with closing(ReadinessPoller()) as poller:
         async with trio.open_nursery() as nursery:
             names = NameCache(host, port, nursery, look_up)
