@@ -48,7 +48,10 @@ class Gateway:
             if target.startswith(SYNC):
                 await self._functions(scope, receive, send)
                 return
-            response = await self._respond(target, scope, receive)
+            if target.startswith(ASYNC):
+                response = await self._enqueue(target.removeprefix(ASYNC), scope, receive)
+            else:
+                response = self._respond(target)
         except HTTPException as rejection:
             self._log.debug("Refused", status=rejection.status_code, reason=rejection.detail, path=target[:200])
             response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, rejection.headers)
@@ -56,9 +59,7 @@ class Gateway:
             return
         await response(scope, receive, send)
 
-    async def _respond(self, target: str, scope: Scope, receive: Receive) -> Response:
-        if target.startswith(ASYNC):
-            return await self._enqueue(target.removeprefix(ASYNC), scope, receive)
+    def _respond(self, target: str) -> Response:
         if target not in ("/healthz", "/readyz"):
             raise HTTPException(404, f"no such path: POST to {ASYNC}<name>, or call {SYNC}<name>")
         if target == "/readyz" and not self._publisher.connected:
