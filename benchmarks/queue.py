@@ -44,8 +44,10 @@ def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> No
 def message(number: int, function: str = "echo") -> bytes:
     """Return an invocation with a body of 256 bytes, as OpenFaaS's gateway and this project's producer write it."""
     call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
-    draft = compose(function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=time.time_ns())
-    return draft.message(BODY).payload
+    now = time.time_ns()
+    return compose(
+        function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=now, body=BODY
+    ).payload()
 
 
 def num_waiting_pulls(nats: NatsServer) -> int:

@@ -11,7 +11,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
-from worker.gateway.message import Message
+from worker.gateway.message import compose
 from worker.gateway.publisher import MessageTooLargeError, publish
 from worker.nats.connection import Connection
 from worker.ports import BrokerUnavailableError
@@ -21,7 +21,7 @@ WORDS = (
     '{"error":{"code":503,"err_code":10077,', '"description":"d"}}', "null", "true", "[]",
     "10054", "10060", '"seq":', '"stream":',
 )  # fmt: skip
-_MESSAGE = Message("faas-request.0.echo.fn", "id", "1", b"{}")
+_MESSAGE = compose("echo", {}, queue="faas-request", namespace="fn", new_call_id="id", now=1)
 
 
 def check(data: bytes) -> None:

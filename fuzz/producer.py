@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from fuzz.messages import NOT_FORWARDED, check_one_request
@@ -36,7 +35,18 @@ def check(data: bytes) -> None:
     pairs = [(name, _with_secret(value.strip())) for name, _, value in (line.partition(b":") for line in lines)]
     try:
         headers = canonical_headers(pairs)
-        message = _compose(function, headers, method.decode("latin-1"), path, query).message(body)
+        message = compose(
+            function,
+            headers,
+            queue="q",
+            namespace="fn",
+            new_call_id="made",
+            now=NOW,
+            method=method.decode("latin-1"),
+            path=path,
+            query=query,
+            body=body,
+        )
     except ValueError as error:
         _check_reason(str(error))
         return
@@ -46,14 +56,8 @@ def check(data: bytes) -> None:
     _check_target(invocation, path, query)
     _check_headers(invocation, headers)
     _check_callback(invocation, headers)
-    assert json.loads(message.payload)["QueueName"] == "q"
+    assert json.loads(message.payload())["QueueName"] == "q"
     assert re.fullmatch(r"q\.0\.[-a-z0-9_]+\.[-a-z0-9_]+", message.subject)
-
-
-def _compose(function: str, headers: dict[str, list[str]], method: str, path: str, query: str) -> Any:
-    return compose(
-        function, headers, queue="q", namespace="fn", new_call_id="made", now=NOW, method=method, path=path, query=query
-    )
 
 
 def _with_secret(value: bytes) -> bytes:
@@ -76,7 +80,7 @@ def _check_reason(reason: str) -> None:
 def _read(message: Message) -> Invocation:
     token = "t"  # noqa: S105 -- the right to settle, no secret
     delivery = Delivery(
-        id=(1, NOW), token=token, num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload
+        id=(1, NOW), token=token, num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload()
     )
     result = decode(delivery, namespace="fn", user_agent="fuzz")
     assert isinstance(result, tuple), (result, message)

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message as AsgiEvent
 
 from tests.gateway import Gateway, Response, gateway_on
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import StoredMessage
 from worker.dev.stack import free_port
-from worker.gateway.http import BodyReader, CallerDisconnectedError, RequestRejectedError
+from worker.gateway.app import BodyReader
 
 _numbers = count(1)
 MAX_PAYLOAD = 1_048_576
@@ -231,9 +233,9 @@ def test_body_too_slow_answers_408() -> None:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    with pytest.raises(RequestRejectedError) as caught:
+    with pytest.raises(HTTPException) as caught:
         asyncio.run(_read(BodyReader(within=0.01), never))
-    assert caught.value.status == 408
+    assert caught.value.status_code == 408
 
 
 def test_bodies_above_their_common_limit_answer_503() -> None:
@@ -244,7 +246,7 @@ def test_bodies_above_their_common_limit_answer_503() -> None:
         held, results = asyncio.Event(), []
 
         async def hold() -> None:
-            async with bodies.read({"headers": []}, _body(b"x" * 20), 100):
+            async with bodies.read({"type": "http", "headers": []}, _body(b"x" * 20), 100):
                 held.set()
                 await asyncio.sleep(0)
 
@@ -253,8 +255,8 @@ def test_bodies_above_their_common_limit_answer_503() -> None:
         for _ in range(2):
             try:
                 results.append(len(await _read(bodies, _body(b"y" * 10))))
-            except RequestRejectedError as refused:
-                results.append(refused.status)
+            except HTTPException as refused:
+                results.append(refused.status_code)
             await holding
         return results
 
@@ -267,7 +269,7 @@ def test_body_that_breaks_off_queues_nothing() -> None:
     async def disconnected() -> AsgiEvent:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(CallerDisconnectedError):
+    with pytest.raises(ClientDisconnect):
         asyncio.run(_read(BodyReader(), disconnected))
 
 
@@ -425,7 +427,7 @@ def test_logs_at_debug_level_hold_no_body_header_or_query(nats: NatsServer, tmp_
 
 
 async def _read(bodies: BodyReader, receive: Any) -> bytes:
-    async with bodies.read({"headers": []}, receive, 100) as body:
+    async with bodies.read({"type": "http", "headers": []}, receive, 100) as body:
         return body
 
 

@@ -22,22 +22,22 @@ VISIBLE = st.characters(min_codepoint=0x21, max_codepoint=0x7E)
 def composed(
     function: str = "echo", headers: tuple[tuple[bytes, bytes], ...] = (), body: bytes = b"", **more: Any
 ) -> Message:
-    draft = compose(
+    return compose(
         function,
         canonical_headers(headers),
         queue="faas-request",
         namespace="openfaas-fn",
         new_call_id="made",
         now=NOW,
+        body=body,
         **more,
     )
-    return draft.message(body)
 
 
 def read(message: Message) -> Invocation:
     """Decode a message as the worker does."""
     delivery = Delivery(
-        id=(1, NOW), token="t", num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload
+        id=(1, NOW), token="t", num_delivered=1, received_at=0.0, subject=message.subject, payload=message.payload()
     )
     result = decode(delivery, namespace="openfaas-fn", user_agent="queue-worker/test")
     assert isinstance(result, tuple), result
@@ -47,7 +47,7 @@ def read(message: Message) -> Invocation:
 
 
 def written(message: Message) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(message.payload)
+    result: dict[str, Any] = json.loads(message.payload())
     return result
 
 

@@ -6,7 +6,7 @@ import math
 
 import httpx
 
-from worker.http.http11 import ResponseParser, write_request
+from worker.http.http11 import ResponseParser
 from worker.http.transport import open_transport
 
 
@@ -16,12 +16,12 @@ class HttpxAdapter(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See :meth:`httpx.AsyncBaseTransport.handle_async_request`. The response's body is read here."""
         response = _NamedResponse(request.method, 1 << 24)
-        data = write_request(request.method, request.url.raw_path, request.headers.raw, await request.aread())
+        fields = [field for field in request.headers.raw if field[0] != b"Content-Length"]  # the transport adds it
         host, port = request.url.raw_host.decode("ascii"), request.url.port or 80
         failure: httpx.TransportError | None = None
         async with open_transport(host, port, max_idle=1, exchange_timeout=math.inf) as transport:
             try:
-                await transport.exchange(data, response)
+                await transport.exchange(request.method, request.url.raw_path, fields, await request.aread(), response)
             except httpx.TransportError as error:
                 failure = error  # raised outside of the transport's nursery, which would wrap it in a group
         if failure:

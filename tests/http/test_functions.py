@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.http.invocations import invocation
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from worker.config import load
-from worker.http.functions import HttpFunctions, PlainFunctions, open_functions
+from worker.http.functions import HttpFunctions, open_functions
 from worker.http.transport import MAX_IDLE, PlainTransport
 from worker.model import Attempted, NoResponse, Responded, TimedOut
 
@@ -21,7 +21,7 @@ def _functions(server_port: int, **environment: str) -> AbstractAsyncContextMana
 
 
 def _transport(functions: HttpFunctions) -> PlainTransport:
-    assert isinstance(functions, PlainFunctions)
+    assert isinstance(functions._transport, PlainTransport)
     return functions._transport
 
 

@@ -374,6 +374,25 @@ def test_feed_of_any_bytes_completes_or_raises(data: bytes, cut: int, prefix: by
 
 
 def test_write_request_joins_its_parts() -> None:
-    """The request line is followed by the fields in order and the body."""
-    data = write_request("PUT", b"/function/f?x=1", [(b"Host", b"gw"), (b"A", b"1"), (b"A", b"2")], b"body")
-    assert data == b"PUT /function/f?x=1 HTTP/1.1\r\nHost: gw\r\nA: 1\r\nA: 2\r\n\r\nbody"
+    """The request line is followed by the fields in order, the body's length and the body."""
+    written = write_request("PUT", b"/function/f?x=1", [(b"Host", b"gw"), (b"A", b"1"), (b"A", b"2")], b"body")
+    header = b"PUT /function/f?x=1 HTTP/1.1\r\nHost: gw\r\nA: 1\r\nA: 2\r\nContent-Length: 4\r\n\r\n"
+    assert written == (header + b"body", b"")
+
+
+@pytest.mark.parametrize(("method", "length"), [("POST", b"Content-Length: 0\r\n"), ("GET", b"")])
+def test_write_request_without_body_has_a_length_if_its_method_has_one(method: str, length: bytes) -> None:
+    """A method that is defined without a body has no Content-Length (RFC 9110, section 8.6)."""
+    assert write_request(method, b"/", [(b"A", b"1")], b"") == (
+        b"%b / HTTP/1.1\r\nA: 1\r\n%b\r\n" % (method.encode(), length),
+        b"",
+    )
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537])
+def test_write_request_with_a_large_body_does_not_copy_it(size: int) -> None:
+    """It is returned by itself."""
+    body = b"x" * size
+    header, rest = write_request("POST", b"/", [(b"A", b"1")], body)
+    assert header.endswith(b"\r\nContent-Length: %d\r\n\r\n" % size + body[: size - len(rest)])
+    assert rest is body if size > 65_536 else rest == b""

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from tests.http.server import OK, Script, Server, Stream, answer_all, one_answer, serving
 from tests.servers import until
-from worker.http.http11 import ResponseParser, write_request
+from worker.http.http11 import ResponseParser
 from worker.http.transport import CONNECT_TIMEOUT, MAX_IDLE, PlainTransport, open_transport
 
 
@@ -32,8 +32,7 @@ async def _serving(script: Script, *, max_idle: int = 10) -> AsyncIterator[tuple
 
 async def _post(transport: PlainTransport, body: bytes = b"body", target: bytes = b"/p?q") -> ResponseParser:
     response = ResponseParser("POST", 100)
-    fields = [(b"Host", b"gateway"), (b"Content-Length", b"%d" % len(body))]
-    await transport.exchange(write_request("POST", target, fields, body), response)
+    await transport.exchange("POST", target, [(b"Host", b"gateway")], body, response)
     return response
 
 

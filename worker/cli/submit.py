@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..config import Settings
-from ..gateway.message import Draft, Message, canonical_headers, compose
-from ..gateway.publisher import MessageTooLargeError
-from ..gateway.submit import submit
+from ..gateway.message import Message, canonical_headers, compose
+from ..gateway.publisher import MessageTooLargeError, submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail, settings_or_exit
 
@@ -67,7 +66,7 @@ def command(
     encoded = [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in pairs]
     annotation_pairs = dict(_split_option(annotation, "=", "--annotation") for annotation in annotations)
 
-    def draft() -> Draft:
+    def message(body: bytes = b"") -> Message:
         return compose(
             function,
             canonical_headers(encoded),
@@ -80,14 +79,15 @@ def command(
             query=query.removeprefix("?"),
             annotations=annotation_pairs,
             partitions=settings.queue_partitions,
+            body=body,
         )
 
     try:
-        draft()
+        message()
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     body = _read_body(data, data_file)
-    _submit(settings, (draft().message(body) for _ in range(count)), count)
+    _submit(settings, (message(body) for _ in range(count)), count)
 
 
 def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None:

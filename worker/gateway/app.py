@@ -1,21 +1,26 @@
 """The gateway's HTTP interface, an ASGI application (contract, section 9).
 
 The application routes by the request line as it was sent (``raw_path``). A framework's router gets the unescaped path,
-in which ``%2F`` looks like a slash.
+in which ``%2F`` looks like a slash. A rejected request is an ``HTTPException`` with the text for the caller.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
+from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
-from .http import BodyReader, CallerDisconnectedError, RequestRejectedError
 from .message import canonical_headers, compose, split_target
 from .publisher import MessageTooLargeError, Publisher
 
@@ -23,16 +28,18 @@ ASYNC = "/async-function/"
 SYNC = "/function/"
 _RETRY_AFTER = {"Retry-After": "1"}
 """Seconds: an election or a reconnect takes one or a few."""
+_BODY_TIMEOUT = 60.0
+"""Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""
+_MAX_BODY_MEMORY = 128 * 2**20
+"""Bytes of all bodies being read or stored. Memory holds each about three times: raw, in base64, on the wire."""
+_BODY_TOO_LARGE = "the body is too large: a message to the queue has room for about {} bytes"
 
 
 class Gateway:
     """The application. *functions* is the application for ``/function/``."""
 
     def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: FilteringBoundLogger) -> None:
-        self._settings = settings
-        self._publisher = publisher
-        self._functions = functions
-        self._log = log
+        self._settings, self._publisher, self._functions, self._log = settings, publisher, functions, log
         self._body_reader = BodyReader()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,32 +48,31 @@ class Gateway:
             if target.startswith(SYNC):
                 await self._functions(scope, receive, send)
                 return
-            response = await self._respond(target, scope, receive)
-        except RequestRejectedError as rejection:
-            self._log.debug("Refused", status=rejection.status, reason=rejection.text, path=target[:200])
-            response = rejection.response()
-        except CallerDisconnectedError:
+            if target.startswith(ASYNC):
+                response = await self._enqueue(target.removeprefix(ASYNC), scope, receive)
+            else:
+                response = self._respond(target)
+        except HTTPException as rejection:
+            self._log.debug("Refused", status=rejection.status_code, reason=rejection.detail, path=target[:200])
+            response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, rejection.headers)
+        except ClientDisconnect:
             return
         await response(scope, receive, send)
 
-    async def _respond(self, target: str, scope: Scope, receive: Receive) -> Response:
-        if target.startswith(ASYNC):
-            return await self._enqueue(target.removeprefix(ASYNC), scope, receive)
-        if target == "/healthz":
-            return PlainTextResponse("OK\n")
-        if target == "/readyz":
-            if not self._publisher.connected:
-                raise RequestRejectedError(503, "not connected to NATS")
-            return PlainTextResponse("OK\n")
-        raise RequestRejectedError(404, f"no such path: POST to {ASYNC}<name>, or call {SYNC}<name>")
+    def _respond(self, target: str) -> Response:
+        if target not in ("/healthz", "/readyz"):
+            raise HTTPException(404, f"no such path: POST to {ASYNC}<name>, or call {SYNC}<name>")
+        if target == "/readyz" and not self._publisher.connected:
+            raise HTTPException(503, "not connected to NATS")
+        return PlainTextResponse("OK\n")
 
     async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
-            raise RequestRejectedError(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+            raise HTTPException(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
         function, path = split_target(below)
         try:
             headers = canonical_headers(scope["headers"])
-            draft = compose(
+            message = compose(
                 function,
                 headers,
                 queue=self._settings.queue_name,
@@ -79,16 +85,58 @@ class Gateway:
                 partitions=self._settings.queue_partitions,
             )
         except ValueError as error:
-            raise RequestRejectedError(400, str(error)) from None
-        identity = {"X-Call-Id": draft.call_id, "X-Start-Time": draft.started}
+            raise HTTPException(400, str(error)) from None
+        identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
         try:
             async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
-                is_duplicate = await self._publisher.publish(draft.message(body))
+                message.request.Body = body
+                is_duplicate = await self._publisher.publish(message)
         except MessageTooLargeError as error:
-            raise RequestRejectedError(413, f"too large for the queue: {error}") from None
+            raise HTTPException(413, f"too large for the queue: {error}") from None
         except BrokerUnavailableError as error:
-            self._log.warning("Not queued", call_id=draft.call_id, function=function, error=str(error))
+            self._log.warning("Not queued", call_id=message.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
-            raise RequestRejectedError(503, text, identity | _RETRY_AFTER) from None
-        self._log.debug("Queued", call_id=draft.call_id, function=function, known=is_duplicate)
+            raise HTTPException(503, text, identity | _RETRY_AFTER) from None
+        self._log.debug("Queued", call_id=message.call_id, function=function, known=is_duplicate)
         return Response(status_code=202, headers=identity)
+
+
+class BodyReader:
+    """Reader of request bodies, with a limit for each and one for all together."""
+
+    def __init__(self, max_total: int = _MAX_BODY_MEMORY, within: float = _BODY_TIMEOUT) -> None:
+        self._max_total, self._within = max_total, within
+        self._total = 0
+
+    @asynccontextmanager
+    async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> AsyncIterator[bytes]:
+        """Read a body of at most *max_bytes*; it counts towards the total until the block is left.
+
+        Raises:
+            HTTPException: the body is larger (413) or too slow (408), or there is no memory for it now (503).
+            ClientDisconnect: the caller closed its connection before the end of the body.
+        """
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if (whole_number(length.decode("latin-1"), high=2**64 - 1, digits=20) or 0) > max_bytes:
+            # A caller that waits for "100 Continue" may send the body or not, so the connection cannot be used again.
+            expects_continue = any(name == b"expect" for name, _ in scope["headers"])
+            headers = {"Connection": "close"} if expects_continue else None
+            raise HTTPException(413, _BODY_TOO_LARGE.format(max_bytes), headers)
+        size = 0
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._within):
+                async for chunk in Request(scope, receive).stream():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    self._total += len(chunk)
+                    if size > max_bytes:
+                        raise HTTPException(413, _BODY_TOO_LARGE.format(max_bytes))
+                    if self._total > self._max_total:
+                        raise HTTPException(503, "too many large requests at once: try again", _RETRY_AFTER)
+            yield b"".join(chunks)
+        except TimeoutError:
+            text = f"the body did not arrive within {self._within:g} s"
+            raise HTTPException(408, text, {"Connection": "close"}) from None
+        finally:
+            self._total -= size

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
 import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
-from .http import RequestRejectedError, body_chunks
 from .message import check_path, split_target
 
 _MAX_CONNECTIONS = 500
@@ -36,8 +37,7 @@ class FunctionProxy:
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
-        self._settings = settings
-        self._log = log
+        self._settings, self._log = settings, log
         self._url = httpx.URL(settings.gateway_url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
@@ -55,13 +55,18 @@ class FunctionProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, until its response is sent or the caller closes its connection."""
-        _check_target(scope["raw_path"].decode("ascii"), self._settings.default_function_name)
+        function, path = split_target(scope["raw_path"].decode("ascii").removeprefix("/function/"))
+        try:
+            parse_function(function, self._settings.default_function_name)
+            check_path(path)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
         if any(self._name in value for value in _values(scope["headers"], b"via")):
             text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
-            raise RequestRejectedError(508, text)
-        body = _Body(receive)
+            raise HTTPException(508, text)
+        body = _Body(scope, receive)
         forward = asyncio.ensure_future(self._forward(scope, body, send))
-        disconnect = asyncio.ensure_future(body.wait_disconnected(after_body=_has_body(scope)))
+        disconnect = asyncio.ensure_future(body.wait_disconnected())
         try:
             await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -77,9 +82,7 @@ class FunctionProxy:
             async with asyncio.timeout(self._settings.upstream_timeout):
                 response = await self._transport.handle_async_request(self._request(scope, body))
         except httpx.PoolTimeout:
-            raise RequestRejectedError(
-                503, "too many requests to the functions at once", {"Retry-After": "1"}
-            ) from None
+            raise HTTPException(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
         except (httpx.TimeoutException, TimeoutError):
             raise self._failed(504, f"no answer within {self._settings.upstream_timeout:g} s") from None
         except httpx.TransportError as error:
@@ -98,9 +101,9 @@ class FunctionProxy:
         finally:
             await response.aclose()
 
-    def _failed(self, status: int, text: str) -> RequestRejectedError:
+    def _failed(self, status: int, text: str) -> HTTPException:
         self._log.warning("The functions do not answer", gateway_url=str(self._url), error=text)
-        return RequestRejectedError(status, f"the functions at {self._url.host}: {text}")
+        return HTTPException(status, f"the functions at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:
         headers = _end_to_end(scope["headers"], _REQUEST_DROPPED)
@@ -116,7 +119,7 @@ class FunctionProxy:
             scope["method"],
             self._url,
             headers=headers,
-            content=body.chunks() if _has_body(scope) else None,
+            content=body.chunks() if body.present else None,
             extensions={"target": target, "timeout": self._timeout},
         )
 
@@ -124,42 +127,30 @@ class FunctionProxy:
 class _Body:
     """A request's body, and after it the event that the caller closed its connection."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope, self._receive = scope, receive
         self._read = asyncio.Event()
+        self.present = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+        if not self.present:
+            self._read.set()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        async for chunk in body_chunks(self._receive):
+        async for chunk in Request(self._scope, self._receive).stream():
             yield chunk
         self._read.set()
 
-    async def wait_disconnected(self, *, after_body: bool) -> None:
-        """Wait until the caller closes its connection, or the response is complete."""
-        if after_body:
-            await self._read.wait()
+    async def wait_disconnected(self) -> None:
+        """Wait until the caller closes its connection after the body, or the response is complete."""
+        await self._read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
-def _check_target(target: str, namespace: str) -> None:
-    function, path = split_target(target.removeprefix("/function/"))
-    try:
-        parse_function(function, namespace)
-        check_path(path)
-    except ValueError as error:
-        raise RequestRejectedError(400, str(error)) from None
-
-
-def _has_body(scope: Scope) -> bool:
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-
-
-def _values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+def _values(fields: Fields, name: bytes) -> list[bytes]:
     return [value for field, value in fields if field.lower() == name]
 
 
-def _end_to_end(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
+def _end_to_end(fields: Fields, dropped: frozenset[bytes]) -> Fields:
     """Return the fields without those of a single connection, which Connection can name too."""
-    fields = list(fields)
     named = {option for value in _values(fields, b"connection") for option in connection_options(value)}
     return [(name, value) for name, value in fields if name.lower() not in dropped and name.lower() not in named]

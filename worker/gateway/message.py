@@ -1,7 +1,7 @@
 """An invocation as a message of the queue: OpenFaaS's ``QueueRequest``, as Go's encoding/json writes it. Pure.
 
 :mod:`worker.policy.decode` reads these messages. A request that it would reject, and store as a dead letter, is
-rejected here, while the caller still waits for a response.
+rejected here, while the caller still waits for a response: each error is a ValueError with a text for the caller.
 
 ``Path`` and ``QueryString`` keep the escapes of the request line: the worker leaves a valid escape as it is, so the
 function receives the caller's bytes, and ``%2F`` does not become a slash. (OpenFaaS's gateway writes the path
@@ -51,6 +51,9 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     CallbackUrl: dict[str, Any] | None = None
 
 
+_encoder = msgspec.json.Encoder()
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """The publish of one invocation."""
@@ -59,33 +62,16 @@ class Message:
     call_id: str
     started: str
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A valid invocation without its body."""
-
-    subject: str
-    call_id: str
-    started: str
     request: QueueRequest
+    """The content. Its body may be set later than the rest."""
 
-    def message(self, body: bytes) -> Message:
-        """Return the message with *body*."""
-        self.request.Body = body
-        return Message(self.subject, self.call_id, self.started, _encoder.encode(self.request))
-
-
-_encoder = msgspec.json.Encoder()
+    def payload(self) -> bytes:
+        """Return the encoded request."""
+        return _encoder.encode(self.request)
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
-    """Return header fields by their canonical names; values as Go's encoder writes them, with invalid UTF-8 replaced.
-
-    Raises:
-        ValueError: a name is invalid, or a value contains a control character.
-    """
+    """Return header fields by their canonical names; values as Go's encoder writes them, less invalid UTF-8."""
     found: dict[str, list[str]] = {}
     for name, value in pairs:
         text = value.decode("utf-8", "replace")
@@ -97,11 +83,7 @@ def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[st
 
 @lru_cache(maxsize=1024)
 def canonical(name: bytes) -> str:
-    """Return a header's name as Go writes it: ``x-call-id`` as ``X-Call-Id``.
-
-    Raises:
-        ValueError: *name* is not a header's name.
-    """
+    """Return a header's name as Go writes it: ``x-call-id`` as ``X-Call-Id``."""
     text = name.decode("latin-1")
     if not TOKEN.fullmatch(text):
         raise ValueError(f"not a header's name: {text[:80]!r}")
@@ -122,14 +104,12 @@ def compose(
     query: str = "",
     annotations: Mapping[str, str] | None = None,
     partitions: int = 1,
-) -> Draft:
+    body: bytes = b"",
+) -> Message:
     """Compose the invocation that a caller requests.
 
     *headers* are the caller's, by canonical name, with ``X-Call-Id`` and ``X-Callback-Url``. *new_call_id* replaces
     a missing call id. *path* and *query* are as in the request line, and *now* is in nanoseconds since the epoch.
-
-    Raises:
-        ValueError: a part of the request is invalid. The text is for the caller.
     """
     name = parse_function(function, namespace)
     if not TOKEN.fullmatch(method):
@@ -140,6 +120,7 @@ def compose(
     request = QueueRequest(
         Header=kept | {"X-Call-Id": [call_id], "X-Start-Time": [str(now)]},
         Host=host,
+        Body=body,
         Method=method,
         Path=path,
         # The worker removes one question mark, because some gateways write it.
@@ -149,7 +130,7 @@ def compose(
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Draft(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
+    return Message(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:
@@ -159,11 +140,7 @@ def split_target(below: str) -> tuple[str, str]:
 
 
 def check_path(path: str) -> None:
-    """Check that *path*, as in a request line, stays below its function.
-
-    Raises:
-        ValueError: a segment is ``.`` or ``..``, or a ``%`` begins no escape.
-    """
+    """Check that *path*, as in a request line, stays below its function: no segment is ``.`` or ``..``."""
     if "%" not in path and "/." not in path:
         return
     if _BAD_ESCAPE.search(path):
@@ -188,11 +165,7 @@ def _callback(given: Iterable[str]) -> dict[str, Any] | None:
 
 
 def _go_url(url: str) -> dict[str, Any]:
-    """Return an absolute URL as encoding/json writes Go's ``url.URL``.
-
-    Raises:
-        ValueError: the URL has parts that this form loses: user information, or a path that is not UTF-8.
-    """
+    """Return an absolute URL as encoding/json writes Go's ``url.URL``, which loses users, and paths not in UTF-8."""
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise ValueError("it has a user before its host, which messages cannot carry: put a token into its query")

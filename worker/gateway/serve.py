@@ -10,14 +10,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
 
 import structlog
 import uvicorn
 from structlog.typing import FilteringBoundLogger
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .. import __version__
 from ..config import Settings
 from ..observe import logs
 from .app import Gateway
@@ -56,13 +54,9 @@ class _Protocol(HttpToolsProtocol):
 class _LibraryHandler(logging.Handler):
     """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
 
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        super().__init__()
-        self._log = log
-
     def emit(self, record: logging.LogRecord) -> None:
         trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
-        self._log.warning(record.getMessage().strip(), source=record.name, **trace)
+        structlog.get_logger().warning(record.getMessage().strip(), source=record.name, **trace)
 
 
 def run(settings: Settings) -> None:
@@ -74,13 +68,14 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings)
     log: FilteringBoundLogger = structlog.get_logger()
-    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler(log)], force=True)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+    uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
+    with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
         runner.run(_serve(settings, log))
 
 
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
-    publisher = Publisher(settings, name=f"queue-worker-gateway {__version__}", log=log)
+    publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
     listener = listen(settings.listen_host, settings.listen_port)
     server = uvicorn.Server(
@@ -105,7 +100,9 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
-        log.info("Listening", url=_url(listener), queue=settings.queue_name, gateway_url=settings.gateway_url)
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=settings.gateway_url)
         await server.serve([listener])
     finally:
         connection.cancel()
@@ -116,28 +113,11 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen on *host* and *port*, before anything else starts, so that a taken port is one clear error.
-
-    Raises:
-        OSError: the port is taken, or the host has no address.
-    """
+    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError)."""
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        flags = socket.AI_PASSIVE
+        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's factory where uvloop is installed: it is faster, but optional."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
-    return factory

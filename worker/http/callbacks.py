@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import cache
+from contextlib import aclosing, asynccontextmanager
+from functools import cache, partial
 
 import httpx
 import trio
@@ -25,11 +24,7 @@ _MAX_DRAINED = 65_536
 
 
 class HttpCallbacks:
-    """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect.
-
-    Args:
-        timeout: seconds that one callback may take.
-    """
+    """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect."""
 
     def __init__(self, pools: ClientPools[httpx.AsyncClient], timeout: float) -> None:
         self._pools, self._timeout = pools, timeout
@@ -38,9 +33,8 @@ class HttpCallbacks:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
         try:
             url = httpx.URL(callback.url)
-            request = httpx.Request(
-                "POST", url, headers=[(b"Host", url.netloc), *callback.headers], content=callback.body
-            )
+            headers = [(b"Host", url.netloc), *callback.headers]
+            request = httpx.Request("POST", url, headers=headers, content=callback.body)
             async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
                     return await _send(client, request)
@@ -53,10 +47,8 @@ class HttpCallbacks:
 @asynccontextmanager
 async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
     """Open :class:`HttpCallbacks`, and close their connections at the end."""
-
-    @cache
-    def context() -> ssl.SSLContext:  # created when first needed: loading the certificates takes a while
-        return httpx.create_ssl_context(verify=not settings.tls_insecure)
+    # The context is created when it is first needed: loading the certificates takes a while.
+    context = cache(partial(httpx.create_ssl_context, verify=not settings.tls_insecure))
 
     def client() -> httpx.AsyncClient:
         return httpx.AsyncClient(verify=context(), timeout=None, limits=LIMITS)  # noqa: S113 -- post() has a timeout
@@ -66,15 +58,13 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:
-    response = await client.send(request, stream=True)
-    try:
-        read = 0
-        async for part in response.aiter_raw():
-            read += len(part)
-            if read > _MAX_DRAINED:
-                break
-    except httpx.TransportError:
-        pass  # the status has arrived, and the body does not matter
-    finally:
-        await response.aclose()
-    return response.status_code
+    async with aclosing(await client.send(request, stream=True)) as response:
+        try:
+            read = 0
+            async for part in response.aiter_raw():
+                read += len(part)
+                if read > _MAX_DRAINED:
+                    break
+        except httpx.TransportError:
+            pass  # the status has arrived, and the body does not matter
+        return response.status_code

@@ -69,7 +69,6 @@ class ClientPools(Generic[C]):
                 await _close(client)
                 raise
             pool.idle[client] = trio.current_time()
-        await self._close_older(origin, pool, trio.current_time() - MAX_IDLE)
 
     async def close_expired(self) -> None:
         """Close clients that were idle for MAX_IDLE, until cancelled."""
@@ -78,16 +77,12 @@ class ClientPools(Generic[C]):
             await self.close_idle(trio.current_time() - MAX_IDLE)
 
     async def close_idle(self, time: float) -> None:
-        """Close clients that have been idle since before *time*."""
+        """Close clients that have been idle since before *time*, and drop pools without clients."""
         for origin, pool in list(self._pools.items()):
-            await self._close_older(origin, pool, time)
-
-    async def _close_older(self, origin: str, pool: OriginPool[C], time: float) -> None:
-        """Close the clients of *pool* that have been idle since before *time*, and drop a pool that has no others."""
-        if not pool.limiter.borrowed_tokens and next(reversed(pool.idle.values()), -math.inf) < time:
-            self._pools.pop(origin, None)
-        while pool.idle and next(iter(pool.idle.values())) < time:
-            await _close(pool.idle.popitem(last=False)[0])
+            while pool.idle and next(iter(pool.idle.values())) < time:
+                await _close(pool.idle.popitem(last=False)[0])
+            if not pool.idle and not pool.limiter.borrowed_tokens:
+                self._pools.pop(origin, None)
 
 
 async def _close(client: PooledClient) -> None:

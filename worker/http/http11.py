@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -21,6 +20,13 @@ MAX_INTERIM_RESPONSES = 16
 """Interim (1xx) responses before the final one."""
 _TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 """The parameter of a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
+_MAX_JOINED = 65_536
+"""Bytes of a body that is copied behind its header, to be sent with it at once; a larger one is sent by itself."""
+_WITH_LENGTH = ("POST", "PUT", "PATCH")
+"""Methods of requests that have a Content-Length even if the body is empty (RFC 9110, section 8.6)."""
+
+Fields = list[tuple[bytes, bytes]]
+"""Names and values of a header."""
 
 
 class ProtocolError(Exception):
@@ -28,7 +34,7 @@ class ProtocolError(Exception):
 
 
 class ResponseParser:
-    """Parser of one response, and the values that it has parsed.
+    """Parser of one response, and the values that it has parsed. All else that it is fed raises a ProtocolError.
 
     Args:
         method: of the request; a response to HEAD has no body whatever its header contains.
@@ -44,32 +50,25 @@ class ResponseParser:
 
     def __init__(self, method: str, max_body: int, *, keep_body: bool = True) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Fields = []
         self.body = bytearray()
         self.size = 0
         self.truncated = self.complete = self.reusable = False
         self.keep_alive_timeout = math.inf
         """Seconds after which the server closes an idle connection, as its header announces."""
-        self._no_body = method == "HEAD"
-        self._max_body = max_body
-        self._keep_body = keep_body
-        self._interim = 0
+        self._no_body, self._max_body, self._keep_body = method == "HEAD", max_body, keep_body
         self._in_fields = True
         """Flag: the next bytes belong to a header or can belong to a trailer."""
         self._fed = 0
         """Bytes fed since the header or trailer began, in whole pieces."""
-        self._field_bytes = 0
+        self._field_bytes = self._interim = 0
         self._in_chunks = False
         self._transfer_codings: tuple[bytes, ...] = ()
         self._parser: Any = None
         """Created with the first byte: thousands of exchanges may wait, and each object costs the garbage collector."""
 
     def feed(self, data: bytes) -> None:
-        """Parse more bytes of the response.
-
-        Raises:
-            ProtocolError: they cannot belong to a response.
-        """
+        """Parse more bytes of the response."""
         if self._in_fields:  # the parser reports no unfinished line, so the bytes fed to it are limited
             room = 2 * MAX_HEADER_BYTES - self._fed
             self._fed += len(data)
@@ -101,20 +100,18 @@ class ResponseParser:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self.complete:
-                raise ProtocolError(_reason(error)) from None
+                ours = isinstance(error, httptools.HttpParserCallbackError)
+                raise ProtocolError(str(error.__context__ or error) if ours else f"not HTTP: {error}") from None
             self.reusable = False
 
     def feed_eof(self) -> None:
-        """End the response with the connection, which is the only end that some bodies have.
-
-        Raises:
-            ProtocolError: the response is not complete.
-        """
+        """End the response with the connection, which is the only end that some bodies have."""
         if self.complete:
             return
         if not self._fed and not self.status:
             raise ProtocolError("the server closed the connection without an answer")
-        if self._in_fields or not self._ends_with_connection():
+        names = {name.lower() for name, _ in self.headers}
+        if self._in_fields or b"content-length" in names or b"transfer-encoding" in names:
             raise ProtocolError("the server closed the connection in the middle of its answer")
         self._complete(reusable=False)
 
@@ -196,18 +193,14 @@ class ResponseParser:
         self._transfer_codings = ()
         self._in_fields = True
 
-    def _ends_with_connection(self) -> bool:
-        names = {name.lower() for name, _ in self.headers}
-        return b"content-length" not in names and b"transfer-encoding" not in names
 
+def write_request(method: str, target: bytes, fields: Fields, body: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes of a request, and the rest of them if the body is too large to be copied behind its header.
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return str(error.__context__ or error)
-    return f"not HTTP: {error}"
-
-
-def write_request(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """Return the bytes of a request. Names, values and target were validated when the message was decoded."""
-    fields = b"\r\n".join(map(b": ".join, headers))
-    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, fields, body)
+    Names, values and target were validated when the message was decoded. The body's length is added to the *fields*.
+    """
+    header = b"\r\n".join(map(b": ".join, fields))
+    if body or method in _WITH_LENGTH:
+        header += b"\r\nContent-Length: %d" % len(body)
+    joined, rest = (body, b"") if len(body) <= _MAX_JOINED else (b"", body)
+    return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, header, joined), rest

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -22,15 +21,12 @@ LookUp = Callable[..., list[Any]]
 
 
 class NameCache(trio.abc.HostnameResolver):
-    """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
-
-    Args:
-        nursery: runs the look-ups, so that cancelling one waiter does not cancel the look-up of all.
-    """
+    """Resolver for Trio that caches the addresses of one host. All other names are looked up each time."""
 
     def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:
+        self.host, self.port = host, port
         self._query = host.encode(), port, 0, socket.SOCK_STREAM, 0, 0  # as trio.open_tcp_stream asks
-        self._nursery = nursery
+        self._nursery = nursery  # runs the look-ups, so that cancelling one waiter does not cancel the look-up of all
         self._look_up = look_up
         self._current: _Result | None = None
         self._preferred: Any = None
@@ -82,7 +78,7 @@ class NameCache(trio.abc.HostnameResolver):
         return sorted(addresses, key=lambda info: info[-1] != self._preferred)
 
     async def _run(self, result: _Result) -> None:
-        result.error = f"no answer to the look-up of {self._query[0].decode()} within {LOOKUP_TIMEOUT:g} s"
+        result.error = f"no answer to the look-up of {self.host} within {LOOKUP_TIMEOUT:g} s"
         with trio.move_on_after(LOOKUP_TIMEOUT):
             try:
                 result.addresses = await trio.to_thread.run_sync(self._look_up, *self._query, abandon_on_cancel=True)
@@ -94,11 +90,10 @@ class NameCache(trio.abc.HostnameResolver):
         result.done.set()
 
 
-@dataclass
 class _Result:
     """Result of a look-up that runs or has ended."""
 
-    done: trio.Event = field(default_factory=trio.Event)
-    addresses: list[AddressInfo] = field(default_factory=list)
-    error: str = ""
-    expires_at: float = math.inf
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.addresses: list[AddressInfo] = []
+        self.error, self.expires_at = "", math.inf

@@ -13,10 +13,9 @@ from contextlib import asynccontextmanager, closing, suppress
 import httpx
 import trio
 
-from .connection import Connection, StaleConnectionError
-from .http11 import ResponseParser
+from .connection import Connection, ReadinessPoller, StaleConnectionError
+from .http11 import Fields, ResponseParser, write_request
 from .names import LookUp, NameCache
-from .poller import ReadinessPoller
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect, name look-up and all addresses included: less than any sensible ``upstream_timeout``."""
@@ -36,28 +35,21 @@ class PlainTransport:
         exchange_timeout: seconds that an exchange may take. :meth:`enforce_timeouts` must be running.
     """
 
-    def __init__(
-        self, host: str, port: int, names: NameCache, poller: ReadinessPoller, *, max_idle: int, exchange_timeout: float
-    ) -> None:
-        self._host, self._port, self._names, self._poller = host, port, names, poller
-        self._max_idle, self._timeout = max_idle, exchange_timeout
+    def __init__(self, names: NameCache, poller: ReadinessPoller, *, max_idle: int, exchange_timeout: float) -> None:
+        self._names, self._poller, self._max_idle, self._timeout = names, poller, max_idle, exchange_timeout
         self._idle: deque[Connection] = deque()
         self._deadlines: OrderedDict[Connection, float] = OrderedDict()
         """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
 
-    async def exchange(self, request: bytes, response: ResponseParser, *, more: bytes = b"") -> None:
-        """Send a request and receive its response.
-
-        Args:
-            request: the bytes from the request line on.
-            response: gets the response.
-            more: the rest of the request, so that a large body is not copied behind its header.
+    async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
+        """Send a request and receive its *response*.
 
         Raises:
-            httpx.ReadTimeout: the exchange took longer than *exchange_timeout*.
+            trio.TooSlowError: the exchange took longer than *exchange_timeout*.
             httpx.TransportError: no whole response arrived; the text contains the reason.
         """
         await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled task sends nothing
+        request, more = write_request(method, target, fields, body)
         now = trio.current_time()
         deadline = now + self._timeout
         while self._idle:
@@ -67,15 +59,14 @@ class PlainTransport:
             # One task watches these deadlines: a cancel scope for each exchange costs 8 µs.
             self._deadlines[connection] = deadline
             try:
-                return await self._exchange_on(connection, request, more, response, reused=True)
+                return await self._exchange_on(connection, request, more, response)
             except StaleConnectionError:
                 continue
             finally:
                 self._deadlines.pop(connection, None)
-        with trio.move_on_at(deadline):
+        with trio.fail_at(deadline):
             connection = Connection(await self._connect(), self._poller)
-            return await self._exchange_on(connection, request, more, response, reused=False)
-        raise self._timeout_error()
+            return await self._exchange_on(connection, request, more, response)
 
     async def enforce_timeouts(self) -> None:
         """Abort overdue exchanges and close connections that were idle for too long, until cancelled."""
@@ -92,16 +83,10 @@ class PlainTransport:
         while self._idle:
             self._idle.pop().close()
 
-    async def _exchange_on(
-        self, connection: Connection, request: bytes, more: bytes, response: ResponseParser, *, reused: bool
-    ) -> None:
+    async def _exchange_on(self, connection: Connection, request: bytes, more: bytes, response: ResponseParser) -> None:
         try:
-            await connection.send(request, more, reused=reused)
+            await connection.send(request, more)
             await connection.receive(response)
-        except httpx.TransportError:
-            if connection.overdue:
-                raise self._timeout_error() from None
-            raise
         finally:
             # After an error or a cancellation the connection may be half used, and the response is not reusable.
             if response.reusable and connection.reusable:
@@ -113,7 +98,7 @@ class PlainTransport:
                 connection.close()
 
     async def _connect(self) -> socket.socket:
-        origin = f"{self._host}:{self._port}"
+        origin = f"{self._names.host}:{self._names.port}"
         remembered = self._names.remembered
         try:
             with trio.fail_after(CONNECT_TIMEOUT):
@@ -128,48 +113,33 @@ class PlainTransport:
         except trio.TooSlowError:
             raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from None
         except OSError as error:
-            raise httpx.ConnectError(f"cannot connect to {origin}: {_reason(error)}") from None
+            cause = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
+            reason = cause.exceptions[-1] if isinstance(cause, ExceptionGroup) else error
+            raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from None
 
     async def _open_socket(self) -> socket.socket:
-        stream = await trio.open_tcp_stream(self._host, self._port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
+        names = self._names
+        stream = await trio.open_tcp_stream(names.host, names.port, happy_eyeballs_delay=NEXT_ADDRESS_DELAY)
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
         with suppress(OSError):  # the server may have reset the connection already
-            self._names.connected(sock.getpeername())
+            names.connected(sock.getpeername())
         return sock
 
     def _close_expired(self, now: float) -> None:
         while self._idle and (len(self._idle) > self._max_idle or self._idle[0].idle_until < now):
             self._idle.popleft().close()
 
-    def _timeout_error(self) -> httpx.ReadTimeout:
-        return httpx.ReadTimeout(f"no answer within {self._timeout:g} s")
-
-
-def _reason(error: OSError) -> str:
-    """Return the reason of the last address, which Trio puts into the cause of its error."""
-    if isinstance(error.__cause__, ExceptionGroup):
-        return str(error.__cause__.exceptions[-1])
-    return str(error)
-
 
 @asynccontextmanager
 async def open_transport(
-    host: str,
-    port: int,
-    *,
-    max_idle: int,
-    exchange_timeout: float,
-    look_up: LookUp = socket.getaddrinfo,
+    host: str, port: int, *, max_idle: int, exchange_timeout: float, look_up: LookUp = socket.getaddrinfo
 ) -> AsyncIterator[PlainTransport]:
-    """Run a :class:`PlainTransport` with everything it needs; *look_up* asks the system for addresses.
-
-    No exchange may be running at the end.
-    """
+    """Run a :class:`PlainTransport`; *look_up* asks the system for addresses. No exchange may be running at the end."""
     with closing(ReadinessPoller()) as poller:
         async with trio.open_nursery() as nursery:
             names = NameCache(host, port, nursery, look_up)
-            transport = PlainTransport(host, port, names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
+            transport = PlainTransport(names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
             nursery.start_soon(poller.run)
             nursery.start_soon(transport.enforce_timeouts)
             previous = trio.socket.set_custom_hostname_resolver(names)

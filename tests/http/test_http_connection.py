@@ -11,9 +11,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.http.server import OK
-from worker.http.connection import Connection
+from worker.http.connection import MAX_POLL_AGE, Connection, ReadinessPoller
 from worker.http.http11 import ResponseParser
-from worker.http.poller import MAX_POLL_AGE, ReadinessPoller
 
 Pair = tuple[ReadinessPoller, Connection, socket.socket]
 
