@@ -348,7 +348,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
         CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
-        DeadLettered(DELIVERY, "5bd0a6a1", "figlet.openfaas-fn", "", 3, stored=True),
+        DeadLettered(DeadLetter(DELIVERY, "", 3, "5bd0a6a1", "figlet.openfaas-fn", 500), stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}
     for event in events:

@@ -220,9 +220,7 @@ class Job:
         stored = self.services.config.dead_letters
         if stored and not await self._try_to_store(letter):
             return False
-        self.services.emit(
-            DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=stored)
-        )
+        self.services.emit(DeadLettered(letter, stored))
         return True
 
     async def _try_to_store(self, letter: DeadLetter) -> bool:
@@ -230,7 +228,7 @@ class Job:
             try:
                 await self.services.queue.store_dead_letter(letter)
             except BrokerUnavailableError as error:
-                self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
+                self.services.emit(DeadLetterNotStored(letter, str(error)))
                 if number < _DEAD_LETTER_TRIES:
                     await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
             else:

@@ -154,8 +154,8 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
 
 def _dead_lettered(event: e.DeadLettered) -> LogLine:
     name = "Dead letter" if event.stored else "Message discarded because dead_letter is false"
-    fields = {"call_id": event.call_id, "function": event.function, "reason": event.reason, "attempts": event.attempts}
-    return "error", name, fields | _message(event.delivery)
+    fields = {field: getattr(event.letter, field) for field in ("call_id", "function", "reason", "attempts")}
+    return "error", name, fields | _message(event.letter.delivery)
 
 
 def _created(event: e.Created) -> LogLine:
@@ -199,7 +199,11 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.CallbackPosted: _callback_posted,
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: _line(
-        "error", "Dead letter not stored; trying again", call_id=ev.call_id, error=ev.error, **_message(ev.delivery)
+        "error",
+        "Dead letter not stored; trying again",
+        call_id=ev.letter.call_id,
+        error=ev.error,
+        **_message(ev.letter.delivery),
     ),
     e.WorkCrashed: lambda ev: _line(
         "error", "Internal error in one message", error=repr(ev.error), exc_info=ev.error, **_message(ev.delivery)

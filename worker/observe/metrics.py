@@ -118,7 +118,7 @@ class Metrics:
         self._callbacks.labels(self._queue, result).inc()
 
     def _on_dead_lettered(self, event: e.DeadLettered) -> None:
-        self._dead_letters.labels(self._queue, "exhausted" if event.attempts else "undecodable").inc()
+        self._dead_letters.labels(self._queue, "exhausted" if event.letter.attempts else "undecodable").inc()
 
     def _on_connected(self, event: e.Connected) -> None:
         self._connected.set(1)
