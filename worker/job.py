@@ -87,7 +87,7 @@ class Job:
             scope: the scope around this call alone. The end of the drain's time or the loss of the lease cancels it;
                 then the caller must call :meth:`settle_cancelled`.
         """
-        self.services.drain.work.add(scope)
+        self.services.drain.add(scope)
         self.lease.guard(scope)
         if token := self.slot.token:
             token.guard(scope)
@@ -102,7 +102,7 @@ class Job:
                 verdict = await self.conclude(outcome, verdict)
             self._settle(verdict)
         finally:
-            self.services.drain.work.discard(scope)
+            self.services.drain.jobs.discard(scope)
 
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
         """Await a step; return an exception as :class:`Crashed`, so that a bug in one message stops no other."""

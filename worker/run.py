@@ -27,7 +27,7 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
         background.start_soon(services.timers.run)
         async with trio.open_nursery() as jobs:
             intake = Intake(services, jobs)
-            with services.drain.intake.scope():
+            with services.drain.intake:
                 await intake.run(await services.queue.consume())
             await intake.stop()
             # Leaving this block waits for every job to settle.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker.admission import Admission
-from worker.drain import CancelGroup, Drain
+from worker.drain import Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
 from worker.intake import Intake
@@ -173,25 +173,20 @@ def jitter_both_ways(patch: Patch) -> None:
 @always
 def nothing_is_extended_in_a_drain(patch: Patch) -> None:
     """Record extensions in a drain without sending them."""
-    begin, pull, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
+    begin, renew, drains = Drain.__init__, Leases._renew, list[Drain]()
 
-    def begin_again(self: Leases, queue: Any, emit: Any) -> None:
-        begin(self, queue, emit)
-        draining.clear()
-
-    def noted(self: CancelGroup) -> None:
-        pull(self)
-        draining.append(self)
+    def noted(self: Drain, timeout: float, emit: Any) -> None:
+        begin(self, timeout, emit)
+        drains.append(self)
 
     def idle(self: Leases, now: float) -> None:
-        if not draining:
+        if not any(drain.intake.cancel_called for drain in drains if drain._emit == self._emit):
             return renew(self, now)
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at = now
         return None
 
-    patch.setattr(Leases, "__init__", begin_again)
-    patch.setattr(CancelGroup, "cancel", noted)
+    patch.setattr(Drain, "__init__", noted)
     patch.setattr(Leases, "_renew", idle)
 
 

@@ -115,7 +115,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
 async def _serve_parent(rank: WorkerRank, observed: _Observed, drain: Drain) -> None:
     """Answer the parent's queries. When the parent has ended, drain, because no other process would end this one."""
     await rank.serve(observed)
-    if not drain.intake.cancelled:
+    if not drain.intake.cancel_called:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -183,6 +183,6 @@ class _Observed:
         return None  # an answer is itself the proof that the loop runs
 
     async def not_ready(self) -> str | None:
-        if self._services.drain.intake.cancelled:
+        if self._services.drain.intake.cancel_called:
             return "draining"
         return None if self._queue.ready else "not connected to NATS, or no consumer there"
