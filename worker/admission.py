@@ -93,6 +93,11 @@ class Admission:
         elif flow.needs_tokens:
             self._set_cap(flow)
 
+    def limit_changed(self, flow: Flow) -> None:
+        """Note that the flow's learned limit may have changed."""
+        self._shares.mark_changed(flow)
+        self._decide()
+
     def balance(self, consumer: Consumer) -> None:
         """Request the tokens that are missing, and give back those that are not needed."""
         for flow in self._shares.take_changed_limited():

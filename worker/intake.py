@@ -19,6 +19,7 @@ from .model import (
     Abandon,
     CreditReturned,
     Delivery,
+    Final,
     FlowEnded,
     FlowNotice,
     Nak,
@@ -37,7 +38,6 @@ from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
 from .services import Services
-from .slot import Slot
 
 
 class Intake:
@@ -154,9 +154,8 @@ class Intake:
         self._shares.start(flow, delivery.num_pending, now)
         services = self._services
         lease = services.leases.add(delivery)
-        slot = Slot(flow, self._on_limit_change, self._admission.start(flow))
-        retry = services.config.retry
-        self._jobs.append(Job(lease, start.attempt, start.delay, slot, self._admission, services, retry))
+        token, retry = self._admission.start(flow), services.config.retry
+        self._jobs.append(Job(lease, start.attempt, start.delay, flow, token, self._admission, services, retry))
         if self._idle:
             self._idle.unpark()
         else:
@@ -181,21 +180,17 @@ class Intake:
 
     def _free(self, job: Job) -> None:
         """Free the slot of a job that has settled, and decide which flow gets it."""
-        now, flow = trio.current_time(), job.slot.flow
-        redelivery_at = None if job.redelivery_in is None else now + job.redelivery_in
+        now, flow, verdict = trio.current_time(), job.flow, job.verdict
+        redelivery_at = now + verdict.delay if isinstance(verdict, Nak) else None
         held_for = now - job.lease.delivery.received_at
-        self._shares.finish(flow, held_for, final=job.final, redelivery_at=redelivery_at)
-        self._admission.finish(flow, job.slot.token)  # after that, because its cap depends on what still runs
+        self._shares.finish(flow, held_for, final=isinstance(verdict, Final), redelivery_at=redelivery_at)
+        self._admission.finish(flow, job.token)  # after that, because its cap depends on what still runs
         self._decide(now)
 
     def _make_flow(self, name: str) -> Flow:
         flow = self._services.config.make_flow(name)
         self._admission.add_flow(flow)
         return flow
-
-    def _on_limit_change(self, flow: Flow) -> None:
-        self._shares.mark_changed(flow)
-        self._decide()
 
     def _decide(self, now: float | None = None) -> None:
         """Give free slots to flows as credit, and recall credit that is needed elsewhere."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 import trio
 
 from .admission import Admission
-from .callback import call_back
 from .events import (
     AnnotationIgnored,
     CallbackIgnored,
+    CallbackPosted,
     DeadLettered,
     DeadLetterNotStored,
     InvocationEnded,
     InvocationStarted,
+    Settled,
     WorkCrashed,
 )
 from .heartbeat import Lease
 from .model import (
     Abandon,
+    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -36,14 +39,14 @@ from .model import (
     Verdict,
 )
 from .policy.backoff import Backoff
+from .policy.callbacks import is_delivered, is_retriable
 from .policy.decide import decide, status_of
 from .policy.decode import decode
+from .policy.flow import Flow
 from .policy.report import make_callback
 from .policy.retry import Retry, apply_annotations
 from .ports import BrokerUnavailableError
 from .services import Services
-from .settle import settle
-from .slot import Slot
 
 T = TypeVar("T")
 
@@ -61,24 +64,25 @@ class Job:
     attempt: int
     delay: float
     """Seconds of back-off to wait before the invocation."""
-    slot: Slot
+    flow: Flow
+    """The flow whose slot the job has."""
+    token: Lease | None
+    """The lease of the invocation's token; when it is lost, the invocation must end."""
     admission: Admission
     services: Services
     retry: Retry
     """The retry policy; the message's annotations may change it."""
     invocation: Invocation | None = None
     """None until the request is sent."""
+    in_flight: bool = False
+    """Whether the flow's limiter counts the invocation as in flight."""
     started_at: float = 0.0
     duration: float = 0.0
     outcome: Outcome | None = None
     counts: bool = True
     """Whether the job counts as an attempt."""
-    if_cancelled: Verdict = Nak()  # noqa: RUF009 -- an immutable value
-    """The verdict if the job is cancelled between the outcome and the settlement."""
-    final: bool = False
-    """Whether the message has left the queue."""
-    redelivery_in: float | None = None
-    """Seconds until the queue redelivers the message, after a nak."""
+    verdict: Verdict = Nak()  # noqa: RUF009 -- an immutable value
+    """The verdict of the settlement; before it, the one if the job is cancelled between outcome and settlement."""
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Attempt the message, and settle it.
@@ -89,8 +93,8 @@ class Job:
         """
         self.services.drain.add(scope)
         self.lease.guard(scope)
-        if token := self.slot.token:
-            token.guard(scope)
+        if self.token:
+            self.token.guard(scope)
         try:
             attempted = await self.catch_crash(self.attempt_message())
             if isinstance(attempted, Crashed):
@@ -136,8 +140,8 @@ class Job:
     def _apply_annotations(self, invocation: Invocation) -> None:
         """Apply the function's annotations to this job's retries, and to the function's quota on all workers."""
         self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
-        if self.slot.flow.function:
-            ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
+        if self.flow.function:
+            ignored += self.admission.observe(self.flow, invocation.annotations, self.lease.delivery.id[1])
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
@@ -146,12 +150,21 @@ class Job:
         stored_at = self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
-        self.slot.start_invocation(self.started_at)
+        if limiter := self.flow.limiter:
+            self.in_flight = True
+            due = limiter.due
+            limiter.started(self.started_at)
+            if limiter.due != due:
+                self.admission.limit_changed(self.flow)
         return await self.services.functions.invoke(invocation)
 
     def decide(self, outcome: Outcome) -> Verdict:
         """Return the verdict, and note whether the attempt counts."""
-        probe_wait = self.slot.end_invocation(self.started_at, trio.current_time(), status_of(outcome))
+        probe_wait = None
+        if self.in_flight and self.flow.limiter:
+            self.in_flight = False
+            probe_wait = self.flow.limiter.ended(self.started_at, trio.current_time(), status_of(outcome))
+            self.admission.limit_changed(self.flow)
         verdict, self.counts = decide(
             outcome,
             attempt=self.attempt,
@@ -187,23 +200,13 @@ class Job:
         If the job is cancelled before that, the message returns to the queue, and its next delivery repeats all steps.
         After a callback has failed once, the verdict stands instead: a callback must not make a function run twice.
         """
-        concluded = await self.catch_crash(self._conclude(outcome, verdict))
-        if isinstance(concluded, Crashed):
-            # The message stays on the queue: nothing leaves it without its dead letter.
-            concluded = Nak(self.retry.backoff.max_wait)
-        self.counts = isinstance(concluded, Final)
-        return concluded
-
-    async def _conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
-        def callback_failed() -> None:
-            self.if_cancelled = verdict
-
-        if isinstance(verdict, Term) and not await self._store_dead_letter(outcome, verdict):
-            # Return the message to the queue, where it is safe, because other messages need the slot.
+        if isinstance(verdict, Term) and await self.catch_crash(self._store_dead_letter(outcome, verdict)) is not True:
+            # Nothing leaves the queue without its dead letter. It is safe there, and other messages need the slot.
+            self.counts = False
             return Nak(self.retry.backoff.max_wait)
         if self.invocation:
             # The verdict stands even if this crashes: a bug in a callback must not make the function run again.
-            await self.catch_crash(self._post_callback(self.invocation, outcome, callback_failed))
+            await self.catch_crash(self._post_callback(self.invocation, outcome, verdict))
         return verdict
 
     async def _store_dead_letter(self, outcome: Outcome, verdict: Term) -> bool:
@@ -235,17 +238,30 @@ class Job:
                 return True
         return False
 
-    async def _post_callback(self, invocation: Invocation, outcome: Outcome, failed_once: Callable[[], None]) -> None:
+    async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
+        """Post the callback, if there is one, until it is delivered or given up."""
+        config = self.services.config
         callback = make_callback(
             invocation,
             outcome,
             attempt=min(self.attempt, self.retry.attempts),  # a delivery count may exceed the allowed attempts
             attempts=self.retry.attempts,
             duration=self.duration,
-            user_agent=self.services.config.user_agent,
+            user_agent=config.user_agent,
         )
-        if callback:
-            await call_back(callback, invocation, self.services, failed_once)
+        if not callback:
+            return
+        for number in count(1):
+            began = trio.current_time()
+            result = await self.services.callbacks.post(callback)
+            retry = number < config.callback_attempts and is_retriable(result)
+            wait = config.callback_backoff.delay(number, draw=self.services.rng()) if retry else None
+            duration = trio.current_time() - began
+            self.services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, duration))
+            if wait is None:
+                return
+            self.verdict = verdict
+            await self.services.timers.wait(wait, "callback")
 
     # The end.
 
@@ -257,11 +273,27 @@ class Job:
             verdict = self.decide(outcome)
             self.emit_end(outcome, verdict)
         else:
-            verdict = Abandon() if lost else self.if_cancelled
+            verdict = Abandon() if lost else self.verdict
             self.counts = isinstance(verdict, Final)
         self._settle(verdict)
 
     def _settle(self, verdict: Verdict) -> None:
-        self.final = isinstance(verdict, Final)
-        self.redelivery_in = verdict.delay if isinstance(verdict, Nak) else None
+        self.verdict = verdict
         settle(self.services, self.lease, self.attempt, verdict, counts=self.counts)
+
+
+def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    """End a lease by the verdict on attempt number *attempt*; *counts*: whether it counts as an attempt.
+
+    Nothing here waits, so nothing here can be cancelled halfway.
+    """
+    now = trio.current_time()
+    before = services.leases.lost_at(lease)
+    if (lease.lost or now >= before) and not isinstance(verdict, Ack):
+        # Another worker may have the message, and a NAK or Term would disturb it. An Ack states what stays true.
+        verdict = Abandon()
+    services.leases.remove(lease)
+    services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
+    if not isinstance(verdict, Abandon):
+        services.queue.settle(lease.delivery, verdict, before=before)
+    services.emit(Settled(verdict))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import trio
 
-from .events import DrainEnded
+from .events import BacklogRead, DrainEnded
 from .intake import Intake
+from .ports import BrokerUnavailableError, Emit, Queue
 from .services import Services
+
+_BACKLOG_EVERY = 2.0
+"""Seconds: a few times for each scrape of a busy Prometheus, and almost no work for the server."""
 
 
 async def run(services: Services, stops: AsyncIterator[object]) -> None:
@@ -36,3 +41,11 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
         seconds = trio.current_time() - services.drain.started_at
         services.emit(DrainEnded(seconds, unconfirmed=patience.cancelled_caught))
         background.cancel_scope.cancel()
+
+
+async def watch_backlog(queue: Queue, emit: Emit) -> None:
+    """Emit the stream's backlog every few seconds until cancelled. The adapter reports why it cannot be read."""
+    while True:
+        with suppress(BrokerUnavailableError):
+            emit(BacklogRead(await queue.backlog()))
+        await trio.sleep(_BACKLOG_EVERY)

@@ -12,7 +12,7 @@ from worker.drain import Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
 from worker.intake import Intake
-from worker.job import Job
+from worker.job import Job, settle
 from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term, Verdict
 from worker.policy import ledger
 from worker.policy.backoff import Backoff
@@ -21,7 +21,6 @@ from worker.policy.lease import LeaseTerms
 from worker.policy.ledger import Ledger
 from worker.policy.report import make_callback
 from worker.policy.shares import Shares
-from worker.settle import settle
 
 Patch = pytest.MonkeyPatch
 
@@ -78,7 +77,7 @@ def called_back_before_the_end(patch: Patch) -> None:
     async def eager(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
-            await self._post_callback(self.invocation, outcome, lambda: None)
+            await self._post_callback(self.invocation, outcome, Ack())
         return outcome
 
     patch.setattr(Job, "decode_and_invoke", eager)
@@ -89,9 +88,9 @@ def what_is_given_up_is_not_called_back(patch: Patch) -> None:
     """Post no callback for a message that is given up."""
     post = Job._post_callback
 
-    async def silent(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
+    async def silent(self: Job, invocation: Any, outcome: Any, verdict: Any) -> None:
         if self.attempt < self.retry.attempts:
-            await post(self, invocation, outcome, failed_once)
+            await post(self, invocation, outcome, verdict)
 
     patch.setattr(Job, "_post_callback", silent)
 

@@ -17,7 +17,6 @@ from functools import partial
 import trio
 
 from .. import __version__
-from ..backlog import watch_backlog
 from ..config import Settings
 from ..drain import Drain
 from ..events import Event, Listening
@@ -37,7 +36,7 @@ from ..policy.names import label_of
 from ..policy.processes import share, share_minimums
 from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
-from ..run import run
+from ..run import run, watch_backlog
 from ..services import CoreConfig, Services
 from ..timers import Timers
 from . import STOP_SIGNALS
