@@ -13,7 +13,6 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 MAX_FUNCTIONS = 2_000
 """Functions with series of their own. Each has about forty series, so a scrape has some ten megabytes."""
@@ -39,13 +38,9 @@ class Histogram:
 
     def cumulative(self) -> tuple[list[tuple[str, float]], float] | None:
         """Return Prometheus' buckets, each of which includes all lower ones, and the sum; None if nothing was added."""
-        bounds = [_bound_label(bound) for bound in (*self._bounds, float("inf"))]
-        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        bounds = [str(float(bound)) for bound in self._bounds]
+        buckets = list(zip([*bounds, "+Inf"], map(float, accumulate(self._counts)), strict=True))
         return (buckets, self._sum) if buckets[-1][1] else None
-
-
-def _bound_label(bound: float) -> str:
-    return floatToGoString(bound)  # type: ignore[no-untyped-call,no-any-return]  # the library has no types here
 
 
 class FunctionCounts:

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import orjson
 import structlog
+from msgspec.structs import asdict
 
 from .. import events as e
 from ..config import Settings
-from ..model import Abandon, Ack, Delivery, Nak, Responded, Term
+from ..model import Ack, Delivery, Nak, Responded, Term
 from ..policy.decide import describe, status_of
 from ..ports import Emit
 from .log_writer import LogWriter
@@ -100,17 +101,15 @@ def _line(level: str, name: str, **fields: Any) -> LogLine:
     return level, name, fields
 
 
+def _own_fields(level: str, name: str) -> Callable[[Any], LogLine]:
+    """Return a maker of lines with the event's own fields."""
+    return lambda event: (level, name, asdict(event))
+
+
 def _invocation_started(event: e.InvocationStarted) -> LogLine:
-    return _line(
-        "debug",
-        "Invoke",
-        call_id=event.invocation.call_id,
-        function=event.invocation.label,
-        attempt=event.attempt,
-        method=event.invocation.method,
-        bytes=len(event.invocation.body),
-        waited=round(event.waited, 6),
-    )
+    invocation, waited = event.invocation, round(event.waited, 6)
+    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": len(invocation.body), "waited": waited}
+    return "debug", "Invoke", {"call_id": invocation.call_id, "function": invocation.label} | fields
 
 
 def _invocation_ended(event: e.InvocationEnded) -> LogLine:
@@ -123,18 +122,15 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
         "bytes": event.outcome.size if isinstance(event.outcome, Responded) else 0,
     }
     if not isinstance(event.verdict, Ack):
-        fields |= _next_step(event.verdict)
+        if isinstance(event.verdict, Nak):
+            fields["retry_in"] = round(event.verdict.delay, 3)
+        else:
+            fields["given_up" if isinstance(event.verdict, Term) else "abandoned"] = True
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
     if not event.counts:
         fields["counts"] = False
     return "info", "Invoked", fields
-
-
-def _next_step(verdict: Nak | Term | Abandon) -> dict[str, Any]:
-    if isinstance(verdict, Nak):
-        return {"retry_in": round(verdict.delay, 3)}
-    return {"given_up" if isinstance(verdict, Term) else "abandoned": True}
 
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:
@@ -188,14 +184,8 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationEnded: _invocation_ended,
     e.Settled: lambda ev: _line("debug", "Settled", verdict=type(ev.verdict).__name__.lower()),
     e.Redelivered: lambda ev: _line("info", "Redelivered", known_as=ev.state, **_message(ev.delivery)),
-    e.AnnotationIgnored: lambda ev: (
-        "warning",
-        "Annotation ignored",
-        {"function": ev.function, "annotation": ev.annotation, "value": ev.value[:80], "reason": ev.reason},
-    ),
-    e.CallbackIgnored: lambda ev: _line(
-        "warning", "Callback ignored because of its URL", call_id=ev.call_id, function=ev.function, reason=ev.reason
-    ),
+    e.AnnotationIgnored: _own_fields("warning", "Annotation ignored"),
+    e.CallbackIgnored: _own_fields("warning", "Callback ignored because of its URL"),
     e.CallbackPosted: _callback_posted,
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: _line(
@@ -208,8 +198,8 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.WorkCrashed: lambda ev: _line(
         "error", "Internal error in one message", error=repr(ev.error), exc_info=ev.error, **_message(ev.delivery)
     ),
-    e.LimitLearned: lambda ev: _line("debug", "Limit learned", function=ev.function, limit=ev.limit),
-    e.LeasesExtended: lambda ev: _line("debug", "Leases extended", count=ev.count),
+    e.LimitLearned: _own_fields("debug", "Limit learned"),
+    e.LeasesExtended: _own_fields("debug", "Leases extended"),
     e.LeaseExpired: lambda ev: _line(
         "warning", "Lease lost: NATS confirmed no extension in time; invocation cancelled", **_message(ev.delivery)
     ),
@@ -218,22 +208,16 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
         if ev.reconnected
         else _line("info", "Connected", nats=ev.server)
     ),
-    e.Disconnected: lambda _: _line("warning", "Disconnected from NATS; intake pauses until it reconnects"),
+    e.Disconnected: _own_fields("warning", "Disconnected from NATS; intake pauses until it reconnects"),
     e.BrokerFailure: lambda ev: _line("warning", "Trouble with NATS; trying again", doing=ev.action, error=ev.error),
-    e.BrokerMisconfigured: lambda ev: _line(
-        "error", "Stream or consumer on NATS cannot be used; trying again", error=ev.error
-    ),
+    e.BrokerMisconfigured: _own_fields("error", "Stream or consumer on NATS cannot be used; trying again"),
     e.ConfigDrift: lambda ev: _line("warning", ev.text),
     e.Created: _created,
-    e.ConsumerBound: lambda ev: _line(
-        "info", "Consuming", stream=ev.stream, consumer=ev.consumer, ack_wait=ev.ack_wait
-    ),
-    e.SettlementUnconfirmed: lambda ev: _line(
-        "warning", "Settlement not confirmed; the message may be redelivered", count=ev.count
-    ),
+    e.ConsumerBound: _own_fields("info", "Consuming"),
+    e.SettlementUnconfirmed: _own_fields("warning", "Settlement not confirmed; the message may be redelivered"),
     e.BacklogRead: lambda ev: _line("debug", "Backlog", messages=sum(ev.backlog.by_subject.values())),
-    e.Listening: lambda ev: _line("info", "Serving metrics and health", address=ev.address),
-    e.DrainStarted: lambda ev: _line("info", "Draining", running=ev.running, timeout=ev.timeout),
+    e.Listening: _own_fields("info", "Serving metrics and health"),
+    e.DrainStarted: _own_fields("info", "Draining"),
     e.DrainExpired: lambda ev: (
         "warning" if ev.running else "info",
         "Drain ended early; returning running invocations to the queue",
