@@ -44,9 +44,8 @@ from worker.model import (
 )
 from worker.nats import function_state, quotas
 from worker.nats.topology import consumer_config, dead_letter_config, stream_config
-from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
-from worker.observe.metrics import Metrics
+from worker.observe.metrics import FunctionMetrics, Metrics
 from worker.parent.processes import Processes
 from worker.parent.run import ParentCollector
 from worker.policy import quota

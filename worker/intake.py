@@ -21,7 +21,6 @@ from .model import (
     Delivery,
     Final,
     FlowEnded,
-    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
@@ -85,11 +84,11 @@ class Intake:
             if not isinstance(each, Delivery):
                 self._apply(each)
             elif is_token_flow(each.flow):
-                self._admission.receive_token(each)
+                self._admission.tokens.receive(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:
+    def _apply(self, notice: Notice) -> None:  # noqa: C901 -- a case is a row of a table
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -97,13 +96,9 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
-            case _ if not is_token_flow(notice.flow):
-                self._apply_to_flow(notice)
-            case CreditReturned(flow, count):
-                self._admission.take_back(flow, count)
-
-    def _apply_to_flow(self, notice: FlowNotice) -> None:
-        match notice:
+            case _ if is_token_flow(notice.flow):
+                if isinstance(notice, CreditReturned):
+                    self._admission.tokens.take_back(notice.flow, notice.count)
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):

@@ -98,9 +98,8 @@ class Job:
         try:
             attempted = await self.catch_crash(self.attempt_message())
             if isinstance(attempted, Crashed):
-                attempted = attempted, self.decide(attempted)
+                attempted = attempted, self.end_attempt(attempted)
             outcome, verdict = attempted
-            self.emit_end(outcome, verdict)
             has_callback = self.invocation is not None and self.invocation.callback is not None
             if isinstance(verdict, Term) or (has_callback and isinstance(verdict, Final)):
                 verdict = await self.conclude(outcome, verdict)
@@ -121,7 +120,7 @@ class Job:
     async def attempt_message(self) -> tuple[Outcome, Verdict]:
         """Decode the message, invoke the function, and decide."""
         outcome = await self.decode_and_invoke()
-        return outcome, self.decide(outcome)
+        return outcome, self.end_attempt(outcome)
 
     async def decode_and_invoke(self) -> Outcome:
         """Decode the message, wait out its back-off, invoke the function, and return the outcome."""
@@ -158,39 +157,25 @@ class Job:
                 self.admission.limit_changed(self.flow)
         return await self.services.functions.invoke(invocation)
 
-    def decide(self, outcome: Outcome) -> Verdict:
-        """Return the verdict, and note whether the attempt counts."""
-        probe_wait = None
+    def end_attempt(self, outcome: Outcome) -> Verdict:
+        """Return the verdict, note whether the attempt counts, and emit the end of an invocation that was started."""
+        services, probe_wait = self.services, None
         if self.in_flight and self.flow.limiter:
             self.in_flight = False
             probe_wait = self.flow.limiter.ended(self.started_at, trio.current_time(), status_of(outcome))
             self.admission.limit_changed(self.flow)
+        draw, now = services.rng(), services.utc_now()
         verdict, self.counts = decide(
-            outcome,
-            attempt=self.attempt,
-            retry=self.retry,
-            draw=self.services.rng(),
-            now=self.services.utc_now(),
-            probe_wait=probe_wait,
+            outcome, attempt=self.attempt, retry=self.retry, draw=draw, now=now, probe_wait=probe_wait
         )
-        return verdict
-
-    def emit_end(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Emit the end of an invocation, if one was started."""
         self.outcome = outcome
         if self.invocation:
             self.duration = trio.current_time() - self.started_at
-            self.services.emit(
-                InvocationEnded(
-                    self.invocation,
-                    self.attempt,
-                    self.retry.attempts,
-                    outcome,
-                    verdict,
-                    self.duration,
-                    counts=self.counts or not isinstance(outcome, Attempted),
-                )
+            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted)
+            services.emit(
+                InvocationEnded(self.invocation, self.attempt, attempts, outcome, verdict, self.duration, counts)
             )
+        return verdict
 
     # After a final verdict: what must happen before the message leaves the queue.
 
@@ -240,14 +225,11 @@ class Job:
 
     async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
         """Post the callback, if there is one, until it is delivered or given up."""
-        config = self.services.config
+        config, attempts = self.services.config, self.retry.attempts
+        attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
+        agent, duration = config.user_agent, self.duration
         callback = make_callback(
-            invocation,
-            outcome,
-            attempt=min(self.attempt, self.retry.attempts),  # a delivery count may exceed the allowed attempts
-            attempts=self.retry.attempts,
-            duration=self.duration,
-            user_agent=config.user_agent,
+            invocation, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent=agent
         )
         if not callback:
             return
@@ -270,8 +252,7 @@ class Job:
         lost = self.lease.lost
         if self.outcome is None:
             outcome: Outcome = LeaseLost() if lost else Interrupted()
-            verdict = self.decide(outcome)
-            self.emit_end(outcome, verdict)
+            verdict = self.end_attempt(outcome)
         else:
             verdict = Abandon() if lost else self.verdict
             self.counts = isinstance(verdict, Final)

@@ -7,7 +7,7 @@ import pytest
 from worker import events as e
 from worker.config import load
 from worker.model import Ack, Backlog, DeadLetter, Delivery, Interrupted, Invocation, Nak, Responded, Term
-from worker.observe import function_metrics as module
+from worker.observe import metrics as module
 from worker.observe.metrics import Metrics
 
 INVOCATION = Invocation("c", "echo", "echo.fn", "POST", b"/function/echo", (), b"", {}, None, "1")
