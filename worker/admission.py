@@ -78,7 +78,7 @@ class Admission:
     def finish(self, flow: Flow, token: Lease | None) -> None:
         """End an invocation, and free its token."""
         if token:
-            token.unguard()
+            token.guard(None)
             self.tokens.finish(flow.function, token)
         if self._stopped:
             self.tokens.give_back_unused()

@@ -36,15 +36,11 @@ class Lease:
         self.lost = False
         self._scope: trio.CancelScope | None = None
 
-    def guard(self, scope: trio.CancelScope) -> None:
-        """Cancel *scope* when the lease is lost, or now if it is."""
+    def guard(self, scope: trio.CancelScope | None) -> None:
+        """Cancel *scope* when the lease is lost, or now if it is; None: cancel nothing any more."""
         self._scope = scope
-        if self.lost:
+        if self.lost and scope:
             scope.cancel()
-
-    def unguard(self) -> None:
-        """Cancel no scope any more."""
-        self._scope = None
 
     def mark_lost(self) -> None:
         """Note that another worker may have the message, and cancel the guarded scope."""

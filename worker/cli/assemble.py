@@ -170,7 +170,7 @@ def _new_flow(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.status.WorkerStatus`."""
+    """See :class:`worker.observe.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
         self._metrics, self._queue, self._services = metrics, queue, services

@@ -97,10 +97,6 @@ def log_sink(settings: Settings) -> Emit:
     return sink
 
 
-def _line(level: str, name: str, **fields: Any) -> LogLine:
-    return level, name, fields
-
-
 def _own_fields(level: str, name: str) -> Callable[[Any], LogLine]:
     """Return a maker of lines with the event's own fields."""
     return lambda event: (level, name, asdict(event))
@@ -154,12 +150,6 @@ def _dead_lettered(event: e.DeadLettered) -> LogLine:
     return "error", name, fields | _message(event.letter.delivery)
 
 
-def _created(event: e.Created) -> LogLine:
-    if event.recreated:
-        return "warning", f"Recreated the missing {event.kind}", {event.kind: event.name}
-    return "info", f"Created the {event.kind}", {event.kind: event.name}
-
-
 def _drain_ended(event: e.DrainEnded) -> LogLine:
     fields = {"seconds": round(event.seconds, 3)}
     if event.unconfirmed:
@@ -182,40 +172,46 @@ DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.Leas
 LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationStarted: _invocation_started,
     e.InvocationEnded: _invocation_ended,
-    e.Settled: lambda ev: _line("debug", "Settled", verdict=type(ev.verdict).__name__.lower()),
-    e.Redelivered: lambda ev: _line("info", "Redelivered", known_as=ev.state, **_message(ev.delivery)),
+    e.Settled: lambda ev: ("debug", "Settled", {"verdict": type(ev.verdict).__name__.lower()}),
+    e.Redelivered: lambda ev: ("info", "Redelivered", {"known_as": ev.state} | _message(ev.delivery)),
     e.AnnotationIgnored: _own_fields("warning", "Annotation ignored"),
     e.CallbackIgnored: _own_fields("warning", "Callback ignored because of its URL"),
     e.CallbackPosted: _callback_posted,
     e.DeadLettered: _dead_lettered,
-    e.DeadLetterNotStored: lambda ev: _line(
+    e.DeadLetterNotStored: lambda ev: (
         "error",
         "Dead letter not stored; trying again",
-        call_id=ev.letter.call_id,
-        error=ev.error,
-        **_message(ev.letter.delivery),
+        {"call_id": ev.letter.call_id, "error": ev.error} | _message(ev.letter.delivery),
     ),
-    e.WorkCrashed: lambda ev: _line(
-        "error", "Internal error in one message", error=repr(ev.error), exc_info=ev.error, **_message(ev.delivery)
+    e.WorkCrashed: lambda ev: (
+        "error",
+        "Internal error in one message",
+        {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
     ),
     e.LimitLearned: _own_fields("debug", "Limit learned"),
     e.LeasesExtended: _own_fields("debug", "Leases extended"),
-    e.LeaseExpired: lambda ev: _line(
-        "warning", "Lease lost: NATS confirmed no extension in time; invocation cancelled", **_message(ev.delivery)
+    e.LeaseExpired: lambda ev: (
+        "warning",
+        "Lease lost: NATS confirmed no extension in time; invocation cancelled",
+        _message(ev.delivery),
     ),
     e.Connected: lambda ev: (
-        _line("warning", "Reconnected", nats=ev.server)
-        if ev.reconnected
-        else _line("info", "Connected", nats=ev.server)
+        "warning" if ev.reconnected else "info",
+        "Reconnected" if ev.reconnected else "Connected",
+        {"nats": ev.server},
     ),
     e.Disconnected: _own_fields("warning", "Disconnected from NATS; intake pauses until it reconnects"),
-    e.BrokerFailure: lambda ev: _line("warning", "Trouble with NATS; trying again", doing=ev.action, error=ev.error),
+    e.BrokerFailure: lambda ev: ("warning", "Trouble with NATS; trying again", {"doing": ev.action, "error": ev.error}),
     e.BrokerMisconfigured: _own_fields("error", "Stream or consumer on NATS cannot be used; trying again"),
-    e.ConfigDrift: lambda ev: _line("warning", ev.text),
-    e.Created: _created,
+    e.ConfigDrift: lambda ev: ("warning", ev.text, {}),
+    e.Created: lambda ev: (
+        "warning" if ev.recreated else "info",
+        f"Recreated the missing {ev.kind}" if ev.recreated else f"Created the {ev.kind}",
+        {ev.kind: ev.name},
+    ),
     e.ConsumerBound: _own_fields("info", "Consuming"),
     e.SettlementUnconfirmed: _own_fields("warning", "Settlement not confirmed; the message may be redelivered"),
-    e.BacklogRead: lambda ev: _line("debug", "Backlog", messages=sum(ev.backlog.by_subject.values())),
+    e.BacklogRead: lambda ev: ("debug", "Backlog", {"messages": sum(ev.backlog.by_subject.values())}),
     e.Listening: _own_fields("info", "Serving metrics and health"),
     e.DrainStarted: _own_fields("info", "Draining"),
     e.DrainExpired: lambda ev: (

@@ -59,7 +59,7 @@ async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> N
 
 
 class MergedStatus:
-    """All processes as one worker; see :class:`worker.observe.status.WorkerStatus`."""
+    """All processes as one worker; see :class:`worker.observe.WorkerStatus`."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
