@@ -24,7 +24,6 @@ LAYERS = [
     ("run",),
     ("intake",),
     ("job",),
-    ("services",),
     ("admission",),
     ("token_store",),
     ("drain", "heartbeat", "timers"),

@@ -49,13 +49,7 @@ class Admission:
     def observe(self, flow: Flow, annotations: Mapping[str, str], stored: int) -> tuple[IgnoredAnnotation, ...]:
         """Use the quota in the annotations of a message: its weight here, the rest once all workers have agreed.
 
-        Args:
-            flow: the message's flow, of one function.
-            annotations: its function's annotations, as the message has them.
-            stored: when the message was stored (ns since the epoch); the newest message decides.
-
-        Returns:
-            the annotations that are invalid.
+        The newest message decides: *stored* is when it was stored (ns since the epoch). Return the invalid annotations.
         """
         if not (annotations or self._quotas.agreed(flow.function)):
             return ()
@@ -93,9 +87,8 @@ class Admission:
     def balance(self, consumer: Consumer) -> None:
         """Request the tokens that are missing, and give back those that are not needed."""
         for flow in self._shares.take_changed_limited():
-            if flow.function in self._flows:
-                self.tokens.balance(flow.function, self._desired(flow.function), consumer)
-                self._set_cap(flow)
+            self.tokens.balance(flow.function, self._desired(flow.function), consumer)
+            self._set_cap(flow)
 
     def stop(self) -> None:
         """Give back all tokens that no invocation holds, and the others as their invocations end."""

@@ -14,7 +14,7 @@ import trio
 
 from .admission import Admission
 from .events import Redelivered, Settled
-from .job import Job
+from .job import Job, Services
 from .model import (
     Abandon,
     CreditReturned,
@@ -36,7 +36,6 @@ from .policy.ledger import Extend, Postpone, SettleAgain, Start
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
-from .services import Services
 
 
 class Intake:

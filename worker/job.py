@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
@@ -10,6 +10,7 @@ from typing import TypeVar
 import trio
 
 from .admission import Admission
+from .drain import Drain
 from .events import (
     AnnotationIgnored,
     CallbackIgnored,
@@ -21,7 +22,7 @@ from .events import (
     Settled,
     WorkCrashed,
 )
-from .heartbeat import Lease
+from .heartbeat import Lease, Leases
 from .model import (
     Abandon,
     Ack,
@@ -43,10 +44,11 @@ from .policy.callbacks import is_delivered, is_retriable
 from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.flow import Flow
+from .policy.ledger import Ledger
 from .policy.report import make_callback
 from .policy.retry import Retry, apply_annotations
-from .ports import BrokerUnavailableError
-from .services import Services
+from .ports import BrokerUnavailableError, Callbacks, Emit, Functions, Queue, Quotas
+from .timers import Timers
 
 T = TypeVar("T")
 
@@ -54,6 +56,47 @@ _DEAD_LETTER_TRIES = 5
 """Attempts to store a dead letter before its message is returned to the queue."""
 _DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
 """Waits between those attempts: 7.5 s in all, longer than the election of a stream's leader takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """The settings of the core."""
+
+    slots: int
+    """Most invocations at once."""
+    retry: Retry
+    """The retry policy for functions without annotations."""
+    callback_attempts: int
+    callback_backoff: Backoff
+    dead_letters: bool
+    """Whether messages that are given up are stored; if not, they are only logged."""
+    settle_within: float
+    """Seconds that the end of a drain waits until the queue has confirmed the last settlements."""
+    namespace: str
+    """The namespace of a function that is named without one."""
+    user_agent: str
+    make_flow: Callable[[str], Flow] = Flow
+    """Creates the numbers of a flow by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services of one worker, shared by all its jobs."""
+
+    queue: Queue
+    quotas: Quotas
+    functions: Functions
+    callbacks: Callbacks
+    emit: Emit
+    leases: Leases
+    ledger: Ledger
+    timers: Timers
+    drain: Drain
+    config: CoreConfig
+    rng: Callable[[], float]
+    """Random numbers in [0, 1)."""
+    utc_now: Callable[[], float]
+    """Wall-clock time (s since the epoch), for comparison with dates only: waits use Trio's clock."""
 
 
 @dataclass(slots=True, eq=False)

@@ -9,19 +9,15 @@ import trio
 
 from .events import BacklogRead, DrainEnded
 from .intake import Intake
+from .job import Services
 from .ports import BrokerUnavailableError, Emit, Queue
-from .services import Services
 
 _BACKLOG_EVERY = 2.0
 """Seconds: a few times for each scrape of a busy Prometheus, and almost no work for the server."""
 
 
 async def run(services: Services, stops: AsyncIterator[object]) -> None:
-    """Work until a drain has ended.
-
-    Args:
-        services: the ports, the books and the configuration.
-        stops: yields when the worker is asked to stop, and again when it is asked to hurry.
+    """Work until a drain has ended. *stops* yields when the worker is asked to stop, and again when it is to hurry.
 
     Raises:
         worker.ports.MisconfiguredError: the stream or consumer at the broker cannot work.

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
+from worker.job import CoreConfig, Services
 from worker.model import Delivery, Settlement
 from worker.policy.backoff import Backoff
 from worker.policy.flow import Flow
@@ -24,7 +25,6 @@ from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
 from worker.policy.retry import Retry
 from worker.run import run
-from worker.services import CoreConfig, Services
 from worker.timers import Timers
 
 from .functions import Answer, Outside, Reach, Reply

@@ -23,6 +23,7 @@ from ..events import Event, Listening
 from ..heartbeat import Leases
 from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
+from ..job import CoreConfig, Services
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
@@ -37,7 +38,6 @@ from ..policy.processes import share, share_minimums
 from ..policy.retry import Retry
 from ..ports import Callbacks, Emit, Functions
 from ..run import run, watch_backlog
-from ..services import CoreConfig, Services
 from ..timers import Timers
 from . import STOP_SIGNALS
 
