@@ -173,9 +173,8 @@ class BacklogRead(Event, frozen=True):
 
 
 class Listening(Event, frozen=True):
-    """The worker serves metrics and health."""
-
     address: str
+    """Address of the server for metrics and health."""
 
 
 class DrainStarted(Event, frozen=True):

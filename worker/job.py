@@ -130,9 +130,8 @@ class Job:
     async def run(self, scope: trio.CancelScope) -> None:
         """Attempt the message, and settle it.
 
-        Args:
-            scope: the scope around this call alone. The end of the drain's time or the loss of the lease cancels it;
-                then the caller must call :meth:`settle_cancelled`.
+        *scope* is around this call alone. The end of the drain's time or the loss of the lease cancels it; then the
+        caller must call :meth:`settle_cancelled`.
         """
         self.services.drain.add(scope)
         self.lease.guard(scope)

@@ -101,6 +101,24 @@ def test_log_lines_contain_every_event() -> None:
     assert set(LOG_LINES) == set(e.Event.__subclasses__()) == {type(event) for event in EVENTS}
 
 
+def test_log_fields_of_plain_events_have_their_names() -> None:
+    """These lines have the event's own fields, whose names and order are part of the log's format."""
+    names: dict[type[e.Event], list[str]] = {
+        e.AnnotationIgnored: ["function", "annotation", "value", "reason"],
+        e.CallbackIgnored: ["call_id", "function", "reason"],
+        e.LimitLearned: ["function", "limit"],
+        e.LeasesExtended: ["count"],
+        e.Disconnected: [],
+        e.BrokerMisconfigured: ["error"],
+        e.ConsumerBound: ["stream", "consumer", "ack_wait"],
+        e.SettlementUnconfirmed: ["count"],
+        e.Listening: ["address"],
+        e.DrainStarted: ["running", "timeout"],
+    }
+    lines = {type(event): LOG_LINES[type(event)](event)[2] for event in EVENTS}
+    assert {event: list(lines[event]) for event in names} == names
+
+
 def test_debug_events_are_the_events_at_debug_level() -> None:
     """Only for these no line is made unless debug is on."""
     assert {type(event) for event in EVENTS if LOG_LINES[type(event)](event)[0] == "debug"} == DEBUG_EVENTS

@@ -29,9 +29,7 @@ _MAX_WARNED = 1_000
 def configure(settings: Settings, *, process: int | None = None) -> LogWriter:
     """Configure structlog to write to standard output, as JSON or for people.
 
-    Args:
-        settings: the encoding and the level.
-        process: the number of this process if several write there; it is added to each line.
+    *process* is the number of this process if several write there; it is added to each line.
     """
     sys.stdout.flush()  # the writer bypasses its buffer
     json = settings.log_encoding == "json"

@@ -151,10 +151,9 @@ class Metrics:
             Gauge, "pending_messages", "Messages in the stream, waiting or running", "queue_name", "function_name"
         )
         self._with_pending: set[str] = set()
-        processed = metric(Counter, "messages_processed", "Messages removed from the queue", *by_pod)
-        self._processed = processed.labels(queue, pod)
-        submitted = metric(Gauge, "messages_submitted_total", "Messages ever stored in the stream", *by_pod)
-        self._submitted = submitted.labels(queue, pod)
+        removed, stored = "Messages removed from the queue", "Messages ever stored in the stream"
+        self._processed = metric(Counter, "messages_processed", removed, *by_pod).labels(queue, pod)
+        self._submitted = metric(Gauge, "messages_submitted_total", stored, *by_pod).labels(queue, pod)
         self._functions = FunctionMetrics(queue)
         self.registry.register(self._functions)
         self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
