@@ -19,13 +19,12 @@ class Drain:
     """The scopes that a drain cancels: *intake* around waiting for deliveries, and one around the waits of each job."""
 
     def __init__(self, timeout: float, emit: Emit) -> None:
-        self.timeout = timeout
+        self.timeout, self._emit = timeout, emit
         self.intake = trio.CancelScope()
         self.jobs: set[trio.CancelScope] = set()
         self.started_at = 0.0
         """Time of the first stop (s, Trio's clock)."""
         self._expired = False
-        self._emit = emit
 
     def add(self, job: trio.CancelScope) -> None:
         """Cancel this scope when the drain's time has passed, or now if it has."""

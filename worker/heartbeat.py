@@ -57,8 +57,7 @@ class Leases:
     """All leases of one worker."""
 
     def __init__(self, queue: Queue, emit: Emit) -> None:
-        self._queue = queue
-        self._emit = emit
+        self._queue, self._emit = queue, emit
         self.terms = LeaseTerms(float("inf"))
         self._held: OrderedDict[MessageId, Lease] = OrderedDict()
         self._earlier = trio.Event()

@@ -115,13 +115,8 @@ class Intake:
         before = services.leases.terms.lost_at(delivery.received_at)
         flow = self._shares.flow(delivery.flow)
         known = services.ledger.classify(delivery, now=now)
-        action = decide_delivery(
-            known,
-            newest=newest,
-            leased=now < before,
-            room=self._open and self._shares.has_room(flow),
-            token=self._admission.may_start(flow),
-        )
+        room, token = self._open and self._shares.has_room(flow), self._admission.may_start(flow)
+        action = decide_delivery(known, newest=newest, leased=now < before, room=room, token=token)
         if isinstance(action, Start):
             self._start(delivery, flow, action, now)
             return

@@ -238,15 +238,9 @@ class Job:
 
     async def _store_dead_letter(self, outcome: Outcome, verdict: Term) -> bool:
         """Store the dead letter, and return whether that succeeded."""
-        invocation, delivery = self.invocation, self.lease.delivery
-        letter = DeadLetter(
-            delivery=delivery,
-            reason=verdict.reason,
-            attempts=self.attempt if invocation else 0,
-            call_id=invocation.call_id if invocation else None,
-            function=invocation.label if invocation else None,
-            status=status_of(outcome),
-        )
+        sent = self.invocation
+        attempts, call_id, function = (self.attempt, sent.call_id, sent.label) if sent else (0, None, None)
+        letter = DeadLetter(self.lease.delivery, verdict.reason, attempts, call_id, function, status_of(outcome))
         stored = self.services.config.dead_letters
         if stored and not await self._try_to_store(letter):
             return False
@@ -293,8 +287,7 @@ class Job:
         """Settle after :meth:`run` was cancelled."""
         lost = self.lease.lost
         if self.outcome is None:
-            outcome: Outcome = LeaseLost() if lost else Interrupted()
-            verdict = self.end_attempt(outcome)
+            verdict = self.end_attempt(LeaseLost() if lost else Interrupted())
         else:
             verdict = Abandon() if lost else self.verdict
             self.counts = isinstance(verdict, Final)

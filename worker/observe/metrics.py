@@ -95,10 +95,9 @@ class FunctionMetrics(Collector):
 
     def label(self, function: str) -> str:
         """Return the ``function_name`` under which a function is counted."""
-        if function not in self._labels:
-            if len(self._labels) >= MAX_FUNCTIONS:
-                return OTHER
-            self._labels.add(function)
+        if function not in self._labels and len(self._labels) >= MAX_FUNCTIONS:
+            return OTHER
+        self._labels.add(function)
         return function
 
     def describe(self) -> Iterable[Metric]:
