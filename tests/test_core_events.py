@@ -22,7 +22,7 @@ from worker.events import (
     Settled,
     WorkCrashed,
 )
-from worker.model import Crashed, Nak, Responded, Term
+from worker.model import Crashed, DeadLetter, Nak, Responded, Term
 from worker.policy.retry import Retry
 
 
@@ -56,6 +56,7 @@ async def test_events_of_a_given_up_message_have_every_field(autojump_clock: Moc
         accepted = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m"
         ignored = AnnotationIgnored("resize.openfaas-fn", "com.openfaas.retry.max_wait", "120", accepted)
         given_up = Term("gave up after 2 of 2 attempts: status 500")
+        letter = DeadLetter(second, given_up.reason, 2, "call-1", "resize.openfaas-fn", 500)
         assert worker.events == [
             (0.25, ignored),
             (0.25, InvocationStarted(invocation, 1, 0.25)),
@@ -64,8 +65,8 @@ async def test_events_of_a_given_up_message_have_every_field(autojump_clock: Moc
             (11.5, ignored),
             (11.5, InvocationStarted(invocation, 2, 11.5)),
             (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
-            (13.75, DeadLetterNotStored(second, "call-1", "it was not confirmed")),
-            (14.5, DeadLettered(second, "call-1", "resize.openfaas-fn", given_up.reason, 2, stored=True)),
+            (13.75, DeadLetterNotStored(letter, "it was not confirmed")),
+            (14.5, DeadLettered(letter, stored=True)),
             (14.5, CallbackPosted(invocation, 500, delivered=False, retry_in=1.0, duration=0.0)),
             (17.5, CallbackPosted(invocation, 200, delivered=True, retry_in=None, duration=2.0)),
             (17.5, Settled(given_up)),
@@ -81,7 +82,7 @@ async def test_events_of_a_malformed_message_are_dead_letter_and_settlement(auto
         ((_, delivery, verdict),) = worker.queue.settlements
         assert verdict == Term("not a function's name: '../etc'")
         assert worker.events == [
-            (0.5, DeadLettered(delivery, None, None, "not a function's name: '../etc'", 0, stored=True)),
+            (0.5, DeadLettered(DeadLetter(delivery, verdict.reason, 0, None, None, None), stored=True)),
             (0.5, Settled(verdict)),
         ]
 

@@ -16,10 +16,10 @@ from tests.world import Answer, Call, Message, SimulatedWorker, World, ms, reply
 from worker.events import InvocationEnded, InvocationStarted, LeaseExpired, LeasesExtended, Settled
 from worker.heartbeat import Lease
 from worker.intake import Intake
+from worker.job import settle
 from worker.model import Abandon, Ack, Delivery, LeaseLost, Nak, QueueShared, Settlement, Term
 from worker.policy.retry import Backoff
 from worker.ports import Consumer
-from worker.settle import settle
 
 
 async def test_lease_is_extended_at_each_third(autojump_clock: MockClock) -> None:

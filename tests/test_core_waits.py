@@ -6,9 +6,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.world import World, ms, reply
-from worker.backlog import watch_backlog
 from worker.events import BacklogRead, Event
 from worker.model import Backlog
+from worker.run import watch_backlog
 from worker.timers import Timers
 
 

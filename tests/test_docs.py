@@ -44,9 +44,8 @@ from worker.model import (
 )
 from worker.nats import dead_letters, function_state, quotas
 from worker.nats.topology import consumer_config, stream_config
-from worker.observe.function_metrics import FunctionMetrics
 from worker.observe.logs import LOG_LINES
-from worker.observe.metrics import Metrics
+from worker.observe.metrics import FunctionMetrics, Metrics
 from worker.parent.processes import MergedStatus, Processes
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
@@ -347,7 +346,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
         CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
-        DeadLettered(DELIVERY, "5bd0a6a1", "figlet.openfaas-fn", "", 3, stored=True),
+        DeadLettered(DeadLetter(DELIVERY, "", 3, "5bd0a6a1", "figlet.openfaas-fn", 500), stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}
     for event in events:

@@ -5,7 +5,7 @@ A *delivery* becomes an *invocation*, the invocation an *outcome*, the outcome a
 
 1. :mod:`worker.intake` receives it. :mod:`worker.policy.ledger` decides whether it starts.
 2. :mod:`worker.job` runs it: :mod:`worker.policy.decode` makes the request, :mod:`worker.policy.decide` the verdict.
-3. :mod:`worker.heartbeat` extends its lease until :mod:`worker.settle` ends it.
+3. :mod:`worker.heartbeat` extends its lease until :func:`worker.job.settle` ends it.
 4. :mod:`worker.policy.shares` decides which flow gets the free slot; :mod:`worker.policy.limiter` and
    :mod:`worker.admission`, how many slots one function may have.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from .heartbeat import Lease, Leases
-from .model import Delivery, Quota
+from .model import Quota
 from .policy.flow import Flow
 from .policy.quota import needs_tokens, parse_quota
 from .policy.retry import IgnoredAnnotation
@@ -29,7 +29,7 @@ class Admission:
         self, queue: Queue, quotas: Quotas, leases: Leases, shares: Shares, decide: Callable[[], None]
     ) -> None:
         self._quotas, self._shares, self._decide = quotas, shares, decide
-        self._tokens = TokenStore(queue, quotas, leases, self._on_new_room)
+        self.tokens = TokenStore(queue, quotas, leases, self._on_new_room)
         self._flows: dict[str, set[Flow]] = {}
         """The flows of each function that has a quota or had one."""
         self._active_at: dict[str, float] = {}
@@ -49,13 +49,7 @@ class Admission:
     def observe(self, flow: Flow, annotations: Mapping[str, str], stored: int) -> tuple[IgnoredAnnotation, ...]:
         """Use the quota in the annotations of a message: its weight here, the rest once all workers have agreed.
 
-        Args:
-            flow: the message's flow, of one function.
-            annotations: its function's annotations, as the message has them.
-            stored: when the message was stored (ns since the epoch); the newest message decides.
-
-        Returns:
-            the annotations that are invalid.
+        The newest message decides: *stored* is when it was stored (ns since the epoch). Return the invalid annotations.
         """
         if not (annotations or self._quotas.agreed(flow.function)):
             return ()
@@ -64,50 +58,46 @@ class Admission:
         self._quotas.propose(flow.function, quota, stored)
         return ignored
 
-    def receive_token(self, token: Delivery) -> None:
-        """Take a token that has arrived."""
-        self._tokens.receive(token)
-
-    def take_back(self, flow: str, count: int) -> None:
-        """Take back requests for tokens that the queue returned."""
-        self._tokens.take_back(flow, count)
-
     def may_start(self, flow: Flow) -> bool:
         """Return whether the flow may start another invocation."""
-        return not flow.needs_tokens or self._tokens.room(flow.function) >= 1
+        return not flow.needs_tokens or self.tokens.room(flow.function) >= 1
 
     def start(self, flow: Flow) -> Lease | None:
         """Start an invocation; return the lease of its token, if it holds one, for :meth:`finish`."""
         if not flow.needs_tokens:
             return None
         self._active_at[flow.function] = trio.current_time()
-        return self._tokens.start(flow.function)
+        return self.tokens.start(flow.function)
 
     def finish(self, flow: Flow, token: Lease | None) -> None:
         """End an invocation, and free its token."""
         if token:
-            token.unguard()
-            self._tokens.finish(flow.function, token)
+            token.guard(None)
+            self.tokens.finish(flow.function, token)
         if self._stopped:
-            self._tokens.give_back_unused()
+            self.tokens.give_back_unused()
         elif flow.needs_tokens:
             self._set_cap(flow)
+
+    def limit_changed(self, flow: Flow) -> None:
+        """Note that the flow's learned limit may have changed."""
+        self._shares.mark_changed(flow)
+        self._decide()
 
     def balance(self, consumer: Consumer) -> None:
         """Request the tokens that are missing, and give back those that are not needed."""
         for flow in self._shares.take_changed_limited():
-            if flow.function in self._flows:
-                self._tokens.balance(flow.function, self._desired(flow.function), consumer)
-                self._set_cap(flow)
+            self.tokens.balance(flow.function, self._desired(flow.function), consumer)
+            self._set_cap(flow)
 
     def stop(self) -> None:
         """Give back all tokens that no invocation holds, and the others as their invocations end."""
         self._stopped = True
-        self._tokens.give_back_unused()
+        self.tokens.give_back_unused()
 
     def _apply(self, function: str, quota: Quota, new: set[Flow]) -> None:
         self._flows[function] = new | {flow for flow in self._shares.flows if flow.function == function}
-        self._tokens.set_quota(function, quota)
+        self.tokens.set_quota(function, quota)
         for flow in self._flows[function]:
             flow.needs_tokens = needs_tokens(quota)
             self._set_cap(flow)
@@ -127,11 +117,11 @@ class Admission:
         for flow in self._flows.get(function, ()):
             self._set_cap(flow)
         if self._stopped:
-            self._tokens.give_back_unused()
+            self.tokens.give_back_unused()
         self._decide()
 
     def _set_cap(self, flow: Flow) -> None:
-        cap = flow.running + self._tokens.room(flow.function)
+        cap = flow.running + self.tokens.room(flow.function)
         if cap != flow.cap:
             flow.cap = cap
             self._shares.mark_changed(flow)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, Delivery, Invocation, Outcome, Verdict
+from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, Verdict
+
+
+class Event(Struct, frozen=True, gc=False):
+    """The base of all events."""
+
 
 # One message.
 
 
-class InvocationStarted(Struct, frozen=True, gc=False):
+class InvocationStarted(Event, frozen=True):
     invocation: Invocation
     attempt: int
     waited: float
     """Seconds from storing to this start; of later attempts it includes the back-off."""
 
 
-class InvocationEnded(Struct, frozen=True, gc=False):
+class InvocationEnded(Event, frozen=True):
     invocation: Invocation
     attempt: int
     max_attempts: int
@@ -28,27 +33,27 @@ class InvocationEnded(Struct, frozen=True, gc=False):
     """Whether it counts as an attempt: not if more was sent than the function takes, to find its limit."""
 
 
-class Settled(Struct, frozen=True, gc=False):
+class Settled(Event, frozen=True):
     """A delivery ended here; its settlement is on its way to the queue, unless the verdict is to abandon it."""
 
     verdict: Verdict
 
 
-class Redelivered(Struct, frozen=True, gc=False):
+class Redelivered(Event, frozen=True):
     """The queue redelivered a message that this worker knows: *state* is ``running``, ``finished`` or ``early``."""
 
     delivery: Delivery
     state: str
 
 
-class AnnotationIgnored(Struct, frozen=True, gc=False):
+class AnnotationIgnored(Event, frozen=True):
     function: str
     annotation: str
     value: str
     reason: str
 
 
-class CallbackIgnored(Struct, frozen=True, gc=False):
+class CallbackIgnored(Event, frozen=True):
     """The message has a callback URL that cannot be posted to."""
 
     call_id: str
@@ -56,7 +61,7 @@ class CallbackIgnored(Struct, frozen=True, gc=False):
     reason: str
 
 
-class CallbackPosted(Struct, frozen=True, gc=False):
+class CallbackPosted(Event, frozen=True):
     """A callback was tried.
 
     *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
@@ -69,48 +74,40 @@ class CallbackPosted(Struct, frozen=True, gc=False):
     duration: float
 
 
-class DeadLettered(Struct, frozen=True, gc=False):
-    delivery: Delivery
-    call_id: str | None
-    function: str | None
-    reason: str
-    attempts: int
+class DeadLettered(Event, frozen=True):
+    letter: DeadLetter
     stored: bool
     """False where dead letters are switched off."""
 
 
-class DeadLetterNotStored(Struct, frozen=True, gc=False):
+class DeadLetterNotStored(Event, frozen=True):
     """A dead letter could not be stored, so the message stays on the queue."""
 
-    delivery: Delivery
-    call_id: str | None
+    letter: DeadLetter
     error: str
 
 
-class WorkCrashed(Struct, frozen=True):
+class WorkCrashed(Event, frozen=True, gc=True):
     """A bug in the worker ended the work on one message."""
 
     delivery: Delivery
     error: Exception
 
 
-# Leases.
+# Leases and limits.
 
 
-class LeasesExtended(Struct, frozen=True, gc=False):
+class LeasesExtended(Event, frozen=True):
     count: int
 
 
-class LeaseExpired(Struct, frozen=True, gc=False):
+class LeaseExpired(Event, frozen=True):
     """No extension was confirmed in time, so the invocation is cancelled: another worker may have the message."""
 
     delivery: Delivery
 
 
-# Limits.
-
-
-class LimitLearned(Struct, frozen=True, gc=False):
+class LimitLearned(Event, frozen=True):
     """The limit of a function's invocations in flight on this worker changed."""
 
     function: str
@@ -120,35 +117,35 @@ class LimitLearned(Struct, frozen=True, gc=False):
 # The broker.
 
 
-class Connected(Struct, frozen=True, gc=False):
+class Connected(Event, frozen=True):
     server: str
     reconnected: bool
 
 
-class Disconnected(Struct, frozen=True, gc=False):
+class Disconnected(Event, frozen=True):
     pass
 
 
-class BrokerFailure(Struct, frozen=True, gc=False):
+class BrokerFailure(Event, frozen=True):
     """An action at the broker failed, and is retried."""
 
     action: str
     error: str
 
 
-class BrokerMisconfigured(Struct, frozen=True, gc=False):
+class BrokerMisconfigured(Event, frozen=True):
     """The stream or consumer has become unusable; the worker retries until an operator has fixed it."""
 
     error: str
 
 
-class ConfigDrift(Struct, frozen=True, gc=False):
+class ConfigDrift(Event, frozen=True):
     """A stream or consumer differs from the settings, and is used as it is."""
 
     text: str
 
 
-class Created(Struct, frozen=True, gc=False):
+class Created(Event, frozen=True):
     """A stream or consumer was missing and was created. *recreated*: it went missing while the worker ran."""
 
     kind: str
@@ -156,72 +153,42 @@ class Created(Struct, frozen=True, gc=False):
     recreated: bool
 
 
-class ConsumerBound(Struct, frozen=True, gc=False):
+class ConsumerBound(Event, frozen=True):
     stream: str
     consumer: str
     ack_wait: float
 
 
-class SettlementUnconfirmed(Struct, frozen=True, gc=False):
+class SettlementUnconfirmed(Event, frozen=True):
     """The queue never confirmed settlements, and may redeliver their messages."""
 
     count: int
 
 
-class BacklogRead(Struct, frozen=True, gc=False):
+class BacklogRead(Event, frozen=True):
     backlog: Backlog
 
 
 # The worker.
 
 
-class Listening(Struct, frozen=True, gc=False):
-    """The worker serves metrics and health."""
-
+class Listening(Event, frozen=True):
     address: str
+    """Address of the server for metrics and health."""
 
 
-class DrainStarted(Struct, frozen=True, gc=False):
+class DrainStarted(Event, frozen=True):
     running: int
     timeout: float
 
 
-class DrainExpired(Struct, frozen=True, gc=False):
+class DrainExpired(Event, frozen=True):
     """Running invocations are cancelled and given back. *reason*: ``shutdown_timeout`` or ``second signal``."""
 
     running: int
     reason: str
 
 
-class DrainEnded(Struct, frozen=True, gc=False):
+class DrainEnded(Event, frozen=True):
     seconds: float
     unconfirmed: bool
-
-
-MessageEvent = (
-    InvocationStarted
-    | InvocationEnded
-    | Settled
-    | Redelivered
-    | AnnotationIgnored
-    | CallbackIgnored
-    | CallbackPosted
-    | DeadLettered
-    | DeadLetterNotStored
-    | WorkCrashed
-)
-LeaseEvent = LeasesExtended | LeaseExpired
-LimitEvent = LimitLearned
-BrokerEvent = (
-    Connected
-    | Disconnected
-    | BrokerFailure
-    | BrokerMisconfigured
-    | ConfigDrift
-    | Created
-    | ConsumerBound
-    | SettlementUnconfirmed
-    | BacklogRead
-)
-WorkerEvent = Listening | DrainStarted | DrainExpired | DrainEnded
-Event = MessageEvent | LeaseEvent | LimitEvent | BrokerEvent | WorkerEvent

@@ -36,15 +36,11 @@ class Lease:
         self.lost = False
         self._scope: trio.CancelScope | None = None
 
-    def guard(self, scope: trio.CancelScope) -> None:
-        """Cancel *scope* when the lease is lost, or now if it is."""
+    def guard(self, scope: trio.CancelScope | None) -> None:
+        """Cancel *scope* when the lease is lost, or now if it is; None: cancel nothing any more."""
         self._scope = scope
-        if self.lost:
+        if self.lost and scope:
             scope.cancel()
-
-    def unguard(self) -> None:
-        """Cancel no scope any more."""
-        self._scope = None
 
     def mark_lost(self) -> None:
         """Note that another worker may have the message, and cancel the guarded scope."""
@@ -61,8 +57,7 @@ class Leases:
     """All leases of one worker."""
 
     def __init__(self, queue: Queue, emit: Emit) -> None:
-        self._queue = queue
-        self._emit = emit
+        self._queue, self._emit = queue, emit
         self.terms = LeaseTerms(float("inf"))
         self._held: OrderedDict[MessageId, Lease] = OrderedDict()
         self._earlier = trio.Event()

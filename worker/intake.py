@@ -14,13 +14,13 @@ import trio
 
 from .admission import Admission
 from .events import Redelivered, Settled
-from .job import Job
+from .job import Job, Services
 from .model import (
     Abandon,
     CreditReturned,
     Delivery,
+    Final,
     FlowEnded,
-    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
@@ -35,8 +35,6 @@ from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decid
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
-from .services import Services
-from .slot import Slot
 
 
 class Intake:
@@ -84,11 +82,11 @@ class Intake:
             if not isinstance(each, Delivery):
                 self._apply(each)
             elif is_token_flow(each.flow):
-                self._admission.receive_token(each)
+                self._admission.tokens.receive(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:
+    def _apply(self, notice: Notice) -> None:  # noqa: C901 -- a case is a row of a table
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -96,13 +94,9 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
-            case _ if not is_token_flow(notice.flow):
-                self._apply_to_flow(notice)
-            case CreditReturned(flow, count):
-                self._admission.take_back(flow, count)
-
-    def _apply_to_flow(self, notice: FlowNotice) -> None:
-        match notice:
+            case _ if is_token_flow(notice.flow):
+                if isinstance(notice, CreditReturned):
+                    self._admission.tokens.take_back(notice.flow, notice.count)
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):
@@ -120,13 +114,8 @@ class Intake:
         before = services.leases.terms.lost_at(delivery.received_at)
         flow = self._shares.flow(delivery.flow)
         known = services.ledger.classify(delivery, now=now)
-        action = decide_delivery(
-            known,
-            newest=newest,
-            leased=now < before,
-            room=self._open and self._shares.has_room(flow),
-            token=self._admission.may_start(flow),
-        )
+        room, token = self._open and self._shares.has_room(flow), self._admission.may_start(flow)
+        action = decide_delivery(known, newest=newest, leased=now < before, room=room, token=token)
         if isinstance(action, Start):
             self._start(delivery, flow, action, now)
             return
@@ -153,9 +142,8 @@ class Intake:
         self._shares.start(flow, delivery.num_pending, now)
         services = self._services
         lease = services.leases.add(delivery)
-        slot = Slot(flow, self._on_limit_change, self._admission.start(flow))
-        retry = services.config.retry
-        self._jobs.append(Job(lease, start.attempt, start.delay, slot, self._admission, services, retry))
+        token, retry = self._admission.start(flow), services.config.retry
+        self._jobs.append(Job(lease, start.attempt, start.delay, flow, token, self._admission, services, retry))
         if self._idle:
             self._idle.unpark()
         else:
@@ -180,21 +168,17 @@ class Intake:
 
     def _free(self, job: Job) -> None:
         """Free the slot of a job that has settled, and decide which flow gets it."""
-        now, flow = trio.current_time(), job.slot.flow
-        redelivery_at = None if job.redelivery_in is None else now + job.redelivery_in
+        now, flow, verdict = trio.current_time(), job.flow, job.verdict
+        redelivery_at = now + verdict.delay if isinstance(verdict, Nak) else None
         held_for = now - job.lease.delivery.received_at
-        self._shares.finish(flow, held_for, final=job.final, redelivery_at=redelivery_at)
-        self._admission.finish(flow, job.slot.token)  # after that, because its cap depends on what still runs
+        self._shares.finish(flow, held_for, final=isinstance(verdict, Final), redelivery_at=redelivery_at)
+        self._admission.finish(flow, job.token)  # after that, because its cap depends on what still runs
         self._decide(now)
 
     def _make_flow(self, name: str) -> Flow:
         flow = self._services.config.make_flow(name)
         self._admission.add_flow(flow)
         return flow
-
-    def _on_limit_change(self, flow: Flow) -> None:
-        self._shares.mark_changed(flow)
-        self._decide()
 
     def _decide(self, now: float | None = None) -> None:
         """Give free slots to flows as credit, and recall credit that is needed elsewhere."""

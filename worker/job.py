@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 import trio
 
 from .admission import Admission
-from .callback import call_back
+from .drain import Drain
 from .events import (
     AnnotationIgnored,
     CallbackIgnored,
+    CallbackPosted,
     DeadLettered,
     DeadLetterNotStored,
     InvocationEnded,
     InvocationStarted,
+    Settled,
     WorkCrashed,
 )
-from .heartbeat import Lease
+from .heartbeat import Lease, Leases
 from .model import (
     Abandon,
+    Ack,
     Attempted,
     Crashed,
     DeadLetter,
@@ -37,12 +41,12 @@ from .model import (
 )
 from .policy.decide import decide, status_of
 from .policy.decode import decode
-from .policy.report import make_callback
+from .policy.flow import Flow
+from .policy.ledger import Ledger
+from .policy.report import is_delivered, is_retriable, make_callback
 from .policy.retry import Backoff, Retry, apply_annotations
-from .ports import BrokerUnavailableError
-from .services import Services
-from .settle import settle
-from .slot import Slot
+from .ports import BrokerUnavailableError, Callbacks, Emit, Functions, Queue, Quotas
+from .timers import Timers
 
 T = TypeVar("T")
 
@@ -50,6 +54,47 @@ _DEAD_LETTER_TRIES = 5
 """Attempts to store a dead letter before its message is returned to the queue."""
 _DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
 """Waits between those attempts: 7.5 s in all, longer than the election of a stream's leader takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """The settings of the core."""
+
+    slots: int
+    """Most invocations at once."""
+    retry: Retry
+    """The retry policy for functions without annotations."""
+    callback_attempts: int
+    callback_backoff: Backoff
+    dead_letters: bool
+    """Whether messages that are given up are stored; if not, they are only logged."""
+    settle_within: float
+    """Seconds that the end of a drain waits until the queue has confirmed the last settlements."""
+    namespace: str
+    """The namespace of a function that is named without one."""
+    user_agent: str
+    make_flow: Callable[[str], Flow] = Flow
+    """Creates the numbers of a flow by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The services of one worker, shared by all its jobs."""
+
+    queue: Queue
+    quotas: Quotas
+    functions: Functions
+    callbacks: Callbacks
+    emit: Emit
+    leases: Leases
+    ledger: Ledger
+    timers: Timers
+    drain: Drain
+    config: CoreConfig
+    rng: Callable[[], float]
+    """Random numbers in [0, 1)."""
+    utc_now: Callable[[], float]
+    """Wall-clock time (s since the epoch), for comparison with dates only: waits use Trio's clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,48 +105,47 @@ class Job:
     attempt: int
     delay: float
     """Seconds of back-off to wait before the invocation."""
-    slot: Slot
+    flow: Flow
+    """The flow whose slot the job has."""
+    token: Lease | None
+    """The lease of the invocation's token; when it is lost, the invocation must end."""
     admission: Admission
     services: Services
     retry: Retry
     """The retry policy; the message's annotations may change it."""
     invocation: Invocation | None = None
     """None until the request is sent."""
+    in_flight: bool = False
+    """Whether the flow's limiter counts the invocation as in flight."""
     started_at: float = 0.0
     duration: float = 0.0
     outcome: Outcome | None = None
     counts: bool = True
     """Whether the job counts as an attempt."""
-    if_cancelled: Verdict = Nak()  # noqa: RUF009 -- an immutable value
-    """The verdict if the job is cancelled between the outcome and the settlement."""
-    final: bool = False
-    """Whether the message has left the queue."""
-    redelivery_in: float | None = None
-    """Seconds until the queue redelivers the message, after a nak."""
+    verdict: Verdict = Nak()  # noqa: RUF009 -- an immutable value
+    """The verdict of the settlement; before it, the one if the job is cancelled between outcome and settlement."""
 
     async def run(self, scope: trio.CancelScope) -> None:
         """Attempt the message, and settle it.
 
-        Args:
-            scope: the scope around this call alone. The end of the drain's time or the loss of the lease cancels it;
-                then the caller must call :meth:`settle_cancelled`.
+        *scope* is around this call alone. The end of the drain's time or the loss of the lease cancels it; then the
+        caller must call :meth:`settle_cancelled`.
         """
-        self.services.drain.work.add(scope)
+        self.services.drain.add(scope)
         self.lease.guard(scope)
-        if token := self.slot.token:
-            token.guard(scope)
+        if self.token:
+            self.token.guard(scope)
         try:
             attempted = await self.catch_crash(self.attempt_message())
             if isinstance(attempted, Crashed):
-                attempted = attempted, self.decide(attempted)
+                attempted = attempted, self.end_attempt(attempted)
             outcome, verdict = attempted
-            self.emit_end(outcome, verdict)
             has_callback = self.invocation is not None and self.invocation.callback is not None
             if isinstance(verdict, Term) or (has_callback and isinstance(verdict, Final)):
                 verdict = await self.conclude(outcome, verdict)
             self._settle(verdict)
         finally:
-            self.services.drain.work.discard(scope)
+            self.services.drain.jobs.discard(scope)
 
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
         """Await a step; return an exception as :class:`Crashed`, so that a bug in one message stops no other."""
@@ -116,7 +160,7 @@ class Job:
     async def attempt_message(self) -> tuple[Outcome, Verdict]:
         """Decode the message, invoke the function, and decide."""
         outcome = await self.decode_and_invoke()
-        return outcome, self.decide(outcome)
+        return outcome, self.end_attempt(outcome)
 
     async def decode_and_invoke(self) -> Outcome:
         """Decode the message, wait out its back-off, invoke the function, and return the outcome."""
@@ -135,8 +179,8 @@ class Job:
     def _apply_annotations(self, invocation: Invocation) -> None:
         """Apply the function's annotations to this job's retries, and to the function's quota on all workers."""
         self.retry, ignored = apply_annotations(self.retry, invocation.annotations)
-        if self.slot.flow.function:
-            ignored += self.admission.observe(self.slot.flow, invocation.annotations, self.lease.delivery.id[1])
+        if self.flow.function:
+            ignored += self.admission.observe(self.flow, invocation.annotations, self.lease.delivery.id[1])
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
@@ -145,38 +189,33 @@ class Job:
         stored_at = self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
-        self.slot.start_invocation(self.started_at)
+        if limiter := self.flow.limiter:
+            self.in_flight = True
+            due = limiter.due
+            limiter.started(self.started_at)
+            if limiter.due != due:
+                self.admission.limit_changed(self.flow)
         return await self.services.functions.invoke(invocation)
 
-    def decide(self, outcome: Outcome) -> Verdict:
-        """Return the verdict, and note whether the attempt counts."""
-        probe_wait = self.slot.end_invocation(self.started_at, trio.current_time(), status_of(outcome))
+    def end_attempt(self, outcome: Outcome) -> Verdict:
+        """Return the verdict, note whether the attempt counts, and emit the end of an invocation that was started."""
+        services, probe_wait = self.services, None
+        if self.in_flight and self.flow.limiter:
+            self.in_flight = False
+            probe_wait = self.flow.limiter.ended(self.started_at, trio.current_time(), status_of(outcome))
+            self.admission.limit_changed(self.flow)
+        draw, now = services.rng(), services.utc_now()
         verdict, self.counts = decide(
-            outcome,
-            attempt=self.attempt,
-            retry=self.retry,
-            draw=self.services.rng(),
-            now=self.services.utc_now(),
-            probe_wait=probe_wait,
+            outcome, attempt=self.attempt, retry=self.retry, draw=draw, now=now, probe_wait=probe_wait
         )
-        return verdict
-
-    def emit_end(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Emit the end of an invocation, if one was started."""
         self.outcome = outcome
         if self.invocation:
             self.duration = trio.current_time() - self.started_at
-            self.services.emit(
-                InvocationEnded(
-                    self.invocation,
-                    self.attempt,
-                    self.retry.attempts,
-                    outcome,
-                    verdict,
-                    self.duration,
-                    counts=self.counts or not isinstance(outcome, Attempted),
-                )
+            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted)
+            services.emit(
+                InvocationEnded(self.invocation, self.attempt, attempts, outcome, verdict, self.duration, counts)
             )
+        return verdict
 
     # After a final verdict: what must happen before the message leaves the queue.
 
@@ -186,42 +225,24 @@ class Job:
         If the job is cancelled before that, the message returns to the queue, and its next delivery repeats all steps.
         After a callback has failed once, the verdict stands instead: a callback must not make a function run twice.
         """
-        concluded = await self.catch_crash(self._conclude(outcome, verdict))
-        if isinstance(concluded, Crashed):
-            # The message stays on the queue: nothing leaves it without its dead letter.
-            concluded = Nak(self.retry.backoff.max_wait)
-        self.counts = isinstance(concluded, Final)
-        return concluded
-
-    async def _conclude(self, outcome: Outcome, verdict: Final) -> Verdict:
-        def callback_failed() -> None:
-            self.if_cancelled = verdict
-
-        if isinstance(verdict, Term) and not await self._store_dead_letter(outcome, verdict):
-            # Return the message to the queue, where it is safe, because other messages need the slot.
+        if isinstance(verdict, Term) and await self.catch_crash(self._store_dead_letter(outcome, verdict)) is not True:
+            # Nothing leaves the queue without its dead letter. It is safe there, and other messages need the slot.
+            self.counts = False
             return Nak(self.retry.backoff.max_wait)
         if self.invocation:
             # The verdict stands even if this crashes: a bug in a callback must not make the function run again.
-            await self.catch_crash(self._post_callback(self.invocation, outcome, callback_failed))
+            await self.catch_crash(self._post_callback(self.invocation, outcome, verdict))
         return verdict
 
     async def _store_dead_letter(self, outcome: Outcome, verdict: Term) -> bool:
         """Store the dead letter, and return whether that succeeded."""
-        invocation, delivery = self.invocation, self.lease.delivery
-        letter = DeadLetter(
-            delivery=delivery,
-            reason=verdict.reason,
-            attempts=self.attempt if invocation else 0,
-            call_id=invocation.call_id if invocation else None,
-            function=invocation.label if invocation else None,
-            status=status_of(outcome),
-        )
+        sent = self.invocation
+        attempts, call_id, function = (self.attempt, sent.call_id, sent.label) if sent else (0, None, None)
+        letter = DeadLetter(self.lease.delivery, verdict.reason, attempts, call_id, function, status_of(outcome))
         stored = self.services.config.dead_letters
         if stored and not await self._try_to_store(letter):
             return False
-        self.services.emit(
-            DeadLettered(delivery, letter.call_id, letter.function, letter.reason, letter.attempts, stored=stored)
-        )
+        self.services.emit(DeadLettered(letter, stored))
         return True
 
     async def _try_to_store(self, letter: DeadLetter) -> bool:
@@ -229,24 +250,34 @@ class Job:
             try:
                 await self.services.queue.store_dead_letter(letter)
             except BrokerUnavailableError as error:
-                self.services.emit(DeadLetterNotStored(letter.delivery, letter.call_id, str(error)))
+                self.services.emit(DeadLetterNotStored(letter, str(error)))
                 if number < _DEAD_LETTER_TRIES:
                     await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
             else:
                 return True
         return False
 
-    async def _post_callback(self, invocation: Invocation, outcome: Outcome, failed_once: Callable[[], None]) -> None:
+    async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
+        """Post the callback, if there is one, until it is delivered or given up."""
+        config, attempts = self.services.config, self.retry.attempts
+        attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
+        agent, duration = config.user_agent, self.duration
         callback = make_callback(
-            invocation,
-            outcome,
-            attempt=min(self.attempt, self.retry.attempts),  # a delivery count may exceed the allowed attempts
-            attempts=self.retry.attempts,
-            duration=self.duration,
-            user_agent=self.services.config.user_agent,
+            invocation, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent=agent
         )
-        if callback:
-            await call_back(callback, invocation, self.services, failed_once)
+        if not callback:
+            return
+        for number in count(1):
+            began = trio.current_time()
+            result = await self.services.callbacks.post(callback)
+            retry = number < config.callback_attempts and is_retriable(result)
+            wait = config.callback_backoff.delay(number, draw=self.services.rng()) if retry else None
+            duration = trio.current_time() - began
+            self.services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, duration))
+            if wait is None:
+                return
+            self.verdict = verdict
+            await self.services.timers.wait(wait, "callback")
 
     # The end.
 
@@ -254,15 +285,29 @@ class Job:
         """Settle after :meth:`run` was cancelled."""
         lost = self.lease.lost
         if self.outcome is None:
-            outcome: Outcome = LeaseLost() if lost else Interrupted()
-            verdict = self.decide(outcome)
-            self.emit_end(outcome, verdict)
+            verdict = self.end_attempt(LeaseLost() if lost else Interrupted())
         else:
-            verdict = Abandon() if lost else self.if_cancelled
+            verdict = Abandon() if lost else self.verdict
             self.counts = isinstance(verdict, Final)
         self._settle(verdict)
 
     def _settle(self, verdict: Verdict) -> None:
-        self.final = isinstance(verdict, Final)
-        self.redelivery_in = verdict.delay if isinstance(verdict, Nak) else None
+        self.verdict = verdict
         settle(self.services, self.lease, self.attempt, verdict, counts=self.counts)
+
+
+def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    """End a lease by the verdict on attempt number *attempt*; *counts*: whether it counts as an attempt.
+
+    Nothing here waits, so nothing here can be cancelled halfway.
+    """
+    now = trio.current_time()
+    before = services.leases.lost_at(lease)
+    if (lease.lost or now >= before) and not isinstance(verdict, Ack):
+        # Another worker may have the message, and a NAK or Term would disturb it. An Ack states what stays true.
+        verdict = Abandon()
+    services.leases.remove(lease)
+    services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
+    if not isinstance(verdict, Abandon):
+        services.queue.settle(lease.delivery, verdict, before=before)
+    services.emit(Settled(verdict))

@@ -13,6 +13,10 @@ class BrokerUnavailableError(Exception):
     """The broker did not answer, or did not confirm that it stored a message."""
 
 
+class MisconfiguredError(Exception):
+    """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
+
+
 class Consumer(Protocol):
     """The queue's messages, requested by credit for each *flow*.
 
@@ -52,10 +56,8 @@ class Queue(Protocol):
     async def consume(self) -> Consumer:
         """Return a consumer of the queue, or of this worker's partition; create a stream or consumer that is missing.
 
-        Wait for the broker without a limit.
-
-        Raises:
-            MisconfiguredError: the existing stream or consumer cannot be used, or the broker refuses the credentials.
+        Wait for the broker without a limit. :class:`MisconfiguredError` is raised if the existing stream or consumer
+        cannot be used, or the broker refuses the credentials.
         """
 
     def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
@@ -72,18 +74,10 @@ class Queue(Protocol):
         """Wait until every settlement so far is confirmed."""
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
-        """Store a dead letter.
-
-        Raises:
-            BrokerUnavailableError: the broker did not confirm it.
-        """
+        """Store a dead letter; raise :class:`BrokerUnavailableError` if the broker did not confirm it."""
 
     async def backlog(self) -> Backlog:
-        """Return the counts of the stream's messages.
-
-        Raises:
-            BrokerUnavailableError: the queue did not answer.
-        """
+        """Return the counts of the stream's messages; raise :class:`BrokerUnavailableError` without an answer."""
 
 
 class Quotas(Protocol):
@@ -95,10 +89,7 @@ class Quotas(Protocol):
     """
 
     def agreed(self, function: str) -> Quota | None:
-        """Return the quota that all workers have agreed on for a function, None if there never was one.
-
-        The consumer reports changes as :class:`~worker.model.QuotaChanged`.
-        """
+        """Return a function's agreed quota, None if there never was one; :class:`QuotaChanged` reports changes."""
 
     def propose(self, function: str, quota: Quota, stored: int) -> None:
         """Propose the quota in a message that was stored at time *stored* (ns since the epoch).
@@ -108,10 +99,6 @@ class Quotas(Protocol):
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
         """Return a token, to be redelivered *delay* seconds from now. Like a nak it is not sent after *before*."""
-
-
-class MisconfiguredError(Exception):
-    """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
 
 
 class Functions(Protocol):

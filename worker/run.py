@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import trio
 
-from .events import DrainEnded
+from .events import BacklogRead, DrainEnded
 from .intake import Intake
-from .services import Services
+from .job import Services
+from .ports import BrokerUnavailableError, Emit, Queue
+
+_BACKLOG_EVERY = 2.0
+"""Seconds: a few times for each scrape of a busy Prometheus, and almost no work for the server."""
 
 
 async def run(services: Services, stops: AsyncIterator[object]) -> None:
-    """Work until a drain has ended.
-
-    Args:
-        services: the ports, the books and the configuration.
-        stops: yields when the worker is asked to stop, and again when it is asked to hurry.
+    """Work until a drain has ended. *stops* yields when the worker is asked to stop, and again when it is to hurry.
 
     Raises:
         worker.ports.MisconfiguredError: the stream or consumer at the broker cannot work.
@@ -27,7 +28,7 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
         background.start_soon(services.timers.run)
         async with trio.open_nursery() as jobs:
             intake = Intake(services, jobs)
-            with services.drain.intake.scope():
+            with services.drain.intake:
                 await intake.run(await services.queue.consume())
             await intake.stop()
             # Leaving this block waits for every job to settle.
@@ -36,3 +37,11 @@ async def run(services: Services, stops: AsyncIterator[object]) -> None:
         seconds = trio.current_time() - services.drain.started_at
         services.emit(DrainEnded(seconds, unconfirmed=patience.cancelled_caught))
         background.cancel_scope.cancel()
+
+
+async def watch_backlog(queue: Queue, emit: Emit) -> None:
+    """Emit the stream's backlog every few seconds until cancelled. The adapter reports why it cannot be read."""
+    while True:
+        with suppress(BrokerUnavailableError):
+            emit(BacklogRead(await queue.backlog()))
+        await trio.sleep(_BACKLOG_EVERY)

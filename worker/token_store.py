@@ -30,15 +30,13 @@ class TokenStore:
 
     def set_quota(self, function: str, quota: Quota) -> None:
         """Use a function's new quota, and give back the tokens that are too many under it."""
-        tokens = self._functions.get(function)
-        if not tokens:
-            if needs_tokens(quota):
-                self._functions[function] = FunctionTokens(quota)
-            return
-        tokens.quota = quota
-        for lease in [lease for lease in tokens.free if not self._uses(lease)]:
-            tokens.remove(lease, held=False)
-            self._give_back(TokenReturn(lease))
+        if tokens := self._functions.get(function):
+            tokens.quota = quota
+            for lease in [lease for lease in tokens.free if not self._uses(lease)]:
+                tokens.remove(lease, held=False)
+                self._give_back(TokenReturn(lease))
+        elif needs_tokens(quota):
+            self._functions[function] = FunctionTokens(quota)
 
     def room(self, function: str) -> float:
         """Return how many invocations of a function may start now; infinite where it needs no tokens."""
@@ -96,12 +94,9 @@ class TokenStore:
         if not held:
             return
         tokens = self._functions[function]
-        if held.lost:
-            self._forget(held)
-            tokens.remove(held, held=True)
-        elif self._uses(held):
+        if self._uses(held) and not held.lost:
             tokens.release(held)
-        else:  # the cap was lowered, or lifted
+        else:  # the cap was lowered or lifted, or another worker has the token
             tokens.remove(held, held=True)
             self._give_back(TokenReturn(held))
 

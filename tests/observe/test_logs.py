@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 
 import orjson
@@ -12,7 +11,19 @@ from msgspec.structs import replace
 
 from worker import events as e
 from worker.config import load
-from worker.model import Abandon, Ack, Backlog, Delivery, Invocation, Malformed, Nak, NoResponse, Responded, Term
+from worker.model import (
+    Abandon,
+    Ack,
+    Backlog,
+    DeadLetter,
+    Delivery,
+    Invocation,
+    Malformed,
+    Nak,
+    NoResponse,
+    Responded,
+    Term,
+)
 from worker.observe.logs import DEBUG_EVENTS, LOG_LINES, configure, log_sink
 
 SECRET = "s3cr3t"
@@ -29,6 +40,7 @@ INVOCATION = Invocation(
     callback=f"https://user:{SECRET}@example.com:8443/{SECRET}?token={SECRET}",
     started="1",
 )
+LETTER = DeadLetter(DELIVERY, "gave up", 3, "call-1", "f.ns", 503)
 ANSWER = Responded(503, ((b"X", SECRET.encode()),), SECRET.encode(), 6)
 EVENTS: list[e.Event] = [
     e.InvocationStarted(INVOCATION, 1, 0.5),
@@ -43,9 +55,9 @@ EVENTS: list[e.Event] = [
     e.CallbackPosted(INVOCATION, 200, True, None, 0.1),
     e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1),
     e.CallbackPosted(INVOCATION, "refused", False, None, 0.1),
-    e.DeadLettered(DELIVERY, "call-1", "f.ns", "gave up", 3, True),
-    e.DeadLettered(DELIVERY, None, None, "not JSON", 0, False),
-    e.DeadLetterNotStored(DELIVERY, "call-1", "no answer"),
+    e.DeadLettered(LETTER, True),
+    e.DeadLettered(DeadLetter(DELIVERY, "not JSON", 0, None, None, None), False),
+    e.DeadLetterNotStored(LETTER, "no answer"),
     e.WorkCrashed(DELIVERY, ValueError("bug")),
     e.LimitLearned("echo.openfaas-fn", 7),
     e.LeasesExtended(3),
@@ -86,8 +98,25 @@ def _lines(capfdbinary: pytest.CaptureFixture[bytes], events: list[e.Event], **e
 
 def test_log_lines_contain_every_event() -> None:
     """Each event has an entry in the table and an example in this test."""
-    kinds = {kind for union in typing.get_args(e.Event) for kind in (typing.get_args(union) or (union,))}
-    assert set(LOG_LINES) == kinds == {type(event) for event in EVENTS}
+    assert set(LOG_LINES) == set(e.Event.__subclasses__()) == {type(event) for event in EVENTS}
+
+
+def test_log_fields_of_plain_events_have_their_names() -> None:
+    """These lines have the event's own fields, whose names and order are part of the log's format."""
+    names: dict[type[e.Event], list[str]] = {
+        e.AnnotationIgnored: ["function", "annotation", "value", "reason"],
+        e.CallbackIgnored: ["call_id", "function", "reason"],
+        e.LimitLearned: ["function", "limit"],
+        e.LeasesExtended: ["count"],
+        e.Disconnected: [],
+        e.BrokerMisconfigured: ["error"],
+        e.ConsumerBound: ["stream", "consumer", "ack_wait"],
+        e.SettlementUnconfirmed: ["count"],
+        e.Listening: ["address"],
+        e.DrainStarted: ["running", "timeout"],
+    }
+    lines = {type(event): LOG_LINES[type(event)](event)[2] for event in EVENTS}
+    assert {event: list(lines[event]) for event in names} == names
 
 
 def test_debug_events_are_those_with_debug_lines() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from worker import events as e
 from worker.config import load
-from worker.model import Ack, Backlog, Delivery, Interrupted, Invocation, Nak, Responded, Term
-from worker.observe import function_metrics as module
+from worker.model import Ack, Backlog, DeadLetter, Delivery, Interrupted, Invocation, Nak, Responded, Term
+from worker.observe import metrics as module
 from worker.observe.metrics import Metrics
 
 INVOCATION = Invocation("c", "echo", "echo.fn", "POST", b"/function/echo", (), b"", {}, None, "1")
@@ -87,7 +87,7 @@ def test_functions_beyond_the_limit_share_one_series(metrics: Metrics, monkeypat
 @pytest.mark.parametrize(("attempts", "kind"), [(3, "exhausted"), (0, "undecodable")])
 def test_dead_letter_event_counts_by_kind(metrics: Metrics, attempts: int, kind: str) -> None:
     """A message that used up its attempts counts separately from one that cannot be decoded."""
-    metrics(e.DeadLettered(DELIVERY, "c", "f.ns", "x", attempts, True))
+    metrics(e.DeadLettered(DeadLetter(DELIVERY, "x", attempts, "c", "f.ns", None), True))
     assert _value(metrics, "queue_worker_dead_letters_total", queue_name="q", kind=kind) == 1
 
 

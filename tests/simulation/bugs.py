@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from worker.admission import Admission
-from worker.drain import CancelGroup, Drain
+from worker.drain import Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
 from worker.intake import Intake
-from worker.job import Job
+from worker.job import Job, settle
 from worker.model import Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term, Verdict
 from worker.policy import ledger
 from worker.policy.decide import decide
@@ -21,7 +21,6 @@ from worker.policy.ledger import Ledger
 from worker.policy.report import make_callback
 from worker.policy.retry import Backoff
 from worker.policy.shares import Shares
-from worker.settle import settle
 
 Patch = pytest.MonkeyPatch
 
@@ -78,7 +77,7 @@ def callback_for_retried_response(patch: Patch) -> None:
     async def invoke_and_post(self: Job) -> Any:
         outcome = await outcome_of(self)
         if self.invocation and isinstance(outcome, Responded):
-            await self._post_callback(self.invocation, outcome, lambda: None)
+            await self._post_callback(self.invocation, outcome, Ack())
         return outcome
 
     patch.setattr(Job, "decode_and_invoke", invoke_and_post)
@@ -89,9 +88,9 @@ def no_callback_for_given_up_message(patch: Patch) -> None:
     """Post no callback for a message that is given up."""
     post = Job._post_callback
 
-    async def post_unless_last(self: Job, invocation: Any, outcome: Any, failed_once: Any) -> None:
+    async def post_unless_last(self: Job, invocation: Any, outcome: Any, verdict: Any) -> None:
         if self.attempt < self.retry.attempts:
-            await post(self, invocation, outcome, failed_once)
+            await post(self, invocation, outcome, verdict)
 
     patch.setattr(Job, "_post_callback", post_unless_last)
 
@@ -173,25 +172,20 @@ def jitter_lengthens_the_wait(patch: Patch) -> None:
 @shows_without_faults
 def no_extension_in_drain(patch: Patch) -> None:
     """Record extensions in a drain without sending them."""
-    init, cancel, renew, draining = Leases.__init__, CancelGroup.cancel, Leases._renew, list[CancelGroup]()
+    init, renew, drains = Drain.__init__, Leases._renew, list[Drain]()
 
-    def init_and_clear(self: Leases, queue: Any, emit: Any) -> None:
-        init(self, queue, emit)
-        draining.clear()
-
-    def cancel_and_record(self: CancelGroup) -> None:
-        cancel(self)
-        draining.append(self)
+    def init_and_record(self: Drain, timeout: float, emit: Any) -> None:
+        init(self, timeout, emit)
+        drains.append(self)
 
     def renew_unless_draining(self: Leases, now: float) -> None:
-        if not draining:
+        if not any(drain.intake.cancel_called for drain in drains if drain._emit == self._emit):
             return renew(self, now)
         for lease in self._held.values():
             lease.confirmed_at = lease.sent_at = now
         return None
 
-    patch.setattr(Leases, "__init__", init_and_clear)
-    patch.setattr(CancelGroup, "cancel", cancel_and_record)
+    patch.setattr(Drain, "__init__", init_and_record)
     patch.setattr(Leases, "_renew", renew_unless_draining)
 
 

@@ -143,7 +143,7 @@ def idle_worker_holds_nothing(life: Life, worker: SimulatedWorker) -> None:
     assert not services.leases._held, "a lease is extended forever"
     assert not services.timers.waiting.total(), "a timer waits forever"
     assert not services.ledger._running, "the ledger lists an ended message as running"
-    assert not len(services.drain.work) + len(services.drain.intake), "a cancel group contains an ended scope"
+    assert not services.drain.jobs, "the drain has the scope of an ended job"
     unsettled = any(each.settlement for each in worker.queue._outbox.values())
     unconfirmed = any(event.unconfirmed for event in worker.events_of(DrainEnded))
     assert unconfirmed or not unsettled, "a settlement was not confirmed, and the drain did not report it"

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
+from worker.job import CoreConfig, Services
 from worker.model import Delivery, Settlement
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
@@ -23,7 +24,6 @@ from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
 from worker.policy.retry import Backoff, Retry
 from worker.run import run
-from worker.services import CoreConfig, Services
 from worker.timers import Timers
 
 from .functions import Answer, FakeClients, Outside, Reply

@@ -16,13 +16,13 @@ from functools import partial
 import trio
 
 from .. import __version__
-from ..backlog import watch_backlog
 from ..config import Settings
 from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
 from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
+from ..job import CoreConfig, Services
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
@@ -34,8 +34,7 @@ from ..policy.limiter import Limiter
 from ..policy.names import label_of
 from ..policy.processes import share, share_minimums
 from ..policy.retry import Backoff, Jitter, Retry
-from ..run import run
-from ..services import CoreConfig, Services
+from ..run import run, watch_backlog
 from ..timers import Timers
 from . import STOP_SIGNALS
 
@@ -122,7 +121,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
 async def _serve_parent(rank: WorkerRank, observed: _Observed, drain: Drain) -> None:
     """Answer the parent's queries. When the parent has ended, drain, because no other process would end this one."""
     await rank.serve(observed)
-    if not drain.intake.cancelled:
+    if not drain.intake.cancel_called:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -152,7 +151,7 @@ def _new_flow(settings: Settings, name: str) -> Flow:
 
 
 class _Observed:
-    """See :class:`worker.observe.status.WorkerStatus`."""
+    """See :class:`worker.observe.WorkerStatus`."""
 
     def __init__(self, metrics: Metrics, queue: NatsQueue, services: Services) -> None:
         self._metrics, self._queue, self._services = metrics, queue, services
@@ -164,6 +163,6 @@ class _Observed:
         return None  # an answer is itself the proof that the loop runs
 
     async def not_ready(self) -> str | None:
-        if self._services.drain.intake.cancelled:
+        if self._services.drain.intake.cancel_called:
             return "draining"
         return None if self._queue.ready else "not connected to NATS, or no consumer there"

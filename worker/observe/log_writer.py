@@ -24,12 +24,9 @@ _ELLIPSIS = " ... "
 
 
 class LogWriter(trio.abc.Instrument):
-    """A logger for structlog, which gathers lines, and an instrument of Trio, which writes them.
+    """A logger for structlog, which gathers lines, and an instrument of Trio, which writes them to a file descriptor.
 
-    Args:
-        file: the descriptor of the file.
-        shared: whether other processes write to the file.
-        json: whether each line is a JSON object, which truncating it must preserve.
+    *shared*: whether other processes write to it. *json*: whether each line is a JSON object, also when truncated.
     """
 
     def __init__(self, file: int, *, shared: bool = False, json: bool = False) -> None:

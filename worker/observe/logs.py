@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 import orjson
 import structlog
+from msgspec.structs import asdict
 
 from .. import events as e
 from ..config import Settings
-from ..model import Abandon, Ack, Delivery, Nak, Responded, Term
+from ..model import Ack, Delivery, Nak, Responded, Term
 from ..policy.decide import describe, status_of
 from ..ports import Emit
 from .log_writer import LogWriter
@@ -28,9 +29,7 @@ _MAX_WARNED = 1_000
 def configure(settings: Settings, *, process: int | None = None) -> LogWriter:
     """Configure structlog to write to standard output, as JSON or for people.
 
-    Args:
-        settings: the encoding and the level.
-        process: the number of this process if several write there; it is added to each line.
+    *process* is the number of this process if several write there; it is added to each line.
     """
     sys.stdout.flush()  # the writer bypasses its buffer
     json = settings.log_encoding == "json"
@@ -96,21 +95,15 @@ def log_sink(settings: Settings) -> Emit:
     return sink
 
 
-def _line(level: str, name: str, **fields: Any) -> LogLine:
-    return level, name, fields
+def _own_fields(level: str, name: str) -> Callable[[Any], LogLine]:
+    """Return a maker of lines with the event's own fields."""
+    return lambda event: (level, name, asdict(event))
 
 
 def _invocation_started(event: e.InvocationStarted) -> LogLine:
-    return _line(
-        "debug",
-        "Invoke",
-        call_id=event.invocation.call_id,
-        function=event.invocation.label,
-        attempt=event.attempt,
-        method=event.invocation.method,
-        bytes=len(event.invocation.body),
-        waited=round(event.waited, 6),
-    )
+    invocation, waited = event.invocation, round(event.waited, 6)
+    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": len(invocation.body), "waited": waited}
+    return "debug", "Invoke", {"call_id": invocation.call_id, "function": invocation.label} | fields
 
 
 def _invocation_ended(event: e.InvocationEnded) -> LogLine:
@@ -123,18 +116,15 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
         "bytes": event.outcome.size if isinstance(event.outcome, Responded) else 0,
     }
     if not isinstance(event.verdict, Ack):
-        fields |= _next_step(event.verdict)
+        if isinstance(event.verdict, Nak):
+            fields["retry_in"] = round(event.verdict.delay, 3)
+        else:
+            fields["given_up" if isinstance(event.verdict, Term) else "abandoned"] = True
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
     if not event.counts:
         fields["counts"] = False
     return "info", "Invoked", fields
-
-
-def _next_step(verdict: Nak | Term | Abandon) -> dict[str, Any]:
-    if isinstance(verdict, Nak):
-        return {"retry_in": round(verdict.delay, 3)}
-    return {"given_up" if isinstance(verdict, Term) else "abandoned": True}
 
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:
@@ -154,14 +144,8 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
 
 def _dead_lettered(event: e.DeadLettered) -> LogLine:
     name = "Dead letter" if event.stored else "Message discarded because dead_letter is false"
-    fields = {"call_id": event.call_id, "function": event.function, "reason": event.reason, "attempts": event.attempts}
-    return "error", name, fields | _message(event.delivery)
-
-
-def _created(event: e.Created) -> LogLine:
-    if event.recreated:
-        return "warning", f"Recreated the missing {event.kind}", {event.kind: event.name}
-    return "info", f"Created the {event.kind}", {event.kind: event.name}
+    fields = {field: getattr(event.letter, field) for field in ("call_id", "function", "reason", "attempts")}
+    return "error", name, fields | _message(event.letter.delivery)
 
 
 def _drain_ended(event: e.DrainEnded) -> LogLine:
@@ -186,50 +170,48 @@ DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.Leas
 LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationStarted: _invocation_started,
     e.InvocationEnded: _invocation_ended,
-    e.Settled: lambda ev: _line("debug", "Settled", verdict=type(ev.verdict).__name__.lower()),
-    e.Redelivered: lambda ev: _line("info", "Redelivered", known_as=ev.state, **_message(ev.delivery)),
-    e.AnnotationIgnored: lambda ev: (
-        "warning",
-        "Annotation ignored",
-        {"function": ev.function, "annotation": ev.annotation, "value": ev.value[:80], "reason": ev.reason},
-    ),
-    e.CallbackIgnored: lambda ev: _line(
-        "warning", "Callback ignored because of its URL", call_id=ev.call_id, function=ev.function, reason=ev.reason
-    ),
+    e.Settled: lambda ev: ("debug", "Settled", {"verdict": type(ev.verdict).__name__.lower()}),
+    e.Redelivered: lambda ev: ("info", "Redelivered", {"known_as": ev.state} | _message(ev.delivery)),
+    e.AnnotationIgnored: _own_fields("warning", "Annotation ignored"),
+    e.CallbackIgnored: _own_fields("warning", "Callback ignored because of its URL"),
     e.CallbackPosted: _callback_posted,
     e.DeadLettered: _dead_lettered,
-    e.DeadLetterNotStored: lambda ev: _line(
-        "error", "Dead letter not stored; trying again", call_id=ev.call_id, error=ev.error, **_message(ev.delivery)
+    e.DeadLetterNotStored: lambda ev: (
+        "error",
+        "Dead letter not stored; trying again",
+        {"call_id": ev.letter.call_id, "error": ev.error} | _message(ev.letter.delivery),
     ),
-    e.WorkCrashed: lambda ev: _line(
-        "error", "Internal error in one message", error=repr(ev.error), exc_info=ev.error, **_message(ev.delivery)
+    e.WorkCrashed: lambda ev: (
+        "error",
+        "Internal error in one message",
+        {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
     ),
-    e.LimitLearned: lambda ev: _line("debug", "Limit learned", function=ev.function, limit=ev.limit),
-    e.LeasesExtended: lambda ev: _line("debug", "Leases extended", count=ev.count),
-    e.LeaseExpired: lambda ev: _line(
-        "warning", "Lease lost: NATS confirmed no extension in time; invocation cancelled", **_message(ev.delivery)
+    e.LimitLearned: _own_fields("debug", "Limit learned"),
+    e.LeasesExtended: _own_fields("debug", "Leases extended"),
+    e.LeaseExpired: lambda ev: (
+        "warning",
+        "Lease lost: NATS confirmed no extension in time; invocation cancelled",
+        _message(ev.delivery),
     ),
     e.Connected: lambda ev: (
-        _line("warning", "Reconnected", nats=ev.server)
-        if ev.reconnected
-        else _line("info", "Connected", nats=ev.server)
+        "warning" if ev.reconnected else "info",
+        "Reconnected" if ev.reconnected else "Connected",
+        {"nats": ev.server},
     ),
-    e.Disconnected: lambda _: _line("warning", "Disconnected from NATS; intake pauses until it reconnects"),
-    e.BrokerFailure: lambda ev: _line("warning", "Trouble with NATS; trying again", doing=ev.action, error=ev.error),
-    e.BrokerMisconfigured: lambda ev: _line(
-        "error", "Stream or consumer on NATS cannot be used; trying again", error=ev.error
+    e.Disconnected: _own_fields("warning", "Disconnected from NATS; intake pauses until it reconnects"),
+    e.BrokerFailure: lambda ev: ("warning", "Trouble with NATS; trying again", {"doing": ev.action, "error": ev.error}),
+    e.BrokerMisconfigured: _own_fields("error", "Stream or consumer on NATS cannot be used; trying again"),
+    e.ConfigDrift: lambda ev: ("warning", ev.text, {}),
+    e.Created: lambda ev: (
+        "warning" if ev.recreated else "info",
+        f"Recreated the missing {ev.kind}" if ev.recreated else f"Created the {ev.kind}",
+        {ev.kind: ev.name},
     ),
-    e.ConfigDrift: lambda ev: _line("warning", ev.text),
-    e.Created: _created,
-    e.ConsumerBound: lambda ev: _line(
-        "info", "Consuming", stream=ev.stream, consumer=ev.consumer, ack_wait=ev.ack_wait
-    ),
-    e.SettlementUnconfirmed: lambda ev: _line(
-        "warning", "Settlement not confirmed; the message may be redelivered", count=ev.count
-    ),
-    e.BacklogRead: lambda ev: _line("debug", "Backlog", messages=sum(ev.backlog.by_subject.values())),
-    e.Listening: lambda ev: _line("info", "Serving metrics and health", address=ev.address),
-    e.DrainStarted: lambda ev: _line("info", "Draining", running=ev.running, timeout=ev.timeout),
+    e.ConsumerBound: _own_fields("info", "Consuming"),
+    e.SettlementUnconfirmed: _own_fields("warning", "Settlement not confirmed; the message may be redelivered"),
+    e.BacklogRead: lambda ev: ("debug", "Backlog", {"messages": sum(ev.backlog.by_subject.values())}),
+    e.Listening: _own_fields("info", "Serving metrics and health"),
+    e.DrainStarted: _own_fields("info", "Draining"),
     e.DrainExpired: lambda ev: (
         "warning" if ev.running else "info",
         "Drain ended early; returning running invocations to the queue",

@@ -12,26 +12,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from .status import WorkerStatus
+from . import WorkerStatus
 
 _GRACE = 0.5
 """Seconds that open requests may take after the server is cancelled."""
 
 
 async def serve_observers(
-    host: str,
-    port: int,
-    worker: WorkerStatus,
-    *,
-    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    host: str, port: int, worker: WorkerStatus, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` until cancelled.
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` of a worker until cancelled.
 
-    Args:
-        host: the address to listen on.
-        port: the port to listen on, 0 for a free one.
-        worker: provides the metrics and the health.
-        task_status: gets the bound ``host:port``.
+    Port 0 is a free one; *task_status* gets the bound ``host:port``.
 
     Raises:
         OSError: the address or port cannot be bound.

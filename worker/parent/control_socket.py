@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from ..observe.status import WorkerStatus
+from ..observe import WorkerStatus
 
 METRICS, READY = b"m", b"r"
 """Questions. The answer to :data:`READY` is why the process is not ready, and empty where it is."""
