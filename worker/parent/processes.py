@@ -233,7 +233,7 @@ class Processes:
 
 
 class MergedStatus(Collector):
-    """All processes as one worker (:class:`worker.observe.status.WorkerStatus`); collects the parent's own series."""
+    """All processes as one worker (:class:`worker.observe.WorkerStatus`); collects the parent's own series."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
