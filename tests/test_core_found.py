@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import trio
 from trio.testing import MockClock
 
 from tests.world import World, ms, reply
-from worker.events import Redelivered
+from worker.events import InvocationEnded, InvocationStarted, LimitLearned, Redelivered
 from worker.model import Nak
 from worker.policy.retry import Retry
 
@@ -57,3 +59,29 @@ async def test_slow_refusals_with_limiter_are_given_up_in_time(autojump_clock: M
         await message.removed.wait()
         assert trio.current_time() < 300
         assert len(world.starts(message)) < 25
+
+
+async def test_limit_that_the_limiter_changes_is_emitted(autojump_clock: MockClock) -> None:
+    """Each change of a function's limit emits LimitLearned, and no more invocations run than its limit.
+
+    The event had an observer and a metric, and nothing emitted it.
+    """
+    async with World(autojump_clock, by_function=True) as world:
+        messages = [world.publish(reply(200, after=1), function="resize") for _ in range(60)]
+        worker = world.start(world.worker(slots=10, adaptive=True))
+        running = 0
+        for message in messages:
+            await message.removed.wait()
+        limits = [event.limit for event in worker.events_of(LimitLearned)]
+        assert (limits[0], limits[-1]) == (1, 10)
+        assert all(one != other for one, other in pairwise(limits))
+        limit = 0
+        for event in worker.events:
+            match event:
+                case LimitLearned("resize.openfaas-fn", limit):
+                    pass
+                case InvocationStarted():
+                    running += 1
+                    assert running <= limit
+                case InvocationEnded():
+                    running -= 1

@@ -249,6 +249,18 @@ def test_modules_never_call_wait_for() -> None:
     assert [module for module, node in nodes if isinstance(node, ast.Attribute) and node.attr == "wait_for"] == []
 
 
+def test_events_are_all_emitted() -> None:
+    """Each class of :mod:`worker.events` is constructed somewhere: an event that nothing emits is never logged."""
+    called = {
+        getattr(node.func, "id", getattr(node.func, "attr", ""))
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    events = {node.name for node in TREES["worker.events"].body if isinstance(node, ast.ClassDef)}
+    assert events - called == set()
+
+
 def test_imports_of_each_form_are_read() -> None:
     """Relative imports, imports of names and imports inside functions are read."""
     assert "worker.policy.decide" in imports("worker.job")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import trio
 
 from .admission import Admission
-from .events import Redelivered, Settled
+from .events import LimitLearned, Redelivered, Settled
 from .job import Job, Services
 from .model import (
     Abandon,
@@ -189,6 +189,8 @@ class Intake:
             self._consumer.add_credit(count, flow.name)
         for flow in decision.recalls:
             self._consumer.recall_credit(flow.name)
+        for flow in decision.new_limits:
+            self._services.emit(LimitLearned(flow.function, flow.last_limit))
         self._wait.deadline = decision.decide_at
         if self._open:
             self._admission.balance(self._consumer)

@@ -118,8 +118,8 @@ def test_rolling_update_to_function_mode_loses_no_message(
 def test_rejected_invocations_are_not_counted_as_attempts(
     queue: Queue, functions: Functions, start: StartWorker
 ) -> None:
-    """A rejected message is redelivered soon, and is not counted as an attempt; all messages run in the end."""
-    start(
+    """A rejected message is redelivered soon, and is not counted as an attempt; the metric has the learned limit."""
+    worker = start(
         scaling_mode="function", max_inflight=50, initial_retry_wait="30s", max_retry_wait="30s", max_retry_attempts=2
     )
     functions.limit("busy", 4)
@@ -128,3 +128,4 @@ def test_rejected_invocations_are_not_counted_as_attempts(
     queue.wait_empty()
     assert functions.calls().keys() == set(calls)
     assert queue.dead_letters() == []
+    assert 1 <= worker.metric("queue_worker_concurrency_limit", function_name="busy.openfaas-fn") <= 50

@@ -25,6 +25,8 @@ class Flow:
     function: str = ""
     """Label ``name.namespace`` of the function that all its messages invoke, or empty."""
     limiter: Limiter | None = None
+    last_limit: int = 0
+    """The limiter's limit, as the last decision had it."""
     min_slots: int = 0
     """Slots that this flow gets before others get more than their minimum."""
     weight: int = 1

@@ -47,6 +47,8 @@ class Decision:
 
     credits: dict[Flow, int] = field(default_factory=dict)
     recalls: list[Flow] = field(default_factory=list)
+    new_limits: list[Flow] = field(default_factory=list)
+    """The flows whose limiter allows another number of invocations than at the last decision."""
     decide_at: float = inf
     """Time of the next decision without an event."""
 
@@ -254,8 +256,12 @@ class Shares:
                 flow.silent_until = -inf
                 self._changed[flow] = None
         for flow in self._changed:
-            if flow.limiter and flow.limiter.due <= now:
-                flow.limiter.tick(now)
+            if flow.limiter:
+                if flow.limiter.due <= now:
+                    flow.limiter.tick(now)
+                if flow.limiter.limit != flow.last_limit:
+                    flow.last_limit = flow.limiter.limit
+                    decision.new_limits.append(flow)
             self._look(flow, now)
             if flow.credit and flow.held > flow.limit and not flow.recalling:
                 # Its limit fell, or it was paused: what arrived for this credit could not start.
