@@ -173,8 +173,10 @@ class NatsServer:
         self.start()
 
     def pause(self) -> None:
-        """Freeze the server (SIGSTOP): its connections stay open, but it does not answer."""
+        """Freeze the server (SIGSTOP): its connections stay open, but from the return on it does not answer."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then, a thread on another core may still answer
 
     def resume(self) -> None:
         """Let the frozen server continue (SIGCONT)."""
