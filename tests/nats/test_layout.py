@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, retirement, static
+import pytest
+
+from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, overlap, partitions_of, retirement, static
 from worker.nats.wire import ConsumerInfo, decode_answer
 
 QUEUE, DURABLE = "q", "w"
@@ -41,6 +43,52 @@ def test_consumer_state_without_a_mode_and_a_filter_is_static() -> None:
     """A consumer without mode and filter is static, because OpenFaaS's own worker creates it so."""
     assert consumer_state(consumer("w")).layout == static(1)
     assert ConsumerSet.of([consumer("w")], DURABLE).current == static(1)
+
+
+@pytest.mark.parametrize(
+    ("filters", "layout"),
+    [
+        (["q.0.echo.ns"], FUNCTION),
+        (["q"], FUNCTION),
+        (["q.*"], static(1)),
+        (["q.0.>"], static(1)),
+        (["q", "q.0.echo.ns"], static(1)),
+    ],
+)
+def test_consumer_state_without_a_mode_follows_its_filters(filters: list[str], layout: str) -> None:
+    """A consumer without a mode is a function's if its only filter is one subject; any other is static."""
+    assert consumer_state(consumer("w", *filters)).layout == layout
+
+
+def test_consumer_state_has_the_server_s_counts() -> None:
+    """Pending acks, pending messages and the ack wait are the server's; what only retired consumers have is empty."""
+    answer = {"name": "w", "config": {"ack_wait": 30_000_000_000}, "delivered": {"stream_seq": 2}}
+    info = info_of(answer | {"num_ack_pending": 3, "num_pending": 4})
+    found = consumer_state(info)
+    assert (found.num_ack_pending, found.num_pending, found.ack_wait) == (3, 4, 30.0)
+    assert (found.mark, found.retired_for, found.retired_at) == (0, "", 0)
+    assert consumer_state(consumer("w", mode="retired")).subjects == ()
+
+
+@pytest.mark.parametrize(
+    ("some", "others", "expected"),
+    [
+        ((), ("q.a",), True),
+        (("q.a",), (), True),
+        (("q.a",), ("q.b",), False),
+        (("q.>",), ("q.a",), True),
+        (("q.a",), ("q.>",), True),
+        (("q.x", "q.a"), ("q.b", "q.*"), True),
+    ],
+)
+def test_overlap_of_filters_is_a_common_subject(some: tuple[str, ...], others: tuple[str, ...], expected: bool) -> None:
+    """Two sets of filters overlap if a filter of one covers a filter of the other, or if one set is empty."""
+    assert overlap(some, others) is expected
+
+
+def test_partitions_of_a_layout_is_its_number() -> None:
+    """A layout without a number, as that of function mode, has one partition."""
+    assert [partitions_of(layout) for layout in (static(1), static(7), FUNCTION)] == [1, 7, 1]
 
 
 def test_consumer_state_of_a_partition_has_their_number() -> None:

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from trio_asyncio import aio_as_trio
 
 from worker.events import Event, SettlementUnconfirmed
-from worker.model import Ack, Delivery, Nak, Settlement, Term
+from worker.model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from worker.nats import outbox as outbox_module
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
@@ -29,6 +29,9 @@ class FakeConnection:
     """A connection that records what is published, and can answer it."""
 
     up: bool = True
+    broken: bool = False
+    """Whether publishing raises an error."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
     published: list[tuple[str, bytes, str]] = field(default_factory=list)
     answer: Callable[[Any], None] | None = None
 
@@ -45,10 +48,13 @@ class FakeConnection:
         return SimpleNamespace(subject=subject)
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        if self.broken:
+            raise OSError("broken")
         self.published.append((subject, payload, reply))
 
     def report_failure(self, doing: str, error: object) -> None:
-        raise AssertionError(f"{doing}: {error}")
+        assert self.broken, f"{doing}: {error}"
+        self.failures.append((doing, str(error)))
 
     def verbs(self) -> list[tuple[str, bytes]]:
         """Return the subjects and payloads that were published after the last call."""
@@ -63,6 +69,7 @@ class OpenOutbox:
     connection: FakeConnection
     outbox: Outbox
     flows: PullConsumer
+    retired: RetiredConsumers
     events: list[Event]
 
     async def sent(self) -> list[tuple[str, bytes]]:
@@ -104,12 +111,13 @@ async def open_outbox() -> AsyncIterator[OpenOutbox]:
     connected, events = FakeConnection(), list[Event]()
     async with trio_asyncio.open_loop():
         connection: Any = connected
-        outbox = Outbox(connection, events.append, RetiredConsumers())
+        retired = RetiredConsumers()
+        outbox = Outbox(connection, events.append, retired)
         flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None)
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(flows.pump))
-            yield OpenOutbox(connected, outbox, flows, events)
+            yield OpenOutbox(connected, outbox, flows, retired, events)
             nursery.cancel_scope.cancel()
 
 
@@ -137,6 +145,46 @@ async def test_settle_sends_jetstream_verbs() -> None:
             ("$JS.ACK.3", b'-NAK {"delay": 1500000000}'),
             ("$JS.ACK.4", b"+TERM odd  reason"),
         ]
+
+
+@virtual
+async def test_settle_that_cannot_be_sent_is_reported_and_repeated() -> None:
+    """An error while a settlement is sent is reported, and the settlement is sent again two seconds later."""
+    async with open_outbox() as opened:
+        opened.connection.broken = True
+        opened.settle(opened.delivery(), Ack())
+        assert await opened.sent() == []
+        assert opened.connection.failures == [("settling", "broken")]
+        opened.connection.broken = False
+        assert await opened.sent_after(1.9) == []
+        assert await opened.sent_after(0.2) == [("$JS.ACK.1", b"+ACK")]
+
+
+@virtual
+async def test_postpone_sends_one_nak_with_the_delay() -> None:
+    """A postponed delivery gets one nak with its delay in nanoseconds; if that cannot be sent, it is not repeated."""
+    async with open_outbox() as opened:
+        opened.outbox.postpone("$JS.ACK.9", 1.5)
+        assert await opened.sent() == [("$JS.ACK.9", b'-NAK {"delay": 1500000000}')]
+        opened.connection.broken = True
+        opened.outbox.postpone("$JS.ACK.9", 1.5)
+        assert await opened.sent() == []
+        opened.connection.broken = False
+        assert await opened.sent_after(60) == []
+
+
+@virtual
+async def test_settle_through_a_retired_consumer_notes_final_settlements() -> None:
+    """While consumers are retired, a confirmed ack or term is noted for deletion, and a nak is not."""
+    async with open_outbox() as opened:
+        noted: list[MessageId] = []
+        opened.retired.names = frozenset({"w"})
+        opened.retired.settled = lambda delivery: noted.append(delivery.id)  # type: ignore[method-assign]  # a recorder
+        opened.settle(opened.delivery(0), Ack())
+        opened.settle(opened.delivery(1), Nak())
+        opened.settle(opened.delivery(2), Term("no"))
+        await opened.confirm()
+        assert noted == [(0, 0), (2, 2)]
 
 
 @virtual

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.policy.names import covers, fnv1a, is_name, label_of, partition_of, split_function, subject_of
+from worker.policy.names import (
+    covers,
+    fnv1a,
+    is_name,
+    label_of,
+    parse_function,
+    partition_for,
+    partition_of,
+    split_function,
+    subject_of,
+)
 
 ENDS = "abcdefghijklmnopqrstuvwxyz0123456789"
 names = st.from_regex(r"[a-z0-9]([-a-z0-9_]{0,20}[a-z0-9])?", fullmatch=True)
@@ -179,3 +189,17 @@ def test_partition_of_any_subject_is_in_range(tail: str, partitions: int) -> Non
     """Every subject has a partition in the range, which is 0 where there is only one."""
     assert 0 <= partition_of("q", f"q.{tail}", partitions) < partitions
     assert partition_of("q", f"q.{tail}", 1) == 0
+
+
+def test_parse_function_invalid_name_raises_with_advice() -> None:
+    """The error quotes the first 80 characters of the text, and names the accepted form."""
+    assert parse_function("echo", "fn") == ("echo", "fn")
+    with pytest.raises(
+        ValueError, match=r"^not a function's name: '(A){80}'; write name or name\.namespace, of lower-case"
+    ):
+        parse_function("A" * 90, "fn")
+
+
+def test_partition_for_a_function_is_the_hash_of_its_tokens() -> None:
+    """The partition is the hash of name and namespace without a dot between them, modulo the partitions."""
+    assert [partition_for("echo", "fn", count) for count in (1, 4)] == [0, fnv1a(b"echofn") % 4]

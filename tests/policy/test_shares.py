@@ -74,6 +74,29 @@ class Broker:
         return Counter(flow.name for _, _, flow, _ in self.running)
 
 
+def test_shares_published_messages_are_pending() -> None:
+    """Each published message is one more that a flow can run, also while the flow was silent."""
+    shares = Shares(10)
+    for _ in range(3):
+        shares.add_published("a")
+    flow = shares.flow("a")
+    assert (flow.pending, flow.stored, flow.demand(0.0)) == (3, 3, 3)
+    flow.silent_until = inf
+    shares.add_published("a")
+    assert flow.silent_until == -inf
+
+
+def test_shares_flow_that_begins_while_paused_gets_nothing() -> None:
+    """A flow of a paused function gets no credit, whether it exists before the pause or begins after it."""
+    shares = Shares(10, lambda name: Flow(name, name))
+    shares.set_pending("a", 5)
+    shares.set_paused({"a", "b"})
+    shares.set_pending("b", 5)
+    assert shares.decide(0.0).credits == {}
+    shares.set_paused(set())
+    assert {flow.name: more for flow, more in shares.decide(0.0).credits.items()} == {"a": 5, "b": 5}
+
+
 def test_shares_two_flows_with_backlog_are_equal() -> None:
     """Two flows with a backlog have equally many slots, also if one had all before the second appeared."""
     broker = Broker(50, {"a": inf, "b": 0})

@@ -25,7 +25,11 @@ def split_function(text: str, namespace: str) -> tuple[str, str] | None:
 
 
 def parse_function(text: str, namespace: str) -> tuple[str, str]:
-    """Do the same, but raise ValueError if the text is neither. Its message is for the author of the text."""
+    """Return name and namespace as :func:`split_function` does.
+
+    Raises:
+        ValueError: the text is not a function's name. The message is for the author of the text.
+    """
     if split := split_function(text, namespace):
         return split
     advice = "write name or name.namespace, of lower-case letters, digits, - and _"
