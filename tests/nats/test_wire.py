@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,13 @@ from worker.nats.wire import (
     ErrorCode,
     PubAck,
     Status,
+    StreamInfo,
     consumer_of,
     decode_answer,
+    nanoseconds,
     parse_ack_subject,
     parse_status,
+    parse_time,
 )
 
 
@@ -185,3 +189,32 @@ def test_decode_answer_incomplete_pub_ack_raises(data: bytes) -> None:
     """A message counts as stored only by an answer that names its stream and its sequence there."""
     with pytest.raises(ValueError, match="not JetStream's"):
         decode_answer(data, PubAck)
+
+
+@pytest.mark.parametrize(
+    ("text", "microseconds"),
+    [
+        ("2026-11-28T10:20:30Z", 0),
+        ("2026-11-28T10:20:30.5Z", 500_000),
+        ("2026-11-28T10:20:30.000001Z", 1),
+        ("2026-11-28T10:20:30.123456789Z", 123_456),
+    ],
+)
+def test_parse_time_of_any_digits_is_to_the_microsecond(text: str, microseconds: int) -> None:
+    """Times of the server have none to nine digits; the later ones are dropped."""
+    assert parse_time(text) == datetime(2026, 11, 28, 10, 20, 30, microseconds, UTC)
+
+
+def test_nanoseconds_are_since_the_epoch() -> None:
+    """A time in nanoseconds is that of the microsecond."""
+    assert nanoseconds("1970-01-01T00:00:01.5Z") == 1_500_000_000
+    assert nanoseconds("2026-11-28T10:20:30.25Z") == 1_795_861_230_250_000_000
+
+
+def test_stream_info_keeps_the_configuration_as_it_was_sent() -> None:
+    """The configuration is decoded, and also kept with the fields that this version does not know."""
+    info = decode_answer(
+        b'{"config":{"name":"s","new":1},"state":{"messages":2,"last_seq":7},"created":"then"}', StreamInfo
+    )
+    assert (info.config.name, info.state.last_seq, info.created) == ("s", 7, "then")
+    assert info.sent == {"name": "s", "new": 1}
