@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from worker.policy.flow import PATIENCE, Flow
+from worker.policy.limiter import Limiter
 from worker.policy.shares import LONGEST_QUIET, RESERVE, Decision, Shares
 
 
@@ -72,6 +73,46 @@ class Broker:
     def held(self) -> Counter[str]:
         """Return the number of running invocations of each flow."""
         return Counter(flow.name for _, _, flow, _ in self.running)
+
+
+@pytest.mark.parametrize(
+    ("others", "free", "running", "weight", "pending", "expected"),
+    [
+        pytest.param(0, 10, 0, 1, 100, 10, id="all slots of a worker with one flow"),
+        pytest.param(0, 10, 0, 1, 4, 4, id="no more than its pending messages"),
+        pytest.param(1, 0, 0, 1, 100, 5, id="its half, although no slot is free"),
+        pytest.param(1, 0, 2, 1, 100, 3, id="the rest of its half"),
+        pytest.param(1, 0, 0, 3, 100, 7, id="its part by weight, rounded down"),
+        pytest.param(1, 3, 7, 1, 100, 3, id="free slots beyond its half"),
+        pytest.param(1, 0, 7, 1, 100, 0, id="nothing beyond its half without free slots"),
+        pytest.param(29, 0, 0, 1, 100, 1, id="one, where its part is less than one"),
+        pytest.param(29, 0, 1, 1, 100, 0, id="no second one, where its part is less than one"),
+    ],
+)
+def test_shares_desired_is_what_could_start_with_tokens(
+    *, others: int, free: int, running: int, weight: int, pending: int, expected: int
+) -> None:
+    """A flow desires tokens for its pending messages that have a slot now, or get one as part of its share."""
+    shares = Shares(10)
+    for number in range(others):
+        shares.set_pending(f"other-{number}", 100)
+    shares.set_pending("a", pending)
+    flow = shares.flow("a")
+    shares.free, flow.running, flow.weight = free, running, weight
+    assert shares.desired(flow) == expected
+
+
+def test_shares_desired_of_a_flow_that_may_not_start_is_none() -> None:
+    """A flow desires no tokens if the queue does not have it, if it is paused, or beyond its limiter's limit."""
+    shares = Shares(10)
+    assert shares.desired(shares.flow("a")) == 0
+    shares.set_pending("a", 100)
+    flow = shares.flow("a")
+    flow.limiter = Limiter(10)
+    flow.limiter.limit, flow.running = 4, 1
+    assert shares.desired(flow) == 3
+    shares.set_paused({flow.function})
+    assert shares.desired(flow) == 0
 
 
 def test_shares_published_messages_are_pending() -> None:
