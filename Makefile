@@ -76,7 +76,7 @@ bench: $(VENV)/bench.installed ## how fast, beside Go and Python's other ways; i
 bench-fairness: $(VENV)/dev.installed ## how well the limiter finds capacity, simulated; into docs/fairness.md (FAIRNESS="--only published")
 	$(BIN)/python -m benchmarks.fairness $(FAIRNESS)
 
-mutants: $(VENV)/dev.installed ## would the tests notice? some 2,000 small changes to the policies and the core
+mutants: $(VENV)/dev.installed ## would the tests notice? some 4,600 small changes to the policies and the core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8.1,<3.9'
 	rm -rf mutants
 	$(BIN)/mutmut run --max-children $(MUTANTS_AT_ONCE)
