@@ -25,7 +25,7 @@ class OpenFaaS(TaskiqFormatter):
 
     def dumps(self, message: TaskiqMessage) -> BrokerMessage:
         """Raise, because this program sends no task."""
-        raise NotImplementedError
+        raise NotImplementedError  # taskiq's interface requires the method, and this worker only receives
 
     def loads(self, message: bytes) -> TaskiqMessage:
         """Run one invocation as a task."""

@@ -24,7 +24,7 @@ async def _result(make: Make, url: str, method: str = "POST", **options: object)
     """Return the response that a user of httpx gets, or the class of its error."""
     async with httpx.AsyncClient(transport=make()) as client:
         try:
-            response = await client.request(method, url, **options)  # type: ignore[arg-type]
+            response = await client.request(method, url, **options)  # type: ignore[arg-type]  # httpx's own options
         except httpx.HTTPError as error:
             return (type(error),)
     version, reason = response.http_version, response.reason_phrase

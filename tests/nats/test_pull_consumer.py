@@ -14,7 +14,7 @@ from tests.servers import NatsServer, until
 from worker.config import load
 from worker.events import BrokerFailure
 from worker.model import Ack, CreditReturned, Delivery, FlowEnded, Notice, PendingCount, Published, StoredCount
-from worker.nats.discovery import HEARD
+from worker.nats.discovery import MAX_MESSAGES
 from worker.nats.queue import open_queue
 from worker.ports import Consumer
 
@@ -66,7 +66,7 @@ async def test_discovery_many_new_subjects_are_all_found(tmp_path: Path) -> None
     with NatsServer(tmp_path) as server:
         async with running_worker(server, SETTINGS) as worker:
             await until(lambda: worker.queue.ready, "the first discovery")
-            subjects = [f"faas-request.0.f{number}.ns" for number in range(5 * HEARD)]
+            subjects = [f"faas-request.0.f{number}.ns" for number in range(5 * MAX_MESSAGES)]
             server.publish_many((subject, b"", {}) for subject in subjects)
             await until(lambda: server.state()["messages"] == 0, "all messages to be acked")
             assert sorted(each.flow for each in worker.deliveries) == sorted(subjects)

@@ -20,8 +20,8 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 def run_both(function: Function, same: Function, count: int, **how: int) -> tuple[Result, Result]:
     """Run the same function with the oracle and with the limiter."""
     slots = how.get("slots", 50)
-    reference = Simulation([function], {"f": count}, oracle(slots), **how).run()  # type: ignore[arg-type]
-    return reference, Simulation([same], {"f": count}, limiter(slots), **how).run()  # type: ignore[arg-type]
+    reference = Simulation([function], {"f": count}, oracle(slots), **how).run()  # type: ignore[arg-type]  # only the numbers among its options
+    return reference, Simulation([same], {"f": count}, limiter(slots), **how).run()  # type: ignore[arg-type]  # the same
 
 
 @settings(max_examples=10, deadline=None)

@@ -71,7 +71,7 @@ def policy_of(plan: Plan, planned: PlannedMessage) -> Policy:
     values = {"attempts": plan.attempts, "initial": plan.initial, "longest": plan.longest, "backoff": plan.backoff}
     for annotation in planned.annotations:
         values |= ANNOTATIONS[annotation]
-    return Policy(**values)  # type: ignore[arg-type]
+    return Policy(**values)  # type: ignore[arg-type]  # a table of fields
 
 
 def status_of(outcome: Outcome) -> int:

@@ -32,7 +32,7 @@ from .pull_consumer import PullConsumer
 from .reconcile import name_for_subject
 from .wire import ApiError, ErrorCode
 
-HEARD = 8
+MAX_MESSAGES = 8
 """Messages after which a subscription ends."""
 PAUSE = 0.04
 """Seconds between two looks at least."""
@@ -52,7 +52,7 @@ consumers has just been raised."""
 
 
 class OneShotSubscription:
-    """A subscription that ends after :data:`HEARD` messages; then *ended* is called."""
+    """A subscription that ends after :data:`MAX_MESSAGES` messages; then *ended* is called."""
 
     def __init__(
         self, connection: Connection, subject: str, received: Callable[[str], None], ended: Callable[[], None]
@@ -64,10 +64,10 @@ class OneShotSubscription:
     async def begin(self) -> None:
         """Subscribe, unless the subscription has not ended."""
         if self._left <= 0:
-            self._left, client = HEARD, self._connection.client
+            self._left, client = MAX_MESSAGES, self._connection.client
             try:
                 self._subscription = await nats_internals.listen(client, self._subject, self._on_message)
-                await self._subscription.unsubscribe(HEARD)
+                await self._subscription.unsubscribe(MAX_MESSAGES)
             except (nats.errors.Error, OSError):
                 self._left = 0
                 raise
