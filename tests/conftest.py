@@ -7,6 +7,7 @@ examples are neither shrunk nor stored.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(root).as_posix()
         if path.startswith(LONG) and path not in SHORT:
             item.add_marker(pytest.mark.long)
+
+
+PRINTED = 3_000
+"""Characters of each program's output that are shown when a test fails."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the programs of a failed test printed last to its report: the failure may be rare."""
+    report = yield
+    directory = item.funcargs.get("tmp_path")
+    if report.failed and isinstance(directory, Path):
+        for path in sorted([*directory.glob("*.out"), *directory.glob("*.err")]):
+            if last := path.read_text(errors="replace")[-PRINTED:]:
+                report.sections.append((f"The end of {path.name}", last))
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.world import Message, SimulatedWorker, World, reply
+from tests.world.faults import Fault, Nemesis
 from tests.world.functions import Call
 from worker.model import Ack, Delivery, Nak, PausedFunctions, Quota, Rate
 from worker.policy.ledger import NO_TOKEN
@@ -269,6 +270,8 @@ class Plan(NamedTuple):
     """Seconds for which messages run."""
     kills: list[float]
     """Times (s) at which a worker is killed and another started."""
+    faults: list[Fault]
+    """Faults of single workers, which leave the broker as it is."""
 
 
 PLANS = st.builds(
@@ -285,16 +288,29 @@ PLANS = st.builds(
     st.lists(st.integers(1, 8), min_size=1, max_size=4),
     st.lists(st.sampled_from([0.0, 0.05, 0.3, 1.0]), min_size=1, max_size=5),
     st.lists(st.floats(0.1, 60.0), max_size=3),
+    st.lists(
+        st.builds(
+            Fault,
+            st.sampled_from(["cut", "stall", "drop to worker", "drop from worker"]),
+            st.floats(0.0, 20.0),
+            st.sampled_from([1.0, ACK_WAIT / 2, ACK_WAIT, 2 * ACK_WAIT]),
+            st.integers(0, 3),
+        ),
+        max_size=4,
+    ),
 )
 
 
 async def play(plan: Plan, clock: MockClock) -> None:
-    async with World(clock, by_function=True, ack_wait=ACK_WAIT) as world:
+    async with World(clock, by_function=True, ack_wait=ACK_WAIT) as world, trio.open_nursery() as nursery:
         for number, quota in enumerate(plan.quotas):
             world.quotas.agree(label(f"f{number}"), quota)
             for message in range(MESSAGES):
                 backlog(world, f"f{number}", 1, plan.durations[message % len(plan.durations)])
         workers = [world.start(world.worker(slots=slots)) for slots in plan.slots]
+        nemesis = Nemesis(world)
+        for fault in plan.faults:
+            nursery.start_soon(nemesis.inject, fault)
         for at in sorted(plan.kills):
             await trio.sleep_until(at)
             workers.pop(0).kill()
@@ -309,8 +325,10 @@ async def play(plan: Plan, clock: MockClock) -> None:
 
 
 @hypothesis.given(PLANS)
-@hypothesis.settings(max_examples=25, deadline=None)
-def test_limits_with_killed_workers_hold(plan: Plan) -> None:
-    """With any workers killed at any time, no function exceeds its cap or rate, and all messages run."""
+@hypothesis.example(Plan([Quota(max_inflight=2)], [2], [0.05], [], [Fault("drop to worker", 0.0, 2 * ACK_WAIT)]))
+@hypothesis.example(Plan([Quota(rate=Rate(1, 1.0))], [1], [0.0], [], [Fault("drop to worker", 1.0, ACK_WAIT / 2)]))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_limits_under_faults_of_workers_hold(plan: Plan) -> None:
+    """With any workers killed or disconnected at any time, no function exceeds its limits, and all messages run."""
     clock = MockClock(autojump_threshold=0)
     trio.run(play, plan, clock, clock=clock)

@@ -188,3 +188,44 @@ async def test_store_after_returned_credit_requests_again(autojump_clock: MockCl
     fake.store.take_back(token_flow(CAP, FN), 2)
     fake.balance(2)
     assert fake.credit == {token_flow(CAP, FN): 4}
+
+
+@pytest.mark.parametrize(("quota", "kind"), [(Quota(max_inflight=2), CAP), (Quota(rate=Rate(2, 1.0)), RATE)])
+@pytest.mark.parametrize("late", [False, True])
+async def test_token_lost_before_it_counts_is_requested_again(
+    autojump_clock: MockClock, quota: Quota, kind: str, *, late: bool
+) -> None:
+    """The store requests another token for each that it lost before its extension was confirmed, if ever it is."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, quota)
+    fake.balance(2)
+    fake.take(kind, 0, confirm=False)
+    fake.take(kind, 1, confirm=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fake.leases.run)
+        await trio.sleep(ACK_WAIT)
+        nursery.cancel_scope.cancel()
+    if late:
+        fake.extensions[0]()
+    fake.balance(2)
+    assert fake.credit == {token_flow(kind, FN): 4}
+    fake.extensions[1]()
+    fake.balance(2)
+    assert fake.credit == {token_flow(kind, FN): 4}
+    assert fake.store.room(FN) == 0
+    fake.take(kind, 0, 2)
+    assert fake.store.room(FN) == 1
+
+
+async def test_token_of_rate_confirmed_too_late_is_not_given_back(autojump_clock: MockClock) -> None:
+    """A rate's token whose confirmation takes longer than a window and its use is left to the queue's ack wait."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(rate=Rate(1, 1.0)))
+    fake.balance(1)
+    fake.take(RATE, 0, confirm=False)
+    await trio.sleep(USABLE + 1)
+    fake.extensions.pop()()
+    assert fake.store.room(FN) == 0
+    fake.balance(1)
+    assert fake.given_back == []
+    assert fake.credit == {token_flow(RATE, FN): 2}

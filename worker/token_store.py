@@ -27,6 +27,8 @@ class TokenStore:
         self._functions: dict[str, FunctionTokens[Lease]] = {}
         self._leased: dict[MessageId, Lease] = {}
         """Tokens that are here, whether they count already or not."""
+        self._unconfirmed: dict[Lease, None] = {}
+        """Tokens that do not count yet."""
 
     def set_quota(self, function: str, quota: Quota) -> None:
         """Use a function's new quota, and give back the tokens that are too many under it."""
@@ -55,6 +57,8 @@ class TokenStore:
         if not (tokens := self._functions.get(function)):
             return
         now = trio.current_time()
+        for lease in [lease for lease in self._unconfirmed if lease.lost]:
+            self._stop_waiting(lease)
         for spare in tokens.take_spare(desired, now):
             self._give_back(spare)
         for kind, count in tokens.request(desired, now).items():
@@ -69,6 +73,7 @@ class TokenStore:
             return
         lease, now = self._leases.add(token), trio.current_time()
         self._leased[token.id] = lease
+        self._unconfirmed[lease] = None
         self._queue.extend(token, partial(self._on_extended, lease, now), before=self._leases.lost_at(lease))
 
     def take_back(self, flow: str, count: int) -> None:
@@ -108,10 +113,14 @@ class TokenStore:
 
     def _on_extended(self, lease: Lease, sent_at: float) -> None:
         """Add a token whose extension, sent at *sent_at*, the queue has confirmed."""
+        if lease.lost:
+            self._stop_waiting(lease)
+            return
+        del self._unconfirmed[lease]
         lease.confirm(sent_at)
         kind, function = split_token_flow(lease.delivery.flow)
         tokens, uses = self._functions.get(function), self._uses(lease)
-        if lease.lost or not tokens or not uses:
+        if not tokens or not uses:
             self.take_back(lease.delivery.flow, 1)
             self._give_back(TokenReturn(lease))
             return
@@ -119,6 +128,13 @@ class TokenStore:
             self._leases.remove(lease)
         tokens.add(kind, lease, uses, sent_at)
         self._has_room(function)
+
+    def _stop_waiting(self, lease: Lease) -> None:
+        """Note that an unconfirmed token was lost, so that another one is requested in its place."""
+        if lease in self._unconfirmed:
+            del self._unconfirmed[lease]
+            self._forget(lease)
+            self.take_back(lease.delivery.flow, 1)
 
     def _uses(self, lease: Lease) -> int:
         """Return the uses of a token under the quota agreed on now; 0 if there is one token too many."""
@@ -133,7 +149,8 @@ class TokenStore:
             return
         before = self._leases.lost_at(lease) if split_token_flow(lease.delivery.flow)[0] == CAP else back.before
         self._leases.remove(lease)
-        self._quotas.give_back(lease.delivery, delay=back.delay, before=before)
+        if trio.current_time() < before:  # afterwards, another worker may have it
+            self._quotas.give_back(lease.delivery, delay=back.delay, before=before)
 
     def _forget(self, lease: Lease) -> None:
         if self._leased.get(lease.delivery.id) is lease:

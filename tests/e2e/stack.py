@@ -91,8 +91,20 @@ class Queue:
         return self.nats.state(self.name).get("messages") == 0
 
     def wait_empty(self, timeout: float = LAST_RESORT) -> None:
-        """Wait until all messages are settled."""
-        wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
+        """Wait until all messages are settled; a failure names the counts of all consumers of the queue."""
+        try:
+            wait_until(self.empty, f"the queue {self.name} to be empty", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._consumer_counts()}") from None
+
+    def _consumer_counts(self) -> str:
+        streams = [name for name in self.nats.api("STREAM.NAMES")["streams"] or () if name.startswith(self.name)]
+        infos = [info for name in streams for info in self.nats.api(f"CONSUMER.LIST.{name}")["consumers"] or ()]
+        return "\n".join(
+            f"{info['stream_name']} {info['config'].get('filter_subject', '')}: {info['num_pending']} pending, "
+            f"{info['num_ack_pending']} ack pending, {info['num_waiting']} requests wait"
+            for info in infos
+        )
 
     def dead_letters(self) -> list[StoredMessage]:
         """Return the dead letters, oldest first; none without their stream."""
