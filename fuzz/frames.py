@@ -36,6 +36,7 @@ from fuzz.wire import expected
 from worker.model import Ack, Delivery
 from worker.nats.credit import HEARTBEAT, MAX_REQUESTS, SILENCE
 from worker.nats.outbox import Outbox
+from worker.nats.pull import Pull
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.retired_consumers import RetiredConsumers
 
@@ -135,7 +136,13 @@ class Harness:
         self.client = self.line.client
         connection: Any = self.line
         self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
-        self.consumer = PullConsumer(connection, self.outbox, create=lambda _: None, lost=self._on_consumer_lost)
+        self.consumer = PullConsumer(
+            connection,
+            self.outbox,
+            create=lambda _: None,
+            lost=self._on_consumer_lost,
+            stripped=self._on_stripped,
+        )
         self.pull = self.consumer.open("")
         self.credit = self.pull.credit
         self.credit_added = self.num_lost_consumers = 0
@@ -144,6 +151,9 @@ class Harness:
         self.well_formed = True
         self.received: list[tuple[Any, ...]] = []
         self.expected_deliveries: list[tuple[Any, ...]] = []
+
+    def _on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
+        self.consumer.deliver(pull, reply, delivery)
 
     def _on_consumer_lost(self, _: str) -> None:
         self.num_lost_consumers += 1

@@ -139,6 +139,10 @@ class BrokerMisconfigured(Event, frozen=True):
     error: str
 
 
+class FaultsEnded(Event, frozen=True):
+    """Stream and consumers can be used again, after one or more :class:`BrokerMisconfigured`."""
+
+
 class ConfigDrift(Event, frozen=True):
     """A stream or consumer differs from the settings, and is used as it is."""
 

@@ -23,7 +23,7 @@ async def test_run_cancelled_while_it_wakes_ends(passes: int) -> None:
 
     async def cancel() -> bool:
         jetstream = cast(Any, SimpleNamespace(connection=SimpleNamespace(up=False)))
-        discovery = SubjectFlows(jetstream, load({}).settings, cast(Any, None), cast(Any, None), cast(Any, None))
+        discovery = SubjectFlows(jetstream, load({}).settings, *([cast(Any, None)] * 3), faults=cast(Any, None))
         task = asyncio.ensure_future(discovery.run())
         await _pass(PASSES)
         discovery.look_soon()

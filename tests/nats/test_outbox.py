@@ -113,7 +113,7 @@ async def open_outbox() -> AsyncIterator[OpenOutbox]:
         connection: Any = connected
         retired = RetiredConsumers()
         outbox = Outbox(connection, events.append, retired)
-        flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None)
+        flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None, stripped=lambda *_: None)
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(flows.pump))

@@ -54,7 +54,7 @@ async def test_discovery_new_subject_is_notified_at_once(tmp_path: Path) -> None
     with NatsServer(tmp_path) as server:
         async with open_queue(load({"nats_port": str(server.port), **SETTINGS}).settings, lambda _: None) as queue:
             consumer = await queue.consume()
-            await until(lambda: queue.ready, "the first discovery")
+            await until(lambda: not queue.obstacle, "the first discovery")
             server.publish(ECHO, b"one")
             assert await receive_until(consumer, StoredCount) == [StoredCount(ECHO, 1)]
             server.publish(ECHO, b"two")
@@ -65,7 +65,7 @@ async def test_discovery_many_new_subjects_are_all_found(tmp_path: Path) -> None
     """Subjects that the subscription does not receive are found by the next read of the stream."""
     with NatsServer(tmp_path) as server:
         async with running_worker(server, SETTINGS) as worker:
-            await until(lambda: worker.queue.ready, "the first discovery")
+            await until(lambda: not worker.queue.obstacle, "the first discovery")
             subjects = [f"faas-request.0.f{number}.ns" for number in range(5 * MAX_MESSAGES)]
             server.publish_many((subject, b"", {}) for subject in subjects)
             await until(lambda: server.state()["messages"] == 0, "all messages to be acked")
@@ -256,7 +256,7 @@ async def test_discovery_no_permission_reads_every_two_seconds(tmp_path: Path) -
         server.make_stream()
         user = {"nats_user": "worker", "nats_password": "worker"}
         async with running_worker(server, SETTINGS | user) as worker:
-            await until(lambda: worker.queue.ready, "the first discovery")
+            await until(lambda: not worker.queue.obstacle, "the first discovery")
             for number in range(3):
                 server.publish(f"faas-request.0.f{number}.ns", b"")
                 await until(lambda: server.state()["messages"] == 0, "the message to be acked")

@@ -90,6 +90,8 @@ def test_stream_faults_unusable_property_is_named(change: dict[str, Any], named:
         ({"deliver_subject": "x"}, "push consumer"),
         ({"max_deliver": 5}, "max_deliver"),
         ({"backoff": (1, 2)}, "backoff"),
+        ({"headers_only": True}, "headers_only"),
+        ({"priority_groups": ("a",)}, "priority_groups"),
     ],
 )
 def test_consumer_faults_unusable_property_is_named(change: dict[str, Any], named: str) -> None:
@@ -118,6 +120,7 @@ def test_consumer_faults_are_all_named_together() -> None:
         ({"max_age": 60}, "max_age is 60"),
         ({"subjects": ("faas-request",)}, "leave out 'faas-request.>'"),
         ({"subjects": ("faas-request.*",)}, "leave out 'faas-request'"),
+        ({"deny_delete": True}, "deny_delete"),
     ],
 )
 def test_stream_faults_difference_is_reported(change: dict[str, Any], named: str) -> None:
@@ -133,6 +136,9 @@ def test_stream_faults_difference_is_reported(change: dict[str, Any], named: str
     [
         ({"ack_wait": 30_000_000_000}, "ack_wait is 30s, not 1m"),
         ({"max_ack_pending": 1000}, "max_ack_pending is 1000, not -1"),
+        ({"max_batch": 10}, "max_batch is 10"),
+        ({"max_expires": 5_000_000_000}, "max_expires is 5s"),
+        ({"inactive_threshold": 5_000_000_000}, "inactive_threshold is 5s"),
         ({"filter_subject": "faas-request.x"}, "faas-request.x"),
         ({"filter_subjects": ("faas-request.x",)}, "faas-request.x"),
     ],

@@ -21,6 +21,7 @@ from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
 from worker.nats.connection import Connection, connect_options
+from worker.nats.faults import Faults
 from worker.nats.function_state import FunctionStates
 from worker.nats.jetstream import JetStream
 from worker.nats.outbox import Outbox
@@ -60,10 +61,14 @@ class TokenWorker:
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
         self.jetstream = JetStream(self.connection)
         self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
-        self.flows = PullConsumer(self.connection, self.outbox, create=self._make, lost=self._lost)
+        self.flows = PullConsumer(
+            self.connection, self.outbox, create=self._make, lost=self._lost, stripped=lambda *_: None
+        )
         self.flows.ack_wait = settings.ack_wait
         self.function_states = FunctionStates(self.jetstream, settings, agreed=self._agreed)
-        self.quotas = Quotas(self.jetstream, settings, self.function_states, self.flows, self.outbox)
+        self.quotas = Quotas(
+            self.jetstream, settings, self.function_states, self.flows, self.outbox, faults=Faults(self.events.append)
+        )
         self.leases = Leases(self.outbox, self.events.append)  # type: ignore[arg-type]  # of a queue it takes this much
         self.leases.set_ack_wait(settings.ack_wait)
         self.token_store = TokenStore(self.outbox, self.quotas, self.leases, lambda _: changed(self))  # type: ignore[arg-type]  # the same

@@ -67,6 +67,7 @@ EVENTS: list[e.Event] = [
     e.Disconnected(),
     e.BrokerFailure("pulling", "no"),
     e.BrokerMisconfigured("no"),
+    e.FaultsEnded(),
     e.ConfigDrift("odd"),
     e.Created("stream", "faas-request", False),
     e.Created("stream", "faas-request", True),

@@ -165,4 +165,4 @@ class _Observed:
     async def not_ready(self) -> str | None:
         if self._services.drain.intake.cancel_called:
             return "draining"
-        return None if self._queue.ready else "not connected to NATS, or no consumer there"
+        return self._queue.obstacle or None

@@ -15,19 +15,22 @@ from contextlib import suppress
 import trio
 
 from ..config import Settings
-from ..events import BrokerMisconfigured, ConfigDrift, ConsumerBound
-from ..model import SHARED, Backlog, QueueShared, StoredCount
+from ..events import ConfigDrift, ConsumerBound, Event
+from ..model import SHARED, Backlog, Delivery, QueueShared, StoredCount
+from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import topology
 from .apply import Applier
 from .discovery import SubjectFlows
+from .faults import Faults
 from .jetstream import JetStream
 from .layout import FUNCTION, ConsumerSet, static
 from .migration import Migration
+from .pull import Pull
 from .pull_consumer import PullConsumer
 from .reconcile import BindShared, Idle, Observed, Retire, Serve, Wanted, delete_idle, idle_consumers, reconcile
 from .retired_consumers import RetiredConsumers
-from .wire import ApiError, ErrorCode
+from .wire import ApiError, ConsumerConfig, ConsumerInfo, ErrorCode, StreamInfo
 
 LOOKING = "looking for the stream and its consumer"
 RETRY = 1.0
@@ -52,14 +55,15 @@ class Binding:
         flows: PullConsumer,
         *,
         retired: RetiredConsumers,
+        faults: Faults,
         emit: Emit,
     ) -> None:
         layout = FUNCTION if settings.scaling_mode == FUNCTION else static(settings.queue_partitions)
         self.stream = stream = settings.nats_stream
         self.migration = Migration(jetstream.connection, stream, layout, retired)
-        self._subjects = SubjectFlows(jetstream, settings, flows, emit, self.read_backlog)
+        self._subjects = SubjectFlows(jetstream, settings, flows, emit, self.read_backlog, faults=faults)
         self._jetstream, self._settings, self._flows, self._emit = jetstream, settings, flows, emit
-        self._retired = retired
+        self._retired, self._faults = retired, faults
         self._wanted = Wanted(layout, settings.queue_name, settings.nats_durable, settings.filter_partition)
         self._applier = Applier(jetstream, stream, settings.queue_name, self._announce)
         self._bound = False
@@ -76,6 +80,9 @@ class Binding:
         """The layout that is served."""
         self._retired_flows: dict[str, int] = {}
         """The pending acks of retired consumers, as last notified."""
+        self._drifts: set[Event] = set()
+        """The differences from the settings that have been reported."""
+        self._stripped: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -97,11 +104,12 @@ class Binding:
             try:
                 if connection.up and not self._bound:
                     await self.bind(again=True)
+                    self._faults.set(LOOKING, ())
                 if connection.up and self._bound:
                     doing, pause = "looking at the consumers", _CHECK
                     pause = max(_CHECK, _SHARE * await self._check())
             except MisconfiguredError as error:
-                self._emit(BrokerMisconfigured(str(error)))
+                self._faults.set(LOOKING, [str(error)])
             except (ApiError, BrokerUnavailableError) as error:
                 connection.report_failure(doing, error)
 
@@ -111,7 +119,7 @@ class Binding:
         *again*: they existed before, so that their absence is worth a warning. Where the consumers keep changing, raise
         a :class:`BrokerUnavailableError`; else the errors of :mod:`worker.nats.topology`.
         """
-        created = await topology.ensure_stream(self._jetstream, self._settings, self._emit, again=again)
+        created = await topology.ensure_stream(self._jetstream, self._settings, self._emit_once, again=again)
         if self._created not in (None, created):
             self._flows.outbox.forget()
             self._retired.forget()
@@ -157,8 +165,55 @@ class Binding:
         if bound and info.created != self._created:
             self._on_lost()  # it was replaced while no request was open, which a status would have ended
         if self._bound:
+            self._judge_stream(info)
             self._subjects.set_stored(info.state.subjects)
         return Backlog(info.state.last_seq, info.state.subjects)
+
+    def on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
+        """Stop pulling from a consumer that may leave out payloads, judge it, and look for this payload."""
+        self._flows.hold(pull, held=True)
+        task = asyncio.ensure_future(self._return_stripped(pull, reply, delivery))
+        self._stripped.add(task)
+        task.add_done_callback(self._stripped.discard)
+
+    async def _return_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
+        try:
+            stored = await self._jetstream.message(self.stream, delivery.id[0])
+        except (ApiError, BrokerUnavailableError):
+            stored = None
+        if stored is None or stored.data:
+            self._flows.outbox.postpone(reply, RETRY)
+            pull.credit.add(1)
+        else:  # it has none: its publisher wrote the header by which a consumer with headers_only is recognized
+            self._flows.deliver(pull, reply, delivery)
+        self._unbound.set()
+
+    def _judge_stream(self, info: StreamInfo) -> None:
+        faults, drifts = topology.stream_faults(info.config, self._settings)
+        what = f"the stream {self.stream}"
+        self._faults.set("stream", [f"{what} cannot be used: {'; '.join(faults)}"] if faults else ())
+        for drift in drifts:
+            self._emit_once(topology.drift(f"stream {self.stream}", drift))
+
+    def _judge_consumers(self, infos: list[ConsumerInfo]) -> None:
+        self._faults.judge("consumers", self._flows, infos, self._wanted_config)
+        if (shared := self._flows.find(SHARED)) and (info := _named(infos, shared.consumer)):
+            wanted = topology.consumer_config(self._settings, self._served or static(1), alone=False)
+            for drift in topology.consumer_faults(info.config, wanted)[1]:
+                self._emit_once(topology.drift(f"consumer {info.name} of stream {self.stream}", drift))
+
+    def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
+        if is_token_flow(pull.flow):
+            return None
+        if pull.flow == SHARED or pull.flow.startswith(_RETIRED):
+            return info.config  # its filter may be any
+        return topology.flow_config(self._settings, pull.flow, info.name)
+
+    def _emit_once(self, event: Event) -> None:
+        if not isinstance(event, ConfigDrift) or event not in self._drifts:
+            self._emit(event)
+        if isinstance(event, ConfigDrift):
+            self._drifts.add(event)
 
     def _on_lost(self) -> None:
         self._bound = False
@@ -208,6 +263,7 @@ class Binding:
         consumers = ConsumerSet.of(infos, self._settings.nats_durable)
         if ages:
             return Observed(consumers, ages)
+        self._judge_consumers(infos)
         self._consumers = self._subjects.consumers = consumers
         wanted, current = self._wanted.layout, consumers.current or self._wanted.layout
         shared = self._flows.find(SHARED)
@@ -244,7 +300,7 @@ class Binding:
 
     async def _bind_shared(self, action: BindShared, *, again: bool) -> None:
         config = topology.consumer_config(self._settings, action.layout, alone=action.alone)
-        info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit, again=again)
+        info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit_once, again=again)
         self._flows.ack_wait = min([info.ack_wait, *(each.ack_wait for each in self._consumers.retired)])
         if self._flows.find(SHARED) is None:
             self._flows.notify(QueueShared())
@@ -266,3 +322,7 @@ class Binding:
 
     def _pull_subject(self, consumer: str) -> str:
         return f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
+
+
+def _named(infos: list[ConsumerInfo], name: str) -> ConsumerInfo | None:
+    return next((info for info in infos if info.name == name), None)

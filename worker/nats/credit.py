@@ -34,6 +34,8 @@ class PullInbox:
 
     outstanding: int = 0
     """Messages that the request may still bring; 0 where none is open."""
+    expires: float = 0.0
+    """Seconds that the request may stay open at the server."""
     last_sign: float = 0.0
     """The time when something last arrived, or the request was sent."""
 
@@ -47,7 +49,10 @@ class Credit:
         """Credit that no request was sent for. Below zero where more arrived than there was credit for."""
         self.outstanding = 0
         """Messages that open requests may still bring: the sum over the inboxes."""
-        self._max_batch = max_batch
+        self.max_requests = max_requests
+        """Open requests at most."""
+        self.max_batch = max_batch
+        """Messages in one request at most."""
         self._total = 0
 
     def add(self, more: int) -> None:
@@ -99,12 +104,12 @@ class Credit:
         A small one is worth its cost only while no other is open, because then a message can arrive at once. Else the
         credit is kept for a larger one.
         """
-        free = next((inbox for inbox in self.inboxes if not inbox.outstanding), None)
+        free = next((inbox for inbox in self.inboxes[: self.max_requests] if not inbox.outstanding), None)
         if free is None or self.unrequested <= 0:
             return None
-        if self.outstanding and self.unrequested < min(self._total / len(self.inboxes), self._max_batch):
+        if self.outstanding and self.unrequested < min(self._total / self.max_requests, self.max_batch):
             return None
-        batch = min(self.unrequested, self._max_batch)
+        batch = min(self.unrequested, self.max_batch)
         self.unrequested -= batch
         self.outstanding += batch
         free.outstanding, free.last_sign = batch, now

@@ -19,12 +19,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..config import Settings
-from ..events import BrokerMisconfigured
 from ..model import PendingCount, Published, StoredCount
 from ..policy.names import covers, partition_of
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals, topology
 from .connection import Connection
+from .faults import Faults
 from .flow_consumers import FlowConsumers
 from .jetstream import JetStream
 from .layout import FUNCTION, ConsumerSet, partitions_of
@@ -99,6 +99,8 @@ class SubjectFlows:
         flows: PullConsumer,
         emit: Emit,
         look: Callable[[], Awaitable[object]],
+        *,
+        faults: Faults,
     ) -> None:
         self.ready = False
         """Whether it is known what the stream stores."""
@@ -109,7 +111,7 @@ class SubjectFlows:
         self._layout: str | None = None
         """The layout in which subjects are flows; None where no subject is looked for."""
         self._jetstream, self._connection, self._settings = jetstream, jetstream.connection, settings
-        self._flows, self._emit, self._look = flows, emit, look
+        self._flows, self._faults, self._emit, self._look = flows, faults, emit, look
         self._soon = asyncio.Event()
         self.look_soon = self._soon.set
         """Lets the stream be looked at as soon as the shortest pause has passed."""
@@ -143,6 +145,7 @@ class SubjectFlows:
     def lost(self, flow: str) -> None:
         """End a flow, because its consumer is gone. Where messages are stored, it is found again."""
         self._empty_since.pop(flow, None)
+        self._faults.set(flow, ())
         if self._stored.pop(flow, None) is not None or self._flows.find(flow):
             self._flows.close(flow)
             asyncio.get_running_loop().call_later(_CALM, self.look_soon)
@@ -232,7 +235,7 @@ class SubjectFlows:
         try:
             info = await topology.ensure_consumer(self._jetstream, self._settings, config, lambda _: None, again=False)
         except MisconfiguredError as error:
-            self._emit(BrokerMisconfigured(str(error)))
+            self._faults.set(subject, [str(error)])
             return _RETRY_LATER
         except (ApiError, BrokerUnavailableError) as error:
             if isinstance(error, ApiError) and error.err_code == ErrorCode.MAXIMUM_CONSUMERS_LIMIT:
@@ -242,6 +245,7 @@ class SubjectFlows:
             self._connection.report_failure(f"creating a consumer for {subject}", error)
             return _RETRY_LATER if self.crowded else _RETRY
         self.crowded = False
+        self._faults.set(subject, ())
         if pull := self._flows.find(subject):
             self._flows.ack_wait = min(self._flows.ack_wait, info.ack_wait)
             self._flows.notify(PendingCount(subject, info.num_pending))

@@ -8,169 +8,38 @@ send. The cost grows with the flows that have credit, not with the flows that ex
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from math import inf
 
 import nats.errors
 import trio
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from trio_asyncio import aio_as_trio
 
-from ..model import CreditReturned, Delivery, FlowEnded, Notice
+from ..model import Delivery, FlowEnded, Notice
 from ..policy.quota import is_token_flow
-from . import nats_internals
 from .connection import Connection
-from .credit import DEFAULT_BATCH, EXPIRES, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY, Credit, PullInbox
+from .credit import DEFAULT_BATCH, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY, Credit
 from .layout import ConsumerSet
 from .outbox import Outbox
-from .wire import consumer_of, parse_ack_subject, parse_status
+from .pull import LATE, Pull
+from .wire import consumer_of
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
-_LATE = 5.0
-"""Seconds that an inbox is read after its interest ended: what comes through another server of a cluster may arrive
-after the answer of the connected one."""
-_VERY_LATE = 60.0
-"""Seconds after a silence: a server that was suspended continues where it was."""
-_AFTER_REJECTION = 0.25
-"""Seconds without a new request after one that the server rejected."""
+_REFUSED = 5.0
+"""Seconds for which the server refuses every request of a flow until that is a fault: an election takes less."""
 _POSTPONED = 30.0
 """Seconds after which a message that a retired consumer holds is delivered again, so that its end is seen."""
-
-
-class Pull:
-    """The pulls of one flow. What arrives is passed to *consumer*."""
-
-    def __init__(self, flow: str, credit: Credit, consumer: PullConsumer) -> None:
-        self.flow, self.credit = flow, credit
-        self._consumer, self._connection, self._outbox = consumer, consumer.connection, consumer.outbox
-        self._subject = ""
-        """The subject of requests. Empty where no consumer is known."""
-        self._inboxes: dict[PullInbox, Subscription] = {}
-        """The inboxes that have been used."""
-        self._ending: list[PullInbox] = []
-        """Inboxes whose interest has ended, and that are read until a round trip is complete."""
-        self._no_requests_until = 0.0
-        self.creating = False
-        """Its consumer is being created."""
-        self.recalled = False
-        """Its credit is being taken back, so nothing is requested."""
-
-    @property
-    def bound(self) -> bool:
-        """Whether there is a consumer to pull from, as far as is known."""
-        return bool(self._subject)
-
-    def bind(self, subject: str) -> None:
-        """Pull from a consumer, by requests that are published on *subject*."""
-        self._subject = subject
-        self._consumer.may_request(self)
-
-    def unbind(self) -> None:
-        """Expect nothing more of open requests, because the consumer does not exist."""
-        self._subject = ""
-        for inbox in self.credit.inboxes:
-            self.credit.end_request(inbox)
-
-    def leave_inboxes(self, until: float) -> None:
-        """Expect nothing more of open requests; what they bring nevertheless is read until then."""
-        for inbox in self.credit.inboxes:
-            self._leave(inbox, until)
-
-    async def send_requests(self, now: float) -> bool:
-        """Send the requests that there are. Return False where some have to wait."""
-        if self.recalled or not self._subject:
-            return True
-        if now < self._no_requests_until:
-            return False
-        while inbox := self.credit.next_request(now):
-            batch, client = inbox.outstanding, self._connection.client
-            body = {"batch": batch, "expires": round(EXPIRES * 1e9), "idle_heartbeat": round(HEARTBEAT * 1e9)}
-            try:
-                if inbox not in self._inboxes:
-                    on_message = partial(self._on_message, inbox)
-                    self._inboxes[inbox] = await nats_internals.listen(client, client.new_inbox(), on_message)
-                await client.publish(self._subject, json.dumps(body).encode(), self._inboxes[inbox].subject)
-            except (nats.errors.Error, OSError) as error:
-                self._connection.report_failure("pulling", error)
-                self.credit.end_request(inbox)
-                return False
-        return True
-
-    async def end_silent_requests(self, now: float) -> None:
-        """End the requests without a sign of life, and replace their inboxes."""
-        for inbox in self.credit.silent(now):
-            if old := self._leave(inbox, now + _VERY_LATE):
-                await nats_internals.end_interest(self._connection.client, old)
-            self._consumer.may_request(self)
-
-    async def end_interest(self) -> None:
-        """Let the server answer no open request any more; what is on its way is still read."""
-        for inbox in self.credit.inboxes:
-            if inbox.outstanding and (subscription := self._inboxes.get(inbox)):
-                self._ending.append(inbox)
-                await nats_internals.end_interest(self._connection.client, subscription)
-
-    def return_credit(self, now: float) -> None:
-        """Return the credit that brought no message, after what was on its way has arrived; replace the inboxes."""
-        for inbox in self._ending:
-            self._leave(inbox, now + _LATE)
-        self._ending.clear()
-        self.recalled = False
-        self._consumer.notify(CreditReturned(self.flow, self.credit.take_back()))
-
-    def _leave(self, inbox: PullInbox, until: float) -> Subscription | None:
-        """End the request of an inbox; replace one that has been used, and return its subscription."""
-        self.credit.end_request(inbox)
-        if subscription := self._inboxes.pop(inbox, None):
-            self.credit.replace(inbox)
-            self._consumer.old_inboxes.append((until, subscription))
-        return subscription
-
-    def _on_message(self, inbox: PullInbox, message: Msg) -> None:
-        now = trio.current_time()
-        if not (reply := message.reply):
-            if inbox in self._inboxes:  # it has not been replaced
-                self._on_status(inbox, message, now)
-            return
-        self.credit.received(inbox, now)
-        try:
-            identity, num_delivered, num_pending = parse_ack_subject(reply)
-        except ValueError as error:
-            self._connection.report_failure("reading a delivery", error)
-            self.credit.add(1)
-            self._consumer.may_request(self)
-            return
-        token = self._outbox.epoch + reply
-        delivery = Delivery(identity, token, num_delivered, now, message.subject, message.data, self.flow, num_pending)
-        self._consumer.deliver(self, reply, delivery)
-        if not inbox.outstanding:
-            self._consumer.may_request(self)
-
-    def _on_status(self, inbox: PullInbox, message: Msg, now: float) -> None:
-        status = parse_status(message.headers)
-        if status is None or status.code == 100:
-            inbox.last_sign = now
-            return
-        self.credit.end_request(inbox)
-        if status.rejected:
-            self._no_requests_until = now + _AFTER_REJECTION
-        if status.consumer_gone:
-            self._consumer.on_lost(self)
-        elif status.rejected and status.code != 409:
-            self._connection.report_failure("pulling", f"{status.code} {status.description}")
-        self._consumer.may_request(self)
 
 
 class PullConsumer:
     """See :class:`worker.ports.Consumer`.
 
     *create* is called with a flow that has credit and no consumer, *lost* with a flow whose consumer is gone, as the
-    server reports. *stopping* is called when it stops, on the asyncio side.
+    server reports. *stripped* gets each delivery that seems to be without its payload. *stopping* is called when it
+    stops, on the asyncio side.
     """
 
     def __init__(
@@ -180,6 +49,7 @@ class PullConsumer:
         *,
         create: Callable[[str], None],
         lost: Callable[[str], None],
+        stripped: Callable[[Pull, str, Delivery], None],
         stopping: Callable[[], Awaitable[None]] | None = None,
         max_batch: int = DEFAULT_BATCH,
     ) -> None:
@@ -193,6 +63,7 @@ class PullConsumer:
         self._requesting = False
         """Whether no request of an earlier connection can be answered any more, so that new ones are sent."""
         self._create, self._lost, self._stopping, self._max_batch = create, lost, stopping, max_batch
+        self.on_stripped = stripped
         self._buffer: list[Delivery | Notice] = []
         """Deliveries and notices for Trio, bounded by credit."""
         self._receivers = trio.lowlevel.ParkingLot()
@@ -202,6 +73,8 @@ class PullConsumer:
         self._open: dict[Pull, None] = {}
         """Pulls that may have an open request."""
         self._recalls: list[Pull] = []
+        self._holds: list[Pull] = []
+        """Pulls whose open requests are to be cancelled, because their consumer cannot be used now."""
         self._ended: set[str] = set()
         """Flows whose end is in the buffer: until it is received, credit for them is ignored."""
         self._checked_at = 0.0
@@ -261,9 +134,10 @@ class PullConsumer:
             while True:
                 await self.outbox.send()
                 if self.connection.up and not self.stopped:
-                    if self._recalls:
+                    if self._recalls or self._holds:
                         recalled, self._recalls = self._recalls, []
-                        tasks.create_task(self._take_back(recalled))
+                        held, self._holds = self._holds, []
+                        tasks.create_task(self._take_back(recalled, held))
                     await self._send_requests()
 
     def notify(self, notice: Notice) -> None:
@@ -282,6 +156,25 @@ class PullConsumer:
             self._buffer.append(delivery)
             self._receivers.unpark()
 
+    def hold(self, pull: Pull, held: bool) -> None:
+        """Cancel the open requests of a flow, whose credit stays, and send none; or send them again."""
+        if held and not pull.held:
+            self._holds.append(pull)
+        pull.held = held
+        self.may_request(pull)
+
+    def refusal(self, now: float) -> str:
+        """Return why the server has refused all requests of some flow for a while; empty where it has not."""
+        for pull in self._pulls.values():
+            if pull.refusal and now - pull.refusal[0] > _REFUSED:
+                return f"requests to the consumer {pull.consumer}: {pull.refusal[1]}"
+        return ""
+
+    @property
+    def bound(self) -> list[Pull]:
+        """The pulls that have a consumer, as far as is known."""
+        return [pull for pull in self._pulls.values() if pull.bound]
+
     def find(self, flow: str) -> Pull | None:
         """Return the pulls of a flow, if there are some."""
         return self._pulls.get(flow)
@@ -299,7 +192,7 @@ class PullConsumer:
             self._to_request.pop(pull, None)
             self._open.pop(pull, None)
             pull.unbind()
-            pull.leave_inboxes(trio.current_time() + _LATE)
+            pull.leave_inboxes(trio.current_time() + LATE)
         self._ended.add(flow)
         self.notify(FlowEnded(flow))
 
@@ -365,9 +258,11 @@ class PullConsumer:
             if pull.credit.outstanding:
                 self._open[pull] = None
 
-    async def _take_back(self, pulls: list[Pull]) -> None:
-        await self._end_interest(pulls)
-        for pull in pulls:
+    async def _take_back(self, recalled: list[Pull], held: list[Pull]) -> None:
+        await self._end_interest([*recalled, *held])
+        for pull in held:
+            pull.leave_ended(trio.current_time())
+        for pull in recalled:
             if self._pulls.get(pull.flow) is pull:
                 pull.return_credit(trio.current_time())
 

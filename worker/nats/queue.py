@@ -19,16 +19,18 @@ from trio_asyncio import aio_as_trio
 
 from ..config import Settings
 from ..events import BrokerFailure
-from ..model import Backlog, DeadLetter, PausedFunctions
+from ..model import Backlog, DeadLetter, Delivery, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from . import dead_letters, topology
 from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
+from .faults import Faults
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
+from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
@@ -77,26 +79,34 @@ class NatsQueue:
         options = connect_options(settings, name=f"queue-worker {settings.queue_name}")
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
-        self._retired = RetiredConsumers()
+        self._retired, self._faults = RetiredConsumers(), Faults(emit)
         self._outbox = Outbox(self._connection, emit, self._retired)
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
             create=lambda flow: self._owner(flow).create_consumer(flow),
             lost=lambda flow: self._owner(flow).consumer_lost(flow),
+            stripped=self._on_stripped,
             stopping=self._on_stopping,
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
-        self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox)
+        self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
         self._binding: Binding | None = None
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
 
     @property
-    def ready(self) -> bool:
-        """Whether the worker is connected and has something to pull from; in function mode, whether it knows what."""
-        return self._connection.up and self._binding is not None and self._binding.ready
+    def obstacle(self) -> str:
+        """The reason why this worker cannot pull all that it is to pull; empty where it can."""
+        failure = f": {self._connection.failure}" if self._connection.failure else ""
+        if not self._connection.up:
+            return f"not connected to NATS{failure}"
+        if self._faults.text:
+            return self._faults.text
+        if self._binding is None or not self._binding.ready:
+            return f"no stream and consumer to pull from yet{failure}"
+        return ""
 
     async def consume(self) -> Consumer:
         """See :meth:`worker.ports.Queue.consume`."""
@@ -140,7 +150,7 @@ class NatsQueue:
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
         self._binding = binding = Binding(
-            self._jetstream, settings, self._flows, retired=self._retired, emit=self._emit
+            self._jetstream, settings, self._flows, retired=self._retired, faults=self._faults, emit=self._emit
         )
         await self._retry(lambda: binding.bind(again=False))
 
@@ -159,6 +169,8 @@ class NatsQueue:
             now = trio.current_time()
             await self._connection.watch()
             await self._flows.check(now)
+            refusal = self._flows.refusal(now)
+            self._faults.set("requests", [f"the server refuses {refusal}"] if refusal else ())
             if self._connection.up:
                 self._outbox.repeat_late(now)
 
@@ -175,6 +187,9 @@ class NatsQueue:
 
     def _owner(self, flow: str) -> Quotas | Binding:
         return self.quotas if is_token_flow(flow) else self._bound
+
+    def _on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
+        self._bound.on_stripped(pull, reply, delivery)
 
     async def _on_stopping(self) -> None:
         await self._bound.migration.leave()

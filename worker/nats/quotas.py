@@ -9,28 +9,41 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from itertools import islice
+from itertools import count, islice
 
 import msgspec
 
 from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
-from ..policy.quota import CAP, RATE, RATE_WAIT, split_token_flow, token_count, token_number, uses_of_token
+from ..policy.quota import (
+    CAP,
+    RATE,
+    RATE_WAIT,
+    is_token_flow,
+    split_token_flow,
+    token_count,
+    token_number,
+    uses_of_token,
+)
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import topology
+from .faults import Faults
 from .flow_consumers import FlowConsumers
 from .function_state import READING, AgreedQuota, FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
+from .pull import Pull
 from .pull_consumer import PullConsumer
-from .wire import ApiError, ConsumerConfig, ErrorCode, StreamConfig
+from .wire import ApiError, ConsumerConfig, ConsumerInfo, ErrorCode, StreamConfig
 
 _AT_ONCE = 256
 """Tokens that are published at once."""
 _RETRY = 1.0
 """Seconds before another try to create tokens, or to agree."""
-_CHECK = 30.0
-"""Seconds between two checks that all tokens exist of the functions that use them here."""
+_JUDGE = 3.0
+"""Seconds between two looks at the consumers of the functions that use tokens here."""
+_CHECK = 10
+"""Looks until one that all tokens exist."""
 _IDLE = 3600.0
 """Seconds without a pull request and without a pending ack, after which the server deletes the consumer. Nothing is
 lost by that: its tokens stay, and it is created again."""
@@ -70,10 +83,17 @@ class Quotas:
     """See :class:`worker.ports.Quotas`."""
 
     def __init__(
-        self, jetstream: JetStream, settings: Settings, states: FunctionStates, flows: PullConsumer, outbox: Outbox
+        self,
+        jetstream: JetStream,
+        settings: Settings,
+        states: FunctionStates,
+        flows: PullConsumer,
+        outbox: Outbox,
+        *,
+        faults: Faults,
     ) -> None:
         self._jetstream, self._settings, self._states = jetstream, settings, states
-        self._flows, self._outbox = flows, outbox
+        self._flows, self._outbox, self._faults = flows, outbox, faults
         self._stream = stream_config(settings)
         self._newest: dict[str, int] = {}
         """The time of the newest message that proposed what is agreed, by the function's label."""
@@ -148,10 +168,26 @@ class Quotas:
                 asyncio.get_running_loop().call_later(_RETRY, self._wake.set)
 
     async def _check(self) -> None:
-        while True:
-            await asyncio.sleep(_CHECK)
-            for flow in self._created:  # an operator may have deleted tokens
-                self.create_consumer(flow)
+        for look in count(1):
+            await asyncio.sleep(_JUDGE)
+            if self._created and self._jetstream.connection.up:
+                await self._judge()
+                for flow in self._created if look % _CHECK == 0 else ():  # an operator may have deleted tokens
+                    self.create_consumer(flow)
+
+    async def _judge(self) -> None:
+        """Judge the consumers of tokens: without tokens, a function's messages wait."""
+        try:
+            infos, _ = await self._jetstream.consumers(self._stream.name)
+        except (ApiError, BrokerUnavailableError) as error:
+            self._jetstream.connection.report_failure("looking at the consumers of tokens", error)
+        else:
+            self._faults.judge("quotas", self._flows, infos, self._wanted_config)
+
+    def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
+        if not is_token_flow(pull.flow):
+            return None
+        return consumer_config(self._settings, *split_token_flow(pull.flow), info.ack_wait)
 
     async def _agree_all(self) -> bool:
         """Agree on all proposals, and return whether none is left for another try."""

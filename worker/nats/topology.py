@@ -20,6 +20,7 @@ from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from .credit import DEFAULT_BATCH, EXPIRES
 from .jetstream import JetStream
 from .layout import FUNCTION, MODE, PARTITIONS, partitions_of, static
 from .wire import ApiError, ConsumerConfig, ConsumerInfo, StreamConfig
@@ -115,31 +116,45 @@ def stream_faults(found: StreamConfig, settings: Settings) -> tuple[list[str], l
         faults.append("it is sealed")
     if found.no_ack:
         faults.append("it has no_ack set: a publisher would never know that its message is stored")
-    drifts = [f"its subjects {[*found.subjects]} leave out {each!r}" for each in _left_out(found, settings)]
+    drifts = []
+    if found.deny_delete and not found.sealed:
+        drifts.append("its deny_delete is set: messages that end while scaling_mode is changed run again")
+    drifts += [f"its subjects {[*found.subjects]} leave out {each!r}" for each in _left_out(found, settings)]
     limits = ("num_replicas", "storage", "max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
     return faults, drifts + _differences(found, stream_config(settings), limits)
 
 
 def consumer_faults(found: ConsumerConfig, wanted: ConsumerConfig) -> tuple[list[str], list[str]]:
     """Return what makes a consumer unusable, and what merely differs from the settings."""
-    faults, drifts = [], []
-    if found.ack_policy != "explicit":
-        faults.append(f"its ack_policy is {found.ack_policy!r}, not 'explicit'")
-    if found.deliver_subject:
-        faults.append("it is a push consumer (deliver_subject is set), and we pull")
-    if found.max_deliver not in (None, -1):
-        faults.append(f"its max_deliver is {found.max_deliver}, not -1: the server would drop messages to be retried")
-    if found.backoff:
-        faults.append("it has a backoff, which changes every wait between attempts")
-    if wanted.filter_subject:
-        if found.filters != wanted.filters:
-            faults.append(f"its filter is {[*found.filters]}, not {[*wanted.filters]}")
-    elif found.filters and not (wanted.filters and {*found.filters} >= {*wanted.filters}):
-        drifts.append(f"its filter {[*found.filters]} may leave out messages of the queue")
-    if found.ack_wait != wanted.ack_wait:
-        actual, expected = format_duration(found.ack_wait / 1e9), format_duration(wanted.ack_wait / 1e9)
-        drifts.append(f"its ack_wait is {actual}, not {expected}")
-    return faults, drifts + _differences(found, wanted, ("max_ack_pending", "max_waiting"))
+    another = bool(wanted.filter_subject) and found.filters != wanted.filters
+    faults = {
+        f"its ack_policy is {found.ack_policy!r}, not 'explicit'": found.ack_policy != "explicit",
+        "it is a push consumer (deliver_subject is set), and we pull": found.deliver_subject,
+        f"its max_deliver is {found.max_deliver}, not -1: the server would drop messages to be retried": (
+            found.max_deliver not in (None, -1)
+        ),
+        "it has a backoff, which changes every wait between attempts": found.backoff,
+        "its headers_only is set: the server would leave out every payload": found.headers_only,
+        "it has priority_groups: the server refuses requests that name none": found.priority_groups,
+        f"its filter is {[*found.filters]}, not {[*wanted.filters]}": another,
+    }
+    left_out = found.filters and not (wanted.filters and {*found.filters} >= {*wanted.filters})
+    ack_wait, expires, threshold = map(_format_time, (found.ack_wait, found.max_expires, found.inactive_threshold))
+    drifts = {
+        f"its filter {[*found.filters]} may leave out messages of the queue": left_out and not wanted.filter_subject,
+        f"its ack_wait is {ack_wait}, not {_format_time(wanted.ack_wait)}": found.ack_wait != wanted.ack_wait,
+        f"its max_batch is {found.max_batch}: no request is for more messages": 0 < found.max_batch < DEFAULT_BATCH,
+        f"its max_expires is {expires}: no request is open for longer": 0 < found.max_expires < EXPIRES * 1e9,
+        f"its inactive_threshold is {threshold}: the server deletes it where no worker pulls for so long": (
+            found.inactive_threshold
+        ),
+    }
+    limits = _differences(found, wanted, ("max_ack_pending", "max_waiting"))
+    return [text for text, holds in faults.items() if holds], [text for text, holds in drifts.items() if holds] + limits
+
+
+def _format_time(nanoseconds: int) -> str:
+    return format_duration(nanoseconds / 1e9)
 
 
 def _differences(found: Struct, wanted: Struct, names: Iterable[str]) -> list[str]:
@@ -219,9 +234,14 @@ def _check(what: str, faults: list[str], drifts: list[str], emit: Emit) -> list[
     """Return the faults as one sentence, if there are any; else report what differs from the settings."""
     if faults:
         return [f"the {what} cannot be used: {'; '.join(faults)}"]
-    for drift in drifts:
-        emit(ConfigDrift(f"the {what} is not as set: {drift}; it is used as it is"))
+    for each in drifts:
+        emit(drift(what, each))
     return []
+
+
+def drift(what: str, text: str) -> ConfigDrift:
+    """Return the report of one difference from the settings."""
+    return ConfigDrift(f"the {what} is not as set: {text}; it is used as it is")
 
 
 def _unusable(faults: list[str]) -> MisconfiguredError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -12,6 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from ..model import MessageId
+from ..policy.durations import parse_duration
 
 T = TypeVar("T")
 
@@ -54,9 +57,43 @@ class Status:
         return self.code == 503 or (self.code == 409 and "deleted" in self.description.lower())
 
     @property
+    def limits(self) -> tuple[int, float]:
+        """The limits that the request exceeded, of its messages and of its seconds; 0 where it did not.
+
+        Nats-server writes ``Exceeded MaxRequestBatch of 10`` and ``Exceeded MaxRequestExpires of 5s``.
+        """
+        found = _EXCEEDED.fullmatch(self.description) if self.code == 409 else None
+        if found is None:
+            return 0, 0.0
+        if found["what"] == "Batch":
+            return int(found["limit"]) if found["limit"].isdigit() else 0, 0.0
+        with suppress(ValueError):
+            return 0, parse_duration(found["limit"])
+        return 0, 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether as many requests wait at the server as the consumer's ``max_waiting`` allows."""
+        return self.code == 409 and self.description == "Exceeded MaxWaiting"
+
+    @property
+    def passing(self) -> bool:
+        """Whether the rejection is part of a server's ordinary life, so that another request is all that is needed."""
+        return self.code == 409 and self.description in _PASSING
+
+    @property
     def rejected(self) -> bool:
         """Whether the server rejected the request, which has not merely expired (408) or found no message (404)."""
         return self.code not in (100, 404, 408)
+
+
+_EXCEEDED = re.compile(r"Exceeded MaxRequest(?P<what>Batch|Expires) of (?P<limit>[!-~]{1,30})", re.ASCII)
+_PASSING = frozenset({"Server Shutdown", "Leadership Change", "Batch Completed"})
+
+
+def is_stripped(headers: Mapping[str, str] | None) -> bool:
+    """Return whether a delivery without a payload seems to be one of a consumer with ``headers_only``."""
+    return (headers or {}).get("Nats-Msg-Size", "0") != "0"
 
 
 def parse_status(headers: Mapping[str, str] | None) -> Status | None:
@@ -113,6 +150,11 @@ class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_waiting: int | None = None
     ack_wait: int = 0
     backoff: tuple[int, ...] = ()
+    headers_only: bool = False
+    max_batch: int = 0
+    max_expires: int = 0
+    priority_groups: tuple[str, ...] = ()
+    pause_until: str = ""
     inactive_threshold: int = 0
     metadata: dict[str, str] = {}
 
@@ -140,6 +182,8 @@ class ConsumerInfo(Struct, kw_only=True):
     num_ack_pending: int
     num_pending: int
     paused: bool = False
+    pause_remaining: int = 0
+    """Nanoseconds until its pause ends."""
     ts: str = ""
     """The server's time, as :func:`parse_time` reads it."""
 
@@ -171,6 +215,7 @@ class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     duplicate_window: int = 0
     allow_direct: bool = False
     sealed: bool = False
+    deny_delete: bool = False
     no_ack: bool = False
 
 

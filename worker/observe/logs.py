@@ -201,6 +201,7 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.Disconnected: _own_fields("warning", "Disconnected from NATS; intake pauses until it reconnects"),
     e.BrokerFailure: lambda ev: ("warning", "Trouble with NATS; trying again", {"doing": ev.action, "error": ev.error}),
     e.BrokerMisconfigured: _own_fields("error", "Stream or consumer on NATS cannot be used; trying again"),
+    e.FaultsEnded: _own_fields("info", "Stream and consumers on NATS can be used again"),
     e.ConfigDrift: lambda ev: ("warning", ev.text, {}),
     e.Created: lambda ev: (
         "warning" if ev.recreated else "info",

@@ -165,6 +165,7 @@ class Metrics:
         )
         self._crashes = metric(Counter, "crashes", "Internal errors, each in one message")
         self._connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
+        self._unusable = metric(Gauge, "nats_unusable", "1 while the stream or a consumer cannot be used")
         self._draining = metric(Gauge, "draining", "1 from the first signal on")
         metric(Info, "build", "The version that runs").info({"version": __version__})
         ProcessCollector(registry=self.registry)
@@ -181,6 +182,8 @@ class Metrics:
             e.WorkCrashed: lambda _: self._crashes.inc(),
             e.Connected: self._on_connected,
             e.Disconnected: lambda _: self._connected.set(0),
+            e.BrokerMisconfigured: lambda _: self._unusable.set(1),
+            e.FaultsEnded: lambda _: self._unusable.set(0),
             e.BacklogRead: self._on_backlog_read,
             e.DrainStarted: lambda _: self._draining.set(1),
         }

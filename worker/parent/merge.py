@@ -20,6 +20,7 @@ GAUGE_MERGES: dict[str, Callable[[Iterable[float]], float]] = {
     "queue_worker_messages_submitted_total": max,  # the same
     "queue_worker_function_invocation_inflight": sum,
     "queue_worker_nats_connected": min,  # each process has a connection; the worker is connected when all are
+    "queue_worker_nats_unusable": max,
     "queue_worker_concurrency_limit": sum,
     "queue_worker_draining": max,
     "queue_worker_build_info": max,
