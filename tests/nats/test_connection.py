@@ -15,11 +15,11 @@ from trio_asyncio import aio_as_trio
 
 from tests.chaos.proxy import Proxy
 from tests.patience import LAST_RESORT
-from tests.servers import NatsServer, until
+from tests.servers import ROOT, NatsServer, until
 from worker.config import load
-from worker.events import BrokerFailure, Connected, Disconnected, Event
+from worker.events import BrokerFailure, ConfigDrift, Connected, Disconnected, Event
 from worker.model import DeadLetter, Delivery
-from worker.nats.connection import Connection, ConnectionClosedError, connect_options
+from worker.nats.connection import OLDEST_SERVER, Connection, ConnectionClosedError, connect_options
 from worker.nats.queue import NatsQueue, open_queue
 from worker.ports import BrokerUnavailableError, Consumer
 
@@ -231,3 +231,29 @@ def large_delivery(number: int) -> Delivery:
 async def store_ignoring_failure(queue: NatsQueue, letter: DeadLetter) -> None:
     with suppress(BrokerUnavailableError):
         await queue.store_dead_letter(letter)
+
+
+@pytest.mark.parametrize(("found", "expected"), [(OLDEST_SERVER, []), ((2, 10, 24), ["2.10.24", "2.10.25"])])
+async def test_connection_to_an_old_server_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[int, ...], expected: list[str]
+) -> None:
+    """A nats-server older than the oldest supported one causes one warning, which names both versions."""
+    monkeypatch.setattr(Connection, "server_version", found)
+    events: list[Event] = []
+    with NatsServer(tmp_path) as server:
+        async with trio_asyncio.open_loop():
+            connection = Connection(
+                connect_options(load({"nats_port": str(server.port)}).settings, name=""), events.append
+            )
+            await aio_as_trio(connection.open)()
+            await aio_as_trio(connection.close)()
+    warned = [event.text for event in events if isinstance(event, ConfigDrift)]
+    assert len(warned) == bool(expected)
+    assert all(version in warned[0] for version in expected)
+
+
+def test_oldest_server_is_the_documented_one() -> None:
+    """The operator's guide and `make test-versions` name the oldest nats-server of the code."""
+    oldest = ".".join(map(str, OLDEST_SERVER))
+    assert f"nats-server {oldest} or later" in (ROOT / "docs/operations.md").read_text()
+    assert f"NATS_VERSIONS ?= {oldest} " in (ROOT / "Makefile").read_text()

@@ -211,6 +211,7 @@ async def test_migration_killed_before_a_deletion_repeats_the_message(
             await until(lambda: len(old.held) == 4, "all deliveries")
             await old.stop()
             async with running_worker(server, FUNCTION) as new:
+                deletes = new.queue._connection.can_pause
                 await until(lambda: "retired" in str(consumers(server)), "the new layout")
                 publish(server, 1)
                 await until(lambda: len(new.deliveries) == 4, "a delivery from each function's own consumer")
@@ -221,8 +222,9 @@ async def test_migration_killed_before_a_deletion_repeats_the_message(
                 assert unsettled.cancelled_caught, "settled before the message was deleted"
                 await until(lambda: server.state()["messages"] == 0, "all messages to be settled")
                 await until(lambda: "retired" not in str(consumers(server)), "the retired consumers to be deleted")
+        repeated = old.deliveries if deletes else []  # nats-server 2.10 deletes what a retired consumer acks
         assert Counter(each.id for each in new.deliveries) == Counter(
-            {each.id for each in [*old.deliveries, *new.deliveries]}
+            {each.id for each in [*repeated, *new.deliveries]}
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from worker.nats.layout import FUNCTION, RETIRED, ConsumerSet, ConsumerState, static
+from worker.nats.layout import FUNCTION, RETIRED, UNMARKED, ConsumerSet, ConsumerState, static
 from worker.nats.reconcile import (
     AT_A_TIME,
     REFUSED,
@@ -55,9 +55,15 @@ def found(*consumers: ConsumerState, foreign: tuple[ConsumerState, ...] = ()) ->
     return ConsumerSet(tuple(each for each in consumers if each.layout != RETIRED), retirees, foreign)
 
 
+UNMARKED_ECHO = replace(retired(ECHO, ONE, 5), mark=UNMARKED)
 SITUATIONS: dict[str, tuple[str, Observed, list[Action]]] = {
     # A queue without consumers.
     "function mode, no consumer": (FUNCTION, Observed(), [Serve(FUNCTION)]),
+    "retired by a worker that died before it set the mark": (
+        FUNCTION,
+        Observed(found(UNMARKED_ECHO)),
+        [Retire(("w-echo",), FUNCTION)],
+    ),
     "static mode, no consumer": (ONE, Observed(), [Serve(ONE), BindShared("w", ONE, alone=True)]),
     "two partitions, no consumer": (TWO, Observed(), [Serve(TWO), BindShared("w-p1", TWO, alone=True)]),
     # The desired layout.

@@ -14,12 +14,22 @@ from typing import TypeVar
 
 import trio
 
-from ..ports import BrokerUnavailableError, MisconfiguredError
-from .connection import NoRespondersError
+from ..ports import BrokerUnavailableError
 from .jetstream import JetStream
-from .layout import FUNCTION, NO_FILTER, RETIRED, ConsumerState, consumer_state, overlap, retirement
+from .layout import (
+    FUNCTION,
+    NO_FILTER,
+    RETIRED,
+    UNMARKED,
+    ConsumerState,
+    consumer_state,
+    delivered_since,
+    marked,
+    overlap,
+    retirement,
+)
 from .reconcile import Change, DeleteRefused, DeleteRetired, Idle, Retire, Unfilter
-from .wire import ApiError, ErrorCode, nanoseconds, parse_time
+from .wire import ApiError, ConsumerInfo, ErrorCode, nanoseconds, parse_time
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,6 +45,8 @@ _FLUSHED = 0.3
 _TAKEN_OFF = 0.5
 """Seconds that workers have to delete what they have just ended through a retired consumer, before that consumer is
 deleted and other consumers deliver what is still stored."""
+_COUNTED = 1_000
+"""Deliveries since the last info that are counted one by one."""
 _AT_ONCE = 16
 """Changes that are made at the same time."""
 
@@ -50,7 +62,7 @@ class Applier:
     async def apply(self, change: Change) -> None:
         """Apply a change, to several consumers at the same time.
 
-        Raises a :class:`MisconfiguredError` where the server cannot pause consumers, and the errors of its requests.
+        Raises the errors of its requests.
         """
         match change:
             case Retire(names, layout):
@@ -71,10 +83,12 @@ class Applier:
         return [subject for subject in await _for_each(idle, self._delete_idle) if subject]
 
     async def _retire(self, name: str, layout: str) -> None:
+        info = await self._jetstream.consumer(self._stream, name)
+        if consumer_state(info).layout == RETIRED or not self._jetstream.connection.can_pause:
+            await self._retire_unpaused(info, layout)
+            return
         began = trio.current_time()
-        if not await self._pause(name, PAUSE):
-            needed = "switching modes needs nats-server 2.11 or later"
-            raise MisconfiguredError(f"the consumer {name} cannot be paused: {needed}")
+        await self._pause(name, PAUSE)
         await asyncio.sleep(_FLUSHED)
         info = await self._jetstream.consumer(self._stream, name)
         # Only where the pause has lasted until now is the sequence in the info the last one that was delivered.
@@ -83,6 +97,35 @@ class Applier:
             changes = retirement(self._queue, info, layout, nanoseconds(info.ts))
             await self._jetstream.update_consumer(self._stream, info, **changes)
         await self._resume(name)
+
+    async def _retire_unpaused(self, info: ConsumerInfo, layout: str) -> None:
+        """Retire a consumer that delivers until it is updated; until its mark is known, it holds all messages."""
+        name = info.name
+        if consumer_state(info).layout != RETIRED:
+            changes = retirement(self._queue, info, layout, nanoseconds(info.ts), paused=False)
+            await self._jetstream.update_consumer(self._stream, info, **changes)
+            info = await self._jetstream.consumer(self._stream, name)
+        if consumer_state(info).mark == UNMARKED:
+            await self._jetstream.update_consumer(self._stream, info, **marked(info, await self._mark(info)))
+
+    async def _mark(self, info: ConsumerInfo) -> int:
+        """Return a sequence that is not below the last one that a consumer has delivered, and hardly above it.
+
+        The server's own may be far above: a consumer whose filter matches nothing skips what the stream stores. So this
+        counts the stored messages from the last one before the update: as many as there were deliveries since.
+        """
+        before, deliveries = delivered_since(info)
+        if deliveries > _COUNTED:
+            return info.delivered.stream_seq
+        last = before
+        for pattern in consumer_state(info).subjects or (">",):
+            sequence = before
+            for _ in range(deliveries):
+                if (found := await self._jetstream.next_message(self._stream, sequence + 1, pattern)) is None:
+                    break
+                sequence = found.seq
+            last = max(last, sequence)
+        return min(last, info.delivered.stream_seq)
 
     async def _delete_retired(self, observed: ConsumerState) -> None:
         if info := await self._jetstream.find_consumer(self._stream, observed.name):
@@ -120,12 +163,11 @@ class Applier:
 
     async def _pause(self, name: str, seconds: float) -> bool:
         """Pause a consumer by the server's clock, and return whether it is paused; not so before nats-server 2.11."""
+        if not self._jetstream.connection.can_pause:
+            return False
         info = await self._jetstream.consumer(self._stream, name)
         until = parse_time(info.ts) + timedelta(seconds=seconds)
-        try:
-            return await self._jetstream.pause_consumer(self._stream, name, until.isoformat().replace("+00:00", "Z"))
-        except NoRespondersError:
-            return False
+        return await self._jetstream.pause_consumer(self._stream, name, until.isoformat().replace("+00:00", "Z"))
 
     async def _resume(self, name: str) -> None:
         """Let a consumer go on soon.

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..config import Settings, without_password
-from ..events import BrokerFailure, Connected, Disconnected
+from ..events import BrokerFailure, ConfigDrift, Connected, Disconnected
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from . import nats_internals
 from .wire import parse_status
@@ -32,6 +32,12 @@ _STUCK = 3.0
 """Seconds that a reconnect may wait for its old socket to close."""
 _REMIND = 10.0
 """Seconds between two reports of the same trouble."""
+
+
+OLDEST_SERVER = (2, 10, 25)
+"""The oldest nats-server that the tests are run with."""
+_PAUSES = (2, 11)
+"""The first nats-server that can pause a consumer. Earlier ones do not answer a request to pause one."""
 
 
 class NoRespondersError(BrokerUnavailableError):
@@ -112,6 +118,21 @@ class Connection:
     def up(self) -> bool:
         """Whether something can be sent now."""
         return bool(self.client.is_connected)
+
+    @property
+    def server_version(self) -> tuple[int, ...]:
+        """The version of the server that the client is connected to; very high where that cannot be read."""
+        try:
+            version = self.client.connected_server_version
+            found: tuple[int, ...] = version.major, version.minor, version.patch
+        except ValueError:
+            return (999,)
+        return found
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether the server can pause a consumer."""
+        return self.server_version >= _PAUSES
 
     async def open(self) -> None:
         """Connect, however long it takes; raise MisconfiguredError where the server refuses the credentials."""
@@ -241,6 +262,9 @@ class Connection:
     def _on_connected(self, *, reconnected: bool) -> None:
         self.failure, url = "", self.client.connected_url
         self._emit(Connected(f"{url.hostname}:{url.port}" if url else "", reconnected=reconnected))
+        if (version := self.server_version) < OLDEST_SERVER:
+            found, oldest = (".".join(map(str, each)) for each in (version, OLDEST_SERVER))
+            self._emit(ConfigDrift(f"nats-server {found} is not supported: update it to {oldest} or later"))
         self._changed(True)
 
     async def _on_closed(self) -> None:

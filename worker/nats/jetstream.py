@@ -168,7 +168,7 @@ class JetStream:
         return await self._ask(f"CONSUMER.CREATE.{stream}.{name}", ConsumerInfo, body)
 
     async def pause_consumer(self, stream: str, name: str, until: str) -> bool:
-        """Pause a consumer until a time (RFC 3339); return whether it is. Servers before 2.11: NoRespondersError."""
+        """Pause a consumer until a time (RFC 3339); return whether it is. Servers before 2.11 may not answer at all."""
         return (await self._ask(f"CONSUMER.PAUSE.{stream}.{name}", _Paused, {"pause_until": until})).paused
 
     async def delete_consumer(self, stream: str, name: str) -> None:

@@ -25,6 +25,11 @@ PARTITIONS = "queue-worker.partitions"
 RETIRED = "retired"
 """The mode of a retired consumer, whose metadata also has the following."""
 _MARK, _WAS, _FOR, _AT = "queue-worker.mark", "queue-worker.was", "queue-worker.for", "queue-worker.at"
+_FROM = "queue-worker.from"
+"""Of one that was retired without a pause, and has no mark yet: the last sequence that it had delivered before, and the
+number of its deliveries."""
+UNMARKED = 2**63 - 1
+"""The mark of a retired consumer until its mark is known: it holds all messages."""
 FUNCTION = "function"
 
 
@@ -93,19 +98,32 @@ NO_FILTER: Mapping[str, Any] = {"filter_subject": None, "filter_subjects": None,
 """Changes of a configuration that remove a consumer's filter; and a pause, which ends by itself."""
 
 
-def retirement(queue: str, info: ConsumerInfo, layout: str, now: int) -> dict[str, Any]:
+def retirement(queue: str, info: ConsumerInfo, layout: str, now: int, *, paused: bool = True) -> dict[str, Any]:
     """Return the changes of a consumer's configuration that retire it.
 
-    *info* was received while the consumer is paused, because its mark must not move any more. *layout* replaces it.
-    *now* is the server's time (ns since the epoch).
+    *info* was received while the consumer is *paused*, because its mark must not move any more; else it gets no mark
+    yet. *layout* replaces it. *now* is the server's time (ns since the epoch).
     """
     found = consumer_state(info)
     marks = {MODE: RETIRED, _MARK: str(found.last_delivered), _WAS: json.dumps(found.subjects), _FOR: layout}
+    if not paused:
+        marks |= {_MARK: str(UNMARKED), _FROM: f"{info.delivered.stream_seq}/{info.delivered.consumer_seq}"}
     return {
         **NO_FILTER,
         "filter_subject": f"RETIRED.{queue}.{found.name}",
         "metadata": info.config.metadata | marks | {_AT: str(now)},
     }
+
+
+def delivered_since(info: ConsumerInfo) -> tuple[int, int]:
+    """Return from where on a retired consumer without a mark has delivered, and how often at most."""
+    sequence, _, deliveries = info.config.metadata.get(_FROM, "").partition("/")
+    return _number(sequence, 0), info.delivered.consumer_seq - _number(deliveries, 0)
+
+
+def marked(info: ConsumerInfo, mark: int) -> dict[str, Any]:
+    """Return the changes of a retired consumer's configuration that set its mark."""
+    return {"metadata": info.config.metadata | {_MARK: str(mark)}}
 
 
 @dataclass(frozen=True, slots=True)

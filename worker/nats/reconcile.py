@@ -22,7 +22,7 @@ from itertools import chain, count
 from msgspec import Struct
 
 from ..policy.names import covers
-from .layout import FUNCTION, ConsumerSet, ConsumerState, overlap, partitions_of, static
+from .layout import FUNCTION, UNMARKED, ConsumerSet, ConsumerState, overlap, partitions_of, static
 
 REFUSED = 10.0
 """Seconds without a leader after which a consumer may be one that no server accepted: an election takes a few."""
@@ -116,6 +116,8 @@ def reconcile(observed: Observed, wanted: Wanted) -> list[Action]:
     layout = _layout_to_serve(observed, wanted)
     if misplaced := tuple(each.name for each in consumers.live if _is_misplaced(each, layout, wanted)):
         return [Retire(misplaced, layout)]
+    if unmarked := tuple(each.name for each in consumers.retired if each.mark == UNMARKED):
+        return [Retire(unmarked, layout)]  # the worker that retired them has died before it set their mark
     if finished := _finished(consumers.retired):
         return [DeleteRetired(finished)]
     if layout == FUNCTION:

@@ -168,6 +168,8 @@ class DeliveredSequence(Struct, frozen=True):
     """The end of what a consumer has delivered."""
 
     stream_seq: int = 0
+    consumer_seq: int = 0
+    """The number of its deliveries, redeliveries among them."""
 
 
 class ConsumerInfo(Struct, kw_only=True):
