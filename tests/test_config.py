@@ -71,6 +71,12 @@ OTHER: dict[str, tuple[str, Any]] = {
     "nats_durable": ("others", "others"),
     "nats_stream_replicas": ("3", 3),
     "nats_stream_storage": ("memory", "memory"),
+    "nats_tls_first": ("true", True),
+    "nats_inbox_prefix": ("_INBOX_u.x", "_INBOX_u.x"),
+    "nats_stream_max_bytes": ("10737418240", 10 * 2**30),
+    "nats_state_max_bytes": ("1000000", 1_000_000),
+    "nats_duplicate_window": ("1m", 60.0),
+    "dead_letter_max_bytes": ("1000000", 1_000_000),
     "ack_wait": ("1h30m", 5400.0),
     "max_ack_pending": ("1000", 1000),
     "max_waiting": ("1", 1),
@@ -147,7 +153,8 @@ def test_load_defaults_are_those_of_the_contract() -> None:
 def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
     own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
-    own |= {"processes"}
+    own |= {"processes", "nats_tls_first", "nats_inbox_prefix", "nats_duplicate_window"}
+    own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
         name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))

@@ -175,7 +175,7 @@ def _labels(metric: Any) -> tuple[str, ...]:
 @each_document
 def test_document_names_exist_in_the_worker(document: Path) -> None:
     """A name in backticks that looks like a setting is one, or is in the worker's source, or is NATS's own."""
-    of_nats = {"sync_interval", "max_payload", "max_request_batch"}
+    of_nats = {"sync_interval", "max_payload", "max_request_batch", "max_bytes_required"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     known = set(re.findall(r"\w+", source)) | of_nats | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}

@@ -17,7 +17,21 @@ from typing import Any, Literal, TypeVar, cast
 
 from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
-from .policy.parse import duration, flag, host, http_url, jetstream_name, limit, nats_urls, one_of, port, queue, whole
+from .policy.parse import (
+    byte_limit,
+    duration,
+    flag,
+    host,
+    http_url,
+    jetstream_name,
+    limit,
+    nats_urls,
+    one_of,
+    port,
+    queue,
+    subject_prefix,
+    whole,
+)
 from .policy.quota import parse_minimums
 from .policy.retry import Jitter, parse_attempts, parse_codes
 
@@ -86,12 +100,24 @@ class Settings:
     nats_tls_cert_file: str | None = setting(None, readable_file, "TLS: client's certificate, with `nats_tls_key_file`")
     nats_tls_key_file: str | None = setting(None, readable_file, "TLS: the key of the client's certificate")
 
+    nats_tls_first: bool = setting("false", flag, "TLS: begin with it, as a server with `handshake_first` expects")
+    nats_inbox_prefix: str = setting(
+        "_INBOX", subject_prefix, "the beginning of the subjects on which the program receives answers"
+    )
+
     # The stream and its consumer.
     queue_name: str = setting(None, queue, "the queue: its subjects and label; by default the stream's name less `OF_`")
     nats_stream: str = setting("faas-request", jetstream_name, "the stream")
     nats_durable: str = setting("faas-workers", jetstream_name, "the shared consumer")
     nats_stream_replicas: int = setting("1", whole(1, 5), "the stream's replication factor")
     nats_stream_storage: Literal["file", "memory"] = setting("file", one_of("file", "memory"), "`file` or `memory`")
+    nats_stream_max_bytes: int = setting("-1", byte_limit, "the stream's size when it is created, -1 for no limit")
+    nats_state_max_bytes: int = setting(
+        "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions` and `<nats_stream>-quotas`"
+    )
+    nats_duplicate_window: float = setting(
+        "2m", duration(0.1), "how long the stream recognizes a message id, when it is created"
+    )
     ack_wait: float = setting(
         "60s",
         duration(1.0),
@@ -146,6 +172,7 @@ class Settings:
     )
     dead_letter: bool = setting("true", flag, "keep what was given up in the stream `<nats_stream>-dead-letters`")
     dead_letter_max_age: float = setting("168h", duration(1.0), "for how long")
+    dead_letter_max_bytes: int = setting("-1", byte_limit, "that stream's size when it is created, -1 for no limit")
 
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")

@@ -178,7 +178,7 @@ def test_max_waiting_of_another_client_is_named(queue: Queue, functions: Functio
         workers = [first, second]
         wait_until(lambda: {worker.get("/readyz")[0] for worker in workers} == {200, 503}, "one to be refused")
         refused, served = sorted(workers, key=lambda worker: -worker.get("/readyz")[0])
-        wait_refused(refused, "faas-workers", "no answer for", "max_waiting")
+        wait_refused(refused, "faas-workers", "max_waiting is too small")
         served.terminate()
         assert served.wait() == 0
         wait_usable(refused)

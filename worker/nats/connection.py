@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
+from urllib.parse import unquote
 
 import nats.errors
 from nats.aio.client import Client
@@ -47,8 +49,11 @@ class NoRespondersError(BrokerUnavailableError):
 class AnswerTimeoutError(BrokerUnavailableError):
     """No answer arrived within *seconds*."""
 
-    def __init__(self, subject: str, seconds: float) -> None:
-        super().__init__(f"no answer on {subject} within {seconds:g} s")
+    def __init__(self, subject: str, seconds: float, denied: str = "") -> None:
+        advice = (
+            f". The server reported: {denied}. Permit that to this user, or set nats_inbox_prefix" if denied else ""
+        )
+        super().__init__(f"no answer on {subject} within {seconds:g} s{advice}")
         self.seconds = seconds
 
 
@@ -67,7 +72,7 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
             "nats_url names a WebSocket: that needs aiohttp, pip install 'jetstream-queue-worker[websocket]'"
         )
     options: dict[str, Any] = {
-        "servers": list(settings.nats_servers),
+        **_servers_and_credentials(settings),
         "name": name,
         # Three pings detect a dead connection. That has to happen well before leases expire.
         "ping_interval": min(10.0, max(1.0, settings.ack_wait / 12)),
@@ -76,11 +81,10 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
         "reconnect_time_wait": 0.25,
         "max_reconnect_attempts": -1,
         "skip_subject_validation": True,  # subjects come from the server, or are made of checked names
-        "token": settings.nats_token,
-        "user": settings.nats_user,
-        "password": settings.nats_password,
         "nkeys_seed_str": settings.nats_nkey_seed,
         "user_credentials": settings.nats_creds_file,
+        "tls_handshake_first": settings.nats_tls_first,
+        "inbox_prefix": settings.nats_inbox_prefix,
     }
     if settings.nats_tls_ca_file or settings.nats_tls_cert_file:
         context = ssl.create_default_context(cafile=settings.nats_tls_ca_file)
@@ -88,6 +92,31 @@ def connect_options(settings: Settings, *, name: str) -> dict[str, Any]:
             context.load_cert_chain(settings.nats_tls_cert_file, settings.nats_tls_key_file)
         options["tls"] = context
     return options
+
+
+def _servers_and_credentials(settings: Settings) -> dict[str, Any]:
+    """Return the servers' URLs, and token, user and password.
+
+    nats-py takes the credentials in a URL as they are written; URLs write special characters as ``%40``. So they are
+    decoded here. It then uses them also for the servers that a cluster announces.
+    """
+    options = {"token": settings.nats_token, "user": settings.nats_user, "password": settings.nats_password}
+    servers = settings.nats_servers
+    found = {url.rpartition("@")[0].partition("://")[2] for url in servers if "@" in url}
+    if not any("%" in each for each in found):
+        return options | {"servers": list(servers)}
+    if len(found) > 1:
+        raise MisconfiguredError(
+            "nats_url has several passwords, one of them with escapes such as %40: set nats_user and nats_password"
+        )
+    (text,) = found
+    if not any((*options.values(), settings.nats_nkey_seed, settings.nats_creds_file)):
+        user, has_password, password = text.partition(":")
+        names = ("user", "password") if has_password else ("token", "")
+        options |= dict(zip(names, map(unquote, (user, password)), strict=True))
+        options.pop("", None)
+    bare = [re.sub(r"://.*@", "://", url) for url in servers]
+    return options | {"servers": bare}
 
 
 class Connection:
@@ -109,6 +138,8 @@ class Connection:
         self.failure = ""
         """The last failure since the connection was made; empty where there was none."""
         self._last_report = ("", float("-inf"))
+        self._denied = ""
+        """The last subject that the server permitted no use of, and what for."""
         self._inbox = ""
         self._numbers = count()
         self._unanswered: dict[str, asyncio.Future[Msg | None]] = {}
@@ -202,7 +233,7 @@ class Connection:
             async with asyncio.timeout(within):
                 answer = await self._exchange(subject, payload, headers)
         except TimeoutError:
-            raise AnswerTimeoutError(subject, within) from None
+            raise AnswerTimeoutError(subject, within, self._denied) from None
         except (nats.errors.Error, OSError) as error:
             raise BrokerUnavailableError(f"no answer on {subject}: {error}") from None
         if (status := parse_status(answer.headers)) and status.code == 503:
@@ -245,6 +276,8 @@ class Connection:
         if "authorization" in str(error).lower() and not self._refused.done() and not self.client.is_reconnecting:
             advice = "check nats_token, nats_user and nats_password, nats_nkey_seed or nats_creds_file"
             self._refused.set_exception(MisconfiguredError(f"NATS refuses our credentials ({error}): {advice}"))
+        if "permissions violation" in str(error).lower():
+            self._denied = str(error)
         self.report_failure("talking to NATS" if self.up else "connecting to NATS", error)
 
     async def _on_disconnected(self) -> None:
@@ -260,7 +293,7 @@ class Connection:
         self._on_connected(reconnected=True)
 
     def _on_connected(self, *, reconnected: bool) -> None:
-        self.failure, url = "", self.client.connected_url
+        self.failure, self._denied, url = "", "", self.client.connected_url
         self._emit(Connected(f"{url.hostname}:{url.port}" if url else "", reconnected=reconnected))
         if (version := self.server_version) < OLDEST_SERVER:
             found, oldest = (".".join(map(str, each)) for each in (version, OLDEST_SERVER))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from ..config import Settings
 from ..events import Created
 from ..model import DeadLetter
 from ..policy.report import dead_letter_headers
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from .jetstream import JetStream
-from .wire import ApiError, StreamConfig
+from .wire import ApiError, ErrorCode, StreamConfig
 
 _WINDOW = 3600.0
 """Seconds in which the stream recognizes a message id: longer than any ack wait, after which a half-stored dead letter
@@ -31,6 +33,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         discard="old",
         storage=settings.nats_stream_storage,
         num_replicas=settings.nats_stream_replicas,
+        max_bytes=settings.dead_letter_max_bytes,
         max_age=round(settings.dead_letter_max_age * 1e9),
         duplicate_window=round(min(_WINDOW, settings.dead_letter_max_age) * 1e9),
         allow_direct=True,
@@ -47,12 +50,21 @@ async def store(jetstream: JetStream, settings: Settings, emit: Emit, letter: De
                 await jetstream.publish(subject, body, headers)
             except (BrokerUnavailableError, ApiError):
                 # Most likely this is the first one, and there is no stream. The message id prevents a second copy.
-                _, created = await jetstream.find_or_create_stream(config)
-                if created:
+                if await _find_or_create(jetstream, config):
                     emit(Created("stream", config.name, recreated=False))
                 await jetstream.publish(subject, body, headers)
     except (ApiError, MisconfiguredError) as error:
         raise BrokerUnavailableError(f"the stream {config.name} did not store it: {error}") from None
+
+
+async def _find_or_create(jetstream: JetStream, config: StreamConfig) -> bool:
+    """Find or create the stream, and return whether it was created; its window may be limited by the server."""
+    try:
+        return (await jetstream.find_or_create_stream(config))[1]
+    except ApiError as error:
+        if error.err_code != ErrorCode.STREAM_INVALID_CONFIG or "duplicates window" not in error.description:
+            raise
+        return (await jetstream.find_or_create_stream(replace(config, duplicate_window=0)))[1]  # the server's limit
 
 
 def _parts(letter: DeadLetter, stream: str, max_payload: int) -> Iterator[tuple[bytes, dict[str, str]]]:

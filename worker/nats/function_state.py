@@ -78,6 +78,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         discard="old",
         storage=settings.nats_stream_storage,
         num_replicas=settings.nats_stream_replicas,
+        max_bytes=settings.nats_state_max_bytes,
         max_msgs_per_subject=1,
         allow_direct=True,
     )

@@ -194,7 +194,7 @@ async def _find_or_create(
         return await create(), True
     except ApiError as error:
         if error.err_code not in _CONFLICTS:
-            raise
+            raise ApiError(error.code, error.err_code, f"cannot create the {what}: {error.description}") from None
         if found := await find():  # another worker created it at the same time
             return found, False
         raise MisconfiguredError(f"cannot create the {what}: {_CONFLICTS[error.err_code]} ({error})") from None

@@ -29,7 +29,8 @@ _VERY_LATE = 60.0
 """Seconds after a silence: a server that was suspended continues where it was."""
 _AFTER_REJECTION = 0.25
 """Seconds without a new request after one that the server rejected."""
-_UNANSWERED = f"no answer for {SILENCE:g} s; where NATS is well, its max_waiting is too small for so many workers"
+_TOO_MANY = "its max_waiting is too small for so many workers"
+_UNANSWERED = f"no answer for {SILENCE:g} s; where NATS is well, {_TOO_MANY}"
 """A server drops requests above a consumer's max_waiting without an answer (measured, nats-server 2.15.1)."""
 _SHORT = 1.0
 """Seconds of a consumer's max_expires below which there is a wait after each request: they would end all the time."""
@@ -225,12 +226,13 @@ class Pull:
         return True
 
     def _on_refused(self, status: Status, now: float) -> None:
+        text = f"{status.code} {status.description}" + (f"; {_TOO_MANY}" if status.waiting else "")
         if status.waiting and self.credit.outstanding:
             self._no_requests_until = now + _WAITING
             return
         self._no_requests_until = now + _AFTER_REJECTION
         if not self.credit.outstanding:
             since = self.refusal[0] if self.refusal else now
-            self.refusal = since, f"{status.code} {status.description}"
+            self.refusal = since, text
         if not status.passing:
-            self._connection.report_failure("pulling", f"{status.code} {status.description}")
+            self._connection.report_failure("pulling", text)

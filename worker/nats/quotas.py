@@ -22,6 +22,7 @@ from ..policy.quota import (
     is_token_flow,
     split_token_flow,
     token_count,
+    token_flow,
     token_number,
     uses_of_token,
 )
@@ -57,6 +58,7 @@ def stream_config(settings: Settings) -> StreamConfig:
         retention="workqueue",
         discard="new",
         discard_new_per_subject=True,
+        max_bytes=settings.nats_state_max_bytes,
         max_msgs_per_subject=1,
         storage=settings.nats_stream_storage,
         num_replicas=settings.nats_stream_replicas,
@@ -155,6 +157,9 @@ class Quotas:
         for flow in self._created:
             if split_token_flow(flow)[1] == label:
                 self.create_consumer(flow)
+        for kind in (CAP, RATE):  # tokens that were wanted while no quota was known
+            if (pull := self._flows.find(token_flow(kind, label))) and not pull.bound and pull.credit.unrequested > 0:
+                self.create_consumer(pull.flow)
 
     async def run(self) -> None:
         """Agree, create tokens, and delete those that are too many, until cancelled."""
@@ -262,5 +267,6 @@ class Quotas:
         try:
             await self._jetstream.publish(subject, b"", {"Nats-Expected-Stream": self._stream.name})
         except ApiError as error:
-            if error.err_code != ErrorCode.STREAM_STORE_FAILED:  # another worker has created it
+            # Another worker has created it; or the stream is full.
+            if error.err_code != ErrorCode.STREAM_STORE_FAILED or "per subject" not in error.description:
                 raise

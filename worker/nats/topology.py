@@ -34,8 +34,6 @@ _DELETED = 1.0
 """Seconds that a deleted stream is left alone before it is created again. Nats-server reports the end of a stream
 before it removes the files: one created in between had the old one's sequence, and stored nothing of what was
 published, forever (2.15.1; on a busy machine once in 30 tries)."""
-_DUPLICATE_WINDOW = 120
-"""Seconds in which the stream recognizes a message id."""
 
 
 def stream_config(settings: Settings) -> StreamConfig:
@@ -49,10 +47,10 @@ def stream_config(settings: Settings) -> StreamConfig:
         num_replicas=settings.nats_stream_replicas,
         max_consumers=-1,
         max_msgs=-1,
-        max_bytes=-1,
+        max_bytes=settings.nats_stream_max_bytes,
         max_msg_size=-1,
         max_msgs_per_subject=-1,
-        duplicate_window=_DUPLICATE_WINDOW * 10**9,
+        duplicate_window=round(settings.nats_duplicate_window * 1e9),
     )
 
 

@@ -108,9 +108,17 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
 class ErrorCode(IntEnum):
     """JetStream's ``err_code``, by the names of nats-server's errors.json; those that are treated differently."""
 
+    ACCOUNT_RESOURCES_EXCEEDED = 10002
+    CLUSTER_NO_PEERS = 10005
     CONSUMER_NOT_FOUND = 10014
+    INSUFFICIENT_RESOURCES = 10023
     MAXIMUM_CONSUMERS_LIMIT = 10026
+    MAXIMUM_STREAMS_LIMIT = 10027
+    MEMORY_RESOURCES_EXCEEDED = 10028
     NO_MESSAGE_FOUND = 10037
+    NOT_ENABLED_FOR_ACCOUNT = 10039
+    STORAGE_RESOURCES_EXCEEDED = 10047
+    STREAM_INVALID_CONFIG = 10052
     STREAM_MESSAGE_EXCEEDS_MAXIMUM = 10054
     STREAM_NAME_EXIST = 10058
     STREAM_NOT_FOUND = 10059
@@ -118,20 +126,49 @@ class ErrorCode(IntEnum):
     """The subject belongs to another stream than the publisher expects."""
     STREAM_SUBJECT_OVERLAP = 10065
     STREAM_WRONG_LAST_SEQUENCE = 10071
+    STREAM_REPLICAS_NOT_SUPPORTED = 10074
+    NOT_ENABLED = 10076
     STREAM_STORE_FAILED = 10077
     """Among other reasons: the subject has as many messages as it may have."""
     CONSUMER_WQ_MULTIPLE_UNFILTERED = 10099
     CONSUMER_WQ_CONSUMER_NOT_UNIQUE = 10100
+    STREAM_MAX_BYTES_REQUIRED = 10113
+    CONSUMER_MAX_PENDING_EXCESS = 10121
+    STREAM_MAX_STREAM_BYTES_EXCEEDED = 10122
     CONSUMER_ALREADY_EXISTS = 10148
     STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
+
+
+_SIZES = "nats_stream_max_bytes, dead_letter_max_bytes and nats_state_max_bytes"
+_REPLICAS = "set nats_stream_replicas to what the servers can hold, 1 for a single server"
+_ROOM = f"raise the account's limit, or set smaller {_SIZES}"
+_JETSTREAM = "switch JetStream on for the server and the account, or connect to one that has it"
+_REMEDIES: dict[int, str] = {
+    ErrorCode.ACCOUNT_RESOURCES_EXCEEDED: _ROOM,
+    ErrorCode.CLUSTER_NO_PEERS: _REPLICAS,
+    ErrorCode.INSUFFICIENT_RESOURCES: _ROOM,
+    ErrorCode.MAXIMUM_CONSUMERS_LIMIT: "raise the limit of consumers of the account or stream, or delete unused ones",
+    ErrorCode.MAXIMUM_STREAMS_LIMIT: "raise the account's limit of streams, or delete one: a queue has up to four",
+    ErrorCode.MEMORY_RESOURCES_EXCEEDED: f"set nats_stream_storage to file, or {_ROOM}",
+    ErrorCode.NOT_ENABLED_FOR_ACCOUNT: _JETSTREAM,
+    ErrorCode.NOT_ENABLED: _JETSTREAM,
+    ErrorCode.STORAGE_RESOURCES_EXCEEDED: _ROOM,
+    ErrorCode.STREAM_INVALID_CONFIG: "if it names the duplicates window, set nats_duplicate_window within that limit",
+    ErrorCode.STREAM_REPLICAS_NOT_SUPPORTED: _REPLICAS,
+    ErrorCode.STREAM_MAX_BYTES_REQUIRED: f"set {_SIZES}",
+    ErrorCode.CONSUMER_MAX_PENDING_EXCESS: "set max_ack_pending within that limit",
+    ErrorCode.STREAM_MAX_STREAM_BYTES_EXCEEDED: f"set smaller {_SIZES}",
+}
+"""An operator's remedies of errors, most of them of a creation."""
 
 
 class ApiError(Exception):
     """An error that JetStream answered to a request or a publish."""
 
     def __init__(self, code: int, err_code: int, description: str) -> None:
-        super().__init__(f"{description} ({code}/{err_code})")
-        self.err_code, self.description = err_code, description
+        remedy = f": {_REMEDIES[err_code]}" if err_code in _REMEDIES else ""
+        super().__init__(f"{description} ({code}/{err_code}){remedy}")
+        self.code, self.err_code, self.description = code, err_code, description
 
 
 class ConsumerConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -39,6 +39,12 @@ def limit(value: str) -> int:
     return -1 if value == "-1" else whole(1, error="not a limit: write a whole number from 1, or -1 for none")(value)
 
 
+def byte_limit(value: str) -> int:
+    """Parse a number of bytes, or -1 for no limit."""
+    error = "not a number of bytes: write a whole number from 1, or -1 for no limit"
+    return -1 if value == "-1" else whole(1, 2**63 - 1, digits=19, error=error)(value)
+
+
 def flag(value: str) -> bool:
     """Parse true, false, 1 or 0."""
     if value.lower() not in ("true", "1", "false", "0"):
@@ -120,4 +126,13 @@ def jetstream_name(value: str) -> str:
     """Parse the name of a stream or consumer."""
     if len(value) > 255 or not value.isascii() or not value.isprintable() or any(c in " .*>/\\%" for c in value):
         raise ValueError("not a name for JetStream: ASCII, at most 255, no spaces, and none of . * > / \\ %")
+    return value
+
+
+def subject_prefix(value: str) -> str:
+    """Parse the beginning of a NATS subject: one or more tokens without wildcards."""
+    if len(value) > 100 or not all(
+        re.fullmatch(r"[!-~]+", each) and not {*each} & {*"*>"} for each in value.split(".")
+    ):
+        raise ValueError("not the beginning of a subject: write _INBOX_name, with no spaces and neither * nor >")
     return value
