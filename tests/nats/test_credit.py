@@ -315,3 +315,28 @@ class Conservation(RuleBasedStateMachine):
 
 TestConservation = Conservation.TestCase
 TestConservation.settings = settings(stateful_step_count=60)
+
+
+def test_received_without_credit_is_no_debt_of_tokens() -> None:
+    """A token that was not requested leaves later credit alone: its worker would wait for as many forever."""
+    for debts, requested in ((True, []), (False, [1])):
+        credit = Credit(debts=debts)
+        credit.add(1)
+        (first,) = send_requests(credit)
+        (inbox,) = credit.silent(SILENCE + 1.0)
+        credit.replace(inbox)  # a server that was suspended answers both requests
+        (second,) = send_requests(credit)
+        for request in (first, second):
+            credit.received(request.inbox, 0.0)
+        credit.add(1)
+        assert [request.batch for request in send_requests(credit)] == requested
+
+
+def test_received_without_credit_is_counted_where_credit_waits() -> None:
+    """A token that arrives over an earlier request uses up credit that was not requested again."""
+    credit = Credit(debts=False)
+    credit.add(1)
+    (first,) = send_requests(credit)
+    credit.replace(first.inbox)
+    credit.received(first.inbox, 0.0)
+    assert (credit.unrequested, send_requests(credit)) == (0, [])

@@ -200,3 +200,19 @@ async def test_pull_short_max_expires_is_not_repeated_all_the_time() -> None:
     answer(pull, open_inboxes(pull)[0], "408", "Request Timeout")
     assert not await pull.send_requests(now)
     assert await pull.send_requests(now + 1.0)
+
+
+async def test_pull_connection_lost_while_subscribing_sends_nothing() -> None:
+    """Credit that returned with the lost connection is requested once, not by a request of before, too."""
+    owner, pull = await bound_pull(50)
+    subscribe = owner.connection.client.subscribe
+
+    async def lose_connection(*_: object, **__: object) -> Any:
+        if not pull.credit.unrequested:
+            pull.leave_inboxes(0.0)
+            owner.connection.client.subscribe = subscribe
+        return await subscribe()
+
+    owner.connection.client.subscribe = lose_connection
+    await pull.send_requests(trio.current_time())
+    assert sum(request["batch"] for request in owner.requests) == pull.credit.outstanding == 50

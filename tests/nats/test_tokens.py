@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -10,7 +12,9 @@ import trio
 from tests.servers import NatsServer, until
 from worker.config import load
 from worker.model import CreditReturned, Delivery, Notice, Quota, QuotaChanged
+from worker.nats.function_state import AgreedQuota
 from worker.nats.queue import open_queue
+from worker.nats.quotas import Quotas
 from worker.policy.quota import CAP, token_flow
 
 CAPS = token_flow(CAP, "echo.fn")
@@ -44,3 +48,17 @@ async def test_tokens_are_delivered_in_flows_of_their_own(tmp_path: Path, mode: 
                 consumer.add_credit(3, CAPS)
                 await until(lambda: sum(isinstance(each, Delivery) for each in received) == 6, "three more tokens")
                 nursery.cancel_scope.cancel()
+
+
+async def test_tokens_wanted_before_their_quota_is_known_are_created_with_it() -> None:
+    """Where tokens are wanted while no quota can be read, as after a restart, they are created once it can."""
+    flow, states = token_flow(CAP, "echo.fn"), SimpleNamespace(quotas={})
+    pull = SimpleNamespace(flow=flow, bound=False, creating=False, credit=SimpleNamespace(unrequested=1))
+    flows: Any = SimpleNamespace(find={flow: pull}.get, open={flow: pull}.get, notify=lambda _: None, ack_wait=1.0)
+    jetstream: Any = SimpleNamespace(connection=SimpleNamespace(up=True))
+    any_: Any = states
+    quotas = Quotas(jetstream, load({}).settings, any_, flows, any_, faults=any_)
+    assert await quotas._create(flow) == 0.0  # none can be created
+    states.quotas["echo.fn"] = AgreedQuota(Quota(max_inflight=1), 1)
+    quotas.quota_changed("echo.fn")
+    assert pull.creating

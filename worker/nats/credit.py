@@ -41,9 +41,13 @@ class PullInbox:
 
 
 class Credit:
-    """The credit of one flow, in at most *max_requests* open requests of at most *max_batch* messages."""
+    """The credit of one flow, in at most *max_requests* open requests of at most *max_batch* messages.
 
-    def __init__(self, max_batch: int = DEFAULT_BATCH, max_requests: int = MAX_REQUESTS) -> None:
+    *debts*: what arrives without credit counts against later credit, because the scheduler counts it, too. Tokens do
+    not: their worker counts none that it did not request, so it would wait for as many forever.
+    """
+
+    def __init__(self, max_batch: int = DEFAULT_BATCH, max_requests: int = MAX_REQUESTS, *, debts: bool = True) -> None:
         self.inboxes = [PullInbox() for _ in range(max_requests)]
         self.unrequested = 0
         """Credit that no request was sent for. Below zero where more arrived than there was credit for."""
@@ -53,7 +57,7 @@ class Credit:
         """Open requests at most."""
         self.max_batch = max_batch
         """Messages in one request at most."""
-        self._total = 0
+        self._total, self._debts = 0, debts
 
     def add(self, more: int) -> None:
         """Give credit for more messages."""
@@ -66,7 +70,7 @@ class Credit:
         if inbox.outstanding > 0:
             inbox.outstanding -= 1
             self.outstanding -= 1
-        else:
+        elif self._debts or self.unrequested > 0:
             self.unrequested -= 1
 
     def end_request(self, inbox: PullInbox) -> None:

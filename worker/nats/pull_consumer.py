@@ -182,7 +182,8 @@ class PullConsumer:
     def open(self, flow: str) -> Pull:
         """Return the pulls of a flow, which exist from now on."""
         if (pull := self._pulls.get(flow)) is None:
-            credit = Credit(self._max_batch, MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS)
+            many, debts = MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS, not is_token_flow(flow)
+            credit = Credit(self._max_batch, many, debts=debts)
             pull = self._pulls[flow] = Pull(flow, credit, self)
         return pull
 

@@ -101,8 +101,9 @@ class RetiredConsumers:
         except BrokerUnavailableError:
             self._unanswered.add(sequence)
             return False
-        except ApiError:
-            pass  # there is no such message any more
+        except ApiError as error:  # there is no such message any more; or the stream permits no deletion
+            if "not permitted" in error.description:
+                jetstream.connection.report_failure("deleting a message that has ended, so that it runs again", error)
         self._unanswered.discard(sequence)
         self._ended.pop(sequence, None)
         return True
