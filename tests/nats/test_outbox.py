@@ -45,7 +45,14 @@ class FakeConnection:
     async def subscribe(self, subject: str, *, future: Any) -> Any:
         if subject == "_INBOX.x.*":
             self.answer = future.set_result
-        return SimpleNamespace(subject=subject)
+        return SimpleNamespace(subject=subject, _id=1, unsubscribe=self.round_trip)
+
+    async def round_trip(self) -> None:
+        if self.broken:
+            raise OSError("broken")
+
+    async def _send_unsubscribe(self, _: int) -> None:
+        await self.round_trip()
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         if self.broken:
