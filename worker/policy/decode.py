@@ -16,10 +16,9 @@ from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from uuid import UUID, uuid5
 
-import msgspec
-
 from ..model import Delivery, Invocation, Malformed
 from .names import LONGEST, split_function
+from .queue_request import QueueRequest, fold, known_fields, read_queue_request
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -51,22 +50,13 @@ _NO_HOST = "what stands for its host and port can be neither"
 _SAFE_PATH = "/:@$&+,;="
 """Characters that Go does not escape in a path, less those that ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
+_URL_FIELDS = frozenset({"Scheme", "Opaque", "User", "Host", "Path", "RawPath", "OmitHost"}).union(
+    {"ForceQuery", "RawQuery", "Fragment", "RawFragment"}
+)
+"""The fields of Go's ``url.URL``, as it writes them."""
+_FOLDED_URL_FIELDS = {fold(name): name for name in _URL_FIELDS}
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
 """Namespace of derived call ids: a random UUID, fixed forever."""
-
-
-class _QueueRequest(msgspec.Struct):
-    Function: str
-    Method: str | None = None
-    Header: dict[str, list[str] | None] | None = None
-    Path: str | None = None
-    QueryString: str | None = None
-    Body: bytes | None = None
-    Annotations: dict[str, str] | None = None
-    CallbackUrl: str | dict[str, Any] | None = None
-
-
-_decoder = msgspec.json.Decoder(_QueueRequest)
 
 
 def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
@@ -76,8 +66,8 @@ def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invo
     the default for a function that is named without one, *user_agent* that for a message without one.
     """
     try:
-        request = _decoder.decode(delivery.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        request = read_queue_request(delivery.payload)
+    except (ValueError, RecursionError) as error:
         return Malformed(f"not a QueueRequest: {error}")
     try:
         callback, callback_error = callback_url(request.CallbackUrl), None
@@ -100,7 +90,7 @@ def derive_call_id(delivery: Delivery) -> str:
 
 
 def _invocation(
-    request: _QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
+    request: QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
 ) -> Invocation:
     function, method, path = request.Function.strip("/"), request.Method or "POST", request.Path or ""
     if len(function) > _LONGEST_FUNCTION or (known := _function(function, namespace)) is None:
@@ -227,6 +217,8 @@ def callback_url(value: Any) -> str | None:
 
 def _from_go(url: dict[str, Any]) -> str:
     """Return what Go's ``URL.String`` returns, without user information, which encoding/json loses."""
+    if not _URL_FIELDS.issuperset(url):
+        url = {name: value for name, value in known_fields(url.items(), _FOLDED_URL_FIELDS) if value is not None}
     scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
     raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
     if query or url.get("ForceQuery") is True:
@@ -245,6 +237,8 @@ def _from_go(url: dict[str, Any]) -> str:
 
 def _text(url: dict[str, Any], key: str) -> str:
     value = url.get(key, "")
-    if not isinstance(value, str):
-        raise ValueError(f"its {key} is not a string")  # noqa: TRY004 -- of the message, so a value to callers
-    return value
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    raise ValueError(f"its {key} is not a string")
