@@ -19,7 +19,7 @@ from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
 from .policy.parse import duration, flag, host, http_url, jetstream_name, limit, nats_urls, one_of, port, queue, whole
 from .policy.quota import parse_minimums
-from .policy.retry import Jitter, parse_attempts, parse_codes
+from .policy.retry import NO_CODES, Jitter, parse_attempts, parse_codes
 
 T = TypeVar("T")
 
@@ -135,7 +135,9 @@ class Settings:
     max_retry_attempts: int = setting("100", parse_attempts, "how often an invocation is sent before it is given up")
     initial_retry_wait: float = setting("10s", duration(), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(), "longest wait between attempts")
-    retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
+    retry_http_codes: frozenset[int] = setting(
+        "408,429,500,502,503,504", parse_codes, "codes that are retried, or `none`"
+    )
     backoff: Jitter = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
         "exponential",
         lambda value: Jitter(one_of(*Jitter)(value)),
@@ -327,7 +329,7 @@ def _display(value: Any, field: dataclasses.Field[Any]) -> str:
 _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
-    frozenset: lambda value: ",".join(map(str, sorted(value))),
+    frozenset: lambda value: ",".join(map(str, sorted(value))) or NO_CODES,
     tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }
 

@@ -224,3 +224,10 @@ def test_attempts_are_counted_across_workers(queue: Queue, functions: Functions,
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 5)
     assert sorted(letter.headers["X-Call-Id"] for letter in queue.dead_letters()) == sorted(calls)
+
+
+@pytest.mark.parametrize("annotation", [{"com.openfaas.retry.attempts": "0"}, {"com.openfaas.retry.codes": ""}])
+def test_annotation_for_no_retry_sends_once(case: Case, annotation: dict[str, str]) -> None:
+    """A function that asks for 0 attempts, or for no code to be retried, gets a failing invocation once."""
+    assert case.run(Reply(500), annotations=annotation) == 1
+    assert case.warnings == []
