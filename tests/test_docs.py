@@ -343,6 +343,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
         InvocationStarted(INVOCATION, 1, 0.0),
         *(InvocationEnded(INVOCATION, 1, 3, gone, verdict, 0.0) for verdict in (Ack(), Nak(1.0), Term(""), Abandon())),
         InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, counts=False),
+        InvocationEnded(INVOCATION, 1, 3, Responded(301), Ack(), 0.0),
         CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),

@@ -72,6 +72,8 @@ class Responded(Struct, frozen=True, gc=False):
     """Bytes of body that were read."""
     truncated: bool = False
     """Whether the body exceeded the limit; then *body* is its beginning."""
+    redirected: bool = False
+    """Whether this is the answer to the same request with a clean path, to which a redirect led."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):

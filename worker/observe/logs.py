@@ -17,6 +17,7 @@ from .. import events as e
 from ..config import Settings
 from ..model import Ack, Delivery, Nak, Responded, Term
 from ..policy.decide import describe, status_of
+from ..policy.redirect import redirect_result
 from ..ports import Emit
 from .log_writer import LogWriter
 
@@ -122,6 +123,8 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
             fields["given_up" if isinstance(event.verdict, Term) else "abandoned"] = True
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
+    if redirect := redirect_result(event.outcome):
+        fields["redirect"] = redirect
     if not event.counts:
         fields["counts"] = False
     return "info", "Invoked", fields
