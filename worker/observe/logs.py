@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -18,6 +17,7 @@ from ..config import Settings
 from ..model import Ack, Delivery, Nak, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
+from ..policy.report import origin_of
 from ..ports import Emit
 from .log_writer import LogWriter
 
@@ -134,7 +134,7 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
     fields: dict[str, Any] = {
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
-        "to": _origin(event.invocation.callback or ""),
+        "to": origin_of(event.invocation.callback or ""),
         "result": event.result,
         "duration": round(event.duration, 6),
     }
@@ -160,12 +160,6 @@ def _drain_ended(event: e.DrainEnded) -> LogLine:
 
 def _message(delivery: Delivery) -> dict[str, Any]:
     return {"sequence": delivery.id[0], "deliveries": delivery.num_delivered}
-
-
-def _origin(url: str) -> str:
-    """Return scheme, host and port. The rest of a URL may be secret: for many webhooks the path is."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead})
