@@ -429,6 +429,47 @@ def test_decode_invalid_header_name_is_refused(name: str) -> None:
         assert refused(payload) == f"not a header's name: {name!r}"
 
 
+ACCEPT = {
+    "text/event-stream": None,
+    "application/x-ndjson": None,
+    "TEXT/Event-Stream": None,
+    "text/event-stream;q=0.9": None,
+    "text/event-stream ; charset=utf-8": None,
+    "text/event-stream, application/x-ndjson": None,
+    " ,text/event-stream,, ": None,
+    "application/json, text/event-stream": "application/json",
+    "text/event-stream,application/json;q=0.5,*/*": "application/json;q=0.5, */*",
+    "application/json;q=0.5,\ttext/event-stream;q=1": "application/json;q=0.5",
+    'text/html;x="text/event-stream"': None,
+    "text/event-stream-like": None,
+    "text/event-streams, */*": None,
+    "application/json": "application/json",
+    "application/vnd.ndjson, text/*": "application/vnd.ndjson, text/*",
+    'text/html;x="a, b"': 'text/html;x="a, b"',
+    "*/*": "*/*",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("name", ["Accept", "accept", "ACCEPT"])
+@pytest.mark.parametrize("value", ACCEPT)
+def test_decode_accept_asks_for_no_stream(name: str, value: str) -> None:
+    """Streams are removed from Accept, because the gateway answers 200 for them before the function does."""
+    kept = ACCEPT[value]
+    expected = () if kept is None else ((name.encode(), kept.encode()),)
+    assert accepted(Header={name: [value]}).headers == (*expected, *ADDED_HEADERS)
+
+
+def test_decode_each_accept_line_is_read_alone() -> None:
+    """Of several Accept lines only those that ask for nothing else are removed; other headers keep such values."""
+    header = {"Accept": ["text/event-stream", "a/b, text/event-stream", "*/*"], "X-Accept": ["text/event-stream"]}
+    assert accepted(Header=header).headers[:3] == (
+        (b"Accept", b"a/b"),
+        (b"Accept", b"*/*"),
+        (b"X-Accept", b"text/event-stream"),
+    )
+
+
 # The body and other fields
 
 

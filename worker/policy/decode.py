@@ -29,7 +29,11 @@ TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """A method's or a header's name (RFC 9110, section 5.6.2)."""
 _REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
 """Also the two that the HTTP client writes itself."""
-_SPECIAL = _REPLACED | {b"x-call-id", b"x-start-time", b"user-agent"}
+_ACCEPT = b"accept"
+_SPECIAL = _REPLACED | {_ACCEPT, b"x-call-id", b"x-start-time", b"user-agent"}
+_STREAMS = ("text/event-stream", "application/x-ndjson")
+"""Types for which OpenFaaS's gateway streams: it answers 200 before the function does, also for one that is dead."""
+_SHORTEST_STREAM = min(map(len, _STREAMS))
 _names: dict[str, tuple[bytes, bytes | None]] = {}
 """Cache of header names: their bytes, and for a special one its name in lower case."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -120,7 +124,9 @@ def _invocation(
     )
 
 
-def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
+def _read_header(  # noqa: C901 -- a branch for each kind of header; functions would cost a message 3 % of its decoding
+    header: dict[str, list[str] | None],
+) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
     """Return the fields that are sent on, and the first value that is not empty of each special field."""
     sent: list[tuple[bytes, bytes]] = []
     found: dict[bytes, str] = {}
@@ -131,11 +137,16 @@ def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes,
             if not (given.isascii() and given.isprintable()) and _UNSAFE_VALUE.search(given):
                 raise ValueError(f"header {name[:80]} has a control character in its value")
             value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
-            if special is not None:
-                if special in _REPLACED:
-                    if special == b"connection":
-                        named.update(connection_options(value.encode()))
+            if special is None:
+                pass
+            elif special is _ACCEPT:
+                if len(value) >= _SHORTEST_STREAM and not (value := _without_streams(value)):
                     continue
+            elif special in _REPLACED:
+                if special == b"connection":
+                    named.update(connection_options(value.encode()))
+                continue
+            else:
                 found[special] = found.get(special) or value
                 if not value and special == b"x-call-id":
                     continue
@@ -147,11 +158,21 @@ def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes,
     return sent, found
 
 
+def _without_streams(accept: str) -> str:
+    """Return an Accept header's value without the types of :data:`_STREAMS`: nobody streams to a queue."""
+    kept = accept
+    if any(stream in accept.lower() for stream in _STREAMS):
+        ranges = (each.strip(" \t") for each in accept.split(","))
+        kept = ", ".join(each for each in ranges if each and each.partition(";")[0].rstrip().lower() not in _STREAMS)
+    # A type that stands where no reader should find it (in a quoted parameter) could still be found.
+    return "" if any(stream in kept.lower() for stream in _STREAMS) else kept
+
+
 def _cache_name(name: str) -> tuple[bytes, bytes | None]:
     if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
     written, lower = name.encode(), name.lower().encode()
-    known = written, lower if lower in _SPECIAL else None
+    known = written, _ACCEPT if lower == _ACCEPT else lower if lower in _SPECIAL else None
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
         _names[name] = known
     return known
