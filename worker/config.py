@@ -122,7 +122,11 @@ class Settings:
         None, parse_minimums, "`function`: slots of functions, whatever others want, as `checkout=5,billing.shop=2`"
     )
     limiter_enabled: bool = setting("true", flag, "`function`: learn how many invocations each function takes at once")
-    gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
+    gateway_url: str = setting(
+        "http://127.0.0.1:8080",
+        http_url,
+        "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
+    )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
         "openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one"

@@ -36,6 +36,7 @@ from .model import (
     LeaseLost,
     Malformed,
     Nak,
+    NotSent,
     Outcome,
     Term,
     Verdict,
@@ -192,7 +193,7 @@ class Job:
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
-    async def _invoke(self, invocation: Invocation) -> Attempted:
+    async def _invoke(self, invocation: Invocation) -> Attempted | NotSent:
         self.invocation = invocation
         stored_at = self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
@@ -219,7 +220,7 @@ class Job:
         self.outcome = outcome
         if self.invocation:
             self.duration = trio.current_time() - self.started_at
-            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted)
+            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted | NotSent)
             services.emit(
                 InvocationEnded(self.invocation, self.attempt, attempts, outcome, verdict, self.duration, counts)
             )

@@ -88,6 +88,12 @@ class TimedOut(Struct, frozen=True, gc=False):
     after: float
 
 
+class NotSent(Struct, frozen=True, gc=False):
+    """This machine could not connect: no descriptors, no memory, no ports. The function has no part in it."""
+
+    reason: str
+
+
 class Malformed(Struct, frozen=True, gc=False):
     """The message cannot be decoded, so nothing was invoked."""
 
@@ -111,7 +117,7 @@ class Crashed(Struct, frozen=True):
 Attempted = Responded | NoResponse | TimedOut
 """The outcomes of a request that was sent."""
 
-Outcome = Attempted | Malformed | Interrupted | LeaseLost | Crashed
+Outcome = Attempted | NotSent | Malformed | Interrupted | LeaseLost | Crashed
 
 
 # Verdicts: what to do with a delivery.

@@ -174,6 +174,18 @@ def test_callback_with_an_endless_answer_is_delivered_once(case: Case) -> None:
     assert [line["result"] for line in case.lines if line["event"] == "Posted result"] == [200]
 
 
+@pytest.mark.parametrize("no_proxy", ["localhost,127.0.0.1,[::1]", "127.0.0.1,fd00::/8", "127.0.0.0/8"])
+def test_callback_is_sent_with_any_no_proxy(
+    queue: Queue, receiver: Functions, start: StartWorker, no_proxy: str
+) -> None:
+    """Addresses in brackets and networks in NO_PROXY exclude receivers from the proxy, and break no callback."""
+    worker = start(NO_PROXY=no_proxy, HTTP_PROXY=f"http://127.0.0.1:{free_port()}")
+    queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
+    queue.wait_empty()
+    assert receiver.calls() == {"one": 1}
+    assert worker.logged("Callback (failed|given up)") == []
+
+
 @pytest.mark.parametrize("mode", ["static", "function"])
 def test_callbacks_to_a_tarpit_delay_no_other_function(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, mode: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
@@ -11,6 +12,7 @@ import trio
 
 from ..config import Settings
 from ..model import Callback
+from ..policy.proxies import read_proxies
 from .client_pools import CLOSE_TIMEOUT, LIMITS, ClientPools, open_client_pools
 from .failures import describe_failure
 
@@ -55,8 +57,16 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
     # The context is created when it is first needed: loading the certificates takes a while.
     context = cache(partial(httpx.create_ssl_context, verify=not settings.tls_insecure))
 
-    def client() -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=context(), timeout=None, limits=LIMITS)  # noqa: S113 -- post() has a timeout
+    proxies = read_proxies(os.environ)
+
+    def client(origin: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=context(),
+            proxy=proxies.proxy_of(origin),
+            trust_env=False,  # it would also send passwords of a .netrc
+            timeout=None,  # noqa: S113 -- post() has a timeout
+            limits=LIMITS,
+        )
 
     async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
         yield HttpCallbacks(pools, settings.callback_timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
 from collections.abc import Iterator
 
@@ -13,24 +14,29 @@ _MAX_ERRORS = 32
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return the cause of an error: the TLS error, or else the operating system's, or else the first with a text."""
+    """Return the cause of an error: the TLS error, or else the first text with the operating system's reason."""
     errors = list(causes(error))
     for each in errors:
         if isinstance(each, ssl.SSLCertVerificationError):
             return f"the certificate is not valid: {each.verify_message or each.reason}"
         if isinstance(each, ssl.SSLError) and each.reason:
             return f"TLS failed: {each.reason.replace('_', ' ').lower()}"
-    for each in reversed(errors):
-        if isinstance(each, OSError) and each.strerror:
-            return f"{each.strerror} ({type(error).__name__})"
-    return next((text for each in errors if (text := str(each))), type(error).__name__)
+    text = next((text for each in errors if (text := str(each))), type(error).__name__)
+    reasons = (each.strerror for each in reversed(errors) if isinstance(each, OSError) and each.strerror)
+    reason = next(reasons, "")
+    return text if reason in text else f"{text}: {reason}"
 
 
-def local_failure(error: BaseException) -> OSError | None:
-    """Return the error for which this machine itself could not connect; None if it is not the reason."""
+def local_failure(error: BaseException) -> str | None:
+    """Return why this machine itself could not connect or look up a name; None if it is not the reason."""
     for each in causes(error):
-        if isinstance(each, OSError) and each.errno in LOCAL_ERRORS and not isinstance(each, ssl.SSLError):
-            return each
+        if isinstance(each, socket.gaierror):
+            if each.errno in (socket.EAI_SYSTEM, socket.EAI_MEMORY):
+                return str(each.strerror)
+        elif isinstance(each, OSError) and not isinstance(each, ssl.SSLError) and each.errno in LOCAL_ERRORS:
+            return str(each.strerror)
+        elif isinstance(each, RuntimeError) and "thread" in str(each):
+            return str(each)
     return None
 
 

@@ -23,6 +23,8 @@ from .log_writer import LogWriter
 
 LogLine = tuple[str, str, dict[str, Any]]
 """Level, event and fields of a log line."""
+_REFUSALS = (401, 403)
+"""Statuses that a gateway answers instead of the function, for lack of credentials."""
 _MAX_WARNED = 1_000
 """Ignored annotations that are remembered, so that each is logged once: their values are foreign input."""
 
@@ -127,7 +129,8 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
         fields["redirect"] = redirect
     if not event.counts:
         fields["counts"] = False
-    return "info", "Invoked", fields
+    level = "warning" if fields["status"] in _REFUSALS else "info"
+    return level, "Invoked", fields
 
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:

@@ -159,7 +159,7 @@ def _read_header(  # noqa: C901 -- a branch for each kind of header; functions w
 
 
 def _without_streams(accept: str) -> str:
-    """Return an Accept header's value without the types of :data:`_STREAMS`: nobody streams to a queue."""
+    """Return an Accept header's value without the types of :data:`_STREAMS`."""
     kept = accept
     if any(stream in accept.lower() for stream in _STREAMS):
         ranges = (each.strip(" \t") for each in accept.split(","))
