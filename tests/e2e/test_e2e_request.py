@@ -269,3 +269,17 @@ def test_request_of_a_message_that_only_go_reads_arrives(case: Case) -> None:
     assert [request.body for request in case.requests] == [bytes(range(256))]
     assert case.called_back.header("X-Call-Id") == case.call_id
     assert case.dead_letters == []
+
+
+def test_request_has_the_credentials_of_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """User and password of gateway_url are sent with each invocation, and are in no log line."""
+    url = f"http://user:s3cret%40@127.0.0.1:{functions.port}"
+    worker = start(gateway_url=url, debug="true")
+    functions.answer("closed", Reply(401))
+    queue.put(message("echo", "one"), message("closed", "two"))
+    queue.wait_empty()
+    for call in ("one", "two"):
+        (request,) = functions.of(call)
+        assert request.header("Authorization") == "Basic " + base64.b64encode(b"user:s3cret@").decode()
+    assert [line["level"] for line in worker.lines_of("two") if line["event"] == "Invoked"] == ["warning"]
+    assert "s3cret" not in worker.output

@@ -140,7 +140,7 @@ def test_environment_without_callbacks_is_exit_2(
     tmp_path: Path, name: str, value: str, shown: str, processes: int
 ) -> None:
     """A proxy or certificate with which no callback could be sent is exit 2; one line names the variable and value."""
-    settings = {name: value, "processes": processes}
+    settings = {"SSL_CERT_FILE": "", name: value, "processes": processes}
     code, output, errors = run_program("worker", tmp_path=tmp_path, settings=settings)
     (line,) = errors.splitlines()
     assert (code, output) == (2, "")

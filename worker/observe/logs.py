@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 
 from .. import events as e
 from ..config import Settings
-from ..model import Ack, Delivery, Nak, Responded, Term
+from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
 from ..policy.report import origin_of
@@ -129,7 +129,7 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
         fields["redirect"] = redirect
     if not event.counts:
         fields["counts"] = False
-    level = "warning" if fields["status"] in _REFUSALS else "info"
+    level = "warning" if fields["status"] in _REFUSALS or isinstance(event.outcome, NotSent) else "info"
     return level, "Invoked", fields
 
 
