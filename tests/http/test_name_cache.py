@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.servers import until
-from worker.http.names import LOOKUP_TIMEOUT, MAX_AGE, OTHER_THREADS, AddressInfo, NameCache
+from worker.http.names import LOOKUP_TIMEOUT, MAX_AGE, OTHER_THREADS, STALE_AFTER, AddressInfo, NameCache
 
 A, B, C = (
     (AF_INET, SOCK_STREAM, 6, "", ("10.0.0.1", 80)),
@@ -231,3 +231,29 @@ async def test_lookup_that_raises_anything_is_an_oserror(nursery: trio.Nursery, 
     for host in (b"gateway", b"other"):
         with pytest.raises(OSError, match=str(error)):
             await names.getaddrinfo(host, 80, 0, SOCK_STREAM, 0, 0)
+
+
+async def test_lookup_that_is_late_uses_the_last_addresses(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """If the host's look-up is not answered in time, its last addresses are used, until the look-up renews them."""
+    resolver = FakeResolver([A], [B])
+    names, answers = _names(nursery, resolver), list[Any]()
+    assert await _look_up(names) == [A]
+    mock_clock.jump(MAX_AGE)
+    resolver.release.clear()
+
+    async def look_up() -> None:
+        answers.append(await _look_up(names))
+
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(look_up)
+        while len(resolver.lookups) < 2:  # its thread starts in real time
+            await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(STALE_AFTER)
+    assert answers == [[A]]
+    assert await _look_up(names) == [A], "the same look-up is late for the next connect too"
+    resolver.release.set()
+    assert len(resolver.lookups) == 2
+    while await _look_up(names) != [B]:
+        await trio.lowlevel.checkpoint()
+    assert len(resolver.lookups) == 2

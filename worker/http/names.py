@@ -20,6 +20,8 @@ MAX_AGE = 5.0
 LOOKUP_TIMEOUT = 10.0
 """Seconds that a look-up may take: two tries of a resolver, at glibc's 5 s each."""
 
+STALE_AFTER = 1.8
+"""Seconds of a look-up after which the last known addresses are used (RFC 8767, section 5)."""
 HOST_THREADS = 4
 """Threads for look-ups of the host. One runs at a time; those that were abandoned at the timeout keep theirs longer."""
 OTHER_THREADS = 16
@@ -34,8 +36,8 @@ LookUp = Callable[..., list[Any]]
 class NameCache(trio.abc.HostnameResolver):
     """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
 
-    If the host's look-up fails, its last addresses are used (RFC 8767): a name server that fails is no failure of the
-    function, and a host that has moved away refuses the connection.
+    If the host's look-up fails or is late, its last addresses are used (RFC 8767): a name server that fails is no
+    failure of the function, and a host that has moved away refuses the connection.
     """
 
     def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:
@@ -86,7 +88,12 @@ class NameCache(trio.abc.HostnameResolver):
         elif (result := self._current) is None or trio.current_time() >= result.expires_at:
             result = self._current = _Result()
             self._nursery.start_soon(self._run, result)
-        await result.done.wait()
+        # One look-up for all that wait is late: they go on with the last addresses, and it still renews these.
+        stale = self._last_addresses if query == self._query else []
+        with trio.move_on_at(result.started_at + STALE_AFTER if stale else math.inf):
+            await result.done.wait()
+        if not result.done.is_set():
+            return self._sorted(stale)
         if result.error:
             raise OSError(*result.error.args) from result.error
         return self._sorted(result.addresses)
@@ -132,6 +139,7 @@ class _Result:
         self.done = trio.Event()
         self.addresses: list[AddressInfo] = []
         self.error: Exception | None = None
+        self.started_at = trio.current_time()
         self.expires_at = math.inf
 
 
