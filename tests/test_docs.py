@@ -44,6 +44,8 @@ from worker.model import (
 )
 from worker.nats import dead_letters, function_state, quotas
 from worker.nats.topology import consumer_config, stream_config
+from worker.observe.log_metrics import LogMetrics
+from worker.observe.log_writer import LogWriter
 from worker.observe.logs import LOG_LINES
 from worker.observe.metrics import FunctionMetrics, Metrics
 from worker.parent.processes import MergedStatus, Processes
@@ -166,6 +168,8 @@ def metrics() -> Iterator[tuple[str, ...]]:
                 else _labels(family if isinstance(metric, FunctionMetrics) else metric)
             )
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
+    for family in LogMetrics(LogWriter(-1)).collect():
+        yield code(f"{family.name}_total"), family.type, "", family.documentation
 
 
 def _labels(metric: Any) -> tuple[str, ...]:

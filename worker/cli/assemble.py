@@ -24,6 +24,7 @@ from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
 from ..job import CoreConfig, Services
 from ..nats.queue import NatsQueue, open_queue
+from ..observe.log_metrics import LogMetrics
 from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
 from ..observe.metrics import Metrics
@@ -51,6 +52,7 @@ def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -
     """
     _tune_process()
     metrics = Metrics(settings, os.environ.get("HOSTNAME") or socket.gethostname())
+    metrics.registry.register(LogMetrics(writer))
     if rank:
         settings = dataclasses.replace(
             settings,
