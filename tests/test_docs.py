@@ -44,10 +44,11 @@ from worker.model import (
 )
 from worker.nats import dead_letters, function_state, quotas
 from worker.nats.topology import consumer_config, stream_config
+from worker.observe.function_metrics import FAMILIES, PENDING
 from worker.observe.log_metrics import LogMetrics
 from worker.observe.log_writer import LogWriter
 from worker.observe.logs import LOG_LINES
-from worker.observe.metrics import FunctionMetrics, Metrics
+from worker.observe.metrics import Metrics
 from worker.parent.processes import MergedStatus, Processes
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
@@ -159,21 +160,17 @@ def parent_metrics() -> Iterator[tuple[str, ...]]:
 
 def metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of metrics."""
+    for of_functions in (PENDING, *FAMILIES):
+        yield code(of_functions.name), of_functions.kind, code(*of_functions.labels), of_functions.help
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
-        for family in metric.describe() if isinstance(metric, MetricWrapperBase | FunctionMetrics) else ():
+        if not isinstance(metric, MetricWrapperBase):  # the process's own
+            continue
+        for family in metric.describe():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-            labels = (
-                ("version",)
-                if family.type == "info"
-                else _labels(family if isinstance(metric, FunctionMetrics) else metric)
-            )
+            labels = ("version",) if family.type == "info" else metric._labelnames
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
     for family in LogMetrics(LogWriter(-1)).collect():
         yield code(f"{family.name}_total"), family.type, "", family.documentation
-
-
-def _labels(metric: Any) -> tuple[str, ...]:
-    return tuple(metric._labelnames)
 
 
 @each_document

@@ -63,7 +63,7 @@ def run_worker(settings: Settings, rank: WorkerRank | None, writer: LogWriter) -
         trio.run(_main, settings, metrics, rank, instruments=[writer])
     finally:
         if rank:
-            rank.send(METRICS, metrics.render_text().decode())
+            rank.send(METRICS, "".join(metrics.slices()))
 
 
 def _tune_process() -> None:
@@ -152,6 +152,15 @@ def _new_flow(settings: Settings, name: str) -> Flow:
     return Flow(name, function, learned, min_slots=settings.minimums.get(function, 0))
 
 
+async def join_slices(metrics: Metrics) -> str:
+    """Return all series as one text; invocations go on between the slices."""
+    slices = []
+    for each in metrics.slices():
+        slices.append(each)
+        await trio.lowlevel.checkpoint()
+    return "".join(slices)
+
+
 class _Observed:
     """See :class:`worker.observe.WorkerStatus`."""
 
@@ -159,7 +168,7 @@ class _Observed:
         self._metrics, self._queue, self._services = metrics, queue, services
 
     async def metrics(self) -> str:
-        return self._metrics.render_text().decode()
+        return await join_slices(self._metrics)
 
     async def not_alive(self) -> str | None:
         return None  # an answer is itself the proof that the loop runs

@@ -255,7 +255,9 @@ class MergedStatus(Collector):
         answers = [child.control.answers for _, child in sorted(self._processes.running.items())]
         texts = [each[METRICS] for each in answers if METRICS in each]
         own = generate_latest(self.registry).decode()
-        return self._processes.merge.text([*texts, own], missing=len(self._processes.numbers) - len(texts))
+        merge, missing = self._processes.merge, len(self._processes.numbers) - len(texts)
+        # In a thread, because with 2,000 functions it takes as long as the parent has to answer a probe.
+        return await trio.to_thread.run_sync(merge.merged, [*texts, own, merge.ended], missing)
 
     async def not_alive(self) -> str | None:
         """Name the processes that do not answer: Kubernetes can restart only the container with all of them."""
