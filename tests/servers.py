@@ -299,8 +299,8 @@ class Program:
         self._stdin = stdin
         self._files = tmp_path / f"{'-'.join(arguments[:2]).replace('.', '-')}-{next(_numbers)}"
         self.pid = 0
-        self.redirection = ""
-        """A redirection of the shell, such as ``>&-``."""
+        self.script = ""
+        """A shell script that starts the program, such as ``exec "$@" >&-``."""
         self.stdout_file: int | None = None
         """The file that is the standard output instead of one in *tmp_path*."""
 
@@ -309,8 +309,8 @@ class Program:
         given.write_bytes(self._stdin)
         with given.open("rb") as stdin, self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             command = [sys.executable, "-m", *self.arguments]
-            if self.redirection:
-                command = ["sh", "-c", f'exec "$@" {self.redirection}', "sh", *command]
+            if self.script:
+                command = ["sh", "-c", self.script, "sh", *command]
             self.process = subprocess.Popen(
                 command,
                 cwd=self._cwd,

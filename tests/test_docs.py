@@ -175,11 +175,11 @@ def metrics() -> Iterator[tuple[str, ...]]:
 
 @each_document
 def test_document_names_exist_in_the_worker(document: Path) -> None:
-    """A name in backticks that looks like a setting is one, or is in the worker's source, or is NATS's own."""
-    of_nats = {"sync_interval", "max_payload"}
+    """A name in backticks that looks like a setting is one, or is in the source, or is NATS's or Prometheus's."""
+    of_others = {"sync_interval", "max_payload", "honor_labels", "exported_kubernetes_pod_name"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    known = set(re.findall(r"\w+", source)) | of_nats | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
+    known = set(re.findall(r"\w+", source)) | of_others | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
     known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known

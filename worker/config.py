@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from .policy.community import REPLACEMENTS, community_warning
 from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
 from .policy.parse import duration, flag, host, http_url, jetstream_name, limit, nats_urls, one_of, port, queue, whole
@@ -24,7 +25,7 @@ from .policy.retry import Jitter, parse_attempts, parse_codes
 T = TypeVar("T")
 
 _UPPER = "QUEUE_WORKER_"
-_FOREIGN_VARIABLES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
+_FOREIGN = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy", *REPLACEMENTS})
 """Lower-case variables of other programs."""
 MAX_PARTITIONS = 1024
 """Each partition is a consumer that a worker must serve: more are a mistake."""
@@ -302,10 +303,10 @@ def _set_ordinal(values: dict[str, Any], origins: dict[str, str], environment: M
 
 def _typo_warnings(environment: Mapping[str, str]) -> list[str]:
     known = set(SETTING_FIELDS) | {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
-    warnings = []
+    warnings = [warning] if (warning := community_warning(environment)) else []
     for variable in filter(_is_text, sorted(environment)):
         prefixed, name = variable.startswith(_UPPER), variable.removeprefix(_UPPER).lower()
-        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN_VARIABLES)):
+        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN)):
             continue
         if close := difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
             warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")

@@ -75,6 +75,16 @@ def test_each_command_starts_the_same_worker(
             assert "pprof" in str(line)
 
 
+def test_limit_of_open_files_that_is_too_low_gets_a_warning(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The limit is raised as far as possible; if it is still too low for max_inflight, there is a warning."""
+    for most, lines in ((400, 1), (185, 0)):
+        worker = Worker(queue, functions, tmp_path=tmp_path, max_inflight=most)
+        worker.script = 'ulimit -Sn 100; ulimit -Hn 400; exec "$@"'
+        with worker:
+            worker.wait_ready()
+            assert len(worker.logged("the limit of open files, 400, is too low for max_inflight = 400: .*830")) == lines
+
+
 def test_flags_that_are_unknown_get_a_warning(queue: Queue, functions: Functions, tmp_path: Path) -> None:
     """A newer chart with new flags starts the worker too, which warns of the flags that it does not know."""
     with NewerCharts(queue, functions, tmp_path=tmp_path) as worker:

@@ -30,7 +30,7 @@ def redirected(program: Program, kind: str) -> Iterator[int]:
         reading, writing = os.pipe()
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         program.stdout_file = writing
-    program.redirection = {"closed": ">&-", "full": ">/dev/full"}.get(kind, "")
+    program.script = {"closed": 'exec "$@" >&-', "full": 'exec "$@" >/dev/full'}.get(kind, "")
     with program:
         if writing >= 0:
             os.close(writing)
@@ -130,7 +130,7 @@ def test_error_with_an_unread_standard_error_ends_the_program(tmp_path: Path) ->
         os.set_blocking(writing, True)
     program = Program("worker", tmp_path=tmp_path, settings={"max_inflight": "none"})
     program.stdout_file = writing
-    program.redirection = "2>&1"
+    program.script = 'exec "$@" 2>&1'
     with program:
         assert program.wait() == 2
     os.close(reading)
