@@ -131,6 +131,9 @@ class Settings:
     max_response_bytes: int = setting(
         "10485760", whole(0), "how much of a function's response is kept for its callback; the rest is not read"
     )
+    max_results_bytes: int = setting(
+        "134217728", whole(0), "all responses that are kept for callbacks; beyond it, responses wait to be read"
+    )
 
     # Deciding.
     max_retry_attempts: int = setting("100", parse_attempts, "how often an invocation is sent before it is given up")
