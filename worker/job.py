@@ -36,6 +36,7 @@ from .model import (
     Malformed,
     Nak,
     Outcome,
+    Responded,
     Term,
     Verdict,
 )
@@ -146,6 +147,8 @@ class Job:
             self._settle(verdict)
         finally:
             self.services.drain.jobs.discard(scope)
+            if isinstance(self.outcome, Responded) and self.outcome.release:
+                self.outcome.release()
 
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
         """Await a step; return an exception as :class:`Crashed`, so that a bug in one message stops no other."""

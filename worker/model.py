@@ -6,7 +6,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -72,6 +72,8 @@ class Responded(Struct, frozen=True, gc=False):
     """Bytes of body that were read."""
     truncated: bool = False
     """Whether the body exceeded the limit; then *body* is its beginning."""
+    release: Callable[[], None] | None = None
+    """Function that must be called when a large *body* is not needed any more: its memory is counted."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):
