@@ -9,6 +9,11 @@ RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/queue-worker \
  && python -m pip --python /opt/queue-worker/bin/python install --no-cache-dir --compile --constraint constraints.txt "$(ls /wheels/*.whl)[websocket]"
 
+# The programs start with blocked signals, until their handlers are set: the kernel drops a signal to process 1 that has
+# no handler (worker/entry.py).
+RUN sed -i '1s|^#!|#!/usr/bin/env -S --block-signal=TERM,INT,HUP |' \
+    /opt/queue-worker/bin/queue-worker /opt/queue-worker/bin/jetstream-queue-worker
+
 FROM python:3.13-slim
 RUN python -m pip uninstall --yes --root-user-action=ignore pip
 COPY --from=build /opt/queue-worker /opt/queue-worker

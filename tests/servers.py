@@ -315,17 +315,24 @@ class Program:
         self._stdin = stdin
         self._files = tmp_path / f"{'-'.join(arguments[:2]).replace('.', '-')}-{next(_numbers)}"
         self.pid = 0
+        self.script = ""
+        """A shell script that starts the program, such as ``exec "$@" >&-``."""
+        self.stdout_file: int | None = None
+        """The file that is the standard output instead of one in *tmp_path*."""
 
     def __enter__(self) -> Self:
         given = self._files.with_suffix(".in")
         given.write_bytes(self._stdin)
         with given.open("rb") as stdin, self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            command = [sys.executable, "-m", *self.arguments]
+            if self.script:
+                command = ["sh", "-c", self.script, "sh", *command]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.arguments],
+                command,
                 cwd=self._cwd,
                 env=self._environment,
                 stdin=stdin,
-                stdout=stdout,
+                stdout=stdout if self.stdout_file is None else self.stdout_file,
                 stderr=stderr,
                 start_new_session=True,
             )

@@ -106,6 +106,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "callback_max_wait": ("1m", 60.0),
     "tls_insecure": ("true", True),
     "processes": ("2", 2),
+    "max_results_bytes": ("1000", 1000),
     "shutdown_timeout": ("0s", 0.0),
     "http_host": ("::1", "::1"),
     "http_port": ("0", 0),
@@ -153,7 +154,15 @@ def test_load_defaults_are_those_of_the_contract() -> None:
 def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
     own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
-    own |= {"processes", "nats_tls_first", "nats_inbox_prefix", "nats_duplicate_window"}
+    own |= {
+        "processes",
+        "max_results_bytes",
+        "max_connections",
+        "client_timeout",
+        "nats_tls_first",
+        "nats_inbox_prefix",
+        "nats_duplicate_window",
+    }
     own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {

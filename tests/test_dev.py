@@ -226,7 +226,7 @@ def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: s
     """A valid file has the format of python-dotenv, and its values are not expanded."""
     path = tmp_path / ".env"
     path.write_bytes(content.encode())
-    assert read_dotenv(path) == variables
+    assert read_dotenv(path) == (variables, [])
 
 
 @pytest.mark.parametrize(
@@ -243,20 +243,35 @@ def test_read_dotenv_valid_file_returns_its_variables(tmp_path: Path, content: s
         ("a=\0", 1),
     ],
 )
-def test_read_dotenv_bad_line_raises_with_its_number(tmp_path: Path, content: str, line: int) -> None:
-    """A line that python-dotenv would skip is an error, because a setting that is silently not read is worse."""
+def test_read_dotenv_bad_line_is_left_out_with_a_warning(tmp_path: Path, content: str, line: int) -> None:
+    """A line that python-dotenv would skip gets a warning, because a setting that is silently not read is worse."""
     path = tmp_path / ".env"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"line {line}: not NAME=VALUE"):
-        read_dotenv(path)
+    variables, warnings = read_dotenv(path)
+    assert variables == ({"ok": "1"} if content.startswith("ok=1") else {})
+    assert f"{path}, line {line}: not NAME=VALUE, so it is ignored" in warnings
 
 
-def test_read_dotenv_not_utf8_raises(tmp_path: Path) -> None:
-    """A file that is not text in UTF-8 is refused with its name."""
+def test_read_dotenv_of_another_program_warns_of_its_lines(tmp_path: Path) -> None:
+    """A value of several lines is read as one; a name that no variable can have is left out."""
     path = tmp_path / ".env"
-    path.write_bytes(b"a=\xff")
-    with pytest.raises(ValueError, match=r"\.env is not text in UTF-8"):
-        read_dotenv(path)
+    path.write_text('PRIVATE_KEY="-----BEGIN\nabc"\nmy-var=1\nack_wait=1h\n')
+    variables, warnings = read_dotenv(path)
+    assert variables == {"PRIVATE_KEY": "-----BEGIN\nabc", "ack_wait": "1h"}
+    assert warnings == [f"{path}, line 3: not NAME=VALUE, so it is ignored"]
+
+
+def test_read_dotenv_not_utf8_keeps_its_bytes(tmp_path: Path) -> None:
+    """A file in another encoding does not stop the program; its other lines are read."""
+    path = tmp_path / ".env"
+    path.write_bytes(b"a=\xff\nb=1\n")
+    assert read_dotenv(path) == ({"a": "\udcff", "b": "1"}, [])
+
+
+def test_read_dotenv_not_readable_warns(tmp_path: Path) -> None:
+    """A directory of that name, or a file of another user, gets a warning."""
+    (tmp_path / ".env").mkdir()
+    assert read_dotenv(tmp_path / ".env") == ({}, [f"{tmp_path / '.env'} cannot be read: Is a directory"])
 
 
 def test_dev_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> None:
@@ -266,9 +281,9 @@ def test_dev_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> 
     assert code == 2
     assert "max_inflight = 'many'" in errors
     assert "ack_wait = 'soon'" in errors
-    (tmp_path / ".env").write_text("rubbish\n")
+    (tmp_path / ".env").write_text("rubbish\nmax_inflight=many\n")
     code, _, errors = run_program("worker.cli", "dev", tmp_path=tmp_path)
-    assert (code, ".env, line 1: not NAME=VALUE" in errors) == (2, True)
+    assert (code, "warning: .env, line 1: not NAME=VALUE" in errors) == (2, True)
 
 
 # The demonstration.

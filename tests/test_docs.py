@@ -45,8 +45,11 @@ from worker.model import (
 )
 from worker.nats import dead_letters, function_state, quotas
 from worker.nats.topology import consumer_config, stream_config
+from worker.observe.function_metrics import FAMILIES, PENDING
+from worker.observe.log_metrics import LogMetrics
+from worker.observe.log_writer import LogWriter
 from worker.observe.logs import LOG_LINES
-from worker.observe.metrics import FunctionMetrics, Metrics
+from worker.observe.metrics import Metrics
 from worker.parent.processes import MergedStatus, Processes
 from worker.policy import quota
 from worker.policy.decide import decide, status_of
@@ -158,28 +161,27 @@ def parent_metrics() -> Iterator[tuple[str, ...]]:
 
 def metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of metrics."""
+    for of_functions in (PENDING, *FAMILIES):
+        yield code(of_functions.name), of_functions.kind, code(*of_functions.labels), of_functions.help
     for metric in Metrics(DEFAULTS, "pod").registry._collector_to_names:
-        for family in metric.describe() if isinstance(metric, MetricWrapperBase | FunctionMetrics) else ():
+        if not isinstance(metric, MetricWrapperBase):  # the process's own
+            continue
+        for family in metric.describe():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-            labels = (
-                ("version",)
-                if family.type == "info"
-                else _labels(family if isinstance(metric, FunctionMetrics) else metric)
-            )
+            labels = ("version",) if family.type == "info" else metric._labelnames
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
-
-
-def _labels(metric: Any) -> tuple[str, ...]:
-    return tuple(metric._labelnames)
+    for family in LogMetrics(LogWriter(-1)).collect():
+        yield code(f"{family.name}_total"), family.type, "", family.documentation
 
 
 @each_document
 def test_document_names_exist_in_the_worker(document: Path) -> None:
-    """A name in backticks that looks like a setting is one, or is in the worker's source, or is NATS's own."""
-    of_nats = {"sync_interval", "max_payload", "max_request_batch", "max_bytes_required"}
+    """A name in backticks that looks like a setting is one, or is in the source, or is NATS's or Prometheus's."""
+    of_others = {"sync_interval", "max_payload", "max_request_batch", "max_bytes_required"}
+    of_others |= {"honor_labels", "exported_kubernetes_pod_name"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    known = set(re.findall(r"\w+", source)) | of_nats | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
+    known = set(re.findall(r"\w+", source)) | of_others | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
     known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known

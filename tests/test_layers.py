@@ -16,6 +16,7 @@ ROOT = Path(worker.__file__).parent
 
 LAYERS = [
     ("__main__",),
+    ("entry",),
     ("cli",),
     ("dev",),
     ("gateway",),
@@ -54,7 +55,8 @@ NATS_LAYERS = [
 """Layers inside ``worker/nats``, top to bottom."""
 
 ONLY_BY = {
-    "cli": {"__main__"},
+    "entry": {"__main__"},
+    "cli": {"entry"},
     "dev": {"cli"},
     "gateway": {"cli", "dev"},
     "parent": {"cli", "dev"},
@@ -122,8 +124,9 @@ def inside(module: str) -> str:
 
 
 def top(module: str) -> str:
-    """Return the module or package directly below ``worker`` that contains it."""
-    return inside(module).partition(".")[0]
+    """Return the module or package directly below ``worker`` that contains it; of each package's start, the top."""
+    name = inside(module)
+    return "__main__" if name.endswith("__main__") else name.partition(".")[0]
 
 
 def imports(module: str) -> set[str]:

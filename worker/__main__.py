@@ -1,9 +1,6 @@
 """``python -m worker`` is ``queue-worker run``."""
 
-import sys
-
-from .cli import exit_on_stop_signals, main
+from .entry import module
 
 if __name__ == "__main__":
-    exit_on_stop_signals()
-    main(["run", *sys.argv[1:]], prog_name="python -m worker")
+    module()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from .policy.community import REPLACEMENTS, community_warning
 from .policy.durations import format_duration
 from .policy.names import is_name, parse_function
 from .policy.parse import (
@@ -38,7 +39,7 @@ from .policy.retry import NO_CODES, Jitter, parse_attempts, parse_codes
 T = TypeVar("T")
 
 _UPPER = "QUEUE_WORKER_"
-_FOREIGN_VARIABLES = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"})
+_FOREIGN = frozenset({"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy", *REPLACEMENTS})
 """Lower-case variables of other programs."""
 MAX_PARTITIONS = 1024
 """Each partition is a consumer that a worker must serve: more are a mistake."""
@@ -159,6 +160,9 @@ class Settings:
     )
     max_response_bytes: int = setting(
         "10485760", whole(0), "how much of a function's response is kept for its callback; the rest is not read"
+    )
+    max_results_bytes: int = setting(
+        "134217728", whole(0), "all responses that are kept for callbacks; beyond it, responses wait to be read"
     )
 
     # Deciding.
@@ -335,10 +339,10 @@ def _set_ordinal(values: dict[str, Any], origins: dict[str, str], environment: M
 
 def _typo_warnings(environment: Mapping[str, str]) -> list[str]:
     known = set(SETTING_FIELDS) | {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
-    warnings = []
+    warnings = [warning] if (warning := community_warning(environment)) else []
     for variable in filter(_is_text, sorted(environment)):
         prefixed, name = variable.startswith(_UPPER), variable.removeprefix(_UPPER).lower()
-        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN_VARIABLES)):
+        if name in known or not (prefixed or (variable.islower() and variable not in _FOREIGN)):
             continue
         if close := difflib.get_close_matches(name, known, n=1, cutoff=_TYPO_RATIO):
             warnings.append(f"{variable} is not a setting; did you mean {close[0]}?")

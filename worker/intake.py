@@ -162,6 +162,7 @@ class Intake:
                     job = self._jobs.popleft()
                     await job.run(scope)
                     self._free(job, job.verdict)
+                    del job  # an idle task would keep the message and its result in memory
                     if self._open and not self._jobs and not scope.cancel_called:
                         await self._idle.park()
             if scope.cancelled_caught:

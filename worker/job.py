@@ -38,6 +38,7 @@ from .model import (
     Nak,
     NotSent,
     Outcome,
+    Responded,
     Term,
     Verdict,
 )
@@ -155,6 +156,8 @@ class Job:
             self._settle(verdict)
         finally:
             self.services.drain.jobs.discard(scope)
+            if isinstance(self.outcome, Responded) and self.outcome.release:
+                self.outcome.release()
 
     async def catch_crash(self, step: Awaitable[T]) -> T | Crashed:
         """Await a step; return an exception as :class:`Crashed`, so that a bug in one message stops no other."""

@@ -6,7 +6,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -74,6 +74,8 @@ class Responded(Struct, frozen=True, gc=False):
     """Whether the body exceeded the limit; then *body* is its beginning."""
     redirected: bool = False
     """Whether this is the answer to the same request with a clean path, to which a redirect led."""
+    release: Callable[[], None] | None = None
+    """Function that must be called when a large *body* is not needed any more: its memory is counted."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):

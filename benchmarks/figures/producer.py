@@ -23,7 +23,7 @@ from ..statistics import Spread
 _COUNT, _WARM = 20_000, 1_000
 _CONNECTIONS = 64
 _RATE, _CPU = "durable enqueues a second", "CPU an enqueue (µs)"
-_PLAIN = "import sys; sys.modules['uvloop'] = None; from worker.cli import program; program()"
+_PLAIN = "import sys; sys.modules['uvloop'] = None; from worker.entry import program; program()"
 """The command's program without uvloop."""
 GATEWAYS = {
     "gateway": (sys.executable, "-c", _PLAIN, "gateway"),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +19,9 @@ import pytest
 from tests.e2e.stack import Queue, Worker
 from tests.functions import Functions
 from tests.patience import LAST_RESORT
-from tests.servers import ROOT, run_program, wait_until
+from tests.servers import ROOT, environment, run_program, wait_until
 from worker import __version__
+from worker.cli.flags import split_flags
 from worker.dev.stack import free_port
 
 RUN = "tests.e2e.as_installed"
@@ -36,6 +43,12 @@ class ChartsApart(Worker):
     """The command of OpenFaaS's charts, in the other syntax of Go's flags."""
 
     PROGRAM = (RUN, "jetstream-queue-worker", "--license-file", "/var/secrets/license", "--pprof=false")
+
+
+class NewerCharts(Worker):
+    """The command of charts that pass flags which this version does not know."""
+
+    PROGRAM = (RUN, "jetstream-queue-worker", "-license-file=/l", "-new", "-pprof", "-level=5", "-mode", "fast", "-x")
 
 
 class Bare(Worker):
@@ -62,21 +75,123 @@ def test_each_command_starts_the_same_worker(
             assert "pprof" in str(line)
 
 
+def test_limit_of_open_files_that_is_too_low_gets_a_warning(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """The limit is raised as far as possible; if it is still too low for max_inflight, there is a warning."""
+    for most, lines in ((400, 1), (185, 0)):
+        worker = Worker(queue, functions, tmp_path=tmp_path, max_inflight=most)
+        worker.script = 'ulimit -Sn 100; ulimit -Hn 400; exec "$@"'
+        with worker:
+            worker.wait_ready()
+            assert len(worker.logged("the limit of open files, 400, is too low for max_inflight = 400: .*830")) == lines
+
+
+def test_flags_that_are_unknown_get_a_warning(queue: Queue, functions: Functions, tmp_path: Path) -> None:
+    """A newer chart with new flags starts the worker too, which warns of the flags that it does not know."""
+    with NewerCharts(queue, functions, tmp_path=tmp_path) as worker:
+        worker.wait_ready()
+        (known,) = worker.logged("^Flags ignored")
+        assert known["flags"] == ["license-file", "pprof"]
+        (unknown,) = worker.logged("^Unknown flags ignored")
+        assert (unknown["level"], unknown["flags"]) == ("warning", ["new", "level", "mode", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest"),
+    [
+        (["-foo=bar"], ["--unknown-flag", "foo"]),
+        (["-foo", "bar"], ["--unknown-flag", "foo"]),
+        (["-foo", "-pprof", "bar"], ["--unknown-flag", "foo", "--ignored-flag", "pprof", "bar"]),
+        (["-license-file", "-"], ["--ignored-flag", "license-file"]),
+        (["-foo="], ["--unknown-flag", "foo"]),
+        (["-h"], ["--help"]),
+        (["-help"], ["--help"]),
+        (["--help"], ["--help"]),
+        (["--foo=bar"], ["--foo=bar"]),
+        (["-", "--", "bar"], ["-", "--", "bar"]),
+    ],
+)
+def test_split_flags_ignores_flags_with_one_dash(arguments: list[str], rest: list[str]) -> None:
+    """Flags with one dash are ignored, with a value after = or in the next argument. All others are left to click."""
+    assert split_flags(arguments) == rest
+
+
+def test_queue_worker_run_with_an_unknown_flag_exits_2(tmp_path: Path) -> None:
+    """`queue-worker run` is called by people, so it refuses an unknown flag."""
+    code, _, errors = run_program(RUN, "queue-worker", "run", "-foo=bar", tmp_path=tmp_path)
+    assert code == 2
+    assert "No such option" in errors
+
+
 @pytest.mark.parametrize(
     "start",
     [
-        "sys.argv = ['queue-worker', 'run']; cli.program()",
-        "sys.argv = ['queue-worker', 'gateway']; cli.program()",
-        "sys.argv = ['jetstream-queue-worker', '-pprof']; cli.charts()",
+        "sys.argv = ['queue-worker', 'run']; entry.program()",
+        "sys.argv = ['queue-worker', 'gateway']; entry.program()",
+        "sys.argv = ['jetstream-queue-worker', '-pprof']; entry.charts()",
         "sys.argv = ['worker']; runpy.run_module('worker', run_name='__main__')",
     ],
 )
 def test_sigterm_during_the_imports_is_exit_0(start: str) -> None:
     """SIGTERM during the imports ends a program with 0; process 1 of a container ignores it without a handler."""
     signal_at_import = "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGTERM)"
-    code = f"import os, runpy, signal, sys; from worker import cli; {signal_at_import}; {start}"
+    code = f"import os, runpy, signal, sys; from worker import cli, entry; {signal_at_import}; {start}"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+BLOCKED = ["env", "--block-signal=TERM,INT,HUP"]
+"""Prefix of the command by which the image starts Python."""
+AS_PROCESS_1 = ["unshare", "--pid", "--fork", "--kill-child"]
+DELAYS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+"""Seconds from the start of Python to the signal: from its first instructions to a running worker."""
+
+
+def _can(*command: str) -> bool:
+    return shutil.which(command[0]) is not None and not subprocess.run([*command, "true"], check=False).returncode
+
+
+def _blocks_sigterm(pid: int) -> bool:
+    """Return whether a process has blocked SIGTERM, as `env` does just before it starts Python."""
+    blocked = re.search(r"(?m)^SigBlk:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text())
+    return bool(blocked and int(blocked[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def _child(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+@pytest.mark.skipif(not _can(*BLOCKED), reason="this system's env cannot block signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("prefix", [[], AS_PROCESS_1], ids=["", "process-1"])
+def test_signal_at_any_time_of_the_start_is_exit_0(
+    tmp_path: Path, prefix: list[str], processes: int, number: signal.Signals
+) -> None:
+    """A signal at any time of the start ends the worker with 0, also as process 1, and with several processes."""
+    if prefix and not _can(*prefix):
+        pytest.skip("this user cannot create process namespaces")
+    settings: dict[str, object] = {"http_port": 0, "http_host": "127.0.0.1", "nats_port": 1, "processes": processes}
+    command = [*prefix, *BLOCKED, sys.executable, "-m", "worker"]
+    for delay in DELAYS:
+        with (tmp_path / "output").open("w+b") as output:
+            process = subprocess.Popen(command, env=environment(settings), cwd=ROOT, stdout=output, stderr=output)
+            try:
+                pid = wait_until(partial(_child, process.pid), "process 1") if prefix else process.pid
+                wait_until(partial(_blocks_sigterm, pid), "blocked signals")
+                time.sleep(delay)
+                os.kill(pid, number)
+                assert process.wait(LAST_RESORT) == 0, f"signal after {delay:g} s"
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            assert b"Traceback" not in output.read()
+
+
+def test_image_starts_python_with_blocked_signals() -> None:
+    """The image starts both programs as the test above does."""
+    assert f"env -S {BLOCKED[1]} " in (ROOT / "Dockerfile").read_text()
 
 
 # Invalid settings.
@@ -151,7 +266,11 @@ def test_environment_without_callbacks_is_exit_2(
 
 def test_unknown_command_or_option_is_exit_2(tmp_path: Path) -> None:
     """An unknown command or option is exit 2, with a usage message."""
-    for arguments in (["queue-worker", "walk"], ["queue-worker", "run", "--fast"], ["jetstream-queue-worker", "-x"]):
+    for arguments in (
+        ["queue-worker", "walk"],
+        ["queue-worker", "run", "--fast"],
+        ["jetstream-queue-worker", "--fast"],
+    ):
         code, _, errors = run_program(RUN, *arguments, tmp_path=tmp_path)
         assert code == 2
         assert "Traceback" not in errors

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from msgspec.structs import replace
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from worker import events as e
 from worker.config import load
 from worker.model import Ack, Backlog, DeadLetter, Delivery, Interrupted, Invocation, Nak, Responded, Term
-from worker.observe import metrics as module
+from worker.observe import function_metrics as module
 from worker.observe.metrics import Metrics
 
 INVOCATION = Invocation("c", "echo", "echo.fn", "POST", b"/function/echo", (), b"", {}, None, "1")
@@ -20,7 +25,15 @@ def metrics() -> Metrics:
 
 
 def _value(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+    """Return the value of one series in the text, which the library's own parser reads."""
+    families = text_string_to_metric_families("".join(metrics.slices()))
+    found = [
+        sample.value
+        for family in families
+        for sample in family.samples
+        if (sample.name, sample.labels) == (name, labels)
+    ]
+    return found[0] if found else None
 
 
 def test_settled_event_counts_removed_messages(metrics: Metrics) -> None:
@@ -79,7 +92,7 @@ def test_functions_beyond_the_limit_share_one_series(metrics: Metrics, monkeypat
     """Functions beyond MAX_FUNCTIONS share a series, because their names come from messages."""
     monkeypatch.setattr(module, "MAX_FUNCTIONS", 2)
     metrics(e.BacklogRead(Backlog(9, {f"q.0.f{number}.fn": 1 for number in range(5)})))
-    text = metrics.render_text().decode()
+    text = "".join(metrics.slices())
     assert text.count("queue_worker_pending_messages{") == 3
     assert _value(metrics, "queue_worker_pending_messages", queue_name="q", function_name="other") == 3
 
@@ -107,3 +120,41 @@ def test_invocation_event_counts_redirects_by_result(metrics: Metrics) -> None:
         metrics(e.InvocationEnded(INVOCATION, 1, 3, outcome, Ack(), 0.1))
     for result, count in (("followed", 1), ("final", 2)):
         assert _value(metrics, "queue_worker_redirects_total", queue_name="q", result=result) == count
+
+
+def test_series_of_functions_are_what_the_library_would_write(metrics: Metrics) -> None:
+    """A histogram has the series of prometheus_client's, also with names that must be escaped."""
+    library = CollectorRegistry()
+    labels = ["queue_name", "function_name"]
+    name = "queue_worker_invocation_duration_seconds"
+    histogram = Histogram(name, "Duration of invocations", labels, buckets=module._DURATION_BOUNDS, registry=library)
+    for function in ("echo.fn", 'a"b\\c\nd'):
+        invocation = replace(INVOCATION, label=function)
+        for duration in (0.001, 0.25, 1e3):
+            metrics(e.InvocationEnded(invocation, 1, 3, Responded(200), Ack(), duration))
+            histogram.labels("q", function).observe(duration)
+    (expected,) = text_string_to_metric_families(generate_latest(library).decode())
+    written = {family.name: family for family in text_string_to_metric_families("".join(metrics.slices()))}[name]
+    assert (written.documentation, written.type) == (expected.documentation, expected.type)
+    assert sorted(written.samples, key=repr) == sorted(expected.samples, key=repr)
+
+
+def test_slices_of_many_functions_are_small(metrics: Metrics) -> None:
+    """No slice has the series of more than SLICE functions in one family, so none takes long."""
+    for number in range(module.MAX_FUNCTIONS):
+        invocation = replace(INVOCATION, label=f"f{number}.fn")
+        metrics(e.InvocationStarted(invocation, 1, 0.5))
+        metrics(e.InvocationEnded(invocation, 1, 3, Responded(200), Ack(), 0.1))
+    slices = list(metrics.slices())
+    assert max(len(set(re.findall('function_name="(.*?)"', each))) for each in slices) == module.SLICE
+    assert len(slices) > 4 * module.MAX_FUNCTIONS / module.SLICE
+
+
+def test_function_that_appears_during_a_rendering_is_in_the_next_one(metrics: Metrics) -> None:
+    """Counting goes on between the slices."""
+    metrics(e.InvocationStarted(INVOCATION, 1, 0.5))
+    slices = metrics.slices()
+    next(slices)
+    metrics(e.InvocationStarted(replace(INVOCATION, label="new.fn"), 1, 0.5))
+    assert "echo.fn" in "".join(slices)
+    assert "new.fn" in "".join(metrics.slices())

@@ -103,7 +103,7 @@ def test_merge_of_one_process_is_its_own_text() -> None:
     metrics = Metrics(load({}).settings, "pod")
     metrics(e.BacklogRead(Backlog(9, {"faas-request.0.echo.fn": 2, "faas-request.odd \u2028name": 4})))
     metrics(e.Connected("s", reconnected=True))
-    text = metrics.render_text().decode()
+    text = "".join(metrics.slices())
     shown = Merge().text([text])
     same = [line for line in text.splitlines() if not line.startswith("process_")]
     assert [line for line in shown.splitlines() if not line.startswith("process_")] == same
@@ -164,5 +164,5 @@ def test_merge_of_an_ended_process_keeps_counts_only() -> None:
 def test_gauge_merges_name_every_gauge() -> None:
     """GAUGE_MERGES has a merge function for each gauge, and no others."""
     mine = MergedStatus(Processes([], {}, count=1, timeout=0, log=lambda *_: None)).registry
-    texts = [Metrics(load({}).settings, "pod").render_text().decode(), generate_latest(mine).decode()]
+    texts = ["".join(Metrics(load({}).settings, "pod").slices()), generate_latest(mine).decode()]
     assert {family.name for family in parse(texts) if family.kind not in COUNTER_TYPES} == GAUGE_MERGES.keys()

@@ -12,6 +12,7 @@ from worker.policy.processes import (
     STABLE_AFTER,
     crashes_in_a_row,
     must_give_up,
+    open_files_warning,
     share,
     share_minimums,
 )
@@ -80,3 +81,13 @@ def test_must_give_up_after_crashes_of_all_processes_is_true(
 ) -> None:
     """The parent gives up when every process has crashed five times in a row and none runs."""
     assert must_give_up(in_a_row, running) == gives_up
+
+
+def test_open_files_warning_names_limit_and_remedy() -> None:
+    """Fewer files than two for each invocation and 30 are too few; the warning names both numbers."""
+    assert open_files_warning(130, 50) is None
+    warning = open_files_warning(129, 50)
+    assert warning is not None
+    assert "129" in warning
+    assert "130" in warning
+    assert "max_inflight = 50" in warning

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 import click
@@ -71,36 +72,6 @@ def config() -> None:
         click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}")
 
 
-def program() -> None:
-    """Start ``queue-worker``."""
-    if sys.argv[1:2] in (["run"], ["gateway"]):
-        exit_on_stop_signals()
-    main(prog_name="queue-worker")
-
-
-def charts() -> None:
-    """Start `queue-worker run` under the name ``jetstream-queue-worker``, with the charts' flags."""
-    exit_on_stop_signals()
-    ignored, rest, arguments = [], [], iter(sys.argv[1:])
-    for argument in arguments:
-        if not (flag := re.fullmatch(r"--?(license-file|license|pprof)(=.*)?", argument)):
-            rest.append(argument)
-            continue
-        ignored += ["--ignored-flag", flag[1]]
-        if flag[1] != "pprof" and flag[2] is None:
-            next(arguments, None)  # Go takes the value of a flag from the next argument too
-    main(["run", *ignored, *rest], prog_name="jetstream-queue-worker")
-
-
-def exit_on_stop_signals() -> None:
-    """End the process at once, with exit code 0, on a stop signal before or after the server's own handlers are set.
-
-    Without this handler, process 1 of a container ignores SIGTERM: the kernel drops a signal that has no handler there.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: os._exit(0))
-
-
 def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool = False) -> LoadedSettings:
     """Load the settings, and print their warnings if *warn*; exit with code 2 where some are invalid."""
     try:
@@ -114,8 +85,22 @@ def settings_or_exit(environment: Mapping[str, str] = os.environ, *, warn: bool 
 
 def fail(*errors: object, code: int = 1) -> NoReturn:
     """Print fatal errors as one line, and exit; code 1 is an error at run time, 2 a bad usage."""
-    click.echo(f"queue-worker: {'; '.join(map(str, errors))}", err=True)
+    print_error(f"queue-worker: {'; '.join(map(str, errors))}")
     raise SystemExit(code)
+
+
+def print_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error that no code expects (``sys.excepthook``), as :func:`print_error` does."""
+    print_error("".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+
+def print_error(text: str) -> None:
+    """Print *text* to standard error, but wait at most a second if nothing reads it: the process is about to end."""
+    from ..observe.log_writer import LogWriter  # noqa: PLC0415 -- needed only once, at the end
+
+    writer = LogWriter(sys.stderr.fileno())
+    writer.error(text.encode(errors="backslashreplace"))
+    writer.close()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """``python -m worker.cli`` is ``queue-worker``."""
 
-from . import program
+from ..entry import program
 
 if __name__ == "__main__":
     program()

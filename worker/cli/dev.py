@@ -33,10 +33,10 @@ def command(*, demo: bool) -> None:
     with caught(NotStartedError, ChildEndedError, OSError, httpx.HTTPError) as errors:
         if demo:
             raise SystemExit(0 if trio.run(run_demo, os.environ) else 1)
-        try:
-            environment = read_dotenv(Path(".env")) | os.environ
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        variables, warnings = read_dotenv(Path(".env"))
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+        environment = variables | os.environ
         settings_or_exit(environment, warn=True)
         STORE.mkdir(parents=True, exist_ok=True)
         with (STORE / "lock").open("w") as lock:
@@ -50,27 +50,29 @@ def command(*, demo: bool) -> None:
         fail(min(errors, key=lambda error: not isinstance(error, ChildEndedError)))
 
 
-def read_dotenv(path: Path) -> dict[str, str]:
-    """Return the variables that the file *path* sets; none where there is no such file.
+def read_dotenv(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that the file *path* sets, none where there is no such file, and warnings.
 
-    A ValueError names a line that python-dotenv would skip, or a name that no variable can have.
+    The file may belong to another program in this directory. So a line that python-dotenv would skip, or a name that no
+    variable can have, is left out with a warning.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
             bindings = list(parse_stream(file))
     except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8") from None
-    variables = {}
+        return {}, []
+    except OSError as problem:
+        return {}, [f"{path} cannot be read: {problem.strerror}"]
+    variables: dict[str, str] = {}
+    warnings: list[str] = []
     for key, value, original, error in bindings:
         text = original.string
         if error or "\0" in text or (key is not None and (value is None or not key.isidentifier())):
             blank_lines = text[: len(text) - len(text.lstrip())].count("\n")
-            raise ValueError(f"{path}, line {original.line + blank_lines}: not NAME=VALUE")
-        if key and value is not None:  # it is no comment
+            warnings.append(f"{path}, line {original.line + blank_lines}: not NAME=VALUE, so it is ignored")
+        elif key and value is not None:  # it is no comment
             variables[key] = value
-    return variables
+    return variables, warnings
 
 
 async def _run(environment: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,18 +18,20 @@ from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..policy.proxies import InvalidProxyError, read_proxies
 from ..ports import MisconfiguredError
-from . import STOP_SIGNALS, caught, fail, settings_or_exit
+from . import STOP_SIGNALS, caught, fail, print_crash, settings_or_exit
 
 
 @click.command()
 @click.option("--ignored-flag", multiple=True, hidden=True)
-def command(ignored_flag: tuple[str, ...]) -> None:
+@click.option("--unknown-flag", multiple=True, hidden=True)
+def command(ignored_flag: tuple[str, ...], unknown_flag: tuple[str, ...]) -> None:
     """Take invocations off the queue and run them.
 
-    Settings come from the environment; `queue-worker config` shows them. SIGTERM or SIGINT drains: the worker takes no
-    new work, lets running invocations end, and gives them back after shutdown_timeout. A second signal gives them back
-    at once.
+    Settings come from the environment; `queue-worker config` shows them. SIGTERM, SIGINT or SIGHUP drains: the worker
+    takes no new work, lets running invocations end, and gives them back after shutdown_timeout. A second signal gives
+    them back at once.
     """
+    sys.excepthook = print_crash
     rank = worker_rank(os.environ)
     loaded = settings_or_exit()
     _check_environment(os.environ)
@@ -41,6 +44,8 @@ def command(ignored_flag: tuple[str, ...]) -> None:
         log = structlog.get_logger()
         if ignored_flag:
             log.info("Flags ignored: this worker needs no licence and has no pprof", flags=list(ignored_flag))
+        if unknown_flag:
+            log.warning("Unknown flags ignored: settings are environment variables", flags=list(unknown_flag))
         for warning in loaded.warnings:
             log.warning(warning)
     try:
@@ -49,7 +54,10 @@ def command(ignored_flag: tuple[str, ...]) -> None:
         else:
             _run_worker(settings, rank, writer)
     finally:
-        for stop_signal in STOP_SIGNALS:  # one that arrives while Python finalizes would change the exit code
+        for stop_signal in (
+            *STOP_SIGNALS,
+            signal.SIGHUP,
+        ):  # one that arrives while Python finalizes would change the exit code
             signal.signal(stop_signal, signal.SIG_IGN)
 
 
@@ -77,7 +85,7 @@ def _run_parent(settings: Settings, writer: LogWriter) -> None:
     from ..parent.processes import run  # noqa: PLC0415 -- a single process does not need it
 
     with caught(OSError) as errors:
-        status = trio.run(run, settings, STOP_SIGNALS, instruments=[writer])
+        status = trio.run(run, settings, STOP_SIGNALS, writer, instruments=[writer])
     if errors:
         fail(*errors)
     if status.reason:

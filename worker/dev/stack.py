@@ -24,7 +24,7 @@ import httpx
 import trio
 
 from ..config import Settings, load
-from ..gateway.serve import listen
+from ..observe.listeners import listen
 from ..parent import exit_text
 
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
@@ -209,9 +209,10 @@ def _prepare(environment: Mapping[str, str], functions: str) -> tuple[dict[str, 
         ("http_port", settings.http_host, settings.http_port),
     ):
         try:
-            listen(host, port).close()
+            for each in listen(host, port):
+                each.close()
         except OSError as error:
-            raise NotStartedError(f"{error}. Set {setting} to another") from None
+            raise NotStartedError(f"cannot listen on {host}:{port}: {error}. Set {setting} to another") from None
     return environment, settings
 
 

@@ -27,6 +27,9 @@ _MAX_DRAINED = 65_536
 _DRAIN_TIME = 0.2
 """Seconds for which they are read. A response whose end takes longer costs more than a new connection."""
 
+_SLICE = 65_536
+"""Bytes of a body that are passed to httpx at once."""
+
 
 class HttpCallbacks:
     """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect."""
@@ -36,10 +39,15 @@ class HttpCallbacks:
 
     async def post(self, callback: Callback) -> int | str:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
+        body = _Slices(callback.body)
         try:
             url = httpx.URL(callback.url)
             headers = [(b"Host", url.netloc), *callback.headers]
-            request = httpx.Request("POST", url, headers=headers, content=callback.body)
+            if len(callback.body) <= _SLICE:
+                request = httpx.Request("POST", url, headers=headers, content=callback.body)
+            else:
+                headers.append((b"Content-Length", b"%d" % len(callback.body)))
+                request = httpx.Request("POST", url, headers=headers, stream=body)
             async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
                     response = await client.send(request, stream=True)
@@ -49,6 +57,8 @@ class HttpCallbacks:
             return f"no answer within {self._timeout:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             return describe_failure(error)
+        finally:
+            body.clear()
 
 
 @asynccontextmanager
@@ -70,6 +80,21 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
 
     async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
         yield HttpCallbacks(pools, settings.callback_timeout)
+
+
+class _Slices(httpx.AsyncByteStream):
+    """A large body in slices: TLS would copy it as a whole, twice."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def clear(self) -> None:
+        """Release the body: httpx's objects refer to each other, so they stay in memory for a while."""
+        self._body = b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), _SLICE):
+            yield self._body[start : start + _SLICE]
 
 
 async def _end(response: httpx.Response) -> None:

@@ -16,7 +16,7 @@ import httpx
 import outcome
 import trio
 
-from .http11 import ProtocolError, ResponseParser
+from .http11 import UNRESERVED, ProtocolError, ResponseParser
 
 _READ_SIZE = 65_536
 """Bytes of one read."""
@@ -38,12 +38,20 @@ class StaleConnectionError(Exception):
 class Connection:
     """A connection that runs one exchange at a time and is idle between two. *sock* is connected and non-blocking."""
 
-    __slots__ = ("_idle", "_idle_since", "_overdue", "_poller", "_response", "_sock", "_spent", "_task", "idle_until")
+    __slots__ = (
+        *("_idle", "_idle_since", "_overdue", "_poller", "_response", "_sock", "_spent", "_task", "_time_left"),
+        *("idle_until", "paused", "scope"),
+    )
 
     def __init__(self, sock: socket, poller: ReadinessPoller) -> None:
         self.idle_until = 0.0
         """Time at which the connection is too old to be used; 0 if it was never used."""
         self._idle, self._idle_since = False, 0.0
+        self.paused = False
+        """Flag: the response waits for memory, which does not count for its timeout."""
+        self.scope: trio.CancelScope | None = None
+        """The scope with the timeout of the first exchange."""
+        self._time_left = math.inf
         self._overdue = False
         """Flag: :meth:`abort` has ended the exchange."""
         self._spent = False
@@ -149,6 +157,8 @@ class Connection:
         self._spent = self._spent or closed or not self._task
         if self._idle:
             self.close()
+        elif self._task and self._response and self._response.size > UNRESERVED and not self._has_memory():
+            pass  # resume() reads on
         elif self._task and self._response:
             # One read only, however much has arrived: other connections get their turn. Any error is the exchange's.
             result = outcome.capture(self._read, self._response)
@@ -157,6 +167,20 @@ class Connection:
                 self._task = self._response = None
             else:
                 self._poller.rearm(self._sock.fileno())
+
+    def _has_memory(self) -> bool:
+        if self._response and not self._response.reserve(self._resume):
+            if not self.paused and self.scope:
+                self._time_left, self.scope.deadline = self.scope.deadline - trio.current_time(), math.inf
+            self.paused = True
+        return not self.paused
+
+    def _resume(self) -> None:
+        self.paused = False
+        if self.scope:
+            self.scope.deadline = trio.current_time() + self._time_left
+        if self._task:
+            self._poller.rearm(self._sock.fileno())
 
     def _read(self, response: ResponseParser) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -10,14 +11,16 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 import trio
+from msgspec.structs import replace
 
 from ..config import Settings
 from ..model import Attempted, Invocation, NoResponse, NotSent, Responded, TimedOut
 from ..policy.redirect import REDIRECTS, clean_target
 from .client_pools import LIMITS, ClientPools, open_client_pools
 from .failures import describe_failure, local_failure
-from .http11 import Fields, ResponseParser
+from .http11 import UNRESERVED, Fields, ResponseParser
 from .names import open_names
+from .result_memory import ResultMemory, ResultParser
 from .transport import PlainTransport, open_transport
 
 
@@ -33,26 +36,52 @@ class HttpFunctions:
         self._prefix, self._host = url.raw_path.rstrip(b"/"), (b"Host", url.netloc)
         self._origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
+        self._results = ResultMemory(settings.max_results_bytes)
         self._transport = transport
         self._credentials = _basic_auth(url.userinfo) if url.userinfo else None
 
     async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
         """See :meth:`worker.ports.Functions.invoke`."""
-        method, target = invocation.method.upper(), self._prefix + invocation.target
-        fields, keep_body = [self._host, *invocation.headers], invocation.callback is not None
+        deadline = trio.current_time() + self._timeout
+        attempted = await self._attempt(invocation, self._prefix + invocation.target)
+        if not (isinstance(attempted, Responded) and attempted.status in REDIRECTS):
+            return attempted
+        if (clean := self._clean_target(invocation, attempted)) is None:
+            return attempted
+        if attempted.release:
+            attempted.release()
+        with trio.move_on_at(deadline):
+            attempted = await self._attempt(invocation, clean)
+            return replace(attempted, redirected=True) if isinstance(attempted, Responded) else attempted
+        return TimedOut(self._timeout)
+
+    async def _attempt(self, invocation: Invocation, target: bytes) -> Attempted | NotSent:
+        """Send the request once. The memory of a result is counted until its release."""
+        method = invocation.method.upper()
+        if invocation.callback is None:
+            return await self._exchange(
+                invocation, method, target, ResponseParser(method, self._max_body, keep_body=False)
+            )
+        response = ResultParser(method, self._max_body, self._results)
+        attempted: Attempted | NotSent | None = None
+        try:
+            attempted = await self._exchange(invocation, method, target, response)
+        finally:
+            if response.reservation and not isinstance(attempted, Responded):
+                response.reservation.release()
+        if response.reservation and isinstance(attempted, Responded):
+            response.reservation.shrink(len(attempted.body))
+            return replace(attempted, release=response.reservation.release)
+        return attempted
+
+    async def _exchange(
+        self, invocation: Invocation, method: str, target: bytes, response: ResponseParser
+    ) -> Attempted | NotSent:
+        fields = [self._host, *invocation.headers]
         if self._credentials and not any(name.lower() == b"authorization" for name, _ in invocation.headers):
             fields.append((b"Authorization", self._credentials))
-        response, redirected, began = (
-            ResponseParser(method, self._max_body, keep_body=keep_body),
-            False,
-            trio.current_time(),
-        )
         try:
             await self._transport.exchange(method, target, fields, invocation.body, response)
-            if response.status in REDIRECTS and (clean := self._clean_target(invocation, response)):
-                response, redirected = ResponseParser(method, self._max_body, keep_body=keep_body), True
-                with trio.fail_at(began + self._timeout):
-                    await self._transport.exchange(method, clean, fields, invocation.body, response)
         except trio.TooSlowError:
             return TimedOut(self._timeout)
         except (httpx.TransportError, OSError) as error:
@@ -60,9 +89,10 @@ class HttpFunctions:
                 return NotSent(f"this machine could not connect: {local}")
             return NoResponse(describe_failure(error))
         body = bytes(response.body)
-        return Responded(response.status, tuple(response.headers), body, response.size, response.truncated, redirected)
+        response.body.clear()  # now, so that memory holds a result once
+        return Responded(response.status, tuple(response.headers), body, response.size, response.truncated)
 
-    def _clean_target(self, invocation: Invocation, response: ResponseParser) -> bytes | None:
+    def _clean_target(self, invocation: Invocation, response: Responded) -> bytes | None:
         """Return the target of a redirect to the same path, but clean; None for any other redirect."""
         location = next((value for name, value in response.headers if name.lower() == b"location"), b"")
         root = f"{self._prefix.decode('ascii')}/function/{invocation.function}"
@@ -86,11 +116,15 @@ class TlsTransport:
     async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
         """See :meth:`PlainTransport.exchange`."""
         request = httpx.Request(method, self._url, headers=fields, content=body, extensions={"target": target})
-        with trio.fail_after(self._timeout):
+        with trio.fail_after(self._timeout) as scope:
             async with self._pools.client("") as client, aclosing(await client.handle_async_request(request)) as answer:
                 response.status, response.headers = answer.status_code, answer.headers.raw
                 async for part in answer.aiter_raw():
                     response.on_body(part)
+                    if response.size > UNRESERVED and not response.reserve((memory := trio.Event()).set):
+                        left, scope.deadline = scope.deadline - trio.current_time(), math.inf
+                        await memory.wait()
+                        scope.deadline = trio.current_time() + left
                     if response.complete:  # truncated
                         break
 

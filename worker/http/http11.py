@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -22,6 +23,8 @@ _TIMEOUT = re.compile(rb"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 """The parameter of a Keep-Alive field (RFC 2068, section 19.7.1.1)."""
 _MAX_JOINED = 65_536
 """Bytes of a body that is copied behind its header, to be sent with it at once; a larger one is sent by itself."""
+UNRESERVED = 65_536
+"""Bytes of a response that are read before :meth:`ResponseParser.reserve` is asked; most responses have no more."""
 _WITH_LENGTH = ("POST", "PUT", "PATCH")
 """Methods of requests that have a Content-Length even if the body is empty (RFC 9110, section 8.6)."""
 
@@ -66,6 +69,10 @@ class ResponseParser:
         self._transfer_codings: tuple[bytes, ...] = ()
         self._parser: Any = None
         """Created with the first byte: thousands of exchanges may wait, and each object costs the garbage collector."""
+
+    def reserve(self, resume: Callable[[], None]) -> bool:  # noqa: ARG002 -- for subclasses
+        """Return whether more than :data:`UNRESERVED` bytes may be read now; if not, *resume* is called later."""
+        return True
 
     def feed(self, data: bytes) -> None:
         """Parse more bytes of the response."""

@@ -64,8 +64,9 @@ class PlainTransport:
                 continue
             finally:
                 self._deadlines.pop(connection, None)
-        with trio.fail_at(deadline):
+        with trio.fail_at(deadline) as scope:
             connection = Connection(await self._connect(), self._poller)
+            connection.scope = scope
             return await self._exchange_on(connection, request, more, response)
 
     async def enforce_timeouts(self) -> None:
@@ -73,7 +74,11 @@ class PlainTransport:
         while True:
             now = trio.current_time()
             while self._deadlines and next(iter(self._deadlines.values())) <= now:
-                self._deadlines.popitem(last=False)[0].abort()
+                connection, _ = self._deadlines.popitem(last=False)
+                if connection.paused:  # the function does not cause the wait
+                    self._deadlines[connection] = now + self._timeout
+                else:
+                    connection.abort()
             self._close_expired(now)
             next_deadline = next(iter(self._deadlines.values()), now + self._timeout)
             await trio.sleep_until(min(next_deadline, now + MAX_IDLE))
@@ -88,6 +93,7 @@ class PlainTransport:
             await connection.send(request, more)
             await connection.receive(response)
         finally:
+            connection.scope = None
             # After an error or a cancellation the connection may be half used, and the response is not reusable.
             if response.reusable and connection.reusable:
                 now = trio.current_time()

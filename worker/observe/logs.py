@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import sys
 import time
@@ -36,9 +37,16 @@ def configure(settings: Settings, *, process: int | None = None) -> LogWriter:
     """
     sys.stdout.flush()  # the writer bypasses its buffer
     json = settings.log_encoding == "json"
-    writer = LogWriter(sys.stdout.fileno(), shared=process is not None, json=json)
+    stamp, render = _make_stamp(process), _render_json if json else _make_console_renderer()
+
+    def report(count: int, reason: str) -> bytes:
+        text = f"{count} log lines were dropped because standard output could not be written: {reason}"
+        return render(None, "warning", stamp(None, "warning", {"event": text}))
+
+    writer = LogWriter(sys.stdout.fileno(), shared=process is not None, json=json, report=report)
+    atexit.register(writer.close)
     structlog.configure(
-        processors=[_make_stamp(process), _render_json if json else _make_console_renderer()],
+        processors=[stamp, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if settings.debug else logging.INFO),
         logger_factory=lambda *_: writer,
         cache_logger_on_first_use=True,

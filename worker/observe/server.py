@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from . import WorkerStatus
-
-_GRACE = 0.5
-"""Seconds that open requests may take after the server is cancelled."""
+from .connections import serve_connections
+from .listeners import addresses, listen
+from .shared_rendering import SharedRendering
 
 
 async def serve_observers(
@@ -23,14 +20,15 @@ async def serve_observers(
 ) -> None:
     """Serve ``/metrics``, ``/healthz`` and ``/readyz`` of a worker until cancelled.
 
-    Port 0 is a free one; *task_status* gets the bound ``host:port``.
+    Port 0 is a free one; *task_status* gets the bound addresses.
 
     Raises:
         OSError: the address or port cannot be bound.
     """
+    rendering = SharedRendering(worker.metrics)
 
     async def metrics(_: Request) -> Response:
-        return Response(await worker.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await rendering.get(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def healthz(_: Request) -> Response:
         return _health("ok", "not alive", await worker.not_alive())
@@ -40,25 +38,19 @@ async def serve_observers(
 
     app = Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
     config = Config()
-    listener = _listen(host, port)
-    address = "{}:{}".format(*listener.getsockname()[:2])
-    config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = None  # Hypercorn's lines are not in the worker's log format; its errors are raised
-    config.graceful_timeout = _GRACE
     config.include_server_header = False
+    try:
+        sockets = listen(host, port)
+    except OSError as error:
+        why = f"cannot serve metrics and health on {host}:{port} (http_host, http_port): {error}"
+        raise OSError(why) from None
+    listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in sockets]
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve, app, config)
-        task_status.started(address)
+        nursery.start_soon(rendering.run)
+        nursery.start_soon(serve_connections, app, config, listeners)
+        task_status.started(addresses(sockets))
 
 
 def _health(good: str, bad: str, reason: str | None) -> Response:
     return PlainTextResponse(f"{bad}: {reason}\n", status_code=503) if reason else PlainTextResponse(f"{good}\n")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = f"cannot serve metrics and health on {host}:{port} (http_host, http_port): {error.strerror or error}"
-        raise OSError(why) from None

@@ -10,7 +10,7 @@ lower a value that was shown before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 COUNTER_TYPES = frozenset({"counter", "histogram", "summary"})
@@ -75,18 +75,25 @@ class Merge:
     """The merged metrics of running and ended processes."""
 
     def __init__(self) -> None:
-        self._ended = ""
+        self.ended = ""
         """The counts of all ended processes."""
         self._shown: dict[str, float] = {}
         """The counts of the last text."""
 
     def add_ended(self, text: str) -> None:
         """Keep the counts of an ended process, from its last *text*."""
-        counters = [family for family in parse([self._ended, text]) if family.kind in COUNTER_TYPES]
-        self._ended = _format(counters, lambda family, series: sum(family.series[series]))
+        counters = [family for family in parse([self.ended, text]) if family.kind in COUNTER_TYPES]
+        self.ended = _format(counters, lambda family, series: sum(family.series[series]))
 
     def text(self, texts: Iterable[str], *, missing: int = 0) -> str:
         """Merge the last text of each running process; *missing* counts those that do not run or have no text."""
+        return self.merged([*texts, self.ended], missing)
+
+    def merged(self, texts: Sequence[str], missing: int) -> str:
+        """Merge *texts*, with :attr:`ended` of the same moment: otherwise an ended process could count twice.
+
+        This takes long, so a thread may do it, while :meth:`add_ended` is called; but not two at once.
+        """
 
         def value(family: Family, series: str) -> float:
             if family.kind in COUNTER_TYPES:
@@ -96,4 +103,4 @@ class Merge:
                 return 0.0
             return float(GAUGE_MERGES.get(family.name, sum)(family.series[series]))
 
-        return _format(parse([*texts, self._ended]), value)
+        return _format(parse(texts), value)

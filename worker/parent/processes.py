@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +20,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..config import Settings
+from ..observe.log_metrics import LogMetrics
+from ..observe.log_writer import LogWriter
 from ..observe.server import serve_observers
 from ..policy.processes import RESTART_BACKOFF, crashes_in_a_row, must_give_up
 from . import exit_text
@@ -51,13 +52,12 @@ class ExitStatus:
     reason: str = ""
 
 
-async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> ExitStatus:
+async def run(settings: Settings, stop_signals: Sequence[signal.Signals], writer: LogWriter) -> ExitStatus:
     """Run this program in several processes until a stop signal; raise OSError, in a group, where the port is taken."""
     logger = structlog.get_logger()
 
     def log(level: str, message: str, **fields: Any) -> None:
-        with suppress(OSError):  # the processes must go on when standard output is a full disk or a closed pipe
-            getattr(logger, level)(message, **fields)
+        getattr(logger, level)(message, **fields)
 
     count, timeout = settings.processes, settings.shutdown_timeout
     processes = Processes(own_command(), os.environ, count=count, timeout=timeout, log=log)
@@ -65,12 +65,14 @@ async def run(settings: Settings, stop_signals: Sequence[signal.Signals]) -> Exi
         async with trio.open_nursery() as beside:
             beside.start_soon(_on_each, stops, processes.stop)
             beside.start_soon(_on_each, child_ends, processes.reap)
-            serve = partial(serve_observers, settings.http_host, settings.http_port, MergedStatus(processes))
+            status = MergedStatus(processes)
+            status.registry.register(LogMetrics(writer))
+            serve = partial(serve_observers, settings.http_host, settings.http_port, status)
             log("info", "Serving metrics and health", address=await beside.start(serve))
-            status = await processes.supervise()
+            exit_status = await processes.supervise()
             log("info", "All processes have ended")
             beside.cancel_scope.cancel()
-    return status
+    return exit_status
 
 
 async def _on_each(signals: AsyncIterator[int], action: Callable[[], None]) -> None:
@@ -253,7 +255,9 @@ class MergedStatus(Collector):
         answers = [child.control.answers for _, child in sorted(self._processes.running.items())]
         texts = [each[METRICS] for each in answers if METRICS in each]
         own = generate_latest(self.registry).decode()
-        return self._processes.merge.text([*texts, own], missing=len(self._processes.numbers) - len(texts))
+        merge, missing = self._processes.merge, len(self._processes.numbers) - len(texts)
+        # In a thread, because with 2,000 functions it takes as long as the parent has to answer a probe.
+        return await trio.to_thread.run_sync(merge.merged, [*texts, own, merge.ended], missing)
 
     async def not_alive(self) -> str | None:
         """Name the processes that do not answer: Kubernetes can restart only the container with all of them."""

@@ -48,3 +48,15 @@ def must_give_up(crashes: Collection[int], running: int) -> bool:
     a container that restarts, and would not show a worker that cannot run.
     """
     return not running and min(crashes) >= MAX_CRASHES
+
+
+def open_files_warning(limit: int, max_inflight: int) -> str | None:
+    """Return a warning if *limit* open files are too few for *max_inflight* invocations; None if they are enough.
+
+    Each invocation or callback in flight is a connection, as many may be idle, and some 30 files are always open.
+    """
+    needed = 2 * max_inflight + 30
+    if limit >= needed:
+        return None
+    remedy = f"raise it (ulimit -n, LimitNOFILE, the container's limit) to {needed}, or lower max_inflight"
+    return f"the limit of open files, {limit}, is too low for max_inflight = {max_inflight}: {remedy}"
