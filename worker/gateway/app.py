@@ -22,12 +22,14 @@ from ..config import Settings
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
 from .message import canonical_headers, compose, split_target
-from .publisher import MessageTooLargeError, Publisher
+from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
 _RETRY_AFTER = {"Retry-After": "1"}
 """Seconds: an election or a reconnect takes one or a few."""
+_REPLAYED = {"Idempotent-Replayed": "true"}
+"""Marks the answer to a repeated call, which is not queued again."""
 _BODY_TIMEOUT = 60.0
 """Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""
 _MAX_BODY_MEMORY = 128 * 2**20
@@ -90,15 +92,18 @@ class Gateway:
         try:
             async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
                 message.request.Body = body
-                is_duplicate = await self._publisher.publish(message)
+                stored = await self._publisher.publish(message)
         except MessageTooLargeError as error:
             raise HTTPException(413, f"too large for the queue: {error}") from None
+        except CallIdReusedError as error:
+            raise HTTPException(422, f"not queued: {error}", {"X-Call-Id": message.call_id}) from None
         except BrokerUnavailableError as error:
             self._log.warning("Not queued", call_id=message.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
             raise HTTPException(503, text, identity | _RETRY_AFTER) from None
-        self._log.debug("Queued", call_id=message.call_id, function=function, known=is_duplicate)
-        return Response(status_code=202, headers=identity)
+        self._log.debug("Queued", call_id=message.call_id, function=function, repeated=stored.repeated)
+        identity["X-Start-Time"] = stored.started
+        return Response(status_code=202, headers=identity | _REPLAYED if stored.repeated else identity)
 
 
 class BodyReader:

@@ -13,6 +13,7 @@ A path with a ``.`` or ``..`` segment is rejected, because a proxy could resolve
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Message:
 
     subject: str
     call_id: str
+    label: str
+    """The function, ``name.namespace``."""
     started: str
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
     request: QueueRequest
@@ -68,6 +71,24 @@ class Message:
     def payload(self) -> bytes:
         """Return the encoded request."""
         return _encoder.encode(self.request)
+
+    def key(self) -> str:
+        """Return a hash of what identifies the call: queue, function and call id."""
+        return _hash(self.request.QueueName.encode(), self.label.encode(), self.call_id.encode())
+
+    def digest(self) -> str:
+        """Return a hash of the request, by which a repeat is recognized: method, path, query and body."""
+        request = self.request
+        return _hash(*(each.encode() for each in (request.Method, request.Path, request.QueryString)), request.Body)
+
+
+def _hash(*parts: bytes) -> str:
+    """Return 128 bits in hexadecimal: enough, because two requests with one hash help no caller against another."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        total.update(b"%d:" % len(part))
+        total.update(part)
+    return total.hexdigest()
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
@@ -130,7 +151,8 @@ def compose(
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Message(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
+    subject = subject_of(queue, partition_for(*name, partitions), *name)
+    return Message(subject, call_id, ".".join(name), str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:

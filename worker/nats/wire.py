@@ -86,6 +86,8 @@ class ErrorCode(IntEnum):
     CONSUMER_WQ_MULTIPLE_UNFILTERED = 10099
     CONSUMER_WQ_CONSUMER_NOT_UNIQUE = 10100
     CONSUMER_ALREADY_EXISTS = 10148
+    STREAM_DUPLICATE_MESSAGE_CONFLICT = 10158
+    """A replicated stream is just storing a message with the same message id."""
     STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
 
