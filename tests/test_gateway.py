@@ -149,6 +149,11 @@ def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
         ("a.b.c", {}, "not a function's name"),
         ("%00", {}, "not a function's name"),
         ("echo/../x", {}, "the path has a . or .. segment"),
+        ("echo/%2e%2E/x", {}, "the path has a . or .. segment"),
+        ("echo//x", {}, "the path has an empty segment"),
+        ("echo/x%2F%2fy", {}, "the path has an empty segment"),
+        ("echo%2F..%2Fx", {}, "not a function's name"),
+        ("/echo", {}, "not a function's name: ''"),
         ("echo/%zz", {}, "a % that begins no escape"),
         ("echo", {"X_Call_Id": "x" * 257}, "X-Call-Id is not one"),
         ("echo", {"X_Callback_Url": "ftp://h/"}, "only http and https"),
@@ -208,6 +213,28 @@ def test_message_too_large_with_its_headers_answers_413(nats: NatsServer, gatewa
     assert gateway.queue("echo", b"x" * 786_432).status == 413
     assert gateway.queue("echo", b"x" * 785_000).status == 202
     assert len(nats.messages()[-1].data) > MAX_PAYLOAD * 0.99
+
+
+def test_path_with_a_slash_at_its_end_is_queued(nats: NatsServer, gateway: Gateway) -> None:
+    """A slash at the end of a path is no empty segment: Go's gateways keep it, so the function receives it."""
+    for below, path in (("echo/", "/"), ("echo/x/", "/x/")):
+        (message,) = stored(nats, gateway.queue(below))
+        assert message.json["Path"] == path
+
+
+@pytest.mark.parametrize(
+    ("below", "header", "status"),
+    [("echo", "\xff" * 25_000, 431), ("echo/" + "|" * 25_000, "", 414), ("echo?" + "q" * 36_000, "\xff" * 11_000, 414)],
+    ids=["header", "path", "both"],
+)
+def test_request_too_large_for_a_worker_to_send_is_rejected(
+    nats: NatsServer, gateway: Gateway, below: str, header: str, status: int
+) -> None:
+    """A request that fits, but becomes larger in the message, is answered with 431 or 414 and not queued."""
+    before = nats.state()["messages"]
+    answer = gateway.queue(below, b"x", X_Large=header)
+    assert (answer.status, "a queued request has room for 65536" in answer.text) == (status, True)
+    assert nats.state()["messages"] == before
 
 
 def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:

@@ -87,7 +87,9 @@ def command(
         )
 
     try:
-        message()
+        message().payload()
+    except UnicodeEncodeError:
+        raise click.UsageError("an argument is not UTF-8: escape other bytes, as %FF in --path and --query") from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     body = _read_body(data, data_file)

@@ -21,13 +21,15 @@ from structlog.typing import FilteringBoundLogger
 from ..config import Settings
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
-from .message import canonical_headers, compose, split_target
+from .message import RequestTooLargeError, canonical_headers, compose, split_target
 from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
 _RETRY_AFTER = {"Retry-After": "1"}
 """Seconds: an election or a reconnect takes one or a few."""
+_NO_FUNCTION = {"X-OpenFaaS-Internal": "queue-worker"}
+"""Marks an answer that is not the function's, so that a worker retries the invocation, and in the end keeps it."""
 _REPLAYED = {"Idempotent-Replayed": "true"}
 """Marks the answer to a repeated call, which is not queued again."""
 _BODY_TIMEOUT = 60.0
@@ -56,7 +58,8 @@ class Gateway:
                 response = self._respond(target)
         except HTTPException as rejection:
             self._log.debug("Refused", status=rejection.status_code, reason=rejection.detail, path=target[:200])
-            response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, rejection.headers)
+            headers = dict(rejection.headers or {}) | (_NO_FUNCTION if target.startswith(SYNC) else {})
+            response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, headers)
         except ClientDisconnect:
             return
         await response(scope, receive, send)
@@ -86,6 +89,8 @@ class Gateway:
                 query=scope["query_string"].decode("latin-1"),
                 partitions=self._settings.queue_partitions,
             )
+        except RequestTooLargeError as error:
+            raise HTTPException(error.status, str(error)) from None
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
