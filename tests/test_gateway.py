@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import re
 import socket
@@ -19,7 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message as AsgiEvent
 
+from tests.functions import Functions
 from tests.gateway import Gateway, Response, gateway_on
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import StoredMessage
 from worker.dev.stack import free_port
@@ -408,6 +411,30 @@ def test_gateway_on_a_taken_port_exits_1_with_one_line(tmp_path: Path) -> None:
         code, _, errors = run_program("worker.cli", "gateway", tmp_path=tmp_path, settings=settings)
     assert code == 1
     assert errors == f"queue-worker: cannot listen on 127.0.0.1:{settings['listen_port']}: Address already in use\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0:0:0:0:0:0:0:0"])
+def test_gateway_on_any_address_serves_both_families(nats: NatsServer, tmp_path: Path, host: str) -> None:
+    """The default and ``::`` mean all addresses, of IPv4 and of IPv6, and the functions see IPv4 callers as such."""
+    with Functions() as functions:
+        settings = {"listen_host": host, "gateway_url": functions.url}
+        with gateway_on(nats, tmp_path, **settings) as gateway:
+            for address, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+                if family == socket.AF_INET6 and not _has_ipv6():
+                    continue
+                connection = http.client.HTTPConnection(address, gateway.port, timeout=LAST_RESORT)
+                connection.request("GET", "/function/echo")
+                assert connection.getresponse().status == 200
+                connection.close()
+                assert functions.requests[-1].header("X-Forwarded-For") == address
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def test_gateway_with_invalid_settings_exits_2(tmp_path: Path) -> None:

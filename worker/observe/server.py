@@ -41,7 +41,8 @@ async def serve_observers(
     app = Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)])
     config = Config()
     listener = _listen(host, port)
-    address = "{}:{}".format(*listener.getsockname()[:2])
+    bound, number = listener.getsockname()[:2]
+    address = f"[{bound}]:{number}" if ":" in bound else f"{bound}:{number}"
     config.bind = [f"fd://{listener.detach()}"]
     config.errorlog = None  # Hypercorn's lines are not in the worker's log format; its errors are raised
     config.graceful_timeout = _GRACE
@@ -58,7 +59,7 @@ def _health(good: str, bad: str, reason: str | None) -> Response:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")
     except OSError as error:
         why = f"cannot serve metrics and health on {host}:{port} (http_host, http_port): {error.strerror or error}"
         raise OSError(why) from None
