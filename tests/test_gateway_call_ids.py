@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import NatsCluster
 from tests.gateway import Gateway, Response, gateway_on
 from tests.servers import NatsServer, run_program, wait_until
 
@@ -149,16 +150,40 @@ def test_calls_at_once_of_two_producers_count_one_request(
     nats: NatsServer, gateways: list[Gateway], call_id: str
 ) -> None:
     """Of two requests that race under one call id, at two producers, one is queued once; the other one gets 422."""
+    race(gateways, call_id)
+    assert len(bodies(nats, call_id)) == 1
+
+
+def race(gateways: list[Gateway], call_id: str) -> None:
+    """Send two requests under one call id many times at once, and check that one of them is queued once."""
 
     def post(number: int) -> tuple[int, Response]:
         return number % 2, gateways[number // 2 % 2].queue("echo", b"%d" % (number % 2), X_Call_Id=call_id)
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(post, range(32)))
-    (winner,) = {which for which, answer in answers if answer.status == 202}
+    winners = {which for which, answer in answers if answer.status == 202}
+    assert len(winners) == 1, [(which, answer.status, answer.text) for which, answer in answers]
+    (winner,) = winners
     assert {answer.status for which, answer in answers if which != winner} == {422}
     assert [answer.headers[REPLAYED] for which, answer in answers if which == winner].count(None) == 1
-    assert len(bodies(nats, call_id)) == 1
+
+
+def test_calls_at_once_with_three_replicas_count_one_request(tmp_path: Path) -> None:
+    """On a cluster too, where a message id may be in the middle of being stored, no race gets 503 or a second call."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    with NatsCluster(tmp_path) as cluster:
+        cluster.make_stream()
+        first, second, _ = cluster.nodes.values()
+        with (
+            gateway_on(first, tmp_path / "one", nats_stream_replicas=3) as one,
+            gateway_on(second, tmp_path / "other", nats_stream_replicas=3) as other,
+        ):
+            for number in range(5):
+                race([one, other], f"race-{number}")
+                assert len(cluster.on_any_node(lambda node: node.messages())) == number + 1
+        assert cluster.api(f"STREAM.INFO.{CLAIMS}")["config"]["num_replicas"] == 3
 
 
 def test_call_after_the_duplicate_window_is_another_call(own_nats: NatsServer, tmp_path: Path) -> None:

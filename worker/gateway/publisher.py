@@ -40,6 +40,12 @@ _MAX_UNCONFIRMED_BYTES = 16 * 2**20
 _REOPEN = 600.0
 """Seconds without claims after JetStream refused them: for a limit, or without permission. NATS does not answer where
 there is no permission, so each try delays calls by five seconds."""
+_CLAIM_TRIES = 20
+"""Tries to reach the stream of claims: one with replicas has no leader at first."""
+_CLAIM_WAIT = 0.1
+"""Seconds between two of these tries."""
+_PASSING = {ErrorCode.CLUSTER_NOT_AVAILABLE, ErrorCode.STREAM_OFFLINE}
+"""Errors of a cluster that elects a leader."""
 _COMPARING = "comparing requests with the same call id"
 
 
@@ -78,10 +84,7 @@ async def publish(connection: Connection, stream: str, message: Message, payload
     try:
         return (await publish_once(JetStream(connection), message.subject, payload, headers)).duplicate
     except NoRespondersError:
-        raise BrokerUnavailableError(
-            f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
-            " or see that JetStream runs and the stream's subjects cover the queue's"
-        ) from None
+        raise _no_stream(stream, message) from None
     except AnswerTimeoutError as error:
         raise _unconfirmed(connection, stream, error) from None
     except ApiError as error:
@@ -93,6 +96,13 @@ async def publish(connection: Connection, stream: str, message: Message, payload
         else:
             text = f"stream {stream} refuses: {error.description or 'no reason given'}"
         raise BrokerUnavailableError(text) from None
+
+
+def _no_stream(stream: str, message: Message) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
+        " or see that JetStream runs and the stream's subjects cover the queue's"
+    )
 
 
 def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError) -> BrokerUnavailableError:
@@ -127,7 +137,7 @@ class QueueWriter:
             raise MessageTooLargeError(f"as a message it takes {size} bytes, and NATS's max_payload is {limit}")
         wanted = Claim(message.digest(), message.started)
         try:
-            claim = await self._claim(message.key(), wanted)
+            claim = await self._claim(message, wanted)
             if claim.digest != wanted.digest:
                 raise CallIdReusedError(message)
             repeated = await publish(self._connection, self._stream, message, payload)
@@ -136,19 +146,29 @@ class QueueWriter:
             raise
         return Stored(claim.started if repeated else message.started, repeated)
 
-    async def _claim(self, key: str, wanted: Claim) -> Claim:
-        """Return the claim that counts for *key*: *wanted* also where JetStream refuses to store claims."""
+    async def _claim(self, message: Message, wanted: Claim) -> Claim:
+        """Return the claim that counts for the call: *wanted* also where JetStream refuses to store claims."""
         try:
-            if self._claims is None:
-                await self._open()
-            return wanted if self._claims is None else await self._claims.claim(key, wanted)
-        except NoRespondersError:  # no JetStream, or no stream of claims any more: publishing reports what is wrong
-            self._claims = None
+            for _ in range(_CLAIM_TRIES):
+                if self._claims is None:
+                    await self._open()
+                if self._claims is None:
+                    return wanted  # no stream, or claims are refused
+                try:
+                    return await self._claims.claim(message.key(), wanted)
+                except NoRespondersError:  # the stream of claims was deleted, or was created just now
+                    self._claims = None
+                    await asyncio.sleep(_CLAIM_WAIT)
+            raise BrokerUnavailableError(f"the stream {self._stream}-call-ids does not answer")
+        except NoRespondersError:
+            raise _no_stream(self._stream, message) from None
         except AnswerTimeoutError as error:
             if "permissions violation" not in self._connection.failure.lower():
                 raise _unconfirmed(self._connection, self._stream, error) from None
             self._give_up_claims(self._connection.failure)
         except (ApiError, MisconfiguredError) as error:
+            if isinstance(error, ApiError) and error.err_code in _PASSING:
+                raise BrokerUnavailableError(f"JetStream: {error.description}") from None
             self._give_up_claims(str(error))
         return wanted
 

@@ -71,6 +71,7 @@ def parse_status(headers: Mapping[str, str] | None) -> Status | None:
 class ErrorCode(IntEnum):
     """JetStream's ``err_code``, by the names of nats-server's errors.json; those that are treated differently."""
 
+    CLUSTER_NOT_AVAILABLE = 10008
     CONSUMER_NOT_FOUND = 10014
     MAXIMUM_CONSUMERS_LIMIT = 10026
     NO_MESSAGE_FOUND = 10037
@@ -85,6 +86,7 @@ class ErrorCode(IntEnum):
     """Among other reasons: the subject has as many messages as it may have."""
     CONSUMER_WQ_MULTIPLE_UNFILTERED = 10099
     CONSUMER_WQ_CONSUMER_NOT_UNIQUE = 10100
+    STREAM_OFFLINE = 10118
     CONSUMER_ALREADY_EXISTS = 10148
     STREAM_DUPLICATE_MESSAGE_CONFLICT = 10158
     """A replicated stream is just storing a message with the same message id."""
