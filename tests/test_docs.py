@@ -24,6 +24,7 @@ from worker import __version__
 from worker.cli import COMMANDS, main
 from worker.config import SETTING_FIELDS, load
 from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
+from worker.gateway import claims
 from worker.model import (
     Abandon,
     Ack,
@@ -392,7 +393,15 @@ def test_troubleshooting_messages_exist_in_the_worker() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [stream_config, consumer_config, dead_letters.stream_config, function_state.stream_config, quotas.stream_config],
+    [
+        stream_config,
+        consumer_config,
+        dead_letters.stream_config,
+        function_state.stream_config,
+        quotas.stream_config,
+        lambda settings: claims.stream_config(settings, stream_config(settings).duplicate_window),
+    ],
+    ids=["queue", "consumer", "dead letters", "functions", "quotas", "call ids"],
 )
 def test_json_of_stream_and_consumer_is_the_worker_s(config: Callable[..., Any]) -> None:
     """The JSON for streams and consumers by hand is what the worker sends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import re
 import socket
@@ -19,7 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Message as AsgiEvent
 
+from tests.functions import Functions
 from tests.gateway import Gateway, Response, gateway_on
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, run_program, wait_until
 from tests.wire import StoredMessage
 from worker.dev.stack import free_port
@@ -55,7 +58,13 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
 
 def stored(nats: NatsServer, answer: Response) -> list[StoredMessage]:
     """Return the messages with the call id of an answer."""
-    return [each for each in nats.messages() if each.headers.get("Nats-Msg-Id") == answer.headers["X-Call-Id"]]
+    return [each for each in nats.messages() if call_id(each) == answer.headers["X-Call-Id"]]
+
+
+def call_id(message: StoredMessage) -> str:
+    """Return the call id of a stored message."""
+    (found,) = message.json["Header"]["X-Call-Id"]
+    return str(found)
 
 
 # Queued invocations.
@@ -111,21 +120,13 @@ def test_post_with_callback_stores_it_as_go_s_url(nats: NatsServer, gateway: Gat
     assert message.json["Header"]["X-Callback-Url"] == ["http://h:1/a%2Fb?c"]
 
 
-def test_post_with_a_repeated_call_id_is_queued_once(nats: NatsServer, gateway: Gateway) -> None:
-    """Within the stream's duplicate window a repeated call id is queued once, and both callers get 202."""
-    call_id = f"call-{next(_numbers)}"
-    answers = [gateway.queue("echo", X_Call_Id=call_id) for _ in range(3)]
-    assert [(answer.status, answer.headers["X-Call-Id"]) for answer in answers] == [(202, call_id)] * 3
-    assert len(stored(nats, answers[0])) == 1
-
-
 def test_posts_at_once_are_each_confirmed(nats: NatsServer, gateway: Gateway) -> None:
     """Of many posts at once, each answer belongs to its own message."""
     bodies = {f"many-{number}": b"%d" % number for number in range(300)}
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda call: gateway.queue("echo", bodies[call], X_Call_Id=call), bodies))
     assert [answer.headers["X-Call-Id"] for answer in answers] == list(bodies)
-    held = {each.headers["Nats-Msg-Id"]: each.json.get("Body") for each in nats.messages()}
+    held = {call_id(each): each.json.get("Body") for each in nats.messages()}
     assert {call: base64.b64decode(held[call]) for call in bodies} == bodies
 
 
@@ -151,6 +152,11 @@ def test_connection_after_many_requests_is_still_used(gateway: Gateway) -> None:
         ("a.b.c", {}, "not a function's name"),
         ("%00", {}, "not a function's name"),
         ("echo/../x", {}, "the path has a . or .. segment"),
+        ("echo/%2e%2E/x", {}, "the path has a . or .. segment"),
+        ("echo//x", {}, "the path has an empty segment"),
+        ("echo/x%2F%2fy", {}, "the path has an empty segment"),
+        ("echo%2F..%2Fx", {}, "not a function's name"),
+        ("/echo", {}, "not a function's name: ''"),
         ("echo/%zz", {}, "a % that begins no escape"),
         ("echo", {"X_Call_Id": "x" * 257}, "X-Call-Id is not one"),
         ("echo", {"X_Callback_Url": "ftp://h/"}, "only http and https"),
@@ -210,6 +216,28 @@ def test_message_too_large_with_its_headers_answers_413(nats: NatsServer, gatewa
     assert gateway.queue("echo", b"x" * 786_432).status == 413
     assert gateway.queue("echo", b"x" * 785_000).status == 202
     assert len(nats.messages()[-1].data) > MAX_PAYLOAD * 0.99
+
+
+def test_path_with_a_slash_at_its_end_is_queued(nats: NatsServer, gateway: Gateway) -> None:
+    """A slash at the end of a path is no empty segment: Go's gateways keep it, so the function receives it."""
+    for below, path in (("echo/", "/"), ("echo/x/", "/x/")):
+        (message,) = stored(nats, gateway.queue(below))
+        assert message.json["Path"] == path
+
+
+@pytest.mark.parametrize(
+    ("below", "header", "status"),
+    [("echo", "\xff" * 25_000, 431), ("echo/" + "|" * 25_000, "", 414), ("echo?" + "q" * 36_000, "\xff" * 11_000, 414)],
+    ids=["header", "path", "both"],
+)
+def test_request_too_large_for_a_worker_to_send_is_rejected(
+    nats: NatsServer, gateway: Gateway, below: str, header: str, status: int
+) -> None:
+    """A request that fits, but becomes larger in the message, is answered with 431 or 414 and not queued."""
+    before = nats.state()["messages"]
+    answer = gateway.queue(below, b"x", X_Large=header)
+    assert (answer.status, "a queued request has room for 65536" in answer.text) == (status, True)
+    assert nats.state()["messages"] == before
 
 
 def test_header_above_64_kib_is_rejected(gateway: Gateway) -> None:
@@ -333,7 +361,7 @@ def test_gateway_after_a_restart_of_nats_answers_202_again(own_nats: NatsServer,
         own_nats.start()
         wait_until(gateway.ready, "the gateway to be ready again")
         assert gateway.queue("echo", X_Call_Id="taken").status == 202
-        assert [message.headers["Nats-Msg-Id"] for message in own_nats.messages()] == ["taken"]
+        assert [call_id(message) for message in own_nats.messages()] == ["taken"]
 
 
 def test_post_to_a_frozen_server_answers_503_and_can_be_repeated(own_nats: NatsServer, tmp_path: Path) -> None:
@@ -357,7 +385,7 @@ def test_posts_answered_202_survive_sigkill_of_nats(own_nats: NatsServer, tmp_pa
         own_nats.start()
         accepted = {answer.headers["X-Call-Id"] for answer in answers if answer.status == 202}
         assert {answer.status for answer in answers} == {202, 503}
-        assert accepted <= {message.headers["Nats-Msg-Id"] for message in own_nats.messages()}
+        assert accepted <= {call_id(message) for message in own_nats.messages()}
 
 
 # The process.
@@ -383,6 +411,30 @@ def test_gateway_on_a_taken_port_exits_1_with_one_line(tmp_path: Path) -> None:
         code, _, errors = run_program("worker.cli", "gateway", tmp_path=tmp_path, settings=settings)
     assert code == 1
     assert errors == f"queue-worker: cannot listen on 127.0.0.1:{settings['listen_port']}: Address already in use\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0:0:0:0:0:0:0:0"])
+def test_gateway_on_any_address_serves_both_families(nats: NatsServer, tmp_path: Path, host: str) -> None:
+    """The default and ``::`` mean all addresses, of IPv4 and of IPv6, and the functions see IPv4 callers as such."""
+    with Functions() as functions:
+        settings = {"listen_host": host, "gateway_url": functions.url}
+        with gateway_on(nats, tmp_path, **settings) as gateway:
+            for address, family in (("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)):
+                if family == socket.AF_INET6 and not _has_ipv6():
+                    continue
+                connection = http.client.HTTPConnection(address, gateway.port, timeout=LAST_RESORT)
+                connection.request("GET", "/function/echo")
+                assert connection.getresponse().status == 200
+                connection.close()
+                assert functions.requests[-1].header("X-Forwarded-For") == address
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def test_gateway_with_invalid_settings_exits_2(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_gateway_url_of_the_gateway_itself_is_508(tmp_path: Path) -> None:
     with Gateway(tmp_path=tmp_path, **settings) as gateway:
         wait_until(gateway.healthy, "the gateway to listen")
         answer = gateway.request("GET", "/function/echo")
+        assert answer.headers["X-OpenFaaS-Internal"] == "queue-worker"
         assert (answer.status, "leads back to this gateway" in answer.text) == (508, True)
 
 
@@ -157,7 +158,8 @@ def test_gateway_url_of_the_gateway_itself_is_508(tmp_path: Path) -> None:
 def test_path_that_leaves_its_function_is_400(gateway: Gateway, functions: Functions, below: str) -> None:
     """A path that leaves its function is answered with 400, and no function receives the request."""
     before = len(functions.requests)
-    assert gateway.request("GET", f"/function/{below}").status == 400
+    answer = gateway.request("GET", f"/function/{below}")
+    assert (answer.status, answer.headers["X-OpenFaaS-Internal"]) == (400, "queue-worker")
     assert len(functions.requests) == before
 
 

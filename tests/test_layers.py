@@ -62,7 +62,7 @@ ONLY_BY = {
     "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
-    **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "wire")},
+    **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "topology", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }

@@ -67,6 +67,18 @@ async def test_server_reports_health_readiness_and_metrics() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_server_on_the_unspecified_ipv6_address_serves_ipv4_too() -> None:
+    """``http_host=::`` means all addresses of both families: probes come to the address of the pod."""
+    async with trio.open_nursery() as nursery:
+        address = await nursery.start(partial(serve_observers, "::", 0, Worker()))
+        host, _, port = address.rpartition(":")
+        assert host == "[::]"
+        async with httpx.AsyncClient() as client:
+            for each in ("127.0.0.1", "[::1]"):
+                assert (await client.get(f"http://{each}:{port}/healthz")).status_code == 200
+        nursery.cancel_scope.cancel()
+
+
 async def test_server_on_a_used_port_fails_with_its_address() -> None:
     """A port that is in use raises an error with the address and the settings, so that the worker does not start."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")

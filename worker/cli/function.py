@@ -11,12 +11,15 @@ import click
 from ..config import Settings
 from ..nats import commands
 from ..nats.commands import NotSupportedError, Session, session
-from ..nats.function_state import PauseState
+from ..nats.function_state import READ_AGAIN, PauseState
 from ..policy.names import parse_function
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail, settings_or_exit
 
 T = TypeVar("T")
+
+_WHEN = f"within a second, or {READ_AGAIN:g} s where the network loses the announcement"
+"""The time from which a worker with a connection acts by what the command has stored."""
 
 
 @click.command()
@@ -24,10 +27,11 @@ T = TypeVar("T")
 def pause(function: str) -> None:
     """Start no more invocations of FUNCTION, on any worker, until `queue-worker resume`.
 
-    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The pause
-    is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
+    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. Workers
+    apply the pause within a second, or 30 s where the announcement is lost. The pause is stored in NATS, so workers
+    that start later apply it too. A queue in static mode cannot pause a function.
     """
-    _set_pause(function, commands.pause, "is paused")
+    _set_pause(function, commands.pause, "is paused", f"start no more of its invocations {_WHEN}")
 
 
 @click.command()
@@ -37,7 +41,7 @@ def resume(function: str) -> None:
 
     FUNCTION is name or name.namespace.
     """
-    _set_pause(function, commands.resume, "is not paused")
+    _set_pause(function, commands.resume, "is not paused", f"start its invocations again {_WHEN}")
 
 
 @click.command()
@@ -62,10 +66,12 @@ def purge(function: str, *, yes: bool) -> None:
     click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
 
 
-def _set_pause(function: str, command: Callable[[Session, str], Awaitable[dict[str, PauseState]]], result: str) -> None:
+def _set_pause(
+    function: str, command: Callable[[Session, str], Awaitable[dict[str, PauseState]]], result: str, effect: str
+) -> None:
     settings, label = _settings_and_label(function)
     paused = _run(settings, command, label)
-    click.echo(f"{label} {result}")
+    click.echo(f"{label} {result}: workers {effect}")
     click.echo(f"paused on {settings.queue_name}:{'' if paused else ' nothing'}")
     for name, state in paused.items():
         click.echo(f"  {name}  since {state.since}" if state.since else f"  {name}")

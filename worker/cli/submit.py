@@ -15,13 +15,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..config import Settings
+from ..events import BrokerFailure, ConfigDrift, Event
 from ..gateway.message import Message, canonical_headers, compose
-from ..gateway.publisher import MessageTooLargeError, submit
+from ..gateway.publisher import CallIdReusedError, MessageTooLargeError, submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from . import fail, settings_or_exit
 
 _MAX_BODY = 48 * 2**20
 """Bytes of a body that fits a message of 64 MiB, NATS's largest possible max_payload."""
+
+_REFUSED = 5
+"""Exit code for a call id of another request (contract, section 11)."""
 
 
 @click.command()
@@ -83,7 +87,9 @@ def command(
         )
 
     try:
-        message()
+        message().payload()
+    except UnicodeEncodeError:
+        raise click.UsageError("an argument is not UTF-8: escape other bytes, as %FF in --path and --query") from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     body = _read_body(data, data_file)
@@ -104,11 +110,20 @@ def _submit(settings: Settings, messages: Iterator[Message], count: int) -> None
     try:
         with _progress(count) as advance:
             try:
-                asyncio.run(submit(settings, messages, on_stored))
+                asyncio.run(submit(settings, messages, on_stored, _warn))
             finally:
                 sys.stdout.flush()
-    except (BrokerUnavailableError, MessageTooLargeError, MisconfiguredError) as problem:
-        fail(f"{stored} of {count} stored, then: {problem}" if stored else problem)
+    except (BrokerUnavailableError, CallIdReusedError, MessageTooLargeError, MisconfiguredError) as problem:
+        code = _REFUSED if isinstance(problem, CallIdReusedError) else 1
+        fail(f"{stored} of {count} stored, then: {problem}" if stored else problem, code=code)
+
+
+def _warn(event: Event) -> None:
+    match event:
+        case BrokerFailure(doing, error):
+            click.echo(f"queue-worker: {doing}: {error}", err=True)
+        case ConfigDrift(text):
+            click.echo(f"queue-worker: {text}", err=True)
 
 
 @contextlib.contextmanager

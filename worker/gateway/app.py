@@ -21,13 +21,17 @@ from structlog.typing import FilteringBoundLogger
 from ..config import Settings
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
-from .message import canonical_headers, compose, split_target
-from .publisher import MessageTooLargeError, Publisher
+from .message import RequestTooLargeError, canonical_headers, compose, split_target
+from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
 _RETRY_AFTER = {"Retry-After": "1"}
 """Seconds: an election or a reconnect takes one or a few."""
+_NO_FUNCTION = {"X-OpenFaaS-Internal": "queue-worker"}
+"""Marks an answer that is not the function's, so that a worker retries the invocation, and in the end keeps it."""
+_REPLAYED = {"Idempotent-Replayed": "true"}
+"""Marks the answer to a repeated call, which is not queued again."""
 _BODY_TIMEOUT = 60.0
 """Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""
 _MAX_BODY_MEMORY = 128 * 2**20
@@ -54,7 +58,8 @@ class Gateway:
                 response = self._respond(target)
         except HTTPException as rejection:
             self._log.debug("Refused", status=rejection.status_code, reason=rejection.detail, path=target[:200])
-            response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, rejection.headers)
+            headers = dict(rejection.headers or {}) | (_NO_FUNCTION if target.startswith(SYNC) else {})
+            response = PlainTextResponse(f"{rejection.detail}\n", rejection.status_code, headers)
         except ClientDisconnect:
             return
         await response(scope, receive, send)
@@ -84,21 +89,26 @@ class Gateway:
                 query=scope["query_string"].decode("latin-1"),
                 partitions=self._settings.queue_partitions,
             )
+        except RequestTooLargeError as error:
+            raise HTTPException(error.status, str(error)) from None
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
         try:
             async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
                 message.request.Body = body
-                is_duplicate = await self._publisher.publish(message)
+                stored = await self._publisher.publish(message)
         except MessageTooLargeError as error:
             raise HTTPException(413, f"too large for the queue: {error}") from None
+        except CallIdReusedError as error:
+            raise HTTPException(422, f"not queued: {error}", {"X-Call-Id": message.call_id}) from None
         except BrokerUnavailableError as error:
             self._log.warning("Not queued", call_id=message.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
             raise HTTPException(503, text, identity | _RETRY_AFTER) from None
-        self._log.debug("Queued", call_id=message.call_id, function=function, known=is_duplicate)
-        return Response(status_code=202, headers=identity)
+        self._log.debug("Queued", call_id=message.call_id, function=function, repeated=stored.repeated)
+        identity["X-Start-Time"] = stored.started
+        return Response(status_code=202, headers=identity | _REPLAYED if stored.repeated else identity)
 
 
 class BodyReader:

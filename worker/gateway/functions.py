@@ -23,6 +23,8 @@ _KEEP_ALIVE = 30.0
 """Seconds to keep an idle connection: fewer than servers commonly do, which seldom close one that is in use then."""
 _CONNECT_TIMEOUT = 5.0
 """Seconds to connect: a machine in reach answers in milliseconds, and a lost packet can be repeated twice."""
+_MAPPED = "::ffff:"
+"""Beginning of the address of an IPv4 caller, where the listener is for both families."""
 _REQUEST_DROPPED = HOP_BY_HOP | {b"host", b"via", b"x-forwarded-for"}
 _RESPONSE_DROPPED = HOP_BY_HOP | {b"date"}
 """The gateway's server writes a date of its own."""
@@ -108,7 +110,10 @@ class FunctionProxy:
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:
         headers = _end_to_end(scope["headers"], _REQUEST_DROPPED)
         host, client = _values(scope["headers"], b"host"), scope.get("client")
-        chain = [*_values(scope["headers"], b"x-forwarded-for"), *([client[0].encode()] if client else ())]
+        chain = [
+            *_values(scope["headers"], b"x-forwarded-for"),
+            *([client[0].removeprefix(_MAPPED).encode()] if client else ()),
+        ]
         headers += [(b"Via", b", ".join([*_values(scope["headers"], b"via"), self._name]))]
         headers += [(b"X-Forwarded-For", b", ".join(chain))] if chain else []
         if host and not _values(headers, b"x-forwarded-host"):

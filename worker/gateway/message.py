@@ -7,18 +7,20 @@ rejected here, while the caller still waits for a response: each error is a Valu
 function receives the caller's bytes, and ``%2F`` does not become a slash. (OpenFaaS's gateway writes the path
 unescaped. The two differ only where the path has escapes.)
 
-A path with a ``.`` or ``..`` segment is rejected, because a proxy could resolve it to a path outside of
-``/function/<name>``.
+A path with a ``.``, ``..`` or empty segment is rejected. A proxy could resolve it to a path outside of
+``/function/<name>``, and a gateway that is made with Go's http.ServeMux answers it with a redirect to the cleaned path.
+So does one with gorilla/mux, such as OpenFaaS's. They decode the path first: ``%2F`` and ``%2e`` count.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -32,8 +34,25 @@ _UNSAFE_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9$&+,/:;=@\-_.~]*")
 """A path that Go writes unescaped, so that RawPath is empty."""
+MAX_START = 64 * 1024
+"""Bytes of the request line and header of an invocation, as a worker sends them. The producer's proxy takes some
+kilobytes more, for what the worker adds; nginx takes 32 kB by default, Go 1 MB."""
+_UNESCAPED = "".join(map(chr, range(0x21, 0x7F))).translate({ord(each): None for each in '"<>\\^`{|}#?'})
+"""Characters of a path that the worker sends as they are."""
 _DROPPED = frozenset({"Host", "Transfer-Encoding", "Content-Length", "Expect"})
 """Headers that Go keeps out of ``Header``, that the body's length replaces, or that the gateway has met."""
+
+
+class RequestTooLargeError(ValueError):
+    """Request line and header are larger than a worker can send; *status* is for an HTTP caller."""
+
+    def __init__(self, size: int, *, in_target: bool) -> None:
+        what = "path and query" if in_target else "header"
+        super().__init__(
+            f"request line and header take {size} bytes, most of them the {what}: a queued request has room for"
+            f" {MAX_START}; send large values in the body"
+        )
+        self.status = 414 if in_target else 431
 
 
 class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -60,6 +79,8 @@ class Message:
 
     subject: str
     call_id: str
+    label: str
+    """The function, ``name.namespace``."""
     started: str
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
     request: QueueRequest
@@ -68,6 +89,24 @@ class Message:
     def payload(self) -> bytes:
         """Return the encoded request."""
         return _encoder.encode(self.request)
+
+    def key(self) -> str:
+        """Return a hash of what identifies the call: queue, function and call id."""
+        return _hash(self.request.QueueName.encode(), self.label.encode(), self.call_id.encode())
+
+    def digest(self) -> str:
+        """Return a hash of the request, by which a repeat is recognized: method, path, query and body."""
+        request = self.request
+        return _hash(*(each.encode() for each in (request.Method, request.Path, request.QueryString)), request.Body)
+
+
+def _hash(*parts: bytes) -> str:
+    """Return 128 bits in hexadecimal: enough, because two requests with one hash help no caller against another."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        total.update(b"%d:" % len(part))
+        total.update(part)
+    return total.hexdigest()
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
@@ -115,6 +154,8 @@ def compose(
     if not TOKEN.fullmatch(method):
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     check_path(path)
+    if "" in unquote(path).split("/")[1:-1]:
+        raise ValueError("the path has an empty segment (//, or an escaped slash beside one): write one slash")
     call_id = _call_id(headers.get("X-Call-Id", ())) or new_call_id
     kept = {name: values for name, values in headers.items() if name not in _DROPPED}
     request = QueueRequest(
@@ -130,7 +171,9 @@ def compose(
         Annotations=dict(annotations or {}),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
-    return Message(subject_of(queue, partition_for(*name, partitions), *name), call_id, str(now), request)
+    _check_size(function, request)
+    subject = subject_of(queue, partition_for(*name, partitions), *name)
+    return Message(subject, call_id, ".".join(name), str(now), request)
 
 
 def split_target(below: str) -> tuple[str, str]:
@@ -141,12 +184,23 @@ def split_target(below: str) -> tuple[str, str]:
 
 def check_path(path: str) -> None:
     """Check that *path*, as in a request line, stays below its function: no segment is ``.`` or ``..``."""
-    if "%" not in path and "/." not in path:
-        return
     if _BAD_ESCAPE.search(path):
         raise ValueError("the path has a % that begins no escape: write %25")
     if not {".", ".."}.isdisjoint(unquote(path).split("/")):
         raise ValueError("the path has a . or .. segment: write the path that is meant")
+
+
+def _check_size(function: str, request: QueueRequest) -> None:
+    """Check that the producer's proxy, and most servers, take the request as a worker sends it."""
+    path, query = quote(request.Path, safe=_UNESCAPED), quote(request.QueryString, safe=f"{_UNESCAPED}?")
+    target = len(request.Method) + len(function) + len(path) + len(query)
+    header = sum(
+        len(name) + len(value if value.isascii() else value.encode()) + len(": \r\n")
+        for name, values in request.Header.items()
+        for value in values
+    )
+    if target + header > MAX_START:
+        raise RequestTooLargeError(target + header, in_target=target > header)
 
 
 def _call_id(given: Iterable[str]) -> str | None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
 
 from .. import __version__
 from ..config import Settings
-from ..events import BrokerFailure, Connected, Disconnected, Event
+from ..events import BrokerFailure, ConfigDrift, Connected, Disconnected, Event
 from ..nats.connection import (
     AnswerTimeoutError,
     Connection,
@@ -22,45 +23,70 @@ from ..nats.connection import (
     connected,
 )
 from ..nats.jetstream import JetStream
+from ..nats.topology import as_named
 from ..nats.wire import ApiError, ErrorCode
-from ..ports import BrokerUnavailableError
+from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from .claims import Claim, Claims, open_claims, publish_once
 from .message import Message
 
 _WATCH_INTERVAL = 0.5
 """Seconds between two checks of the connection."""
-_FRAME = len("NATS/1.0\r\n\r\n")
+_MESSAGE_HEADER = 512
+"""Bytes of a message's header, which max_payload includes: a message id of 65 and a stream's name of at most 255."""
 _MAX_UNCONFIRMED = 256
 """Messages of :func:`submit` not yet confirmed: enough to hide the round trip. More was measured to be no faster."""
 _MAX_UNCONFIRMED_BYTES = 16 * 2**20
 """Bytes of these messages."""
+_REOPEN = 600.0
+"""Seconds without claims after JetStream refused them: for a limit, or without permission. NATS does not answer where
+there is no permission, so each try delays calls by five seconds."""
+_CLAIM_TRIES = 20
+"""Tries to reach the stream of claims: one with replicas has no leader at first."""
+_CLAIM_WAIT = 0.1
+"""Seconds between two of these tries."""
+_PASSING = {ErrorCode.CLUSTER_NOT_AVAILABLE, ErrorCode.STREAM_OFFLINE}
+"""Errors of a cluster that elects a leader."""
+_COMPARING = "comparing requests with the same call id"
 
 
 class MessageTooLargeError(Exception):
     """The message, headers and base64 included, exceeds a limit of the server or of the stream."""
 
 
-async def publish(connection: Connection, stream: str, message: Message) -> bool:
-    """Store *message* on *stream*; return whether the stream had it already, by its call id.
+class CallIdReusedError(Exception):
+    """The call id stands for another request of the same function."""
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(
+            f"the call id {message.call_id} was used for another request to {message.label}, with another method, path,"
+            " query or body: use a new call id, or send the same request"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The result of a publish."""
+
+    started: str
+    """The X-Start-Time of the call, which for a repeat is the first one's."""
+    repeated: bool
+    """Whether the stream had the call before."""
+
+
+async def publish(connection: Connection, stream: str, message: Message, payload: bytes) -> bool:
+    """Store *message*, encoded as *payload*, on *stream*; return whether the stream had it already.
 
     Raises:
         MessageTooLargeError: the message cannot be stored.
         BrokerUnavailableError: the message is not confirmed. Published again with the same call id, it is stored once.
     """
-    payload = message.payload()
-    headers = {"Nats-Msg-Id": message.call_id, "Nats-Expected-Stream": stream}
-    size = len(payload) + _FRAME + sum(len(name) + len(value) + 4 for name, value in headers.items())
-    if size > (limit := connection.client.max_payload):  # the server would close the connection
-        raise MessageTooLargeError(f"as a message it takes {size} bytes, and NATS's max_payload is {limit}")
+    headers = {"Nats-Msg-Id": f"{message.key()}.{message.digest()}", "Nats-Expected-Stream": stream}
     try:
-        return (await JetStream(connection).publish(message.subject, payload, headers)).duplicate
+        return (await publish_once(JetStream(connection), message.subject, payload, headers)).duplicate
     except NoRespondersError:
-        raise BrokerUnavailableError(
-            f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
-            " or see that JetStream runs and the stream's subjects cover the queue's"
-        ) from None
+        raise _no_stream(stream, message) from None
     except AnswerTimeoutError as error:
-        detail = f" ({connection.failure})" if connection.failure else ""
-        raise BrokerUnavailableError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}") from None
+        raise _unconfirmed(connection, stream, error) from None
     except ApiError as error:
         if error.err_code == ErrorCode.STREAM_MESSAGE_EXCEEDS_MAXIMUM:
             text = f"stream {stream} has a limit of its own for a message: {error.description}"
@@ -72,17 +98,107 @@ async def publish(connection: Connection, stream: str, message: Message) -> bool
         raise BrokerUnavailableError(text) from None
 
 
-async def submit(settings: Settings, messages: Iterator[Message], on_stored: Callable[[Message, bool], None]) -> None:
+def _no_stream(stream: str, message: Message) -> BrokerUnavailableError:
+    return BrokerUnavailableError(
+        f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
+        " or see that JetStream runs and the stream's subjects cover the queue's"
+    )
+
+
+def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError) -> BrokerUnavailableError:
+    detail = f" ({connection.failure})" if connection.failure else ""
+    return BrokerUnavailableError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}")
+
+
+class QueueWriter:
+    """Publishes calls to the queue's stream over one connection, each under a claim of its call id."""
+
+    def __init__(self, connection: Connection, settings: Settings, emit: Emit) -> None:
+        self._connection, self._settings, self._emit = connection, settings, emit
+        self._jetstream = JetStream(connection)
+        self._stream = settings.nats_stream
+        """The name of the stream at the server, once the claims are open."""
+        self._claims: Claims | None = None
+        self._opening = asyncio.Lock()
+        self._open_again = float("-inf")
+        """The loop's time from which claims are opened again, after JetStream refused them."""
+
+    async def publish(self, message: Message) -> Stored:
+        """Store *message*, unless the stream has it already.
+
+        Raises:
+            MessageTooLargeError: the message cannot be stored.
+            CallIdReusedError: another request to the function has the same call id.
+            BrokerUnavailableError: as for :func:`publish`.
+        """
+        payload = message.payload()
+        if (size := len(payload) + _MESSAGE_HEADER) > (limit := self._connection.client.max_payload):
+            # The server would close the connection.
+            raise MessageTooLargeError(f"as a message it takes {size} bytes, and NATS's max_payload is {limit}")
+        wanted = Claim(message.digest(), message.started)
+        try:
+            claim = await self._claim(message, wanted)
+            if claim.digest != wanted.digest:
+                raise CallIdReusedError(message)
+            repeated = await publish(self._connection, self._stream, message, payload)
+        except BrokerUnavailableError:
+            self._claims = None  # a stream may be missing, or have another name now
+            raise
+        return Stored(claim.started if repeated else message.started, repeated)
+
+    async def _claim(self, message: Message, wanted: Claim) -> Claim:
+        """Return the claim that counts for the call: *wanted* also where JetStream refuses to store claims."""
+        try:
+            for _ in range(_CLAIM_TRIES):
+                if self._claims is None:
+                    await self._open()
+                if self._claims is None:
+                    return wanted  # no stream, or claims are refused
+                try:
+                    return await self._claims.claim(message.key(), wanted)
+                except NoRespondersError:  # the stream of claims was deleted, or was created just now
+                    self._claims = None
+                    await asyncio.sleep(_CLAIM_WAIT)
+            raise BrokerUnavailableError(f"the stream {self._stream}-call-ids does not answer")
+        except NoRespondersError:
+            raise _no_stream(self._stream, message) from None
+        except AnswerTimeoutError as error:
+            if "permissions violation" not in self._connection.failure.lower():
+                raise _unconfirmed(self._connection, self._stream, error) from None
+            self._give_up_claims(self._connection.failure)
+        except (ApiError, MisconfiguredError) as error:
+            if isinstance(error, ApiError) and error.err_code in _PASSING:
+                raise BrokerUnavailableError(f"JetStream: {error.description}") from None
+            self._give_up_claims(str(error))
+        return wanted
+
+    async def _open(self) -> None:
+        """Find the queue's stream by its name at the server, and its claims."""
+        async with self._opening:
+            if self._claims is None and asyncio.get_running_loop().time() >= self._open_again:
+                found = await as_named(self._jetstream, self._settings, self._emit)
+                self._stream = found.nats_stream
+                self._claims = await open_claims(self._jetstream, found)
+
+    def _give_up_claims(self, reason: str) -> None:
+        self._claims, self._open_again = None, asyncio.get_running_loop().time() + _REOPEN
+        self._emit(BrokerFailure(_COMPARING, reason))
+
+
+async def submit(
+    settings: Settings, messages: Iterator[Message], on_stored: Callable[[Message, bool], None], emit: Emit
+) -> None:
     """Publish all *messages*, at least one, taken from the iterator as there is room, until one fails.
 
     Call *on_stored* with each confirmed message, and with whether the stream had it already. Errors are those of
-    :func:`publish` and of :func:`worker.nats.connection.connected`.
+    :meth:`QueueWriter.publish` and of :func:`worker.nats.connection.connected`.
     """
     async with connected(settings, f"queue-worker-submit {__version__}") as connection:
+        writer = QueueWriter(connection, settings, emit)
 
         async def publish_each(messages: Iterable[Message]) -> None:
             for message in messages:
-                on_stored(message, await publish(connection, settings.nats_stream, message))
+                on_stored(message, (await writer.publish(message)).repeated)
 
         first = next(messages)
         await publish_each([first])  # an error of one message is mostly an error of all
@@ -99,9 +215,9 @@ class Publisher:
     """The producer's connection to NATS, replaced when its client closes itself."""
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
-        self._stream, self._log = settings.nats_stream, log
+        self._settings, self._log = settings, log
         self._options = connect_options(settings, name=f"queue-worker-gateway {__version__}")
-        self._connection = Connection(self._options, self._log_event)
+        self._connect()
 
     @property
     def connected(self) -> bool:
@@ -116,9 +232,10 @@ class Publisher:
         """
         return int(self._require_connection().client.max_payload) * 3 // 4
 
-    async def publish(self, message: Message) -> bool:
-        """Store *message*, as :func:`publish` does, on the current connection."""
-        return await publish(self._require_connection(), self._stream, message)
+    async def publish(self, message: Message) -> Stored:
+        """Store *message*, as :meth:`QueueWriter.publish` does, over the current connection."""
+        self._require_connection()
+        return await self._writer.publish(message)
 
     async def run(self) -> None:
         """Stay connected until cancelled.
@@ -136,7 +253,11 @@ class Publisher:
                 self._log_event(BrokerFailure("", str(error)))
             finally:
                 await self._connection.close()
-            self._connection = Connection(self._options, self._log_event)
+            self._connect()
+
+    def _connect(self) -> None:
+        self._connection = Connection(self._options, self._log_event)
+        self._writer = QueueWriter(self._connection, self._settings, self._log_event)
 
     def _require_connection(self) -> Connection:
         if not self._connection.up:
@@ -152,5 +273,7 @@ class Publisher:
                 self._log.warning("Reconnected", nats=server)
             case Disconnected():
                 self._log.warning("Disconnected from NATS; requests get 503 until it is back")
-            case BrokerFailure(error=error):
-                self._log.warning("Trouble with NATS; trying again", error=error)
+            case BrokerFailure(doing, error):
+                self._log.warning("Trouble with NATS; trying again", **({"doing": doing} if doing else {}), error=error)
+            case ConfigDrift(text):
+                self._log.warning(text)

@@ -113,11 +113,24 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError)."""
+    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError).
+
+    ``::``, and ``0.0.0.0`` where there is IPv6, is every address of both families.
+    """
+    every = "::" if host in ("0.0.0.0", "::") and _ipv6() else host  # noqa: S104 -- compared, not bound
     try:
         flags = socket.AI_PASSIVE
-        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        family, _, _, _, address = socket.getaddrinfo(every or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=address[0] == "::")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def _ipv6() -> bool:
+    """Return whether this machine has IPv6, and sockets for both families: a container may have it switched off."""
+    try:
+        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True):
+            return True
+    except (OSError, ValueError):
+        return False
