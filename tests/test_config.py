@@ -100,6 +100,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "callback_max_wait": ("1m", 60.0),
     "tls_insecure": ("true", True),
     "processes": ("2", 2),
+    "max_connections": ("100", 100),
+    "client_timeout": ("5s", 5.0),
     "shutdown_timeout": ("0s", 0.0),
     "http_host": ("::1", "::1"),
     "http_port": ("0", 0),
@@ -147,7 +149,7 @@ def test_load_defaults_are_those_of_the_contract() -> None:
 def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
     own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
-    own |= {"processes"}
+    own |= {"processes", "max_connections", "client_timeout"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
         name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
