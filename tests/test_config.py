@@ -107,6 +107,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "tls_insecure": ("true", True),
     "processes": ("2", 2),
     "max_results_bytes": ("1000", 1000),
+    "max_connections": ("100", 100),
+    "client_timeout": ("5s", 5.0),
     "shutdown_timeout": ("0s", 0.0),
     "http_host": ("::1", "::1"),
     "http_port": ("0", 0),

@@ -29,8 +29,8 @@ run serve settle start store submit unfilter writer
 _WHAT_HAPPENED = """
 agreed bound changed closed connected crashed created delivered disconnected ended error expired
 failure finished idle ignored interrupted invalid learned listening loaded lost malformed merged misconfigured
-observed paused posted published redelivered refusals refused rejected responded returned reused sent started stored timed
-unavailable unconfirmed wanted
+observed paused posted published redelivered refusals refused rejected responded returned reused sent started stored
+timed unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """
 after again annotation answer arrival back backoff buffer cache caller collector commands core count counts decision

@@ -73,7 +73,7 @@ LOOPS = {
     "nats": {"nats"},
     "asyncio": {"nats", "gateway", "cli.submit", "cli.function", "dev.functions"},
     "uvicorn": {"gateway", "dev.functions"},
-    "httptools": {"http"},
+    "httptools": {"http", "gateway"},
 }
 """Importers of a library with an event loop or a protocol of its own. All else is Trio's, or has no loop."""
 

@@ -200,6 +200,10 @@ class Settings:
     http_port: int = setting("8081", port, "and the port")
     listen_host: str = setting("0.0.0.0", host, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
     listen_port: int = setting("8080", port, "and the port")
+    max_connections: int = setting("2000", whole(1, 1_000_000), "most connections of callers there at once")
+    client_timeout: float = setting(
+        "20s", duration(0.1), "longest wait there for a caller's bytes: for a header, a part of a body, or a read"
+    )
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
 

@@ -17,8 +17,10 @@ from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
 from .message import check_path, split_target
 
-_MAX_CONNECTIONS = 500
-"""Concurrent requests. Further ones wait for upstream_timeout, then get 503."""
+MAX_CONNECTIONS = 500
+"""Concurrent requests. Further ones wait for a while, then get 503."""
+_POOL_TIMEOUT = 5.0
+"""Seconds that they wait, at most half of upstream_timeout: waiting for longer only makes them more."""
 _KEEP_ALIVE = 30.0
 """Seconds to keep an idle connection: fewer than servers commonly do, which seldom close one that is in use then."""
 _CONNECT_TIMEOUT = 5.0
@@ -45,11 +47,13 @@ class FunctionProxy:
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
         """Entry in Via (RFC 9110, section 7.6.3), by which this gateway detects a loop."""
         limits = httpx.Limits(
-            max_connections=_MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
+            max_connections=MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
         )
         self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
         timeout = settings.upstream_timeout
-        self._timeout = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)).as_dict()
+        self._timeout = httpx.Timeout(
+            timeout, connect=min(timeout, _CONNECT_TIMEOUT), pool=min(timeout / 2, _POOL_TIMEOUT)
+        ).as_dict()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -80,26 +84,27 @@ class FunctionProxy:
             forward.result()
 
     async def _forward(self, scope: Scope, body: _Body, send: Send) -> None:
+        """Pass the request on and the response back, to its end within ``upstream_timeout``."""
+        seconds = self._settings.upstream_timeout
+        end = asyncio.get_running_loop().time() + seconds
         try:
-            async with asyncio.timeout(self._settings.upstream_timeout):
+            async with asyncio.timeout_at(end):
                 response = await self._transport.handle_async_request(self._request(scope, body))
         except httpx.PoolTimeout:
             raise HTTPException(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
         except (httpx.TimeoutException, TimeoutError):
-            raise self._failed(504, f"no answer within {self._settings.upstream_timeout:g} s") from None
+            raise self._failed(504, f"no answer within {seconds:g} s") from None
         except httpx.TransportError as error:
             raise self._failed(502, f"cannot be reached: {error or type(error).__name__}") from None
         try:
-            headers = _end_to_end(response.headers.raw, _RESPONSE_DROPPED)
-            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-            async for chunk in response.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await response.aclose()  # before the last event, which ends wait_disconnected and so cancels this task
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except httpx.TransportError as error:
+            async with asyncio.timeout_at(end):
+                await _pass_back(response, send)
+        except (httpx.TransportError, TimeoutError) as error:
             # The status is sent, so the caller can only be shown an incomplete response: the server closes the
             # connection of an application that does not complete its response.
-            self._log.warning("A function's answer broke off", error=str(error) or type(error).__name__)
+            late = isinstance(error, TimeoutError | httpx.TimeoutException)
+            reason = f"not complete within {seconds:g} s" if late else str(error) or type(error).__name__
+            self._log.warning("A function's answer broke off", error=reason)
         finally:
             await response.aclose()
 
@@ -127,6 +132,15 @@ class FunctionProxy:
             content=body.chunks() if body.present else None,
             extensions={"target": target, "timeout": self._timeout},
         )
+
+
+async def _pass_back(response: httpx.Response, send: Send) -> None:
+    headers = _end_to_end(response.headers.raw, _RESPONSE_DROPPED)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    async for chunk in response.aiter_raw():
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await response.aclose()  # before the last event, which ends wait_disconnected and so cancels this task
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Body:

@@ -7,48 +7,42 @@ import contextlib
 import importlib
 import importlib.util
 import logging
-import os
+import resource
 import signal
 import socket
 
 import structlog
 import uvicorn
 from structlog.typing import FilteringBoundLogger
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..config import Settings
 from ..observe import logs
+from ..observe.listeners import addresses, listen
 from .app import Gateway
+from .caller import CallerConnection
+from .connections import LIMITED, Connections
+from .functions import MAX_CONNECTIONS as MAX_FUNCTION_CONNECTIONS
 from .functions import FunctionProxy
 from .publisher import Publisher
 
 _BACKLOG = 2048
 """Connections that the kernel holds until the server accepts them."""
-_KEEP_ALIVE = 75
-"""Seconds to keep an idle connection: as nginx, and more than the 60 for which load balancers commonly reuse one."""
-_MAX_HEADER = 64 * 1024
-"""Bytes of request line and header: twice nginx's limit. uvicorn's parser has none."""
+_ACCEPTED_AT_ONCE = 100
+"""Connections that are accepted before others are served again: each takes a file."""
+_OTHER_FILES = 50
+"""Files besides connections to callers and functions: NATS, the log, modules, the event loop."""
+_UNSENT = 128 * 1024
+"""Bytes of a response that the kernel takes before it is clear that the caller reads them (Linux). The kernel's own
+buffer, of megabytes, would be refilled too seldom to see whether a slow caller reads at all."""
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with a limit for request line and header."""
+class _Server(uvicorn.Server):
+    """uvicorn's server. asyncio takes the number that it accepts at once for the kernel's backlog, too."""
 
-    def on_message_begin(self) -> None:
-        self._header_left = _MAX_HEADER
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count_header(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value))
-        super().on_header(name, value)
-
-    def _count_header(self, size: int) -> None:
-        self._header_left -= size
-        if self._header_left < 0:
-            raise ValueError(f"request line and header of more than {_MAX_HEADER} bytes")
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(_BACKLOG)
 
 
 class _LibraryHandler(logging.Handler):
@@ -77,11 +71,13 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
-    listener = listen(settings.listen_host, settings.listen_port)
-    server = uvicorn.Server(
+    listeners = _listen(settings.listen_host, settings.listen_port)
+    connections = Connections(_max_connections(settings, log), settings.client_timeout, log)
+    protocol = type("Caller", (CallerConnection,), {"all": connections})
+    server = _Server(
         uvicorn.Config(
             Gateway(settings, publisher, functions, log),
-            http=_Protocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -89,8 +85,9 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE,
+            backlog=_ACCEPTED_AT_ONCE,
+            callback_notify=connections.check,
+            timeout_notify=0,
             timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
         )
     )
@@ -100,10 +97,9 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
-        host, port = listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = f"http://{addresses(listeners[:1])}"
         log.info("Listening", url=url, queue=settings.queue_name, gateway_url=settings.gateway_url)
-        await server.serve([listener])
+        await server.serve(listeners)
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -112,25 +108,33 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     log.info("Stopped")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError).
+def _max_connections(settings: Settings, log: FilteringBoundLogger) -> int:
+    """Raise the limit of open files to the hard one, as the worker does, and return how many connections fit it."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS reports a limit that it does not accept
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return settings.max_connections
+    others = MAX_FUNCTION_CONNECTIONS + LIMITED + _ACCEPTED_AT_ONCE + _OTHER_FILES
+    fitting = max(files - others, files // 4)
+    if fitting < settings.max_connections:
+        log.warning(
+            "The limit of open files is too low for max_connections; raise it (ulimit -n)",
+            open_files=files,
+            needed=settings.max_connections + others,
+            max_connections=fitting,
+        )
+    return min(fitting, settings.max_connections)
 
-    ``::``, and ``0.0.0.0`` where there is IPv6, is every address of both families.
-    """
-    every = "::" if host in ("0.0.0.0", "::") and _ipv6() else host  # noqa: S104 -- compared, not bound
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Bind and listen, before anything else starts, so that a taken port is one clear error (OSError)."""
     try:
-        flags = socket.AI_PASSIVE
-        family, _, _, _, address = socket.getaddrinfo(every or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=address[0] == "::")
+        listeners = listen(host, port, backlog=_BACKLOG)
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
-
-
-def _ipv6() -> bool:
-    """Return whether this machine has IPv6, and sockets for both families: a container may have it switched off."""
-    try:
-        with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True):
-            return True
-    except (OSError, ValueError):
-        return False
+        raise OSError(f"cannot listen on {host}:{port} (listen_host, listen_port): {error}") from None
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted connections inherit it
+        for each in listeners:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+    return listeners
