@@ -86,6 +86,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "upstream_timeout": ("300ms", 0.3),
     "default_function_name": ("dev", "dev"),
     "max_response_bytes": ("0", 0),
+    "max_results_bytes": ("123456", 123456),
     "max_retry_attempts": ("1", 1),
     "initial_retry_wait": ("1.5s", 1.5),
     "max_retry_wait": ("2h", 7200.0),
@@ -146,7 +147,14 @@ def test_load_defaults_are_those_of_the_contract() -> None:
 
 def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
-    own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    own = {
+        "max_response_bytes",
+        "max_results_bytes",
+        "callback_timeout",
+        "callback_attempts",
+        "callback_initial_wait",
+        "callback_max_wait",
+    }
     own |= {"processes"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
@@ -301,6 +309,7 @@ WORDS: dict[str, tuple[str, list[str]]] = {
     "processes": ("not a whole number from 1 to 128", ["0", "129", "auto"]),
     "max_waiting": ("not a whole number from 1 to 2147483647", ["0", "2147483648", "-1"]),
     "max_response_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
+    "max_results_bytes": ("not a whole number from 0 to 2147483647", ["-1", "10MB"]),
     "consumer_pull_max_messages": ("not a whole number from 1 to 2147483647", ["0", "-1"]),
     "callback_attempts": ("not a whole number from 1 to 100", ["0", "101"]),
     "max_ack_pending": ("not a limit: write a whole number from 1, or -1 for none", ["0", "-2", "x", "2147483648"]),
