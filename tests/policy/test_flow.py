@@ -54,6 +54,7 @@ def test_flow_demand_is_what_could_start_at_once(numbers: dict[str, Any], demand
         pytest.param({"credit": 5, "pending": 9, "stored": 9}, 0, id="none with more pending messages"),
         pytest.param({"credit": 5, "stored": 1}, 4, id="one stays for a message that is due again"),
         pytest.param({"credit": 5, "stored": 1, "running": 1}, 5, id="none stays where all stored messages run here"),
+        pytest.param({"stored": 1}, 0, id="none without credit"),
         pytest.param({"credit": 5, "recalling": True}, 0, id="none during a recall"),
         pytest.param({"credit": 5, "pending": 9, "stored": 9, "credited_at": 0.0}, 5, id="all in the end"),
         pytest.param({"credit": 5, "credited_at": 0.0, "recalling": True}, 0, id="none twice"),

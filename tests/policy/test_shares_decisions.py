@@ -143,6 +143,21 @@ def test_finish_forgets_a_flow_that_has_ended() -> None:
     assert shares.free == 2
 
 
+def test_finish_of_a_forgotten_flow_reports_no_limit() -> None:
+    """No decision looks at a flow that was forgotten, so its limit is not reported."""
+    shares = Shares(2, lambda name: Flow(name, name, limiter=Limiter(8)))
+    shares.set_pending("a", 1)
+    shares.decide(0.0)
+    flow = shares.flow("a")
+    shares.start(flow, 0, 0.0)
+    shares.decide(0.0)
+    shares.remove("a")
+    assert flow.limiter
+    flow.limiter.limit = 5
+    shares.finish(flow, 1.0, final=True)
+    assert shares.decide(1.0).new_limits == []
+
+
 def test_remove_frees_the_credit_and_forgets_the_flow() -> None:
     """The credit of a flow that ends is free for others at once, and a flow of that name begins again without it."""
     shares = Shares(4)
@@ -240,19 +255,23 @@ def test_take_back_of_more_than_there_is_frees_what_there_is() -> None:
 
 
 def test_decide_after_silence_tries_one_message() -> None:
-    """A silent flow is looked at when its silence is over; then one message is requested, beside another's demand."""
+    """A silent flow is looked at when its silence is over; then one message is requested, if a slot is free."""
     shares = busy(2, "b")
     shares.set_stored("a", 5)
     shares.flow("a").silent_until = 3.0
-    shares.mark_changed(shares.flow("a"))
     assert shares.decide(1.0).decide_at == 3.0
+    decision = shares.decide(3.0)
+    assert (decision.credits, decision.decide_at) == ({}, inf)
     shares.finish(shares.flow("b"), 1.0, final=True)
-    shares.set_pending("b", 0)
-    shares.flow("b").cap = 1
-    shares.set_pending("c", 9)
-    shares.flow("c").cap = 0
-    assert credits_at(shares, 3.0) == {"a": 1}
-    assert shares.decide(3.0).decide_at == 3.0 + PATIENCE or shares.decide(3.0).decide_at == inf
+    assert credits_at(shares, 4.0) == {"a": 1}
+
+
+def test_decide_plans_nothing_for_a_silent_flow_that_runs_all() -> None:
+    """The end of a silence is no reason to decide where all stored messages run on this worker."""
+    shares = busy(2, "a")
+    shares.flow("a").silent_until = 3.0
+    shares.mark_changed(shares.flow("a"))
+    assert shares.decide(1.0).decide_at == inf
 
 
 # Redeliveries
@@ -408,9 +427,16 @@ def test_decide_prefetch_of_two_flows_is_even_with_a_reserve() -> None:
     """With two active flows, an eighth of the slots stays free, and what is left is divided evenly."""
     shares = running_one_each(17, "a", "b")
     assert shares.free == 15
-    assert credits_at(shares, 0.0) == {"a": 7, "b": 6}
+    assert credits_at(shares, 3.0) == {"a": 7, "b": 6}
+    assert [flow.credited_at for flow in shares.flows] == [3.0, 3.0]
     assert shares.free == 2
     assert credits_at(shares, 0.0) == {}
+
+
+def test_decide_prefetch_takes_the_last_slot() -> None:
+    """A single free slot is prefetched too."""
+    shares = running_one_each(2, "a")
+    assert credits_at(shares, 0.0) == {"a": 1}
 
 
 def test_decide_prefetch_fills_up_the_flow_with_less() -> None:
@@ -445,7 +471,10 @@ def test_decide_prefetch_remainder_goes_to_the_newest() -> None:
 
 
 def test_decide_recalls_the_most_idle_credit_first() -> None:
-    """For a flow with demand and no free slot, the flow with the most idle credit is recalled, and no other."""
+    """For a flow with demand and no free slot, the flow with the most idle credit is recalled, and no other.
+
+    The other credit may be needed too when its messages have not arrived in time, so decide again then.
+    """
     shares = Shares(8)
     for name in ("a", "b"):
         shares.set_pending(name, 4)
@@ -453,11 +482,28 @@ def test_decide_recalls_the_most_idle_credit_first() -> None:
     shares.start(shares.flow("a"), 0, 0.0)
     shares.flow("a").pending = shares.flow("b").pending = 0
     shares.set_pending("c", 1)
-    assert recalls_at(shares, 0.01) == ["b"]
+    decision = shares.decide(0.01)
+    assert (decision.recalls, decision.decide_at) == ([shares.flow("b")], PATIENCE)
     assert shares.flow("b").recalling
     assert recalls_at(shares, 0.01) == []
     shares.take_back("b", 4, 0.02)
     assert "c" in credits_at(shares, 0.02)
+
+
+def test_decide_recalls_what_is_left_of_credit() -> None:
+    """Credit is recalled also after some of its messages have arrived, and is no reason to decide when it is used."""
+    shares = Shares(2)
+    shares.set_pending("a", 2)
+    shares.decide(0.0)
+    shares.start(shares.flow("a"), 0, 0.0)
+    shares.set_stored("a", 1)
+    shares.set_pending("b", 1)
+    assert recalls_at(shares, 0.0) == ["a"]
+    shares.take_back("a", 0, 0.0)
+    shares.start(shares.flow("a"), 0, 0.01)
+    shares.set_stored("a", 2)
+    decision = shares.decide(0.02)
+    assert (decision.recalls, decision.decide_at) == ([], inf)
 
 
 def test_decide_recalls_for_each_flow_with_demand() -> None:
@@ -471,21 +517,35 @@ def test_decide_recalls_for_each_flow_with_demand() -> None:
     shares.set_pending("d", 5)
     shares.set_pending("e", 5)
     assert len(recalls_at(shares, 0.01)) == 2
+    shares.set_pending("d", 6)
     assert recalls_at(shares, 0.01) == []
     shares.set_pending("f", 5)
     assert len(recalls_at(shares, 0.02)) == 1
 
 
-def test_decide_recalls_no_credit_that_has_messages() -> None:
+@pytest.mark.parametrize("now", [1.0, 7.95, 8.0, 1234.567])
+def test_decide_recalls_no_credit_that_has_messages(now: float) -> None:
     """Credit whose messages are pending is recalled only when they have not arrived in time: decide again then."""
     shares = Shares(2)
     shares.set_pending("a", 2)
-    shares.decide(1.0)
+    shares.decide(now)
     shares.set_pending("b", 2)
-    decision = shares.decide(1.0)
-    assert (decision.recalls, decision.decide_at) == ([], 1.0 + PATIENCE)
-    decision = shares.decide(1.0 + PATIENCE)
+    decision = shares.decide(now)
+    assert (decision.recalls, decision.decide_at) == ([], now + PATIENCE)
+    decision = shares.decide(now + PATIENCE)
     assert ([flow.name for flow in decision.recalls], decision.decide_at) == (["a"], inf)
+
+
+def test_decide_leaves_late_credit_that_no_flow_needs() -> None:
+    """Credit that is not needed is no reason to decide again, although its messages did not arrive in time."""
+    shares = Shares(4)
+    for name in ("a", "b"):
+        shares.set_pending(name, 2)
+    shares.decide(1.0)
+    shares.set_pending("c", 1)
+    shares.decide(1.0)
+    decision = shares.decide(1.0 + PATIENCE)
+    assert (len(decision.recalls), decision.decide_at) == (1, inf)
 
 
 def test_decide_recalls_credit_above_a_fallen_limit() -> None:
@@ -561,6 +621,29 @@ def test_decide_flow_with_tokens_is_looked_at_each_second() -> None:
     shares.mark_changed(flow)
     assert shares.decide(9.0).decide_at == inf
     assert shares.take_changed_limited() == [flow]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_decide_gives_credit_for_tokens_and_looks_again(*, paused: bool) -> None:
+    """A flow with tokens gets credit for them, by demand or prefetch, and is looked at a second later, also paused."""
+    shares = Shares(4)
+    for name, running in (("a", 0), ("b", 1)):
+        shares.set_pending(name, 1)
+        flow = shares.flow(name)
+        flow.needs_tokens, flow.cap, flow.running, flow.pending = True, 2, running, 1 - running
+    assert credits_at(shares, 5.0) == {"a": 2, "b": 1}
+    shares.set_paused({""} if paused else ())
+    decision = shares.decide(6.0)
+    assert (len(decision.recalls), decision.decide_at) == (2 * paused, 6.0 + TOKEN_CHECK)
+
+
+def test_decide_flow_with_pending_messages_is_active() -> None:
+    """A flow whose messages are pending is active also where the count of its stored messages is behind."""
+    shares = Shares(4)
+    shares.set_pending("a", 3)
+    flow = shares.flow("a")
+    flow.needs_tokens, flow.cap, flow.stored = True, 0, 0
+    assert shares.decide(5.0).decide_at == 5.0 + TOKEN_CHECK
 
 
 def test_set_paused_looks_at_every_flow() -> None:

@@ -265,7 +265,7 @@ class Shares:
             self._look(flow, now)
             if flow.credit and flow.held > flow.limit and not flow.recalling:
                 # Its limit fell, or it was paused: what arrived for this credit could not start.
-                self._call_back(flow, decision)
+                self._call_back(flow, decision, now)
         self._changed.clear()
 
     def _look(self, flow: Flow, now: float) -> None:
@@ -326,15 +326,15 @@ class Shares:
                 if needed <= 0:
                     break
                 needed -= int(most)
-                self._call_back(flow, decision)
+                self._call_back(flow, decision, now)
         # Other credit becomes idle when its messages do not arrive in time: decide again then.
         patience = (flow.credited_at + PATIENCE for flow in self._credited if not flow.recalling)
         decision.decide_at = min((decision.decide_at, *(at for at in patience if at > now)))
 
-    def _call_back(self, flow: Flow, decision: Decision) -> None:
+    def _call_back(self, flow: Flow, decision: Decision, now: float) -> None:
         flow.recalling = True
         decision.recalls.append(flow)
-        self._look(flow, 0.0)
+        self._look(flow, now)
 
     def _give_credit(self, flow: Flow, more: int, decision: Decision, now: float) -> None:
         if not flow.credit:
