@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from fuzz.messages import check_one_request
 from worker.model import Delivery, Invocation, Malformed
+from worker.policy import decode as decode_module
 from worker.policy.decode import decode, derive_call_id
 
 STORED = 1_700_000_000_000_000_000
@@ -600,6 +601,43 @@ def check_is_read_as_one_request(invocation: Invocation) -> None:
     assert isinstance(read, h11.Request)
     assert (read.method, read.target) == (invocation.method.encode(), invocation.target)
     assert read.headers.raw_items() == headers
+
+
+# The cache of header names
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Empty the cache of header names, and return it."""
+    names: dict[str, Any] = {}
+    monkeypatch.setattr(decode_module, "_names", names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["X-Odd", "x-odd", "a" * 64, "a" * 65, "Host", "content-length", "TE", "X-Call-Id"])
+def test_decode_name_is_read_the_same_each_time(cached: dict[str, Any], name: str) -> None:
+    """A header's name, special or not, is read the same the first time and from the cache."""
+    first = accepted(Header={name: ["1"]})
+    assert (name in cached) == (len(name) <= 64)
+    assert accepted(Header={name: ["1"]}) == first
+    sent = () if name in ("Host", "content-length", "TE") else ((name.encode(), b"1"),)
+    assert tuple(field for field in first.headers if field not in ADDED_HEADERS) == sent
+    assert first.call_id == ("1" if name == "X-Call-Id" else DERIVED_ID)
+
+
+def test_decode_caches_a_bounded_number_of_names(cached: dict[str, Any]) -> None:
+    """At most 1,000 names are cached, because callers choose them; more are read all the same."""
+    for number in range(1_001):
+        name = f"X-{number}"
+        assert (name.encode(), b"1") in accepted(Header={name: ["1"]}).headers
+    assert [*cached] == [f"X-{number}" for number in range(1_000)]
+
+
+def test_decode_refused_name_is_not_cached(cached: dict[str, Any]) -> None:
+    """A name that is no token is refused each time."""
+    for _ in range(2):
+        assert refused(b'{"Function": "echo", "Header": {"a b": ["1"]}}') == "not a header's name: 'a b'"
+    assert cached == {}
 
 
 nasty = st.text(st.sampled_from("\r\n\0\t :%?#/.\\a2eF\x7f\x85\u2028\u00e9")) | st.text()
