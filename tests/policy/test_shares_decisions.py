@@ -637,6 +637,17 @@ def test_decide_gives_credit_for_tokens_and_looks_again(*, paused: bool) -> None
     assert (len(decision.recalls), decision.decide_at) == (2 * paused, 6.0 + TOKEN_CHECK)
 
 
+def test_decide_recall_of_a_flow_with_tokens_looks_again() -> None:
+    """A flow with tokens whose idle credit is recalled for another one is looked at a second later."""
+    shares = Shares(2)
+    shares.set_stored("a", 1)
+    shares.flow("a").needs_tokens = True
+    shares.decide(5.0)
+    shares.set_pending("b", 1)
+    decision = shares.decide(6.0)
+    assert (decision.recalls, decision.decide_at) == ([shares.flow("a")], 6.0 + TOKEN_CHECK)
+
+
 def test_decide_flow_with_pending_messages_is_active() -> None:
     """A flow whose messages are pending is active also where the count of its stored messages is behind."""
     shares = Shares(4)
