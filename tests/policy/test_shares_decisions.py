@@ -7,7 +7,7 @@ from math import inf
 import pytest
 
 from worker.model import SHARED
-from worker.policy import shares as module
+from worker.policy import flow_times
 from worker.policy.flow import PATIENCE, Flow
 from worker.policy.limiter import Limiter
 from worker.policy.shares import LONGEST_QUIET, QUIET, TOKEN_CHECK, Shares
@@ -321,8 +321,8 @@ def test_finish_with_redelivery_decides_again_where_pending_counts(name: str) ->
 
 def test_finish_remembers_a_bounded_number_of_redeliveries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The times of so many redeliveries are remembered, and no more."""
-    assert module.MOST_RETURNS == 10_000
-    monkeypatch.setattr(module, "MOST_RETURNS", 2)
+    assert flow_times.MOST_RETURNS == 10_000
+    monkeypatch.setattr(flow_times, "MOST_RETURNS", 2)
     shares = busy(3, "a")
     flow = shares.flow("a")
     for _ in range(3):
