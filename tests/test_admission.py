@@ -284,7 +284,7 @@ async def test_tokens_are_kept_for_each_function_by_its_own_time(autojump_clock:
 
 @pytest.mark.parametrize("why", ["free slot", "credit", "start"])
 async def test_tokens_that_can_be_used_are_kept(autojump_clock: MockClock, why: str) -> None:
-    """Tokens are kept while a slot is free, while the flow has credit, and for a second after it had a slot."""
+    """Tokens are kept while a slot is free and for a second more, also with credit, and after the flow had a slot."""
     rig = Rig(slots=2)
     rig.quotas["a.fn"] = Quota(max_inflight=2)
     rig.shares.set_pending("a", 5)
@@ -295,6 +295,10 @@ async def test_tokens_that_can_be_used_are_kept(autojump_clock: MockClock, why: 
     rig.shares.free = 1 if why == "free slot" else 0
     flow.credit = 1 if why == "credit" else 0
     autojump_clock.jump(10.0)
+    if why == "free slot":
+        rig.balance()
+        rig.shares.free = 0
+        autojump_clock.jump(0.5)
     if why == "start":
         flow.running = 1
         assert rig.admission.start(flow)

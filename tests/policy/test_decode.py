@@ -603,6 +603,19 @@ def check_is_read_as_one_request(invocation: Invocation) -> None:
     assert read.headers.raw_items() == headers
 
 
+def test_decode_every_connection_header_names_dropped_ones() -> None:
+    """Each value of a Connection header names headers that are dropped, also headers that the message does not have."""
+    header = {"Connection": ["x-a", "x-b, user-agent"], "X-A": ["1"], "X-B": ["2"], "X-C": ["3"]}
+    assert accepted(Header=header).headers == ((b"X-C", b"3"), *ADDED_HEADERS)
+
+
+def test_decode_longest_function_name_is_accepted() -> None:
+    """A function and a namespace have 253 characters each at most, as names have in Kubernetes."""
+    longest = f"{'a' * 253}.{'b' * 253}"
+    assert accepted(Function=longest).label == longest
+    assert refused(json.dumps({"Function": f"{longest}b"}).encode()).startswith("not a function's name")
+
+
 # The cache of header names
 
 
@@ -615,10 +628,14 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["X-Odd", "x-odd", "a" * 64, "a" * 65, "Host", "content-length", "TE", "X-Call-Id"])
-def test_decode_name_is_read_the_same_each_time(cached: dict[str, Any], name: str) -> None:
-    """A header's name, special or not, is read the same the first time and from the cache."""
+def test_decode_name_is_read_the_same_each_time(
+    cached: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A header's name, special or not, is read the same the first time and from the cache; a long one is not cached."""
     first = accepted(Header={name: ["1"]})
     assert (name in cached) == (len(name) <= 64)
+    if name in cached:
+        monkeypatch.delattr(decode_module, "_cache_name")
     assert accepted(Header={name: ["1"]}) == first
     sent = () if name in ("Host", "content-length", "TE") else ((name.encode(), b"1"),)
     assert tuple(field for field in first.headers if field not in ADDED_HEADERS) == sent

@@ -683,3 +683,20 @@ def test_desired_counts_credit_and_what_else_could_start() -> None:
     assert shares.desired(flow) == 6
     flow.pending = 0
     assert shares.desired(flow) == 2
+
+
+def test_desired_in_a_silence_is_one_for_a_message_that_is_due_again() -> None:
+    """A flow desires a token for a message that may be due again, although no credit is given in its silence."""
+    shares = Shares(10)
+    shares.set_stored("a", 1)
+    shares.flow("a").silent_until = 99.0
+    assert shares.desired(shares.flow("a")) == 1
+
+
+def test_desired_of_a_flow_without_messages_is_none() -> None:
+    """A flow that the queue has, and of which nothing is stored, desires no tokens, also where no flow is active."""
+    shares = Shares(10)
+    shares.set_stored("a", 1)
+    shares.set_stored("a", 0)
+    shares.decide(0.0)
+    assert shares.desired(shares.flow("a")) == 0
