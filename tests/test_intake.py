@@ -12,9 +12,23 @@ from trio.testing import MockClock
 from tests.world import SimulatedWorker, World, reply
 from worker.events import Redelivered, Settled
 from worker.intake import Intake
-from worker.model import Abandon, Delivery, Nak, Verdict
+from worker.model import (
+    Abandon,
+    CreditReturned,
+    Delivery,
+    FlowEnded,
+    Nak,
+    PausedFunctions,
+    PendingCount,
+    Published,
+    Quota,
+    QuotaChanged,
+    StoredCount,
+    Verdict,
+)
 from worker.policy.flow import Flow
 from worker.policy.ledger import NO_TOKEN
+from worker.policy.quota import CAP, token_flow
 
 
 class CountingNursery:
@@ -138,3 +152,28 @@ async def test_intake_redelivery_of_a_running_message_extends_its_lease(autojump
         assert worker.events_of(Redelivered) == [Redelivered(again, "running")]
         assert [lease.delivery for lease in worker.services.leases._held.values()] == [again]
         assert (flow.running, flow.pending, flow.credited_at) == (1, 5, 2.0)
+
+
+async def test_intake_applies_each_notice_to_its_flow(autojump_clock: MockClock) -> None:
+    """Each notice changes the counts of its flow, or the tokens of its function."""
+    async with World(autojump_clock, by_function=True, latency=1 / 8) as world:
+        _, intake = await started(world)
+        flow = intake._shares.flow("a")
+        intake._shares.free = 0  # so that no credit is given
+        intake._take_all([StoredCount("a", 7)])
+        assert (flow.exists, flow.stored, flow.pending) == (True, 7, 0)
+        intake._take_all([PendingCount("a", 3), Published("a")])
+        assert (flow.stored, flow.pending) == (8, 4)
+        flow.credit = 3
+        intake._take_all([CreditReturned("a", 2)])
+        assert (flow.credit, flow.pending, flow.silent_until > current_time()) == (1, 0, True)
+        intake._take_all([FlowEnded("a")])
+        assert (flow.exists, [*intake._shares.flows]) == (False, [])
+        tokens = token_flow(CAP, "b.fn")
+        intake._take_all([QuotaChanged("b.fn", Quota(max_inflight=5))])
+        requested = intake._admission.tokens._functions["b.fn"].requested
+        requested[CAP] = 5
+        intake._take_all([StoredCount(tokens, 5), CreditReturned(tokens, 2)])
+        assert (requested[CAP], [*intake._shares.flows]) == (3, [])
+        intake._take_all([PausedFunctions(frozenset({""}))])
+        assert intake._shares.flow("c").paused
