@@ -609,6 +609,12 @@ def test_decode_every_connection_header_names_dropped_ones() -> None:
     assert accepted(Header=header).headers == ((b"X-C", b"3"), *ADDED_HEADERS)
 
 
+def test_decode_empty_call_id_is_skipped() -> None:
+    """Of several call ids the first that is not empty counts, and empty ones are not sent on."""
+    invocation = accepted(Header={"X-Call-Id": ["", "one"]})
+    assert (invocation.call_id, invocation.headers) == ("one", ((b"X-Call-Id", b"one"), ADDED_HEADERS[1]))
+
+
 def test_decode_longest_function_name_is_accepted() -> None:
     """A function and a namespace have 253 characters each at most, as names have in Kubernetes."""
     longest = f"{'a' * 253}.{'b' * 253}"
