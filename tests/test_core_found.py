@@ -76,7 +76,7 @@ async def test_limit_that_the_limiter_changes_is_emitted(autojump_clock: MockClo
         assert (limits[0], limits[-1]) == (1, 10)
         assert all(one != other for one, other in pairwise(limits))
         limit = 0
-        for event in worker.events:
+        for _, event in worker.events:
             match event:
                 case LimitLearned("resize.openfaas-fn", limit):
                     pass

@@ -27,14 +27,17 @@ class FakePorts:
         self.given_back: list[tuple[int, float, float]] = []
         """Number of the token, delay (s), and seconds in which its NAK may be sent."""
         self.extensions: list[Callable[[], None]] = []
+        self.extended: list[tuple[str, float]] = []
+        """Reply subject of each extended token, and seconds in which its extension may be sent."""
         self.changed: list[str] = []
         self.leases = Leases(self, lambda _: None)  # type: ignore[arg-type]  # leases use only ``extend`` of a queue
         self.leases.set_ack_wait(ACK_WAIT)
         parts: Any = self
         self.store = TokenStore(parts, parts, self.leases, self.changed.append)
 
-    def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:  # noqa: ARG002 -- the port's
+    def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         self.extensions.append(confirmed)
+        self.extended.append((delivery.token, before - trio.current_time()))
 
     def give_back(self, token: Delivery, *, delay: float = 0.0, before: float) -> None:
         self.given_back.append((int(token.subject.rpartition(".")[2]), delay, before - trio.current_time()))
@@ -229,3 +232,89 @@ async def test_token_of_rate_confirmed_too_late_is_not_given_back(autojump_clock
     fake.balance(1)
     assert fake.given_back == []
     assert fake.credit == {token_flow(RATE, FN): 2}
+
+
+async def test_token_is_extended_before_its_lease_is_lost(autojump_clock: MockClock) -> None:
+    """A token is extended when it arrives, and not after two thirds of the ack wait, when its lease is lost."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.take(CAP, 0, confirm=False)
+    assert fake.extended == [("t1", ACK_WAIT * 2 / 3)]
+
+
+@pytest.mark.parametrize("lost", ["surplus", "redelivered"])
+async def test_token_that_adds_nothing_is_requested_again(autojump_clock: MockClock, lost: str) -> None:
+    """One more token is requested for each that was above the cap, or that was here already."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=4))
+    fake.balance(3)
+    fake.take(CAP, 0)
+    if lost == "surplus":
+        fake.take(CAP, 4)
+    else:
+        fake.take(CAP, 0, 2, confirm=False)
+    fake.balance(3)
+    assert fake.credit == {token_flow(CAP, FN): 4}
+
+
+async def test_token_lost_alone_is_requested_alone(autojump_clock: MockClock) -> None:
+    """Where one of three requested tokens is lost before it counts, one more is requested."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.balance(3)
+    fake.take(CAP, 0, confirm=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fake.leases.run)
+        await trio.sleep(ACK_WAIT)
+        nursery.cancel_scope.cancel()
+    fake.balance(3)
+    assert fake.credit == {token_flow(CAP, FN): 4}
+
+
+async def test_store_with_enough_rate_tokens_requests_none(autojump_clock: MockClock) -> None:
+    """The store requests no tokens of a rate while it has enough of them."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(rate=Rate(9, 1.0)))
+    fake.balance(2)
+    fake.take(RATE, 0)
+    fake.take(RATE, 1)
+    fake.balance(2)
+    assert (fake.credit, fake.given_back, fake.store.room(FN)) == ({token_flow(RATE, FN): 2}, [], 2)
+
+
+async def test_finish_frees_the_token_for_the_next_invocation(autojump_clock: MockClock) -> None:
+    """The token of an invocation that has ended starts the next one, and stays leased."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    fake.take(CAP, 0)
+    held = fake.store.start(FN)
+    assert fake.store.room(FN) == 0
+    fake.store.finish(FN, held)
+    assert (fake.store.room(FN), fake.given_back) == (1, [])
+    assert fake.store.start(FN) is held
+
+
+async def test_lowered_cap_gives_back_the_tokens_above_it(autojump_clock: MockClock) -> None:
+    """Tokens above a lowered cap are given back: free ones at once, the others when their invocations have ended."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(max_inflight=5))
+    for number in (4, 0, 3, 1):
+        fake.take(CAP, number)
+    high, low = fake.store.start(FN), fake.store.start(FN)
+    fake.store.set_quota(FN, Quota(max_inflight=2))
+    assert ([number for number, _, _ in fake.given_back], fake.store.room(FN)) == ([3], 1)
+    fake.store.finish(FN, high)
+    assert ([number for number, _, _ in fake.given_back], fake.store.room(FN)) == ([3, 4], 1)
+    fake.store.finish(FN, low)
+    assert ([number for number, _, _ in fake.given_back], fake.store.room(FN)) == ([3, 4], 2)
+
+
+async def test_give_back_unused_keeps_the_window_of_a_used_token(autojump_clock: MockClock) -> None:
+    """A rate's token with uses left is given back at the end of a worker, to be redelivered a window after its use."""
+    fake = FakePorts(autojump_clock)
+    fake.store.set_quota(FN, Quota(rate=Rate(300, 60.0)))
+    fake.take(RATE, 0)
+    fake.store.start(FN)
+    await trio.sleep(1)
+    fake.store.give_back_unused()
+    assert fake.given_back == [(0, 59.0, USABLE + 59.0)]

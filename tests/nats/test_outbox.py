@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import nats.errors
 import pytest
 import trio
 import trio_asyncio
@@ -29,8 +30,8 @@ class FakeConnection:
     """A connection that records what is published, and can answer it."""
 
     up: bool = True
-    broken: bool = False
-    """Whether publishing raises an error."""
+    broken: Exception | None = None
+    """The error that publishing raises."""
     failures: list[tuple[str, str]] = field(default_factory=list)
     published: list[tuple[str, bytes, str]] = field(default_factory=list)
     answer: Callable[[Any], None] | None = None
@@ -56,7 +57,7 @@ class FakeConnection:
 
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         if self.broken:
-            raise OSError("broken")
+            raise self.broken
         self.published.append((subject, payload, reply))
 
     def report_failure(self, doing: str, error: object) -> None:
@@ -67,6 +68,10 @@ class FakeConnection:
         """Return the subjects and payloads that were published after the last call."""
         published, self.published = self.published, []
         return [(subject, payload) for subject, payload, _ in published]
+
+
+ERRORS = (OSError("broken"), nats.errors.Error("broken"))
+"""The errors of a connection that breaks while it sends."""
 
 
 @dataclass
@@ -157,27 +162,34 @@ async def test_settle_sends_jetstream_verbs() -> None:
 @virtual
 async def test_settle_that_cannot_be_sent_is_reported_and_repeated() -> None:
     """An error while a settlement is sent is reported, and the settlement is sent again two seconds later."""
-    async with open_outbox() as opened:
-        opened.connection.broken = True
-        opened.settle(opened.delivery(), Ack())
-        assert await opened.sent() == []
-        assert opened.connection.failures == [("settling", "broken")]
-        opened.connection.broken = False
-        assert await opened.sent_after(1.9) == []
-        assert await opened.sent_after(0.2) == [("$JS.ACK.1", b"+ACK")]
+    for error in ERRORS:
+        async with open_outbox() as opened:
+            opened.connection.broken = error
+            opened.settle(opened.delivery(), Ack())
+            assert await opened.sent() == []
+            assert opened.connection.failures == [("settling", str(error))]
+            opened.connection.broken = None
+            assert await opened.sent_after(1.9) == []
+            assert await opened.sent_after(0.2) == [("$JS.ACK.1", b"+ACK")]
 
 
 @virtual
 async def test_postpone_sends_one_nak_with_the_delay() -> None:
-    """A postponed delivery gets one nak with its delay in nanoseconds; if that cannot be sent, it is not repeated."""
-    async with open_outbox() as opened:
-        opened.outbox.postpone("$JS.ACK.9", 1.5)
-        assert await opened.sent() == [("$JS.ACK.9", b'-NAK {"delay": 1500000000}')]
-        opened.connection.broken = True
-        opened.outbox.postpone("$JS.ACK.9", 1.5)
-        assert await opened.sent() == []
-        opened.connection.broken = False
-        assert await opened.sent_after(60) == []
+    """A postponed delivery gets one nak with its delay in nanoseconds; if that cannot be sent, it is not repeated.
+
+    Later settlements are sent all the same.
+    """
+    for error in ERRORS:
+        async with open_outbox() as opened:
+            opened.outbox.postpone("$JS.ACK.9", 1.5)
+            assert await opened.sent() == [("$JS.ACK.9", b'-NAK {"delay": 1500000000}')]
+            opened.connection.broken = error
+            opened.outbox.postpone("$JS.ACK.9", 1.5)
+            assert await opened.sent() == []
+            opened.connection.broken = None
+            assert await opened.sent_after(60) == []
+            opened.settle(opened.delivery(), Ack())
+            assert await opened.sent() == [("$JS.ACK.1", b"+ACK")]
 
 
 @virtual

@@ -298,7 +298,11 @@ def test_header_is_found_in_any_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after", "wait"), [(None, 0.2), (b"0", 0.2), (b"7", 7.0), (b"30", 30.0), (b"31", None), (b"3600", None)]
+    ("retry_after", "wait"),
+    [
+        *((None, 0.2), (b"0", 0.2), (b"7", 7.0), (b"30", 30.0), (b"31", None), (b"3600", None)),
+        (formatdate(NOW + 7, usegmt=True).encode(), 7.0),
+    ],
 )
 def test_decide_refused_probe_is_no_attempt(retry_after: bytes | None, wait: float | None) -> None:
     """A refused probe is retried after the limiter's wait or Retry-After; above 30 s it counts as an attempt."""
@@ -327,9 +331,12 @@ def test_decide_interrupted_is_no_attempt() -> None:
         TimedOut(1.0),
         Malformed("x"),
         Crashed(ValueError()),
+        LeaseLost(),
+        Responded(503, ((b"Retry-After", b"7"),)),
     ]
     for outcome in outcomes:
-        assert decide(outcome, attempt=1, retry=RETRY, draw=0.0, now=NOW)[1]
+        for attempt in (1, RETRY.attempts):
+            assert decide(outcome, attempt=attempt, retry=RETRY, draw=0.0, now=NOW)[1]
     assert decide(Interrupted(), attempt=1, retry=RETRY, draw=0.0, now=NOW) == (Nak(), False)
 
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from fuzz.messages import check_one_request
 from worker.model import Delivery, Invocation, Malformed
+from worker.policy import decode as decode_module
 from worker.policy.decode import decode, derive_call_id
 
 STORED = 1_700_000_000_000_000_000
@@ -643,6 +644,66 @@ def check_is_read_as_one_request(invocation: Invocation) -> None:
     assert isinstance(read, h11.Request)
     assert (read.method, read.target) == (invocation.method.encode(), invocation.target)
     assert read.headers.raw_items() == headers
+
+
+def test_decode_every_connection_header_names_dropped_ones() -> None:
+    """Each value of a Connection header names headers that are dropped, also headers that the message does not have."""
+    header = {"Connection": ["x-a", "x-b, user-agent"], "X-A": ["1"], "X-B": ["2"], "X-C": ["3"]}
+    assert accepted(Header=header).headers == ((b"X-C", b"3"), *ADDED_HEADERS)
+
+
+def test_decode_empty_call_id_is_skipped() -> None:
+    """Of several call ids the first that is not empty counts, and empty ones are not sent on."""
+    invocation = accepted(Header={"X-Call-Id": ["", "one"]})
+    assert (invocation.call_id, invocation.headers) == ("one", ((b"X-Call-Id", b"one"), ADDED_HEADERS[1]))
+
+
+def test_decode_longest_function_name_is_accepted() -> None:
+    """A function and a namespace have 253 characters each at most, as names have in Kubernetes."""
+    longest = f"{'a' * 253}.{'b' * 253}"
+    assert accepted(Function=longest).label == longest
+    assert refused(json.dumps({"Function": f"{longest}b"}).encode()).startswith("not a function's name")
+
+
+# The cache of header names
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Empty the cache of header names, and return it."""
+    names: dict[str, Any] = {}
+    monkeypatch.setattr(decode_module, "_names", names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["X-Odd", "x-odd", "a" * 64, "a" * 65, "Host", "content-length", "TE", "X-Call-Id"])
+def test_decode_name_is_read_the_same_each_time(
+    cached: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A header's name, special or not, is read the same the first time and from the cache; a long one is not cached."""
+    first = accepted(Header={name: ["1"]})
+    assert (name in cached) == (len(name) <= 64)
+    if name in cached:
+        monkeypatch.delattr(decode_module, "_cache_name")
+    assert accepted(Header={name: ["1"]}) == first
+    sent = () if name in ("Host", "content-length", "TE") else ((name.encode(), b"1"),)
+    assert tuple(field for field in first.headers if field not in ADDED_HEADERS) == sent
+    assert first.call_id == ("1" if name == "X-Call-Id" else DERIVED_ID)
+
+
+def test_decode_caches_a_bounded_number_of_names(cached: dict[str, Any]) -> None:
+    """At most 1,000 names are cached, because callers choose them; more are read all the same."""
+    for number in range(1_001):
+        name = f"X-{number}"
+        assert (name.encode(), b"1") in accepted(Header={name: ["1"]}).headers
+    assert [*cached] == [f"X-{number}" for number in range(1_000)]
+
+
+def test_decode_refused_name_is_not_cached(cached: dict[str, Any]) -> None:
+    """A name that is no token is refused each time."""
+    for _ in range(2):
+        assert refused(b'{"Function": "echo", "Header": {"a b": ["1"]}}') == "not a header's name: 'a b'"
+    assert cached == {}
 
 
 nasty = st.text(st.sampled_from("\r\n\0\t :%?#/.\\a2eF\x7f\x85\u2028\u00e9")) | st.text()

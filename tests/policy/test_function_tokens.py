@@ -95,6 +95,50 @@ def test_remove_lost_token_frees_nothing(held: bool) -> None:
     assert (tokens.in_use, tokens.room(0.0), tokens.take_spare(0, 0.0)) == (0, 0, [])
 
 
+def test_request_counts_tokens_in_use_and_free() -> None:
+    """A cap's tokens that invocations hold, that are free or that are requested are not requested again."""
+    tokens: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5))
+    assert tokens.request(3, 0.0) == {CAP: 3}
+    for token in "abc":
+        tokens.add(CAP, token, 1, 0.0)
+        assert tokens.request(3, 0.0) == {}
+    for _ in range(3):
+        tokens.start(0.0)
+    assert tokens.in_use == 3
+    tokens.release("a")
+    assert tokens.in_use == 2
+    assert tokens.request(2, 0.0) == {CAP: 1}
+    assert tokens.request(9, 0.0) == {CAP: 1}
+    assert tokens.request(9, 0.0) == {}
+
+
+def test_request_counts_the_uses_that_are_here() -> None:
+    """Tokens of a rate are requested only for the invocations that those here do not allow."""
+    tokens: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 1.0)))
+    tokens.add(RATE, "a", 3, 0.0)
+    assert tokens.request(3, 0.0) == {}
+    assert tokens.request(7, 0.0) == {RATE: 2}
+
+
+def test_take_spare_after_the_window_returns_without_delay() -> None:
+    """A token whose last use is longer ago than the window is given back for its redelivery at once."""
+    tokens: FunctionTokens[str] = FunctionTokens(Quota(rate=Rate(250, 1.0)))
+    tokens.add(RATE, "a", 3, 0.0)
+    tokens.start(1.0)
+    assert tokens.take_spare(9, USABLE) == [TokenReturn("a", 0.0, USABLE + 1.0)]
+
+
+def test_take_spare_after_the_quota_was_lifted_returns_all() -> None:
+    """Without cap and rate no token is kept, and none is delayed by the window of the rate that was."""
+    tokens: FunctionTokens[str] = FunctionTokens(Quota(max_inflight=5, rate=Rate(250, 60.0)))
+    tokens.add(CAP, "a", 1, 0.0)
+    tokens.add(CAP, "b", 1, 0.0)
+    tokens.add(RATE, "c", 3, 0.0)
+    tokens.start(1.0)
+    tokens.quota = Quota()
+    assert tokens.take_spare(9, 1.0) == [TokenReturn("b"), TokenReturn("c", 0.0, USABLE)]
+
+
 # The law over all workers, for any order of events and any crash
 
 

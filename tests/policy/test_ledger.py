@@ -180,6 +180,15 @@ def test_classify_abandoned_message_counts_deliveries_again() -> None:
     assert ledger.classify(delivery(count=9), now=100.0) == Start(9)
 
 
+def test_abandon_keeps_the_attempts_and_the_backoff() -> None:
+    """A message that did not start after all no longer runs, and its attempts and back-off stay in the memory."""
+    ledger = nakked_ledger(3, 3, 60.0)
+    assert ledger.classify(delivery(count=4), now=160.0) == Start(4)
+    ledger.abandon(delivery(count=4))
+    assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
+    assert ledger.classify(delivery(count=5), now=160.0) == Start(4)
+
+
 # Limits of the ledger's memory
 
 

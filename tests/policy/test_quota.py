@@ -10,11 +10,14 @@ from worker.policy.quota import (
     MOST_STARTS,
     MOST_TOKENS,
     RATE,
+    is_token_flow,
     needs_tokens,
     parse_minimums,
     parse_quota,
     parse_rate,
+    split_token_flow,
     token_count,
+    token_flow,
     uses_of_token,
     uses_per_token,
     write_rate,
@@ -103,3 +106,37 @@ def test_parse_minimums_reads_functions_and_slots() -> None:
     """Minimums are pairs of a function, with a namespace or without, and a number of slots."""
     assert parse_minimums("a=1") == (("a", 1),)
     assert parse_minimums("checkout=5, billing.shop=2") == (("checkout", 5), ("billing.shop", 2))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "checkout", "checkout=", "=5", "checkout=0", "checkout=-1", "checkout=100001", "checkout=00000001"),
+        *("checkout=5,", "checkout=5=6", "che ckout=5", "checkout=1.5", "a.b.c=1"),
+    ],
+)
+def test_parse_minimums_other_text_raises_with_the_form(text: str) -> None:
+    """Anything but functions with 1 to 100,000 slots raises ValueError with the accepted form."""
+    expected = "not a list of minimums: write functions and slots with commas, as checkout=5,billing.shop=2"
+    with pytest.raises(ValueError, match="minimums") as raised:
+        parse_minimums(text)
+    assert str(raised.value) == expected
+
+
+def test_parse_minimums_function_with_two_raises_with_its_name() -> None:
+    """A function with two minimums raises ValueError with its name."""
+    with pytest.raises(ValueError, match="minimums") as raised:
+        parse_minimums("a=1,checkout=5,b=1,checkout=6")
+    assert str(raised.value) == "checkout has two minimums: keep one"
+    assert parse_minimums("checkout=100000,a=0000001") == (("checkout", 100_000), ("a", 1))
+
+
+@pytest.mark.parametrize("kind", [CAP, RATE])
+def test_token_flow_has_kind_and_function(kind: str) -> None:
+    """The flow of a function's tokens differs from each flow of messages, and has the kind and the function."""
+    flow = token_flow(kind, "echo.fn")
+    assert flow == f"quota/{kind}/echo.fn"
+    assert is_token_flow(flow)
+    assert split_token_flow(flow) == (kind, "echo.fn")
+    for other in ("", "faas-request", "faas-request.echo", "quota"):
+        assert not is_token_flow(other)

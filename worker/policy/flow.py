@@ -94,7 +94,7 @@ class Flow:
         """Return the credit that can be recalled without keeping a message from a free slot."""
         if self.recalling:
             return 0
-        if now - self.credited_at >= PATIENCE:
+        if now >= self.credited_at + PATIENCE:  # the time at which Shares decides again, to the last bit
             return self.credit
         return max(0, min(self.credit - int(self.stored > self.running), -self.pending_demand(now)))
 

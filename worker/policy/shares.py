@@ -20,21 +20,18 @@ free.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import count
 from math import inf
 
 from ..model import SHARED
 from .flow import PATIENCE, DemandQueue, Flow, SharedFlow
+from .flow_times import FlowTimes
 
 QUIET = 0.05
 LONGEST_QUIET = 1.0
 """Seconds without credit for a flow whose stored messages did not arrive, doubling each time. They run on another
 worker, or wait for their next attempt, and only the server knows when that is due."""
-MOST_RETURNS = 10_000
-"""Redeliveries whose time is remembered. Those beyond are found by requests after a silence."""
 TOKEN_CHECK = 1.0
 """Seconds between two looks at a flow that needs tokens, because unused tokens expire."""
 RESERVE = 8
@@ -73,11 +70,7 @@ class Shares:
         self._credited: dict[Flow, None] = {}
         """Flows with credit."""
         self._demand = DemandQueue()
-        self._numbers = count(1)
-        self._checks: list[tuple[float, int, Flow]] = []
-        """Heap: when to look at flows again. An entry counts if its time is the flow's *check_at*."""
-        self._redeliveries: list[tuple[float, int, Flow]] = []
-        """Heap: when messages that this worker gave back are pending again."""
+        self._times = FlowTimes()
         self._token_flows: dict[Flow, None] = {}
         """Flows that need tokens and have changed."""
         self._surplus: list[Flow] = []
@@ -154,8 +147,8 @@ class Shares:
         if not (flow.exists or flow.held):
             self._forget(flow)
         # Nothing counts what is pending for a shared flow, so it needs no hint either.
-        if redelivery_at is not None and flow.name != SHARED and len(self._redeliveries) < MOST_RETURNS:
-            heapq.heappush(self._redeliveries, (redelivery_at, next(self._numbers), flow))
+        if redelivery_at is not None and flow.name != SHARED:
+            self._times.add_redelivery(flow, redelivery_at)
 
     def take_back(self, name: str, messages: int, now: float) -> None:
         """Take back credit that the queue returned."""
@@ -209,7 +202,7 @@ class Shares:
 
     def decide(self, now: float) -> Decision:
         """Give all free slots, and recall credit that is needed elsewhere."""
-        if self._alone and not self._checks:
+        if self._alone and not self._times.checks:
             return self._give_all(self._alone, now)
         decision = Decision()
         if self._surplus:
@@ -221,11 +214,7 @@ class Shares:
             self._recall(decision, now)
         elif self.free:
             self._prefetch(decision, now)
-        while self._checks and self._checks[0][2].check_at != self._checks[0][0]:
-            heapq.heappop(self._checks)
-        for heap in (self._checks, self._redeliveries):
-            if heap:
-                decision.decide_at = min(decision.decide_at, heap[0][0])
+        decision.decide_at = min(decision.decide_at, self._times.next_at())
         return decision
 
     def _give_all(self, flow: Flow, now: float) -> Decision:
@@ -244,17 +233,7 @@ class Shares:
         self._surplus.clear()
 
     def _look_at_changed(self, decision: Decision, now: float) -> None:
-        while self._checks and self._checks[0][0] <= now:
-            at, _, flow = heapq.heappop(self._checks)
-            if flow.check_at == at:
-                flow.check_at = inf
-                self._changed[flow] = None
-        while self._redeliveries and self._redeliveries[0][0] <= now:
-            _, _, flow = heapq.heappop(self._redeliveries)
-            if flow.exists:
-                flow.pending += 1
-                flow.silent_until = -inf
-                self._changed[flow] = None
+        self._changed |= dict.fromkeys(self._times.take_due(now))
         for flow in self._changed:
             if flow.limiter:
                 if flow.limiter.due <= now:
@@ -265,7 +244,7 @@ class Shares:
             self._look(flow, now)
             if flow.credit and flow.held > flow.limit and not flow.recalling:
                 # Its limit fell, or it was paused: what arrived for this credit could not start.
-                self._call_back(flow, decision)
+                self._call_back(flow, decision, now)
         self._changed.clear()
 
     def _look(self, flow: Flow, now: float) -> None:
@@ -292,10 +271,7 @@ class Shares:
             self._token_flows[flow] = None
             if flow in self._active:
                 check_at = min(check_at, now + TOKEN_CHECK)
-        if check_at != flow.check_at:
-            flow.check_at = check_at
-            if check_at < inf:
-                heapq.heappush(self._checks, (check_at, next(self._numbers), flow))
+        self._times.set_check(flow, check_at)
 
     def _grant(self, flow: Flow, decision: Decision, now: float) -> None:
         # One at a time, because each changes the order; but a flow that is alone gets all at once.
@@ -326,15 +302,15 @@ class Shares:
                 if needed <= 0:
                     break
                 needed -= int(most)
-                self._call_back(flow, decision)
+                self._call_back(flow, decision, now)
         # Other credit becomes idle when its messages do not arrive in time: decide again then.
         patience = (flow.credited_at + PATIENCE for flow in self._credited if not flow.recalling)
         decision.decide_at = min((decision.decide_at, *(at for at in patience if at > now)))
 
-    def _call_back(self, flow: Flow, decision: Decision) -> None:
+    def _call_back(self, flow: Flow, decision: Decision, now: float) -> None:
         flow.recalling = True
         decision.recalls.append(flow)
-        self._look(flow, 0.0)
+        self._look(flow, now)
 
     def _give_credit(self, flow: Flow, more: int, decision: Decision, now: float) -> None:
         if not flow.credit:
