@@ -45,6 +45,7 @@ LONG = (
     "simulation/test_bugs.py",
     "test_dev.py",
     "test_gateway.py",
+    "test_gateway_hostile.py",
     "test_pause.py",
     "test_submit.py",
 )

@@ -60,11 +60,31 @@ from worker.policy.retry import Retry
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
-ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE = (
+ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE, SECURITY = (
     ROOT / "docs" / f"{name}.md"
-    for name in ("architecture", "guarantees", "operations", "reliability", "mutants", "scaling", "performance")
+    for name in (
+        "architecture",
+        "guarantees",
+        "operations",
+        "reliability",
+        "mutants",
+        "scaling",
+        "performance",
+        "security",
+    )
 )
-DOCUMENTS = (README, CHANGELOG, ARCHITECTURE, GUARANTEES, OPERATIONS, RELIABILITY, MUTANTS, SCALING, PERFORMANCE)
+DOCUMENTS = (
+    README,
+    CHANGELOG,
+    ARCHITECTURE,
+    GUARANTEES,
+    OPERATIONS,
+    RELIABILITY,
+    MUTANTS,
+    SCALING,
+    PERFORMANCE,
+    SECURITY,
+)
 MANIFESTS = sorted((ROOT / "deploy").glob("*.yaml"))
 DEFAULTS = load({}).settings
 

@@ -64,7 +64,8 @@ async def run(world: World, parts: FakeParts, flow: Flow, **fields: Any) -> Simu
     payload = json.dumps({"Function": "a"} | fields).encode()
     delivery = Delivery((5, 77), "t5", 1, 2.0, "a", payload, "a")
     worker.queue.record_delivery(delivery)
-    job = Job(services.leases.add(delivery), 1, 0.0, flow, None, anything, services, services.config.retry)
+    retry = services.config.retry
+    job = Job(services.leases.add(delivery), 1, 0.0, flow, None, anything, services, retry, lambda *_: None)
     with trio.CancelScope() as scope:
         await job.run(scope)
     return worker

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
+import anyio
 import httpx
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -71,24 +72,21 @@ class FunctionProxy:
             text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
             raise HTTPException(508, text)
         body = _Body(scope, receive)
-        forward = asyncio.ensure_future(self._forward(scope, body, send))
-        disconnect = asyncio.ensure_future(body.wait_disconnected())
-        try:
-            await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            disconnect.cancel()
-            if not forward.done():
-                forward.cancel()
-                await asyncio.wait((forward,))
-        if not forward.cancelled():
-            forward.result()
+        # anyio's cancellation, not the task's own: httpcore shields the closing of its connections from that one only.
+        with anyio.CancelScope() as until_disconnected:
+            disconnect = asyncio.ensure_future(body.wait_disconnected())
+            disconnect.add_done_callback(lambda _: until_disconnected.cancel())
+            try:
+                await self._forward(scope, body, send)
+            finally:
+                disconnect.cancel()
 
     async def _forward(self, scope: Scope, body: _Body, send: Send) -> None:
         """Pass the request on and the response back, to its end within ``upstream_timeout``."""
         seconds = self._settings.upstream_timeout
-        end = asyncio.get_running_loop().time() + seconds
+        end = anyio.current_time() + seconds
         try:
-            async with asyncio.timeout_at(end):
+            with anyio.fail_after(seconds):
                 response = await self._transport.handle_async_request(self._request(scope, body))
         except httpx.PoolTimeout:
             raise HTTPException(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
@@ -96,8 +94,11 @@ class FunctionProxy:
             raise self._failed(504, f"no answer within {seconds:g} s") from None
         except httpx.TransportError as error:
             raise self._failed(502, f"cannot be reached: {error or type(error).__name__}") from None
+        if response.status_code < 200:
+            await response.aclose()
+            raise self._failed(502, f"an answer {response.status_code}, though no other protocol was requested")
         try:
-            async with asyncio.timeout_at(end):
+            with anyio.fail_after(end - anyio.current_time()):
                 await _pass_back(response, send)
         except (httpx.TransportError, TimeoutError) as error:
             # The status is sent, so the caller can only be shown an incomplete response: the server closes the
