@@ -12,7 +12,19 @@ from fuzz.durations import nanoseconds_of_go
 from worker.policy.retry import Backoff, Jitter, Retry, apply_annotations
 
 NAMES = tuple(f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait"))
-WORDS = ("1000000", "1000001", "408,429,500,502,503,504", "599", "600", "1h30m", "300ms", "-1s", "2562047h47m16s")
+WORDS = (
+    "0",
+    "none",
+    "1000000",
+    "1000001",
+    "408,429,500,502,503,504",
+    "599",
+    "600",
+    "1h30m",
+    "300ms",
+    "-1s",
+    "2562047h47m16s",
+)
 SETTINGS = Retry(attempts=7, codes=frozenset({503}), backoff=Backoff(3.0, 11.0, Jitter.EQUAL))
 
 
@@ -22,10 +34,12 @@ def check(data: bytes) -> None:
     annotations = dict(zip(NAMES, lines, strict=False)) | {f"x{n}": line for n, line in enumerate(lines[4:])}
     retry, ignored = apply_annotations(SETTINGS, annotations)
     meanings = [_meaning(name, annotations.get(name, "").strip()) for name in NAMES]
+    if NAMES[1] in annotations and annotations[NAMES[1]].strip() in ("", "none"):
+        meanings[1] = frozenset()
     given = [not value or value.isspace() for value in (annotations.get(name, "") for name in NAMES)]
     attempts, codes, initial, max_wait = meanings
     assert retry.attempts == (attempts or SETTINGS.attempts)
-    assert retry.codes == (codes or SETTINGS.codes)
+    assert retry.codes == (SETTINGS.codes if codes is None else codes)
     assert retry.backoff.first_wait == (3.0 if initial is None else initial)
     assert retry.backoff.max_wait == (11.0 if max_wait is None else max_wait)
     assert [each.annotation for each in ignored] == [
@@ -45,7 +59,7 @@ def _meaning(name: str, text: str) -> int | float | frozenset[int] | None:
     if not text or len(text) > 2048:
         return None
     if name.endswith("attempts"):
-        return int(text) if re.fullmatch(r"0*[1-9][0-9]{0,5}|1000000", text) and len(text) <= 7 else None
+        return (int(text) or 1) if re.fullmatch(r"0*[0-9]{1,6}|1000000", text) and len(text) <= 7 else None
     if name.endswith("codes"):
         codes = [re.fullmatch(r"\s*([1-5][0-9][0-9])\s*", code) for code in text.split(",")]
         return frozenset(int(code[1]) for code in codes if code) if all(codes) else None

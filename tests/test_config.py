@@ -316,8 +316,8 @@ WORDS: dict[str, tuple[str, list[str]]] = {
         ["0", "-1", "1000001", "x"],
     ),
     "retry_http_codes": (
-        "not a list of HTTP status codes: write them with commas, as 408,429,503",
-        ["429,", "5xx", "600", "99", "429;503"],
+        "not a list of HTTP status codes: write them with commas, as 408,429,503, or none",
+        ["429,", "5xx", "600", "99", "429;503", "None", "none,429"],
     ),
     "ack_wait": (
         "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m",
@@ -425,6 +425,7 @@ def test_load_invalid_durations_and_files_are_rejected_with_the_reason(name: str
         ("backoff", "full", "full"),
         ("backoff", "exponential", "exponential"),
         ("retry_http_codes", "429, 503", frozenset({429, 503})),
+        ("retry_http_codes", "none", frozenset()),
         ("gateway_url", "http://gateway:8080/", "http://gateway:8080"),
         ("gateway_url", "https://h//", "https://h"),
         ("gateway_url", "http://[::1]:8080", "http://[::1]:8080"),

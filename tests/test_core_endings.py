@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, World, ms, reply
+from worker import job
 from worker.events import (
     CallbackIgnored,
     CallbackPosted,
@@ -20,6 +21,7 @@ from worker.events import (
     WorkCrashed,
 )
 from worker.model import Ack, DeadLetter, Nak, Term
+from worker.policy import receivers
 from worker.policy.retry import Backoff, Jitter, Retry
 
 ONCE = Retry(attempts=1)
@@ -196,15 +198,17 @@ async def test_callback_that_keeps_failing_is_given_up(
         assert world.starts(message) == [2]
 
 
-async def test_callback_bug_does_not_run_the_function_again(autojump_clock: MockClock) -> None:
-    """An exception while a callback is posted is logged; the message is acked, and its function does not run again."""
+async def test_callback_bug_is_a_failed_try(autojump_clock: MockClock) -> None:
+    """An exception while a callback is posted is a failed try: it is posted again, and its function does not run."""
     async with World(autojump_clock) as world:
-        message = world.publish(reply(200), callback=[Answer(KeyError("a bug"))])
-        worker = world.start(world.worker())
+        message = world.publish(reply(200), callback=[Answer(KeyError("a bug")), Answer(200)])
+        worker = world.start(world.worker(callback_backoff=Backoff(1, 5)))
         await message.removed.wait()
-        assert world.verbs_of(message) == [(3, Ack())]
+        assert world.verbs_of(message) == [(1_003, Ack())]
         assert world.starts(message) == [2]
         assert len(worker.events_of(WorkCrashed)) == 1
+        posted = [(each.delivered, each.retry_in, each.result) for each in worker.events_of(CallbackPosted)]
+        assert posted == [(False, 1, "a bug in the worker: KeyError('a bug')"), (True, None, 200)]
 
 
 async def test_dead_letter_bug_naks_the_message(monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock) -> None:
@@ -240,11 +244,40 @@ async def test_callback_with_invalid_url_is_ignored(autojump_clock: MockClock) -
         assert message.verdict == Ack()
 
 
-async def test_callback_keeps_its_slot(autojump_clock: MockClock) -> None:
-    """A message keeps its slot while its callback is posted, so that no worker holds more messages than slots."""
+async def test_callback_leaves_its_slot(autojump_clock: MockClock) -> None:
+    """A message leaves its slot while its callback is posted, so that a slow receiver delays no other function."""
+    async with World(autojump_clock) as world:
+        slow = world.publish(reply(200), callback=[Answer(200, after=5)])
+        other = world.publish(reply(200))
+        worker = world.start(world.worker(slots=1))
+        await other.removed.wait()
+        assert world.starts(other) == [4]
+        await slow.removed.wait()
+        assert worker.credit == 1
+
+
+async def test_callback_without_room_keeps_its_slot(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many callbacks outside of the slots as there may be, a callback keeps its slot."""
+    monkeypatch.setattr(receivers, "MAX_CALLBACKS", 0)
     async with World(autojump_clock) as world:
         world.publish(reply(200), callback=[Answer(200, after=5)])
         other = world.publish(reply(200))
         world.start(world.worker(slots=1))
         await other.removed.wait()
         assert world.starts(other) == [5_004]
+
+
+async def test_callback_to_a_silent_receiver_without_room_fails_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without room, the callbacks of a receiver that has answered nothing for callback_timeout are given up."""
+    monkeypatch.setattr(receivers, "MAX_CALLBACKS", 1)
+    monkeypatch.setattr(job, "origin_of", lambda _: "http://tarpit")
+    async with World(autojump_clock) as world:
+        tarpit = world.publish(reply(200), callback=[Answer("no answer", after=30)])
+        worker = world.start(world.worker(slots=1, callback_attempts=1))
+        await trio.sleep(11)
+        late = world.publish(reply(200), callback=[Answer(200)])
+        await late.removed.wait()
+        assert [each.result for each in worker.events_of(CallbackPosted)] == [job._SILENT]
+        assert not tarpit.removed.is_set()

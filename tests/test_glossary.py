@@ -18,7 +18,7 @@ SOURCES = sorted((ROOT / "worker").rglob("*.py"))
 _HTTP_NATS_UNIX = """
 abandon api app body broker child children client code config connection exit gateway histogram http
 http11 jet jetstream log logs message metrics nak nats options origin parent parser processes proxy pub queue
-request responders response sequence server session settings status stream subject subscription term tls
+redirect request responders response sequence server session settings status stream subject subscription term tls
 topology transport url wire
 """
 _VERBS = """
@@ -29,7 +29,7 @@ run serve settle start store submit unfilter writer
 _WHAT_HAPPENED = """
 agreed bound changed closed connected crashed created delivered disconnected ended error expired
 failure finished idle ignored interrupted invalid learned listening loaded lost malformed merged misconfigured
-observed paused posted published redelivered refusals refused rejected responded returned started stored timed
+observed paused posted published redelivered refusals refused rejected responded returned sent started stored timed
 unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """

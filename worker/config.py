@@ -33,7 +33,7 @@ from .policy.parse import (
     whole,
 )
 from .policy.quota import parse_minimums
-from .policy.retry import Jitter, parse_attempts, parse_codes
+from .policy.retry import NO_CODES, Jitter, parse_attempts, parse_codes
 
 T = TypeVar("T")
 
@@ -148,7 +148,11 @@ class Settings:
         None, parse_minimums, "`function`: slots of functions, whatever others want, as `checkout=5,billing.shop=2`"
     )
     limiter_enabled: bool = setting("true", flag, "`function`: learn how many invocations each function takes at once")
-    gateway_url: str = setting("http://127.0.0.1:8080", http_url, "where functions are invoked")
+    gateway_url: str = setting(
+        "http://127.0.0.1:8080",
+        http_url,
+        "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
+    )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
         "openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one"
@@ -161,7 +165,9 @@ class Settings:
     max_retry_attempts: int = setting("100", parse_attempts, "how often an invocation is sent before it is given up")
     initial_retry_wait: float = setting("10s", duration(), "first wait between attempts")
     max_retry_wait: float = setting("120s", duration(), "longest wait between attempts")
-    retry_http_codes: frozenset[int] = setting("408,429,500,502,503,504", parse_codes, "codes that are retried")
+    retry_http_codes: frozenset[int] = setting(
+        "408,429,500,502,503,504", parse_codes, "codes that are retried, or `none`"
+    )
     backoff: Jitter = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
         "exponential",
         lambda value: Jitter(one_of(*Jitter)(value)),
@@ -354,7 +360,7 @@ def _display(value: Any, field: dataclasses.Field[Any]) -> str:
 _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
-    frozenset: lambda value: ",".join(map(str, sorted(value))),
+    frozenset: lambda value: ",".join(map(str, sorted(value))) or NO_CODES,
     tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }
 

@@ -29,6 +29,7 @@ from .model import (
     QueueShared,
     QuotaChanged,
     StoredCount,
+    Verdict,
 )
 from .policy.flow import Flow
 from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decide_delivery
@@ -143,7 +144,8 @@ class Intake:
         services = self._services
         lease = services.leases.add(delivery)
         token, retry = self._admission.start(flow), services.config.retry
-        self._jobs.append(Job(lease, start.attempt, start.delay, flow, token, self._admission, services, retry))
+        job = Job(lease, start.attempt, start.delay, flow, token, self._admission, services, retry, self._free)
+        self._jobs.append(job)
         if self._idle:
             self._idle.unpark()
         else:
@@ -159,16 +161,19 @@ class Intake:
                 while self._jobs and not scope.cancel_called:
                     job = self._jobs.popleft()
                     await job.run(scope)
-                    self._free(job)
+                    self._free(job, job.verdict)
                     if self._open and not self._jobs and not scope.cancel_called:
                         await self._idle.park()
             if scope.cancelled_caught:
                 job.settle_cancelled()
-                self._free(job)
+                self._free(job, job.verdict)
 
-    def _free(self, job: Job) -> None:
-        """Free the slot of a job that has settled, and decide which flow gets it."""
-        now, flow, verdict = trio.current_time(), job.flow, job.verdict
+    def _free(self, job: Job, verdict: Verdict) -> None:
+        """Free the slot of a job with this verdict, unless it is free already, and decide which flow gets it."""
+        if not job.has_slot:
+            return
+        job.has_slot = False
+        now, flow = trio.current_time(), job.flow
         redelivery_at = now + verdict.delay if isinstance(verdict, Nak) else None
         held_for = now - job.lease.delivery.received_at
         self._shares.finish(flow, held_for, final=isinstance(verdict, Final), redelivery_at=redelivery_at)

@@ -27,6 +27,7 @@ from .model import (
     Abandon,
     Ack,
     Attempted,
+    Callback,
     Crashed,
     DeadLetter,
     Final,
@@ -35,6 +36,7 @@ from .model import (
     LeaseLost,
     Malformed,
     Nak,
+    NotSent,
     Outcome,
     Term,
     Verdict,
@@ -43,7 +45,8 @@ from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.flow import Flow
 from .policy.ledger import Ledger
-from .policy.report import is_delivered, is_retriable, make_callback
+from .policy.receivers import Receivers
+from .policy.report import is_delivered, is_retriable, make_callback, origin_of
 from .policy.retry import Backoff, Retry, apply_annotations
 from .ports import BrokerUnavailableError, Callbacks, Emit, Functions, Queue, Quotas
 from .timers import Timers
@@ -52,6 +55,7 @@ T = TypeVar("T")
 
 _DEAD_LETTER_TRIES = 5
 """Attempts to store a dead letter before its message is returned to the queue."""
+_SILENT = "not sent: the receiver answers no callback, and there is no room for more that wait"
 _DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
 """Waits between those attempts: 7.5 s in all, longer than the election of a stream's leader takes."""
 
@@ -88,6 +92,7 @@ class Services:
     emit: Emit
     leases: Leases
     ledger: Ledger
+    receivers: Receivers
     timers: Timers
     drain: Drain
     config: CoreConfig
@@ -113,12 +118,16 @@ class Job:
     services: Services
     retry: Retry
     """The retry policy; the message's annotations may change it."""
+    free_slot: Callable[[Job, Verdict], None]
+    """Frees the slot of a job whose verdict is decided."""
     invocation: Invocation | None = None
     """None until the request is sent."""
     in_flight: bool = False
     """Whether the flow's limiter counts the invocation as in flight."""
     started_at: float = 0.0
     duration: float = 0.0
+    has_slot: bool = True
+    """Whether the job still has its slot; a callback can outlast it."""
     outcome: Outcome | None = None
     counts: bool = True
     """Whether the job counts as an attempt."""
@@ -184,7 +193,7 @@ class Job:
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
-    async def _invoke(self, invocation: Invocation) -> Attempted:
+    async def _invoke(self, invocation: Invocation) -> Attempted | NotSent:
         self.invocation = invocation
         stored_at = self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
@@ -211,7 +220,7 @@ class Job:
         self.outcome = outcome
         if self.invocation:
             self.duration = trio.current_time() - self.started_at
-            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted)
+            attempts, counts = self.retry.attempts, self.counts or not isinstance(outcome, Attempted | NotSent)
             services.emit(
                 InvocationEnded(self.invocation, self.attempt, attempts, outcome, verdict, self.duration, counts)
             )
@@ -267,17 +276,41 @@ class Job:
         )
         if not callback:
             return
+        receivers, receiver = self.services.receivers, origin_of(callback.url)
+        size = len(callback.body) + len(self.lease.delivery.payload)
+        with receivers.waiting(receiver, size, trio.current_time()) as room:
+            if room:
+                self.free_slot(self, verdict)
+            elif receivers.is_silent(receiver, trio.current_time()):
+                self.services.emit(CallbackPosted(invocation, _SILENT, delivered=False, retry_in=None, duration=0.0))
+                return
+            await self._post_until_delivered(invocation, callback, receiver, verdict)
+
+    async def _post_until_delivered(
+        self, invocation: Invocation, callback: Callback, receiver: str, verdict: Final
+    ) -> None:
+        config = self.services.config
         for number in count(1):
             began = trio.current_time()
-            result = await self.services.callbacks.post(callback)
+            result = await self._post(callback)
+            now = trio.current_time()
+            if isinstance(result, int):
+                self.services.receivers.answered(receiver, now)
             retry = number < config.callback_attempts and is_retriable(result)
             wait = config.callback_backoff.delay(number, draw=self.services.rng()) if retry else None
-            duration = trio.current_time() - began
-            self.services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, duration))
+            self.services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, now - began))
             if wait is None:
                 return
             self.verdict = verdict
             await self.services.timers.wait(wait, "callback")
+
+    async def _post(self, callback: Callback) -> int | str:
+        """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line."""
+        try:
+            return await self.services.callbacks.post(callback)
+        except Exception as error:  # noqa: BLE001 -- Cancelled is no Exception
+            self.services.emit(WorkCrashed(self.lease.delivery, error))
+            return f"a bug in the worker: {error!r}"
 
     # The end.
 

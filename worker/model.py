@@ -72,6 +72,8 @@ class Responded(Struct, frozen=True, gc=False):
     """Bytes of body that were read."""
     truncated: bool = False
     """Whether the body exceeded the limit; then *body* is its beginning."""
+    redirected: bool = False
+    """Whether this is the answer to the same request with a clean path, to which a redirect led."""
 
 
 class NoResponse(Struct, frozen=True, gc=False):
@@ -84,6 +86,12 @@ class TimedOut(Struct, frozen=True, gc=False):
     """``upstream_timeout`` passed: counts as 504."""
 
     after: float
+
+
+class NotSent(Struct, frozen=True, gc=False):
+    """This machine could not connect: no descriptors, no memory, no ports. The function has no part in it."""
+
+    reason: str
 
 
 class Malformed(Struct, frozen=True, gc=False):
@@ -109,7 +117,7 @@ class Crashed(Struct, frozen=True):
 Attempted = Responded | NoResponse | TimedOut
 """The outcomes of a request that was sent."""
 
-Outcome = Attempted | Malformed | Interrupted | LeaseLost | Crashed
+Outcome = Attempted | NotSent | Malformed | Interrupted | LeaseLost | Crashed
 
 
 # Verdicts: what to do with a delivery.

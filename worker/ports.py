@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, Quota, Settlement
+from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, NotSent, Quota, Settlement
 
 
 class BrokerUnavailableError(Exception):
@@ -104,7 +104,7 @@ class Quotas(Protocol):
 class Functions(Protocol):
     """The functions, behind a gateway or reached directly."""
 
-    async def invoke(self, invocation: Invocation) -> Attempted:
+    async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
         """Send the request and wait for the response, at most ``upstream_timeout``. No response raises an exception."""
 
 

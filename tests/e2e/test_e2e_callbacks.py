@@ -153,14 +153,54 @@ def test_callback_with_a_client_error_is_given_up_at_once(case: Case, status: in
     assert case.called_back
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_callback_redirect_is_not_followed(case: Case, status: int) -> None:
-    """The worker does not follow redirects of a receiver, so a result goes to the caller's URL only."""
+@pytest.mark.parametrize("status", [301, 302, 304, 307, 308])
+def test_callback_redirect_is_given_up(case: Case, status: int) -> None:
+    """A redirect is no delivery and is not followed: the callback is given up, with a line and a count."""
     elsewhere = f"{case.name}-elsewhere"
-    case.answer_callbacks(Reply(status, headers=(("Location", f"{case.shared.receiver.url}/{elsewhere}"),)))
+    location = f"Location: {case.shared.receiver.url}/{elsewhere}"
+    case.answer_callbacks(Reply(raw=f"HTTP/1.1 {status} Whatever\r\n{location}\r\n\r\n".encode()))
     assert case.run(callback=case.callback) == 1
     assert case.called_back
     assert case.shared.receiver.to(elsewhere) == []
+    (line,) = [line for line in case.lines if line["event"] == "Callback given up"]
+    assert (line["call_id"], line["result"]) == (case.call_id, status)
+
+
+def test_callback_with_an_endless_answer_is_delivered_once(case: Case) -> None:
+    """A receiver that answers 200, and then never ends its body, has received the result: it is not posted again."""
+    case.answer_callbacks(Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", stall=True))
+    assert case.run(callback=case.callback) == 1
+    assert case.called_back
+    assert [line["result"] for line in case.lines if line["event"] == "Posted result"] == [200]
+
+
+@pytest.mark.parametrize("no_proxy", ["localhost,127.0.0.1,[::1]", "127.0.0.1,fd00::/8", "127.0.0.0/8"])
+def test_callback_is_sent_with_any_no_proxy(
+    queue: Queue, receiver: Functions, start: StartWorker, no_proxy: str
+) -> None:
+    """Addresses in brackets and networks in NO_PROXY exclude receivers from the proxy, and break no callback."""
+    worker = start(NO_PROXY=no_proxy, HTTP_PROXY=f"http://127.0.0.1:{free_port()}")
+    queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
+    queue.wait_empty()
+    assert receiver.calls() == {"one": 1}
+    assert worker.logged("Callback (failed|given up)") == []
+
+
+@pytest.mark.parametrize("mode", ["static", "function"])
+def test_callbacks_to_a_tarpit_delay_no_other_function(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker, mode: str
+) -> None:
+    """A receiver that accepts callbacks and never answers holds no slot, so other functions go on."""
+    receiver.answer("tarpit", Reply(held=True))
+    worker = start(scaling_mode=mode, max_inflight=4, callback_timeout="10m")
+    queue.put_calls("slow", [f"slow-{number}" for number in range(40)], CallbackUrl=f"{receiver.url}/tarpit")
+    others = queue.put_calls("quick", [f"quick-{number}" for number in range(40)])
+    wait_until(lambda: all(functions.of(call) for call in others), "the other functions to be invoked")
+    wait_until(lambda: receiver.running == 40, "all callbacks to be on their way")
+    assert worker.metric("queue_worker_function_invocation_inflight") == 0
+    receiver.release("tarpit")
+    queue.wait_empty()
+    assert set(functions.calls().values()) == {1}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:", "no-such-host.invalid", "[::1]:1", "127.0.0.1:0"])

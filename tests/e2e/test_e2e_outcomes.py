@@ -224,3 +224,24 @@ def test_attempts_are_counted_across_workers(queue: Queue, functions: Functions,
     queue.wait_empty()
     assert functions.calls() == dict.fromkeys(calls, 5)
     assert sorted(letter.headers["X-Call-Id"] for letter in queue.dead_letters()) == sorted(calls)
+
+
+@pytest.mark.parametrize("annotation", [{"com.openfaas.retry.attempts": "0"}, {"com.openfaas.retry.codes": ""}])
+def test_annotation_for_no_retry_sends_once(case: Case, annotation: dict[str, str]) -> None:
+    """A function that asks for 0 attempts, or for no code to be retried, gets a failing invocation once."""
+    assert case.run(Reply(500), annotations=annotation) == 1
+    assert case.warnings == []
+
+
+@pytest.mark.parametrize("status", [301, 307, 308])
+def test_redirect_to_the_clean_path_is_one_attempt(case: Case, status: int) -> None:
+    """The gateway's redirect to the clean path is followed: the function gets the request, and it is one attempt."""
+    location = f"/function/{case.name}/x/y?a=b"
+    assert case.run(Reply(status, headers=(("Location", location),)), Reply(200), Path="//x//y", QueryString="a=b") == 2
+    assert [request.line.split()[1].decode() for request in case.requests] == [
+        location.replace("/x/y", "//x//y"),
+        location,
+    ]
+    assert {request.body for request in case.requests} == {b"input"}
+    (line,) = [line for line in case.lines if line["event"] == "Invoked"]
+    assert (line["attempt"], line["status"], line["redirect"]) == (1, 200, "followed")

@@ -258,3 +258,28 @@ def test_connection_to_the_gateway_is_reused(queue: Queue, functions: Functions,
     queue.wait_empty()
     assert set(functions.calls().values()) == {1}
     assert not [line for line in worker.logged("Invoked") if line["attempt"] != 1]
+
+
+def test_request_of_a_message_that_only_go_reads_arrives(case: Case) -> None:
+    """A body in lines of base64 arrives, and keys in lower case name the function and the callback."""
+    lines = base64.encodebytes(bytes(range(256))).decode()
+    payload = {"function": case.name, "header": {"X-Call-Id": [case.call_id]}, "BODY": lines, "_": None}
+    case.queue.put(json.dumps(payload | {"callbackUrl": case.callback}).encode())
+    case.queue.wait_empty()
+    assert [request.body for request in case.requests] == [bytes(range(256))]
+    assert case.called_back.header("X-Call-Id") == case.call_id
+    assert case.dead_letters == []
+
+
+def test_request_has_the_credentials_of_the_gateway_url(queue: Queue, functions: Functions, start: StartWorker) -> None:
+    """User and password of gateway_url are sent with each invocation, and are in no log line."""
+    url = f"http://user:s3cret%40@127.0.0.1:{functions.port}"
+    worker = start(gateway_url=url, debug="true")
+    functions.answer("closed", Reply(401))
+    queue.put(message("echo", "one"), message("closed", "two"))
+    queue.wait_empty()
+    for call in ("one", "two"):
+        (request,) = functions.of(call)
+        assert request.header("Authorization") == "Basic " + base64.b64encode(b"user:s3cret@").decode()
+    assert [line["level"] for line in worker.lines_of("two") if line["event"] == "Invoked"] == ["warning"]
+    assert "s3cret" not in worker.output

@@ -125,6 +125,30 @@ def test_invalid_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
     assert "nats_password_file" in errors
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("all_proxy", "socks5://u:s3cret@127.0.0.1:1080", "socks5://127.0.0.1:1080"),
+        ("HTTP_PROXY", "foo://127.0.0.1:9", "foo://127.0.0.1:9"),
+        ("SSL_CERT_FILE", "/etc/ssl/certs/missing.crt", "/etc/ssl/certs/missing.crt"),
+        ("SSL_CERT_FILE", "/dev/null", "/dev/null"),
+        ("SSL_CERT_DIR", "/missing", "/missing"),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_environment_without_callbacks_is_exit_2(
+    tmp_path: Path, name: str, value: str, shown: str, processes: int
+) -> None:
+    """A proxy or certificate with which no callback could be sent is exit 2; one line names the variable and value."""
+    settings = {"SSL_CERT_FILE": "", name: value, "processes": processes}
+    code, output, errors = run_program("worker", tmp_path=tmp_path, settings=settings)
+    (line,) = errors.splitlines()
+    assert (code, output) == (2, "")
+    assert f"{name.upper()} = {shown!r}" in line
+    assert "unset it" in line
+    assert "s3cret" not in line
+
+
 def test_unknown_command_or_option_is_exit_2(tmp_path: Path) -> None:
     """An unknown command or option is exit 2, with a usage message."""
     for arguments in (["queue-worker", "walk"], ["queue-worker", "run", "--fast"], ["jetstream-queue-worker", "-x"]):

@@ -33,7 +33,7 @@ class Factory(list[Client]):
 async def test_client_used_last_is_reused_first() -> None:
     """Of an origin's idle clients, the one that was used last is reused first."""
     made = Factory()
-    pools = ClientPools(made.make, max_per_origin=9)
+    pools = ClientPools(lambda _: made.make(), max_per_origin=9)
     async with pools.client("a") as first, pools.client("b") as second:
         pass
     async with pools.client("a") as again, pools.client("b") as other, trio.open_nursery() as nursery:
@@ -52,7 +52,7 @@ async def test_client_used_last_is_reused_first() -> None:
 async def test_tasks_beyond_the_limit_wait_in_turn() -> None:
     """An origin has at most max_per_origin clients; the task that waits longest gets the next one."""
     made, turns = Factory(), list[int]()
-    pools = ClientPools(made.make, max_per_origin=2)
+    pools = ClientPools(lambda _: made.make(), max_per_origin=2)
 
     async def use(number: int) -> None:
         async with pools.client("a"):
@@ -80,7 +80,7 @@ async def _hold(pools: ClientPools[Client]) -> None:
 async def test_client_after_an_error_or_cancellation_is_closed() -> None:
     """A client is closed after an error or a cancellation, because its connection may be half used."""
     made = Factory()
-    pools = ClientPools(made.make, max_per_origin=9)
+    pools = ClientPools(lambda _: made.make(), max_per_origin=9)
     with pytest.raises(ValueError, match="broken"):
         async with pools.client("a"):
             raise ValueError("broken")
@@ -95,7 +95,7 @@ async def test_client_after_an_error_or_cancellation_is_closed() -> None:
 async def test_task_cancelled_while_it_waits_takes_no_client() -> None:
     """When a waiting task is cancelled, the next task gets the client."""
     made = Factory()
-    pools = ClientPools(made.make, max_per_origin=1)
+    pools = ClientPools(lambda _: made.make(), max_per_origin=1)
     async with pools.client("a"):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -110,7 +110,7 @@ async def test_idle_clients_without_traffic_are_closed(autojump_clock: MockClock
     """Idle clients are closed after MAX_IDLE, and the pool of their origin is dropped."""
     assert autojump_clock
     made = Factory()
-    pools = ClientPools(made.make, max_per_origin=9)
+    pools = ClientPools(lambda _: made.make(), max_per_origin=9)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pools.close_expired)
         await trio.sleep(1)
@@ -128,7 +128,7 @@ async def test_idle_clients_are_closed_at_the_end(autojump_clock: MockClock) -> 
     """Idle clients are closed at the end, and one that takes longer than CLOSE_TIMEOUT is abandoned."""
     assert autojump_clock
     slow = Client(closing=60)
-    async with open_client_pools(lambda: slow, max_per_origin=9) as pools:
+    async with open_client_pools(lambda _: slow, max_per_origin=9) as pools:
         async with pools.client("a"):
             pass
         began = trio.current_time()

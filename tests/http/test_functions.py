@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from base64 import b64encode
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -13,7 +15,7 @@ from tests.http.server import OK, Server, Stream, answer_all, one_answer, servin
 from worker.config import load
 from worker.http.functions import HttpFunctions, open_functions
 from worker.http.transport import MAX_IDLE, PlainTransport
-from worker.model import Attempted, NoResponse, Responded, TimedOut
+from worker.model import Attempted, NoResponse, NotSent, Responded, TimedOut
 
 
 def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:
@@ -41,7 +43,7 @@ async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_cloc
                 mock_clock.jump(3.0)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
-        outcomes: list[Attempted] = []
+        outcomes: list[Attempted | NotSent] = []
 
         async def invoke() -> None:
             outcomes.append(await functions.invoke(invocation()))
@@ -177,3 +179,53 @@ async def test_invoke_of_a_dripping_server_times_out() -> None:
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="100ms") as functions:
         assert await functions.invoke(invocation()) == TimedOut(0.1)
+
+
+@pytest.mark.parametrize(
+    ("userinfo", "credentials"),
+    [
+        ("user:pw@", "user:pw"),
+        ("us%40er:p%3Aw%C3%A9@", "us@er:p:w\u00e9"),
+        ("user@", "user:"),
+        (":pw@", ":pw"),
+        ("", None),
+    ],
+)
+async def test_invoke_sends_the_credentials_of_the_gateway_url(userinfo: str, credentials: str | None) -> None:
+    """User and password of gateway_url are sent as basic authentication, decoded, in UTF-8."""
+    async with (
+        serving(answer_all) as server,
+        open_functions(load({"gateway_url": f"http://{userinfo}127.0.0.1:{server.port}"}).settings) as functions,
+    ):
+        await functions.invoke(invocation())
+    (request,) = server.requests
+    lines = [line for line in request.split(b"\r\n") if line.startswith(b"Authorization")]
+    assert lines == ([] if credentials is None else [b"Authorization: Basic " + b64encode(credentials.encode())])
+    assert f"Host: 127.0.0.1:{server.port}\r\n".encode() in request
+
+
+async def test_invoke_keeps_the_authorization_of_the_message() -> None:
+    """A message with its own Authorization keeps it: it is meant for the function."""
+    async with (
+        serving(answer_all) as server,
+        open_functions(load({"gateway_url": f"http://user:pw@127.0.0.1:{server.port}"}).settings) as functions,
+    ):
+        await functions.invoke(invocation(headers=((b"authorization", b"Bearer x"),)))
+    assert [line for line in server.requests[0].split(b"\r\n") if b"uthorization" in line] == [
+        b"authorization: Bearer x"
+    ]
+
+
+async def test_invoke_without_descriptors_is_not_sent() -> None:
+    """A machine without descriptors could not send, which is not the function's failure; it sends when it has some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with serving(answer_all) as server, _functions(server.port) as functions:
+        with open("/dev/null", "rb") as last:  # noqa: ASYNC230, PTH123 -- its descriptor is the lowest free one
+            lowest = last.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            outcome = await functions.invoke(invocation())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert outcome == NotSent("this machine could not connect: Too many open files")
+        assert isinstance(await functions.invoke(invocation()), Responded)

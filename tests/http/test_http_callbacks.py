@@ -130,3 +130,47 @@ def _unanswered_from(number: int, clock: MockClock) -> Script:
                 clock.jump(0.05)
 
     return script
+
+
+@pytest.mark.parametrize(
+    ("body", "reusable"),
+    [
+        (b"Content-Length: 3\r\n\r\nabc", True),
+        (b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n", False),
+        (b"Content-Length: 1000000\r\n\r\nabc", False),
+        (b"Content-Length: 1000000\r\n\r\n" + b"x" * 100_000, False),
+        (b"Content-Length: 10\r\n\r\nabc", False),
+    ],
+    ids=["whole", "trickle", "slow", "large", "cut"],
+)
+@pytest.mark.usefixtures("autojump_clock")
+async def test_post_with_any_body_returns_the_status(body: bytes, reusable: bool) -> None:
+    """The status is the result as soon as it has arrived, whatever the body does, and nothing is posted again."""
+
+    async def script(server: Server, stream: Stream) -> None:
+        while await server.read(stream):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\n" + body)
+            if not reusable:
+                await trio.sleep(3600 if b"10\r" not in body else 0)
+                return
+
+    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+        url = f"http://127.0.0.1:{server.port}/"
+        results = [await callbacks.post(Callback(url, (), b"x")) for _ in range(2)]
+        assert results == [200, 200]
+        assert len(server.requests) == 2
+        assert server.connections == (1 if reusable else 2)
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_post_with_a_slow_header_times_out() -> None:
+    """A receiver that sends its header byte by byte has not answered before callback_timeout."""
+
+    async def script(server: Server, stream: Stream) -> None:
+        await server.read(stream)
+        for byte in b"HTTP/1.1 200 OK\r\n":
+            await stream.send_all(bytes([byte]))
+            await trio.sleep(60)
+
+    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+        assert await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) == "no answer within 10 s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from socket import AF_INET, AF_INET6, SOCK_STREAM, gaierror
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from worker.http.names import LOOKUP_TIMEOUT, MAX_AGE, AddressInfo, NameCache
+from tests.servers import until
+from worker.http.names import LOOKUP_TIMEOUT, MAX_AGE, OTHER_THREADS, STALE_AFTER, AddressInfo, NameCache
 
 A, B, C = (
     (AF_INET, SOCK_STREAM, 6, "", ("10.0.0.1", 80)),
@@ -170,3 +172,88 @@ async def test_lookup_of_an_address_is_the_system_s(nursery: trio.Nursery) -> No
     """The reverse look-up, which Trio's resolver must have, is the system's and is not cached."""
     names = _names(nursery, FakeResolver([A]))
     assert (await names.getnameinfo(("127.0.0.1", 80), 0))[1] in ("http", "80")
+
+
+async def test_lookup_that_fails_uses_the_last_addresses(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """If the host's look-up fails, or is not answered, its last addresses are used; the next connect looks it up."""
+    resolver = FakeResolver([A], gaierror(-3, "Temporary failure in name resolution"), [B])
+    names = _names(nursery, resolver)
+    assert await _look_up(names) == [A]
+    mock_clock.jump(MAX_AGE)
+    assert await _look_up(names) == [A]
+    assert await _look_up(names) == [B]
+
+
+async def test_lookups_of_other_names_do_not_delay_the_host(nursery: trio.Nursery) -> None:
+    """More unanswered look-ups of other names than there are threads delay no look-up of the host."""
+    blocked = FakeResolver([A], blocked=True)
+
+    def look_up(host: bytes, *options: int) -> list[AddressInfo]:
+        return [B] if host == b"gateway" else blocked(host, *options)
+
+    names = NameCache("gateway", 80, nursery, look_up)
+    async with trio.open_nursery() as waiting:
+        for number in range(3 * OTHER_THREADS):
+            waiting.start_soon(partial(names.getaddrinfo, f"dead-{number}".encode(), 80, 0, SOCK_STREAM, 0, 0))
+        await until(lambda: len(blocked.lookups) == OTHER_THREADS, "all threads to wait")
+        assert await _look_up(names) == [B]
+        assert len(blocked.lookups) == OTHER_THREADS
+        blocked.release.set()
+
+
+async def test_lookups_of_one_other_name_share_one_thread(nursery: trio.Nursery) -> None:
+    """Callbacks to one receiver look its name up once at a time, so that one dead name occupies one thread."""
+    resolver = FakeResolver([C], blocked=True)
+    names, answers = _names(nursery, resolver), list[Any]()
+
+    async def look_up() -> None:
+        answers.append(await names.getaddrinfo(b"other", 80, 0, SOCK_STREAM, 0, 0))
+
+    async with trio.open_nursery() as waiting:
+        for _ in range(50):
+            waiting.start_soon(look_up)
+        await wait_all_tasks_blocked()
+        resolver.release.set()
+    assert answers == [[C]] * 50
+    assert len(resolver.lookups) == 1
+    await names.getaddrinfo(b"other", 80, 0, SOCK_STREAM, 0, 0)
+    assert len(resolver.lookups) == 2, "nothing is remembered"
+
+
+@pytest.mark.parametrize("error", [UnicodeError("label too long"), RuntimeError("can't start new thread")])
+async def test_lookup_that_raises_anything_is_an_oserror(nursery: trio.Nursery, error: Exception) -> None:
+    """A look-up that fails in any way is an error of its own connect, and no other's."""
+
+    def look_up(*_: object) -> list[AddressInfo]:
+        raise error
+
+    names = NameCache("gateway", 80, nursery, look_up)
+    for host in (b"gateway", b"other"):
+        with pytest.raises(OSError, match=str(error)):
+            await names.getaddrinfo(host, 80, 0, SOCK_STREAM, 0, 0)
+
+
+async def test_lookup_that_is_late_uses_the_last_addresses(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """If the host's look-up is not answered in time, its last addresses are used, until the look-up renews them."""
+    resolver = FakeResolver([A], [B])
+    names, answers = _names(nursery, resolver), list[Any]()
+    assert await _look_up(names) == [A]
+    mock_clock.jump(MAX_AGE)
+    resolver.release.clear()
+
+    async def look_up() -> None:
+        answers.append(await _look_up(names))
+
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(look_up)
+        while len(resolver.lookups) < 2:  # its thread starts in real time
+            await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(STALE_AFTER)
+    assert answers == [[A]]
+    assert await _look_up(names) == [A], "the same look-up is late for the next connect too"
+    resolver.release.set()
+    assert len(resolver.lookups) == 2
+    while await _look_up(names) != [B]:
+        await trio.lowlevel.checkpoint()
+    assert len(resolver.lookups) == 2

@@ -98,3 +98,12 @@ def test_callback_event_counts_by_result(metrics: Metrics) -> None:
     metrics(e.CallbackPosted(INVOCATION, 400, False, None, 0.1))
     for result in ("retried", "delivered", "failed"):
         assert _value(metrics, "queue_worker_callbacks_total", queue_name="q", result=result) == 1
+
+
+def test_invocation_event_counts_redirects_by_result(metrics: Metrics) -> None:
+    """A redirect that was followed, and one that is the answer, count separately; other answers count as neither."""
+    for outcome in (Responded(200), Responded(200, redirected=True), Responded(302), Responded(301, redirected=True)):
+        metrics(e.InvocationStarted(INVOCATION, 1, 0.0))
+        metrics(e.InvocationEnded(INVOCATION, 1, 3, outcome, Ack(), 0.1))
+    for result, count in (("followed", 1), ("final", 2)):
+        assert _value(metrics, "queue_worker_redirects_total", queue_name="q", result=result) == count

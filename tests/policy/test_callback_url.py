@@ -180,7 +180,7 @@ def test_callback_url_object_is_written_as_go_does(parts: dict[str, Any], posted
         (go_url(Scheme="http", Host="h x"), NOT_A_URL),
         (go_url(Scheme="http", Host="h", RawQuery="a\r\nb"), NOT_A_URL),
         (go_url(Scheme="http\n", Host="h"), NOT_A_URL),
-        (go_url(Scheme=None, Host="h"), "its Scheme is not a string"),
+        (go_url(Scheme=1, Host="h"), "its Scheme is not a string"),
         (go_url(Scheme="http", Host=["h"]), "its Host is not a string"),
         (go_url(Scheme="http", Host="h", Path=1), "its Path is not a string"),
         (go_url(Scheme="http", Host="h", Path="\u00e9" * 2000), "longer than 8192 characters"),

@@ -429,6 +429,47 @@ def test_decode_invalid_header_name_is_refused(name: str) -> None:
         assert refused(payload) == f"not a header's name: {name!r}"
 
 
+ACCEPT = {
+    "text/event-stream": None,
+    "application/x-ndjson": None,
+    "TEXT/Event-Stream": None,
+    "text/event-stream;q=0.9": None,
+    "text/event-stream ; charset=utf-8": None,
+    "text/event-stream, application/x-ndjson": None,
+    " ,text/event-stream,, ": None,
+    "application/json, text/event-stream": "application/json",
+    "text/event-stream,application/json;q=0.5,*/*": "application/json;q=0.5, */*",
+    "application/json;q=0.5,\ttext/event-stream;q=1": "application/json;q=0.5",
+    'text/html;x="text/event-stream"': None,
+    "text/event-stream-like": None,
+    "text/event-streams, */*": None,
+    "application/json": "application/json",
+    "application/vnd.ndjson, text/*": "application/vnd.ndjson, text/*",
+    'text/html;x="a, b"': 'text/html;x="a, b"',
+    "*/*": "*/*",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("name", ["Accept", "accept", "ACCEPT"])
+@pytest.mark.parametrize("value", ACCEPT)
+def test_decode_accept_asks_for_no_stream(name: str, value: str) -> None:
+    """Streams are removed from Accept, because the gateway answers 200 for them before the function does."""
+    kept = ACCEPT[value]
+    expected = () if kept is None else ((name.encode(), kept.encode()),)
+    assert accepted(Header={name: [value]}).headers == (*expected, *ADDED_HEADERS)
+
+
+def test_decode_each_accept_line_is_read_alone() -> None:
+    """Of several Accept lines only those that ask for nothing else are removed; other headers keep such values."""
+    header = {"Accept": ["text/event-stream", "a/b, text/event-stream", "*/*"], "X-Accept": ["text/event-stream"]}
+    assert accepted(Header=header).headers[:3] == (
+        (b"Accept", b"a/b"),
+        (b"Accept", b"*/*"),
+        (b"X-Accept", b"text/event-stream"),
+    )
+
+
 # The body and other fields
 
 
@@ -444,7 +485,7 @@ def test_decode_null_body_is_empty() -> None:
     assert accepted(Body=None).body == b""
 
 
-@pytest.mark.parametrize("body", ["A", "AA", "AAA", "AA==A", "!!!!", "A\nA==", "_-8="])
+@pytest.mark.parametrize("body", ["A", "AA", "AAA", "AA==A", "!!!!", "A\n==", "_-8=", "A A==", "AA==\nA"])
 def test_decode_body_without_base64_is_refused(body: str) -> None:
     """A message is refused unless its body is standard base64 with padding."""
     reason = refused(json.dumps({"Function": "echo", "Body": body}).encode())
@@ -453,7 +494,7 @@ def test_decode_body_without_base64_is_refused(body: str) -> None:
 
 def test_decode_unknown_fields_are_ignored() -> None:
     """Unknown fields, and fields that only describe the caller's request, are ignored."""
-    more = {"Host": "gateway:8080", "QueueName": "q", "Extra": {"a": [1, None, {"b": 1e300}]}, "function": "other"}
+    more = {"Host": "gateway:8080", "QueueName": "q", "Extra": {"a": [1, None, {"b": 1e300}]}, "Functions": "other"}
     assert accepted(**more) == ECHO
 
 
@@ -485,7 +526,11 @@ def test_decode_null_field_is_absent(field: str) -> None:
         ("Header", {"X": [1]}),
         ("Path", {}),
         ("QueryString", ["a"]),
-        ("Body", [1, 2]),
+        ("Body", [1, 256]),
+        ("Body", [1, "2"]),
+        ("Body", [True]),
+        ("Header", {"X": {}}),
+        ("header", {"X": [1]}),
         ("Annotations", {"a": 1}),
         ("Annotations", "a"),
         ("CallbackUrl", 1),
@@ -496,7 +541,8 @@ def test_decode_null_field_is_absent(field: str) -> None:
 def test_decode_field_of_another_type_is_refused(field: str, value: Any) -> None:
     """A field of another type is refused, and the reason names the field."""
     reason = refused(json.dumps({"Function": "echo"} | {field: value}).encode())
-    assert re.match(rf"not a QueueRequest: Expected `[^`]+`, got `\w+` - at `\$\.{field}", reason), reason
+    where = field[0].upper() + field[1:]
+    assert re.match(rf"not a QueueRequest: Expected `[^`]+`, got `\w+`[a-z ]* - at `\$\.{where}", reason), reason
 
 
 @pytest.mark.parametrize(
@@ -513,15 +559,12 @@ def test_decode_field_of_another_type_is_refused(field: str, value: Any) -> None
         b'{"Function":"echo",}',
         b"{'Function':'echo'}",
         b'\xef\xbb\xbf{"Function":"echo"}',
-        b'{"Function":"\xff"}',
-        b'{"Function":"echo","Path":"\xed\xa0\x80"}',
-        b'{"Function":"echo","Path":"\\ud800"}',
-        b'{"Function":"echo","QueryString":"\\udc00"}',
-        b'{"Function":"echo","Header":{"X":["\\ud800\\ud800"]}}',
-        b'{"Function":"echo","Header":{"X":["\\ud800x"]}}',
+        b'\xff{"Function":"echo"}',
+        b'{"Function":"echo"\xa0}',
+        b'{"Function":"a\nb"}',
         b'{"Function":"echo","X":NaN}',
-        b'{"Function":"echo","CallbackUrl":{"a":1e999}}',
-        pytest.param(b'{"Function":"echo","CallbackUrl":{"a":' + b"9" * 5000 + b"}}", id="5000 digits"),
+        b'{"Function":"echo","X":-Infinity}',
+        b'{"Function":"echo","X":01}',
         pytest.param(b'{"Function":"echo","X":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deep"),
         pytest.param(
             b'{"Function":"echo","CallbackUrl":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}", id="deep URL"

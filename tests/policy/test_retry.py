@@ -27,8 +27,8 @@ ATTEMPTS, CODES, MIN_WAIT, MAX_WAIT = (
     f"com.openfaas.retry.{name}" for name in ("attempts", "codes", "min_wait", "max_wait")
 )
 BASE = Retry(attempts=7, codes=frozenset({500, 503}), backoff=Backoff(1.0, 60.0, Jitter.EQUAL))
-NO_CODES = "not a list of HTTP status codes: write them with commas, as 408,429,503"
-NO_ATTEMPTS = "not a number of attempts: write a whole number from 1 to 1000000"
+NO_CODES = "not a list of HTTP status codes: write them with commas, as 408,429,503, or none"
+NO_ATTEMPTS = "not a number of attempts: write a whole number from 0 to 1000000"
 NO_DURATION = "not a duration: write a number and a unit, as 300ms, 1.5s, 2m or 1h30m"
 NEGATIVE = "negative: write a duration of nothing or more, as 300ms, 1.5s, 2m or 1h30m"
 
@@ -82,7 +82,7 @@ def test_apply_annotations_waits_follow_the_formula(changes: dict[str, str], sch
 
 
 CHOICES: dict[str, dict[str, str]] = {
-    ATTEMPTS: {"used": "3", "ignored": "0"},
+    ATTEMPTS: {"used": "3", "ignored": "-3"},
     CODES: {"used": "429, 418", "ignored": "429;418"},
     MIN_WAIT: {"used": "5s", "ignored": "5"},
     MAX_WAIT: {"used": "17s", "ignored": "-17s"},
@@ -102,7 +102,8 @@ def check_combination(choices: tuple[str, ...]) -> None:
     """Check the verdicts for an invocation with these choices, for several statuses and attempts."""
     chosen = dict(zip(CHOICES, choices, strict=True))
     attempts, codes, min_wait, max_wait = choices
-    retry, ignored = apply_annotations(BASE, {name: CHOICES[name].get(choice, "") for name, choice in chosen.items()})
+    given_ = {name: CHOICES[name][choice] for name, choice in chosen.items() if choice != "not set"}
+    retry, ignored = apply_annotations(BASE, given_)
     assert {each.annotation for each in ignored} == {name for name, choice in chosen.items() if choice == "ignored"}
     max_attempts = 3 if attempts == "used" else 7
     listed = {418, 429} if codes == "used" else {500, 503}
@@ -151,11 +152,25 @@ def test_decide_retry_after_is_at_least_the_annotated_first_wait(retry_after: by
 IGNORED = [
     *(
         (ATTEMPTS, value, NO_ATTEMPTS)
-        for value in ("many", "0", "-1", "1.5", "1000001", "1e3", "+5", "\u0665", "5\u0665", "00000001")
+        for value in ("many", "-0", "-1", "1.5", "1000001", "1e3", "+5", "\u0665", "5\u0665", "00000001")
     ),
     *(
         (CODES, value, NO_CODES)
-        for value in ("429,abc", ",", "429,", "42", "4290", "600", "099", "500;503", "5xx", "-429")
+        for value in (
+            "429,abc",
+            ",",
+            "429,",
+            "42",
+            "4290",
+            "600",
+            "099",
+            "500;503",
+            "5xx",
+            "-429",
+            "None",
+            "none,429",
+            "429,none",
+        )
     ),
     *((CODES, value, NO_CODES) for value in ("4\u0662\u0669", "4\u00b29", "4 9")),
     *((wait, value, NO_DURATION) for wait in (MIN_WAIT, MAX_WAIT) for value in ("5", "soon", "1 s", "1h30")),
@@ -182,11 +197,29 @@ def test_apply_annotations_all_invalid_are_reported() -> None:
     assert len(ignored) == 4
 
 
-@pytest.mark.parametrize("annotation", USED)
+@pytest.mark.parametrize("annotation", sorted(set(USED) - {CODES}))
 @pytest.mark.parametrize("value", ["", " ", "\t\n"])
 def test_apply_annotations_empty_is_unset(annotation: str, value: str) -> None:
     """An empty annotation counts as unset, as an empty setting does."""
     assert apply_annotations(BASE, {annotation: value}) == (BASE, ())
+
+
+@pytest.mark.parametrize("value", ["", " ", "none", " none\t"])
+def test_apply_annotations_no_codes_retries_no_code(value: str) -> None:
+    """An empty list of codes, or ``none``, retries no code; an invocation without a response is retried even so."""
+    retry, ignored = apply_annotations(BASE, {CODES: value})
+    assert (retry.codes, ignored) == (frozenset(), ())
+    for status in range(100, 600):
+        assert decide(Responded(status), attempt=1, retry=retry, draw=0.5, now=0.0)[0] == Ack()
+    assert decide(NoResponse("refused"), attempt=1, retry=retry, draw=0.5, now=0.0)[0] == Nak(0.75)
+
+
+@pytest.mark.parametrize("value", ["0", "00", " 0 ", "1"])
+def test_apply_annotations_no_retry_means_one_attempt(value: str) -> None:
+    """A function that asks for 0 attempts wants no retry: it is sent once, as with 1."""
+    retry, ignored = apply_annotations(BASE, {ATTEMPTS: value})
+    assert (retry.attempts, ignored) == (1, ())
+    assert isinstance(decide(Responded(500), attempt=1, retry=retry, draw=0.5, now=0.0)[0], Term)
 
 
 def test_apply_annotations_other_names_are_ignored() -> None:
@@ -220,7 +253,7 @@ texts = st.text() | st.sampled_from([value for value, _ in USED.values()] + [val
 def test_apply_annotations_any_texts_apply_independently(annotations: dict[str, str]) -> None:
     """For any texts nothing raises, and the effect of an annotation does not depend on the others."""
     retry, ignored = apply_annotations(BASE, annotations)
-    alone = {name: apply_annotations(BASE, {name: annotations.get(name, "")}) for name in USED}
+    alone = {name: apply_annotations(BASE, {k: v for k, v in annotations.items() if k == name}) for name in USED}
     assert retry.attempts == alone[ATTEMPTS][0].attempts
     assert retry.codes == alone[CODES][0].codes
     assert retry.backoff.first_wait == alone[MIN_WAIT][0].backoff.first_wait
@@ -243,7 +276,7 @@ def test_parse_attempts_reads_any_number_up_to_a_million(attempts: int) -> None:
 
 def test_parse_attempts_and_codes_huge_number_is_refused() -> None:
     """Numbers of 5000 digits, which Python does not parse, are refused with the usual error."""
-    with pytest.raises(ValueError, match=NO_ATTEMPTS):
+    with pytest.raises(ValueError, match="not a number of attempts: write a whole number from 1 to 1000000"):
         parse_attempts("9" * 5000)
     with pytest.raises(ValueError, match=NO_CODES):
         parse_codes("5" * 5000)
@@ -256,7 +289,7 @@ def test_parse_attempts_and_codes_any_text_is_read_or_refused(text: str) -> None
         assert 1 <= parse_attempts(text) <= 10**6
     with suppress(ValueError):
         codes = parse_codes(text)
-        assert codes
+        assert codes or text == "none"
         assert codes <= set(range(100, 600))
 
 

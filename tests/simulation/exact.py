@@ -79,7 +79,7 @@ def _expected_posts(story: Story) -> int:
         return 0
     for number in range(1, story.plan.callback_attempts):
         result = story.planned.callback[min(number, len(story.planned.callback)) - 1].result
-        if isinstance(result, Exception) or not is_retriable(result):
+        if not isinstance(result, Exception) and not is_retriable(result):
             return number
     return story.plan.callback_attempts
 

@@ -14,7 +14,7 @@ from worker.model import Outcome, Responded, TimedOut
 ANNOTATIONS: Mapping[tuple[str, str], Mapping[str, float | frozenset[int]]] = {
     ("com.openfaas.retry.attempts", "1"): {"attempts": 1},
     ("com.openfaas.retry.attempts", "5"): {"attempts": 5},
-    ("com.openfaas.retry.attempts", "0"): {},
+    ("com.openfaas.retry.attempts", "0"): {"attempts": 1},
     ("com.openfaas.retry.attempts", "many"): {},
     ("com.openfaas.retry.codes", "404, 503"): {"codes": frozenset({404, 503})},
     ("com.openfaas.retry.codes", "no"): {},

@@ -22,6 +22,7 @@ from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
 from worker.policy.limiter import Limiter
 from worker.policy.names import label_of
+from worker.policy.receivers import Receivers
 from worker.policy.retry import Backoff, Retry
 from worker.run import run
 from worker.timers import Timers
@@ -126,6 +127,7 @@ class SimulatedWorker:
             emit=self._emit,
             leases=Leases(self.queue, self._emit),
             ledger=Ledger(),
+            receivers=Receivers(10.0),
             timers=Timers(),
             drain=Drain(shutdown_timeout, self._emit),
             config=config,

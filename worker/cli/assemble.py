@@ -33,6 +33,7 @@ from ..policy.ledger import Ledger
 from ..policy.limiter import Limiter
 from ..policy.names import label_of
 from ..policy.processes import share, share_minimums
+from ..policy.receivers import Receivers
 from ..policy.retry import Backoff, Jitter, Retry
 from ..run import run, watch_backlog
 from ..timers import Timers
@@ -98,6 +99,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
                 emit=emit,
                 leases=Leases(queue, emit),
                 ledger=Ledger(),
+                receivers=Receivers(settings.callback_timeout),
                 timers=Timers(),
                 drain=Drain(settings.shutdown_timeout, emit),
                 config=_core_config(settings),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 import structlog
@@ -13,6 +15,7 @@ from ..config import Settings
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
+from ..policy.proxies import InvalidProxyError, read_proxies
 from ..ports import MisconfiguredError
 from . import STOP_SIGNALS, caught, fail, settings_or_exit
 
@@ -28,6 +31,7 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     """
     rank = worker_rank(os.environ)
     loaded = settings_or_exit()
+    _check_environment(os.environ)
     settings = loaded.settings
     number = None
     if settings.processes > 1:
@@ -47,6 +51,26 @@ def command(ignored_flag: tuple[str, ...]) -> None:
     finally:
         for stop_signal in STOP_SIGNALS:  # one that arrives while Python finalizes would change the exit code
             signal.signal(stop_signal, signal.SIG_IGN)
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    """Exit with code 2 where a variable of other programs would make every callback fail."""
+    try:
+        read_proxies(environment)
+    except InvalidProxyError as error:
+        fail(error, code=2)
+    file, directory = environment.get("SSL_CERT_FILE"), environment.get("SSL_CERT_DIR")
+    try:
+        if file:
+            from ssl import create_default_context  # noqa: PLC0415 -- only for the check: the parent stays smaller
+
+            create_default_context(cafile=file)
+        elif directory:
+            next(Path(directory).iterdir(), None)
+    except OSError as error:  # also an SSLError
+        name, value = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", directory)
+        wanted = "name a file of certificates in PEM (or a directory of them), or unset it"
+        fail(f"{name} = {value!r} cannot be used: {error.strerror or error}; {wanted}", code=2)
 
 
 def _run_parent(settings: Settings, writer: LogWriter) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 
 import httpx
@@ -11,16 +12,20 @@ import trio
 
 from ..config import Settings
 from ..model import Callback
-from .client_pools import LIMITS, ClientPools, open_client_pools
+from ..policy.proxies import read_proxies
+from .client_pools import CLOSE_TIMEOUT, LIMITS, ClientPools, open_client_pools
+from .failures import describe_failure
 
 MAX_PER_RECEIVER = 256
 """Concurrent callbacks to one receiver: common web servers accept this many (nginx: 512 connections a process).
 
-There is no limit over all receivers: each callback occupies its message's slot, of which there are ``max_inflight``. A
-slow receiver delays only its own callbacks beyond this number, each by up to ``callback_timeout``.
+A slow receiver delays only its own callbacks beyond this number, each by up to ``callback_timeout``. The callbacks of
+all receivers together are bounded by :mod:`worker.policy.receivers`.
 """
 _MAX_DRAINED = 65_536
 """Bytes of a response that are read so that its connection can be reused; with more the connection is closed."""
+_DRAIN_TIME = 0.2
+"""Seconds for which they are read. A response whose end takes longer costs more than a new connection."""
 
 
 class HttpCallbacks:
@@ -37,11 +42,13 @@ class HttpCallbacks:
             request = httpx.Request("POST", url, headers=headers, content=callback.body)
             async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
-                    return await _send(client, request)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            return str(error) or type(error).__name__
+                    response = await client.send(request, stream=True)
+                await _end(response)
+                return response.status_code
         except trio.TooSlowError:
             return f"no answer within {self._timeout:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            return describe_failure(error)
 
 
 @asynccontextmanager
@@ -50,21 +57,28 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
     # The context is created when it is first needed: loading the certificates takes a while.
     context = cache(partial(httpx.create_ssl_context, verify=not settings.tls_insecure))
 
-    def client() -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=context(), timeout=None, limits=LIMITS)  # noqa: S113 -- post() has a timeout
+    proxies = read_proxies(os.environ)
+
+    def client(origin: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=context(),
+            proxy=proxies.proxy_of(origin),
+            trust_env=False,  # it would also send passwords of a .netrc
+            timeout=None,  # noqa: S113 -- post() has a timeout
+            limits=LIMITS,
+        )
 
     async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
         yield HttpCallbacks(pools, settings.callback_timeout)
 
 
-async def _send(client: httpx.AsyncClient, request: httpx.Request) -> int:
-    async with aclosing(await client.send(request, stream=True)) as response:
-        try:
-            read = 0
-            async for part in response.aiter_raw():
-                read += len(part)
-                if read > _MAX_DRAINED:
-                    break
-        except httpx.TransportError:
-            pass  # the status has arrived, and the body does not matter
-        return response.status_code
+async def _end(response: httpx.Response) -> None:
+    """End a response whose status has arrived, which is the answer. Read a short body, to reuse the connection."""
+    with trio.move_on_after(_DRAIN_TIME), suppress(httpx.HTTPError, OSError):
+        read = 0
+        async for part in response.aiter_raw():
+            read += len(part)
+            if read > _MAX_DRAINED:
+                break
+    with trio.move_on_after(CLOSE_TIMEOUT):  # this closes the connection of a response that has not ended
+        await response.aclose()

@@ -50,10 +50,10 @@ class ClientPools(Generic[C]):
     each other.
 
     Args:
-        make: creates a client, which does not connect yet.
+        make: creates a client for an origin, which does not connect yet.
     """
 
-    def __init__(self, make: Callable[[], C], *, max_per_origin: float) -> None:
+    def __init__(self, make: Callable[[str], C], *, max_per_origin: float) -> None:
         self._make, self._max_per_origin = make, max_per_origin
         self._pools: dict[str, OriginPool[C]] = {}
 
@@ -62,7 +62,7 @@ class ClientPools(Generic[C]):
         """Wait for a client of *origin*. It is closed if the body fails or is cancelled, and kept otherwise."""
         pool = self._pools.setdefault(origin, OriginPool(self._max_per_origin))
         async with pool.limiter:
-            client = pool.idle.popitem()[0] if pool.idle else self._make()
+            client = pool.idle.popitem()[0] if pool.idle else self._make(origin)
             try:
                 yield client
             except BaseException:
@@ -91,7 +91,7 @@ async def _close(client: PooledClient) -> None:
 
 
 @asynccontextmanager
-async def open_client_pools(make: Callable[[], C], *, max_per_origin: float) -> AsyncIterator[ClientPools[C]]:
+async def open_client_pools(make: Callable[[str], C], *, max_per_origin: float) -> AsyncIterator[ClientPools[C]]:
     """Run :class:`ClientPools`, and close all clients at the end."""
     async with trio.open_nursery() as nursery:
         pools = ClientPools(make, max_per_origin=max_per_origin)

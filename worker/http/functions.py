@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from urllib.parse import unquote_to_bytes
 
 import httpx
 import trio
 
 from ..config import Settings
-from ..model import Attempted, Invocation, NoResponse, Responded, TimedOut
+from ..model import Attempted, Invocation, NoResponse, NotSent, Responded, TimedOut
+from ..policy.redirect import REDIRECTS, clean_target
 from .client_pools import LIMITS, ClientPools, open_client_pools
+from .failures import describe_failure, local_failure
 from .http11 import Fields, ResponseParser
+from .names import open_names
 from .transport import PlainTransport, open_transport
 
 
 class HttpFunctions:
     """See :class:`worker.ports.Functions`.
 
-    The gateway is near, so no proxy is used, whatever the environment names. Redirects, cookies and authentication have
-    no place between a queue and a function, so requests and responses pass unchanged.
+    The gateway is near, so no proxy is used, whatever the environment names. Cookies have no place between a queue and
+    a function, so requests and responses pass unchanged. Of redirects only one to the clean path is followed.
     """
 
     def __init__(self, settings: Settings, transport: PlainTransport | TlsTransport) -> None:
         url = httpx.URL(settings.gateway_url)
         self._prefix, self._host = url.raw_path.rstrip(b"/"), (b"Host", url.netloc)
+        self._origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
         self._transport = transport
+        self._credentials = _basic_auth(url.userinfo) if url.userinfo else None
 
-    async def invoke(self, invocation: Invocation) -> Attempted:
+    async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
         """See :meth:`worker.ports.Functions.invoke`."""
         method, target = invocation.method.upper(), self._prefix + invocation.target
-        response = ResponseParser(method, self._max_body, keep_body=invocation.callback is not None)
+        fields, keep_body = [self._host, *invocation.headers], invocation.callback is not None
+        if self._credentials and not any(name.lower() == b"authorization" for name, _ in invocation.headers):
+            fields.append((b"Authorization", self._credentials))
+        response, redirected, began = (
+            ResponseParser(method, self._max_body, keep_body=keep_body),
+            False,
+            trio.current_time(),
+        )
         try:
-            fields = [self._host, *invocation.headers]
             await self._transport.exchange(method, target, fields, invocation.body, response)
+            if response.status in REDIRECTS and (clean := self._clean_target(invocation, response)):
+                response, redirected = ResponseParser(method, self._max_body, keep_body=keep_body), True
+                with trio.fail_at(began + self._timeout):
+                    await self._transport.exchange(method, clean, fields, invocation.body, response)
         except trio.TooSlowError:
             return TimedOut(self._timeout)
-        except httpx.TransportError as error:
-            return NoResponse(str(error) or type(error).__name__)
+        except (httpx.TransportError, OSError) as error:
+            if local := local_failure(error):
+                return NotSent(f"this machine could not connect: {local}")
+            return NoResponse(describe_failure(error))
         body = bytes(response.body)
-        return Responded(response.status, tuple(response.headers), body, response.size, response.truncated)
+        return Responded(response.status, tuple(response.headers), body, response.size, response.truncated, redirected)
+
+    def _clean_target(self, invocation: Invocation, response: ResponseParser) -> bytes | None:
+        """Return the target of a redirect to the same path, but clean; None for any other redirect."""
+        location = next((value for name, value in response.headers if name.lower() == b"location"), b"")
+        root = f"{self._prefix.decode('ascii')}/function/{invocation.function}"
+        requested = f"{self._origin}{self._prefix.decode('ascii')}{invocation.target.decode('ascii')}"
+        clean = clean_target(requested, root, location.decode("latin-1"))
+        return None if clean is None else clean.encode("ascii")
+
+
+def _basic_auth(userinfo: bytes) -> bytes:
+    """Return the value of an Authorization header (RFC 7617) for the part of a URL before the ``@``."""
+    user, _, password = userinfo.partition(b":")
+    return b"Basic " + b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
 
 
 class TlsTransport:
@@ -71,6 +104,10 @@ async def open_functions(settings: Settings) -> AsyncIterator[HttpFunctions]:
         async with open_transport(host, port, max_idle=settings.max_inflight, exchange_timeout=timeout) as transport:
             yield HttpFunctions(settings, transport)
     else:
-        make = partial(httpx.AsyncHTTPTransport, verify=httpx.create_ssl_context(), limits=LIMITS)
-        async with open_client_pools(make, max_per_origin=settings.max_inflight) as pools:
+        context = httpx.create_ssl_context()
+        port, transports = url.port or 443, partial(httpx.AsyncHTTPTransport, verify=context, limits=LIMITS)
+        async with (
+            open_names(url.raw_host.decode("ascii"), port),
+            open_client_pools(lambda _: transports(), max_per_origin=settings.max_inflight) as pools,
+        ):
             yield HttpFunctions(settings, TlsTransport(url, pools, settings.upstream_timeout))

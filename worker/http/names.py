@@ -1,10 +1,16 @@
-"""Addresses of one host: one look-up for all that wait, remembered for a few seconds."""
+"""Addresses of hosts: one look-up for all that wait for a name, and the gateway's addresses are remembered.
+
+A look-up occupies a thread for as long as the system's resolver takes, up to a minute if no name server answers. So the
+gateway's name, and all other names together (receivers of callbacks), have threads of their own. A name for which no
+server answers then delays no invocation.
+"""
 
 from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -14,6 +20,13 @@ MAX_AGE = 5.0
 LOOKUP_TIMEOUT = 10.0
 """Seconds that a look-up may take: two tries of a resolver, at glibc's 5 s each."""
 
+STALE_AFTER = 1.8
+"""Seconds of a look-up after which the last known addresses are used (RFC 8767, section 5)."""
+HOST_THREADS = 4
+"""Threads for look-ups of the host. One runs at a time; those that were abandoned at the timeout keep theirs longer."""
+OTHER_THREADS = 16
+"""Threads for look-ups of all other names, each of another name."""
+
 AddressInfo = tuple[Any, ...]
 """An item of the result of ``socket.getaddrinfo``; its last field is what ``socket.connect`` takes."""
 LookUp = Callable[..., list[Any]]
@@ -21,7 +34,11 @@ LookUp = Callable[..., list[Any]]
 
 
 class NameCache(trio.abc.HostnameResolver):
-    """Resolver for Trio that caches the addresses of one host. All other names are looked up each time."""
+    """Resolver for Trio that caches the addresses of one host. All other names are looked up each time.
+
+    If the host's look-up fails or is late, its last addresses are used (RFC 8767): a name server that fails is no
+    failure of the function, and a host that has moved away refuses the connection.
+    """
 
     def __init__(self, host: str, port: int, nursery: trio.Nursery, look_up: LookUp = socket.getaddrinfo) -> None:
         self.host, self.port = host, port
@@ -29,7 +46,12 @@ class NameCache(trio.abc.HostnameResolver):
         self._nursery = nursery  # runs the look-ups, so that cancelling one waiter does not cancel the look-up of all
         self._look_up = look_up
         self._current: _Result | None = None
+        self._last_addresses: list[AddressInfo] = []
         self._preferred: Any = None
+        self._threads = trio.CapacityLimiter(HOST_THREADS)
+        self._other_threads = trio.CapacityLimiter(OTHER_THREADS)
+        self._others: dict[tuple[Any, ...], _Result] = {}
+        """Look-ups of other names that run."""
 
     @property
     def remembered(self) -> bool:
@@ -60,14 +82,20 @@ class NameCache(trio.abc.HostnameResolver):
         """
         query = (host, port, *options)
         if query != self._query:
-            return await trio.to_thread.run_sync(self._look_up, *query, abandon_on_cancel=True)
-        result = self._current
-        if result is None or trio.current_time() >= result.expires_at:
+            if (result := self._others.get(query)) is None:
+                result = self._others[query] = _Result()
+                self._nursery.start_soon(self._run_other, query, result)
+        elif (result := self._current) is None or trio.current_time() >= result.expires_at:
             result = self._current = _Result()
             self._nursery.start_soon(self._run, result)
-        await result.done.wait()
+        # One look-up for all that wait is late: they go on with the last addresses, and it still renews these.
+        stale = self._last_addresses if query == self._query else []
+        with trio.move_on_at(result.started_at + STALE_AFTER if stale else math.inf):
+            await result.done.wait()
+        if not result.done.is_set():
+            return self._sorted(stale)
         if result.error:
-            raise OSError(result.error)
+            raise OSError(*result.error.args) from result.error
         return self._sorted(result.addresses)
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
@@ -78,16 +106,30 @@ class NameCache(trio.abc.HostnameResolver):
         return sorted(addresses, key=lambda info: info[-1] != self._preferred)
 
     async def _run(self, result: _Result) -> None:
-        result.error = f"no answer to the look-up of {self.host} within {LOOKUP_TIMEOUT:g} s"
-        with trio.move_on_after(LOOKUP_TIMEOUT):
-            try:
-                result.addresses = await trio.to_thread.run_sync(self._look_up, *self._query, abandon_on_cancel=True)
-                result.error = ""
-            except OSError as error:
-                result.error = str(error)
+        await self._resolve(self._query, self._threads, result)
         # An error is reported to all that wait and not remembered: the next connect looks the name up again.
         result.expires_at = trio.current_time() + (0 if result.error else MAX_AGE)
+        if result.error and self._last_addresses:
+            result.addresses, result.error = self._last_addresses, None
+        self._last_addresses = result.addresses
         result.done.set()
+
+    async def _run_other(self, query: tuple[Any, ...], result: _Result) -> None:
+        await self._resolve(query, self._other_threads, result)
+        del self._others[query]
+        result.done.set()
+
+    async def _resolve(self, query: tuple[Any, ...], threads: trio.CapacityLimiter, result: _Result) -> None:
+        name = query[0].decode("ascii", "replace")
+        result.error = OSError(f"no answer to the look-up of {name} within {LOOKUP_TIMEOUT:g} s")
+        with trio.move_on_after(LOOKUP_TIMEOUT):
+            try:
+                result.addresses = await trio.to_thread.run_sync(
+                    self._look_up, *query, abandon_on_cancel=True, limiter=threads
+                )
+                result.error = None
+            except Exception as error:  # noqa: BLE001 -- also a name that is none (UnicodeError), or no thread
+                result.error = error
 
 
 class _Result:
@@ -96,4 +138,19 @@ class _Result:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.addresses: list[AddressInfo] = []
-        self.error, self.expires_at = "", math.inf
+        self.error: Exception | None = None
+        self.started_at = trio.current_time()
+        self.expires_at = math.inf
+
+
+@asynccontextmanager
+async def open_names(host: str, port: int, look_up: LookUp = socket.getaddrinfo) -> AsyncIterator[NameCache]:
+    """Resolve all names of this Trio run by a :class:`NameCache` for *host*."""
+    async with trio.open_nursery() as nursery:
+        names = NameCache(host, port, nursery, look_up)
+        previous = trio.socket.set_custom_hostname_resolver(names)
+        try:
+            yield names
+        finally:
+            trio.socket.set_custom_hostname_resolver(previous)
+            nursery.cancel_scope.cancel()

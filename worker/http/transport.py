@@ -15,7 +15,7 @@ import trio
 
 from .connection import Connection, ReadinessPoller, StaleConnectionError
 from .http11 import Fields, ResponseParser, write_request
-from .names import LookUp, NameCache
+from .names import LookUp, NameCache, open_names
 
 CONNECT_TIMEOUT = 10.0
 """Seconds to connect, name look-up and all addresses included: less than any sensible ``upstream_timeout``."""
@@ -115,7 +115,7 @@ class PlainTransport:
         except OSError as error:
             cause = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
             reason = cause.exceptions[-1] if isinstance(cause, ExceptionGroup) else error
-            raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from None
+            raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from error
 
     async def _open_socket(self) -> socket.socket:
         names = self._names
@@ -137,15 +137,12 @@ async def open_transport(
 ) -> AsyncIterator[PlainTransport]:
     """Run a :class:`PlainTransport`; *look_up* asks the system for addresses. No exchange may be running at the end."""
     with closing(ReadinessPoller()) as poller:
-        async with trio.open_nursery() as nursery:
-            names = NameCache(host, port, nursery, look_up)
+        async with open_names(host, port, look_up) as names, trio.open_nursery() as nursery:
             transport = PlainTransport(names, poller, max_idle=max_idle, exchange_timeout=exchange_timeout)
             nursery.start_soon(poller.run)
             nursery.start_soon(transport.enforce_timeouts)
-            previous = trio.socket.set_custom_hostname_resolver(names)
             try:
                 yield transport
             finally:
-                trio.socket.set_custom_hostname_resolver(previous)
                 transport.close()
                 nursery.cancel_scope.cancel()

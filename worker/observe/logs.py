@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -15,13 +14,17 @@ from msgspec.structs import asdict
 
 from .. import events as e
 from ..config import Settings
-from ..model import Ack, Delivery, Nak, Responded, Term
+from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
 from ..policy.decide import describe, status_of
+from ..policy.redirect import redirect_result
+from ..policy.report import origin_of
 from ..ports import Emit
 from .log_writer import LogWriter
 
 LogLine = tuple[str, str, dict[str, Any]]
 """Level, event and fields of a log line."""
+_REFUSALS = (401, 403)
+"""Statuses that a gateway answers instead of the function, for lack of credentials."""
 _MAX_WARNED = 1_000
 """Ignored annotations that are remembered, so that each is logged once: their values are foreign input."""
 
@@ -122,16 +125,19 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
             fields["given_up" if isinstance(event.verdict, Term) else "abandoned"] = True
         if not isinstance(event.outcome, Responded):
             fields["reason"] = describe(event.outcome)
+    if redirect := redirect_result(event.outcome):
+        fields["redirect"] = redirect
     if not event.counts:
         fields["counts"] = False
-    return "info", "Invoked", fields
+    level = "warning" if fields["status"] in _REFUSALS or isinstance(event.outcome, NotSent) else "info"
+    return level, "Invoked", fields
 
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:
     fields: dict[str, Any] = {
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
-        "to": _origin(event.invocation.callback or ""),
+        "to": origin_of(event.invocation.callback or ""),
         "result": event.result,
         "duration": round(event.duration, 6),
     }
@@ -157,12 +163,6 @@ def _drain_ended(event: e.DrainEnded) -> LogLine:
 
 def _message(delivery: Delivery) -> dict[str, Any]:
     return {"sequence": delivery.id[0], "deliveries": delivery.num_delivered}
-
-
-def _origin(url: str) -> str:
-    """Return scheme, host and port. The rest of a URL may be secret: for many webhooks the path is."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead})

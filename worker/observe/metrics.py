@@ -30,6 +30,7 @@ from ..config import Settings
 from ..model import Final, Nak
 from ..policy.decide import status_of
 from ..policy.names import label_of
+from ..policy.redirect import redirect_result
 
 MAX_FUNCTIONS = 2_000
 """Functions with series of their own. Each has about forty series, so a scrape has some ten megabytes."""
@@ -158,6 +159,9 @@ class Metrics:
         self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
         self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
+        self._redirects = metric(
+            Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
+        )
         self._extensions = metric(Counter, "lease_extensions", "Lease extensions sent")
         self._leases_lost = metric(Counter, "leases_lost", "Leases lost, and their invocations cancelled")
         self._redeliveries = metric(
@@ -209,6 +213,8 @@ class Metrics:
         status = status_of(event.outcome)
         code = "none" if status is None else str(status)
         counts.by_status[code] = counts.by_status.get(code, 0) + 1
+        if result := redirect_result(event.outcome):
+            self._redirects.labels(self._queue, result).inc()
         if status is not None:
             counts.duration.add(event.duration)
             if isinstance(event.verdict, Nak):

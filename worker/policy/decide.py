@@ -16,6 +16,7 @@ from ..model import (
     Malformed,
     Nak,
     NoResponse,
+    NotSent,
     Outcome,
     Responded,
     Term,
@@ -47,6 +48,8 @@ def decide(  # noqa: PLR0911 -- a return is a row of the table
             return Term(reason), True
         case Interrupted():
             return Nak(), False
+        case NotSent():
+            return Nak(retry.backoff.delay(1, draw=draw)), False
         case LeaseLost():
             return Abandon(), True
         case Responded(status, headers) if not _must_retry(status, headers, retry):
@@ -76,7 +79,7 @@ def describe(outcome: Outcome) -> str:  # noqa: PLR0911 -- a table
             return f"no response: {reason}"
         case TimedOut(after):
             return f"no response within {after:g} s"
-        case Malformed(reason):
+        case Malformed(reason) | NotSent(reason):
             return reason
         case Interrupted():
             return "given back to shut down"

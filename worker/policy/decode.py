@@ -16,10 +16,9 @@ from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from uuid import UUID, uuid5
 
-import msgspec
-
 from ..model import Delivery, Invocation, Malformed
 from .names import LONGEST, split_function
+from .queue_request import QueueRequest, fold, known_fields, read_queue_request
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -30,7 +29,11 @@ TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """A method's or a header's name (RFC 9110, section 5.6.2)."""
 _REPLACED = HOP_BY_HOP | {b"host", b"content-length"}
 """Also the two that the HTTP client writes itself."""
-_SPECIAL = _REPLACED | {b"x-call-id", b"x-start-time", b"user-agent"}
+_ACCEPT = b"accept"
+_SPECIAL = _REPLACED | {_ACCEPT, b"x-call-id", b"x-start-time", b"user-agent"}
+_STREAMS = ("text/event-stream", "application/x-ndjson")
+"""Types for which OpenFaaS's gateway streams: it answers 200 before the function does, also for one that is dead."""
+_SHORTEST_STREAM = min(map(len, _STREAMS))
 _names: dict[str, tuple[bytes, bytes | None]] = {}
 """Cache of header names: their bytes, and for a special one its name in lower case."""
 _USUAL = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -51,22 +54,13 @@ _NO_HOST = "what stands for its host and port can be neither"
 _SAFE_PATH = "/:@$&+,;="
 """Characters that Go does not escape in a path, less those that ``quote`` keeps anyway."""
 _ENCODED_PATH = re.compile(r"(?:[A-Za-z0-9/:@!$&'()*+,;=\-._~\[\]]|%[0-9A-Fa-f]{2})*")
+_URL_FIELDS = frozenset({"Scheme", "Opaque", "User", "Host", "Path", "RawPath", "OmitHost"}).union(
+    {"ForceQuery", "RawQuery", "Fragment", "RawFragment"}
+)
+"""The fields of Go's ``url.URL``, as it writes them."""
+_FOLDED_URL_FIELDS = {fold(name): name for name in _URL_FIELDS}
 _NAMESPACE = UUID("6b1c6f5c-7e0a-4b0e-9d62-0c1f2a7f5a11")
 """Namespace of derived call ids: a random UUID, fixed forever."""
-
-
-class _QueueRequest(msgspec.Struct):
-    Function: str
-    Method: str | None = None
-    Header: dict[str, list[str] | None] | None = None
-    Path: str | None = None
-    QueryString: str | None = None
-    Body: bytes | None = None
-    Annotations: dict[str, str] | None = None
-    CallbackUrl: str | dict[str, Any] | None = None
-
-
-_decoder = msgspec.json.Decoder(_QueueRequest)
 
 
 def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invocation, str | None] | Malformed:
@@ -76,8 +70,8 @@ def decode(delivery: Delivery, *, namespace: str, user_agent: str) -> tuple[Invo
     the default for a function that is named without one, *user_agent* that for a message without one.
     """
     try:
-        request = _decoder.decode(delivery.payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        request = read_queue_request(delivery.payload)
+    except (ValueError, RecursionError) as error:
         return Malformed(f"not a QueueRequest: {error}")
     try:
         callback, callback_error = callback_url(request.CallbackUrl), None
@@ -100,7 +94,7 @@ def derive_call_id(delivery: Delivery) -> str:
 
 
 def _invocation(
-    request: _QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
+    request: QueueRequest, delivery: Delivery, namespace: str, user_agent: str, callback: str | None
 ) -> Invocation:
     function, method, path = request.Function.strip("/"), request.Method or "POST", request.Path or ""
     if len(function) > _LONGEST_FUNCTION or (known := _function(function, namespace)) is None:
@@ -130,7 +124,9 @@ def _invocation(
     )
 
 
-def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
+def _read_header(  # noqa: C901 -- a branch for each kind of header; functions would cost a message 3 % of its decoding
+    header: dict[str, list[str] | None],
+) -> tuple[list[tuple[bytes, bytes]], dict[bytes, str]]:
     """Return the fields that are sent on, and the first value that is not empty of each special field."""
     sent: list[tuple[bytes, bytes]] = []
     found: dict[bytes, str] = {}
@@ -141,11 +137,16 @@ def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes,
             if not (given.isascii() and given.isprintable()) and _UNSAFE_VALUE.search(given):
                 raise ValueError(f"header {name[:80]} has a control character in its value")
             value = given.strip(" \t")  # as RFC 9110, section 5.5, reads it
-            if special is not None:
-                if special in _REPLACED:
-                    if special == b"connection":
-                        named.update(connection_options(value.encode()))
+            if special is None:
+                pass
+            elif special is _ACCEPT:
+                if len(value) >= _SHORTEST_STREAM and not (value := _without_streams(value)):
                     continue
+            elif special in _REPLACED:
+                if special == b"connection":
+                    named.update(connection_options(value.encode()))
+                continue
+            else:
                 found[special] = found.get(special) or value
                 if not value and special == b"x-call-id":
                     continue
@@ -157,11 +158,21 @@ def _read_header(header: dict[str, list[str] | None]) -> tuple[list[tuple[bytes,
     return sent, found
 
 
+def _without_streams(accept: str) -> str:
+    """Return an Accept header's value without the types of :data:`_STREAMS`."""
+    kept = accept
+    if any(stream in accept.lower() for stream in _STREAMS):
+        ranges = (each.strip(" \t") for each in accept.split(","))
+        kept = ", ".join(each for each in ranges if each and each.partition(";")[0].rstrip().lower() not in _STREAMS)
+    # A type that stands where no reader should find it (in a quoted parameter) could still be found.
+    return "" if any(stream in kept.lower() for stream in _STREAMS) else kept
+
+
 def _cache_name(name: str) -> tuple[bytes, bytes | None]:
     if not TOKEN.fullmatch(name):
         raise ValueError(f"not a header's name: {name[:80]!r}")
     written, lower = name.encode(), name.lower().encode()
-    known = written, lower if lower in _SPECIAL else None
+    known = written, _ACCEPT if lower == _ACCEPT else lower if lower in _SPECIAL else None
     if len(name) <= _SHORT and len(_names) < _MOST_NAMES:
         _names[name] = known
     return known
@@ -227,6 +238,8 @@ def callback_url(value: Any) -> str | None:
 
 def _from_go(url: dict[str, Any]) -> str:
     """Return what Go's ``URL.String`` returns, without user information, which encoding/json loses."""
+    if not _URL_FIELDS.issuperset(url):
+        url = {name: value for name, value in known_fields(url.items(), _FOLDED_URL_FIELDS) if value is not None}
     scheme, host, path = (_text(url, key) for key in ("Scheme", "Host", "Path"))
     raw_path, query = _text(url, "RawPath"), _text(url, "RawQuery")
     if query or url.get("ForceQuery") is True:
@@ -245,6 +258,8 @@ def _from_go(url: dict[str, Any]) -> str:
 
 def _text(url: dict[str, Any], key: str) -> str:
     value = url.get(key, "")
-    if not isinstance(value, str):
-        raise ValueError(f"its {key} is not a string")  # noqa: TRY004 -- of the message, so a value to callers
-    return value
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    raise ValueError(f"its {key} is not a string")

@@ -5,6 +5,8 @@ The result of a callback is the response's status, or a text that explains why t
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from ..model import Callback, DeadLetter, Invocation, Outcome, Responded
 from .decide import status_of
 from .decode import HOP_BY_HOP, connection_options
@@ -46,9 +48,15 @@ def make_callback(
     return Callback(invocation.callback, tuple(headers), answer.body)
 
 
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a callback's URL. The rest may be secret: for many webhooks the path is."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
 def is_delivered(result: int | str) -> bool:
-    """Return whether the callback was delivered. A redirect counts: the worker posts to no other URL."""
-    return isinstance(result, int) and result < 400
+    """Return whether the callback was delivered: only 2xx is a confirmation, and a redirect leads elsewhere."""
+    return isinstance(result, int) and 200 <= result < 300
 
 
 def is_retriable(result: int | str) -> bool:

@@ -12,6 +12,11 @@ from .durations import parse_duration
 from .parse import whole
 
 DEFAULT_CODES = frozenset({408, 429, 500, 502, 503, 504})
+NO_CODES = "none"
+"""The list of no code. An empty setting counts as not set, so it cannot be that list."""
+MAX_ATTEMPTS = 10**6
+"""The most attempts take four years, with the longest default wait between them."""
+_NO_ATTEMPTS = "not a number of attempts: write a whole number"
 Parsers = Mapping[str, tuple[str, Callable[[str], Any]]]
 """For each annotation a field, and the parser of its value."""
 _LONGEST = 2048
@@ -70,18 +75,23 @@ class IgnoredAnnotation:
 
 
 def parse_codes(text: str) -> frozenset[int]:
-    """Parse a comma-separated list of HTTP statuses; a ValueError explains what else it is."""
+    """Parse a comma-separated list of HTTP statuses, or ``none``; a ValueError explains what else it is."""
+    if text == NO_CODES:
+        return frozenset()
     entries = [entry.strip() for entry in text.split(",")]
     if not all(len(entry) == 3 and entry.isascii() and entry.isdigit() and entry[0] in "12345" for entry in entries):
-        raise ValueError("not a list of HTTP status codes: write them with commas, as 408,429,503")
+        raise ValueError("not a list of HTTP status codes: write them with commas, as 408,429,503, or none")
     return frozenset(map(int, entries))
 
 
-parse_attempts = whole(1, 10**6, digits=7, error="not a number of attempts: write a whole number from 1 to 1000000")
-"""Parse a number of attempts. The most take four years, with the longest default wait between them."""
+parse_attempts = whole(1, MAX_ATTEMPTS, digits=7, error=f"{_NO_ATTEMPTS} from 1 to {MAX_ATTEMPTS}")
+"""Parse a number of attempts."""
+_parse_attempts_or_0 = whole(0, MAX_ATTEMPTS, digits=7, error=f"{_NO_ATTEMPTS} from 0 to {MAX_ATTEMPTS}")
+_CODES = "com.openfaas.retry.codes"
 _ANNOTATIONS: Parsers = {
-    "com.openfaas.retry.attempts": ("attempts", parse_attempts),
-    "com.openfaas.retry.codes": ("codes", parse_codes),
+    # A function that asks for no retry writes 0. It is sent once even so.
+    "com.openfaas.retry.attempts": ("attempts", lambda text: max(1, _parse_attempts_or_0(text))),
+    _CODES: ("codes", lambda text: parse_codes(text or NO_CODES)),
     "com.openfaas.retry.min_wait": ("first_wait", parse_duration),
     "com.openfaas.retry.max_wait": ("max_wait", parse_duration),
 }
@@ -113,8 +123,9 @@ def read_annotations(
     if parsers.keys().isdisjoint(annotations):
         return values, ignored
     for annotation, (name, parse) in parsers.items():
-        if not (text := annotations.get(annotation, "").strip()):
-            continue
+        text = annotations.get(annotation, "").strip()
+        if not text and (annotation != _CODES or annotation not in annotations):
+            continue  # an empty one counts as not set, except that an empty list of codes is a list
         try:
             values[name] = parse(_bounded(text, longest))
         except ValueError as error:
