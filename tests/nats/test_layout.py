@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from worker.nats.layout import FUNCTION, ConsumerSet, consumer_state, overlap, partitions_of, retirement, static
+from worker.nats.layout import (
+    FUNCTION,
+    ConsumerSet,
+    ConsumerState,
+    consumer_state,
+    overlap,
+    partitions_of,
+    retirement,
+    static,
+    undelivered,
+)
 from worker.nats.wire import ConsumerInfo, decode_answer
 
 QUEUE, DURABLE = "q", "w"
@@ -159,3 +169,13 @@ def test_current_is_the_last_change_that_was_begun() -> None:
 def test_current_without_consumers_is_none() -> None:
     """Without consumers there is no layout, so the first worker chooses one."""
     assert ConsumerSet().current is None
+
+
+def test_undelivered_counts_what_no_consumer_holds() -> None:
+    """Stored messages that are neither pending nor waiting for an ack are never delivered; others are."""
+    shared = ConsumerState("w", static(1), (), 9, 2, 3, 30.0)
+    echo = ConsumerState("e", FUNCTION, ("q.0.echo.fn",), 9, 1, 0, 30.0)
+    stored = {"q": 3, "q.0.echo.fn": 3}
+    assert undelivered(ConsumerSet(live=(shared,)), stored) == {"w": 1}
+    assert undelivered(ConsumerSet(live=(echo,)), stored) == {"e": 2}
+    assert undelivered(ConsumerSet(live=(echo,)), {"q": 3, "q.0.echo.fn": 1}) == {}

@@ -24,7 +24,7 @@ from .apply import Applier
 from .discovery import SubjectFlows
 from .faults import Faults
 from .jetstream import JetStream
-from .layout import FUNCTION, ConsumerSet, static
+from .layout import FUNCTION, ConsumerSet, static, undelivered
 from .migration import Migration
 from .pull import Pull
 from .pull_consumer import PullConsumer
@@ -41,6 +41,7 @@ _SHARE = 10
 """A look may take one in so many seconds, however many consumers there are."""
 _ROUNDS = 5
 """Observations until the consumers have to be in order: retiring, deleting and serving take one each."""
+_DELETE = "deleting it lets the workers create it again, which delivers all"
 _RETIRED = "retired/"
 """The beginning of a retired consumer's flow. No subject of a queue has it: queues' names have no slash."""
 
@@ -83,6 +84,10 @@ class Binding:
         self._drifts: set[Event] = set()
         """The differences from the settings that have been reported."""
         self._stripped: set[asyncio.Task[None]] = set()
+        self._backlog: Backlog | None = None
+        """The stream's messages as last read."""
+        self._undelivered: tuple[Backlog | None, ConsumerSet] = None, ConsumerSet()
+        """The last look for messages that no consumer delivers."""
 
     @property
     def ready(self) -> bool:
@@ -167,7 +172,8 @@ class Binding:
         if self._bound:
             self._judge_stream(info)
             self._subjects.set_stored(info.state.subjects)
-        return Backlog(info.state.last_seq, info.state.subjects)
+        self._backlog = Backlog(info.state.last_seq, info.state.subjects)
+        return self._backlog
 
     def on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
         """Stop pulling from a consumer that may leave out payloads, judge it, and look for this payload."""
@@ -190,8 +196,8 @@ class Binding:
 
     def _judge_stream(self, info: StreamInfo) -> None:
         faults, drifts = topology.stream_faults(info.config, self._settings)
-        what = f"the stream {self.stream}"
-        self._faults.set("stream", [f"{what} cannot be used: {'; '.join(faults)}"] if faults else ())
+        text = f"the stream {self.stream} cannot be used: {'; '.join(faults)}"
+        self._faults.set("stream", [text] if faults else ())
         for drift in drifts:
             self._emit_once(topology.drift(f"stream {self.stream}", drift))
 
@@ -202,6 +208,20 @@ class Binding:
             for drift in topology.consumer_faults(info.config, wanted)[1]:
                 self._emit_once(topology.drift(f"consumer {info.name} of stream {self.stream}", drift))
 
+    def _look_for_undelivered(self) -> None:
+        """Report messages that no consumer delivers any more: a max_deliver that was set for a while leaves some.
+
+        Only where nothing has changed since the last look, because two requests do not see the same moment.
+        """
+        before, seen = self._undelivered, (self._backlog, self._consumers)
+        self._undelivered = seen
+        if seen[0] is None or seen != before or seen[0] is before[0] or seen[1].foreign or seen[1].retired:
+            return
+        for name, messages in undelivered(seen[1], seen[0].by_subject).items():
+            self._emit_once(
+                ConfigDrift(f"{messages} messages are stored that the consumer {name} does not deliver: {_DELETE}")
+            )
+
     def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
         if is_token_flow(pull.flow):
             return None
@@ -210,7 +230,7 @@ class Binding:
         return topology.flow_config(self._settings, pull.flow, info.name)
 
     def _emit_once(self, event: Event) -> None:
-        if not isinstance(event, ConfigDrift) or event not in self._drifts:
+        if event not in self._drifts:
             self._emit(event)
         if isinstance(event, ConfigDrift):
             self._drifts.add(event)
@@ -230,6 +250,7 @@ class Binding:
         began = trio.current_time()
         await self._reconcile(again=True)
         now = trio.current_time()
+        self._look_for_undelivered()
         self._idle = idle_consumers(self._consumers, self._idle, now)
         threshold, crowded = self._settings.consumer_inactive_threshold, self._subjects.crowded
         due = delete_idle(self._idle, threshold, now, crowded=crowded)
@@ -305,6 +326,7 @@ class Binding:
         if self._flows.find(SHARED) is None:
             self._flows.notify(QueueShared())
         self._flows.open(SHARED).bind(self._pull_subject(action.name))
+        self._faults.judge("consumers", self._flows, [info], self._wanted_config)
         self._emit(ConsumerBound(self.stream, action.name, info.ack_wait))
 
     def _serve_retired(self, name: str, ack_pending: int) -> None:

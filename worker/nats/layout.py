@@ -162,5 +162,20 @@ class ConsumerSet:
         return any(sequence <= each.mark and each.retired_at < before and each.covers(subject) for each in self.retired)
 
 
+def undelivered(consumers: ConsumerSet, stored: Mapping[str, int]) -> dict[str, int]:
+    """Return for each live consumer how many of the *stored* messages it will not deliver, where there are some."""
+    found = {}
+    for each in consumers.live:
+        literal = len(each.subjects) == 1 and not {"*", ">"} & {*each.subjects[0].split(".")}
+        messages = (
+            stored.get(each.subjects[0], 0)
+            if literal
+            else sum(number for subject, number in stored.items() if each.covers(subject))
+        )
+        if (missing := messages - each.num_pending - each.num_ack_pending) > 0:
+            found[each.name] = missing
+    return found
+
+
 def _number(text: str | None, otherwise: int) -> int:
     return int(text) if text and text.isascii() and text.isdigit() else otherwise
