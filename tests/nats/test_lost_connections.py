@@ -49,7 +49,7 @@ class Fate:
                 self.flows.hold(self.flows.open(flow), act == "hold")
             case "lose" if self.connection.up:
                 self.connection.up = False
-                self.connection.broken = True
+                self.connection.broken = OSError("broken")
                 self.flows.connection_changed(False)
             case "restore" if not self.connection.up:
                 await self.restore()
@@ -59,7 +59,7 @@ class Fate:
 
     async def restore(self) -> None:
         """Connect as the queue does: settlements are sent again, and once the stream is found, requests are."""
-        self.connection.up, self.connection.broken = True, False
+        self.connection.up, self.connection.broken = True, None
         self.flows.connection_changed(True)
         self.opened.outbox.repeat_late(inf)
         await aio_as_trio(self.flows.request_again)()

@@ -256,7 +256,8 @@ class CallerConnection(HttpToolsProtocol):
         status = HTTPStatus(rejected.status)
         self.transport.write(
             f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
-            f"content-length: {len(text)}\r\nconnection: close\r\n\r\n{text}".encode()
+            f"content-length: {len(text)}\r\nx-openfaas-internal: queue-worker\r\n"
+            f"connection: close\r\n\r\n{text}".encode()
         )
         self.transport.write_eof()
 

@@ -91,6 +91,7 @@ def stream_config(settings: Settings, window: int) -> StreamConfig:
         num_replicas=settings.nats_stream_replicas,
         max_age=window + _MARGIN * 10**9,
         duplicate_window=window,
+        max_bytes=settings.nats_state_max_bytes,
     )
 
 

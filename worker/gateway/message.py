@@ -85,6 +85,8 @@ class Message:
     """X-Start-Time: when the invocation was accepted (ns since the epoch)."""
     request: QueueRequest
     """The content. Its body may be set later than the rest."""
+    named: bool = True
+    """Whether the caller gave the call id. A new one is unique, so there is nothing to compare."""
 
     def payload(self) -> bytes:
         """Return the encoded request."""
@@ -156,7 +158,8 @@ def compose(
     check_path(path)
     if "" in unquote(path).split("/")[1:-1]:
         raise ValueError("the path has an empty segment (//, or an escaped slash beside one): write one slash")
-    call_id = _call_id(headers.get("X-Call-Id", ())) or new_call_id
+    given = _call_id(headers.get("X-Call-Id", ()))
+    call_id = given or new_call_id
     kept = {name: values for name, values in headers.items() if name not in _DROPPED}
     request = QueueRequest(
         Header=kept | {"X-Call-Id": [call_id], "X-Start-Time": [str(now)]},
@@ -173,7 +176,7 @@ def compose(
     )
     _check_size(function, request)
     subject = subject_of(queue, partition_for(*name, partitions), *name)
-    return Message(subject, call_id, ".".join(name), str(now), request)
+    return Message(subject, call_id, ".".join(name), str(now), request, named=bool(given))
 
 
 def split_target(below: str) -> tuple[str, str]:

@@ -111,7 +111,7 @@ def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError)
 
 
 class QueueWriter:
-    """Publishes calls to the queue's stream over one connection, each under a claim of its call id."""
+    """Publishes calls to the queue's stream over one connection, under a claim of each call id that a caller gave."""
 
     def __init__(self, connection: Connection, settings: Settings, emit: Emit) -> None:
         self._connection, self._settings, self._emit = connection, settings, emit
@@ -152,8 +152,8 @@ class QueueWriter:
             for _ in range(_CLAIM_TRIES):
                 if self._claims is None:
                     await self._open()
-                if self._claims is None:
-                    return wanted  # no stream, or claims are refused
+                if self._claims is None or not message.named:
+                    return wanted  # no stream, or claims are refused, or nobody else has this call id
                 try:
                     return await self._claims.claim(message.key(), wanted)
                 except NoRespondersError:  # the stream of claims was deleted, or was created just now
