@@ -153,7 +153,7 @@ class QueueWriter:
                 if self._claims is None:
                     await self._open()
                 if self._claims is None or not message.named:
-                    return wanted  # no stream, or claims are refused, or nobody else has this call id
+                    return wanted  # no stream, or claims are refused, or the call id is unique
                 try:
                     return await self._claims.claim(message.key(), wanted)
                 except NoRespondersError:  # the stream of claims was deleted, or was created just now

@@ -48,6 +48,7 @@ class Connections:
 
     async def hold(self, *, task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the nursery of the handlers, which ends last: open requests are answered first."""
+        await trio.lowlevel.checkpoint()  # if it is cancelled, started() has no effect, and nothing would set closing
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as handlers:
                 task_status.started(handlers)
