@@ -7,6 +7,7 @@ examples are neither shrunk nor stored.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.internal.conjecture.providers import HypothesisProvider
 from hypothesis.internal.constants_ast import Constants
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else the programs that the tests start would ignore it, too
 
 # There are no time limits, because a test must not fail on a busy machine.
 _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

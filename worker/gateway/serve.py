@@ -133,7 +133,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
     try:
         listeners = listen(host, port, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port} (listen_host, listen_port): {error}") from None
+        raise OSError(f"cannot listen on {host}:{port}: {error}") from None
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted connections inherit it
         for each in listeners:
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
