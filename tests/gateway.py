@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +89,6 @@ def gateway_on(nats: NatsServer, tmp_path: Path, **settings: object) -> Iterator
     with Gateway(tmp_path=tmp_path, nats_port=nats.port, **settings) as gateway:
         wait_until(gateway.ready, "the gateway to be ready")
         yield gateway
+        gateway.terminate()
+        with suppress(AssertionError):  # a killed process would lose what it counted of its coverage
+            gateway.wait(5)
