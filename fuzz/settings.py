@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from worker.config import SETTING_FIELDS, InvalidSettingsError, LoadedSettings, describe, load
+from worker.config import InvalidSettingsError, LoadedSettings, describe, load
+from worker.settings import SETTING_FIELDS
 
 SECRET = "hunter2"  # noqa: S105 -- made up
 URLS = ("gateway_url", "nats_url", "nats_host", "http_host", "listen_host")

@@ -8,15 +8,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from worker.config import (
-    SETTING_FIELDS,
-    InvalidSettingsError,
-    LoadedSettings,
-    Settings,
-    describe,
-    load,
-    without_password,
-)
+from worker.config import InvalidSettingsError, LoadedSettings, describe, load
+from worker.policy.parse import without_password
+from worker.settings import SETTING_FIELDS, Settings
 
 # The contract's table (section 2), less the settings that have no default of their own.
 TABLE = """

@@ -22,7 +22,7 @@ from tests.test_layers import LAYERS, MODULES, foreign_imports, top
 from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
-from worker.config import SETTING_FIELDS, load
+from worker.config import load
 from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.gateway import claims
 from worker.model import (
@@ -57,6 +57,7 @@ from worker.policy.decide import decide, status_of
 from worker.policy.quota import _ANNOTATIONS as QUEUE_ANNOTATIONS
 from worker.policy.report import dead_letter_headers
 from worker.policy.retry import Retry
+from worker.settings import SETTING_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, CHANGELOG = ROOT / "README.md", ROOT / "CHANGELOG.md"
@@ -146,7 +147,7 @@ def texts() -> tuple[str, ...]:
 
 
 def test_settings_table_is_complete() -> None:
-    """Every setting is listed, in the order of worker/config.py, with its default and meaning."""
+    """Every setting is listed, in the order of worker/settings.py, with its default and meaning."""
     assert_table(
         OPERATIONS,
         "## Settings",

@@ -30,6 +30,7 @@ LAYERS = [
     ("drain", "heartbeat", "timers"),
     ("nats", "http"),
     ("config",),
+    ("settings",),
     ("policy",),
     ("ports",),
     ("events",),
@@ -64,7 +65,8 @@ ONLY_BY = {
     "nats": {"cli"},
     **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "topology", "wire")},
     "http": {"cli"},
-    "config": {"cli", "dev", "gateway", "nats", "http", "observe", "parent"},
+    "config": {"cli", "dev"},
+    "settings": {"config", "cli", "dev", "gateway", "nats", "http", "observe", "parent"},
 }
 """Importers besides the own package: the core imports neither adapters nor settings. The longest name applies."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from worker.config import SETTING_FIELDS
+from worker.settings import SETTING_FIELDS
 
 from ..contenders import OURS
 from ..machine import ALL

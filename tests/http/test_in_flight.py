@@ -17,10 +17,11 @@ from trio.testing import MockClock
 from tests.http.invocations import invocation
 from tests.http.server import OK, Script, Server, Stream, serving
 from tests.servers import ROOT
-from worker.config import Settings, load
+from worker.config import load
 from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
 from worker.http.functions import open_functions
 from worker.model import Callback, Responded
+from worker.settings import Settings
 
 MANY = 2000
 

@@ -17,7 +17,7 @@ from trio_asyncio import aio_as_trio
 
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, until
-from worker.config import Settings, load
+from worker.config import load
 from worker.events import BrokerFailure, Event
 from worker.model import Quota, Rate
 from worker.nats.connection import Connection, connect_options
@@ -32,6 +32,7 @@ from worker.nats.function_state import (
     subject_for,
 )
 from worker.nats.jetstream import JetStream
+from worker.settings import Settings
 
 STREAM = "faas-request-functions"
 

@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from worker.config import Settings, load
+from worker.config import load
 from worker.nats import dead_letters, topology
 from worker.nats.layout import static
 from worker.nats.wire import ConsumerConfig
+from worker.settings import Settings
 
 
 def _settings(**environment: str) -> Settings:

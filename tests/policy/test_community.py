@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from worker.config import SETTING_FIELDS, load
+from worker.config import load
 from worker.policy.community import REPLACEMENTS, community_warning
+from worker.settings import SETTING_FIELDS
 
 
 def test_community_settings_get_one_warning_with_their_replacements() -> None:

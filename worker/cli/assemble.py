@@ -18,7 +18,6 @@ import structlog
 import trio
 
 from .. import __version__
-from ..config import Settings
 from ..drain import Drain
 from ..events import Event, Listening
 from ..heartbeat import Leases
@@ -39,6 +38,7 @@ from ..policy.processes import open_files_warning, share, share_minimums
 from ..policy.receivers import Receivers
 from ..policy.retry import Backoff, Jitter, Retry
 from ..run import run, watch_backlog
+from ..settings import Settings
 from ..timers import Timers
 from . import STOP_SIGNALS
 

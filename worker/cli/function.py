@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import click
 
-from ..config import Settings
 from ..nats import commands
 from ..nats.commands import NotSupportedError, Session, session
 from ..nats.function_state import READ_AGAIN, PauseState
 from ..policy.names import parse_function
 from ..ports import BrokerUnavailableError, MisconfiguredError
+from ..settings import Settings
 from . import fail, settings_or_exit
 
 T = TypeVar("T")

@@ -12,12 +12,12 @@ import click
 import structlog
 import trio
 
-from ..config import Settings
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
 from ..policy.proxies import InvalidProxyError, read_proxies
 from ..ports import MisconfiguredError
+from ..settings import Settings
 from . import STOP_SIGNALS, caught, fail, print_crash, settings_or_exit
 
 

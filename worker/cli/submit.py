@@ -14,11 +14,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from ..config import Settings
 from ..events import BrokerFailure, ConfigDrift, Event
 from ..gateway.message import Message, canonical_headers, compose
 from ..gateway.publisher import CallIdReusedError, MessageTooLargeError, submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
+from ..settings import Settings
 from . import fail, settings_or_exit
 
 _MAX_BODY = 48 * 2**20

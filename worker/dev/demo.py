@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Column, Table
 
-from ..config import SETTING_FIELDS
+from ..settings import SETTING_FIELDS
 from .functions import failures_of_flaky
 from .stack import NotStartedError, Stack, free_port, print_line, stack, until_signalled
 

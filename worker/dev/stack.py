@@ -23,9 +23,10 @@ import click
 import httpx
 import trio
 
-from ..config import Settings, load
+from ..config import load
 from ..observe.listeners import listen
 from ..parent import exit_text
+from ..settings import Settings
 
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))

@@ -18,9 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
-from ..config import Settings
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
+from ..settings import Settings
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
 from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 

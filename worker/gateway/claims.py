@@ -15,10 +15,10 @@ import asyncio
 
 import msgspec
 
-from ..config import Settings
 from ..nats.jetstream import JetStream
 from ..nats.wire import ApiError, ErrorCode, PubAck, StreamConfig
 from ..ports import BrokerUnavailableError
+from ..settings import Settings
 
 _MARGIN = 30
 """Seconds that a claim is kept after its id is no longer recognized, so that one that is recognized can be read."""

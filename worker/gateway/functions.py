@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
-from ..config import Settings
 from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
+from ..settings import Settings
 from .message import check_path, split_target
 
 MAX_CONNECTIONS = 500

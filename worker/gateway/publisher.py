@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from structlog.typing import FilteringBoundLogger
 
 from .. import __version__
-from ..config import Settings
 from ..events import BrokerFailure, ConfigDrift, Connected, Disconnected, Event
 from ..nats.connection import (
     AnswerTimeoutError,
@@ -26,6 +25,7 @@ from ..nats.jetstream import JetStream
 from ..nats.topology import as_named
 from ..nats.wire import ApiError, ErrorCode
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from .claims import Claim, Claims, open_claims, publish_once
 from .message import Message
 

@@ -15,9 +15,9 @@ import structlog
 import uvicorn
 from structlog.typing import FilteringBoundLogger
 
-from ..config import Settings
 from ..observe import logs
 from ..observe.listeners import addresses, listen
+from ..settings import Settings
 from .app import Gateway
 from .caller import CallerConnection
 from .connections import LIMITED, Connections

@@ -10,9 +10,9 @@ from functools import cache, partial
 import httpx
 import trio
 
-from ..config import Settings
 from ..model import Callback
 from ..policy.proxies import read_proxies
+from ..settings import Settings
 from .client_pools import CLOSE_TIMEOUT, LIMITS, ClientPools, open_client_pools
 from .failures import describe_failure
 

@@ -13,9 +13,9 @@ import httpx
 import trio
 from msgspec.structs import replace
 
-from ..config import Settings
 from ..model import Attempted, Invocation, NoResponse, NotSent, Responded, TimedOut
 from ..policy.redirect import REDIRECTS, clean_target
+from ..settings import Settings
 from .client_pools import LIMITS, ClientPools, open_client_pools
 from .failures import describe_failure, local_failure
 from .http11 import UNRESERVED, Fields, ResponseParser

@@ -14,11 +14,11 @@ from contextlib import suppress
 
 import trio
 
-from ..config import Settings
 from ..events import ConfigDrift, ConsumerBound, Event
 from ..model import SHARED, Backlog, Delivery, QueueShared, StoredCount
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from . import topology
 from .apply import Applier
 from .discovery import SubjectFlows

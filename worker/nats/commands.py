@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from .. import __version__
-from ..config import Settings
 from ..policy.names import label_of
 from ..ports import BrokerUnavailableError, MisconfiguredError
+from ..settings import Settings
 from . import topology
 from .connection import connected
 from .function_state import FunctionStates, PauseState

@@ -20,9 +20,10 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from ..config import Settings, without_password
 from ..events import BrokerFailure, ConfigDrift, Connected, Disconnected
+from ..policy.parse import without_password
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from . import nats_internals
 from .wire import parse_status
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from ..config import Settings
 from ..events import Created
 from ..model import DeadLetter
 from ..policy.report import dead_letter_headers
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from .jetstream import JetStream
 from .wire import ApiError, ErrorCode, StreamConfig
 

@@ -18,10 +18,10 @@ import trio
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from ..config import Settings
 from ..model import PendingCount, Published, StoredCount
 from ..policy.names import covers, partition_of
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from . import nats_internals, topology
 from .connection import Connection
 from .faults import Faults

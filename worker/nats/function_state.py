@@ -16,11 +16,11 @@ import trio
 from msgspec import Struct
 from nats.aio.msg import Msg
 
-from ..config import Settings
 from ..model import Quota
 from ..policy.names import is_name
 from ..policy.quota import needs_tokens, parse_max_inflight, parse_rate, write_rate
 from ..ports import BrokerUnavailableError
+from ..settings import Settings
 from . import nats_internals
 from .jetstream import JetStream
 from .wire import ApiError, ErrorCode, StreamConfig

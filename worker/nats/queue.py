@@ -17,11 +17,11 @@ import trio
 import trio_asyncio
 from trio_asyncio import aio_as_trio
 
-from ..config import Settings
 from ..events import BrokerFailure
 from ..model import Backlog, DeadLetter, Delivery, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
+from ..settings import Settings
 from . import dead_letters, topology
 from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options

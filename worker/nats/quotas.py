@@ -13,7 +13,6 @@ from itertools import count, islice
 
 import msgspec
 
-from ..config import Settings
 from ..model import Ack, Delivery, Nak, Quota, QuotaChanged
 from ..policy.quota import (
     CAP,
@@ -27,6 +26,7 @@ from ..policy.quota import (
     uses_of_token,
 )
 from ..ports import BrokerUnavailableError, MisconfiguredError
+from ..settings import Settings
 from . import topology
 from .faults import Faults
 from .flow_consumers import FlowConsumers

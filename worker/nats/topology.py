@@ -15,11 +15,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..config import Settings
 from ..events import ConfigDrift, Created
 from ..policy.durations import format_duration
 from ..policy.names import covers
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
+from ..settings import Settings
 from .credit import DEFAULT_BATCH, EXPIRES
 from .jetstream import JetStream
 from .layout import FUNCTION, MODE, PARTITIONS, partitions_of, static

@@ -14,12 +14,12 @@ import structlog
 from msgspec.structs import asdict
 
 from .. import events as e
-from ..config import Settings
 from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
 from ..policy.report import origin_of
 from ..ports import Emit
+from ..settings import Settings
 from .log_writer import LogWriter
 
 LogLine = tuple[str, str, dict[str, Any]]

@@ -20,11 +20,11 @@ from prometheus_client import (
 
 from .. import __version__
 from .. import events as e
-from ..config import Settings
 from ..model import Final, Nak
 from ..policy.decide import status_of
 from ..policy.names import label_of
 from ..policy.redirect import redirect_result
+from ..settings import Settings
 from .function_metrics import FunctionMetrics
 
 

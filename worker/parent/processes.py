@@ -19,11 +19,11 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from ..config import Settings
 from ..observe.log_metrics import LogMetrics
 from ..observe.log_writer import LogWriter
 from ..observe.server import serve_observers
 from ..policy.processes import RESTART_BACKOFF, crashes_in_a_row, must_give_up
+from ..settings import Settings
 from . import exit_text
 from .control_socket import FATAL, METRICS, READY, VARIABLE, ControlSocket
 from .merge import Merge

@@ -136,3 +136,9 @@ def subject_prefix(value: str) -> str:
     ):
         raise ValueError("not the beginning of a subject: write _INBOX_name, with no spaces and neither * nor >")
     return value
+
+
+def without_password(url: str) -> str:
+    """Mask user and password of a URL, or of a list of URLs, also if they have characters that should be escaped."""
+    urls = re.split(r",(?=\s*\w+://)", url)
+    return ",".join(re.sub(r"^(\s*\w+://)?.*@", r"\1********@", each, flags=re.DOTALL) for each in urls)
