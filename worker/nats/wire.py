@@ -331,6 +331,8 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
         ValueError: the answer is not JetStream's; anyone may answer on a subject.
     """
     try:
+        if not data.isascii():
+            data.decode()  # msgspec does not check the names of fields that it does not know
         if (error := msgspec.json.decode(data, type=_Failure).error) is not None:
             raise ApiError(error.code, error.err_code, error.description)
         return msgspec.json.decode(data, type=kind)
