@@ -22,19 +22,19 @@ redirect request responders response sequence server session settings status str
 topology transport url wire entry flags output listeners shared rendering community memory reservation result
 """
 _VERBS = """
-applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift give
-merge observe parse pause postpone publish publisher read reader reconcile retire retry
+applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift expire give
+merge observe parse pause post postpone publish publisher read reader reconcile retire retry
 run serve settle start store submit unfilter writer
 """
 _WHAT_HAPPENED = """
-agreed bound changed closed connected crashed created delivered disconnected ended error expired
+agreed bound changed closed connected crashed created delivered discarded disconnected ended error expired tried
 failure finished idle ignored interrupted invalid learned listening loaded lost malformed merged misconfigured
 observed paused posted published redelivered refusals refused rejected responded returned reused sent started stored
 timed unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """
-after again annotation answer arrival back backoff buffer cache caller collector commands core count counts decision
-draft durations family group heartbeat info intake internals jitter job large latency limit model name names
+after again annotation answer arrival back backoff buffer busy cache caller collector commands core count counts
+decision draft durations family first group heartbeat info intake internals jitter job large latency limit model name names
 no not observation one out page phase plain poller pool pooled pools ports probe protocol rate readiness report return
 services set shared shot stack stale supported syntax terms timeout timers times too tracker work
 """

@@ -67,11 +67,47 @@ class CallbackPosted(Event, frozen=True):
     *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
     """
 
-    invocation: Invocation
+    call_id: str
+    function: str
+    receiver: str
+    """Scheme, host and port: the rest of a URL may be secret."""
     result: int | str
     delivered: bool
     retry_in: float | None
     duration: float
+    stored: bool = False
+    """Whether it came from the stored callbacks."""
+
+
+class CallbackStored(Event, frozen=True):
+    """A callback that had failed, or had no room, is stored."""
+
+    call_id: str
+    function: str
+
+
+class CallbackNotStored(Event, frozen=True):
+    """A callback could not be stored, so it stays in the worker's memory."""
+
+    call_id: str
+    function: str
+    error: str
+
+
+class CallbackDiscarded(Event, frozen=True):
+    """A callback is lost: neither it nor its dead letter could be stored."""
+
+    call_id: str
+    function: str
+    receiver: str
+
+
+class StoredCallbacksRead(Event, frozen=True):
+    """The stored callbacks of all workers were counted."""
+
+    messages: int
+    oldest: float
+    """Seconds since the oldest one was stored; 0 without any."""
 
 
 class DeadLettered(Event, frozen=True):

@@ -19,6 +19,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 SHARED = ""
 """The flow that carries the whole queue where all workers share one consumer: static mode."""
 
+CALLBACKS = "callbacks/"
+"""The flow of the stored callbacks. No subject of a queue has a slash."""
+
 
 class Delivery(Struct, frozen=True, gc=False):
     """One message, as the queue delivered it once."""
@@ -241,6 +244,8 @@ class DeadLetter(Struct, frozen=True, gc=False):
     """None, like *function* and *status*, if the message could not be decoded or no function responded."""
     function: str | None
     status: int | None
+    kind: str = ""
+    """``callback`` if the payload is a stored callback; empty if it is a message of the queue."""
 
 
 class Callback(Struct, frozen=True, gc=False):
@@ -249,6 +254,26 @@ class Callback(Struct, frozen=True, gc=False):
     url: str
     headers: Headers
     body: bytes
+
+
+class StoredCallback(Struct, frozen=True, gc=False):
+    """A callback that failed, with the data to send it again."""
+
+    callback: Callback
+    call_id: str
+    function: str
+    """``name.namespace``."""
+    ended_at: float
+    """Time at which the invocation ended (s since the epoch)."""
+    not_before: float
+    """Time before which it is not sent again (s since the epoch)."""
+
+
+class Busy(Struct, frozen=True, gc=False):
+    """A receiver's answer of 429 or 503 with a Retry-After header."""
+
+    status: int
+    retry_after: str
 
 
 class Backlog(Struct, frozen=True, gc=False):

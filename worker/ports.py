@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, NotSent, Quota, Settlement
+from .model import (
+    Attempted,
+    Backlog,
+    Busy,
+    Callback,
+    DeadLetter,
+    Delivery,
+    Invocation,
+    Notice,
+    NotSent,
+    Quota,
+    Settlement,
+    StoredCallback,
+)
 
 
 class BrokerUnavailableError(Exception):
@@ -76,6 +89,13 @@ class Queue(Protocol):
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """Store a dead letter; raise :class:`BrokerUnavailableError` if the broker did not confirm it."""
 
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """Store a callback; raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+
+        It arrives as a delivery of the flow :data:`worker.model.CALLBACKS`, at any worker that has credit for that
+        flow. With the same *key* it is stored once, for a while.
+        """
+
     async def backlog(self) -> Backlog:
         """Return the counts of the stream's messages; raise :class:`BrokerUnavailableError` without an answer."""
 
@@ -111,8 +131,11 @@ class Functions(Protocol):
 class Callbacks(Protocol):
     """The receivers of results."""
 
-    async def post(self, callback: Callback) -> int | str:
-        """Post a callback once, and return the response's status, or a text that explains why there was no response."""
+    async def post(self, callback: Callback) -> int | str | Busy:
+        """Post a callback once, and return the response's status, or a text that explains why there was no response.
+
+        A status of 429 or 503 with a Retry-After header is returned with that header.
+        """
 
 
 Emit = Callable[[Event], None]

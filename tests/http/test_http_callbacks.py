@@ -11,7 +11,7 @@ from tests.servers import until
 from worker.config import load
 from worker.http import callbacks as module
 from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
-from worker.model import Callback
+from worker.model import Busy, Callback
 
 
 async def test_post_sends_the_callback_byte_for_byte() -> None:
@@ -64,7 +64,7 @@ async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
             await let.wait()
             await stream.send_all(OK)
 
-    results: list[int | str] = []
+    results: list[int | str | Busy] = []
     async with (
         serving(script) as slow,
         serving(answer_all) as quick,
@@ -93,7 +93,7 @@ async def test_post_that_waits_for_others_is_not_timed(monkeypatch: pytest.Monke
         serving(_unanswered_from(1, mock_clock)) as server,
         open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks,
     ):
-        results: list[int | str] = []
+        results: list[int | str | Busy] = []
 
         async def post() -> None:
             results.append(await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")))

@@ -106,9 +106,9 @@ def test_dead_letter_event_counts_by_kind(metrics: Metrics, attempts: int, kind:
 
 def test_callback_event_counts_by_result(metrics: Metrics) -> None:
     """A callback is delivered, retried or failed."""
-    metrics(e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1))
-    metrics(e.CallbackPosted(INVOCATION, 200, True, None, 0.1))
-    metrics(e.CallbackPosted(INVOCATION, 400, False, None, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 1.0, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 200, True, None, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 400, False, None, 0.1))
     for result in ("retried", "delivered", "failed"):
         assert _value(metrics, "queue_worker_callbacks_total", queue_name="q", result=result) == 1
 

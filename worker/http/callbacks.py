@@ -10,7 +10,7 @@ from functools import cache, partial
 import httpx
 import trio
 
-from ..model import Callback
+from ..model import Busy, Callback
 from ..policy.proxies import read_proxies
 from ..settings import Settings
 from .client_pools import CLOSE_TIMEOUT, LIMITS, ClientPools, open_client_pools
@@ -37,7 +37,7 @@ class HttpCallbacks:
     def __init__(self, pools: ClientPools[httpx.AsyncClient], timeout: float) -> None:
         self._pools, self._timeout = pools, timeout
 
-    async def post(self, callback: Callback) -> int | str:
+    async def post(self, callback: Callback) -> int | str | Busy:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
         body = _Slices(callback.body)
         try:
@@ -52,7 +52,7 @@ class HttpCallbacks:
                 with trio.fail_after(self._timeout):
                     response = await client.send(request, stream=True)
                 await _end(response)
-                return response.status_code
+                return _answer(response)
         except trio.TooSlowError:
             return f"no answer within {self._timeout:g} s"
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
@@ -80,6 +80,11 @@ async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
 
     async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
         yield HttpCallbacks(pools, settings.callback_timeout)
+
+
+def _answer(response: httpx.Response) -> int | Busy:
+    retry_after = response.headers.get("Retry-After") if response.status_code in (429, 503) else None
+    return response.status_code if retry_after is None else Busy(response.status_code, retry_after)
 
 
 class _Slices(httpx.AsyncByteStream):

@@ -15,7 +15,7 @@ from contextlib import suppress
 import trio
 
 from ..events import ConfigDrift, ConsumerBound, Event
-from ..model import SHARED, Backlog, Delivery, QueueShared, StoredCount
+from ..model import CALLBACKS, SHARED, Backlog, Delivery, QueueShared, StoredCount
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
@@ -223,7 +223,7 @@ class Binding:
             )
 
     def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
-        if is_token_flow(pull.flow):
+        if is_token_flow(pull.flow) or pull.flow == CALLBACKS:
             return None
         if pull.flow == SHARED or pull.flow.startswith(_RETIRED):
             return info.config  # its filter may be any

@@ -18,7 +18,7 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import Backlog, DeadLetter, Delivery, PausedFunctions
+from ..model import CALLBACKS, Backlog, DeadLetter, Delivery, PausedFunctions, StoredCallback
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
@@ -34,6 +34,7 @@ from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
+from .stored_callbacks import StoredCallbacks, stream_name
 from .wire import ApiError
 
 T = TypeVar("T")
@@ -92,6 +93,7 @@ class NatsQueue:
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
+        self._callbacks = StoredCallbacks(self._jetstream, settings, self._flows, faults=self._faults, emit=emit)
         self._binding: Binding | None = None
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
@@ -121,8 +123,12 @@ class NatsQueue:
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        stream = self._bound.stream
+        stream = stream_name(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """See :meth:`worker.ports.Queue.store_callback`."""
+        await aio_as_trio(self._callbacks.store)(stored, key)
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
@@ -138,7 +144,9 @@ class NatsQueue:
 
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
-        await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run())
+        await asyncio.gather(
+            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._callbacks.run()
+        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -185,7 +193,9 @@ class NatsQueue:
         if self._binding:
             self._binding.connection_changed(up)
 
-    def _owner(self, flow: str) -> Quotas | Binding:
+    def _owner(self, flow: str) -> Quotas | StoredCallbacks | Binding:
+        if flow == CALLBACKS:
+            return self._callbacks
         return self.quotas if is_token_flow(flow) else self._bound
 
     def _on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:

@@ -267,6 +267,8 @@ class StreamState(Struct):
 
     messages: int
     last_seq: int
+    first_ts: str = ""
+    """The time at which the oldest message was stored."""
     subjects: dict[str, int] = {}
     """Messages by subject, where the request asked for them."""
 
