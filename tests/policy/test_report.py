@@ -22,7 +22,7 @@ from worker.model import (
     Responded,
     TimedOut,
 )
-from worker.policy.report import dead_letter_headers, is_delivered, is_retriable, make_callback
+from worker.policy.report import dead_letter_headers, is_delivered, is_retriable, make_callback, origin_of
 
 INVOCATION = Invocation(
     call_id="call-1",
@@ -325,6 +325,24 @@ def test_callback_passing_failure_is_retried(result: int | str) -> None:
     """A server error, a status that asks for a later retry, and a missing answer are retried."""
     assert not is_delivered(result)
     assert is_retriable(result)
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://h", "http://h"),
+        ("HTTP://user:secret@H.:80/secret?secret", "http://h"),
+        ("https://h:443/", "https://h"),
+        ("http://h:443/", "http://h:443"),
+        ("http://h:/x", "http://h"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("", "://"),
+    ],
+)
+def test_origin_of_a_url_is_the_same_for_each_spelling(url: str, origin: str) -> None:
+    """A receiver has one name in log lines and limits, and no secret of its URL is part of it."""
+    assert origin_of(url) == origin
 
 
 def test_callback_refused_by_rules_is_not_retried() -> None:

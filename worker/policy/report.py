@@ -5,6 +5,7 @@ A callback has an id, by which a receiver can detect that it was sent again.
 
 from __future__ import annotations
 
+import re
 from hashlib import sha256
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ _OURS = HOP_BY_HOP.union(
     OWN_HEADERS,
 )
 """Response headers that a callback does not have: those about the connection, and those that it sets itself."""
+_HOST_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(?::([0-9]*))?", re.DOTALL)
+_PORTS = {"http": "80", "https": "443"}
 _PASSING = frozenset({408, 425, 429})
 """Client errors after which a retry may succeed."""
 
@@ -72,9 +75,15 @@ def _webhook_id(invocation: Invocation, message: MessageId) -> bytes:
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a callback's URL. The rest may be secret: for many webhooks the path is."""
+    """Return scheme, host and port of a callback's URL, the same for each way to write them.
+
+    The rest may be secret: for many webhooks the path is.
+    """
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    netloc = parts.netloc.rpartition("@")[2].lower()
+    host, port = found.groups() if (found := _HOST_AND_PORT.fullmatch(netloc)) else (netloc, None)
+    shown = "" if port in (None, "", _PORTS.get(parts.scheme)) else f":{port}"
+    return f"{parts.scheme}://{host.removesuffix('.')}{shown}"
 
 
 def is_delivered(result: PostResult) -> bool:

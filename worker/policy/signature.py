@@ -30,7 +30,7 @@ class SigningKey:
 
     secrets: tuple[bytes, ...] = field(repr=False)
     """The bytes that the line stands for. More than one where libraries read it differently."""
-    pattern: ReceiverPattern | None = None
+    pattern: ReceiverPattern | None = field(default=None, repr=False)  # it may be half of a secret with a space
     """The receivers for which it is used; None for all that no pattern matches."""
 
 
