@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from worker.config import InvalidSettingsError, LoadedSettings, describe, load
 from worker.policy.parse import without_password
+from worker.policy.receiver_patterns import parse_patterns
 from worker.settings import SETTING_FIELDS, Settings
 
 # The contract's table (section 2), less the settings that have no default of their own.
@@ -99,6 +100,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "callback_attempts": ("1", 1),
     "callback_initial_wait": ("1s", 1.0),
     "callback_max_wait": ("1m", 60.0),
+    "callback_allow": ("*.example.com,10.0.0.0/8", parse_patterns("*.example.com,10.0.0.0/8")),
+    "callback_deny": ("[::1]:80", parse_patterns("[::1]:80")),
     "tls_insecure": ("true", True),
     "processes": ("2", 2),
     "max_connections": ("100", 100),
@@ -160,9 +163,10 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
         "nats_duplicate_window",
     }
     own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes"}
+    own |= {"callback_allow", "callback_deny", "callback_secret_file"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
-        name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
+        name for name in NO_DEFAULT | {"callback_secret_file"} if name.endswith(("_user", "_password", "_file"))
     }
 
 

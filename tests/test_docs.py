@@ -39,6 +39,7 @@ from worker.model import (
     NoResponse,
     NotSent,
     Outcome,
+    Refused,
     Responded,
     Term,
     TimedOut,
@@ -373,6 +374,7 @@ def lines() -> dict[str, tuple[str, set[str]]]:
         CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
         CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
+        CallbackPosted(INVOCATION, Refused("a rule"), delivered=False, retry_in=None, duration=0.0),
         DeadLettered(DeadLetter(DELIVERY, "", 3, "5bd0a6a1", "figlet.openfaas-fn", 500), stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, Verdict
+from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, PostResult, Verdict
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -64,14 +64,28 @@ class CallbackIgnored(Event, frozen=True):
 class CallbackPosted(Event, frozen=True):
     """A callback was tried.
 
-    *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
+    *retry_in* is the wait (s) before the next try, if any.
     """
 
     invocation: Invocation
-    result: int | str
+    result: PostResult
     delivered: bool
     retry_in: float | None
     duration: float
+
+
+class CallbackKeysLoaded(Event, frozen=True):
+    """The file with the keys that sign callbacks has changed."""
+
+    path: str
+    keys: int
+
+
+class CallbackKeysRejected(Event, frozen=True):
+    """The file of signing keys cannot be used any more; callbacks are still signed with its last keys."""
+
+    path: str
+    error: str
 
 
 class DeadLettered(Event, frozen=True):

@@ -38,6 +38,7 @@ from .model import (
     Nak,
     NotSent,
     Outcome,
+    PostResult,
     Responded,
     Term,
     Verdict,
@@ -275,7 +276,13 @@ class Job:
         attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
         agent, duration = config.user_agent, self.duration
         callback = make_callback(
-            invocation, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent=agent
+            invocation,
+            outcome,
+            message=self.lease.delivery.id,
+            attempt=attempt,
+            attempts=attempts,
+            duration=duration,
+            user_agent=agent,
         )
         if not callback:
             return
@@ -307,7 +314,7 @@ class Job:
             self.verdict = verdict
             await self.services.timers.wait(wait, "callback")
 
-    async def _post(self, callback: Callback) -> int | str:
+    async def _post(self, callback: Callback) -> PostResult:
         """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line."""
         try:
             return await self.services.callbacks.post(callback)

@@ -251,6 +251,17 @@ class Callback(Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Refused(Struct, frozen=True, gc=False):
+    """A callback was not sent, because the rules about receivers forbid it. A retry would not help."""
+
+    reason: str
+    """The rule and the setting, for the operator."""
+
+
+PostResult = int | str | Refused
+"""The status of a receiver's answer, a text that explains why there was none, or that nothing was sent."""
+
+
 class Backlog(Struct, frozen=True, gc=False):
     """The counts of a stream's messages."""
 

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, NotSent, Quota, Settlement
+from .model import (
+    Attempted,
+    Backlog,
+    Callback,
+    DeadLetter,
+    Delivery,
+    Invocation,
+    Notice,
+    NotSent,
+    PostResult,
+    Quota,
+    Settlement,
+)
 
 
 class BrokerUnavailableError(Exception):
@@ -111,8 +123,8 @@ class Functions(Protocol):
 class Callbacks(Protocol):
     """The receivers of results."""
 
-    async def post(self, callback: Callback) -> int | str:
-        """Post a callback once, and return the response's status, or a text that explains why there was no response."""
+    async def post(self, callback: Callback) -> PostResult:
+        """Post a callback once, and return the result."""
 
 
 Emit = Callable[[Event], None]

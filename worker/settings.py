@@ -30,7 +30,9 @@ from .policy.parse import (
     whole,
 )
 from .policy.quota import parse_minimums
+from .policy.receiver_patterns import ReceiverPatterns, parse_patterns
 from .policy.retry import Jitter, parse_attempts, parse_codes
+from .policy.signature import MAX_SIZE, parse_keys
 
 T = TypeVar("T")
 
@@ -49,6 +51,13 @@ def readable_file(value: str) -> str:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise ValueError("not the path of a file") from None
+
+
+def signing_keys_file(value: str) -> str:
+    """Parse the path of a file of signing keys, and check its content."""
+    with Path(readable_file(value)).open("rb") as file:
+        parse_keys(file.read(MAX_SIZE + 1))
+    return value
 
 
 def partition(value: str) -> int:
@@ -171,6 +180,17 @@ class Settings:
     callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
     callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half chance")
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
+    callback_allow: ReceiverPatterns | None = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
+        None,
+        parse_patterns,
+        "receivers that are always allowed: hosts (`*.example.com`, `host:port`), addresses and networks, or `*`",
+    )
+    callback_deny: ReceiverPatterns | None = setting(  # noqa: RUF009 -- the same
+        None, parse_patterns, "receivers that are refused unless `callback_allow` lists them, in the same form"
+    )
+    callback_secret_file: str | None = setting(
+        None, signing_keys_file, "keys that sign callbacks, one a line, the first one first"
+    )
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
     # The process.

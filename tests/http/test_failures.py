@@ -17,7 +17,7 @@ import trio
 import trustme
 
 from tests.http.invocations import invocation
-from tests.http.server import Server, Stream, serving
+from tests.http.server import LOOPBACK, Server, Stream, ignore, serving
 from worker.config import load
 from worker.http.callbacks import open_callbacks
 from worker.http.failures import describe_failure, local_failure
@@ -69,7 +69,7 @@ async def test_tls_failure_names_its_cause(
     certificate = issuer.issue_cert("example.com" if kind == "another host" else "127.0.0.1", not_after=expires)
     async with _tls_server(certificate) as port:
         url = f"https://127.0.0.1:{port}"
-        async with open_callbacks(load({}).settings) as callbacks:
+        async with open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
             assert await callbacks.post(Callback(f"{url}/cb", (), b"")) == cause
         async with open_functions(load({"gateway_url": url}).settings) as functions:
             assert await functions.invoke(invocation()) == NoResponse(cause)
@@ -82,7 +82,7 @@ async def test_tls_to_a_plain_server_names_its_cause() -> None:
         await stream.receive_some(1)
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(script) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         result = await callbacks.post(Callback(f"https://127.0.0.1:{server.port}/", (), b""))
     assert result in ("TLS failed: wrong version number", "TLS failed: record layer failure")
 

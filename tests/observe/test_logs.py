@@ -21,6 +21,7 @@ from worker.model import (
     Malformed,
     Nak,
     NoResponse,
+    Refused,
     Responded,
     Term,
 )
@@ -79,6 +80,9 @@ EVENTS: list[e.Event] = [
     e.DrainExpired(3, "second signal"),
     e.DrainEnded(1.0, False),
     e.DrainEnded(1.0, True),
+    e.CallbackPosted(INVOCATION, Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1),
+    e.CallbackKeysLoaded("/keys", 2),
+    e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
 
 

@@ -99,7 +99,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
     with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
         async with (
             open_functions(settings) as functions,
-            open_callbacks(settings) as callbacks,
+            open_callbacks(settings, emit) as callbacks,
             open_queue(settings, emit) as queue,
         ):
             services = Services(

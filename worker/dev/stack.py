@@ -31,6 +31,8 @@ from ..settings import Settings
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))
 _LOOPBACK = "127.0.0.1"
+_RECEIVERS = "127.0.0.0/8,::1"
+"""Receivers of callbacks on this machine, which a worker refuses elsewhere."""
 _READY_TIMEOUT = 30.0
 """Seconds for a child to become ready. It takes one or two, more on a busy machine."""
 _POLL_INTERVAL = 0.05
@@ -200,7 +202,12 @@ def _prepare(environment: Mapping[str, str], functions: str) -> tuple[dict[str, 
     loaded = load(environment)
     if loaded.settings.nats_url:
         raise NotStartedError("nats_url is set, but queue-worker dev starts a NATS server: unset it, or set nats_port")
-    defaults = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
+    defaults = {
+        "listen_host": _LOOPBACK,
+        "http_host": _LOOPBACK,
+        "gateway_url": functions,
+        "callback_allow": _RECEIVERS,
+    }
     added = {name: value for name, value in defaults.items() if loaded.origins[name] == "default"}
     environment = {**environment, "PYTHONUNBUFFERED": "1", **added}
     settings = load(environment).settings

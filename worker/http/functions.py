@@ -38,7 +38,7 @@ class HttpFunctions:
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
         self._results = ResultMemory(settings.max_results_bytes)
         self._transport = transport
-        self._credentials = _basic_auth(url.userinfo) if url.userinfo else None
+        self._credentials = basic_auth(url.userinfo) if url.userinfo else None
 
     async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
         """See :meth:`worker.ports.Functions.invoke`."""
@@ -101,7 +101,7 @@ class HttpFunctions:
         return None if clean is None else clean.encode("ascii")
 
 
-def _basic_auth(userinfo: bytes) -> bytes:
+def basic_auth(userinfo: bytes) -> bytes:
     """Return the value of an Authorization header (RFC 7617) for the part of a URL before the ``@``."""
     user, _, password = userinfo.partition(b":")
     return b"Basic " + b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))

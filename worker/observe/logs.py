@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import asdict
 
 from .. import events as e
-from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
+from ..model import Ack, Delivery, Nak, NotSent, Refused, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
 from ..policy.report import origin_of
@@ -146,9 +146,11 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
         "call_id": event.invocation.call_id,
         "function": event.invocation.label,
         "to": origin_of(event.invocation.callback or ""),
-        "result": event.result,
+        "result": event.result.reason if isinstance(event.result, Refused) else event.result,
         "duration": round(event.duration, 6),
     }
+    if isinstance(event.result, Refused):
+        return "error", "Callback refused", fields
     if event.delivered:
         return "info", "Posted result", fields
     if event.retry_in is not None:
@@ -183,6 +185,8 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.AnnotationIgnored: _own_fields("warning", "Annotation ignored"),
     e.CallbackIgnored: _own_fields("warning", "Callback ignored because of its URL"),
     e.CallbackPosted: _callback_posted,
+    e.CallbackKeysLoaded: _own_fields("info", "Signing keys of callbacks changed"),
+    e.CallbackKeysRejected: _own_fields("error", "Signing keys of callbacks cannot be read; the last ones stay in use"),
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: (
         "error",

@@ -20,7 +20,7 @@ from prometheus_client import (
 
 from .. import __version__
 from .. import events as e
-from ..model import Final, Nak
+from ..model import Final, Nak, Refused
 from ..policy.decide import status_of
 from ..policy.names import label_of
 from ..policy.redirect import redirect_result
@@ -48,6 +48,7 @@ class Metrics:
         self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
         self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
+        self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
         self._redirects = metric(
             Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
         )
@@ -68,6 +69,8 @@ class Metrics:
             e.Settled: self._on_settled,
             e.Redelivered: lambda event: self._redeliveries.labels(queue, event.state).inc(),
             e.CallbackPosted: self._on_callback_posted,
+            e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
+            e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
             e.DeadLettered: self._on_dead_lettered,
             e.LimitLearned: self._on_limit_learned,
             e.LeasesExtended: lambda event: self._extensions.inc(event.count),
@@ -119,6 +122,8 @@ class Metrics:
 
     def _on_callback_posted(self, event: e.CallbackPosted) -> None:
         result = "delivered" if event.delivered else "failed" if event.retry_in is None else "retried"
+        if isinstance(event.result, Refused):
+            result = "refused"
         self._callbacks.labels(self._queue, result).inc()
 
     def _on_dead_lettered(self, event: e.DeadLettered) -> None:
