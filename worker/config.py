@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .model import Rate
 from .policy.community import REPLACEMENTS, community_warning
 from .policy.durations import format_duration
 from .policy.names import is_name
 from .policy.parse import host, http_url, nats_urls, without_password
+from .policy.quota import write_rate
 from .policy.retry import NO_CODES
 from .settings import ORDINAL, SETTING_FIELDS, Settings
 
@@ -182,5 +184,6 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))) or NO_CODES,
+    Rate: write_rate,
     tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }
