@@ -51,7 +51,8 @@ CONTRACT = {
 NO_DEFAULT = {
     *("nats_url", "nats_token", "nats_user", "nats_password", "nats_nkey_seed", "nats_creds_file"),
     *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
-    "function_minimums",
+    *("function_minimums", "basic_auth_user_file", "basic_auth_password_file"),
+    *("max_queued", "max_queued_per_function", "caller_rate", "trusted_proxies"),
 }
 SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
 # A value that is valid, and not the default, for each.
@@ -166,8 +167,7 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
         "nats_inbox_prefix",
         "nats_duplicate_window",
     }
-    own |= {"basic_auth_user_file", "basic_auth_password_file", "function_annotations", "function_check"}
-    own |= {"max_queued", "max_queued_per_function", "caller_rate", "trusted_proxies"}
+    own |= {"function_annotations", "function_check"}
     own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes"}
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
