@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from ..nats.wire import ApiError
 from ..ports import BrokerUnavailableError
 
 _PROBE_WITHIN = 1.0
@@ -65,7 +66,8 @@ class Stalls:
 
 
 async def _answers(probe: Probe) -> bool:
-    with suppress(TimeoutError, ConnectionError, BrokerUnavailableError):
+    """Return whether a probe succeeds in time. An error is none: a stream without a leader answers one."""
+    with suppress(TimeoutError, ConnectionError, BrokerUnavailableError, ApiError):
         async with asyncio.timeout(_PROBE_WITHIN):
             await probe()
             return True
