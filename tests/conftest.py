@@ -49,6 +49,8 @@ LONG = (
     "simulation/test_bugs.py",
     "test_dev.py",
     "test_gateway.py",
+    "test_gateway_annotations.py",
+    "test_gateway_overload.py",
     "test_gateway_hostile.py",
     "test_pause.py",
     "test_submit.py",

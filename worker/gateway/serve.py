@@ -17,12 +17,16 @@ from structlog.typing import FilteringBoundLogger
 
 from ..observe import logs
 from ..observe.listeners import addresses, listen
+from ..policy.parse import without_password
 from ..settings import Settings
+from .annotations import FunctionLookup
 from .app import Gateway
 from .caller import CallerConnection
 from .connections import LIMITED, Connections
+from .credentials import Credentials
 from .functions import MAX_CONNECTIONS as MAX_FUNCTION_CONNECTIONS
 from .functions import FunctionProxy
+from .overload import Limits
 from .publisher import Publisher
 
 _BACKLOG = 2048
@@ -71,12 +75,14 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
+    lookup = FunctionLookup(settings, Credentials(settings, asyncio.get_running_loop().time), log)
+    limits = Limits(settings, publisher, log)
     listeners = _listen(settings.listen_host, settings.listen_port)
     connections = Connections(_max_connections(settings, log), settings.client_timeout, log)
     protocol = type("Caller", (CallerConnection,), {"all": connections})
     server = _Server(
         uvicorn.Config(
-            Gateway(settings, publisher, functions, log),
+            Gateway(settings, publisher, functions, log, lookup=lookup, limits=limits),
             http=protocol,
             ws="none",
             lifespan="off",
@@ -98,12 +104,14 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
         url = f"http://{addresses(listeners[:1])}"
-        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=settings.gateway_url)
+        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=without_password(settings.gateway_url))
         await server.serve(listeners)
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await connection
+        await limits.close()
+        await lookup.close()
         await functions.close()
     log.info("Stopped")
 
