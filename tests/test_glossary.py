@@ -19,7 +19,7 @@ _HTTP_NATS_UNIX = """
 abandon api app body broker child children client code config connection exit gateway histogram http
 http11 jet jetstream log logs message metrics nak nats options origin parent parser processes proxy pub queue
 redirect request responders response sequence server session settings status stream subject subscription term tls
-topology transport url wire entry flags output listeners shared rendering community memory reservation result
+topology transport url wire entry flags output listeners shared rendering community memory reservation result room
 """
 _VERBS = """
 applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift give
