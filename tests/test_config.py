@@ -72,7 +72,9 @@ OTHER: dict[str, tuple[str, Any]] = {
     "nats_inbox_prefix": ("_INBOX_u.x", "_INBOX_u.x"),
     "nats_stream_max_bytes": ("10737418240", 10 * 2**30),
     "nats_state_max_bytes": ("1000000", 1_000_000),
+    "nats_bodies_max_bytes": ("1000000000", 10**9),
     "nats_duplicate_window": ("1m", 60.0),
+    "max_body_bytes": ("5368709120", 5 * 2**30),
     "dead_letter_max_bytes": ("1000000", 1_000_000),
     "ack_wait": ("1h30m", 5400.0),
     "max_ack_pending": ("1000", 1000),
@@ -171,8 +173,9 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
         "nats_duplicate_window",
     }
     own |= {"function_annotations", "function_check"}
-    own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes"}
     own |= {"callback_allow", "callback_deny", "callback_secret_file"}
+    own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes", "nats_bodies_max_bytes"}
+    own |= {"max_body_bytes"}  # of the contract's section 11
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
         name for name in NO_DEFAULT | {"callback_secret_file"} if name.endswith(("_user", "_password", "_file"))

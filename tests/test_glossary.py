@@ -19,7 +19,7 @@ _HTTP_NATS_UNIX = """
 abandon addresses api app body broker child children client code community config connection credentials entry exit
 flags gateway histogram http http11 jet jetstream listeners log logs memory message metrics nak nats network options
 origin output parent parser processes proxy pub queue redirect rendering request reservation responders response
-result sequence server session settings shared signature status stream subject subscription term tls topology
+result room sequence server session settings shared signature status stream subject subscription term tls topology
 transport url wire
 """
 _VERBS = """

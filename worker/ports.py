@@ -29,6 +29,10 @@ class MisconfiguredError(Exception):
     """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
 
 
+class BodyLostError(Exception):
+    """A large body is not stored any more, or is damaged: waiting does not help."""
+
+
 class Consumer(Protocol):
     """The queue's messages, requested by credit for each *flow*.
 

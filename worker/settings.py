@@ -115,6 +115,9 @@ class Settings:
     nats_state_max_bytes: int = setting(
         "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions` and `<nats_stream>-quotas`"
     )
+    nats_bodies_max_bytes: int = setting(
+        "10737418240", byte_limit, "the size of the store for large bodies when it is created, -1 for no limit"
+    )
     nats_duplicate_window: float = setting(
         "2m", duration(0.1), "how long the stream recognizes a message id, when it is created"
     )
@@ -217,6 +220,11 @@ class Settings:
     listen_host: str = setting("0.0.0.0", host, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
     listen_port: int = setting("8080", port, "and the port")
     max_connections: int = setting("2000", whole(1, 1_000_000), "most connections of callers there at once")
+    max_body_bytes: int = setting(
+        "104857600",
+        whole(0, 2**53, digits=16, error="not a number of bytes: write a whole number from 0"),
+        "largest body there; above the server's `max_payload` it travels through the object store",
+    )
     client_timeout: float = setting(
         "20s", duration(0.1), "longest wait there for a caller's bytes: for a header, a part of a body, or a read"
     )

@@ -136,6 +136,13 @@ class JetStream:
         got = await _none_on(ErrorCode.NO_MESSAGE_FOUND, self._ask(f"STREAM.MSG.GET.{stream}", _Got, body))
         return got.message if got else None
 
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        """Return the last message on a subject, or None."""
+        got = await _none_on(
+            ErrorCode.NO_MESSAGE_FOUND, self._ask(f"STREAM.MSG.GET.{stream}", _Got, {"last_by_subj": subject})
+        )
+        return got.message if got else None
+
     async def delete_message(self, stream: str, sequence: int) -> None:
         """Delete the message with a sequence, without overwriting it."""
         await self._ask(f"STREAM.MSG.DELETE.{stream}", dict, {"seq": sequence, "no_erase": True})
