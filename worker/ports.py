@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .events import Event
-from .model import Attempted, Backlog, Callback, DeadLetter, Delivery, Invocation, Notice, NotSent, Quota, Settlement
+from .model import (
+    AttemptCount,
+    Attempted,
+    Backlog,
+    Callback,
+    DeadLetter,
+    Delivery,
+    Invocation,
+    Notice,
+    NotSent,
+    Quota,
+    Settlement,
+)
 
 
 class BrokerUnavailableError(Exception):
@@ -65,6 +77,12 @@ class Queue(Protocol):
 
         A :class:`Nak` is not sent after *before* (s, Trio's clock), when another worker may have the message: the queue
         would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
+        """
+
+    def announce(self, count: AttemptCount) -> None:
+        """Notify the other workers of a message's attempts, before a settlement of it that is noted after this call.
+
+        Only those that are connected now receive it, as a notice.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
