@@ -34,6 +34,7 @@ from fuzz._choices import cut, numbers
 from fuzz._nats import FakeConnection
 from fuzz.wire import expected
 from worker.model import Ack, Delivery
+from worker.nats.attempt_counts import AttemptCounts
 from worker.nats.credit import HEARTBEAT, MAX_REQUESTS, SILENCE
 from worker.nats.outbox import Outbox
 from worker.nats.pull import Pull
@@ -135,7 +136,7 @@ class Harness:
         self.line = FakeConnection()
         self.client = self.line.client
         connection: Any = self.line
-        self.outbox = Outbox(connection, lambda _: None, RetiredConsumers())
+        self.outbox = Outbox(connection, lambda _: None, RetiredConsumers(), AttemptCounts(connection, lambda _: None))
         self.consumer = PullConsumer(
             connection,
             self.outbox,

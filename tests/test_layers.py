@@ -47,7 +47,7 @@ NATS_LAYERS = [
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("retired_consumers", "function_state", "dead_letters", "apply", "objects"),
+    ("retired_consumers", "function_state", "dead_letters", "apply", "objects", "attempt_counts"),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),

@@ -234,8 +234,19 @@ class QuotaChanged(Struct, frozen=True, gc=False):
     quota: Quota
 
 
+class AttemptCount(Struct, frozen=True, gc=False):
+    """Announcement of the attempts among a message's first deliveries, where these are not as many.
+
+    A worker that naks such a message announces it, because the queue counts deliveries only.
+    """
+
+    id: MessageId
+    num_delivered: int
+    attempts: int
+
+
 FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
-Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount
 
 
 # Other values.

@@ -285,3 +285,26 @@ def test_drain_confirms_settlements_after_a_reconnect(
         assert worker.wait() == 0
     assert functions.calls() == {"one": 1, "two": 1}
     assert own_nats.state()["messages"] == 0
+
+
+def test_callback_after_a_hand_back_counts_no_retry(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """A worker that runs what another one's drain returned counts a first attempt: the callback has no X-Retry."""
+    leaving = start(max_inflight=1, shutdown_timeout="0s")
+    functions.answer("held", Reply(held=True))
+    queue.put_calls("held", ["one"], CallbackUrl=go_url(f"{receiver.url}/result"))
+    wait_until(lambda: functions.running == 1, "the invocation to run")
+    staying = start(max_inflight=1)
+    leaving.process.send_signal(signal.SIGTERM)
+    assert leaving.wait() == 0
+    wait_until(lambda: len(functions.requests) == 2, "the other worker to run it")
+    functions.release("held")
+    queue.wait_empty()
+    (posted,) = receiver.requests
+    assert (posted.header("X-Function-Status"), posted.header("X-Retry"), posted.header("X-Retry-Max")) == (
+        "200",
+        None,
+        None,
+    )
+    assert [line["attempt"] for line in staying.lines_of("one") if "attempt" in line] == [1]
