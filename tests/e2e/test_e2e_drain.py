@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
 
@@ -308,3 +309,30 @@ def test_callback_after_a_hand_back_counts_no_retry(
         None,
     )
     assert [line["attempt"] for line in staying.lines_of("one") if "attempt" in line] == [1]
+
+
+def test_drain_while_results_wait_for_memory_ends_in_time(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """Results that wait for memory show in metrics; at `shutdown_timeout` their messages return, and none is lost."""
+    body = b"x" * 1_000_000
+    functions.answer("large", Reply(body=body))
+    receiver.answer("cb", Reply(held=True))
+    leaving = start(max_inflight=3, max_results_bytes=1_000_000, shutdown_timeout="2s", callback_timeout="10m")
+    calls = queue.put_calls("large", ("one", "two", "three"), CallbackUrl=f"{receiver.url}/cb")
+    wait_until(lambda: leaving.metric("queue_worker_results_waiting") == 2, "two results to wait")
+    assert leaving.metric("queue_worker_result_bytes") == 1_000_000
+    (line,) = wait_until(lambda: leaving.logged("^Results wait for memory"), "the warning")
+    assert (line["level"], line["waiting"], line["max_results_bytes"]) == ("warning", 2, 1_000_000)
+    began = time.monotonic()
+    leaving.terminate()
+    assert leaving.wait() == 0
+    assert time.monotonic() - began < LAST_RESORT
+    (ended,) = leaving.logged("^Drain ended early")
+    assert ended["running"] == 3
+    receiver.release("cb")
+    receiver.answer("cb", Reply())
+    start(max_results_bytes=1_000_000)
+    queue.wait_empty()
+    assert {request.call_id for request in receiver.requests if request.body == body} == set(calls)
+    assert queue.dead_letters() == []
