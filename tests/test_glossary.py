@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "worker").rglob("*.py"))
 
 _HTTP_NATS_UNIX = """
-abandon api app body broker child children client code config connection exit gateway histogram http
+abandon api app body broker child children client code config connection credentials exit gateway histogram http
 http11 jet jetstream log logs message metrics nak nats options origin parent parser processes proxy pub queue
 redirect request responders response sequence server session settings status stream subject subscription term tls
 topology transport url wire entry flags output listeners shared rendering community memory reservation result

@@ -113,7 +113,12 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
         if not is_name(name):
             named = f"queue_name is not set, and {name!r}, after nats_stream = {stream!r}"
             problems.append(f"{named}, cannot name a queue: set it")
-    for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
+    pairs = (
+        ("nats_user", "nats_password"),
+        ("nats_tls_cert_file", "nats_tls_key_file"),
+        ("basic_auth_user_file", "basic_auth_password_file"),
+    )
+    for one, other in pairs:
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
     methods = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]

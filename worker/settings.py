@@ -136,6 +136,12 @@ class Settings:
         http_url,
         "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
     )
+    basic_auth_user_file: str | None = setting(
+        None, readable_file, "the file with the user for the gateway's `/system/`, if that asks for one"
+    )
+    basic_auth_password_file: str | None = setting(
+        None, readable_file, "the file with its password; both are read again when they change"
+    )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
         "openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one"
