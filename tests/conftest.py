@@ -36,6 +36,8 @@ if settings().derandomize:
     HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]  # a property, cached
 
 
+pytest_plugins = ["tests.gateway"]
+
 LONG = (
     "chaos/test_chaos.py",
     "conformance/test_same_as_nats.py",
