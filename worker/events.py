@@ -108,6 +108,17 @@ class WorkCrashed(Event, frozen=True, gc=True):
     error: Exception
 
 
+class ResultMemoryUnavailable(Event, frozen=True):
+    """Results that have callbacks are not read on, because others use all the memory for results."""
+
+    waiting: int
+    longest: float
+    """Seconds for which the first of them has waited."""
+    held: int
+    """Bytes of the results that are kept."""
+    limit: int
+
+
 # Leases and limits.
 
 

@@ -17,6 +17,7 @@ from .events import LimitLearned, Redelivered, Settled
 from .job import Job, Services
 from .model import (
     Abandon,
+    AttemptCount,
     CreditReturned,
     Delivery,
     Final,
@@ -95,6 +96,8 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
+            case AttemptCount():
+                self._services.ledger.learn(notice)
             case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
                     self._admission.tokens.take_back(notice.flow, notice.count)
@@ -128,16 +131,21 @@ class Intake:
                 services.queue.settle(delivery, verdict, before=delivery.received_at)
                 services.emit(Redelivered(delivery, "finished"))
             case Postpone(remaining):
-                services.queue.settle(delivery, Nak(remaining), before=before)
+                self._nak(delivery, Nak(remaining), before)
                 services.emit(Redelivered(delivery, "early"))
             case GiveBack(attempt, delay):
                 services.ledger.record(delivery, attempt, Nak(delay), counts=False, now=now)
-                services.queue.settle(delivery, Nak(delay), before=before)
+                self._nak(delivery, Nak(delay), before)
                 services.emit(Settled(Nak(delay)))
             case Abandon():
                 services.ledger.abandon(delivery)
                 services.emit(Settled(action))
         self._shares.note_arrival(flow, delivery.num_pending, now)
+
+    def _nak(self, delivery: Delivery, nak: Nak, before: float) -> None:
+        if count := self._services.ledger.count_to_announce(delivery):
+            self._services.queue.announce(count)
+        self._services.queue.settle(delivery, nak, before=before)
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)

@@ -198,8 +198,7 @@ class Job:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
     async def _invoke(self, invocation: Invocation) -> Attempted | NotSent:
-        self.invocation = invocation
-        stored_at = self.lease.delivery.id[1] / 1e9
+        self.invocation, stored_at = invocation, self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
         if limiter := self.flow.limiter:
@@ -272,9 +271,8 @@ class Job:
 
     async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
         """Post the callback, if there is one, until it is delivered or given up."""
-        config, attempts = self.services.config, self.retry.attempts
-        attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
-        agent, duration = config.user_agent, self.duration
+        agent, attempts = self.services.config.user_agent, self.retry.attempts
+        attempt, duration = min(self.attempt, attempts), self.duration  # a delivery count may exceed those allowed
         callback = make_callback(
             invocation,
             outcome,
@@ -351,6 +349,8 @@ def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, 
         verdict = Abandon()
     services.leases.remove(lease)
     services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
+    if isinstance(verdict, Nak) and (count := services.ledger.count_to_announce(lease.delivery)):
+        services.queue.announce(count)
     if not isinstance(verdict, Abandon):
         services.queue.settle(lease.delivery, verdict, before=before)
     services.emit(Settled(verdict))

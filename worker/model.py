@@ -38,6 +38,16 @@ class Delivery(Struct, frozen=True, gc=False):
     """Messages of the flow that the queue had never delivered when it delivered this one."""
 
 
+class StoredBody(Struct, frozen=True, gc=False):
+    """The reference to a large body in the object store. No program but the one that stored it can guess its name."""
+
+    name: str
+    size: int
+    """Bytes."""
+    digest: str
+    """Its hash as object stores of NATS write it: ``SHA-256=`` and base64 for URLs."""
+
+
 class Invocation(Struct, frozen=True, gc=False):
     """The HTTP request to a function that a message asks for."""
 
@@ -224,8 +234,19 @@ class QuotaChanged(Struct, frozen=True, gc=False):
     quota: Quota
 
 
+class AttemptCount(Struct, frozen=True, gc=False):
+    """Announcement of the attempts among a message's first deliveries, where these are not as many.
+
+    A worker that naks such a message announces it, because the queue counts deliveries only.
+    """
+
+    id: MessageId
+    num_delivered: int
+    attempts: int
+
+
 FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
-Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount
 
 
 # Other values.

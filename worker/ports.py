@@ -7,6 +7,7 @@ from typing import Protocol
 
 from .events import Event
 from .model import (
+    AttemptCount,
     Attempted,
     Backlog,
     Callback,
@@ -27,6 +28,10 @@ class BrokerUnavailableError(Exception):
 
 class MisconfiguredError(Exception):
     """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
+
+
+class BodyLostError(Exception):
+    """A large body is not stored any more, or is damaged: waiting does not help."""
 
 
 class Consumer(Protocol):
@@ -77,6 +82,12 @@ class Queue(Protocol):
 
         A :class:`Nak` is not sent after *before* (s, Trio's clock), when another worker may have the message: the queue
         would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
+        """
+
+    def announce(self, count: AttemptCount) -> None:
+        """Notify the other workers of a message's attempts, before a settlement of it that is noted after this call.
+
+        Only those that are connected now receive it, as a notice.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:

@@ -18,6 +18,7 @@ from trio_asyncio import aio_as_trio
 from worker.events import Event, SettlementUnconfirmed
 from worker.model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from worker.nats import outbox as outbox_module
+from worker.nats.attempt_counts import AttemptCounts
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.retired_consumers import RetiredConsumers
@@ -124,7 +125,8 @@ async def open_outbox() -> AsyncIterator[OpenOutbox]:
     async with trio_asyncio.open_loop():
         connection: Any = connected
         retired = RetiredConsumers()
-        outbox = Outbox(connection, events.append, retired)
+        counts = AttemptCounts(connection, lambda _: None)
+        outbox = Outbox(connection, events.append, retired, counts)
         flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None, stripped=lambda *_: None)
         await aio_as_trio(outbox.open)()
         async with trio.open_nursery() as nursery:

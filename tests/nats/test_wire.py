@@ -151,6 +151,7 @@ def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: 
         b"\xff\xff\xff",
         b"[" * 100_000,
         b"9" * 10_000,
+        b'{"stream":"s","seq":1,"\xe5":0}',
     ],
     ids=[
         "nothing",
@@ -164,6 +165,7 @@ def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: 
         "no text",
         "too deep",
         "too long a number",
+        "a field's name that is not UTF-8",
     ],
 )
 def test_decode_answer_foreign_data_raises(data: bytes) -> None:

@@ -60,6 +60,7 @@ EVENTS: list[e.Event] = [
     e.DeadLettered(DeadLetter(DELIVERY, "not JSON", 0, None, None, None), False),
     e.DeadLetterNotStored(LETTER, "no answer"),
     e.WorkCrashed(DELIVERY, ValueError("bug")),
+    e.ResultMemoryUnavailable(3, 6.25, 1_000_000, 2_000_000),
     e.LimitLearned("echo.openfaas-fn", 7),
     e.LeasesExtended(3),
     e.LeaseExpired(DELIVERY),

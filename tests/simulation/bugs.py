@@ -142,6 +142,12 @@ def drain_nak_with_delay(patch: Patch) -> None:
 
 
 @shows_without_faults
+def hand_back_not_announced(patch: Patch) -> None:
+    """Announce no delivery that was no attempt."""
+    patch.setattr(Ledger, "count_to_announce", lambda *_: None)
+
+
+@shows_without_faults
 def one_attempt_too_many(patch: Patch) -> None:
     """Retry after the policy's last attempt."""
     patch.setattr(

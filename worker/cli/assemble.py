@@ -118,7 +118,10 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
                 utc_now=time.time,
             )
             observed = _Observed(metrics, queue, services)
+            results = functions.results
+            metrics.watch_results(lambda: results.used, lambda: results.waiting)
             async with trio.open_nursery() as beside:
+                beside.start_soon(results.report_waits, emit)
                 if rank is None:
                     from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does not need it
 

@@ -21,7 +21,9 @@ from structlog.typing import FilteringBoundLogger
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
 from ..settings import Settings
+from .annotations import FunctionLookup
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
+from .overload import Limits
 from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
@@ -42,8 +44,18 @@ _BODY_TOO_LARGE = "the body is too large: a message to the queue has room for ab
 class Gateway:
     """The application. *functions* is the application for ``/function/``."""
 
-    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        functions: ASGIApp,
+        log: FilteringBoundLogger,
+        *,
+        lookup: FunctionLookup,
+        limits: Limits,
+    ) -> None:
         self._settings, self._publisher, self._functions, self._log = settings, publisher, functions, log
+        self._lookup, self._limits = lookup, limits
         self._body_reader = BodyReader()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,19 +86,22 @@ class Gateway:
     async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+        self._limits.check_caller(scope)
         function, path = split_target(below)
         try:
+            record = await self._lookup.find(function)
             headers = canonical_headers(scope["headers"])
             message = compose(
                 function,
                 headers,
-                queue=self._settings.queue_name,
+                queue=record.queue or self._settings.queue_name,
                 namespace=self._settings.default_function_name,
                 new_call_id=str(uuid4()),
                 now=time.time_ns(),
                 host=headers.get("Host", [""])[0],
                 path=path,
                 query=scope["query_string"].decode("latin-1"),
+                annotations=record.annotations,
                 partitions=self._settings.queue_partitions,
             )
         except RequestTooLargeError as error:
@@ -95,9 +110,12 @@ class Gateway:
             raise HTTPException(400, str(error)) from None
         identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
         try:
+            self._publisher.check(message.request.QueueName)
+            await self._limits.check(message)
             async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
                 message.request.Body = body
-                stored = await self._publisher.publish(message)
+                with self._limits.storing(message):
+                    stored = await self._publisher.publish(message)
         except MessageTooLargeError as error:
             raise HTTPException(413, f"too large for the queue: {error}") from None
         except CallIdReusedError as error:

@@ -36,7 +36,7 @@ class HttpFunctions:
         self._prefix, self._host = url.raw_path.rstrip(b"/"), (b"Host", url.netloc)
         self._origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
-        self._results = ResultMemory(settings.max_results_bytes)
+        self.results = ResultMemory(settings.max_results_bytes)
         self._transport = transport
         self._credentials = basic_auth(url.userinfo) if url.userinfo else None
 
@@ -62,7 +62,7 @@ class HttpFunctions:
             return await self._exchange(
                 invocation, method, target, ResponseParser(method, self._max_body, keep_body=False)
             )
-        response = ResultParser(method, self._max_body, self._results)
+        response = ResultParser(method, self._max_body, self.results)
         attempted: Attempted | NotSent | None = None
         try:
             attempted = await self._exchange(invocation, method, target, response)

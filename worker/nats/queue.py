@@ -18,11 +18,12 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import Backlog, DeadLetter, Delivery, PausedFunctions
+from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
 from . import dead_letters, topology
+from .attempt_counts import AttemptCounts
 from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
@@ -80,7 +81,8 @@ class NatsQueue:
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
         self._retired, self._faults = RetiredConsumers(), Faults(emit)
-        self._outbox = Outbox(self._connection, emit, self._retired)
+        self._counts = AttemptCounts(self._connection, self._on_count)
+        self._outbox = Outbox(self._connection, emit, self._retired, self._counts)
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
@@ -93,6 +95,7 @@ class NatsQueue:
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
         self._binding: Binding | None = None
+        self.announce = self._counts.announce
         self.settle = self._outbox.settle
         self.extend = self._outbox.extend
 
@@ -149,6 +152,7 @@ class NatsQueue:
         await self._outbox.open()
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
+        await self._counts.open(settings.nats_stream)
         self._binding = binding = Binding(
             self._jetstream, settings, self._flows, retired=self._retired, faults=self._faults, emit=self._emit
         )
@@ -196,6 +200,9 @@ class NatsQueue:
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
+
+    def _on_count(self, count: AttemptCount) -> None:
+        self._flows.notify(count)
 
     def _on_quota_agreed(self, function: str) -> None:
         self.quotas.quota_changed(function)

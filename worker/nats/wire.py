@@ -143,7 +143,7 @@ class ErrorCode(IntEnum):
     STREAM_WRONG_LAST_SEQUENCE_CONSTANT = 10164
 
 
-_SIZES = "nats_stream_max_bytes, dead_letter_max_bytes and nats_state_max_bytes"
+_SIZES = "nats_stream_max_bytes, dead_letter_max_bytes, nats_bodies_max_bytes and nats_state_max_bytes"
 _REPLICAS = "set nats_stream_replicas to what the servers can hold, 1 for a single server"
 _ROOM = f"raise the account's limit, or set smaller {_SIZES}"
 _JETSTREAM = "switch JetStream on for the server and the account, or connect to one that has it"
@@ -152,7 +152,7 @@ _REMEDIES: dict[int, str] = {
     ErrorCode.CLUSTER_NO_PEERS: _REPLICAS,
     ErrorCode.INSUFFICIENT_RESOURCES: _ROOM,
     ErrorCode.MAXIMUM_CONSUMERS_LIMIT: "raise the limit of consumers of the account or stream, or delete unused ones",
-    ErrorCode.MAXIMUM_STREAMS_LIMIT: "raise the account's limit of streams, or delete one: a queue has up to four",
+    ErrorCode.MAXIMUM_STREAMS_LIMIT: "raise the account's limit of streams, or delete one: a queue has up to six",
     ErrorCode.MEMORY_RESOURCES_EXCEEDED: f"set nats_stream_storage to file, or {_ROOM}",
     ErrorCode.NOT_ENABLED_FOR_ACCOUNT: _JETSTREAM,
     ErrorCode.NOT_ENABLED: _JETSTREAM,
@@ -257,6 +257,7 @@ class StreamConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_msgs_per_subject: int | None = None
     duplicate_window: int = 0
     allow_direct: bool = False
+    allow_rollup_hdrs: bool = False
     sealed: bool = False
     deny_delete: bool = False
     no_ack: bool = False
@@ -267,6 +268,8 @@ class StreamState(Struct):
 
     messages: int
     last_seq: int
+    first_ts: str = ""
+    """The time at which the first message was stored, as :func:`parse_time` reads it."""
     subjects: dict[str, int] = {}
     """Messages by subject, where the request asked for them."""
 
@@ -279,6 +282,8 @@ class StreamInfo(Struct, kw_only=True):
     state: StreamState
     created: str
     """The time of its creation, which differs from that of a later stream of the same name."""
+    ts: str = ""
+    """The server's time."""
     total: int = 0
     """The number of subjects on all pages."""
 
@@ -331,6 +336,8 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
         ValueError: the answer is not JetStream's; anyone may answer on a subject.
     """
     try:
+        if not data.isascii():
+            data.decode()  # msgspec does not check the names of fields that it does not know
         if (error := msgspec.json.decode(data, type=_Failure).error) is not None:
             raise ApiError(error.code, error.err_code, error.description)
         return msgspec.json.decode(data, type=kind)

@@ -198,6 +198,11 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
         "Internal error in one message",
         {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
     ),
+    e.ResultMemoryUnavailable: lambda ev: (
+        "warning",
+        "Results wait for memory until callbacks end; raise max_results_bytes, or lower max_inflight",
+        {"waiting": ev.waiting, "longest": round(ev.longest, 1), "held": ev.held, "max_results_bytes": ev.limit},
+    ),
     e.LimitLearned: _own_fields("debug", "Limit learned"),
     e.LeasesExtended: _own_fields("debug", "Leases extended"),
     e.LeaseExpired: lambda ev: (

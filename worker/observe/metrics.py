@@ -62,6 +62,8 @@ class Metrics:
         self._unusable = metric(Gauge, "nats_unusable", "1 while the stream or a consumer cannot be used")
         self._draining = metric(Gauge, "draining", "1 from the first signal on")
         metric(Info, "build", "The version that runs").info({"version": __version__})
+        self._result_bytes = metric(Gauge, "result_bytes", "Bytes of results that are kept for callbacks")
+        self._results_waiting = metric(Gauge, "results_waiting", "Results that wait for memory: max_results_bytes")
         ProcessCollector(registry=self.registry)
         self._handlers: Mapping[type[e.Event], Callable[[Any], None]] = {
             e.InvocationStarted: self._on_started,
@@ -88,6 +90,11 @@ class Metrics:
         """Count an event."""
         if handler := self._handlers.get(type(event)):
             handler(event)
+
+    def watch_results(self, held: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Show at each scrape how many bytes of results are held, and how many results wait for memory."""
+        self._result_bytes.set_function(held)
+        self._results_waiting.set_function(waiting)
 
     def slices(self) -> Iterator[str]:
         """Yield all series in Prometheus' text format, in pieces of a millisecond's work at most."""
