@@ -47,7 +47,7 @@ NATS_LAYERS = [
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("retired_consumers", "function_state", "dead_letters", "apply", "attempt_counts"),
+    ("retired_consumers", "function_state", "dead_letters", "apply", "attempt_counts", "presence"),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
