@@ -43,6 +43,7 @@ NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
     ("quotas", "discovery"),
+    ("drifts",),
     ("flow_consumers", "faults"),
     ("pull_consumer",),
     ("pull",),
@@ -51,7 +52,7 @@ NATS_LAYERS = [
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "nats_internals", "credit"),
+    ("wire", "nats_internals", "credit", "pull_messages"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 

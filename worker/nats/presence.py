@@ -24,7 +24,7 @@ from nats.aio.subscription import Subscription
 
 from . import nats_internals
 from .connection import Connection
-from .wire import parse_status
+from .pull_messages import parse_status
 
 _EVERY = 5.0
 """Seconds between two reports of a worker: 400 processes cost each other 80 small messages a second."""
