@@ -103,6 +103,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "in
 SANS_IO = (
     "worker.nats.credit",
     "worker.nats.layout",
+    "worker.nats.pull_messages",
     "worker.nats.reconcile",
     "worker.nats.wire",
     "worker.http.http11",
