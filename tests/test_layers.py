@@ -43,15 +43,16 @@ NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
     ("quotas", "discovery"),
+    ("drifts",),
     ("flow_consumers", "faults"),
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("retired_consumers", "function_state", "dead_letters", "apply", "objects", "attempt_counts"),
+    ("retired_consumers", "function_state", "dead_letters", "apply", "objects", "attempt_counts", "presence"),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "nats_internals", "credit"),
+    ("wire", "nats_internals", "credit", "pull_messages"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 
@@ -102,6 +103,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "in
 SANS_IO = (
     "worker.nats.credit",
     "worker.nats.layout",
+    "worker.nats.pull_messages",
     "worker.nats.reconcile",
     "worker.nats.wire",
     "worker.http.http11",

@@ -29,6 +29,7 @@ from .model import (
     Published,
     QueueShared,
     QuotaChanged,
+    Receipt,
     StoredCount,
     Verdict,
 )
@@ -96,6 +97,8 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
+            case Receipt(received):
+                received()
             case AttemptCount():
                 self._services.ledger.learn(notice)
             case _ if is_token_flow(notice.flow):
@@ -118,7 +121,8 @@ class Intake:
         before = services.leases.terms.lost_at(delivery.received_at)
         flow = self._shares.flow(delivery.flow)
         known = services.ledger.classify(delivery, now=now)
-        room, token = self._open and self._shares.has_room(flow), self._admission.may_start(flow)
+        # A message of a paused function can arrive for credit from before the pause, until that credit is recalled.
+        room, token = self._open and self._shares.has_room(flow), not flow.paused and self._admission.may_start(flow)
         action = decide_delivery(known, newest=newest, leased=now < before, room=room, token=token)
         if isinstance(action, Start):
             self._start(delivery, flow, action, now)

@@ -226,6 +226,12 @@ class PausedFunctions(Struct, frozen=True, gc=False):
     functions: frozenset[str]
 
 
+class Receipt(Struct, frozen=True, gc=False):
+    """Notice that asks for a receipt: *received* is called once all notices before this one are applied."""
+
+    received: Callable[[], None]
+
+
 class QuotaChanged(Struct, frozen=True, gc=False):
     """All workers have agreed on a function's quota."""
 
@@ -246,7 +252,7 @@ class AttemptCount(Struct, frozen=True, gc=False):
 
 
 FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
-Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount | Receipt
 
 
 # Other values.

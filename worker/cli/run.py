@@ -54,11 +54,9 @@ def command(ignored_flag: tuple[str, ...], unknown_flag: tuple[str, ...]) -> Non
         else:
             _run_worker(settings, rank, writer)
     finally:
-        for stop_signal in (
-            *STOP_SIGNALS,
-            signal.SIGHUP,
-        ):  # one that arrives while Python finalizes would change the exit code
-            signal.signal(stop_signal, signal.SIG_IGN)
+        # A signal that arrives while Python finalizes would change the exit code.
+        for each in (*STOP_SIGNALS, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions
+from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions, Receipt
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
@@ -31,6 +31,7 @@ from .faults import Faults
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
+from .presence import Presence
 from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
@@ -93,6 +94,7 @@ class NatsQueue:
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
+        self._presence = Presence(self._connection, settings.queue_name, self._call_when_applied)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
         self._binding: Binding | None = None
         self.announce = self._counts.announce
@@ -141,7 +143,9 @@ class NatsQueue:
 
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
-        await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run())
+        await asyncio.gather(
+            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._presence.run()
+        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -150,6 +154,7 @@ class NatsQueue:
     async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
+        await self._presence.open()  # first: what is stored after that asks this worker, what was before, it reads now
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
         await self._counts.open(settings.nats_stream)
@@ -196,10 +201,15 @@ class NatsQueue:
         self._bound.on_stripped(pull, reply, delivery)
 
     async def _on_stopping(self) -> None:
+        await self._presence.leave()
         await self._bound.migration.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
+
+    def _call_when_applied(self, call: Callable[[], None]) -> None:
+        """Call *call* once the intake has applied the pauses that are stored now."""
+        self._states.call_when_read(lambda: self._flows.notify(Receipt(call)))
 
     def _on_count(self, count: AttemptCount) -> None:
         self._flows.notify(count)

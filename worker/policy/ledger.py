@@ -26,7 +26,7 @@ HOLD = 1.0
 """Longest rest of a back-off (s) that a message waits in its slot. After a restart nats-server keeps waits to the
 second, so a message can arrive up to 1 s early. Returning it would cost another delivery."""
 NO_TOKEN = 0.1
-"""Seconds until a message returns that arrived when there was no token for it."""
+"""Seconds until a message returns that arrived when there was no token for it, or when its function was paused."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -173,7 +173,7 @@ def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, tok
     nak of the other would take the message from its next worker. *leased*: the message is still this worker's. It is
     not after it lay in a buffer while the process stood still. *room*: there is a slot. Credit makes it rare that there
     is none, but a pull request may outlive its connection. *token*: the flow may start another invocation. A token can
-    get lost, or expire, while its message is on its way.
+    get lost, or expire, while its message is on its way, and the function can be paused.
     """
     if isinstance(known, Start):
         if leased and room and token:
