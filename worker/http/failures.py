@@ -11,7 +11,7 @@ LOCAL_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOME
 """Errors of connecting that only this machine can cause: no descriptors, no memory, no ports left."""
 LOCAL_LOOKUP_ERRORS = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 """Errors of look-ups without an answer about the name: no name server answered, it failed or refused, or this machine
-lacks something. The others say that the name does not exist or has no address, or that it cannot be a name."""
+lacks something. With all others the name does not exist, has no address, or is no valid name."""
 _MAX_ERRORS = 32
 """Errors of a chain that are looked at."""
 
