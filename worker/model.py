@@ -101,7 +101,10 @@ class TimedOut(Struct, frozen=True, gc=False):
 
 
 class NotSent(Struct, frozen=True, gc=False):
-    """This machine could not connect: no descriptors, no memory, no ports. The function has no part in it."""
+    """This machine could not connect: no descriptors, memory or ports, no answer of a name server.
+
+    The function has no part in it.
+    """
 
     reason: str
 

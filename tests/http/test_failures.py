@@ -113,11 +113,14 @@ def test_describe_failure_without_text_names_the_inner_error() -> None:
         OSError(errno.EMFILE, "Too many open files"),
         OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
         socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+        socket.gaierror(socket.EAI_SYSTEM, "System error"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"),
         RuntimeError("can't start new thread"),
     ],
 )
 def test_local_failure_is_found_in_the_chain(inner: Exception) -> None:
-    """A lack of descriptors, ports, memory or threads is this machine's, wherever it is in the chain."""
+    """A lack of descriptors, ports, memory, threads or name servers is this machine's, anywhere in the chain."""
     grouped = _chain(httpx.ConnectError("x"), OSError("y"), ExceptionGroup("all", [OSError(111, "refused"), inner]))
     assert local_failure(grouped) is not None
     assert local_failure(inner) is not None
@@ -128,7 +131,14 @@ def test_local_failure_is_found_in_the_chain(inner: Exception) -> None:
     [
         OSError(errno.ECONNREFUSED, "refused"),
         socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
-        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"),
+        socket.gaierror(socket.EAI_ADDRFAMILY, "Address family for hostname not supported"),
+        socket.gaierror(socket.EAI_FAMILY, "ai_family not supported"),
+        socket.gaierror(socket.EAI_SERVICE, "Servname not supported for ai_socktype"),
+        socket.gaierror(socket.EAI_SOCKTYPE, "ai_socktype not supported"),
+        socket.gaierror(socket.EAI_BADFLAGS, "Bad value for ai_flags"),
+        socket.gaierror(socket.EAI_OVERFLOW, "Argument buffer overflow"),
+        UnicodeError("label too long"),
         ssl.SSLError(1, "x"),
         RuntimeError("x"),
     ],

@@ -12,6 +12,7 @@ import click
 import structlog
 import trio
 
+from ..observe.library_logs import configure_library_logs
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
@@ -40,6 +41,7 @@ def command(ignored_flag: tuple[str, ...], unknown_flag: tuple[str, ...]) -> Non
     if settings.processes > 1:
         number = rank.number if rank else 0  # 0 is the parent
     writer = configure(settings, process=number)
+    configure_library_logs()
     if rank is None:
         log = structlog.get_logger()
         if ignored_flag:

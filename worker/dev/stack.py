@@ -6,6 +6,7 @@ the block.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import random
 import shutil
@@ -15,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
 
@@ -25,6 +26,7 @@ import trio
 
 from ..config import load
 from ..observe.listeners import listen
+from ..observe.log_writer import LogWriter
 from ..parent import exit_text
 from ..settings import Settings
 
@@ -170,7 +172,26 @@ async def _watch(child: Child, output: Output) -> None:
 def print_line(name: str, line: str) -> None:
     """Print a line of a child after the child's name; of NATS only warnings and errors."""
     if name != "nats" or "[INF]" not in line:
-        click.echo(f"{click.style(f'{name:<{_WIDTH}} |', fg=_COLOURS[name])} {line}")
+        print_text(f"{click.style(f'{name:<{_WIDTH}} |', fg=_COLOURS[name])} {line}")
+
+
+def print_text(text: str) -> None:
+    """Print *text* to standard output without waiting for its reader: the children must not wait either."""
+    if not sys.stdout.isatty():
+        text = click.unstyle(text)
+    _writer().msg(text.encode(errors="backslashreplace"))
+
+
+@cache
+def _writer() -> LogWriter:
+    sys.stdout.flush()  # the writer bypasses its buffer
+    writer = LogWriter(sys.stdout.fileno(), report=_report_dropped)
+    atexit.register(writer.close)
+    return writer
+
+
+def _report_dropped(count: int, reason: str) -> bytes:
+    return f"warning: {count} lines were dropped because standard output could not be written: {reason}".encode()
 
 
 @asynccontextmanager
@@ -191,7 +212,7 @@ async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope,
             for worker in workers:  # which then give their invocations back at once
                 worker.process.terminate()
         else:
-            click.echo(
+            print_text(
                 "stopping, the worker first, which lets running invocations end; press Ctrl-C again to cut that short"
             )
             scope.cancel()

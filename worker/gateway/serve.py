@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
-import logging
 import resource
 import signal
 import socket
@@ -17,6 +16,7 @@ import uvicorn
 from structlog.typing import FilteringBoundLogger
 
 from ..observe import logs
+from ..observe.library_logs import configure_library_logs
 from ..observe.listeners import addresses, listen
 from ..policy.parse import without_password
 from ..settings import Settings
@@ -61,14 +61,6 @@ class _Server(uvicorn.Server):
             each.listen(_BACKLOG)
 
 
-class _LibraryHandler(logging.Handler):
-    """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
-        structlog.get_logger().warning(record.getMessage().strip(), source=record.name, **trace)
-
-
 def run(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then finish the running requests.
 
@@ -78,7 +70,7 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings)
     log: FilteringBoundLogger = structlog.get_logger()
-    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+    configure_library_logs()
     uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
     with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
         try:
