@@ -7,6 +7,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -36,6 +37,10 @@ class Delivery(Struct, frozen=True, gc=False):
     """The flow of the message; see :class:`worker.ports.Consumer`."""
     num_pending: int = 0
     """Messages of the flow that the queue had never delivered when it delivered this one."""
+
+
+NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
+"""The annotations of a message that has none: its producer may not know the function's. They change no quota."""
 
 
 class Invocation(Struct, frozen=True, gc=False):

@@ -164,6 +164,7 @@ def test_record_has_the_annotations_that_workers_read() -> None:
 def test_record_with_a_long_value_keeps_as_much_as_a_worker_reports() -> None:
     """A value that is too long for a worker stays too long, so that the worker reports it, and takes no more room."""
     record = parse_record(status(annotations={"com.openfaas.retry.codes": "500," * 10_000}))
+    assert record.annotations is not None
     assert len(record.annotations["com.openfaas.retry.codes"]) == LONGEST + 1
     _, (ignored,) = apply_annotations(Retry(), record.annotations)
     assert "longer than" in ignored.reason

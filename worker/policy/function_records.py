@@ -38,15 +38,15 @@ class FunctionRecord:
     """The gateway's data about one function."""
 
     exists: bool
-    annotations: Mapping[str, str]
-    """The annotations that a worker reads."""
+    annotations: Mapping[str, str] | None
+    """The annotations that a worker reads; None if they are not known."""
     queue: str = ""
     """The annotation that names its queue; empty without one."""
 
 
-UNKNOWN = FunctionRecord(exists=True, annotations={})
-"""Stands for a function about which nothing is known: it may exist."""
-NO_FUNCTION = FunctionRecord(exists=False, annotations={})
+UNKNOWN = FunctionRecord(exists=True, annotations=None)
+"""A function about which nothing is known: it may exist, and have annotations."""
+NO_FUNCTION = FunctionRecord(exists=False, annotations=None)
 
 
 class _Status(msgspec.Struct):
