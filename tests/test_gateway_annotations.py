@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,32 @@ def test_invalid_names_request_nothing(functions: Functions, gateway: Gateway) -
     for name in ("Echo", "%2e%2e", "echo%3Fx", "a.b.c", "echo%2Fx"):
         assert gateway.queue(name).status == 400
     assert functions.look_ups == []
+
+
+def test_invented_names_take_no_copy_and_few_requests_at_once(
+    nats: NatsServer, functions: Functions, gateway: Gateway
+) -> None:
+    """A flood of unknown names reaches the gateway in eight requests at once, and leaves known functions alone."""
+    functions.deploy("echo", retry_attempts="2")
+    assert annotations_of(nats, gateway.queue("echo")) == {RETRY: "2"}
+    functions.look_up_reply = Reply(404, b"", after=0.02)
+    with ThreadPoolExecutor(30) as pool:
+        flood = [pool.submit(gateway.queue, f"invented-{number}") for number in range(600)]
+        functions_during = [gateway.queue("echo") for _ in range(20)]
+        assert {call.result().status for call in flood} == {202}
+    assert [annotations_of(nats, answer) for answer in functions_during] == [{RETRY: "2"}] * 20
+    assert functions.max_running <= 8
+
+
+def test_answer_in_a_coding_that_was_not_requested_is_an_error(
+    nats: NatsServer, functions: Functions, gateway: Gateway
+) -> None:
+    """A compressed answer is not unpacked, because a small one may unpack to any size."""
+    body = gzip.compress(b'{"name": "echo", "annotations": {"com.openfaas.retry.attempts": "9"}}')
+    functions.look_up_reply = Reply(200, body, (("Content-Encoding", "gzip"),))
+    assert annotations_of(nats, gateway.queue("echo")) is None
+    assert functions.look_ups[0].header("Accept-Encoding") == "identity"
+    assert len(logged(gateway)) == 1
 
 
 # function_check.

@@ -85,6 +85,14 @@ def test_outage_lets_no_call_wait_and_probes_with_growing_waits() -> None:
     assert records.fail_all(now)
 
 
+def test_outage_that_meets_many_requests_begins_once() -> None:
+    """Several requests that fail together do not lengthen the wait for the first probe."""
+    records = FunctionRecords()
+    assert [records.fail_all(10.0 + number / 100) for number in range(8)] == [True] + [False] * 7
+    assert records.find("echo", 10.9) == (None, Step.USE)
+    assert records.find("echo", 11.0) == (None, Step.REFRESH)
+
+
 @pytest.mark.parametrize("kind", ["found", "missing", "failed"])
 def test_records_are_bounded(kind: str) -> None:
     """Of each kind at most so many are kept; invented names evict no function that exists."""
