@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,9 @@ def stored(nats: NatsServer, answer: Response, stream: str = "faas-request") -> 
     return dict(found)
 
 
-def annotations_of(nats: NatsServer, answer: Response) -> dict[str, str]:
-    """Return the annotations in the message of an accepted call."""
-    found = stored(nats, answer).get("Annotations", {})
-    assert isinstance(found, dict)
-    return found
+def annotations_of(nats: NatsServer, answer: Response) -> Any:
+    """Return the annotations in the message of an accepted call; None if it has none, not even an empty object."""
+    return stored(nats, answer).get("Annotations")
 
 
 def logged(gateway: Gateway, level: str = "warning") -> list[str]:
@@ -90,6 +90,15 @@ def test_message_carries_the_annotations_that_workers_read(
         "/system/function/echo?namespace=openfaas-fn",
         "/system/function/echo?namespace=dev",
     ]
+
+
+def test_message_of_a_function_without_annotations_has_an_empty_object(
+    nats: NatsServer, functions: Functions, gateway: Gateway
+) -> None:
+    """A known function without annotations has none, which ends its quota; of an unknown one that is not known."""
+    functions.deploy("echo")
+    assert annotations_of(nats, gateway.queue("echo")) == {}
+    assert annotations_of(nats, gateway.queue("unknown")) is None
 
 
 def test_headers_of_callers_set_no_annotation(nats: NatsServer, functions: Functions, gateway: Gateway) -> None:
@@ -149,7 +158,7 @@ def test_gateway_that_refuses_is_reported_with_the_settings(
     functions.credentials = "admin:secret"
     functions.deploy("echo", retry_attempts="2")
     for name in ("echo", "echo", "other", "third"):
-        assert annotations_of(nats, gateway.queue(name)) == {}
+        assert annotations_of(nats, gateway.queue(name)) is None
     (line,) = logged(gateway)
     assert "basic_auth_user_file and basic_auth_password_file" in line
 
@@ -191,7 +200,7 @@ def test_answer_that_is_no_status_queues_without_annotations(
     """Whatever the gateway answers, the call is queued, one line reports it, and the next good answer counts."""
     functions.look_up_reply = reply
     for _ in range(3):
-        assert annotations_of(nats, gateway.queue("echo")) == {}
+        assert annotations_of(nats, gateway.queue("echo")) is None
     assert len(logged(gateway)) == 1
     functions.look_up_reply = None
     functions.deploy("echo", retry_attempts="2")
@@ -208,7 +217,7 @@ def test_outage_of_the_gateway_leaves_the_last_annotations(nats: NatsServer, tmp
             assert annotations_of(nats, gateway.queue("echo")) == {RETRY: "2"}
         wait_until(lambda: gateway.queue("x").status == 202 and logged(gateway), "the outage to be noticed")
         time.sleep(FRESH)
-        for name, expected in (("echo", {RETRY: "2"}), ("new", {}), ("echo", {RETRY: "2"})):
+        for name, expected in (("echo", {RETRY: "2"}), ("new", None), ("echo", {RETRY: "2"})):
             assert annotations_of(nats, gateway.queue(name)) == expected
         assert len(logged(gateway)) == 1
         with Functions(port) as functions:
@@ -222,7 +231,7 @@ def test_outage_of_the_gateway_leaves_the_last_annotations(nats: NatsServer, tmp
 def test_gateway_that_never_answers_delays_one_call(nats: NatsServer, tmp_path: Path) -> None:
     """Calls wait once for a gateway that accepts no connection: further ones are queued at once."""
     with silent_server() as url, gateway_on(nats, tmp_path, gateway_url=url, log_encoding="json") as gateway:
-        assert annotations_of(nats, gateway.queue("echo")) == {}
+        assert annotations_of(nats, gateway.queue("echo")) is None
         wait_until(lambda: logged(gateway), "the outage to be noticed")
         began = time.monotonic()
         for number in range(100):
@@ -235,7 +244,7 @@ def test_function_annotations_false_requests_nothing(nats: NatsServer, functions
     """With ``function_annotations=false`` the gateway gets no request."""
     functions.deploy("echo", retry_attempts="2")
     with gateway_on(nats, tmp_path, gateway_url=functions.url, function_annotations="false") as gateway:
-        assert annotations_of(nats, gateway.queue("echo")) == {}
+        assert annotations_of(nats, gateway.queue("echo")) is None
         assert functions.look_ups == []
 
 
@@ -244,6 +253,32 @@ def test_invalid_names_request_nothing(functions: Functions, gateway: Gateway) -
     for name in ("Echo", "%2e%2e", "echo%3Fx", "a.b.c", "echo%2Fx"):
         assert gateway.queue(name).status == 400
     assert functions.look_ups == []
+
+
+def test_invented_names_take_no_copy_and_few_requests_at_once(
+    nats: NatsServer, functions: Functions, gateway: Gateway
+) -> None:
+    """A flood of unknown names reaches the gateway in eight requests at once, and leaves known functions alone."""
+    functions.deploy("echo", retry_attempts="2")
+    assert annotations_of(nats, gateway.queue("echo")) == {RETRY: "2"}
+    functions.look_up_reply = Reply(404, b"", after=0.02)
+    with ThreadPoolExecutor(30) as pool:
+        flood = [pool.submit(gateway.queue, f"invented-{number}") for number in range(600)]
+        functions_during = [gateway.queue("echo") for _ in range(20)]
+        assert {call.result().status for call in flood} == {202}
+    assert [annotations_of(nats, answer) for answer in functions_during] == [{RETRY: "2"}] * 20
+    assert functions.max_running <= 8
+
+
+def test_answer_in_a_coding_that_was_not_requested_is_an_error(
+    nats: NatsServer, functions: Functions, gateway: Gateway
+) -> None:
+    """A compressed answer is not unpacked, because a small one may unpack to any size."""
+    body = gzip.compress(b'{"name": "echo", "annotations": {"com.openfaas.retry.attempts": "9"}}')
+    functions.look_up_reply = Reply(200, body, (("Content-Encoding", "gzip"),))
+    assert annotations_of(nats, gateway.queue("echo")) is None
+    assert functions.look_ups[0].header("Accept-Encoding") == "identity"
+    assert len(logged(gateway)) == 1
 
 
 # function_check.

@@ -7,6 +7,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -46,6 +47,10 @@ class StoredBody(Struct, frozen=True, gc=False):
     """Bytes."""
     digest: str
     """Its hash as object stores of NATS write it: ``SHA-256=`` and base64 for URLs."""
+
+
+NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
+"""The annotations of a message that has none: its producer may not know the function's. They change no quota."""
 
 
 class Invocation(Struct, frozen=True, gc=False):

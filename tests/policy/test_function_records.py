@@ -85,6 +85,14 @@ def test_outage_lets_no_call_wait_and_probes_with_growing_waits() -> None:
     assert records.fail_all(now)
 
 
+def test_outage_that_meets_many_requests_begins_once() -> None:
+    """Several requests that fail together do not lengthen the wait for the first probe."""
+    records = FunctionRecords()
+    assert [records.fail_all(10.0 + number / 100) for number in range(8)] == [True] + [False] * 7
+    assert records.find("echo", 10.9) == (None, Step.USE)
+    assert records.find("echo", 11.0) == (None, Step.REFRESH)
+
+
 @pytest.mark.parametrize("kind", ["found", "missing", "failed"])
 def test_records_are_bounded(kind: str) -> None:
     """Of each kind at most so many are kept; invented names evict no function that exists."""
@@ -164,6 +172,7 @@ def test_record_has_the_annotations_that_workers_read() -> None:
 def test_record_with_a_long_value_keeps_as_much_as_a_worker_reports() -> None:
     """A value that is too long for a worker stays too long, so that the worker reports it, and takes no more room."""
     record = parse_record(status(annotations={"com.openfaas.retry.codes": "500," * 10_000}))
+    assert record.annotations is not None
     assert len(record.annotations["com.openfaas.retry.codes"]) == LONGEST + 1
     _, (ignored,) = apply_annotations(Retry(), record.annotations)
     assert "longer than" in ignored.reason

@@ -100,18 +100,21 @@ class FunctionLookup:
     def _request(self, function: str) -> asyncio.Task[None] | None:
         """Return the request for a function, the one that is under way or a new one; None if there are too many."""
         if (running := self._running.get(function)) is None and len(self._running) < _MOST:
-            running = self._running[function] = asyncio.create_task(self._refresh(function))
+            refresh = self._refresh(function, probe=self._records.in_outage)
+            running = self._running[function] = asyncio.create_task(refresh)
             running.add_done_callback(lambda _: self._running.pop(function, None))
         return running
 
-    async def _refresh(self, function: str) -> None:
-        """Request one function, and store the answer or its failure."""
+    async def _refresh(self, function: str, *, probe: bool) -> None:
+        """Request one function, and store the answer or its failure; in an outage only as a *probe*."""
         now = asyncio.get_running_loop().time
         async with self._slots:
+            if self._records.in_outage and not probe:
+                return
             try:
                 async with asyncio.timeout(_TIMEOUT):
                     status, body = await self._get(function)
-            except (httpx.TransportError, TimeoutError) as error:
+            except (httpx.HTTPError, TimeoutError) as error:
                 self._fail_all(str(error) or type(error).__name__)
                 return
         if status in _GATEWAY_FAILED:
@@ -129,7 +132,7 @@ class FunctionLookup:
 
     async def _get(self, function: str) -> tuple[int, bytes]:
         name, namespace = parse_function(function, self._settings.default_function_name)
-        headers = {"User-Agent": "queue-worker", "Accept": "application/json"}
+        headers = {"User-Agent": "queue-worker", "Accept": "application/json", "Accept-Encoding": "identity"}
         if authorization := self._credentials.authorization():
             headers["Authorization"] = authorization.decode()
         path = f"{self._url.path.rstrip('/')}/system/function/{quote(name)}"
@@ -142,7 +145,7 @@ class FunctionLookup:
         response = await self._transport.handle_async_request(request)
         try:
             body = b""
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > _MAX_ANSWER:
                     return response.status_code, b""

@@ -66,7 +66,7 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     QueryString: str = ""
     Function: str
     QueueName: str
-    Annotations: dict[str, str] = {}
+    Annotations: dict[str, str] | None = None
     CallbackUrl: dict[str, Any] | None = None
 
 
@@ -171,7 +171,7 @@ def compose(
         QueryString=f"%3F{query[1:]}" if query.startswith("?") else query,
         Function=function,
         QueueName=queue,
-        Annotations=dict(annotations or {}),
+        Annotations=None if annotations is None else dict(annotations),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
     _check_size(function, request)

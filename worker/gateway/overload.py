@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
 
 from starlette.exceptions import HTTPException
@@ -51,8 +51,10 @@ class Limits:
         if self._rates is None or self._settings.caller_rate is None:
             return
         peer = (scope.get("client") or ("",))[0]
-        forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        caller = caller_of(client_address(peer, forwarded, self._trusted))
+        if self._trusted:
+            forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            peer = client_address(peer, forwarded, self._trusted)
+        caller = caller_of(peer)
         if wait := self._rates.take(caller, asyncio.get_running_loop().time()):
             rate = write_rate(self._settings.caller_rate)
             self._report("caller_rate", limit=rate)
@@ -70,12 +72,12 @@ class Limits:
                 await asyncio.wait({reading}, timeout=_COUNT_WAIT)
         self._check_full(counts, message)
 
-    @contextmanager
-    def storing(self, message: Message) -> Iterator[None]:
+    def storing(self, message: Message) -> AbstractContextManager[None]:
         """Count the message that the block stores, or reject it: others may have been stored since :meth:`check`."""
-        if not self._has_counts:
-            yield
-            return
+        return self._counted(message) if self._has_counts else _UNCOUNTED
+
+    @contextmanager
+    def _counted(self, message: Message) -> Iterator[None]:
         counts = self._counts(message.request.QueueName)
         self._check_full(counts, message)
         counts.begin(message.subject)
@@ -141,6 +143,7 @@ class Limits:
             self._log.warning(_LINES[kind], **fields)
 
 
+_UNCOUNTED = nullcontext()
 _FULL = "The queue has as many messages as it may; calls get 429 until workers have finished some"
 _LINES = {
     "max_queued": _FULL,

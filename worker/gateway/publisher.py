@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -164,7 +165,8 @@ class QueueWriter:
 
         Errors are those of :class:`JetStream`.
         """
-        await self._open()
+        with suppress(ApiError, MisconfiguredError):  # of the claims; the stream's name may be known even so
+            await self._open()
         if by_subject:
             return (await self._jetstream.stream_with_subjects(self._stream, f"{self._settings.queue_name}.>")).state
         return (await self._jetstream.stream(self._stream)).state

@@ -38,15 +38,15 @@ class FunctionRecord:
     """The gateway's data about one function."""
 
     exists: bool
-    annotations: Mapping[str, str]
-    """The annotations that a worker reads."""
+    annotations: Mapping[str, str] | None
+    """The annotations that a worker reads; None if they are not known."""
     queue: str = ""
     """The annotation that names its queue; empty without one."""
 
 
-UNKNOWN = FunctionRecord(exists=True, annotations={})
-"""Stands for a function about which nothing is known: it may exist."""
-NO_FUNCTION = FunctionRecord(exists=False, annotations={})
+UNKNOWN = FunctionRecord(exists=True, annotations=None)
+"""A function about which nothing is known: it may exist, and have annotations."""
+NO_FUNCTION = FunctionRecord(exists=False, annotations=None)
 
 
 class _Status(msgspec.Struct):
@@ -87,6 +87,7 @@ class FunctionRecords:
         self._wait = 0.0
         """Seconds between requests during the outage; 0 without one."""
         self._probe_at = -inf
+        self._probing = False
 
     @property
     def in_outage(self) -> bool:
@@ -112,7 +113,7 @@ class FunctionRecords:
         """Return the step during an outage: one request after each wait, for which no call waits."""
         if now < self._probe_at:
             return Step.USE
-        self._probe_at = now + self._wait
+        self._probe_at, self._probing = now + self._wait, True
         return Step.REFRESH
 
     def store(self, function: str, record: FunctionRecord, now: float) -> None:
@@ -136,10 +137,13 @@ class FunctionRecords:
 
     def fail_all(self, now: float) -> bool:
         """Note that the gateway did not answer; return whether an outage begins with that."""
-        begins = not self.in_outage
-        self._wait = min(_MAX_WAIT, self._wait * 2) if self._wait else _FIRST_WAIT
-        self._probe_at = now + self._wait
-        return begins
+        if not self.in_outage:
+            self._wait, self._probe_at, self._probing = _FIRST_WAIT, now + _FIRST_WAIT, False
+            return True
+        if self._probing:  # else it is one of several requests that the outage met
+            self._wait = min(_MAX_WAIT, self._wait * 2)
+            self._probe_at, self._probing = now + self._wait, False
+        return False
 
 
 def _trim(copies: dict[str, Any], most: int) -> None:
