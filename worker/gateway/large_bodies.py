@@ -144,11 +144,6 @@ class LargeBodies:
             self._store.delete_soon(body.name)
 
 
-async def one_part(body: bytes) -> AsyncIterator[bytes]:
-    """Yield a body that is in memory."""
-    yield body
-
-
 async def hashed(parts: AsyncIterable[bytes], digest: hashlib.blake2b) -> AsyncIterator[bytes]:
     """Yield *parts*, and add each to *digest*."""
     async for part in parts:

@@ -22,12 +22,13 @@ from ..nats.connection import (
     connected,
 )
 from ..nats.jetstream import JetStream
+from ..nats.objects import one_part
 from ..nats.topology import as_named
 from ..nats.wire import ApiError, ErrorCode
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from .claims import Claim, Claims, open_claims, publish_once
-from .large_bodies import LargeBodies, hashed, one_part
+from .large_bodies import LargeBodies, hashed
 from .message import Message
 
 _WATCH_INTERVAL = 0.5

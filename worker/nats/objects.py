@@ -317,6 +317,11 @@ async def _unless_gone(answer: Awaitable[T]) -> T | None:
         return None
 
 
+async def one_part(body: bytes) -> AsyncIterator[bytes]:
+    """Yield a body that is in memory."""
+    yield body
+
+
 async def _split(parts: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
     """Yield the bytes of *parts* in pieces of *size*; the last one may be shorter."""
     buffer = bytearray()
