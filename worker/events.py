@@ -194,6 +194,12 @@ class SettlementUnconfirmed(Event, frozen=True):
     count: int
 
 
+class LeftoversDeleted(Event, frozen=True):
+    """Large bodies were deleted to which no message referred: a producer or a worker had ended in between."""
+
+    count: int
+
+
 class BacklogRead(Event, frozen=True):
     backlog: Backlog
 

@@ -39,7 +39,7 @@ class Delivery(Struct, frozen=True, gc=False):
     """Messages of the flow that the queue had never delivered when it delivered this one."""
 
 
-class StoredBody(Struct, frozen=True, gc=False):
+class StoredBody(Struct, frozen=True, gc=False, rename="pascal"):
     """The reference to a large body in the object store. No program but the one that stored it can guess its name."""
 
     name: str
@@ -71,6 +71,8 @@ class Invocation(Struct, frozen=True, gc=False):
     """Absolute http(s) URL that receives the result."""
     started: str
     """X-Start-Time: the time at which the invocation was accepted (ns since the epoch)."""
+    stored_body: StoredBody | None = None
+    """The reference to the body, where it is too large for a message; then *body* is empty."""
 
 
 # Outcomes: what happened to an attempt.
@@ -115,7 +117,7 @@ class NotSent(Struct, frozen=True, gc=False):
 
 
 class Malformed(Struct, frozen=True, gc=False):
-    """The message cannot be decoded, so nothing was invoked."""
+    """The message cannot be decoded, or its large body is lost, so the function got no request."""
 
     reason: str
 
@@ -276,6 +278,8 @@ class DeadLetter(Struct, frozen=True, gc=False):
     """None, like *function* and *status*, if the message could not be decoded or no function responded."""
     function: str | None
     status: int | None
+    stored_body: StoredBody | None = None
+    """The message's large body, which is kept for as long as the dead letter."""
 
 
 class Callback(Struct, frozen=True, gc=False):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from .events import Event
@@ -14,11 +15,13 @@ from .model import (
     DeadLetter,
     Delivery,
     Invocation,
+    Malformed,
     Notice,
     NotSent,
     PostResult,
     Quota,
     Settlement,
+    StoredBody,
 )
 
 
@@ -77,8 +80,10 @@ class Queue(Protocol):
         cannot be used, or the broker refuses the credentials.
         """
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        """End a delivery. The settlement is sent again until the queue confirms it.
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        """End a delivery. The settlement is sent again until the queue confirms it; then a stored *body* is deleted.
 
         A :class:`Nak` is not sent after *before* (s, Trio's clock), when another worker may have the message: the queue
         would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
@@ -97,7 +102,10 @@ class Queue(Protocol):
         """Wait until every settlement so far is confirmed."""
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
-        """Store a dead letter; raise :class:`BrokerUnavailableError` if the broker did not confirm it."""
+        """Store a dead letter, and keep its large body for as long.
+
+        Raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+        """
 
     async def backlog(self) -> Backlog:
         """Return the counts of the stream's messages; raise :class:`BrokerUnavailableError` without an answer."""
@@ -124,10 +132,21 @@ class Quotas(Protocol):
         """Return a token, to be redelivered *delay* seconds from now. Like a nak it is not sent after *before*."""
 
 
+class Bodies(Protocol):
+    """Large bodies, which are stored beside the queue."""
+
+    def read(self, body: StoredBody) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a body, whose iterator yields it part by part. Nothing is requested before its first part is awaited.
+
+        The iterator raises :class:`BodyLostError`, before the last part, if the body is not there as it was stored, and
+        :class:`BrokerUnavailableError` without an answer.
+        """
+
+
 class Functions(Protocol):
     """The functions, behind a gateway or reached directly."""
 
-    async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
+    async def invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
         """Send the request and wait for the response, at most ``upstream_timeout``. No response raises an exception."""
 
 

@@ -19,7 +19,7 @@ from worker.config import load
 from worker.http.functions import HttpFunctions, open_functions
 from worker.http.names import LOOKUP_TIMEOUT, LookUp, NameCache
 from worker.http.transport import MAX_IDLE, PlainTransport
-from worker.model import Attempted, NoResponse, NotSent, Responded, TimedOut
+from worker.model import NoResponse, NotSent, Outcome, Responded, TimedOut
 
 
 def _functions(server_port: int, **environment: str) -> AbstractAsyncContextManager[HttpFunctions]:
@@ -57,7 +57,7 @@ async def test_invoke_on_a_reused_connection_times_out(exchanges: int, mock_cloc
                 mock_clock.jump(3.0)
 
     async with serving(script) as server, _functions(server.port, upstream_timeout="3s") as functions:
-        outcomes: list[Attempted | NotSent] = []
+        outcomes: list[Outcome] = []
 
         async def invoke() -> None:
             outcomes.append(await functions.invoke(invocation()))

@@ -13,7 +13,7 @@ from worker.config import load
 from worker.events import Event, ResultMemoryUnavailable
 from worker.http.functions import HttpFunctions, open_functions
 from worker.http.result_memory import ResultMemory
-from worker.model import Attempted, NotSent, Responded
+from worker.model import Outcome, Responded
 
 BODY = b"x" * 1_000_000
 
@@ -134,7 +134,7 @@ async def test_responses_beyond_the_memory_wait_and_are_complete() -> None:
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.create_server(("127.0.0.1", 0))))
     port = listener.socket.getsockname()[1]
     settings = {"gateway_url": f"http://127.0.0.1:{port}", "max_results_bytes": "2000000"}
-    answers: list[Attempted | NotSent] = []
+    answers: list[Outcome] = []
     arrived = trio.Event()
 
     async def invoke(functions: HttpFunctions) -> None:
@@ -191,7 +191,7 @@ async def test_wait_for_memory_does_not_count_for_the_timeout() -> None:
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.create_server(("127.0.0.1", 0))))
     port = listener.socket.getsockname()[1]
     settings = {"gateway_url": f"http://127.0.0.1:{port}", "max_results_bytes": "0", "upstream_timeout": "3s"}
-    answers: list[Attempted | NotSent] = []
+    answers: list[Outcome] = []
 
     async def invoke(functions: HttpFunctions) -> None:
         answers.append(await functions.invoke(invocation(callback="http://127.0.0.1/x")))

@@ -31,6 +31,7 @@ from worker.model import (
     Published,
     QueueShared,
     Settlement,
+    StoredBody,
     StoredCount,
 )
 from worker.policy.quota import is_token_flow
@@ -299,10 +300,14 @@ class FakeQueue:
         self.consumer = FakeConsumer(self, self._server, self.link, self._violated)
         return self.consumer
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
         """See :meth:`worker.ports.Queue.settle`."""
         now = trio.current_time()
         self._check(delivery, settlement)
+        if body and isinstance(settlement, Nak):
+            self._violated(f"{settlement} for {delivery.token}, which would delete its body")
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
         if isinstance(settlement, Nak) and before > self.lease_from[delivery.id] + self._server.ack_wait_of(

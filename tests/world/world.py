@@ -17,7 +17,7 @@ from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
 from worker.job import CoreConfig, Services
-from worker.model import Delivery, Settlement
+from worker.model import Delivery, Settlement, StoredBody
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
 from worker.policy.limiter import Limiter
@@ -85,8 +85,10 @@ class RecordingQueue(FakeQueue):
         super().record_delivery(delivery)
         self._record(RecordedDelivery(delivery))
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        super().settle(delivery, settlement, before=before)
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        super().settle(delivery, settlement, before=before, body=body)
         self._record(RecordedSettlement(delivery, settlement))
 
 

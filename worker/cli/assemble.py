@@ -98,9 +98,9 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
 
     with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
         async with (
-            open_functions(settings) as functions,
-            open_callbacks(settings, emit) as callbacks,
             open_queue(settings, emit) as queue,
+            open_functions(settings, queue.bodies) as functions,
+            open_callbacks(settings, emit) as callbacks,
         ):
             services = Services(
                 queue=queue,

@@ -6,7 +6,7 @@ A gateway keeps a :class:`Publisher`; a program that ends with the last message 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +24,15 @@ from ..nats.connection import (
     connected,
 )
 from ..nats.jetstream import JetStream
+from ..nats.objects import one_part
 from ..nats.topology import as_named
 from ..nats.wire import ApiError, ErrorCode, StreamState
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from .claims import Claim, Claims, open_claims, publish_once
+from .large_bodies import LargeBodies, hashed
 from .message import Message
-from .queues import by_subject, settings_of
+from .queues import FindStream, by_subject, settings_of
 from .stalls import Stalls
 
 _WATCH_INTERVAL = 0.5
@@ -63,6 +65,10 @@ class UnconfirmedError(BrokerUnavailableError):
     """The message was sent, and not confirmed in time: it may be stored."""
 
 
+class NotStoredError(BrokerUnavailableError):
+    """The message was certainly not stored."""
+
+
 class CallIdReusedError(Exception):
     """The call id stands for another request of the same function."""
 
@@ -83,14 +89,16 @@ class Stored:
     """Whether the stream had the call before."""
 
 
-async def publish(connection: Connection, stream: str, message: Message, payload: bytes) -> bool:
+async def publish(connection: Connection, stream: str, message: Message, payload: bytes, digest: str) -> bool:
     """Store *message*, encoded as *payload*, on *stream*; return whether the stream had it already.
+
+    *digest* is the hash of the request.
 
     Raises:
         MessageTooLargeError: the message cannot be stored.
         BrokerUnavailableError: the message is not confirmed. Published again with the same call id, it is stored once.
     """
-    headers = {"Nats-Msg-Id": f"{message.key()}.{message.digest()}", "Nats-Expected-Stream": stream}
+    headers = {"Nats-Msg-Id": f"{message.key()}.{digest}", "Nats-Expected-Stream": stream}
     try:
         return (await publish_once(JetStream(connection), message.subject, payload, headers)).duplicate
     except NoRespondersError:
@@ -105,11 +113,11 @@ async def publish(connection: Connection, stream: str, message: Message, payload
             text = f"another stream than {stream} takes the subject {message.subject}: check nats_stream and queue_name"
         else:
             text = f"stream {stream} refuses: {error.description or 'no reason given'}"
-        raise BrokerUnavailableError(text) from None
+        raise NotStoredError(text) from None
 
 
-def _no_stream(stream: str, message: Message) -> BrokerUnavailableError:
-    return BrokerUnavailableError(
+def _no_stream(stream: str, message: Message) -> NotStoredError:
+    return NotStoredError(
         f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
         " or see that JetStream runs and the stream's subjects cover the queue's"
     )
@@ -120,16 +128,13 @@ def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError)
     return UnconfirmedError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}")
 
 
-FindStream = Callable[[JetStream, Settings, Emit], Awaitable[Settings]]
-"""A function that returns the settings with the name of the queue's stream at the server."""
-
-
 class QueueWriter:
     """Publishes calls to the queue's stream over one connection, under a claim of each call id that a caller gave."""
 
     def __init__(self, connection: Connection, settings: Settings, emit: Emit, find: FindStream = as_named) -> None:
         self._connection, self._settings, self._emit, self._find = connection, settings, emit, find
         self._jetstream = JetStream(connection)
+        self._bodies = LargeBodies(self._jetstream, settings, emit, find)
         self._stream = settings.nats_stream
         """The name of the stream at the server, once the claims are open."""
         self._claims: Claims | None = None
@@ -145,16 +150,42 @@ class QueueWriter:
             CallIdReusedError: another request to the function has the same call id.
             BrokerUnavailableError: as for :func:`publish`.
         """
+        if message.request.Body and len(message.request.Body) > self._connection.client.max_payload:
+            return await self.publish_large(message, one_part(message.request.Body))
         payload = message.payload()
+        if len(payload) + _MESSAGE_HEADER <= self._connection.client.max_payload:
+            return await self._store(message, payload, message.digest())
+        return await self.publish_large(message, one_part(message.request.Body))
+
+    async def publish_large(self, message: Message, parts: AsyncIterable[bytes]) -> Stored:
+        """Store the body, which is *parts*, as an object, and the message with a reference to it.
+
+        The object is deleted again unless a message may refer to it. Raises what :meth:`publish` raises, and what
+        *parts* raises.
+        """
+        digest = message.digest_without_body()
+        body = await self._bodies.put(hashed(parts, digest))
+        message.request.Body, message.request.BodyObject = b"", body
+        payload = message.payload()
+        try:
+            stored = await self._store(message, payload, digest.hexdigest())
+        except (CallIdReusedError, MessageTooLargeError, NotStoredError):
+            self._bodies.delete_soon(body)
+            raise
+        if stored.repeated:
+            self._bodies.delete_soon(body)
+        return stored
+
+    async def _store(self, message: Message, payload: bytes, digest: str) -> Stored:
         if (size := len(payload) + _MESSAGE_HEADER) > (limit := self._connection.client.max_payload):
             # The server would close the connection.
             raise MessageTooLargeError(f"as a message it takes {size} bytes, and NATS's max_payload is {limit}")
-        wanted = Claim(message.digest(), message.started)
+        wanted = Claim(digest, message.started)
         try:
             claim = await self._claim(message, wanted)
             if claim.digest != wanted.digest:
                 raise CallIdReusedError(message)
-            repeated = await publish(self._connection, self._stream, message, payload)
+            repeated = await publish(self._connection, self._stream, message, payload, digest)
         except BrokerUnavailableError:
             self._claims = None  # a stream may be missing, or have another name now
             raise
@@ -226,8 +257,9 @@ async def submit(
                 on_stored(message, (await writer.publish(message)).repeated)
 
         first = next(messages)
+        size = len(first.payload()) if len(first.request.Body) <= _MAX_UNCONFIRMED_BYTES else _MAX_UNCONFIRMED_BYTES
         await publish_each([first])  # an error of one message is mostly an error of all
-        at_once = max(1, min(_MAX_UNCONFIRMED, _MAX_UNCONFIRMED_BYTES // len(first.payload())))
+        at_once = max(1, min(_MAX_UNCONFIRMED, _MAX_UNCONFIRMED_BYTES // size))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(at_once):
@@ -262,13 +294,16 @@ class Publisher:
         self._require_connection()
         self._stalls.check(queue)
 
-    async def publish(self, message: Message) -> Stored:
-        """Store *message*, as :meth:`QueueWriter.publish` does, over the current connection."""
+    async def publish(self, message: Message, large: AsyncIterable[bytes] | None = None) -> Stored:
+        """Store *message*, as :meth:`QueueWriter.publish` does, over the current connection.
+
+        *large* is its body, where that is larger than :meth:`max_body_bytes`.
+        """
         queue = message.request.QueueName
         self.check(queue)
         writer = self._writer(queue)
         try:
-            return await writer.publish(message)
+            return await (writer.publish_large(message, large) if large else writer.publish(message))
         except UnconfirmedError:
             self._stalls.begin(queue, partial(writer.count, by_subject=False))
             raise

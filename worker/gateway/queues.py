@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 
 from ..nats.jetstream import JetStream
 from ..nats.topology import stream_faults, subjects
 from ..policy.names import covers, subject_of
 from ..ports import BrokerUnavailableError, Emit
 from ..settings import Settings
+
+FindStream = Callable[[JetStream, Settings, Emit], Awaitable[Settings]]
+"""A function that returns the settings with the name of the queue's stream at the server."""
 
 
 def settings_of(settings: Settings, queue: str) -> Settings:

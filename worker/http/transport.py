@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from .connection import Connection, ReadinessPoller, StaleConnectionError
-from .http11 import Fields, ResponseParser, write_request
+from .http11 import Fields, ResponseParser, StreamedBody, write_request
 from .names import LookUp, NameCache, open_names
 
 CONNECT_TIMEOUT = 10.0
@@ -41,7 +41,9 @@ class PlainTransport:
         self._deadlines: OrderedDict[Connection, float] = OrderedDict()
         """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
 
-    async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
+    async def exchange(
+        self, method: str, target: bytes, fields: Fields, body: bytes | StreamedBody, response: ResponseParser
+    ) -> None:
         """Send a request and receive its *response*.
 
         Raises:
@@ -88,7 +90,9 @@ class PlainTransport:
         while self._idle:
             self._idle.pop().close()
 
-    async def _exchange_on(self, connection: Connection, request: bytes, more: bytes, response: ResponseParser) -> None:
+    async def _exchange_on(
+        self, connection: Connection, request: bytes, more: bytes | StreamedBody, response: ResponseParser
+    ) -> None:
         try:
             await connection.send(request, more)
             await connection.receive(response)

@@ -45,6 +45,8 @@ _FULL = {
     *(ErrorCode.STREAM_STORE_FAILED, ErrorCode.INSUFFICIENT_RESOURCES, ErrorCode.ACCOUNT_RESOURCES_EXCEEDED),
     *(ErrorCode.STORAGE_RESOURCES_EXCEEDED, ErrorCode.MEMORY_RESOURCES_EXCEEDED),
 }
+MAX_MEMORY = (_MAX_UNCONFIRMED + 2) * CHUNK
+"""Bytes in memory of a body while it is stored."""
 _GONE = {ErrorCode.NO_MESSAGE_FOUND, ErrorCode.STREAM_NOT_FOUND}
 _SMALLEST_BUCKET = 256 * 2**20
 """Bytes: a bucket that is smaller holds too few of the largest bodies to be of use."""
@@ -313,6 +315,11 @@ async def _unless_gone(answer: Awaitable[T]) -> T | None:
         if error.err_code not in _GONE:
             raise
         return None
+
+
+async def one_part(body: bytes) -> AsyncIterator[bytes]:
+    """Yield a body that is in memory."""
+    yield body
 
 
 async def _split(parts: AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:

@@ -105,11 +105,18 @@ class Outbox:
 
     # Called on the Trio side; none of these waits.
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        """See :meth:`worker.ports.Queue.settle`."""
+    def settle(
+        self,
+        delivery: Delivery,
+        settlement: Settlement,
+        *,
+        before: float,
+        confirmed: Callable[[], None] | None = None,
+    ) -> None:
+        """See :meth:`worker.ports.Queue.settle`; *confirmed* is called on the asyncio side."""
         self._unconfirmed.pop(self._extending.pop(delivery.id, ""), None)
         due = trio.current_time() + settlement.delay if isinstance(settlement, Nak) else 0.0
-        self._queue.append(PendingAck(delivery, settlement, before, due))
+        self._queue.append(PendingAck(delivery, settlement, before, due, confirmed))
         self._unsettled += 1
         self.wake()
 
@@ -187,6 +194,8 @@ class Outbox:
             if pending.settlement is not None:
                 if self._retired.names and not isinstance(pending.settlement, Nak):
                     self._retired.settled(pending.delivery)
+                if pending.confirmed:
+                    pending.confirmed()
                 self._count_settled(1)
             elif pending.confirmed:
                 self._extending.pop(pending.delivery.id, None)

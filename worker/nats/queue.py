@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from math import inf
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions, Receipt
+from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions, Receipt, Settlement, StoredBody
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
@@ -36,6 +37,7 @@ from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
+from .stored_bodies import StoredBodies
 from .wire import ApiError
 
 T = TypeVar("T")
@@ -98,7 +100,7 @@ class NatsQueue:
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
         self._binding: Binding | None = None
         self.announce = self._counts.announce
-        self.settle = self._outbox.settle
+        self.bodies = StoredBodies(self._jetstream, settings, emit)
         self.extend = self._outbox.extend
 
     @property
@@ -119,14 +121,24 @@ class NatsQueue:
         self._nursery.start_soon(aio_as_trio(self._bound.run))
         return self._flows
 
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        """See :meth:`worker.ports.Queue.settle`."""
+        confirmed = partial(self.bodies.delete_soon, body) if body else None
+        self._outbox.settle(delivery, settlement, before=before, confirmed=confirmed)
+
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
+        await self.bodies.wait_deleted()
         await aio_as_trio(self._retired.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
         stream = self._bound.stream
+        if letter.stored_body:
+            await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age)
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
 
     async def backlog(self) -> Backlog:
@@ -144,7 +156,12 @@ class NatsQueue:
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
         await asyncio.gather(
-            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._presence.run()
+            self._flows.pump(),
+            self._tick(),
+            self._states.run(),
+            self.quotas.run(),
+            self.bodies.run(),
+            self._presence.run(),
         )
 
     async def close(self) -> None:
@@ -158,6 +175,7 @@ class NatsQueue:
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
         await self._counts.open(settings.nats_stream)
+        self.bodies.open(settings)
         self._binding = binding = Binding(
             self._jetstream, settings, self._flows, retired=self._retired, faults=self._faults, emit=self._emit
         )

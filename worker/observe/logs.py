@@ -113,7 +113,8 @@ def _own_fields(level: str, name: str) -> Callable[[Any], LogLine]:
 
 def _invocation_started(event: e.InvocationStarted) -> LogLine:
     invocation, waited = event.invocation, round(event.waited, 6)
-    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": len(invocation.body), "waited": waited}
+    size = invocation.stored_body.size if invocation.stored_body else len(invocation.body)
+    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": size, "waited": waited}
     return "debug", "Invoke", {"call_id": invocation.call_id, "function": invocation.label} | fields
 
 
@@ -227,6 +228,7 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     ),
     e.ConsumerBound: _own_fields("info", "Consuming"),
     e.SettlementUnconfirmed: _own_fields("warning", "Settlement not confirmed; the message may be redelivered"),
+    e.LeftoversDeleted: _own_fields("warning", "Deleted large bodies to which no message referred"),
     e.BacklogRead: lambda ev: ("debug", "Backlog", {"messages": sum(ev.backlog.by_subject.values())}),
     e.Listening: _own_fields("info", "Serving metrics and health"),
     e.DrainStarted: _own_fields("info", "Draining"),

@@ -57,6 +57,7 @@ class Metrics:
         self._redeliveries = metric(
             Counter, "redeliveries", "Deliveries of messages that this worker had before", "queue_name", "known_as"
         )
+        self._swept = metric(Counter, "bodies_swept", "Large bodies deleted to which no message referred")
         self._crashes = metric(Counter, "crashes", "Internal errors, each in one message")
         self._connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
         self._unusable = metric(Gauge, "nats_unusable", "1 while the stream or a consumer cannot be used")
@@ -82,6 +83,7 @@ class Metrics:
             e.Disconnected: lambda _: self._connected.set(0),
             e.BrokerMisconfigured: lambda _: self._unusable.set(1),
             e.FaultsEnded: lambda _: self._unusable.set(0),
+            e.LeftoversDeleted: lambda event: self._swept.inc(event.count),
             e.BacklogRead: self._on_backlog_read,
             e.DrainStarted: lambda _: self._draining.set(1),
         }

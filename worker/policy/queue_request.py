@@ -18,9 +18,11 @@ from typing import Any
 
 import msgspec
 
+from ..model import StoredBody
+
 
 class QueueRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The fields of a message. The last four are Go's too, but have no meaning here."""
+    """The fields of a message. The last four are Go's too, but have no meaning here; BodyObject is not Go's."""
 
     Function: str
     Method: str | None = None
@@ -30,6 +32,7 @@ class QueueRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     Body: bytes | None = None
     Annotations: dict[str, str] | None = None
     CallbackUrl: str | dict[str, Any] | None = None
+    BodyObject: StoredBody | None = None
     Host: Any = None
     QueueName: Any = None
     Labels: Any = None
