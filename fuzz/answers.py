@@ -67,6 +67,6 @@ async def _publish(response: Any) -> bool | Exception:
     client: Any = SimpleNamespace(is_connected=True, publish=respond, max_payload=2**20)
     connection.client = client
     try:
-        return await publish(connection, "faas-request", _MESSAGE, _MESSAGE.payload())
+        return await publish(connection, "faas-request", _MESSAGE, _MESSAGE.payload(), _MESSAGE.digest())
     except (BrokerUnavailableError, MessageTooLargeError) as error:
         return error

@@ -137,6 +137,7 @@ async def test_callback_is_posted_before_the_ack(autojump_clock: MockClock) -> N
             "User-Agent": "queue-worker/test",
             "X-Retry": "1",
             "X-Retry-Max": "99",
+            "webhook-id": "msg_ec279c0eafc98a4a5bb3c58fbca4ac18",
         }
 
 

@@ -46,15 +46,17 @@ NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
     ("quotas", "discovery", "stored_callbacks"),
+    ("drifts",),
     ("flow_consumers", "faults"),
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("retired_consumers", "function_state", "dead_letters", "apply"),
+    ("retired_consumers", "function_state", "dead_letters", "apply", "attempt_counts", "presence", "stored_bodies"),
+    ("objects",),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "nats_internals", "credit"),
+    ("wire", "nats_internals", "credit", "pull_messages"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 
@@ -66,7 +68,7 @@ ONLY_BY = {
     "parent": {"cli", "dev"},
     "observe": {"cli", "dev", "gateway", "parent"},
     "nats": {"cli"},
-    **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "topology", "wire")},
+    **{f"nats.{name}": {"cli", "gateway"} for name in ("connection", "jetstream", "objects", "topology", "wire")},
     "http": {"cli"},
     "config": {"cli", "dev"},
     "settings": {"config", "cli", "dev", "gateway", "nats", "http", "observe", "parent"},
@@ -105,6 +107,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "in
 SANS_IO = (
     "worker.nats.credit",
     "worker.nats.layout",
+    "worker.nats.pull_messages",
     "worker.nats.reconcile",
     "worker.nats.wire",
     "worker.http.http11",

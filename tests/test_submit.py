@@ -208,13 +208,6 @@ def test_submit_without_jetstream_exits_1(tmp_path: Path) -> None:
         assert "see that JetStream runs" in _fails(nats, tmp_path, "echo")
 
 
-def test_submit_of_a_too_large_message_exits_1(nats: NatsServer, tmp_path: Path) -> None:
-    """For a too large message, the line has its size and the limit."""
-    errors = _fails(nats, tmp_path, "echo", stdin=b"x" * 900_000)
-    assert "as a message it takes 1200" in errors
-    assert "max_payload is 1048576" in errors
-
-
 def test_submit_with_refused_credentials_exits_1(tmp_path: Path) -> None:
     """On refused credentials, the line names them as the cause."""
     with NatsServer(tmp_path, config="authorization { token: a }", connect={"auth_token": "a"}) as nats:

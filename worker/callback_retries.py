@@ -164,7 +164,7 @@ class CallbackRetries:
         """Store a dead letter; without it the callback stays, and is tried again later."""
         call_id, function = (stored.call_id, stored.function) if stored else (None, None)
         deliveries = lease.delivery.num_delivered
-        letter = DeadLetter(lease.delivery, reason, deliveries, call_id, function, None, CALLBACK_KIND)
+        letter = DeadLetter(lease.delivery, reason, deliveries, call_id, function, None, kind=CALLBACK_KIND)
         if await store_dead_letter(self._services, letter):
             return Term(reason)
         return Nak(self._services.config.callback_retry.max_wait)

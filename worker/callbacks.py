@@ -16,7 +16,7 @@ import trio
 from .dead_letters import store_dead_letter
 from .events import CallbackDiscarded, CallbackNotStored, CallbackPosted, CallbackStored, WorkCrashed
 from .heartbeat import Lease
-from .model import Busy, Callback, DeadLetter, Delivery, Invocation, StoredCallback
+from .model import Busy, Callback, DeadLetter, Delivery, Invocation, PostResult, Refused, StoredCallback
 from .policy.decide import parse_retry_after
 from .policy.report import is_delivered, is_retriable, origin_of
 from .policy.stored_callback import CALLBACK_KIND, encode_callback
@@ -30,7 +30,7 @@ SILENT = "not sent: the receiver answers no callback, and there is no room for m
 class Tried:
     """One try of a callback."""
 
-    result: int | str
+    result: int | str | Refused
     asked: float
     """Wait (s) that the receiver asked for; 0 for none."""
     began: float
@@ -40,7 +40,7 @@ class Tried:
 async def post_once(services: Services, callback: Callback, delivery: Delivery) -> Tried:
     """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line."""
     began = trio.current_time()
-    result: int | str | Busy
+    result: PostResult
     try:
         result = await services.callbacks.post(callback)
     except Exception as error:  # noqa: BLE001 -- Cancelled is no Exception
@@ -62,8 +62,10 @@ def note_result(services: Services, receiver: str, tried: Tried) -> None:
         services.schedule.succeeded(receiver)
 
 
-def describe_result(result: int | str) -> str:
+def describe_result(result: int | str | Refused) -> str:
     """Describe the result of a try, for the reason of a dead letter."""
+    if isinstance(result, Refused):
+        return f"the rules forbid it: {result.reason}"
     return f"status {result}" if isinstance(result, int) else result
 
 
@@ -145,7 +147,7 @@ class FirstCallback:
             return services.schedule.wait_after(1, age=0.0, asked=tried.asked, draw=services.rng())
         return config.callback_backoff.delay(number, draw=services.rng())
 
-    def _emit(self, receiver: str, result: int | str, retry_in: float | None, duration: float) -> None:
+    def _emit(self, receiver: str, result: int | str | Refused, retry_in: float | None, duration: float) -> None:
         call_id, function = self.invocation.call_id, self.invocation.label
         self.services.emit(
             CallbackPosted(call_id, function, receiver, result, is_delivered(result), retry_in, duration)
@@ -181,7 +183,7 @@ class FirstCallback:
         call_id, function = self.invocation.call_id, self.invocation.label
         message, payload = self.lease.delivery, encode_callback(self._stored(0.0))
         held = Delivery(message.id, message.token, message.num_delivered, message.received_at, message.subject, payload)
-        letter = DeadLetter(held, reason, self.attempt, call_id, function, None, CALLBACK_KIND)
+        letter = DeadLetter(held, reason, self.attempt, call_id, function, None, kind=CALLBACK_KIND)
         if await store_dead_letter(self.services, letter):
             return True
         if last:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, Verdict
+from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, PostResult, Verdict
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -64,14 +64,14 @@ class CallbackIgnored(Event, frozen=True):
 class CallbackPosted(Event, frozen=True):
     """A callback was tried.
 
-    *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
+    *retry_in* is the wait (s) before the next try, if any.
     """
 
     call_id: str
     function: str
     receiver: str
     """Scheme, host and port: the rest of a URL may be secret."""
-    result: int | str
+    result: PostResult
     delivered: bool
     retry_in: float | None
     duration: float
@@ -110,6 +110,20 @@ class StoredCallbacksRead(Event, frozen=True):
     """Seconds since the oldest one was stored; 0 without any."""
 
 
+class CallbackKeysLoaded(Event, frozen=True):
+    """The file with the keys that sign callbacks has changed."""
+
+    path: str
+    keys: int
+
+
+class CallbackKeysRejected(Event, frozen=True):
+    """The file of signing keys cannot be used any more; callbacks are still signed with its last keys."""
+
+    path: str
+    error: str
+
+
 class DeadLettered(Event, frozen=True):
     letter: DeadLetter
     stored: bool
@@ -128,6 +142,17 @@ class WorkCrashed(Event, frozen=True, gc=True):
 
     delivery: Delivery
     error: Exception
+
+
+class ResultMemoryUnavailable(Event, frozen=True):
+    """Results that have callbacks are not read on, because others use all the memory for results."""
+
+    waiting: int
+    longest: float
+    """Seconds for which the first of them has waited."""
+    held: int
+    """Bytes of the results that are kept."""
+    limit: int
 
 
 # Leases and limits.
@@ -201,6 +226,12 @@ class ConsumerBound(Event, frozen=True):
 
 class SettlementUnconfirmed(Event, frozen=True):
     """The queue never confirmed settlements, and may redeliver their messages."""
+
+    count: int
+
+
+class LeftoversDeleted(Event, frozen=True):
+    """Large bodies were deleted to which no message referred: a producer or a worker had ended in between."""
 
     count: int
 

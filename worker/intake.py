@@ -19,6 +19,7 @@ from .job import Job
 from .model import (
     CALLBACKS,
     Abandon,
+    AttemptCount,
     CreditReturned,
     Delivery,
     Final,
@@ -30,6 +31,7 @@ from .model import (
     Published,
     QueueShared,
     QuotaChanged,
+    Receipt,
     StoredCount,
     Verdict,
 )
@@ -95,7 +97,7 @@ class Intake:
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:  # noqa: C901 -- a case is a row of a table
+    def _apply(self, notice: Notice) -> None:  # noqa: C901, PLR0912 -- a case is a row of a table
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -103,6 +105,10 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
+            case Receipt(received):
+                received()
+            case AttemptCount():
+                self._services.ledger.learn(notice)
             case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
                     self._admission.tokens.take_back(notice.flow, notice.count)
@@ -125,7 +131,8 @@ class Intake:
         before = services.leases.terms.lost_at(delivery.received_at)
         flow = self._shares.flow(delivery.flow)
         known = services.ledger.classify(delivery, now=now)
-        room, token = self._open and self._shares.has_room(flow), self._admission.may_start(flow)
+        # A message of a paused function can arrive for credit from before the pause, until that credit is recalled.
+        room, token = self._open and self._shares.has_room(flow), not flow.paused and self._admission.may_start(flow)
         action = decide_delivery(known, newest=newest, leased=now < before, room=room, token=token)
         if isinstance(action, Start):
             self._start(delivery, flow, action, now)
@@ -138,16 +145,21 @@ class Intake:
                 services.queue.settle(delivery, verdict, before=delivery.received_at)
                 services.emit(Redelivered(delivery, "finished"))
             case Postpone(remaining):
-                services.queue.settle(delivery, Nak(remaining), before=before)
+                self._nak(delivery, Nak(remaining), before)
                 services.emit(Redelivered(delivery, "early"))
             case GiveBack(attempt, delay):
                 services.ledger.record(delivery, attempt, Nak(delay), counts=False, now=now)
-                services.queue.settle(delivery, Nak(delay), before=before)
+                self._nak(delivery, Nak(delay), before)
                 services.emit(Settled(Nak(delay)))
             case Abandon():
                 services.ledger.abandon(delivery)
                 services.emit(Settled(action))
         self._shares.note_arrival(flow, delivery.num_pending, now)
+
+    def _nak(self, delivery: Delivery, nak: Nak, before: float) -> None:
+        if count := self._services.ledger.count_to_announce(delivery):
+            self._services.queue.announce(count)
+        self._services.queue.settle(delivery, nak, before=before)
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)

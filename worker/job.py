@@ -36,6 +36,7 @@ from .model import (
     NotSent,
     Outcome,
     Responded,
+    StoredBody,
     Term,
     Verdict,
 )
@@ -142,9 +143,8 @@ class Job:
         for each in ignored:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
-    async def _invoke(self, invocation: Invocation) -> Attempted | NotSent:
-        self.invocation = invocation
-        stored_at = self.lease.delivery.id[1] / 1e9
+    async def _invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
+        self.invocation, stored_at = invocation, self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
         if limiter := self.flow.limiter:
@@ -196,15 +196,22 @@ class Job:
         """Store the dead letter, and return whether that succeeded."""
         sent = self.invocation
         attempts, call_id, function = (self.attempt, sent.call_id, sent.label) if sent else (0, None, None)
-        letter = DeadLetter(self.lease.delivery, verdict.reason, attempts, call_id, function, status_of(outcome))
+        body = sent.stored_body if sent else None
+        letter = DeadLetter(self.lease.delivery, verdict.reason, attempts, call_id, function, status_of(outcome), body)
         return await store_dead_letter(self.services, letter)
 
     async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
         """Post the callback, if there is one, until it is delivered, stored or given up."""
-        attempts, agent = self.retry.attempts, self.services.config.user_agent
-        attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
+        agent, attempts = self.services.config.user_agent, self.retry.attempts
+        attempt, duration = min(self.attempt, attempts), self.duration  # a delivery count may exceed those allowed
         callback = make_callback(
-            invocation, outcome, attempt=attempt, attempts=attempts, duration=self.duration, user_agent=agent
+            invocation,
+            outcome,
+            message=self.lease.delivery.id,
+            attempt=attempt,
+            attempts=attempts,
+            duration=duration,
+            user_agent=agent,
         )
         if callback:
             first = FirstCallback(self.services, self.lease, invocation, callback, self.attempt)
@@ -230,13 +237,18 @@ class Job:
 
     def _settle(self, verdict: Verdict) -> None:
         self.verdict = verdict
-        settle(self.services, self.lease, self.attempt, verdict, counts=self.counts)
+        body = self.invocation.stored_body if self.invocation else None
+        if body and isinstance(verdict, Term) and self.services.config.dead_letters:
+            body = None  # the dead letter refers to it
+        settle(self.services, self.lease, self.attempt, verdict, counts=self.counts, body=body)
 
 
-def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+def settle(
+    services: Services, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool, body: StoredBody | None = None
+) -> None:
     """End a lease by the verdict on attempt number *attempt*; *counts*: whether it counts as an attempt.
 
-    Nothing here waits, so nothing here can be cancelled halfway.
+    A stored *body* is deleted after a final verdict. Nothing here waits, so nothing here can be cancelled halfway.
     """
     now = trio.current_time()
     before = services.leases.lost_at(lease)
@@ -245,6 +257,9 @@ def settle(services: Services, lease: Lease, attempt: int, verdict: Verdict, *, 
         verdict = Abandon()
     services.leases.remove(lease)
     services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
+    if isinstance(verdict, Nak) and (count := services.ledger.count_to_announce(lease.delivery)):
+        services.queue.announce(count)
     if not isinstance(verdict, Abandon):
-        services.queue.settle(lease.delivery, verdict, before=before)
+        finished = isinstance(verdict, Final) and not lease.lost  # another worker may still read it
+        services.queue.settle(lease.delivery, verdict, before=before, body=body if finished else None)
     services.emit(Settled(verdict))

@@ -7,6 +7,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -41,6 +42,20 @@ class Delivery(Struct, frozen=True, gc=False):
     """Messages of the flow that the queue had never delivered when it delivered this one."""
 
 
+class StoredBody(Struct, frozen=True, gc=False, rename="pascal"):
+    """The reference to a large body in the object store. No program but the one that stored it can guess its name."""
+
+    name: str
+    size: int
+    """Bytes."""
+    digest: str
+    """Its hash as object stores of NATS write it: ``SHA-256=`` and base64 for URLs."""
+
+
+NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
+"""The annotations of a message that has none: its producer may not know the function's. They change no quota."""
+
+
 class Invocation(Struct, frozen=True, gc=False):
     """The HTTP request to a function that a message asks for."""
 
@@ -59,6 +74,8 @@ class Invocation(Struct, frozen=True, gc=False):
     """Absolute http(s) URL that receives the result."""
     started: str
     """X-Start-Time: the time at which the invocation was accepted (ns since the epoch)."""
+    stored_body: StoredBody | None = None
+    """The reference to the body, where it is too large for a message; then *body* is empty."""
 
 
 # Outcomes: what happened to an attempt.
@@ -94,13 +111,16 @@ class TimedOut(Struct, frozen=True, gc=False):
 
 
 class NotSent(Struct, frozen=True, gc=False):
-    """This machine could not connect: no descriptors, no memory, no ports. The function has no part in it."""
+    """This machine could not connect: no descriptors, memory or ports, no answer of a name server.
+
+    The function has no part in it.
+    """
 
     reason: str
 
 
 class Malformed(Struct, frozen=True, gc=False):
-    """The message cannot be decoded, so nothing was invoked."""
+    """The message cannot be decoded, or its large body is lost, so the function got no request."""
 
     reason: str
 
@@ -219,6 +239,12 @@ class PausedFunctions(Struct, frozen=True, gc=False):
     functions: frozenset[str]
 
 
+class Receipt(Struct, frozen=True, gc=False):
+    """Notice that asks for a receipt: *received* is called once all notices before this one are applied."""
+
+    received: Callable[[], None]
+
+
 class QuotaChanged(Struct, frozen=True, gc=False):
     """All workers have agreed on a function's quota."""
 
@@ -227,8 +253,19 @@ class QuotaChanged(Struct, frozen=True, gc=False):
     quota: Quota
 
 
+class AttemptCount(Struct, frozen=True, gc=False):
+    """Announcement of the attempts among a message's first deliveries, where these are not as many.
+
+    A worker that naks such a message announces it, because the queue counts deliveries only.
+    """
+
+    id: MessageId
+    num_delivered: int
+    attempts: int
+
+
 FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
-Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount | Receipt
 
 
 # Other values.
@@ -244,6 +281,8 @@ class DeadLetter(Struct, frozen=True, gc=False):
     """None, like *function* and *status*, if the message could not be decoded or no function responded."""
     function: str | None
     status: int | None
+    stored_body: StoredBody | None = None
+    """The message's large body, which is kept for as long as the dead letter."""
     kind: str = ""
     """``callback`` if the payload is a stored callback; empty if it is a message of the queue."""
 
@@ -274,6 +313,17 @@ class Busy(Struct, frozen=True, gc=False):
 
     status: int
     retry_after: str
+
+
+class Refused(Struct, frozen=True, gc=False):
+    """A callback was not sent, because the rules about receivers forbid it. A retry would not help."""
+
+    reason: str
+    """The rule and the setting, for the operator."""
+
+
+PostResult = int | str | Busy | Refused
+"""The status of a receiver's answer, a text that explains why there was none, or that nothing was sent."""
 
 
 class Backlog(Struct, frozen=True, gc=False):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from .events import Event
 from .model import (
+    AttemptCount,
     Attempted,
     Backlog,
-    Busy,
     Callback,
     DeadLetter,
     Delivery,
     Invocation,
+    Malformed,
     Notice,
     NotSent,
+    PostResult,
     Quota,
     Settlement,
+    StoredBody,
     StoredCallback,
 )
 
@@ -28,6 +32,10 @@ class BrokerUnavailableError(Exception):
 
 class MisconfiguredError(Exception):
     """The stream or consumer at the broker cannot be used, and waiting does not help. The text is for the operator."""
+
+
+class BodyLostError(Exception):
+    """A large body is not stored any more, or is damaged: waiting does not help."""
 
 
 class Consumer(Protocol):
@@ -73,11 +81,19 @@ class Queue(Protocol):
         cannot be used, or the broker refuses the credentials.
         """
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        """End a delivery. The settlement is sent again until the queue confirms it.
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        """End a delivery. The settlement is sent again until the queue confirms it; then a stored *body* is deleted.
 
         A :class:`Nak` is not sent after *before* (s, Trio's clock), when another worker may have the message: the queue
         would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
+        """
+
+    def announce(self, count: AttemptCount) -> None:
+        """Notify the other workers of a message's attempts, before a settlement of it that is noted after this call.
+
+        Only those that are connected now receive it, as a notice.
         """
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
@@ -87,7 +103,10 @@ class Queue(Protocol):
         """Wait until every settlement so far is confirmed."""
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
-        """Store a dead letter; raise :class:`BrokerUnavailableError` if the broker did not confirm it."""
+        """Store a dead letter, and keep its large body for as long.
+
+        Raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+        """
 
     async def store_callback(self, stored: StoredCallback, key: str) -> None:
         """Store a callback; raise :class:`BrokerUnavailableError` if the broker did not confirm it.
@@ -121,21 +140,29 @@ class Quotas(Protocol):
         """Return a token, to be redelivered *delay* seconds from now. Like a nak it is not sent after *before*."""
 
 
+class Bodies(Protocol):
+    """Large bodies, which are stored beside the queue."""
+
+    def read(self, body: StoredBody) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open a body, whose iterator yields it part by part. Nothing is requested before its first part is awaited.
+
+        The iterator raises :class:`BodyLostError`, before the last part, if the body is not there as it was stored, and
+        :class:`BrokerUnavailableError` without an answer.
+        """
+
+
 class Functions(Protocol):
     """The functions, behind a gateway or reached directly."""
 
-    async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
+    async def invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
         """Send the request and wait for the response, at most ``upstream_timeout``. No response raises an exception."""
 
 
 class Callbacks(Protocol):
     """The receivers of results."""
 
-    async def post(self, callback: Callback) -> int | str | Busy:
-        """Post a callback once, and return the response's status, or a text that explains why there was no response.
-
-        A status of 429 or 503 with a Retry-After header is returned with that header.
-        """
+    async def post(self, callback: Callback) -> PostResult:
+        """Post a callback once, and return the result; a Retry-After of 429 or 503 is returned with it."""
 
 
 Emit = Callable[[Event], None]

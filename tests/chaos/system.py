@@ -39,6 +39,7 @@ SETTINGS: Mapping[str, object] = {
     "callback_timeout": "2s",
     "callback_retry_initial_wait": "100ms",
     "callback_retry_max_wait": "1s",
+    "callback_allow": "127.0.0.0/8",
     "callback_initial_wait": "100ms",
     "callback_max_wait": "400ms",
     "shutdown_timeout": "2s",

@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.nats.pull_messages import Status, consumer_of, parse_ack_subject, parse_status
 from worker.nats.wire import (
     ApiError,
     ErrorCode,
     PubAck,
-    Status,
     StreamInfo,
-    consumer_of,
     decode_answer,
     nanoseconds,
-    parse_ack_subject,
-    parse_status,
     parse_time,
 )
 

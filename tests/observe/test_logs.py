@@ -21,6 +21,7 @@ from worker.model import (
     Malformed,
     Nak,
     NoResponse,
+    Refused,
     Responded,
     Term,
 )
@@ -64,6 +65,7 @@ EVENTS: list[e.Event] = [
     e.DeadLettered(DeadLetter(DELIVERY, "not JSON", 0, None, None, None), False),
     e.DeadLetterNotStored(LETTER, "no answer"),
     e.WorkCrashed(DELIVERY, ValueError("bug")),
+    e.ResultMemoryUnavailable(3, 6.25, 1_000_000, 2_000_000),
     e.LimitLearned("echo.openfaas-fn", 7),
     e.LeasesExtended(3),
     e.LeaseExpired(DELIVERY),
@@ -84,6 +86,12 @@ EVENTS: list[e.Event] = [
     e.DrainExpired(3, "second signal"),
     e.DrainEnded(1.0, False),
     e.DrainEnded(1.0, True),
+    e.CallbackPosted(
+        "a", "echo.fn", "http://h", Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1
+    ),
+    e.CallbackKeysLoaded("/keys", 2),
+    e.LeftoversDeleted(3),
+    e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
 
 

@@ -62,9 +62,9 @@ def ack_before_the_callback(patch: Patch) -> None:
             settle(self.services, self.lease, self.attempt, verdict, counts=True)
         return await conclude(self, outcome, verdict)
 
-    def settle_unless_acked(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_unless_acked(services: Any, lease: Lease, attempt: int, verdict: Verdict, **more: Any) -> None:
         if lease not in early:
-            settle(services, lease, attempt, verdict, counts=counts)
+            settle(services, lease, attempt, verdict, **more)
 
     patch.setattr(Job, "conclude", ack_and_conclude)
     patch.setattr("worker.job.settle", settle_unless_acked)
@@ -140,6 +140,12 @@ def drain_nak_with_delay(patch: Patch) -> None:
         "worker.job.decide",
         lambda outcome, **rest: (Nak(10.0), False) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
     )
+
+
+@shows_without_faults
+def hand_back_not_announced(patch: Patch) -> None:
+    """Announce no delivery that was no attempt."""
+    patch.setattr(Ledger, "count_to_announce", lambda *_: None)
 
 
 @shows_without_faults
@@ -231,9 +237,9 @@ def leases_are_never_lost(patch: Patch) -> None:
 def nak_after_lost_lease(patch: Patch) -> None:
     """Nak a message whose lease was lost, which disturbs the next worker."""
 
-    def settle_lost(services: Any, lease: Lease, attempt: int, verdict: Verdict, *, counts: bool) -> None:
+    def settle_lost(services: Any, lease: Lease, attempt: int, verdict: Verdict, **more: Any) -> None:
         lease.lost = False
-        settle(services, lease, attempt, verdict, counts=counts)
+        settle(services, lease, attempt, verdict, **more)
 
     patch.setattr("worker.job.settle", settle_lost)
     patch.setattr(

@@ -18,6 +18,7 @@ import trio
 
 from worker.model import (
     CALLBACKS,
+    AttemptCount,
     Backlog,
     CreditReturned,
     DeadLetter,
@@ -31,6 +32,7 @@ from worker.model import (
     Published,
     QueueShared,
     Settlement,
+    StoredBody,
     StoredCallback,
     StoredCount,
 )
@@ -65,7 +67,10 @@ class FakeConsumer:
         """Flow -> credit: the number of messages that may still arrive."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
         published = self._published if server.by_function else None
-        self.client = Client(link, self._deliver, self._on_dropped, self._on_lost, published=published)
+        self.client = Client(
+            link, self._deliver, self._on_dropped, self._on_lost, published=published, announced=self._announced
+        )
+        self.joined_at = trio.current_time()
         self.loss_detected_at = inf
         """Time (s) at which the loss of requests will be detected."""
         self._lost_credit: dict[str, int] = {}
@@ -159,6 +164,10 @@ class FakeConsumer:
     def _published(self, flow: str) -> None:
         self.notify(Published(flow) if flow in self._last_stored else StoredCount(flow, 1))
         self._last_stored[flow] = trio.current_time()
+
+    def _announced(self, count: AttemptCount) -> None:
+        if not self._stopped:
+            self.notify(count)
 
     def apply_backlog(self, backlog: Backlog) -> None:
         """Apply a read of the backlog: report the stored messages of each flow, and close flows that stayed empty."""
@@ -270,6 +279,8 @@ class FakeQueue:
         self._server, self._violated = server, violated
         self._outbox: dict[int, PendingAck] = {}
         """Number -> unconfirmed settlement or extension, in order."""
+        self._counts: list[AttemptCount] = []
+        """Announcements that wait for the connection."""
         self._number = 0
         self._changed = trio.Event()
         self._wait = trio.CancelScope()
@@ -292,10 +303,14 @@ class FakeQueue:
         self.consumer = FakeConsumer(self, self._server, self.link, self._violated)
         return self.consumer
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
         """See :meth:`worker.ports.Queue.settle`."""
         now = trio.current_time()
         self._check(delivery, settlement)
+        if body and isinstance(settlement, Nak):
+            self._violated(f"{settlement} for {delivery.token}, which would delete its body")
         if isinstance(settlement, Nak) and now >= before:
             self._violated(f"{settlement} for {delivery.token}, {now - before:.3f} s too late")
         if isinstance(settlement, Nak) and before > self.lease_from[delivery.id] + self._server.ack_wait_of(
@@ -309,6 +324,10 @@ class FakeQueue:
             if entry.settlement is None and entry.delivery.id == delivery.id:
                 del self._outbox[number]
         self._append(PendingAck(delivery, settlement, before, lambda: None, now + delay))
+
+    def announce(self, count: AttemptCount) -> None:
+        """See :meth:`worker.ports.Queue.announce`."""
+        self._counts.append(count)
 
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """See :meth:`worker.ports.Queue.extend`."""
@@ -406,6 +425,9 @@ class FakeQueue:
 
     def _send(self, number: int, entry: PendingAck) -> None:
         now = trio.current_time()
+        counts, self._counts = self._counts, []
+        for count in counts:
+            self.link.to_broker.send("announcement", partial(self._server.announce, count))
         if not entry.sendable(now):
             self._forget(number)
             return

@@ -21,7 +21,7 @@ from math import inf
 import trio
 
 from tests.wire import StoredMessage
-from worker.model import CALLBACKS, Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
+from worker.model import CALLBACKS, Ack, AttemptCount, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.quota import token_flow
 from worker.policy.report import dead_letter_headers
 
@@ -157,6 +157,12 @@ class Server:
                 client.link.from_broker.send("published", partial(client.published, flow))
         self._serve(flow)
         return message
+
+    def announce(self, count: AttemptCount) -> None:
+        """Send a worker's announcement to all clients, to that worker also."""
+        for client in self._clients:
+            if client.link.up and self.answers:
+                client.link.from_broker.send("announcement", partial(client.announced, count))
 
     def store_token(self, kind: str, function: str, number: int) -> None:
         """Create a token unless it exists. It is no message of the queue: it is in no notification and no backlog."""

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
-from worker.model import CALLBACKS, Delivery, Settlement
+from worker.model import CALLBACKS, Delivery, Settlement, StoredBody
 from worker.policy.callback_schedule import CallbackSchedule
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
@@ -87,8 +87,10 @@ class RecordingQueue(FakeQueue):
         if delivery.flow != CALLBACKS:
             self._record(RecordedDelivery(delivery))
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        super().settle(delivery, settlement, before=before)
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        super().settle(delivery, settlement, before=before, body=body)
         if delivery.flow != CALLBACKS:
             self._record(RecordedSettlement(delivery, settlement))
 

@@ -99,9 +99,9 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
 
     with trio.open_signal_receiver(*STOP_SIGNALS) as stops:
         async with (
-            open_functions(settings) as functions,
-            open_callbacks(settings) as callbacks,
             open_queue(settings, emit) as queue,
+            open_functions(settings, queue.bodies) as functions,
+            open_callbacks(settings, emit) as callbacks,
         ):
             services = Services(
                 queue=queue,
@@ -120,7 +120,10 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
                 utc_now=time.time,
             )
             observed = _Observed(metrics, queue, services)
+            results = functions.results
+            metrics.watch_results(lambda: results.used, lambda: results.waiting)
             async with trio.open_nursery() as beside:
+                beside.start_soon(results.report_waits, emit)
                 if rank is None:
                     from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does not need it
 

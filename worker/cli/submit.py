@@ -21,9 +21,6 @@ from ..ports import BrokerUnavailableError, MisconfiguredError
 from ..settings import Settings
 from . import fail, settings_or_exit
 
-_MAX_BODY = 48 * 2**20
-"""Bytes of a body that fits a message of 64 MiB, NATS's largest possible max_payload."""
-
 _REFUSED = 5
 """Exit code for a call id of another request (contract, section 11)."""
 
@@ -81,7 +78,7 @@ def command(
             method=method,
             path=f"/{path}" if path and not path.startswith("/") else path,
             query=query.removeprefix("?"),
-            annotations=annotation_pairs,
+            annotations=annotation_pairs or None,
             partitions=settings.queue_partitions,
             body=body,
         )
@@ -92,7 +89,7 @@ def command(
         raise click.UsageError("an argument is not UTF-8: escape other bytes, as %FF in --path and --query") from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    body = _read_body(data, data_file)
+    body = _read_body(data, data_file, settings.max_body_bytes)
     _submit(settings, (message(body) for _ in range(count)), count)
 
 
@@ -145,12 +142,13 @@ def _split_option(text: str, separator: str, option: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _read_body(data: str | None, data_file: BinaryIO | None) -> bytes:
+def _read_body(data: str | None, data_file: BinaryIO | None, max_bytes: int) -> bytes:
     if data is not None:
-        return data.encode("utf-8", "surrogateescape")
-    if data_file is None and sys.stdin.isatty():
-        return b""
-    body = (data_file or sys.stdin.buffer).read(_MAX_BODY + 1)
-    if len(body) > _MAX_BODY:
-        fail(f"the body is too large: no message to NATS has room for more than {_MAX_BODY} bytes")
+        body = data.encode("utf-8", "surrogateescape")
+    elif data_file is None and sys.stdin.isatty():
+        body = b""
+    else:
+        body = (data_file or sys.stdin.buffer).read(max_bytes + 1)
+    if len(body) > max_bytes:
+        fail(f"the body is too large: max_body_bytes allows {max_bytes} bytes")
     return body

@@ -6,44 +6,46 @@ in which ``%2F`` looks like a slash. A rejected request is an ``HTTPException`` 
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
-from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError
 from ..settings import Settings
+from .annotations import FunctionLookup
+from .large_bodies import RETRY_AFTER, BodyReader
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
+from .overload import Limits
 from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"
-_RETRY_AFTER = {"Retry-After": "1"}
-"""Seconds: an election or a reconnect takes one or a few."""
 _NO_FUNCTION = {"X-OpenFaaS-Internal": "queue-worker"}
 """Marks an answer that is not the function's, so that a worker retries the invocation, and in the end keeps it."""
 _REPLAYED = {"Idempotent-Replayed": "true"}
 """Marks the answer to a repeated call, which is not queued again."""
-_BODY_TIMEOUT = 60.0
-"""Seconds for a caller to send a body that fits a message: 17 kB/s for a megabyte."""
-_MAX_BODY_MEMORY = 128 * 2**20
-"""Bytes of all bodies being read or stored. Memory holds each about three times: raw, in base64, on the wire."""
-_BODY_TOO_LARGE = "the body is too large: a message to the queue has room for about {} bytes"
 
 
 class Gateway:
     """The application. *functions* is the application for ``/function/``."""
 
-    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        functions: ASGIApp,
+        log: FilteringBoundLogger,
+        *,
+        lookup: FunctionLookup,
+        limits: Limits,
+    ) -> None:
         self._settings, self._publisher, self._functions, self._log = settings, publisher, functions, log
+        self._lookup, self._limits = lookup, limits
         self._body_reader = BodyReader()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,19 +76,22 @@ class Gateway:
     async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+        self._limits.check_caller(scope)
         function, path = split_target(below)
         try:
+            record = await self._lookup.find(function)
             headers = canonical_headers(scope["headers"])
             message = compose(
                 function,
                 headers,
-                queue=self._settings.queue_name,
+                queue=record.queue or self._settings.queue_name,
                 namespace=self._settings.default_function_name,
                 new_call_id=str(uuid4()),
                 now=time.time_ns(),
                 host=headers.get("Host", [""])[0],
                 path=path,
                 query=scope["query_string"].decode("latin-1"),
+                annotations=record.annotations,
                 partitions=self._settings.queue_partitions,
             )
         except RequestTooLargeError as error:
@@ -95,9 +100,13 @@ class Gateway:
             raise HTTPException(400, str(error)) from None
         identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
         try:
-            async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
-                message.request.Body = body
-                stored = await self._publisher.publish(message)
+            self._publisher.check(message.request.QueueName)
+            await self._limits.check(message)
+            limit, room = self._settings.max_body_bytes, self._publisher.max_body_bytes()
+            async with self._body_reader.read(scope, receive, limit, room) as body:
+                message.request.Body, large = (body, None) if isinstance(body, bytes) else (b"", body)
+                with self._limits.storing(message):
+                    stored = await self._publisher.publish(message, large)
         except MessageTooLargeError as error:
             raise HTTPException(413, f"too large for the queue: {error}") from None
         except CallIdReusedError as error:
@@ -105,48 +114,7 @@ class Gateway:
         except BrokerUnavailableError as error:
             self._log.warning("Not queued", call_id=message.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
-            raise HTTPException(503, text, identity | _RETRY_AFTER) from None
+            raise HTTPException(503, text, identity | RETRY_AFTER) from None
         self._log.debug("Queued", call_id=message.call_id, function=function, repeated=stored.repeated)
         identity["X-Start-Time"] = stored.started
         return Response(status_code=202, headers=identity | _REPLAYED if stored.repeated else identity)
-
-
-class BodyReader:
-    """Reader of request bodies, with a limit for each and one for all together."""
-
-    def __init__(self, max_total: int = _MAX_BODY_MEMORY, within: float = _BODY_TIMEOUT) -> None:
-        self._max_total, self._within = max_total, within
-        self._total = 0
-
-    @asynccontextmanager
-    async def read(self, scope: Scope, receive: Receive, max_bytes: int) -> AsyncIterator[bytes]:
-        """Read a body of at most *max_bytes*; it counts towards the total until the block is left.
-
-        Raises:
-            HTTPException: the body is larger (413) or too slow (408), or there is no memory for it now (503).
-            ClientDisconnect: the caller closed its connection before the end of the body.
-        """
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        if (whole_number(length.decode("latin-1"), high=2**64 - 1, digits=20) or 0) > max_bytes:
-            # A caller that waits for "100 Continue" may send the body or not, so the connection cannot be used again.
-            expects_continue = any(name == b"expect" for name, _ in scope["headers"])
-            headers = {"Connection": "close"} if expects_continue else None
-            raise HTTPException(413, _BODY_TOO_LARGE.format(max_bytes), headers)
-        size = 0
-        chunks: list[bytes] = []
-        try:
-            async with asyncio.timeout(self._within):
-                async for chunk in Request(scope, receive).stream():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    self._total += len(chunk)
-                    if size > max_bytes:
-                        raise HTTPException(413, _BODY_TOO_LARGE.format(max_bytes))
-                    if self._total > self._max_total:
-                        raise HTTPException(503, "too many large requests at once: try again", _RETRY_AFTER)
-            yield b"".join(chunks)
-        except TimeoutError:
-            text = f"the body did not arrive within {self._within:g} s"
-            raise HTTPException(408, text, {"Connection": "close"}) from None
-        finally:
-            self._total -= size

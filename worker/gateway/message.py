@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
+from ..model import StoredBody
 from ..policy.decode import TOKEN, callback_url
 from ..policy.names import parse_function, partition_for, subject_of
 
@@ -66,8 +67,10 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     QueryString: str = ""
     Function: str
     QueueName: str
-    Annotations: dict[str, str] = {}
+    Annotations: dict[str, str] | None = None
     CallbackUrl: dict[str, Any] | None = None
+    BodyObject: StoredBody | None = None
+    """Not a field of Go's: the reference to a body that is too large for a message."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -98,17 +101,27 @@ class Message:
 
     def digest(self) -> str:
         """Return a hash of the request, by which a repeat is recognized: method, path, query and body."""
+        total = self.digest_without_body()
+        total.update(self.request.Body)
+        return total.hexdigest()
+
+    def digest_without_body(self) -> hashlib.blake2b:
+        """Return the hash of the request to which its body, the last part, is still to be added."""
         request = self.request
-        return _hash(*(each.encode() for each in (request.Method, request.Path, request.QueryString)), request.Body)
+        return _hash_of(*(each.encode() for each in (request.Method, request.Path, request.QueryString)))
 
 
 def _hash(*parts: bytes) -> str:
-    """Return 128 bits in hexadecimal: enough, because two requests with one hash help no caller against another."""
+    return _hash_of(*parts).hexdigest()
+
+
+def _hash_of(*parts: bytes) -> hashlib.blake2b:
+    """Return a hash of 128 bits: enough, because two requests with one hash help no caller against another."""
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         total.update(b"%d:" % len(part))
         total.update(part)
-    return total.hexdigest()
+    return total
 
 
 def canonical_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, list[str]]:
@@ -171,7 +184,7 @@ def compose(
         QueryString=f"%3F{query[1:]}" if query.startswith("?") else query,
         Function=function,
         QueueName=queue,
-        Annotations=dict(annotations or {}),
+        Annotations=None if annotations is None else dict(annotations),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
     _check_size(function, request)

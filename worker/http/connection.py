@@ -16,7 +16,7 @@ import httpx
 import outcome
 import trio
 
-from .http11 import UNRESERVED, ProtocolError, ResponseParser
+from .http11 import UNRESERVED, ProtocolError, ResponseParser, StreamedBody
 
 _READ_SIZE = 65_536
 """Bytes of one read."""
@@ -96,7 +96,7 @@ class Connection:
             self._poller.unregister(fd)
             self._sock.close()
 
-    async def send(self, request: bytes, more: bytes) -> None:
+    async def send(self, request: bytes, more: bytes | StreamedBody) -> None:
         """Send *request* and *more*, or as much as the server takes.
 
         If the connection breaks after the first byte, return: the response may have arrived before.
@@ -114,12 +114,18 @@ class Connection:
             return
         if more or sent < len(request):
             await self._send_rest(memoryview(request)[sent:])
-            await self._send_rest(memoryview(more))
+            if isinstance(more, bytes):
+                await self._send_rest(memoryview(more))
+            else:
+                async for part in more.parts:
+                    if not await self._send_rest(memoryview(part)):
+                        break
             # An early response was reported while no task waited for it. Only what can be read from here on counts.
             self._spent = False
             self._poller.rearm(self._sock.fileno())
 
-    async def _send_rest(self, rest: memoryview) -> None:
+    async def _send_rest(self, rest: memoryview) -> bool:
+        """Return whether the server took all of it."""
         while rest:
             await trio.lowlevel.wait_writable(self._sock.fileno())
             try:
@@ -127,7 +133,8 @@ class Connection:
             except BlockingIOError:
                 continue
             except OSError:
-                return
+                return False
+        return True
 
     async def receive(self, response: ResponseParser) -> None:
         """Wait until *response* is complete.

@@ -13,12 +13,13 @@ import httpx
 import trio
 from msgspec.structs import replace
 
-from ..model import Attempted, Invocation, NoResponse, NotSent, Responded, TimedOut
+from ..model import Attempted, Invocation, Malformed, NoResponse, NotSent, Responded, StoredBody, TimedOut
 from ..policy.redirect import REDIRECTS, clean_target
+from ..ports import Bodies, BodyLostError, BrokerUnavailableError
 from ..settings import Settings
 from .client_pools import LIMITS, ClientPools, open_client_pools
 from .failures import describe_failure, local_failure
-from .http11 import UNRESERVED, Fields, ResponseParser
+from .http11 import UNRESERVED, Fields, ResponseParser, StreamedBody
 from .names import open_names
 from .result_memory import ResultMemory, ResultParser
 from .transport import PlainTransport, open_transport
@@ -31,16 +32,16 @@ class HttpFunctions:
     a function, so requests and responses pass unchanged. Of redirects only one to the clean path is followed.
     """
 
-    def __init__(self, settings: Settings, transport: PlainTransport | TlsTransport) -> None:
+    def __init__(self, settings: Settings, transport: PlainTransport | TlsTransport, bodies: Bodies) -> None:
         url = httpx.URL(settings.gateway_url)
         self._prefix, self._host = url.raw_path.rstrip(b"/"), (b"Host", url.netloc)
         self._origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
-        self._results = ResultMemory(settings.max_results_bytes)
-        self._transport = transport
-        self._credentials = _basic_auth(url.userinfo) if url.userinfo else None
+        self.results = ResultMemory(settings.max_results_bytes)
+        self._transport, self._bodies = transport, bodies
+        self._credentials = basic_auth(url.userinfo) if url.userinfo else None
 
-    async def invoke(self, invocation: Invocation) -> Attempted | NotSent:
+    async def invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
         """See :meth:`worker.ports.Functions.invoke`."""
         deadline = trio.current_time() + self._timeout
         attempted = await self._attempt(invocation, self._prefix + invocation.target)
@@ -55,15 +56,15 @@ class HttpFunctions:
             return replace(attempted, redirected=True) if isinstance(attempted, Responded) else attempted
         return TimedOut(self._timeout)
 
-    async def _attempt(self, invocation: Invocation, target: bytes) -> Attempted | NotSent:
+    async def _attempt(self, invocation: Invocation, target: bytes) -> Attempted | NotSent | Malformed:
         """Send the request once. The memory of a result is counted until its release."""
         method = invocation.method.upper()
         if invocation.callback is None:
             return await self._exchange(
                 invocation, method, target, ResponseParser(method, self._max_body, keep_body=False)
             )
-        response = ResultParser(method, self._max_body, self._results)
-        attempted: Attempted | NotSent | None = None
+        response = ResultParser(method, self._max_body, self.results)
+        attempted: Attempted | NotSent | Malformed | None = None
         try:
             attempted = await self._exchange(invocation, method, target, response)
         finally:
@@ -76,14 +77,22 @@ class HttpFunctions:
 
     async def _exchange(
         self, invocation: Invocation, method: str, target: bytes, response: ResponseParser
-    ) -> Attempted | NotSent:
+    ) -> Attempted | NotSent | Malformed:
         fields = [self._host, *invocation.headers]
         if self._credentials and not any(name.lower() == b"authorization" for name, _ in invocation.headers):
             fields.append((b"Authorization", self._credentials))
         try:
-            await self._transport.exchange(method, target, fields, invocation.body, response)
+            if (stored := invocation.stored_body) is None:
+                await self._transport.exchange(method, target, fields, invocation.body, response)
+            else:
+                async with self._bodies.read(stored) as parts:
+                    await self._transport.exchange(method, target, fields, StreamedBody(stored.size, parts), response)
         except trio.TooSlowError:
             return TimedOut(self._timeout)
+        except BodyLostError as error:
+            return Malformed(str(error))
+        except BrokerUnavailableError as error:
+            return NotSent(f"the body cannot be read: {error}")
         except (httpx.TransportError, OSError) as error:
             if local := local_failure(error):
                 return NotSent(f"this machine could not connect: {local}")
@@ -101,7 +110,7 @@ class HttpFunctions:
         return None if clean is None else clean.encode("ascii")
 
 
-def _basic_auth(userinfo: bytes) -> bytes:
+def basic_auth(userinfo: bytes) -> bytes:
     """Return the value of an Authorization header (RFC 7617) for the part of a URL before the ``@``."""
     user, _, password = userinfo.partition(b":")
     return b"Basic " + b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
@@ -113,9 +122,16 @@ class TlsTransport:
     def __init__(self, url: httpx.URL, pools: ClientPools[httpx.AsyncHTTPTransport], exchange_timeout: float) -> None:
         self._url, self._pools, self._timeout = url, pools, exchange_timeout
 
-    async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
+    async def exchange(
+        self, method: str, target: bytes, fields: Fields, body: bytes | StreamedBody, response: ResponseParser
+    ) -> None:
         """See :meth:`PlainTransport.exchange`."""
-        request = httpx.Request(method, self._url, headers=fields, content=body, extensions={"target": target})
+        content: bytes | AsyncIterator[bytes]
+        if isinstance(body, bytes):
+            content = body
+        else:
+            fields, content = [*fields, (b"Content-Length", b"%d" % len(body))], body.parts
+        request = httpx.Request(method, self._url, headers=fields, content=content, extensions={"target": target})
         with trio.fail_after(self._timeout) as scope:
             async with self._pools.client("") as client, aclosing(await client.handle_async_request(request)) as answer:
                 response.status, response.headers = answer.status_code, answer.headers.raw
@@ -129,14 +145,22 @@ class TlsTransport:
                         break
 
 
+class _NoBodies:
+    @asynccontextmanager
+    async def read(self, body: StoredBody) -> AsyncIterator[AsyncIterator[bytes]]:
+        raise BodyLostError(f"there is no object store: {body.name}")
+        yield
+
+
 @asynccontextmanager
-async def open_functions(settings: Settings) -> AsyncIterator[HttpFunctions]:
-    """Open :class:`HttpFunctions`, and close their connections at the end."""
+async def open_functions(settings: Settings, bodies: Bodies | None = None) -> AsyncIterator[HttpFunctions]:
+    """Open :class:`HttpFunctions`, and close their connections at the end. *bodies*: none where messages have none."""
+    bodies = bodies or _NoBodies()
     url = httpx.URL(settings.gateway_url)
     if url.scheme == "http":
         host, port, timeout = url.raw_host.decode("ascii"), url.port or 80, settings.upstream_timeout
         async with open_transport(host, port, max_idle=settings.max_inflight, exchange_timeout=timeout) as transport:
-            yield HttpFunctions(settings, transport)
+            yield HttpFunctions(settings, transport, bodies)
     else:
         context = httpx.create_ssl_context()
         port, transports = url.port or 443, partial(httpx.AsyncHTTPTransport, verify=context, limits=LIMITS)
@@ -144,4 +168,4 @@ async def open_functions(settings: Settings) -> AsyncIterator[HttpFunctions]:
             open_names(url.raw_host.decode("ascii"), port),
             open_client_pools(lambda _: transports(), max_per_origin=settings.max_inflight) as pools,
         ):
-            yield HttpFunctions(settings, TlsTransport(url, pools, settings.upstream_timeout))
+            yield HttpFunctions(settings, TlsTransport(url, pools, settings.upstream_timeout), bodies)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httptools
@@ -201,7 +201,21 @@ class ResponseParser:
         self._in_fields = True
 
 
-def write_request(method: str, target: bytes, fields: Fields, body: bytes) -> tuple[bytes, bytes]:
+class StreamedBody:
+    """A body that is sent part by part. It has a length, as bytes have."""
+
+    __slots__ = ("_size", "parts")
+
+    def __init__(self, size: int, parts: AsyncIterator[bytes]) -> None:
+        self._size, self.parts = size, parts
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def write_request(
+    method: str, target: bytes, fields: Fields, body: bytes | StreamedBody
+) -> tuple[bytes, bytes | StreamedBody]:
     """Return the bytes of a request, and the rest of them if the body is too large to be copied behind its header.
 
     Names, values and target were validated when the message was decoded. The body's length is added to the *fields*.
@@ -209,5 +223,6 @@ def write_request(method: str, target: bytes, fields: Fields, body: bytes) -> tu
     header = b"\r\n".join(map(b": ".join, fields))
     if body or method in _WITH_LENGTH:
         header += b"\r\nContent-Length: %d" % len(body)
-    joined, rest = (body, b"") if len(body) <= _MAX_JOINED else (b"", body)
+    rest: bytes | StreamedBody
+    joined, rest = (body, b"") if isinstance(body, bytes) and len(body) <= _MAX_JOINED else (b"", body)
     return b"%b %b HTTP/1.1\r\n%b\r\n\r\n%b" % (method.encode(), target, header, joined), rest

@@ -14,7 +14,7 @@ import httpx
 import trio
 
 from .connection import Connection, ReadinessPoller, StaleConnectionError
-from .http11 import Fields, ResponseParser, write_request
+from .http11 import Fields, ResponseParser, StreamedBody, write_request
 from .names import LookUp, NameCache, open_names
 
 CONNECT_TIMEOUT = 10.0
@@ -41,7 +41,9 @@ class PlainTransport:
         self._deadlines: OrderedDict[Connection, float] = OrderedDict()
         """Of exchanges on reused connections. All have the same timeout, so the first to begin is the first to end."""
 
-    async def exchange(self, method: str, target: bytes, fields: Fields, body: bytes, response: ResponseParser) -> None:
+    async def exchange(
+        self, method: str, target: bytes, fields: Fields, body: bytes | StreamedBody, response: ResponseParser
+    ) -> None:
         """Send a request and receive its *response*.
 
         Raises:
@@ -88,7 +90,9 @@ class PlainTransport:
         while self._idle:
             self._idle.pop().close()
 
-    async def _exchange_on(self, connection: Connection, request: bytes, more: bytes, response: ResponseParser) -> None:
+    async def _exchange_on(
+        self, connection: Connection, request: bytes, more: bytes | StreamedBody, response: ResponseParser
+    ) -> None:
         try:
             await connection.send(request, more)
             await connection.receive(response)
@@ -117,10 +121,12 @@ class PlainTransport:
                 # The host may have moved. No byte was sent, so this is the same attempt.
                 return await self._open_socket()
         except trio.TooSlowError:
-            raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from None
+            # A name server that does not answer is no failure of the function: see local_failure().
+            cause = socket.gaierror(socket.EAI_AGAIN, "no answer") if self._names.unanswered else None
+            raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from cause
         except OSError as error:
-            cause = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
-            reason = cause.exceptions[-1] if isinstance(cause, ExceptionGroup) else error
+            causes = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
+            reason = causes.exceptions[-1] if isinstance(causes, ExceptionGroup) else error
             raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from error
 
     async def _open_socket(self) -> socket.socket:

@@ -46,6 +46,10 @@ class _Got(msgspec.Struct):
     message: StoredMessage
 
 
+class _Names(msgspec.Struct):
+    streams: list[str] | None = None
+
+
 class _Paused(msgspec.Struct):
     paused: bool = False
 
@@ -90,6 +94,10 @@ class JetStream:
         """Return a stream's info, or None where there is no such stream."""
         return await _none_on(ErrorCode.STREAM_NOT_FOUND, self.stream(name))
 
+    async def streams_of(self, subject: str) -> list[str]:
+        """Return the names of the streams that take a subject."""
+        return (await self._ask("STREAM.NAMES", _Names, {"subject": subject})).streams or []
+
     async def stream_with_subjects(self, name: str, pattern: str = ">") -> StreamInfo:
         """Return a stream's info with the number of messages on each of its subjects that match *pattern*."""
         subjects: dict[str, int] = {}
@@ -126,6 +134,13 @@ class JetStream:
         """Return the first message from a sequence on whose subject matches *pattern*, or None."""
         body = {"seq": sequence, "next_by_subj": pattern}
         got = await _none_on(ErrorCode.NO_MESSAGE_FOUND, self._ask(f"STREAM.MSG.GET.{stream}", _Got, body))
+        return got.message if got else None
+
+    async def last_message(self, stream: str, subject: str) -> StoredMessage | None:
+        """Return the last message on a subject, or None."""
+        got = await _none_on(
+            ErrorCode.NO_MESSAGE_FOUND, self._ask(f"STREAM.MSG.GET.{stream}", _Got, {"last_by_subj": subject})
+        )
         return got.message if got else None
 
     async def delete_message(self, stream: str, sequence: int) -> None:

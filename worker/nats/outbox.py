@@ -23,6 +23,7 @@ from ..events import SettlementUnconfirmed
 from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
 from . import nats_internals
+from .attempt_counts import AttemptCounts
 from .connection import Connection
 from .retired_consumers import RetiredConsumers
 
@@ -74,10 +75,14 @@ class PendingAck(Struct, eq=False):
 
 
 class Outbox:
-    """The pending acks of all deliveries. While consumers are retired, *retired* gets the messages that have ended."""
+    """The pending acks of all deliveries.
 
-    def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
-        self._connection, self._emit, self._retired = connection, emit, retired
+    While consumers are retired, *retired* gets the messages that have ended. *counts* are announced before any
+    settlement that was noted after them.
+    """
+
+    def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers, counts: AttemptCounts) -> None:
+        self._connection, self._emit, self._retired, self._counts = connection, emit, retired, counts
         self._queue: deque[PendingAck] = deque()
         self._unconfirmed: dict[str, PendingAck] = {}
         self._extending: dict[MessageId, str] = {}
@@ -100,11 +105,18 @@ class Outbox:
 
     # Called on the Trio side; none of these waits.
 
-    def settle(self, delivery: Delivery, settlement: Settlement, *, before: float) -> None:
-        """See :meth:`worker.ports.Queue.settle`."""
+    def settle(
+        self,
+        delivery: Delivery,
+        settlement: Settlement,
+        *,
+        before: float,
+        confirmed: Callable[[], None] | None = None,
+    ) -> None:
+        """See :meth:`worker.ports.Queue.settle`; *confirmed* is called on the asyncio side."""
         self._unconfirmed.pop(self._extending.pop(delivery.id, ""), None)
         due = trio.current_time() + settlement.delay if isinstance(settlement, Nak) else 0.0
-        self._queue.append(PendingAck(delivery, settlement, before, due))
+        self._queue.append(PendingAck(delivery, settlement, before, due, confirmed))
         self._unsettled += 1
         self.wake()
 
@@ -136,6 +148,8 @@ class Outbox:
         await self._wake.wait()
         self._wake.clear()
         while self._queue and self._connection.up:
+            if self._counts.waiting:
+                await self._counts.send()
             await self._send_one(self._queue.popleft())
         while self._postponed and self._connection.up:
             with suppress(nats.errors.Error, OSError):
@@ -180,6 +194,8 @@ class Outbox:
             if pending.settlement is not None:
                 if self._retired.names and not isinstance(pending.settlement, Nak):
                     self._retired.settled(pending.delivery)
+                if pending.confirmed:
+                    pending.confirmed()
                 self._count_settled(1)
             elif pending.confirmed:
                 self._extending.pop(pending.delivery.id, None)

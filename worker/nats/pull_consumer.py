@@ -24,7 +24,7 @@ from .credit import DEFAULT_BATCH, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY
 from .layout import ConsumerSet
 from .outbox import Outbox
 from .pull import LATE, Pull
-from .wire import consumer_of
+from .pull_messages import consumer_of
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""

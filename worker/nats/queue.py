@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from math import inf
 from typing import TypeVar
 
@@ -18,11 +19,23 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import CALLBACKS, Backlog, DeadLetter, Delivery, PausedFunctions, StoredCallback
+from ..model import (
+    CALLBACKS,
+    AttemptCount,
+    Backlog,
+    DeadLetter,
+    Delivery,
+    PausedFunctions,
+    Receipt,
+    Settlement,
+    StoredBody,
+    StoredCallback,
+)
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
 from . import dead_letters, topology
+from .attempt_counts import AttemptCounts
 from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
@@ -30,10 +43,12 @@ from .faults import Faults
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
+from .presence import Presence
 from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
+from .stored_bodies import StoredBodies
 from .stored_callbacks import StoredCallbacks, stream_name
 from .wire import ApiError
 
@@ -81,7 +96,8 @@ class NatsQueue:
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
         self._retired, self._faults = RetiredConsumers(), Faults(emit)
-        self._outbox = Outbox(self._connection, emit, self._retired)
+        self._counts = AttemptCounts(self._connection, self._on_count)
+        self._outbox = Outbox(self._connection, emit, self._retired, self._counts)
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
@@ -92,10 +108,12 @@ class NatsQueue:
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
+        self._presence = Presence(self._connection, settings.queue_name, self._call_when_applied)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
         self._callbacks = StoredCallbacks(self._jetstream, settings, self._flows, faults=self._faults, emit=emit)
         self._binding: Binding | None = None
-        self.settle = self._outbox.settle
+        self.announce = self._counts.announce
+        self.bodies = StoredBodies(self._jetstream, settings, emit)
         self.extend = self._outbox.extend
 
     @property
@@ -116,14 +134,24 @@ class NatsQueue:
         self._nursery.start_soon(aio_as_trio(self._bound.run))
         return self._flows
 
+    def settle(
+        self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
+    ) -> None:
+        """See :meth:`worker.ports.Queue.settle`."""
+        confirmed = partial(self.bodies.delete_soon, body) if body else None
+        self._outbox.settle(delivery, settlement, before=before, confirmed=confirmed)
+
     async def wait_settled(self) -> None:
         """See :meth:`worker.ports.Queue.wait_settled`."""
         await self._outbox.wait_settled()
+        await self.bodies.wait_deleted()
         await aio_as_trio(self._retired.wait_deleted)()
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
         stream = stream_name(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
+        if letter.stored_body:
+            await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age)
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
 
     async def store_callback(self, stored: StoredCallback, key: str) -> None:
@@ -145,7 +173,13 @@ class NatsQueue:
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
         await asyncio.gather(
-            self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self._callbacks.run()
+            self._flows.pump(),
+            self._tick(),
+            self._states.run(),
+            self.quotas.run(),
+            self.bodies.run(),
+            self._presence.run(),
+            self._callbacks.run(),
         )
 
     async def close(self) -> None:
@@ -155,8 +189,11 @@ class NatsQueue:
     async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
+        await self._presence.open()  # first: what is stored after that asks this worker, what was before, it reads now
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
+        await self._counts.open(settings.nats_stream)
+        self.bodies.open(settings)
         self._binding = binding = Binding(
             self._jetstream, settings, self._flows, retired=self._retired, faults=self._faults, emit=self._emit
         )
@@ -202,10 +239,18 @@ class NatsQueue:
         self._bound.on_stripped(pull, reply, delivery)
 
     async def _on_stopping(self) -> None:
+        await self._presence.leave()
         await self._bound.migration.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
+
+    def _call_when_applied(self, call: Callable[[], None]) -> None:
+        """Call *call* once the intake has applied the pauses that are stored now."""
+        self._states.call_when_read(lambda: self._flows.notify(Receipt(call)))
+
+    def _on_count(self, count: AttemptCount) -> None:
+        self._flows.notify(count)
 
     def _on_quota_agreed(self, function: str) -> None:
         self.quotas.quota_changed(function)

@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import asdict
 
 from .. import events as e
-from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
+from ..model import Ack, Delivery, Nak, NotSent, Refused, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
 from ..ports import Emit
@@ -112,7 +112,8 @@ def _own_fields(level: str, name: str) -> Callable[[Any], LogLine]:
 
 def _invocation_started(event: e.InvocationStarted) -> LogLine:
     invocation, waited = event.invocation, round(event.waited, 6)
-    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": len(invocation.body), "waited": waited}
+    size = invocation.stored_body.size if invocation.stored_body else len(invocation.body)
+    fields = {"attempt": event.attempt, "method": invocation.method, "bytes": size, "waited": waited}
     return "debug", "Invoke", {"call_id": invocation.call_id, "function": invocation.label} | fields
 
 
@@ -145,11 +146,13 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
         "call_id": event.call_id,
         "function": event.function,
         "to": event.receiver,
-        "result": event.result,
+        "result": event.result.reason if isinstance(event.result, Refused) else event.result,
         "duration": round(event.duration, 6),
     }
     if event.stored:
         fields["stored"] = True
+    if isinstance(event.result, Refused):
+        return "error", "Callback refused", fields
     if event.delivered:
         return "info", "Posted result", fields
     if event.retry_in is not None:
@@ -192,6 +195,8 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.CallbackNotStored: _own_fields("warning", "Callback not stored; trying again from memory"),
     e.CallbackDiscarded: _own_fields("error", "Callback lost: neither it nor its dead letter could be stored"),
     e.StoredCallbacksRead: lambda ev: ("debug", "Stored callbacks read", {"messages": ev.messages}),
+    e.CallbackKeysLoaded: _own_fields("info", "Signing keys of callbacks changed"),
+    e.CallbackKeysRejected: _own_fields("error", "Signing keys of callbacks cannot be read; the last ones stay in use"),
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: (
         "error",
@@ -202,6 +207,11 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
         "error",
         "Internal error in one message",
         {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
+    ),
+    e.ResultMemoryUnavailable: lambda ev: (
+        "warning",
+        "Results wait for memory until callbacks end; raise max_results_bytes, or lower max_inflight",
+        {"waiting": ev.waiting, "longest": round(ev.longest, 1), "held": ev.held, "max_results_bytes": ev.limit},
     ),
     e.LimitLearned: _own_fields("debug", "Limit learned"),
     e.LeasesExtended: _own_fields("debug", "Leases extended"),
@@ -227,6 +237,7 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     ),
     e.ConsumerBound: _own_fields("info", "Consuming"),
     e.SettlementUnconfirmed: _own_fields("warning", "Settlement not confirmed; the message may be redelivered"),
+    e.LeftoversDeleted: _own_fields("warning", "Deleted large bodies to which no message referred"),
     e.BacklogRead: lambda ev: ("debug", "Backlog", {"messages": sum(ev.backlog.by_subject.values())}),
     e.Listening: _own_fields("info", "Serving metrics and health"),
     e.DrainStarted: _own_fields("info", "Draining"),

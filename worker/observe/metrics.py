@@ -20,7 +20,7 @@ from prometheus_client import (
 
 from .. import __version__
 from .. import events as e
-from ..model import Final, Nak
+from ..model import Final, Nak, Refused
 from ..policy.decide import status_of
 from ..policy.names import label_of
 from ..policy.redirect import redirect_result
@@ -55,6 +55,7 @@ class Metrics:
             Gauge, "stored_callbacks", "Callbacks in the stream, of all workers", "queue_name"
         )
         self._oldest_callback = metric(Gauge, "stored_callbacks_oldest_seconds", "Age of the oldest one", "queue_name")
+        self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
         self._redirects = metric(
             Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
         )
@@ -63,11 +64,14 @@ class Metrics:
         self._redeliveries = metric(
             Counter, "redeliveries", "Deliveries of messages that this worker had before", "queue_name", "known_as"
         )
+        self._swept = metric(Counter, "bodies_swept", "Large bodies deleted to which no message referred")
         self._crashes = metric(Counter, "crashes", "Internal errors, each in one message")
         self._connected = metric(Gauge, "nats_connected", "1 while connected to NATS")
         self._unusable = metric(Gauge, "nats_unusable", "1 while the stream or a consumer cannot be used")
         self._draining = metric(Gauge, "draining", "1 from the first signal on")
         metric(Info, "build", "The version that runs").info({"version": __version__})
+        self._result_bytes = metric(Gauge, "result_bytes", "Bytes of results that are kept for callbacks")
+        self._results_waiting = metric(Gauge, "results_waiting", "Results that wait for memory: max_results_bytes")
         ProcessCollector(registry=self.registry)
         self._handlers: Mapping[type[e.Event], Callable[[Any], None]] = {
             e.InvocationStarted: self._on_started,
@@ -79,6 +83,8 @@ class Metrics:
             e.CallbackNotStored: lambda _: self._callbacks_stored.labels(queue, "not stored").inc(),
             e.CallbackDiscarded: lambda _: self._callbacks_stored.labels(queue, "lost").inc(),
             e.StoredCallbacksRead: self._on_stored_callbacks_read,
+            e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
+            e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
             e.DeadLettered: self._on_dead_lettered,
             e.LimitLearned: self._on_limit_learned,
             e.LeasesExtended: lambda event: self._extensions.inc(event.count),
@@ -88,6 +94,7 @@ class Metrics:
             e.Disconnected: lambda _: self._connected.set(0),
             e.BrokerMisconfigured: lambda _: self._unusable.set(1),
             e.FaultsEnded: lambda _: self._unusable.set(0),
+            e.LeftoversDeleted: lambda event: self._swept.inc(event.count),
             e.BacklogRead: self._on_backlog_read,
             e.DrainStarted: lambda _: self._draining.set(1),
         }
@@ -96,6 +103,11 @@ class Metrics:
         """Count an event."""
         if handler := self._handlers.get(type(event)):
             handler(event)
+
+    def watch_results(self, held: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Show at each scrape how many bytes of results are held, and how many results wait for memory."""
+        self._result_bytes.set_function(held)
+        self._results_waiting.set_function(waiting)
 
     def slices(self) -> Iterator[str]:
         """Yield all series in Prometheus' text format, in pieces of a millisecond's work at most."""
@@ -130,6 +142,8 @@ class Metrics:
 
     def _on_callback_posted(self, event: e.CallbackPosted) -> None:
         result = "delivered" if event.delivered else "failed" if event.retry_in is None else "retried"
+        if isinstance(event.result, Refused):
+            result = "refused"
         self._callbacks.labels(self._queue, result).inc()
 
     def _on_dead_lettered(self, event: e.DeadLettered) -> None:

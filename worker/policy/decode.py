@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from uuid import UUID, uuid5
 
-from ..model import Delivery, Invocation, Malformed
+from ..model import NO_ANNOTATIONS, Delivery, Invocation, Malformed
 from .names import LONGEST, split_function
 from .queue_request import QueueRequest, fold, known_fields, read_queue_request
+from .stored_body import check_reference
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer trailers "
@@ -103,6 +104,10 @@ def _invocation(
         raise ValueError(f"not an HTTP method: {method[:80]!r}")
     if _escapes(path):
         raise ValueError(f"a path that leads out of the function: {path[:80]!r}")
+    if request.BodyObject is not None:
+        check_reference(request.BodyObject)
+        if request.Body:
+            raise ValueError("a message with a body, and with the reference to one")
     label, address = known
     headers, special = _read_header(request.Header or {})
     if not (call_id := special.get(b"x-call-id")):
@@ -118,9 +123,10 @@ def _invocation(
         target=address + _rest_of_target(path, request.QueryString or ""),
         headers=tuple(headers),
         body=request.Body or b"",
-        annotations=request.Annotations or {},
+        annotations=NO_ANNOTATIONS if request.Annotations is None else request.Annotations,
         callback=callback,
         started=special.get(b"x-start-time") or str(delivery.id[1]),
+        stored_body=request.BodyObject,
     )
 
 
