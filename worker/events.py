@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, PostResult, Verdict
+from .model import Backlog, CallbackResult, DeadLetter, Delivery, Invocation, Outcome, Verdict
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -67,11 +67,47 @@ class CallbackPosted(Event, frozen=True):
     *retry_in* is the wait (s) before the next try, if any.
     """
 
-    invocation: Invocation
-    result: PostResult
+    call_id: str
+    function: str
+    receiver: str
+    """Scheme, host and port: the rest of a URL may be secret."""
+    result: CallbackResult
     delivered: bool
     retry_in: float | None
     duration: float
+    stored: bool = False
+    """Whether it came from the stored callbacks."""
+
+
+class CallbackStored(Event, frozen=True):
+    """A callback that had failed, or had no room, is stored."""
+
+    call_id: str
+    function: str
+
+
+class CallbackNotStored(Event, frozen=True):
+    """A callback could not be stored, so it stays in the worker's memory."""
+
+    call_id: str
+    function: str
+    error: str
+
+
+class CallbackDiscarded(Event, frozen=True):
+    """A callback is lost: neither it nor its dead letter could be stored."""
+
+    call_id: str
+    function: str
+    receiver: str
+
+
+class StoredCallbacksRead(Event, frozen=True):
+    """The stored callbacks of all workers were counted."""
+
+    messages: int
+    oldest: float
+    """Seconds since the oldest one was stored; 0 without any."""
 
 
 class CallbackKeysLoaded(Event, frozen=True):

@@ -13,15 +13,18 @@ from collections.abc import Sequence
 import trio
 
 from .admission import Admission
+from .callback_retries import CallbackRetries
 from .events import LimitLearned, Redelivered, Settled
-from .job import Job, Services
+from .job import Job
 from .model import (
+    CALLBACKS,
     Abandon,
     AttemptCount,
     CreditReturned,
     Delivery,
     Final,
     FlowEnded,
+    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
@@ -38,6 +41,7 @@ from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decid
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
+from .services import Services
 
 
 class Intake:
@@ -50,6 +54,7 @@ class Intake:
         """Whether deliveries are started; if not, they are given back."""
         self._shares = Shares(services.config.slots, self._make_flow)
         self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
+        self._callbacks = CallbackRetries(services, nursery)
         self._jobs: deque[Job] = deque()
         """Jobs that wait for a task to wake up or to begin."""
         self._idle = trio.lowlevel.ParkingLot()
@@ -61,6 +66,7 @@ class Intake:
         """Receive until cancelled."""
         self._consumer, self._open = consumer, True
         self._services.leases.set_ack_wait(consumer.ack_wait)
+        self._callbacks.start(consumer)
         while True:
             with trio.CancelScope() as self._wait:
                 self._decide()
@@ -74,6 +80,7 @@ class Intake:
         """Request nothing more, and give back at once what still arrives."""
         if self._consumer:
             self._open = False
+            self._callbacks.stop()
             self._take_all(await self._consumer.stop())
             self._decide()
             self._admission.stop()
@@ -86,10 +93,12 @@ class Intake:
                 self._apply(each)
             elif is_token_flow(each.flow):
                 self._admission.tokens.receive(each)
+            elif each.flow == CALLBACKS:
+                self._callbacks.receive(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:  # noqa: C901 -- a case is a row of a table
+    def _apply(self, notice: Notice) -> None:
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -104,6 +113,11 @@ class Intake:
             case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
                     self._admission.tokens.take_back(notice.flow, notice.count)
+            case _ if notice.flow != CALLBACKS:  # its credit is never recalled, and its messages are not counted here
+                self._apply_to_shares(notice)
+
+    def _apply_to_shares(self, notice: FlowNotice) -> None:
+        match notice:
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):

@@ -20,6 +20,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 SHARED = ""
 """The flow that carries the whole queue where all workers share one consumer: static mode."""
 
+CALLBACKS = "callbacks/"
+"""The flow of the stored callbacks. No subject of a queue has a slash."""
+
 
 class Delivery(Struct, frozen=True, gc=False):
     """One message, as the queue delivered it once."""
@@ -280,6 +283,8 @@ class DeadLetter(Struct, frozen=True, gc=False):
     status: int | None
     stored_body: StoredBody | None = None
     """The message's large body, which is kept for as long as the dead letter."""
+    kind: str = ""
+    """``callback`` if the payload is a stored callback; empty if it is a message of the queue."""
 
 
 class Callback(Struct, frozen=True, gc=False):
@@ -290,6 +295,13 @@ class Callback(Struct, frozen=True, gc=False):
     body: bytes
 
 
+class Busy(Struct, frozen=True, gc=False):
+    """A receiver's answer of 429 or 503 with a Retry-After header."""
+
+    status: int
+    retry_after: str
+
+
 class Refused(Struct, frozen=True, gc=False):
     """A callback was not sent, because the rules about receivers forbid it. A retry would not help."""
 
@@ -297,8 +309,22 @@ class Refused(Struct, frozen=True, gc=False):
     """The rule and the setting, for the operator."""
 
 
-PostResult = int | str | Refused
+CallbackResult = int | str | Refused
 """The status of a receiver's answer, a text that explains why there was none, or that nothing was sent."""
+PostResult = CallbackResult | Busy
+
+
+class StoredCallback(Struct, frozen=True, gc=False):
+    """A callback that failed, with the data to send it again."""
+
+    callback: Callback
+    call_id: str
+    function: str
+    """``name.namespace``."""
+    ended_at: float
+    """Time at which the invocation ended (s since the epoch)."""
+    not_before: float
+    """Time before which it is not sent again (s since the epoch)."""
 
 
 class Backlog(Struct, frozen=True, gc=False):

@@ -22,6 +22,7 @@ from .model import (
     Quota,
     Settlement,
     StoredBody,
+    StoredCallback,
 )
 
 
@@ -107,6 +108,13 @@ class Queue(Protocol):
         Raise :class:`BrokerUnavailableError` if the broker did not confirm it.
         """
 
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """Store a callback; raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+
+        It arrives as a delivery of the flow :data:`worker.model.CALLBACKS`, at any worker that has credit for that
+        flow. With the same *key* it is stored once, for a while.
+        """
+
     async def backlog(self) -> Backlog:
         """Return the counts of the stream's messages; raise :class:`BrokerUnavailableError` without an answer."""
 
@@ -154,7 +162,10 @@ class Callbacks(Protocol):
     """The receivers of results."""
 
     async def post(self, callback: Callback) -> PostResult:
-        """Post a callback once, and return the result."""
+        """Post a callback once, and return the result.
+
+        A status of 429 or 503 with a Retry-After header is returned with that header.
+        """
 
 
 Emit = Callable[[Event], None]

@@ -113,7 +113,7 @@ class Settings:
     nats_stream_storage: Literal["file", "memory"] = setting("file", one_of("file", "memory"), "`file` or `memory`")
     nats_stream_max_bytes: int = setting("-1", byte_limit, "the stream's size when it is created, -1 for no limit")
     nats_state_max_bytes: int = setting(
-        "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions` and `<nats_stream>-quotas`"
+        "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions`, `-quotas` and `-callbacks`"
     )
     nats_bodies_max_bytes: int = setting(
         "10737418240", byte_limit, "the size of the store for large bodies when it is created, -1 for no limit"
@@ -194,7 +194,17 @@ class Settings:
 
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
-    callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
+    callback_durable: bool = setting(
+        "true", flag, "store a callback that fails in the stream `<nats_stream>-callbacks`, and retry it from there"
+    )
+    callback_max_age: float = setting("24h", duration(1.0), "for how long; then it becomes a dead letter")
+    callback_retry_initial_wait: float = setting(
+        "1s", duration(0.001), "first wait between the tries of a stored callback, doubling, half chance"
+    )
+    callback_retry_max_wait: float = setting("10m", duration(0.001), "longest wait between those")
+    callback_attempts: int = setting(
+        "3", whole(1, 100), "how many times a callback that cannot be stored is sent before it is given up"
+    )
     callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half chance")
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
     callback_allow: ReceiverPatterns | None = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does

@@ -53,9 +53,14 @@ EVENTS: list[e.Event] = [
     e.Redelivered(DELIVERY, "running"),
     e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number"),
     e.CallbackIgnored("call-1", "f.ns", "its scheme"),
-    e.CallbackPosted(INVOCATION, 200, True, None, 0.1),
-    e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1),
-    e.CallbackPosted(INVOCATION, "refused", False, None, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", 200, True, None, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 9.0, 0.1, stored=True),
+    e.CallbackStored("a", "echo.fn"),
+    e.CallbackNotStored("a", "echo.fn", "refused"),
+    e.CallbackDiscarded("a", "echo.fn", "http://h"),
+    e.StoredCallbacksRead(7, 12.5),
+    e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 1.0, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", "refused", False, None, 0.1),
     e.DeadLettered(LETTER, True),
     e.DeadLettered(DeadLetter(DELIVERY, "not JSON", 0, None, None, None), False),
     e.DeadLetterNotStored(LETTER, "no answer"),
@@ -81,7 +86,9 @@ EVENTS: list[e.Event] = [
     e.DrainExpired(3, "second signal"),
     e.DrainEnded(1.0, False),
     e.DrainEnded(1.0, True),
-    e.CallbackPosted(INVOCATION, Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1),
+    e.CallbackPosted(
+        "a", "echo.fn", "http://h", Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1
+    ),
     e.CallbackKeysLoaded("/keys", 2),
     e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
@@ -179,5 +186,5 @@ def test_ignored_annotation_is_logged_once(capfdbinary: pytest.CaptureFixture[by
 def test_dead_letter_without_a_call_id_logs_its_sequence(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A message that cannot be decoded has no call id; its sequence number finds it in the dead letters."""
     malformed = e.InvocationEnded(INVOCATION, 1, 3, Malformed("odd"), Term("odd"), 0.0)
-    lines = _lines(capfdbinary, [EVENTS[12], malformed])
+    lines = _lines(capfdbinary, [EVENTS[17], malformed])
     assert orjson.loads(lines[0])["sequence"] == 7

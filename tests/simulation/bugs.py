@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from worker.admission import Admission
+from worker.dead_letters import store_dead_letter
 from worker.drain import Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
@@ -283,13 +284,12 @@ def given_up_after_refused_probe(patch: Patch) -> None:
 @shows_with_rare_faults
 def given_up_without_dead_letter(patch: Patch) -> None:
     """Give up a message whose dead letter was not stored."""
-    store = Job._try_to_store
 
-    async def store_and_ignore(self: Job, letter: Any) -> bool:
-        await store(self, letter)
+    async def store_and_ignore(services: Any, letter: Any) -> bool:
+        await store_dead_letter(services, letter)
         return True
 
-    patch.setattr(Job, "_try_to_store", store_and_ignore)
+    patch.setattr("worker.job.store_dead_letter", store_and_ignore)
 
 
 @shows_with_faults

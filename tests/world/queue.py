@@ -17,6 +17,7 @@ from typing import TypeVar
 import trio
 
 from worker.model import (
+    CALLBACKS,
     AttemptCount,
     Backlog,
     CreditReturned,
@@ -32,9 +33,11 @@ from worker.model import (
     QueueShared,
     Settlement,
     StoredBody,
+    StoredCallback,
     StoredCount,
 )
 from worker.policy.quota import is_token_flow
+from worker.policy.stored_callback import encode_callback
 from worker.ports import BrokerUnavailableError, Consumer, MisconfiguredError
 
 from .link import Link
@@ -86,14 +89,14 @@ class FakeConsumer:
 
     @property
     def total_credit(self) -> int:
-        """Credit of all flows."""
-        return sum(self.credit.values())
+        """Credit of all flows of the queue."""
+        return sum(count for flow, count in self.credit.items() if flow != CALLBACKS)
 
     def add_credit(self, count: int, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.add_credit`."""
         if count < 1:
             self._violated(f"added credit of {count}")
-        if flow and flow not in self._last_stored and not is_token_flow(flow):
+        if flow and flow not in self._last_stored and not is_token_flow(flow) and flow != CALLBACKS:
             self._violated(f"added credit of {count} to {flow}, which has ended")
         self.credit[flow] = self.credit.get(flow, 0) + count
         self._pull(min(count, self.credit[flow]), flow)
@@ -346,6 +349,11 @@ class FakeQueue:
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
         if not await self.request(partial(self._server.store_dead_letter, letter)):
+            raise BrokerUnavailableError("it was not confirmed")
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """See :meth:`worker.ports.Queue.store_callback`."""
+        if not await self.request(partial(self._server.store_callback, encode_callback(stored), key)):
             raise BrokerUnavailableError("it was not confirmed")
 
     async def backlog(self) -> Backlog:

@@ -15,7 +15,7 @@ import httpcore
 import httpx
 import trio
 
-from ..model import Callback, Headers, PostResult, Refused
+from ..model import Busy, Callback, Headers, PostResult, Refused
 from ..policy.callback_access import CallbackAccess
 from ..policy.proxies import Proxies, read_proxies
 from ..policy.receiver_patterns import ReceiverPatterns
@@ -81,7 +81,7 @@ class HttpCallbacks:
                     request = httpcore.Request("POST", _httpcore_url(url), headers=headers, content=content)
                     response = await client.handle_async_request(request)
                 await _end(response)
-                return response.status
+                return _answer(response)
         except ReceiverRefusedError as error:
             return Refused(str(error))
         except trio.TooSlowError:
@@ -178,6 +178,14 @@ def _request_headers(url: httpx.URL, callback: Callback) -> list[tuple[bytes, by
         headers = [field for field in headers if field[0].lower() != b"authorization"]
         headers.append((b"Authorization", basic_auth(url.userinfo)))
     return [*headers, (b"Content-Length", b"%d" % len(callback.body))]
+
+
+def _answer(response: httpcore.Response) -> int | Busy:
+    if response.status in (429, 503):
+        for name, value in response.headers:
+            if name.lower() == b"retry-after":
+                return Busy(response.status, value.decode("latin-1"))
+    return response.status
 
 
 class _Slices:

@@ -7,7 +7,7 @@ which works; it is reported once.
 from __future__ import annotations
 
 from ..events import ConfigDrift, Event
-from ..model import SHARED, Backlog
+from ..model import CALLBACKS, SHARED, Backlog
 from ..policy.quota import is_token_flow
 from ..ports import Emit
 from ..settings import Settings
@@ -76,7 +76,7 @@ class Drifts:
             )
 
     def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
-        if is_token_flow(pull.flow):
+        if is_token_flow(pull.flow) or pull.flow == CALLBACKS:
             return None
         if pull.flow == SHARED or pull.flow.startswith(RETIRED_FLOW):
             return info.config  # its filter may be any

@@ -19,7 +19,18 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import AttemptCount, Backlog, DeadLetter, Delivery, PausedFunctions, Receipt, Settlement, StoredBody
+from ..model import (
+    CALLBACKS,
+    AttemptCount,
+    Backlog,
+    DeadLetter,
+    Delivery,
+    PausedFunctions,
+    Receipt,
+    Settlement,
+    StoredBody,
+    StoredCallback,
+)
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
@@ -38,6 +49,7 @@ from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
 from .stored_bodies import StoredBodies
+from .stored_callbacks import StoredCallbacks, stream_name
 from .wire import ApiError
 
 T = TypeVar("T")
@@ -98,6 +110,7 @@ class NatsQueue:
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self._presence = Presence(self._connection, settings.queue_name, self._call_when_applied)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
+        self._callbacks = StoredCallbacks(self._jetstream, settings, self._flows, faults=self._faults, emit=emit)
         self._binding: Binding | None = None
         self.announce = self._counts.announce
         self.bodies = StoredBodies(self._jetstream, settings, emit)
@@ -136,10 +149,14 @@ class NatsQueue:
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        stream = self._bound.stream
+        stream = stream_name(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
         if letter.stored_body:
             await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age)
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """See :meth:`worker.ports.Queue.store_callback`."""
+        await aio_as_trio(self._callbacks.store)(stored, key)
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
@@ -162,6 +179,7 @@ class NatsQueue:
             self.quotas.run(),
             self.bodies.run(),
             self._presence.run(),
+            self._callbacks.run(),
         )
 
     async def close(self) -> None:
@@ -212,7 +230,9 @@ class NatsQueue:
         if self._binding:
             self._binding.connection_changed(up)
 
-    def _owner(self, flow: str) -> Quotas | Binding:
+    def _owner(self, flow: str) -> Quotas | StoredCallbacks | Binding:
+        if flow == CALLBACKS:
+            return self._callbacks
         return self.quotas if is_token_flow(flow) else self._bound
 
     def _on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:

@@ -17,7 +17,6 @@ from .. import events as e
 from ..model import Ack, Delivery, Nak, NotSent, Refused, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
-from ..policy.report import origin_of
 from ..ports import Emit
 from ..settings import Settings
 from .log_writer import LogWriter
@@ -144,12 +143,14 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:
     fields: dict[str, Any] = {
-        "call_id": event.invocation.call_id,
-        "function": event.invocation.label,
-        "to": origin_of(event.invocation.callback or ""),
+        "call_id": event.call_id,
+        "function": event.function,
+        "to": event.receiver,
         "result": event.result.reason if isinstance(event.result, Refused) else event.result,
         "duration": round(event.duration, 6),
     }
+    if event.stored:
+        fields["stored"] = True
     if isinstance(event.result, Refused):
         return "error", "Callback refused", fields
     if event.delivered:
@@ -162,6 +163,8 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
 def _dead_lettered(event: e.DeadLettered) -> LogLine:
     name = "Dead letter" if event.stored else "Message discarded because dead_letter is false"
     fields = {field: getattr(event.letter, field) for field in ("call_id", "function", "reason", "attempts")}
+    if event.letter.kind:
+        fields["kind"] = event.letter.kind
     return "error", name, fields | _message(event.letter.delivery)
 
 
@@ -176,7 +179,9 @@ def _message(delivery: Delivery) -> dict[str, Any]:
     return {"sequence": delivery.id[0], "deliveries": delivery.num_delivered}
 
 
-DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead})
+DEBUG_EVENTS = frozenset(
+    {e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead, e.StoredCallbacksRead}
+)
 """Events logged at debug level: without it their lines are not even made, because each message has some."""
 LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationStarted: _invocation_started,
@@ -188,6 +193,10 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.CallbackPosted: _callback_posted,
     e.CallbackKeysLoaded: _own_fields("info", "Signing keys of callbacks changed"),
     e.CallbackKeysRejected: _own_fields("error", "Signing keys of callbacks cannot be read; the last ones stay in use"),
+    e.CallbackStored: _own_fields("info", "Callback stored, to be sent again"),
+    e.CallbackNotStored: _own_fields("warning", "Callback not stored; trying again from memory"),
+    e.CallbackDiscarded: _own_fields("error", "Callback lost: neither it nor its dead letter could be stored"),
+    e.StoredCallbacksRead: lambda ev: ("debug", "Stored callbacks read", {"messages": ev.messages}),
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: (
         "error",

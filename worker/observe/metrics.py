@@ -49,6 +49,13 @@ class Metrics:
         self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
         self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
+        self._callbacks_stored = metric(
+            Counter, "callbacks_kept", "Callbacks that failed, by whether they were stored", "queue_name", "result"
+        )
+        self._stored_callbacks = metric(
+            Gauge, "stored_callbacks", "Callbacks in the stream, of all workers", "queue_name"
+        )
+        self._oldest_callback = metric(Gauge, "stored_callbacks_oldest_seconds", "Age of the oldest one", "queue_name")
         self._redirects = metric(
             Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
         )
@@ -74,6 +81,10 @@ class Metrics:
             e.CallbackPosted: self._on_callback_posted,
             e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
             e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
+            e.CallbackStored: lambda _: self._callbacks_stored.labels(queue, "stored").inc(),
+            e.CallbackNotStored: lambda _: self._callbacks_stored.labels(queue, "not stored").inc(),
+            e.CallbackDiscarded: lambda _: self._callbacks_stored.labels(queue, "lost").inc(),
+            e.StoredCallbacksRead: self._on_stored_callbacks_read,
             e.DeadLettered: self._on_dead_lettered,
             e.LimitLearned: self._on_limit_learned,
             e.LeasesExtended: lambda event: self._extensions.inc(event.count),
@@ -136,7 +147,12 @@ class Metrics:
         self._callbacks.labels(self._queue, result).inc()
 
     def _on_dead_lettered(self, event: e.DeadLettered) -> None:
-        self._dead_letters.labels(self._queue, "exhausted" if event.letter.attempts else "undecodable").inc()
+        kind = event.letter.kind or ("exhausted" if event.letter.attempts else "undecodable")
+        self._dead_letters.labels(self._queue, kind).inc()
+
+    def _on_stored_callbacks_read(self, event: e.StoredCallbacksRead) -> None:
+        self._stored_callbacks.labels(self._queue).set(event.messages)
+        self._oldest_callback.labels(self._queue).set(event.oldest)
 
     def _on_connected(self, event: e.Connected) -> None:
         self._connected.set(1)

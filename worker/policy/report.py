@@ -102,6 +102,7 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
     Values are cut to what a header line can hold and have no control characters, because reasons quote foreign input.
     """
     known = {
+        "X-Dead-Letter-Kind": letter.kind or None,
         "X-Dead-Letter-Reason": letter.reason,
         "X-Dead-Letter-Attempts": str(letter.attempts),
         "X-Dead-Letter-Deliveries": str(letter.delivery.num_delivered),
