@@ -100,6 +100,10 @@ OTHER: dict[str, tuple[str, Any]] = {
     "retry_strategy": ("nak", "nak"),
     "dead_letter": ("false", False),
     "dead_letter_max_age": ("24h", 86400.0),
+    "callback_durable": ("false", False),
+    "callback_max_age": ("1h", 3600.0),
+    "callback_retry_initial_wait": ("2s", 2.0),
+    "callback_retry_max_wait": ("1m", 60.0),
     "callback_timeout": ("1m", 60.0),
     "callback_attempts": ("1", 1),
     "callback_initial_wait": ("1s", 1.0),
@@ -162,7 +166,8 @@ def test_load_defaults_are_those_of_the_contract() -> None:
 
 def test_load_settings_beyond_the_contract_are_listed() -> None:
     """A setting that the contract lacks is listed in this file."""
-    own = {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
+    own = {"callback_durable", "callback_max_age", "callback_retry_initial_wait", "callback_retry_max_wait"}
+    own |= {"max_response_bytes", "callback_timeout", "callback_attempts", "callback_initial_wait", "callback_max_wait"}
     own |= {
         "processes",
         "max_results_bytes",

@@ -65,8 +65,14 @@ def note_result(services: Services, receiver: str, tried: Tried) -> None:
 def describe_result(result: CallbackResult) -> str:
     """Describe the result of a try, for the reason of a dead letter."""
     if isinstance(result, Refused):
-        return f"nothing was sent: {result.reason}"
-    return f"the receiver answered {result}" if isinstance(result, int) else result
+        return result.reason
+    return f"status {result}" if isinstance(result, int) else result
+
+
+def refusal_reason(result: CallbackResult) -> str:
+    """Return the reason of the dead letter of a callback that is not sent again, because of this result."""
+    refused_by = "rules forbid the receiver" if isinstance(result, Refused) else "receiver refused the callback"
+    return f"the {refused_by}: {describe_result(result)}"
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +133,7 @@ class FirstCallback:
             if is_delivered(tried.result):
                 return
             if wait is None:
-                await self._keep_letter(f"the callback was refused: {describe_result(tried.result)}")
+                await self._keep_letter(refusal_reason(tried.result))
                 return
             if config.callback_durable:
                 if await self._store(wait):

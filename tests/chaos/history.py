@@ -59,6 +59,8 @@ class ReceivedCallback:
     ended: float
     status: str
     """Value of its X-Function-Status header."""
+    accepted: bool = True
+    """Whether its receiver answered with 200."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,8 +271,8 @@ def _check_callbacks(record: MessageRecord, findings: Findings) -> None:
             findings.wrong_callbacks.append(f"{call_id}: called back, but has no callback URL")
         return
     ends = [run for run in record.runs if run.answer == "final" or record.dead_letter]
-    if not record.callbacks:
-        findings.wrong_callbacks.append(f"{call_id}: ended without a callback")
+    if not any(callback.accepted for callback in record.callbacks):
+        findings.wrong_callbacks.append(f"{call_id}: ended without a callback that its receiver accepted")
     for callback in record.callbacks:
         if not any(run.ended <= callback.began + CLOCK_TOLERANCE for run in ends):
             findings.wrong_callbacks.append(f"{call_id}: called back at {callback.began:.2f}, before its end")

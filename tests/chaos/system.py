@@ -38,6 +38,8 @@ SETTINGS: Mapping[str, object] = {
     "upstream_timeout": "6s",
     "callback_timeout": "2s",
     "callback_allow": "127.0.0.0/8",
+    "callback_retry_initial_wait": "100ms",
+    "callback_retry_max_wait": "1s",
     "callback_initial_wait": "100ms",
     "callback_max_wait": "400ms",
     "shutdown_timeout": "2s",
@@ -207,11 +209,14 @@ class SystemUnderTest:
             )
 
     async def wait_empty(self) -> int:
-        """Wait until the queue is empty; return how many messages are left after LAST_RESORT seconds."""
+        """Wait until no message and no callback is stored; return how many are left after LAST_RESORT seconds."""
+        callbacks = 0
         with trio.move_on_after(LAST_RESORT):
             while await self.publisher.num_unfinished():  # noqa: ASYNC110 -- the broker sends no event for it
                 await trio.sleep(0.1)
-        return self.publisher.backlog
+            while callbacks := await in_thread(self._stored_callbacks):  # noqa: ASYNC110 -- the same
+                await trio.sleep(0.1)
+        return self.publisher.backlog + callbacks
 
     async def history(self, num_unfinished: int) -> History:
         """Return all records, after all workers have ended."""
@@ -250,7 +255,11 @@ class SystemUnderTest:
                 letter.data if "undecodable" in letter.subject else b"",
             )
             for letter in stored
+            if letter.headers.get("X-Dead-Letter-Kind") != "callback"
         ]
+
+    def _stored_callbacks(self) -> int:
+        return int(self.broker.on_any_node(lambda node: node.state(f"{STREAM}-callbacks")).get("messages", 0))
 
     def _run(self, request: Request) -> Run:
         reply, intact = request.reply, is_intact(request)
@@ -265,7 +274,8 @@ class SystemUnderTest:
 
     def _callback(self, request: Request) -> ReceivedCallback:
         began, ended = request.began - self._began, (request.ended or time.monotonic()) - self._began
-        return ReceivedCallback(request.call_id, began, ended, request.header("X-Function-Status") or "")
+        accepted = request.reply is not None and request.reply.raw is None and request.reply.status == 200
+        return ReceivedCallback(request.call_id, began, ended, request.header("X-Function-Status") or "", accepted)
 
 
 async def in_thread(call: Callable[[], T]) -> T:

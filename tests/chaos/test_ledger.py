@@ -73,6 +73,7 @@ def test_ledger_dead_letter_after_all_attempts_is_sound() -> None:
         ("attempts out of policy", history(dead_letters=[DeadLetter("call", 3, 3)])),
         ("callbacks", history(done(2, 3), published=[PublishedMessage("call", "f", 1.0, callback=True)])),
         ("callbacks", history(done(2, 3), callbacks=[ReceivedCallback("call", 2.5, 2.6, "200")])),
+        ("callbacks", history(done(2, 3), callbacks=[ReceivedCallback("call", 3.5, 3.6, "200", accepted=False)])),
         ("callbacks", history(failed(2, 3), done(4, 5), callbacks=[ReceivedCallback("call", 3.5, 3.6, "500")])),
         ("callbacks", history(failed(2, 3), done(4, 5), callbacks=[ReceivedCallback("call", 5.5, 5.6, "500")])),
         ("ends of workers", history(done(2, 3), lives=[replace(W1, ended=107.5)])),

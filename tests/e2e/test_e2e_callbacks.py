@@ -134,7 +134,7 @@ def test_callback_that_always_fails_is_given_up(
 ) -> None:
     """The worker gives up a callback after `callback_attempts`, and acks the message without another invocation."""
     receiver.answer("callback", Reply(503))
-    worker = start(callback_attempts=4)
+    worker = start(callback_attempts=4, callback_durable="false")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/callback"))
     queue.wait_empty()
     assert functions.calls() == {"one": 1}

@@ -29,6 +29,41 @@ def test_callback_to_another_async_function_runs_it(
     assert len(worker.logged("Posted result")) == 1
 
 
+def test_pipeline_of_five_steps_survives_failures_and_deaths(
+    queue: Queue, start: StartWorker, functions: Functions, receiver: Functions, tmp_path: Path
+) -> None:
+    """Every step of every chain runs under its first call id, though steps fail, and gateway and workers are killed.
+
+    The callback of each step is the call of the next one. The step after that one is in the header X-Callback-Url of
+    the step's response, which the callback passes on.
+    """
+    calls = {f"chain-{number}" for number in range(10)}
+    settings: dict[str, object] = {"ack_wait": "4s", "callback_retry_initial_wait": "100ms"}
+    workers = [start(**settings) for _ in range(2)]
+    with gateway_on(queue.nats, tmp_path, nats_stream=queue.name) as gateway:
+        port = gateway.port
+        following = [f"{gateway.url}/async-function/step-{number}" for number in range(2, 6)] + [f"{receiver.url}/end"]
+        for number, after in enumerate([*following[1:], None], 1):
+            headers = (("X-Callback-Url", after),) if after else ()
+            done = Reply(200, f"result {number}".encode(), headers, after=0.05)
+            functions.answer(f"step-{number}", *([Reply(503)] if number % 2 else []), done)
+        for call in calls:
+            assert gateway.queue("step-1", b"x", X_Call_Id=call, X_Callback_Url=following[0]).status == 202
+        wait_until(lambda: len(functions.to("step-2")) > 3, "the second step to begin")
+        gateway.kill()
+        gateway.wait()
+    workers[0].kill()
+    wait_until(lambda: len(functions.to("step-1")) >= 2 * len(calls), "all first steps to run without the gateway")
+    with gateway_on(queue.nats, tmp_path, nats_stream=queue.name, listen_port=port):
+        wait_until(lambda: functions.to("step-4"), "the fourth step to begin")
+        workers[1].kill()
+        start(**settings)
+        wait_until(lambda: {each.call_id for each in receiver.to("end")} == calls, "the end of all chains")
+    for number in range(1, 6):
+        bodies = {(each.call_id, each.body) for each in functions.to(f"step-{number}")}
+        assert bodies == {(call, f"result {number - 1}".encode() if number > 1 else b"x") for call in calls}
+
+
 def test_callback_repeated_to_an_async_function_runs_it_once(
     queue: Queue, start: StartWorker, functions: Functions, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ EVENTS: list[e.Event] = [
     e.CallbackPosted(
         "a", "echo.fn", "http://h", Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1
     ),
+    e.LeftoversDeleted(2),
     e.CallbackKeysLoaded("/keys", 2),
     e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
