@@ -264,10 +264,12 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "not sent: this machine has no descriptors, memory, threads or ports, or no name server answers": (
-        NotSent("no ports"),
-    ),
+    (
+        "not sent: this machine has no descriptors, memory, threads or ports, no name server answers, "
+        "or a large body cannot be read now"
+    ): (NotSent("no ports"),),
     "a bug in the worker": (Crashed(ValueError()),),
+    "a message whose large body is not stored any more, or is damaged": (Malformed("not stored any more"),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
     "cancelled by the drain: `shutdown_timeout` passed, or a second signal was received": (Interrupted(),),
     "the lease was lost": (LeaseLost(),),

@@ -80,6 +80,7 @@ EVENTS: list[e.Event] = [
     e.Created("stream", "faas-request", True),
     e.ConsumerBound("s", "c", 60.0),
     e.SettlementUnconfirmed(1),
+    e.LeftoversDeleted(2),
     e.BacklogRead(Backlog(3, {"q": 2})),
     e.Listening("http://0.0.0.0:8081"),
     e.DrainStarted(3, 25.0),
