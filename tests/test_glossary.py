@@ -33,6 +33,7 @@ observed paused posted published redelivered refusals refused rejected responded
 timed unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """
+authentication router routes
 after again annotation answer arrival back backoff buffer cache caller collector commands core count counts decision
 draft durations family group heartbeat info intake internals jitter job large latency limit model name names
 no not observation one out page phase plain poller pool pooled pools ports probe protocol rate readiness report return

@@ -24,6 +24,7 @@ from .policy.parse import (
     limit,
     nats_urls,
     one_of,
+    origins,
     port,
     queue,
     subject_prefix,
@@ -49,6 +50,13 @@ def readable_file(value: str) -> str:
         raise ValueError(f"cannot be read: {error.strerror}") from None
     except ValueError:
         raise ValueError("not the path of a file") from None
+
+
+def filled_file(value: str) -> str:
+    """Parse the path of a readable file that is not empty."""
+    if not Path(readable_file(value)).read_bytes().strip():
+        raise ValueError("is empty")
+    return value
 
 
 def partition(value: str) -> int:
@@ -137,10 +145,10 @@ class Settings:
         "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
     )
     basic_auth_user_file: str | None = setting(
-        None, readable_file, "the file with the user for the gateway's `/system/`, if that asks for one"
+        None, filled_file, "the file with the user for the gateway's `/system/`, if that asks for one"
     )
     basic_auth_password_file: str | None = setting(
-        None, readable_file, "the file with its password; both are read again when they change"
+        None, filled_file, "the file with its password; both are read again when they change"
     )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
@@ -188,9 +196,24 @@ class Settings:
     http_port: int = setting("8081", port, "and the port")
     listen_host: str = setting("0.0.0.0", host, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
     listen_port: int = setting("8080", port, "and the port")
+    metrics_port: int = setting(
+        "8082", port, "where it serves metrics and health, on `http_host`, as OpenFaaS's gateway does"
+    )
     max_connections: int = setting("2000", whole(1, 1_000_000), "most connections of callers there at once")
     client_timeout: float = setting(
         "20s", duration(0.1), "longest wait there for a caller's bytes: for a header, a part of a body, or a read"
+    )
+    proxy_all: bool = setting(
+        "false", flag, "`queue-worker gateway` passes everything that is not its own on to `gateway_url`"
+    )
+    basic_auth: bool = setting(
+        "false", flag, "there: what `proxy_all` passes on needs the user and password of `basic_auth_user_file`"
+    )
+    api_token_file: str | None = setting(
+        None, filled_file, "there: or one of these bearer tokens, one a line; read again when the file changes"
+    )
+    cors_origins: tuple[str, ...] | None = setting(
+        None, origins, "there: comma-separated origins whose scripts may call it, as `https://app.example`, or `*`"
     )
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")
