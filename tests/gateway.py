@@ -39,7 +39,10 @@ class Gateway(Program):
 
     def __init__(self, *, tmp_path: Path, **settings: object) -> None:
         self.port = int(str(settings.get("listen_port", 0))) or free_port()
-        defaults = {"listen_host": "127.0.0.1", "listen_port": self.port}
+        self.metrics_port = int(str(settings.get("metrics_port", 0))) or free_port()
+        """The port for metrics and health."""
+        defaults: dict[str, object] = {"listen_host": "127.0.0.1", "listen_port": self.port}
+        defaults |= {"http_host": "127.0.0.1", "metrics_port": self.metrics_port}
         super().__init__("worker.cli", "gateway", tmp_path=tmp_path, settings=defaults | settings)
 
     @property
@@ -84,6 +87,17 @@ class Gateway(Program):
             return self.request("GET", "/readyz").status == 200
         except OSError:
             return False
+
+    def metrics(self) -> str:
+        """Return the metrics."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=LAST_RESORT)
+        try:
+            connection.request("GET", "/metrics")
+            response = connection.getresponse()
+            assert response.status == 200
+            return response.read().decode()
+        finally:
+            connection.close()
 
     def raw(self) -> socket.socket:
         """Open a connection without HTTP."""

@@ -54,6 +54,7 @@ NO_DEFAULT = {
     *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
     *("function_minimums", "basic_auth_user_file", "basic_auth_password_file"),
     *("max_queued", "max_queued_per_function", "caller_rate", "trusted_proxies"),
+    *("api_token_file", "cors_origins"),
 }
 SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
 # A value that is valid, and not the default, for each.
@@ -125,6 +126,9 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_queued_per_function": ("5", 5),
     "caller_rate": ("60/m", Rate(60, 60.0)),
     "trusted_proxies": ("10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
+    "metrics_port": ("0", 0),
+    "proxy_all": ("true", True),
+    "cors_origins": ("https://a.example,http://b:1", ("https://a.example", "http://b:1")),
     "debug": ("true", True),
     "log_encoding": ("json", "json"),
 }
@@ -177,14 +181,13 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
         "nats_inbox_prefix",
         "nats_duplicate_window",
     }
-    own |= {"function_annotations", "function_check"}
+    own |= {"function_annotations", "function_check", "proxy_all", "basic_auth", "metrics_port"}
     own |= {"callback_allow", "callback_deny", "callback_secret_file"}
     own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes", "nats_bodies_max_bytes"}
     own |= {"max_body_bytes"}  # of the contract's section 11
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
-    assert set(OTHER) == set(SETTING_FIELDS) - {
-        name for name in NO_DEFAULT | {"callback_secret_file"} if name.endswith(("_user", "_password", "_file"))
-    }
+    go_with_others = {name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))}
+    assert set(OTHER) == set(SETTING_FIELDS) - go_with_others - {"basic_auth", "callback_secret_file"}
 
 
 def test_load_without_settings_returns_the_default_values() -> None:
@@ -770,3 +773,33 @@ def test_load_any_environment_returns_settings_or_raises(environment: dict[str, 
     assert isinstance(loaded, LoadedSettings)
     assert isinstance(loaded.settings, Settings)
     assert len(describe(loaded)) == len(SETTING_FIELDS)
+
+
+# The producer's callers.
+
+
+def test_basic_auth_without_its_files_is_refused(tmp_path: Path) -> None:
+    """Basic auth needs the files of user and password, each with some text, and both or neither."""
+    user, empty = tmp_path / "user", tmp_path / "empty"
+    user.write_text("admin\n")
+    empty.write_text(" \n")
+    assert "basic_auth = true needs user and password" in refused({"basic_auth": "true"})
+    assert "go together" in refused({"basic_auth": "true", "basic_auth_user_file": str(user)})
+    assert "is empty" in refused({"basic_auth_user_file": str(user), "basic_auth_password_file": str(empty)})
+    assert "is empty" in refused({"api_token_file": str(empty)})
+    assert "cannot be read" in refused({"api_token_file": str(tmp_path / "missing")})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["app.example", "https://app.example/", "https://App.example", "ftp://a", "*,https://a", "http://u@a", ","],
+)
+def test_cors_origins_that_no_browser_sends_are_refused(value: str) -> None:
+    """An origin is scheme, host and port in lower case: another text would never be equal to a browser's."""
+    assert "is not an origin" in only_problem("cors_origins", value)
+
+
+def test_cors_origins_accept_all_or_a_list() -> None:
+    """``*`` stands alone; others are listed."""
+    assert load({"cors_origins": "*"}).settings.cors_origins == ("*",)
+    assert load({"cors_origins": "https://a, http://b:1"}).settings.cors_origins == ("https://a", "http://b:1")

@@ -14,7 +14,9 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
+import structlog
 from click.testing import CliRunner
+from prometheus_client import ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
 from tests.chaos.faults import BROKER, CLUSTER, CONNECTIONS, WORKERS_AND_FUNCTIONS
@@ -25,6 +27,8 @@ from worker.cli import COMMANDS, main
 from worker.config import load
 from worker.events import CallbackPosted, CallbackStored, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.gateway import claims
+from worker.gateway.connections import Connections
+from worker.gateway.metrics import GatewayMetrics
 from worker.model import (
     Abandon,
     Ack,
@@ -175,6 +179,26 @@ def test_parent_metrics_table_is_complete() -> None:
     assert rows == list(parent_metrics())
 
 
+def test_gateway_metrics_table_is_complete() -> None:
+    """Every metric of the producer is listed."""
+    assert_table(OPERATIONS, "### The producer's metrics", list(gateway_metrics()))
+
+
+def gateway_metrics() -> Iterator[tuple[str, ...]]:
+    """Yield the rows of the table of the producer's metrics."""
+    connections = Connections(1, 1.0, structlog.get_logger())
+    connections.rejected[400] = 1
+    registry = GatewayMetrics(connections, lambda: True, passes_on=True).registry
+    for collector in registry._collector_to_names:
+        if isinstance(collector, ProcessCollector):
+            continue
+        for family in collector.collect():
+            name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+            own = collector._labelnames if isinstance(collector, MetricWrapperBase) else family.samples[0].labels
+            labels = ("version",) if family.type == "info" else tuple(own)
+            yield code(name), family.type, code(*labels) if labels else "", family.documentation
+
+
 def parent_metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of the parent's metrics."""
     for metric in MergedStatus(Processes([], {}, count=2, timeout=0.0, log=lambda *_: None)).collect():
@@ -197,6 +221,12 @@ def metrics() -> Iterator[tuple[str, ...]]:
         yield code(f"{family.name}_total"), family.type, "", family.documentation
 
 
+def _all_metrics() -> Iterator[tuple[str, ...]]:
+    yield from metrics()
+    yield from parent_metrics()
+    yield from gateway_metrics()
+
+
 @each_document
 def test_document_names_exist_in_the_worker(document: Path) -> None:
     """A name in backticks that looks like a setting is one, or is in the source, or is NATS's or Prometheus's."""
@@ -204,7 +234,7 @@ def test_document_names_exist_in_the_worker(document: Path) -> None:
     of_others |= {"honor_labels", "exported_kubernetes_pod_name"}
     folders = ("worker", "benchmarks") if document == PERFORMANCE else ("worker",)
     source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    known = set(re.findall(r"\w+", source)) | of_others | {row[0].strip("`") for row in (*metrics(), *parent_metrics())}
+    known = set(re.findall(r"\w+", source)) | of_others | {row[0].strip("`") for row in _all_metrics()}
     known |= {f"{name}_file" for name, field in SETTING_FIELDS.items() if field.metadata["secret"]}
     alike = re.compile(r"(?<![\w/.:-])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w/.])")
     assert {name for text in ticked(document) for name in alike.findall(text)} <= known
@@ -264,10 +294,12 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "not sent: this machine has no descriptors, memory, threads or ports, or no name server answers": (
-        NotSent("no ports"),
-    ),
+    (
+        "not sent: this machine has no descriptors, memory, threads or ports, no name server answers, "
+        "or a large body cannot be read now"
+    ): (NotSent("no ports"),),
     "a bug in the worker": (Crashed(ValueError()),),
+    "a message whose large body is not stored any more, or is damaged": (Malformed("not stored any more"),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
     "cancelled by the drain: `shutdown_timeout` passed, or a second signal was received": (Interrupted(),),
     "the lease was lost": (LeaseLost(),),

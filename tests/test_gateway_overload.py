@@ -239,6 +239,16 @@ def _subscriber(nats: NatsServer) -> socket.socket:
     return connection
 
 
+def test_post_without_nats_requests_nothing_of_the_gateway(nats: NatsServer, tmp_path: Path) -> None:
+    """While NATS is away, a call of a new function does not wait for the gateway before its 503."""
+    with Functions() as functions, gateway_on(nats, tmp_path, gateway_url=functions.url) as gateway:
+        assert gateway.queue("echo").status == 202
+        nats.kill()
+        wait_until(lambda: not gateway.ready(), "the gateway to be not ready")
+        assert {gateway.queue(f"new-{number}").status for number in range(10)} == {503}
+        assert [each.name for each in functions.look_ups] == ["system/echo"]
+
+
 def test_gateway_without_nats_from_the_start_answers_503(tmp_path: Path) -> None:
     """A gateway that was never connected answers 503 at once, limits or not."""
     with Gateway(tmp_path=tmp_path, nats_port=free_port(), max_queued=5) as gateway:

@@ -34,11 +34,11 @@ observed paused posted published redelivered refusals refused rejected responded
 timed unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """
-after again annotation answer arrival back backoff buffer busy cache caller collector commands core count counts
-decision draft durations family first freshness full group handler heartbeat info intake internals jitter job large
-latency library limit lookup model name names no not observation one out overload page phase plain poller pool
-pooled pools ports probe protocol rate readiness report return services set shared shot stack stale step supported
-syntax terms timeout timers times too tracker work
+after again annotation answer arrival authentication back backoff buffer busy cache caller collector commands core
+count counts decision draft durations family first freshness full group handler heartbeat info intake internals jitter
+job large latency library limit lookup model name names no not observation one out overload page phase plain poller
+pool pooled pools ports probe protocol rate readiness report return router routes services set shared shot stack stale
+step supported syntax terms timeout timers times too tracker work
 """
 PLAIN = frozenset(f"{_HTTP_NATS_UNIX} {_VERBS} {_WHAT_HAPPENED} {_ANY_PROGRAM}".split())
 """Words of public names that need no explanation here. A word of this project's own belongs into the glossary."""

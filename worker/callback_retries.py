@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import trio
 
-from .callbacks import Tried, describe_result, note_result, post_once
+from .callbacks import Tried, note_result, post_once, refusal_reason
 from .dead_letters import store_dead_letter
 from .events import CallbackPosted, WorkCrashed
 from .heartbeat import Lease
@@ -158,7 +158,7 @@ class CallbackRetries:
             return Ack()
         if wait is not None:
             return Nak(wait)
-        return await self._give_up(lease, stored, f"the receiver refused the callback: {describe_result(result)}")
+        return await self._give_up(lease, stored, refusal_reason(result))
 
     async def _give_up(self, lease: Lease, stored: StoredCallback | None, reason: str) -> Verdict:
         """Store a dead letter; without it the callback stays, and is tried again later."""

@@ -16,7 +16,7 @@ import trio
 from .dead_letters import store_dead_letter
 from .events import CallbackDiscarded, CallbackNotStored, CallbackPosted, CallbackStored, WorkCrashed
 from .heartbeat import Lease
-from .model import Busy, Callback, DeadLetter, Delivery, Invocation, PostResult, Refused, StoredCallback
+from .model import Busy, Callback, CallbackResult, DeadLetter, Delivery, Invocation, PostResult, Refused, StoredCallback
 from .policy.decide import parse_retry_after
 from .policy.report import is_delivered, is_retriable, origin_of
 from .policy.stored_callback import CALLBACK_KIND, encode_callback
@@ -30,7 +30,7 @@ SILENT = "not sent: the receiver answers no callback, and there is no room for m
 class Tried:
     """One try of a callback."""
 
-    result: int | str | Refused
+    result: CallbackResult
     asked: float
     """Wait (s) that the receiver asked for; 0 for none."""
     began: float
@@ -62,11 +62,17 @@ def note_result(services: Services, receiver: str, tried: Tried) -> None:
         services.schedule.succeeded(receiver)
 
 
-def describe_result(result: int | str | Refused) -> str:
+def describe_result(result: CallbackResult) -> str:
     """Describe the result of a try, for the reason of a dead letter."""
     if isinstance(result, Refused):
-        return f"the rules forbid it: {result.reason}"
+        return result.reason
     return f"status {result}" if isinstance(result, int) else result
+
+
+def refusal_reason(result: CallbackResult) -> str:
+    """Return the reason of the dead letter of a callback that is not sent again, because of this result."""
+    refused_by = "rules forbid the receiver" if isinstance(result, Refused) else "receiver refused the callback"
+    return f"the {refused_by}: {describe_result(result)}"
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +133,7 @@ class FirstCallback:
             if is_delivered(tried.result):
                 return
             if wait is None:
-                await self._keep_letter(f"the receiver refused the callback: {describe_result(tried.result)}")
+                await self._keep_letter(refusal_reason(tried.result))
                 return
             if config.callback_durable:
                 if await self._store(wait):
@@ -147,7 +153,7 @@ class FirstCallback:
             return services.schedule.wait_after(1, age=0.0, asked=tried.asked, draw=services.rng())
         return config.callback_backoff.delay(number, draw=services.rng())
 
-    def _emit(self, receiver: str, result: int | str | Refused, retry_in: float | None, duration: float) -> None:
+    def _emit(self, receiver: str, result: CallbackResult, retry_in: float | None, duration: float) -> None:
         call_id, function = self.invocation.call_id, self.invocation.label
         self.services.emit(
             CallbackPosted(call_id, function, receiver, result, is_delivered(result), retry_in, duration)

@@ -123,6 +123,10 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
     for one, other in pairs:
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
+    if values.get("basic_auth") and values.get("basic_auth_user_file", "") is None:
+        problems.append(
+            "basic_auth = true needs user and password: set basic_auth_user_file and basic_auth_password_file"
+        )
     methods = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
     if len(methods) > 1:
         problems.append(f"{' and '.join(methods)} are different ways to authenticate: keep one")
@@ -185,5 +189,5 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))) or NO_CODES,
     Rate: write_rate,
-    tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
+    tuple: lambda value: ",".join(each if isinstance(each, str) else "{}={}".format(*each) for each in value),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, PostResult, Verdict
+from .model import Backlog, CallbackResult, DeadLetter, Delivery, Invocation, Outcome, Verdict
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -71,7 +71,7 @@ class CallbackPosted(Event, frozen=True):
     function: str
     receiver: str
     """Scheme, host and port: the rest of a URL may be secret."""
-    result: PostResult
+    result: CallbackResult
     delivered: bool
     retry_in: float | None
     duration: float

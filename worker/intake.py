@@ -24,6 +24,7 @@ from .model import (
     Delivery,
     Final,
     FlowEnded,
+    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
@@ -97,7 +98,7 @@ class Intake:
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:  # noqa: C901, PLR0912 -- a case is a row of a table
+    def _apply(self, notice: Notice) -> None:
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -112,8 +113,11 @@ class Intake:
             case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
                     self._admission.tokens.take_back(notice.flow, notice.count)
-            case _ if notice.flow == CALLBACKS:
-                pass  # its credit is never recalled, and its messages are not counted here
+            case _ if notice.flow != CALLBACKS:  # its credit is never recalled, and its messages are not counted here
+                self._apply_to_shares(notice)
+
+    def _apply_to_shares(self, notice: FlowNotice) -> None:
+        match notice:
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):

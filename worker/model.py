@@ -295,19 +295,6 @@ class Callback(Struct, frozen=True, gc=False):
     body: bytes
 
 
-class StoredCallback(Struct, frozen=True, gc=False):
-    """A callback that failed, with the data to send it again."""
-
-    callback: Callback
-    call_id: str
-    function: str
-    """``name.namespace``."""
-    ended_at: float
-    """Time at which the invocation ended (s since the epoch)."""
-    not_before: float
-    """Time before which it is not sent again (s since the epoch)."""
-
-
 class Busy(Struct, frozen=True, gc=False):
     """A receiver's answer of 429 or 503 with a Retry-After header."""
 
@@ -322,8 +309,22 @@ class Refused(Struct, frozen=True, gc=False):
     """The rule and the setting, for the operator."""
 
 
-PostResult = int | str | Busy | Refused
+CallbackResult = int | str | Refused
 """The status of a receiver's answer, a text that explains why there was none, or that nothing was sent."""
+PostResult = CallbackResult | Busy
+
+
+class StoredCallback(Struct, frozen=True, gc=False):
+    """A callback that failed, with the data to send it again."""
+
+    callback: Callback
+    call_id: str
+    function: str
+    """``name.namespace``."""
+    ended_at: float
+    """Time at which the invocation ended (s since the epoch)."""
+    not_before: float
+    """Time before which it is not sent again (s since the epoch)."""
 
 
 class Backlog(Struct, frozen=True, gc=False):

@@ -162,7 +162,10 @@ class Callbacks(Protocol):
     """The receivers of results."""
 
     async def post(self, callback: Callback) -> PostResult:
-        """Post a callback once, and return the result; a Retry-After of 429 or 503 is returned with it."""
+        """Post a callback once, and return the result.
+
+        A status of 429 or 503 with a Retry-After header is returned with that header.
+        """
 
 
 Emit = Callable[[Event], None]

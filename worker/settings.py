@@ -26,6 +26,7 @@ from .policy.parse import (
     limit,
     nats_urls,
     one_of,
+    origins,
     port,
     queue,
     subject_prefix,
@@ -59,6 +60,13 @@ def signing_keys_file(value: str) -> str:
     """Parse the path of a file of signing keys, and check its content."""
     with Path(readable_file(value)).open("rb") as file:
         parse_keys(file.read(MAX_SIZE + 1))
+    return value
+
+
+def filled_file(value: str) -> str:
+    """Parse the path of a readable file that is not empty."""
+    if not Path(readable_file(value)).read_bytes().strip():
+        raise ValueError("is empty")
     return value
 
 
@@ -157,10 +165,10 @@ class Settings:
         "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
     )
     basic_auth_user_file: str | None = setting(
-        None, readable_file, "the file with the user for the gateway's `/system/`, if that asks for one"
+        None, filled_file, "the file with the user for the gateway's `/system/`, if that asks for one"
     )
     basic_auth_password_file: str | None = setting(
-        None, readable_file, "the file with its password; both are read again when they change"
+        None, filled_file, "the file with its password; both are read again when they change"
     )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
@@ -229,6 +237,9 @@ class Settings:
     http_port: int = setting("8081", port, "and the port")
     listen_host: str = setting("0.0.0.0", host, "where `queue-worker gateway` listens")  # noqa: S104 -- the same: it is a front door
     listen_port: int = setting("8080", port, "and the port")
+    metrics_port: int = setting(
+        "8082", port, "where it serves metrics and health, on `http_host`, as OpenFaaS's gateway does"
+    )
     max_connections: int = setting("2000", whole(1, 1_000_000), "most connections of callers there at once")
     max_body_bytes: int = setting(
         "104857600",
@@ -251,6 +262,18 @@ class Settings:
     )
     trusted_proxies: str | None = setting(
         None, networks, "there: addresses and networks of proxies whose `X-Forwarded-For` names the caller's address"
+    )
+    proxy_all: bool = setting(
+        "false", flag, "`queue-worker gateway` passes everything that is not its own on to `gateway_url`"
+    )
+    basic_auth: bool = setting(
+        "false", flag, "there: what `proxy_all` passes on needs the user and password of `basic_auth_user_file`"
+    )
+    api_token_file: str | None = setting(
+        None, filled_file, "there: or one of these bearer tokens, one a line; read again when the file changes"
+    )
+    cors_origins: tuple[str, ...] | None = setting(
+        None, origins, "there: comma-separated origins whose scripts may call it, as `https://app.example`, or `*`"
     )
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")

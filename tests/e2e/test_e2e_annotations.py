@@ -39,10 +39,10 @@ def test_cap_in_the_gateway_bounds_the_invocations_at_once(
 ) -> None:
     """With ``queue.max_inflight`` 2, two workers never run more than two of forty calls at once."""
     functions.deploy("capped", queue_max_inflight="2")
-    for _ in range(2):
-        start(scaling_mode="function", max_inflight=10)
+    start(scaling_mode="function", max_inflight=10)
     with gateway_on(queue.nats, tmp_path, nats_stream=queue.name, gateway_url=functions.url) as gateway:
         _agree(queue, gateway, "capped")
+        start(scaling_mode="function", max_inflight=10)  # it reads the agreed quota before it is ready
         functions.answer("capped", Reply(after=0.02))
         for _ in range(40):
             assert gateway.queue("capped").status == 202

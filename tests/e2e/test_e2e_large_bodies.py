@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.stack import Queue, StartWorker, message
 from tests.functions import Functions, Reply
-from tests.servers import run_program, wait_until
+from tests.gateway import gateway_on
+from tests.servers import Program, run_program, wait_until
 
 LARGE = b"".join(b"%07d\n" % n for n in range(300_000))
 """2.4 MB that are the same nowhere."""
@@ -112,3 +116,32 @@ def test_reference_of_another_body_reads_and_deletes_nothing(
         queue.wait_empty()
     assert [request for request in functions.to("echo") if request.reply] == []
     assert stored(queue) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["taken", "slow"])
+def test_large_body_takes_little_memory(
+    queue: Queue, functions: Functions, start: StartWorker, tmp_path: Path, function: str
+) -> None:
+    """A body of 100 MB raises the peak memory of producer and worker by at most 30 MB each."""
+    functions.answer("slow", Reply(after=1.0))
+    worker = start()
+    with gateway_on(queue.nats, tmp_path, nats_stream=queue.name) as gateway:
+        for body in (LARGE, b"x" * 104_857_600):  # the first one loads what any large body needs
+            before = {each: peak_memory(each) for each in (worker, gateway)}
+            answer = gateway.queue(function, body)
+            assert answer.status == 202
+            wait_until(queue.empty, "the invocation to end")
+            wait_until(lambda: stored(queue) == 0, "the body to be deleted")
+            (request,) = functions.of(answer.headers["X-Call-Id"])
+            assert len(request.body) == len(body)
+        for each, peak in before.items():
+            assert peak_memory(each) - peak < 30 * 2**20
+
+
+def peak_memory(program: Program) -> int:
+    """Return the peak of a process's resident memory (bytes)."""
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024

@@ -80,6 +80,7 @@ EVENTS: list[e.Event] = [
     e.Created("stream", "faas-request", True),
     e.ConsumerBound("s", "c", 60.0),
     e.SettlementUnconfirmed(1),
+    e.LeftoversDeleted(2),
     e.BacklogRead(Backlog(3, {"q": 2})),
     e.Listening("http://0.0.0.0:8081"),
     e.DrainStarted(3, 25.0),
@@ -89,8 +90,8 @@ EVENTS: list[e.Event] = [
     e.CallbackPosted(
         "a", "echo.fn", "http://h", Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1
     ),
+    e.LeftoversDeleted(2),
     e.CallbackKeysLoaded("/keys", 2),
-    e.LeftoversDeleted(3),
     e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
 

@@ -77,13 +77,6 @@ def attempts_are_consecutive(life: Life, story: Story) -> None:
     assert len(story.posts) == _expected_posts(story) or cut_short, "the wrong number of callbacks"
 
 
-def _result(story: Story, number: int) -> int | str:
-    """Return the result of a callback's try; a bug counts as no answer."""
-    assert story.planned.callback
-    result = story.planned.callback[min(number, len(story.planned.callback)) - 1].result
-    return result if isinstance(result, int) else repr(result)
-
-
 def _counts(handling: Handling) -> bool:
     """Return whether a delivery was an attempt: it ran, its drain did not return it, and no probe was refused."""
     if not handling.started:
@@ -94,6 +87,13 @@ def _counts(handling: Handling) -> bool:
         handling.final and isinstance(handling.settlement, Nak)
     )
     return handling.ended.counts and not returned
+
+
+def _result(story: Story, number: int) -> int | str:
+    """Return the result of a callback's try; a bug counts as no answer."""
+    assert story.planned.callback
+    result = story.planned.callback[min(number, len(story.planned.callback)) - 1].result
+    return result if isinstance(result, int) else repr(result)
 
 
 def _expected_posts(story: Story) -> int:

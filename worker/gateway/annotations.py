@@ -60,8 +60,10 @@ class FunctionLookup:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self._transport.aclose()
 
-    async def find(self, function: str) -> FunctionRecord:
+    async def find(self, function: str, *, wait: bool = True) -> FunctionRecord:
         """Return what the gateway has about a function, as far as that is known.
+
+        Without *wait* nothing is requested: the call will be rejected in any case.
 
         Raises:
             ValueError: *function* is not a function's name.
@@ -72,7 +74,7 @@ class FunctionLookup:
             return UNKNOWN
         now = asyncio.get_running_loop().time()
         record, step = self._records.find(function, now)
-        if step is not Step.USE:
+        if wait and step is not Step.USE:
             parse_function(function, "any")
             request = self._request(function)
             if step is Step.WAIT and request:
@@ -80,7 +82,7 @@ class FunctionLookup:
                 record, _ = self._records.find(function, asyncio.get_running_loop().time())
         if record is None:
             parse_function(function, "any")
-            self.unknown += 1
+            self.unknown += wait
             return UNKNOWN
         return self._checked(function, record)
 

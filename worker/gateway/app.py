@@ -79,7 +79,7 @@ class Gateway:
         self._limits.check_caller(scope)
         function, path = split_target(below)
         try:
-            record = await self._lookup.find(function)
+            record = await self._lookup.find(function, wait=self._publisher.answering)
             headers = canonical_headers(scope["headers"])
             message = compose(
                 function,

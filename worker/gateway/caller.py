@@ -243,6 +243,7 @@ class CallerConnection(HttpToolsProtocol):
     def _reject(self, rejected: _RejectedRequestError) -> None:
         """Answer with an error. What still comes is dropped, as a close with unread bytes could destroy the answer."""
         self._ending = True
+        self.all.rejected[rejected.status] += 1
         if self._busy:
             if not self._in_body:  # another request is being answered, and its answer goes first
                 self.cycle.keep_alive = False

@@ -9,6 +9,7 @@ callers do.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -44,6 +45,10 @@ class Connections:
         self._busy: dict[_Connection, None] = {}
         self._limited: dict[_Connection, None] = {}
         self._report_at = float("-inf")
+        self.rejected: Counter[int] = Counter()
+        """Number of requests that were rejected before they reached the application, by status."""
+        self.closed = 0
+        """Number of connections that were closed for a new one."""
 
     def add(self, connection: _Connection) -> None:
         """Add a new connection, and make room for it."""
@@ -59,6 +64,10 @@ class Connections:
             self._end(self._limited)
         connection.limited = True
         self._limited[connection] = None
+
+    def count(self) -> dict[str, int]:
+        """Return the number of open connections by state."""
+        return {"busy": len(self._busy), "waiting": len(self._waiting), "limited": len(self._limited)}
 
     def remove(self, connection: _Connection) -> None:
         """Remove a connection that was closed."""
@@ -83,8 +92,8 @@ class Connections:
         for connection in (*self._waiting, *self._busy, *self._limited):
             connection.check(now)
 
-    @staticmethod
-    def _end(group: dict[_Connection, None]) -> None:
+    def _end(self, group: dict[_Connection, None]) -> None:
+        self.closed += 1
         longest = next(iter(group))
         del group[longest]
         longest.abort()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from math import inf
 
 import anyio
 import httpx
@@ -42,19 +43,25 @@ class FunctionProxy:
     It calls httpx's transport directly, because httpx's client would store every caller's cookies.
     """
 
-    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
+    called = "the functions"
+    """The server behind this proxy, as callers read it."""
+
+    def __init__(
+        self, settings: Settings, log: FilteringBoundLogger, *, at_once: int = MAX_CONNECTIONS, endless: bool = False
+    ) -> None:
+        """Create a proxy for *at_once* requests. With *endless*, a response that has begun may take forever."""
         self._settings, self._log = settings, log
         self._url = httpx.URL(settings.gateway_url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
         """Entry in Via (RFC 9110, section 7.6.3), by which this gateway detects a loop."""
-        limits = httpx.Limits(
-            max_connections=MAX_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE
-        )
+        limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=100, keepalive_expiry=_KEEP_ALIVE)
         self._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
         timeout = settings.upstream_timeout
+        self._rest = inf if endless else timeout
+        """Seconds for a whole response."""
         self._timeout = httpx.Timeout(
-            timeout, connect=min(timeout, _CONNECT_TIMEOUT), pool=min(timeout / 2, _POOL_TIMEOUT)
+            None if endless else timeout, connect=min(timeout, _CONNECT_TIMEOUT), pool=min(timeout / 2, _POOL_TIMEOUT)
         ).as_dict()
 
     async def close(self) -> None:
@@ -69,6 +76,10 @@ class FunctionProxy:
             check_path(path)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
+        await self.pass_on(scope, receive, send)
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on whose path was checked."""
         if any(self._name in value for value in _values(scope["headers"], b"via")):
             url = without_password(str(self._url))
             text = f"gateway_url = {url} leads back to this gateway: set it to where the functions are"
@@ -86,12 +97,12 @@ class FunctionProxy:
     async def _forward(self, scope: Scope, body: _Body, send: Send) -> None:
         """Pass the request on and the response back, to its end within ``upstream_timeout``."""
         seconds = self._settings.upstream_timeout
-        end = anyio.current_time() + seconds
+        end = anyio.current_time() + self._rest
         try:
             with anyio.fail_after(seconds):
                 response = await self._transport.handle_async_request(self._request(scope, body))
         except httpx.PoolTimeout:
-            raise HTTPException(503, "too many requests to the functions at once", {"Retry-After": "1"}) from None
+            raise HTTPException(503, f"too many requests to {self.called} at once", {"Retry-After": "1"}) from None
         except (httpx.TimeoutException, TimeoutError):
             raise self._failed(504, f"no answer within {seconds:g} s") from None
         except httpx.TransportError as error:
@@ -112,8 +123,8 @@ class FunctionProxy:
             await response.aclose()
 
     def _failed(self, status: int, text: str) -> HTTPException:
-        self._log.warning("The functions do not answer", gateway_url=without_password(str(self._url)), error=text)
-        return HTTPException(status, f"the functions at {self._url.host}: {text}")
+        self._log.warning("No answer from gateway_url", gateway_url=without_password(str(self._url)), error=text)
+        return HTTPException(status, f"{self.called} at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:
         headers = _end_to_end(scope["headers"], _REQUEST_DROPPED)

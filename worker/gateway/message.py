@@ -202,7 +202,7 @@ def check_path(path: str) -> None:
     """Check that *path*, as in a request line, stays below its function: no segment is ``.`` or ``..``."""
     if _BAD_ESCAPE.search(path):
         raise ValueError("the path has a % that begins no escape: write %25")
-    if not {".", ".."}.isdisjoint(unquote(path).split("/")):
+    if not {".", ".."}.isdisjoint(unquote(path).replace("\\", "/").split("/")):  # as Windows separates them
         raise ValueError("the path has a . or .. segment: write the path that is meant")
 
 

@@ -281,6 +281,11 @@ class Publisher:
         """True while a message can be published."""
         return self._connection.up
 
+    @property
+    def answering(self) -> bool:
+        """True while connected to a server that answers."""
+        return self._connection.up and not self._stalls.server_silent
+
     def max_body_bytes(self) -> int:
         """Return the size of the largest body that fits a message: base64 makes four bytes of three.
 

@@ -9,26 +9,34 @@ import importlib.util
 import resource
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
+from typing import cast
 
 import structlog
 import uvicorn
+from starlette.types import ASGIApp
 from structlog.typing import FilteringBoundLogger
+from uvicorn._types import ASGI3Application
 
 from ..observe import logs
 from ..observe.library_logs import configure_library_logs
-from ..observe.listeners import addresses, listen
+from ..observe.listeners import addresses, is_loopback, listen
 from ..policy.parse import without_password
 from ..settings import Settings
 from .annotations import FunctionLookup
+from .api import MAX_CONNECTIONS as MAX_API_CONNECTIONS
+from .api import ApiProxy
 from .app import Gateway
+from .authentication import Authentication
 from .caller import CallerConnection
 from .connections import LIMITED, Connections
 from .credentials import Credentials
 from .functions import MAX_CONNECTIONS as MAX_FUNCTION_CONNECTIONS
 from .functions import FunctionProxy
+from .metrics import GatewayMetrics, serve_metrics
 from .overload import Limits
 from .publisher import Publisher
+from .routes import Router, for_observers, public_metrics, with_cors
 
 _BACKLOG = 2048
 """Connections that the kernel holds until the server accepts them."""
@@ -40,6 +48,8 @@ _UNSENT = 128 * 1024
 """Bytes of a response that the kernel takes before it is clear that the caller reads them (Linux). The kernel's own
 buffer, of megabytes, would be refilled too seldom to see whether a slow caller reads at all."""
 
+_OBSERVERS = 100
+"""Connections to the port for metrics and health."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -83,15 +93,46 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
-    lookup = FunctionLookup(settings, Credentials(settings, asyncio.get_running_loop().time), log)
+    now = asyncio.get_running_loop().time
+    credentials = Credentials(settings, now)
+    authentication = Authentication(settings, credentials, now, log)
+    api = ApiProxy(settings, authentication, credentials, log) if settings.proxy_all else None
+    lookup = FunctionLookup(settings, credentials, log)
     limits = Limits(settings, publisher, log)
     listeners = _listen(settings.listen_host, settings.listen_port)
     connections = Connections(_max_connections(settings, log), settings.client_timeout, log)
-    protocol = type("Caller", (CallerConnection,), {"all": connections})
-    server = _Server(
+    metrics = GatewayMetrics(connections, lambda: publisher.connected, passes_on=settings.proxy_all)
+    gateway = Gateway(settings, publisher, functions, log, lookup=lookup, limits=limits)
+    scrapes = serve_metrics(metrics)
+    public = public_metrics(scrapes, authentication, local=is_loopback(listeners))
+    app = metrics.counted(with_cors(Router(gateway, public, api), settings.cors_origins or ()))
+    server = _server(app, connections, settings)
+    _stop_by_signals(server)
+    connection = asyncio.ensure_future(publisher.run())
+    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
+    try:
+        url = f"http://{addresses(listeners[:1])}"
+        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=without_password(settings.gateway_url))
+        if api and not authentication.required:
+            log.warning("proxy_all without basic_auth or api_token_file: only gateway_url itself protects /system/")
+        async with _observers(for_observers(gateway, scrapes), settings, log):
+            await server.serve(listeners)
+    finally:
+        connection.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await connection
+        await limits.close()
+        await lookup.close()
+        for proxy in filter(None, (functions, api)):
+            await proxy.close()
+    log.info("Stopped")
+
+
+def _server(app: ASGIApp, connections: Connections, settings: Settings) -> uvicorn.Server:
+    return _Server(
         uvicorn.Config(
-            Gateway(settings, publisher, functions, log, lookup=lookup, limits=limits),
-            http=protocol,
+            cast("ASGI3Application", app),
+            http=type("Caller", (CallerConnection,), {"all": connections}),
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -105,21 +146,31 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
             timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
         )
     )
-    _stop_by_signals(server)
-    connection = asyncio.ensure_future(publisher.run())
-    connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
+
+
+@contextlib.asynccontextmanager
+async def _observers(app: ASGIApp, settings: Settings, log: FilteringBoundLogger) -> AsyncIterator[None]:
+    """Serve metrics and health on ``http_host`` and ``metrics_port`` until the block is left, if the port is free.
+
+    The producer can do its work without them: on a machine with several programs the port may be taken.
+    """
+    host, port = settings.http_host, settings.metrics_port
     try:
-        url = f"http://{addresses(listeners[:1])}"
-        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=without_password(settings.gateway_url))
-        await server.serve(listeners)
+        listeners = listen(host, port)
+    except OSError as error:
+        log.warning(
+            "No metrics are served; set metrics_port to a free port", address=f"{host}:{port}", error=str(error)
+        )
+        yield
+        return
+    log.info("Serving metrics and health", address=f"http://{addresses(listeners)}")
+    server = _server(app, Connections(_OBSERVERS, settings.client_timeout, log), settings)
+    serving = asyncio.ensure_future(server.serve(listeners))
+    try:
+        yield
     finally:
-        connection.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await connection
-        await limits.close()
-        await lookup.close()
-        await functions.close()
-    log.info("Stopped")
+        server.should_exit = True
+        await serving
 
 
 def _stop_by_signals(server: uvicorn.Server) -> None:
@@ -137,7 +188,9 @@ def _max_connections(settings: Settings, log: FilteringBoundLogger) -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return settings.max_connections
-    others = MAX_FUNCTION_CONNECTIONS + LIMITED + _ACCEPTED_AT_ONCE + _OTHER_FILES
+    others = (
+        MAX_FUNCTION_CONNECTIONS + MAX_API_CONNECTIONS + _OBSERVERS + 2 * LIMITED + _ACCEPTED_AT_ONCE + _OTHER_FILES
+    )
     fitting = max(files - others, files // 4)
     if fitting < settings.max_connections:
         log.warning(

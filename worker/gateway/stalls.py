@@ -28,11 +28,12 @@ class Stalls:
     def __init__(self, probe_server: Probe) -> None:
         self._probe_server = probe_server
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._server_silent = False
+        self.server_silent = False
+        """Whether the server itself does not answer."""
 
     def check(self, queue: str) -> None:
         """Raise BrokerUnavailableError in a stall."""
-        if self._server_silent:
+        if self.server_silent:
             raise BrokerUnavailableError("NATS does not answer: calls are taken again when it does")
         if queue in self._tasks:
             raise BrokerUnavailableError(f"the stream of the queue {queue} does not confirm: calls wait for its answer")
@@ -55,14 +56,14 @@ class Stalls:
         try:
             while True:
                 if await _answers(self._probe_server):
-                    self._server_silent = False
+                    self.server_silent = False
                     if await _answers(probe_stream) or loop.time() - silent_since > _LONGEST:
                         return
                 else:
-                    self._server_silent, silent_since = True, loop.time()
+                    self.server_silent, silent_since = True, loop.time()
                 await asyncio.sleep(_PROBE_WITHIN)
         finally:
-            self._server_silent = False
+            self.server_silent = False
 
 
 async def _answers(probe: Probe) -> bool:

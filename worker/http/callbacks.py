@@ -17,7 +17,6 @@ import trio
 
 from ..model import Busy, Callback, Headers, PostResult, Refused
 from ..policy.callback_access import CallbackAccess
-from ..policy.decide import header
 from ..policy.proxies import Proxies, read_proxies
 from ..policy.receiver_patterns import ReceiverPatterns
 from ..policy.signature import WEBHOOK_ID, sign
@@ -158,12 +157,6 @@ async def open_callbacks(
         nursery.cancel_scope.cancel()
 
 
-def _answer(response: httpcore.Response) -> int | Busy:
-    if response.status in (429, 503) and (asked := header(tuple(response.headers), b"retry-after")) is not None:
-        return Busy(response.status, asked.decode("latin-1"))
-    return response.status
-
-
 def _port(url: httpx.URL) -> int:
     return url.port or _PORTS.get(url.scheme, 0)
 
@@ -185,6 +178,14 @@ def _request_headers(url: httpx.URL, callback: Callback) -> list[tuple[bytes, by
         headers = [field for field in headers if field[0].lower() != b"authorization"]
         headers.append((b"Authorization", basic_auth(url.userinfo)))
     return [*headers, (b"Content-Length", b"%d" % len(callback.body))]
+
+
+def _answer(response: httpcore.Response) -> int | Busy:
+    if response.status in (429, 503):
+        for name, value in response.headers:
+            if name.lower() == b"retry-after":
+                return Busy(response.status, value.decode("latin-1"))
+    return response.status
 
 
 class _Slices:

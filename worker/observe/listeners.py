@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from ipaddress import ip_address
 
 _EVERY_ADDRESS = {"0.0.0.0": "::", "::": "0.0.0.0"}  # noqa: S104 -- what the settings ask for
 """The other family's name for all addresses."""
@@ -39,6 +40,11 @@ def listen(host: str, port: int, *, backlog: int = 100) -> list[socket.socket]:
             each.close()
         raise OSError(_reason((taken or errors)[0]))
     return sockets
+
+
+def is_loopback(sockets: list[socket.socket]) -> bool:
+    """Return whether all *sockets* can be reached from this machine only."""
+    return all(ip_address(each.getsockname()[0].partition("%")[0]).is_loopback for each in sockets)
 
 
 def addresses(sockets: list[socket.socket]) -> str:

@@ -48,6 +48,7 @@ class Metrics:
         self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
         self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
+        self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
         self._callbacks_stored = metric(
             Counter, "callbacks_kept", "Callbacks that failed, by whether they were stored", "queue_name", "result"
         )
@@ -55,7 +56,6 @@ class Metrics:
             Gauge, "stored_callbacks", "Callbacks in the stream, of all workers", "queue_name"
         )
         self._oldest_callback = metric(Gauge, "stored_callbacks_oldest_seconds", "Age of the oldest one", "queue_name")
-        self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
         self._redirects = metric(
             Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
         )
@@ -79,12 +79,12 @@ class Metrics:
             e.Settled: self._on_settled,
             e.Redelivered: lambda event: self._redeliveries.labels(queue, event.state).inc(),
             e.CallbackPosted: self._on_callback_posted,
+            e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
+            e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
             e.CallbackStored: lambda _: self._callbacks_stored.labels(queue, "stored").inc(),
             e.CallbackNotStored: lambda _: self._callbacks_stored.labels(queue, "not stored").inc(),
             e.CallbackDiscarded: lambda _: self._callbacks_stored.labels(queue, "lost").inc(),
             e.StoredCallbacksRead: self._on_stored_callbacks_read,
-            e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
-            e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
             e.DeadLettered: self._on_dead_lettered,
             e.LimitLearned: self._on_limit_learned,
             e.LeasesExtended: lambda event: self._extensions.inc(event.count),

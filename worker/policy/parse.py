@@ -94,6 +94,19 @@ def http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def origins(value: str) -> tuple[str, ...]:
+    """Parse a comma-separated list of origins, as browsers write them: ``https://app.example``, or ``*`` for all."""
+    found = tuple(each.strip(" ") for each in value.split(","))
+    for each in found if found != ("*",) else ():
+        parts = each.partition("://")
+        if not _is_url(each, "http", "https") or each != each.lower() or "@" in each or "/" in parts[2]:
+            raise ValueError(
+                f"{each!r} is not an origin: write https://host or https://host:port in lower case, without a path,"
+                " with commas between, or only *"
+            )
+    return found
+
+
 def nats_urls(value: str) -> str:
     """Parse a comma-separated list of NATS servers."""
     if not all(_is_url(url.strip(" "), "nats", "tls", "ws", "wss") for url in value.split(",")):
