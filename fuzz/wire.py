@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from worker.nats.wire import Status, parse_ack_subject, parse_status
+from worker.nats.pull_messages import Status, parse_ack_subject, parse_status
 
 WORDS = (
     "$JS.ACK.", "$JS.ACK.s.c.3.17.21.1700000000000000001.5", "$JS.ACK.hub.ACC.s.c.3.17.21.1700000000000000001.5",

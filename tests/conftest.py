@@ -36,6 +36,8 @@ if settings().derandomize:
     HypothesisProvider._local_constants = Constants()  # type: ignore[assignment]  # a property, cached
 
 
+pytest_plugins = ["tests.gateway"]
+
 LONG = (
     "chaos/test_chaos.py",
     "conformance/test_same_as_nats.py",
@@ -49,6 +51,8 @@ LONG = (
     "simulation/test_bugs.py",
     "test_dev.py",
     "test_gateway.py",
+    "test_gateway_annotations.py",
+    "test_gateway_overload.py",
     "test_gateway_hostile.py",
     "test_pause.py",
     "test_submit.py",

@@ -15,6 +15,8 @@ counts requests and sends all the same response, at the lowest cost. Both run on
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 import socket
 import struct
@@ -26,6 +28,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
 from typing import Literal, Protocol, Self, cast
+from urllib.parse import parse_qs, urlsplit
 
 from tests.patience import LAST_RESORT
 
@@ -186,7 +189,13 @@ class Request:
     def name(self) -> str:
         """The name of the invoked function, without its namespace; elsewhere the path's first segment."""
         before, found, after = self.target.partition("?")[0].partition("/function/")
-        return (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
+        name = (after if found else before).lstrip("/").partition("/")[0].partition(".")[0]
+        return f"system/{name}" if self.is_look_up else name
+
+    @property
+    def is_look_up(self) -> bool:
+        """Whether it asks OpenFaaS's gateway what it has about a function."""
+        return "/system/function/" in self.target.partition("?")[0]
 
     @property
     def prefix(self) -> str:
@@ -259,6 +268,13 @@ class Functions:
         """While it is set, the reply to all requests, in place of the script's replies."""
         self.open = 0
         """Number of open connections."""
+        self.look_ups: list[Request] = []
+        """All requests for what the gateway has about a function, in order of arrival; not among the others."""
+        self.look_up_reply: Reply | None = None
+        """While it is set, the reply to these."""
+        self.credentials = ""
+        """The ``user:password`` that these must bring; empty for none."""
+        self._deployed: dict[str, dict[str, str]] = {}
         self._limits: dict[str, int] = {}
         self._running: Counter[str] = Counter()
         self._scripts: dict[str, _Script] = {}
@@ -291,6 +307,18 @@ class Functions:
     def answer(self, name: str, *replies: Reply) -> None:
         """Set the replies of a function, one for each request of a call id in turn; the last reply repeats."""
         self._scripts[name] = _Script(replies)
+
+    def deploy(self, name: str, namespace: str = "openfaas-fn", **annotations: str) -> None:
+        """Let the gateway have a function with annotations, ``retry_attempts`` for ``com.openfaas.retry.attempts``.
+
+        Only the first underscore stands for a dot.
+        """
+        named = {f"com.openfaas.{key.replace('_', '.', 1)}": value for key, value in annotations.items()}
+        self._deployed[f"{name}.{namespace}"] = named
+
+    def remove(self, name: str, namespace: str = "openfaas-fn") -> None:
+        """Let the gateway have a function no more."""
+        self._deployed.pop(f"{name}.{namespace}", None)
 
     def limit(self, name: str, max_running: int) -> None:
         """Answer 429 to a request for *name* while *max_running* others run."""
@@ -366,7 +394,10 @@ class Functions:
         """See :class:`Server`."""
         request = self._record(connection, head, body or b"")
         script = self._scripts.get(request.name, self._default)
-        reply = self.override or script.replies[min(request.number, len(script.replies)) - 1]
+        if request.is_look_up:
+            reply = self.look_up_reply or self._describe(request)
+        else:
+            reply = self.override or script.replies[min(request.number, len(script.replies)) - 1]
         if self._running[request.name] >= self._limits.get(request.name, inf):
             reply = Reply(429)
         self.running += 1
@@ -384,10 +415,35 @@ class Functions:
         line, *fields = head[:-4].split(b"\r\n")
         headers = tuple((name, value.strip(b" ")) for name, _, value in (each.partition(b":") for each in fields))
         request = Request(line, headers, self._connections[connection], time.monotonic(), body=body)
+        if request.is_look_up:
+            self.look_ups.append(request)
+            return request
         self._numbers[request.call_id] += 1
         request.number = self._numbers[request.call_id]
         self.requests.append(request)
         return request
+
+    def _describe(self, request: Request) -> Reply:
+        """Return the reply of OpenFaaS's gateway and provider: a FunctionStatus, or 404 without a body."""
+        basic = f"Basic {base64.b64encode(self.credentials.encode()).decode()}"
+        if self.credentials and request.header("Authorization") != basic:
+            return Reply(401, b"invalid credentials")
+        parts = urlsplit(request.target)
+        name, (namespace, *_) = parts.path.rpartition("/")[2], parse_qs(parts.query).get("namespace", ["openfaas-fn"])
+        if (annotations := self._deployed.get(f"{name}.{namespace}")) is None:
+            return Reply(404, b"")
+        status = {
+            "name": name,
+            "image": f"registry.example/{name}:latest",
+            "namespace": namespace,
+            "labels": {"faas_function": name},
+            "annotations": {"prometheus.io.scrape": "false"} | annotations,
+            "invocationCount": 3,
+            "replicas": 1,
+            "availableReplicas": 1,
+            "createdAt": "2026-11-28T20:00:00Z",
+        }
+        return Reply(200, json.dumps(status).encode(), (("Content-Type", "application/json"),))
 
     async def _answer_later(self, connection: Connection, request: Request, reply: Reply, script: _Script) -> None:
         await asyncio.sleep(reply.after)

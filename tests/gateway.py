@@ -1,13 +1,20 @@
-"""A gateway process under test, and requests to it."""
+"""A gateway process under test, and requests to it; tests/conftest.py makes the fixtures known to all tests.
+
+Three fixtures start what the tests of the gateway need: :func:`nats` and :func:`gateway` are shared by the tests of a
+module, which leave them as they are. :func:`own_nats` is for one test, which may stop, freeze or fill it.
+"""
 
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, Program, wait_until
@@ -92,3 +99,30 @@ def gateway_on(nats: NatsServer, tmp_path: Path, **settings: object) -> Iterator
         gateway.terminate()
         with suppress(AssertionError):  # a killed process would lose what it counted of its coverage
             gateway.wait(5)
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """Start a server with the queue's stream, for tests that do not change it."""
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        server.make_stream()
+        yield server
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """Start a server with the queue's stream, which one test may stop, freeze or fill."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    request: pytest.FixtureRequest, nats: NatsServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    """Start a gateway on :func:`nats`, with the module's ``GATEWAY_SETTINGS``; no test may make it fail."""
+    settings = getattr(request.module, "GATEWAY_SETTINGS", {})
+    with gateway_on(nats, tmp_path_factory.mktemp("gateway"), **settings) as started:
+        yield started
+        assert not re.search("[Tt]raceback|Request failed", started.output)

@@ -310,7 +310,7 @@ class Program:
         stdin: bytes = b"",
     ) -> None:
         self.arguments = arguments
-        self._environment = environment(settings or {})
+        self.environment = environment(settings or {})
         self._cwd = cwd or tmp_path
         self._stdin = stdin
         self._files = tmp_path / f"{'-'.join(arguments[:2]).replace('.', '-')}-{next(_numbers)}"
@@ -330,7 +330,7 @@ class Program:
             self.process = subprocess.Popen(
                 command,
                 cwd=self._cwd,
-                env=self._environment,
+                env=self.environment,
                 stdin=stdin,
                 stdout=stdout if self.stdout_file is None else self.stdout_file,
                 stderr=stderr,

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from worker.admission import Admission
 from worker.heartbeat import Leases
-from worker.model import Delivery, Quota, Rate
+from worker.model import NO_ANNOTATIONS, Delivery, Quota, Rate
 from worker.policy.flow import Flow
 from worker.policy.limiter import Limiter
 from worker.policy.quota import CAP, RATE, token_flow
@@ -213,6 +213,17 @@ async def test_observe_without_annotations_lifts_an_agreed_quota(autojump_clock:
     flow = rig.shares.flow("a")
     assert rig.admission.observe(flow, {}, 9) == ()
     assert (rig.proposed, flow.weight) == ([("a.fn", Quota(), 9)], 1)
+
+
+async def test_observe_of_a_message_that_has_no_annotations_keeps_the_quota(autojump_clock: MockClock) -> None:
+    """A message whose producer did not know the annotations changes neither quota nor weight."""
+    assert autojump_clock
+    rig = Rig()
+    rig.quotas["a.fn"] = Quota(3, 2)
+    flow = rig.shares.flow("a")
+    flow.weight = 3
+    assert rig.admission.observe(flow, NO_ANNOTATIONS, 9) == ()
+    assert (rig.proposed, flow.weight) == ([], 3)
 
 
 async def test_limit_changed_has_the_next_decision_look_at_the_flow(autojump_clock: MockClock) -> None:

@@ -9,7 +9,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from worker.config import InvalidSettingsError, LoadedSettings, describe, load
+from worker.model import Rate
 from worker.policy.parse import without_password
+from worker.policy.receiver_patterns import parse_patterns
 from worker.settings import SETTING_FIELDS, Settings
 
 # The contract's table (section 2), less the settings that have no default of their own.
@@ -50,7 +52,8 @@ CONTRACT = {
 NO_DEFAULT = {
     *("nats_url", "nats_token", "nats_user", "nats_password", "nats_nkey_seed", "nats_creds_file"),
     *("nats_tls_ca_file", "nats_tls_cert_file", "nats_tls_key_file", "queue_name", "consumer_pull_max_messages"),
-    "function_minimums",
+    *("function_minimums", "basic_auth_user_file", "basic_auth_password_file"),
+    *("max_queued", "max_queued_per_function", "caller_rate", "trusted_proxies"),
 }
 SECRETS = {"nats_token", "nats_password", "nats_nkey_seed"}
 # A value that is valid, and not the default, for each.
@@ -101,6 +104,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "callback_attempts": ("1", 1),
     "callback_initial_wait": ("1s", 1.0),
     "callback_max_wait": ("1m", 60.0),
+    "callback_allow": ("*.example.com,10.0.0.0/8", parse_patterns("*.example.com,10.0.0.0/8")),
+    "callback_deny": ("[::1]:80", parse_patterns("[::1]:80")),
     "tls_insecure": ("true", True),
     "processes": ("2", 2),
     "max_connections": ("100", 100),
@@ -110,6 +115,12 @@ OTHER: dict[str, tuple[str, Any]] = {
     "http_port": ("0", 0),
     "listen_host": ("127.0.0.1", "127.0.0.1"),
     "listen_port": ("65535", 65535),
+    "function_annotations": ("false", False),
+    "function_check": ("true", True),
+    "max_queued": ("1", 1),
+    "max_queued_per_function": ("5", 5),
+    "caller_rate": ("60/m", Rate(60, 60.0)),
+    "trusted_proxies": ("10.0.0.0/8, ::1", "10.0.0.0/8, ::1"),
     "debug": ("true", True),
     "log_encoding": ("json", "json"),
 }
@@ -161,11 +172,13 @@ def test_load_settings_beyond_the_contract_are_listed() -> None:
         "nats_inbox_prefix",
         "nats_duplicate_window",
     }
+    own |= {"function_annotations", "function_check"}
+    own |= {"callback_allow", "callback_deny", "callback_secret_file"}
     own |= {"nats_stream_max_bytes", "nats_state_max_bytes", "dead_letter_max_bytes", "nats_bodies_max_bytes"}
     own |= {"max_body_bytes"}  # of the contract's section 11
     assert set(SETTING_FIELDS) == set(CONTRACT) | NO_DEFAULT | own
     assert set(OTHER) == set(SETTING_FIELDS) - {
-        name for name in NO_DEFAULT if name.endswith(("_user", "_password", "_file"))
+        name for name in NO_DEFAULT | {"callback_secret_file"} if name.endswith(("_user", "_password", "_file"))
     }
 
 

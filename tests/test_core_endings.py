@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.world import Answer, World, ms, reply
-from worker import job
+from worker import callbacks
 from worker.events import (
     CallbackIgnored,
     CallbackPosted,
@@ -137,6 +137,7 @@ async def test_callback_is_posted_before_the_ack(autojump_clock: MockClock) -> N
             "User-Agent": "queue-worker/test",
             "X-Retry": "1",
             "X-Retry-Max": "99",
+            "webhook-id": "msg_ec279c0eafc98a4a5bb3c58fbca4ac18",
         }
 
 
@@ -272,12 +273,12 @@ async def test_callback_to_a_silent_receiver_without_room_fails_at_once(
 ) -> None:
     """Without room, the callbacks of a receiver that has answered nothing for callback_timeout are given up."""
     monkeypatch.setattr(receivers, "MAX_CALLBACKS", 1)
-    monkeypatch.setattr(job, "origin_of", lambda _: "http://tarpit")
+    monkeypatch.setattr(callbacks, "origin_of", lambda _: "http://tarpit")
     async with World(autojump_clock) as world:
         tarpit = world.publish(reply(200), callback=[Answer("no answer", after=30)])
         worker = world.start(world.worker(slots=1, callback_attempts=1))
         await trio.sleep(11)
         late = world.publish(reply(200), callback=[Answer(200)])
         await late.removed.wait()
-        assert [each.result for each in worker.events_of(CallbackPosted)] == [job._SILENT]
+        assert [each.result for each in worker.events_of(CallbackPosted)] == [callbacks.SILENT]
         assert not tarpit.removed.is_set()

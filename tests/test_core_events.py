@@ -67,8 +67,18 @@ async def test_events_of_a_given_up_message_have_every_field(autojump_clock: Moc
             (13.5, InvocationEnded(invocation, 2, 2, Responded(500), given_up, 2.0)),
             (13.75, DeadLetterNotStored(letter, "it was not confirmed")),
             (14.5, DeadLettered(letter, stored=True)),
-            (14.5, CallbackPosted(invocation, 500, delivered=False, retry_in=1.0, duration=0.0)),
-            (17.5, CallbackPosted(invocation, 200, delivered=True, retry_in=None, duration=2.0)),
+            (
+                14.5,
+                CallbackPosted(
+                    "call-1", "resize.openfaas-fn", "http://results", 500, delivered=False, retry_in=1.0, duration=0.0
+                ),
+            ),
+            (
+                17.5,
+                CallbackPosted(
+                    "call-1", "resize.openfaas-fn", "http://results", 200, delivered=True, retry_in=None, duration=2.0
+                ),
+            ),
             (17.5, Settled(given_up)),
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -74,6 +75,15 @@ class Dev(Program):
         return found
 
 
+def is_ready(dev: Dev) -> bool:
+    """Return whether its gateway and its worker are ready."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{dev.ports['http_port']}/readyz", timeout=LAST_RESORT):
+            return bool(dev.ask("/readyz")[0] == 200)
+    except OSError:
+        return False
+
+
 @contextmanager
 def running(tmp_path: Path, **settings: object) -> Iterator[Dev]:
     """Start ``dev``, wait until it is ready, and stop it: killed, it would leave its children behind."""
@@ -112,6 +122,23 @@ def test_dev_on_ctrl_c_stops_all_parts_and_exits_0(tmp_path: Path) -> None:
         assert not [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
         lines = [line for line in dev.stdout.splitlines() if "Posted result" in line and began in line]
         assert len(lines) == 1, "the running invocation ended, and its callback was received"
+
+
+def test_dev_whose_output_is_not_read_goes_on(tmp_path: Path) -> None:
+    """Calls run and Ctrl-C stops all parts with 0, although nothing reads the output and the lines fill its pipe."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    dev = Dev(tmp_path, debug="true")
+    dev.stdout_file = writing
+    with dev:
+        os.close(writing)
+        wait_until(lambda: is_ready(dev), "gateway and worker to be ready")
+        for _ in range(100):
+            dev.submit("fast")
+        wait_until(lambda: len(dev.called_back()) == 100, "all callbacks")
+        dev.interrupt()
+        assert dev.wait() == 0
+    os.close(reading)
 
 
 def test_dev_restarted_keeps_the_queued_messages(tmp_path: Path) -> None:

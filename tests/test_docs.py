@@ -23,7 +23,7 @@ from tests.world.faults import ALL, ONE
 from worker import __version__
 from worker.cli import COMMANDS, main
 from worker.config import load
-from worker.events import CallbackPosted, DeadLettered, Event, InvocationEnded, InvocationStarted
+from worker.events import CallbackPosted, CallbackStored, DeadLettered, Event, InvocationEnded, InvocationStarted
 from worker.gateway import claims
 from worker.model import (
     Abandon,
@@ -39,6 +39,7 @@ from worker.model import (
     NoResponse,
     NotSent,
     Outcome,
+    Refused,
     Responded,
     Term,
     TimedOut,
@@ -263,9 +264,8 @@ CAUSES: dict[str, tuple[Outcome, ...]] = {
     ),
     "no response: refused, reset, name not resolved, TLS failed, not HTTP, broken off": (NoResponse("refused"),),
     "no whole response within `upstream_timeout`": (TimedOut(60.0),),
-    "not sent: this machine has no descriptors, memory, threads or ports, or a large body cannot be read now": (
-        NotSent("no ports"),
-    ),
+    "not sent: this machine has no descriptors, memory, threads or ports, or no name server answers, or a "
+    "large body cannot be read now": (NotSent("no ports"),),
     "a bug in the worker": (Crashed(ValueError()),),
     "a message whose large body is not stored any more, or is damaged": (Malformed("not stored any more"),),
     "a message that cannot be decoded": (Malformed("not a QueueRequest"),),
@@ -329,7 +329,7 @@ INVOCATION = Invocation(
 
 def test_dead_letter_headers_table_is_complete() -> None:
     """Every header of a dead letter is listed; the last ones are those that the adapter adds."""
-    headers = dead_letter_headers(DeadLetter(DELIVERY, "", 1, "", "", 500), stream="")
+    headers = dead_letter_headers(DeadLetter(DELIVERY, "", 1, "", "", 500, kind="callback"), stream="")
     assert [row[0] for row in table(GUARANTEES, "### Headers of a dead letter")] == [
         *map(code, headers),
         code("X-Dead-Letter-Part"),
@@ -373,9 +373,13 @@ def lines() -> dict[str, tuple[str, set[str]]]:
         *(InvocationEnded(INVOCATION, 1, 3, gone, verdict, 0.0) for verdict in (Ack(), Nak(1.0), Term(""), Abandon())),
         InvocationEnded(INVOCATION, 1, 3, gone, Nak(0.1), 0.0, counts=False),
         InvocationEnded(INVOCATION, 1, 3, Responded(301), Ack(), 0.0),
-        CallbackPosted(INVOCATION, 200, delivered=True, retry_in=None, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=1.0, duration=0.0),
-        CallbackPosted(INVOCATION, 500, delivered=False, retry_in=None, duration=0.0),
+        CallbackPosted("a", "echo.fn", "http://h", 200, delivered=True, retry_in=None, duration=0.0),
+        CallbackPosted("a", "echo.fn", "http://h", 500, delivered=False, retry_in=1.0, duration=0.0),
+        CallbackPosted("a", "echo.fn", "http://h", 500, delivered=False, retry_in=None, duration=0.0),
+        CallbackPosted("a", "echo.fn", "http://h", Refused("a rule"), delivered=False, retry_in=None, duration=0.0),
+        CallbackPosted("a", "echo.fn", "http://h", 200, delivered=True, retry_in=None, duration=0.0, stored=True),
+        CallbackStored("a", "echo.fn"),
+        DeadLettered(DeadLetter(DELIVERY, "", 3, "a", "echo.fn", None, kind="callback"), stored=True),
         DeadLettered(DeadLetter(DELIVERY, "", 3, "5bd0a6a1", "figlet.openfaas-fn", 500), stored=True),
     ]
     shown: dict[str, tuple[str, set[str]]] = {}

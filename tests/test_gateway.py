@@ -9,9 +9,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +26,10 @@ from tests.wire import StoredMessage
 from worker.dev.stack import free_port
 from worker.gateway.large_bodies import BodyReader
 
-_numbers = count(1)
 BUCKET = "OBJ_faas-request-bodies"
 MAX_PAYLOAD = 1_048_576
 """nats-server's default (bytes)."""
-
-
-@pytest.fixture(scope="module")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Start a server for the tests that do not change it."""
-    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
-        server.make_stream()
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gateway(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Start a gateway on that server, with debug logs."""
-    with gateway_on(nats, tmp_path_factory.mktemp("gateway"), debug="true") as started:
-        yield started
-
-
-@pytest.fixture
-def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """Start a server that one test may stop, freeze or fill."""
-    with NatsServer(tmp_path) as server:
-        server.make_stream()
-        yield server
+GATEWAY_SETTINGS = {"debug": "true"}
 
 
 def stored(nats: NatsServer, answer: Response) -> list[StoredMessage]:

@@ -23,26 +23,11 @@ CLAIMS = "faas-request-call-ids"
 
 
 @pytest.fixture(scope="module")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Start a server for the tests that do not change it."""
-    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
-        server.make_stream()
-        yield server
-
-
-@pytest.fixture(scope="module")
 def gateways(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Gateway]]:
     """Start two producers for one queue."""
     one, other = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("other")
     with gateway_on(nats, one) as first, gateway_on(nats, other) as second:
         yield [first, second]
-
-
-@pytest.fixture
-def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    """Start a server that one test may stop, freeze or fill."""
-    with NatsServer(tmp_path) as server:
-        yield server
 
 
 @pytest.fixture
@@ -186,24 +171,24 @@ def test_calls_at_once_with_three_replicas_count_one_request(tmp_path: Path) -> 
         assert cluster.api(f"STREAM.INFO.{CLAIMS}")["config"]["num_replicas"] == 3
 
 
-def test_call_after_the_duplicate_window_is_another_call(own_nats: NatsServer, tmp_path: Path) -> None:
+def test_call_after_the_duplicate_window_is_another_call(tmp_path: Path) -> None:
     """A call id is compared for as long as the stream recognizes it, by the stream's own window."""
-    own_nats.make_stream(duplicate_window=500_000_000)
-    with gateway_on(own_nats, tmp_path) as gateway:
-        assert gateway.queue("echo", b"x", X_Call_Id="one").status == 202
-        assert gateway.queue("echo", b"y", X_Call_Id="one").status == 422
+    with NatsServer(tmp_path) as nats:
+        nats.make_stream(duplicate_window=500_000_000)
+        with gateway_on(nats, tmp_path) as gateway:
+            assert gateway.queue("echo", b"x", X_Call_Id="one").status == 202
+            assert gateway.queue("echo", b"y", X_Call_Id="one").status == 422
 
-        def again() -> Response | None:
-            answer = gateway.queue("echo", b"y", X_Call_Id="one")
-            return answer if answer.status == 202 else None
+            def again() -> Response | None:
+                answer = gateway.queue("echo", b"y", X_Call_Id="one")
+                return answer if answer.status == 202 else None
 
-        assert wait_until(again, "the window to end").headers[REPLAYED] is None
-        assert own_nats.api(f"STREAM.INFO.{CLAIMS}")["config"]["duplicate_window"] == 500_000_000
+            assert wait_until(again, "the window to end").headers[REPLAYED] is None
+            assert nats.api(f"STREAM.INFO.{CLAIMS}")["config"]["duplicate_window"] == 500_000_000
 
 
 def test_claims_follow_a_changed_window_of_the_stream(own_nats: NatsServer, tmp_path: Path) -> None:
     """A producer that connects gives the claims the window that the queue's stream has now."""
-    own_nats.make_stream()
     with gateway_on(own_nats, tmp_path) as gateway:
         gateway.queue("echo", X_Call_Id="one")
     config = own_nats.api("STREAM.INFO.faas-request")["config"]
@@ -215,7 +200,6 @@ def test_claims_follow_a_changed_window_of_the_stream(own_nats: NatsServer, tmp_
 
 def test_call_id_after_a_restart_of_nats_is_still_compared(own_nats: NatsServer, tmp_path: Path) -> None:
     """Claims outlive the server: another request is rejected, and a call that still waits is not queued again."""
-    own_nats.make_stream()
     with gateway_on(own_nats, tmp_path) as gateway:
         gateway.queue("echo", b"x", X_Call_Id="one")
         own_nats.kill()
@@ -227,7 +211,6 @@ def test_call_id_after_a_restart_of_nats_is_still_compared(own_nats: NatsServer,
 
 def test_call_unconfirmed_and_sent_again_is_the_same_call(own_nats: NatsServer, tmp_path: Path) -> None:
     """A call that got 503, because the server did not confirm it, is sent again without a false 422, and runs once."""
-    own_nats.make_stream()
     with gateway_on(own_nats, tmp_path) as gateway:
         assert gateway.queue("other").status == 202
         own_nats.pause()

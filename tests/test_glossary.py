@@ -16,27 +16,29 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "worker").rglob("*.py"))
 
 _HTTP_NATS_UNIX = """
-abandon api app body broker child children client code config connection exit gateway histogram http
-http11 jet jetstream log logs message metrics nak nats options origin parent parser processes proxy pub queue
-redirect request responders response sequence server session settings status stream subject subscription term tls
-topology transport url wire entry flags output listeners shared rendering community memory reservation result room
+abandon addresses api app body broker child children client code community config connection credentials entry exit
+flags gateway histogram http http11 jet jetstream listeners log logs memory message metrics nak nats network options
+origin output parent parser processes proxy pub queue redirect rendering request reservation responders response
+result room sequence server session settings shared signature status stream subject subscription term tls topology
+transport url wire
 """
 _VERBS = """
-applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift give
-merge observe parse pause postpone publish publisher read reader reconcile retire retry
+applier apply assemble bind binding cancel connect create decide decode delete deleter demo dev drift expire give
+merge observe parse pause post postpone publish publisher read reader reconcile retire retry
 run serve settle start store submit unfilter writer
 """
 _WHAT_HAPPENED = """
-agreed bound changed closed connected crashed created delivered disconnected ended error expired
+agreed bound changed closed connected crashed created delivered discarded disconnected ended error expired tried
 failure finished idle ignored interrupted invalid learned listening loaded lost malformed merged misconfigured
 observed paused posted published redelivered refusals refused rejected responded returned reused sent started stored
 timed unavailable unconfirmed wanted
 """
 _ANY_PROGRAM = """
-after again annotation answer arrival back backoff buffer cache caller collector commands core count counts decision
-draft durations family group heartbeat info intake internals jitter job large latency limit model name names
-no not observation one out page phase plain poller pool pooled pools ports probe protocol rate readiness report return
-services set shared shot stack stale supported syntax terms timeout timers times too tracker work
+after again annotation answer arrival back backoff buffer busy cache caller collector commands core count counts
+decision draft durations family first freshness full group handler heartbeat info intake internals jitter job large
+latency library limit lookup model name names no not observation one out overload page phase plain poller pool pooled
+pools ports probe protocol rate readiness report return services set shared shot stack stale step supported syntax
+terms timeout timers times too tracker work
 """
 PLAIN = frozenset(f"{_HTTP_NATS_UNIX} {_VERBS} {_WHAT_HAPPENED} {_ANY_PROGRAM}".split())
 """Words of public names that need no explanation here. A word of this project's own belongs into the glossary."""

@@ -23,6 +23,7 @@ from worker.model import (
     Published,
     Quota,
     QuotaChanged,
+    Receipt,
     StoredCount,
     Verdict,
 )
@@ -177,3 +178,19 @@ async def test_intake_applies_each_notice_to_its_flow(autojump_clock: MockClock)
         assert (requested[CAP], [*intake._shares.flows]) == (3, [])
         intake._take_all([PausedFunctions(frozenset({""}))])
         assert intake._shares.flow("c").paused
+
+
+async def test_intake_message_of_a_paused_function_is_given_back(autojump_clock: MockClock) -> None:
+    """A message that arrives after the pause, for credit from before, does not start; a receipt comes after that."""
+    async with World(autojump_clock, by_function=True, latency=1 / 8) as world:
+        world.publish(reply(200, after=9), function="a")
+        worker, intake = await started(world)
+        await sleep_until(1)
+        (running,) = worker.services.leases._held.values()
+        late = replace(running.delivery, id=(2, 2), token="late", received_at=current_time())
+        worker.queue.record_delivery(late)
+        label, received = only_flow(intake).function, list[int]()
+        intake._take_all([PausedFunctions(frozenset({label})), Receipt(lambda: received.append(1)), late])
+        assert received == [1]
+        assert [(delivery, nak) for _, delivery, nak in worker.queue.settlements] == [(late, Nak(NO_TOKEN))]
+        assert only_flow(intake).running == 1

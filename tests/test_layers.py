@@ -24,7 +24,10 @@ LAYERS = [
     ("observe",),
     ("run",),
     ("intake",),
-    ("job",),
+    ("job", "callback_retries"),
+    ("callbacks",),
+    ("dead_letters",),
+    ("services",),
     ("admission",),
     ("token_store",),
     ("drain", "heartbeat", "timers"),
@@ -42,17 +45,18 @@ LAYERS = [
 NATS_LAYERS = [
     ("commands", "queue"),
     ("binding",),
-    ("quotas", "discovery"),
+    ("quotas", "discovery", "stored_callbacks"),
+    ("drifts",),
     ("flow_consumers", "faults"),
     ("pull_consumer",),
     ("pull",),
     ("outbox", "migration"),
-    ("retired_consumers", "function_state", "dead_letters", "apply", "stored_bodies"),
+    ("retired_consumers", "function_state", "dead_letters", "apply", "attempt_counts", "presence", "stored_bodies"),
     ("objects",),
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "nats_internals", "credit"),
+    ("wire", "nats_internals", "credit", "pull_messages"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 
@@ -103,6 +107,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "in
 SANS_IO = (
     "worker.nats.credit",
     "worker.nats.layout",
+    "worker.nats.pull_messages",
     "worker.nats.reconcile",
     "worker.nats.wire",
     "worker.http.http11",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from .heartbeat import Lease, Leases
-from .model import Quota
+from .model import NO_ANNOTATIONS, Quota
 from .policy.flow import Flow
 from .policy.quota import needs_tokens, parse_quota
 from .policy.retry import IgnoredAnnotation
@@ -51,7 +51,7 @@ class Admission:
 
         The newest message decides: *stored* is when it was stored (ns since the epoch). Return the invalid annotations.
         """
-        if not (annotations or self._quotas.agreed(flow.function)):
+        if annotations is NO_ANNOTATIONS or not (annotations or self._quotas.agreed(flow.function)):
             return ()
         quota, ignored = parse_quota(annotations)
         flow.weight = quota.weight

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .model import Rate
 from .policy.community import REPLACEMENTS, community_warning
 from .policy.durations import format_duration
 from .policy.names import is_name
 from .policy.parse import host, http_url, nats_urls, without_password
+from .policy.quota import write_rate
 from .policy.retry import NO_CODES
 from .settings import ORDINAL, SETTING_FIELDS, Settings
 
@@ -113,7 +115,12 @@ def _combination_problems(values: dict[str, Any], origins: dict[str, str]) -> li
         if not is_name(name):
             named = f"queue_name is not set, and {name!r}, after nats_stream = {stream!r}"
             problems.append(f"{named}, cannot name a queue: set it")
-    for one, other in (("nats_user", "nats_password"), ("nats_tls_cert_file", "nats_tls_key_file")):
+    pairs = (
+        ("nats_user", "nats_password"),
+        ("nats_tls_cert_file", "nats_tls_key_file"),
+        ("basic_auth_user_file", "basic_auth_password_file"),
+    )
+    for one, other in pairs:
         if (values.get(one) is None) != (values.get(other) is None) and one in values and other in values:
             problems.append(f"{one} and {other} go together: set both or neither")
     methods = [name for name in ("nats_token", "nats_user", "nats_nkey_seed", "nats_creds_file") if values.get(name)]
@@ -177,5 +184,6 @@ _FORMATTERS: Mapping[type, Callable[[Any], str]] = {
     bool: lambda value: str(value).lower(),
     float: format_duration,
     frozenset: lambda value: ",".join(map(str, sorted(value))) or NO_CODES,
+    Rate: write_rate,
     tuple: lambda value: ",".join(f"{name}={slots}" for name, slots in value),
 }

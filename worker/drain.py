@@ -24,6 +24,8 @@ class Drain:
         self.jobs: set[trio.CancelScope] = set()
         self.started_at = 0.0
         """Time of the first stop (s, Trio's clock)."""
+        self.expired_at = float("inf")
+        """Time at which the jobs were cancelled."""
         self._expired = False
 
     def add(self, job: trio.CancelScope) -> None:
@@ -43,6 +45,6 @@ class Drain:
             await anext(stops)
             reason = "second signal"
         self._emit(DrainExpired(len(self.jobs), reason))
-        self._expired = True
+        self._expired, self.expired_at = True, trio.current_time()
         for scope in self.jobs:
             scope.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from .model import Backlog, DeadLetter, Delivery, Invocation, Outcome, Verdict
+from .model import Backlog, CallbackResult, DeadLetter, Delivery, Invocation, Outcome, Verdict
 
 
 class Event(Struct, frozen=True, gc=False):
@@ -64,14 +64,64 @@ class CallbackIgnored(Event, frozen=True):
 class CallbackPosted(Event, frozen=True):
     """A callback was tried.
 
-    *result* is the status of the answer, or why there was none. *retry_in* is the wait (s) before the next try, if any.
+    *retry_in* is the wait (s) before the next try, if any.
     """
 
-    invocation: Invocation
-    result: int | str
+    call_id: str
+    function: str
+    receiver: str
+    """Scheme, host and port: the rest of a URL may be secret."""
+    result: CallbackResult
     delivered: bool
     retry_in: float | None
     duration: float
+    stored: bool = False
+    """Whether it came from the stored callbacks."""
+
+
+class CallbackStored(Event, frozen=True):
+    """A callback that had failed, or had no room, is stored."""
+
+    call_id: str
+    function: str
+
+
+class CallbackNotStored(Event, frozen=True):
+    """A callback could not be stored, so it stays in the worker's memory."""
+
+    call_id: str
+    function: str
+    error: str
+
+
+class CallbackDiscarded(Event, frozen=True):
+    """A callback is lost: neither it nor its dead letter could be stored."""
+
+    call_id: str
+    function: str
+    receiver: str
+
+
+class StoredCallbacksRead(Event, frozen=True):
+    """The stored callbacks of all workers were counted."""
+
+    messages: int
+    oldest: float
+    """Seconds since the oldest one was stored; 0 without any."""
+
+
+class CallbackKeysLoaded(Event, frozen=True):
+    """The file with the keys that sign callbacks has changed."""
+
+    path: str
+    keys: int
+
+
+class CallbackKeysRejected(Event, frozen=True):
+    """The file of signing keys cannot be used any more; callbacks are still signed with its last keys."""
+
+    path: str
+    error: str
 
 
 class DeadLettered(Event, frozen=True):
@@ -92,6 +142,17 @@ class WorkCrashed(Event, frozen=True, gc=True):
 
     delivery: Delivery
     error: Exception
+
+
+class ResultMemoryUnavailable(Event, frozen=True):
+    """Results that have callbacks are not read on, because others use all the memory for results."""
+
+    waiting: int
+    longest: float
+    """Seconds for which the first of them has waited."""
+    held: int
+    """Bytes of the results that are kept."""
+    limit: int
 
 
 # Leases and limits.

@@ -13,14 +13,18 @@ from collections.abc import Sequence
 import trio
 
 from .admission import Admission
+from .callback_retries import CallbackRetries
 from .events import LimitLearned, Redelivered, Settled
-from .job import Job, Services
+from .job import Job
 from .model import (
+    CALLBACKS,
     Abandon,
+    AttemptCount,
     CreditReturned,
     Delivery,
     Final,
     FlowEnded,
+    FlowNotice,
     Nak,
     Notice,
     PausedFunctions,
@@ -28,6 +32,7 @@ from .model import (
     Published,
     QueueShared,
     QuotaChanged,
+    Receipt,
     StoredCount,
     Verdict,
 )
@@ -36,6 +41,7 @@ from .policy.ledger import Extend, GiveBack, Postpone, SettleAgain, Start, decid
 from .policy.quota import is_token_flow
 from .policy.shares import Shares
 from .ports import Consumer
+from .services import Services
 
 
 class Intake:
@@ -48,6 +54,7 @@ class Intake:
         """Whether deliveries are started; if not, they are given back."""
         self._shares = Shares(services.config.slots, self._make_flow)
         self._admission = Admission(services.queue, services.quotas, services.leases, self._shares, self._decide)
+        self._callbacks = CallbackRetries(services, nursery)
         self._jobs: deque[Job] = deque()
         """Jobs that wait for a task to wake up or to begin."""
         self._idle = trio.lowlevel.ParkingLot()
@@ -59,6 +66,7 @@ class Intake:
         """Receive until cancelled."""
         self._consumer, self._open = consumer, True
         self._services.leases.set_ack_wait(consumer.ack_wait)
+        self._callbacks.start(consumer)
         while True:
             with trio.CancelScope() as self._wait:
                 self._decide()
@@ -72,6 +80,7 @@ class Intake:
         """Request nothing more, and give back at once what still arrives."""
         if self._consumer:
             self._open = False
+            self._callbacks.stop()
             self._take_all(await self._consumer.stop())
             self._decide()
             self._admission.stop()
@@ -84,10 +93,12 @@ class Intake:
                 self._apply(each)
             elif is_token_flow(each.flow):
                 self._admission.tokens.receive(each)
+            elif each.flow == CALLBACKS:
+                self._callbacks.receive(each)
             else:
                 self._take(each, newest=newest[each.id] is each)
 
-    def _apply(self, notice: Notice) -> None:  # noqa: C901 -- a case is a row of a table
+    def _apply(self, notice: Notice) -> None:
         match notice:
             case QueueShared():
                 self._shares.add_shared()
@@ -95,9 +106,18 @@ class Intake:
                 self._admission.set_quota(function, quota)
             case PausedFunctions(functions):
                 self._shares.set_paused(functions)
+            case Receipt(received):
+                received()
+            case AttemptCount():
+                self._services.ledger.learn(notice)
             case _ if is_token_flow(notice.flow):
                 if isinstance(notice, CreditReturned):
                     self._admission.tokens.take_back(notice.flow, notice.count)
+            case _ if notice.flow != CALLBACKS:  # its credit is never recalled, and its messages are not counted here
+                self._apply_to_shares(notice)
+
+    def _apply_to_shares(self, notice: FlowNotice) -> None:
+        match notice:
             case StoredCount(flow, messages):
                 self._shares.set_stored(flow, messages)
             case PendingCount(flow, messages):
@@ -115,7 +135,8 @@ class Intake:
         before = services.leases.terms.lost_at(delivery.received_at)
         flow = self._shares.flow(delivery.flow)
         known = services.ledger.classify(delivery, now=now)
-        room, token = self._open and self._shares.has_room(flow), self._admission.may_start(flow)
+        # A message of a paused function can arrive for credit from before the pause, until that credit is recalled.
+        room, token = self._open and self._shares.has_room(flow), not flow.paused and self._admission.may_start(flow)
         action = decide_delivery(known, newest=newest, leased=now < before, room=room, token=token)
         if isinstance(action, Start):
             self._start(delivery, flow, action, now)
@@ -128,16 +149,21 @@ class Intake:
                 services.queue.settle(delivery, verdict, before=delivery.received_at)
                 services.emit(Redelivered(delivery, "finished"))
             case Postpone(remaining):
-                services.queue.settle(delivery, Nak(remaining), before=before)
+                self._nak(delivery, Nak(remaining), before)
                 services.emit(Redelivered(delivery, "early"))
             case GiveBack(attempt, delay):
                 services.ledger.record(delivery, attempt, Nak(delay), counts=False, now=now)
-                services.queue.settle(delivery, Nak(delay), before=before)
+                self._nak(delivery, Nak(delay), before)
                 services.emit(Settled(Nak(delay)))
             case Abandon():
                 services.ledger.abandon(delivery)
                 services.emit(Settled(action))
         self._shares.note_arrival(flow, delivery.num_pending, now)
+
+    def _nak(self, delivery: Delivery, nak: Nak, before: float) -> None:
+        if count := self._services.ledger.count_to_announce(delivery):
+            self._services.queue.announce(count)
+        self._services.queue.settle(delivery, nak, before=before)
 
     def _start(self, delivery: Delivery, flow: Flow, start: Start, now: float) -> None:
         self._shares.start(flow, delivery.num_pending, now)

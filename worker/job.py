@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import TypeVar
 
 import trio
 
 from .admission import Admission
-from .drain import Drain
+from .callbacks import FirstCallback
+from .dead_letters import store_dead_letter
 from .events import (
     AnnotationIgnored,
     CallbackIgnored,
-    CallbackPosted,
-    DeadLettered,
-    DeadLetterNotStored,
     InvocationEnded,
     InvocationStarted,
     Settled,
     WorkCrashed,
 )
-from .heartbeat import Lease, Leases
+from .heartbeat import Lease
 from .model import (
     Abandon,
     Ack,
     Attempted,
-    Callback,
     Crashed,
     DeadLetter,
     Final,
@@ -46,62 +43,11 @@ from .model import (
 from .policy.decide import decide, status_of
 from .policy.decode import decode
 from .policy.flow import Flow
-from .policy.ledger import Ledger
-from .policy.receivers import Receivers
-from .policy.report import is_delivered, is_retriable, make_callback, origin_of
-from .policy.retry import Backoff, Retry, apply_annotations
-from .ports import BrokerUnavailableError, Callbacks, Emit, Functions, Queue, Quotas
-from .timers import Timers
+from .policy.report import make_callback
+from .policy.retry import Retry, apply_annotations
+from .services import Services
 
 T = TypeVar("T")
-
-_DEAD_LETTER_TRIES = 5
-"""Attempts to store a dead letter before its message is returned to the queue."""
-_SILENT = "not sent: the receiver answers no callback, and there is no room for more that wait"
-_DEAD_LETTER_WAIT = Backoff(first_wait=0.5, max_wait=4.0)
-"""Waits between those attempts: 7.5 s in all, longer than the election of a stream's leader takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoreConfig:
-    """The settings of the core."""
-
-    slots: int
-    """Most invocations at once."""
-    retry: Retry
-    """The retry policy for functions without annotations."""
-    callback_attempts: int
-    callback_backoff: Backoff
-    dead_letters: bool
-    """Whether messages that are given up are stored; if not, they are only logged."""
-    settle_within: float
-    """Seconds that the end of a drain waits until the queue has confirmed the last settlements."""
-    namespace: str
-    """The namespace of a function that is named without one."""
-    user_agent: str
-    make_flow: Callable[[str], Flow] = Flow
-    """Creates the numbers of a flow by its name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """The services of one worker, shared by all its jobs."""
-
-    queue: Queue
-    quotas: Quotas
-    functions: Functions
-    callbacks: Callbacks
-    emit: Emit
-    leases: Leases
-    ledger: Ledger
-    receivers: Receivers
-    timers: Timers
-    drain: Drain
-    config: CoreConfig
-    rng: Callable[[], float]
-    """Random numbers in [0, 1)."""
-    utc_now: Callable[[], float]
-    """Wall-clock time (s since the epoch), for comparison with dates only: waits use Trio's clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -198,8 +144,7 @@ class Job:
             self.services.emit(AnnotationIgnored(invocation.label, each.annotation, each.value, each.reason))
 
     async def _invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
-        self.invocation = invocation
-        stored_at = self.lease.delivery.id[1] / 1e9
+        self.invocation, stored_at = invocation, self.lease.delivery.id[1] / 1e9
         self.services.emit(InvocationStarted(invocation, self.attempt, max(0.0, self.services.utc_now() - stored_at)))
         self.started_at = trio.current_time()
         if limiter := self.flow.limiter:
@@ -253,69 +198,30 @@ class Job:
         attempts, call_id, function = (self.attempt, sent.call_id, sent.label) if sent else (0, None, None)
         body = sent.stored_body if sent else None
         letter = DeadLetter(self.lease.delivery, verdict.reason, attempts, call_id, function, status_of(outcome), body)
-        stored = self.services.config.dead_letters
-        if stored and not await self._try_to_store(letter):
-            return False
-        self.services.emit(DeadLettered(letter, stored))
-        return True
-
-    async def _try_to_store(self, letter: DeadLetter) -> bool:
-        for number in range(1, _DEAD_LETTER_TRIES + 1):
-            try:
-                await self.services.queue.store_dead_letter(letter)
-            except BrokerUnavailableError as error:
-                self.services.emit(DeadLetterNotStored(letter, str(error)))
-                if number < _DEAD_LETTER_TRIES:
-                    await self.services.timers.wait(_DEAD_LETTER_WAIT.ceiling(number), "dead letter")
-            else:
-                return True
-        return False
+        return await store_dead_letter(self.services, letter)
 
     async def _post_callback(self, invocation: Invocation, outcome: Outcome, verdict: Final) -> None:
-        """Post the callback, if there is one, until it is delivered or given up."""
-        config, attempts = self.services.config, self.retry.attempts
-        attempt = min(self.attempt, attempts)  # a delivery count may exceed the allowed attempts
-        agent, duration = config.user_agent, self.duration
+        """Post the callback, if there is one, until it is delivered, stored or given up."""
+        agent, attempts = self.services.config.user_agent, self.retry.attempts
+        attempt, duration = min(self.attempt, attempts), self.duration  # a delivery count may exceed those allowed
         callback = make_callback(
-            invocation, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent=agent
+            invocation,
+            outcome,
+            message=self.lease.delivery.id,
+            attempt=attempt,
+            attempts=attempts,
+            duration=duration,
+            user_agent=agent,
         )
-        if not callback:
-            return
-        receivers, receiver = self.services.receivers, origin_of(callback.url)
-        size = len(callback.body) + len(self.lease.delivery.payload)
-        with receivers.waiting(receiver, size, trio.current_time()) as room:
-            if room:
-                self.free_slot(self, verdict)
-            elif receivers.is_silent(receiver, trio.current_time()):
-                self.services.emit(CallbackPosted(invocation, _SILENT, delivered=False, retry_in=None, duration=0.0))
-                return
-            await self._post_until_delivered(invocation, callback, receiver, verdict)
+        if callback:
+            first = FirstCallback(self.services, self.lease, invocation, callback, self.attempt)
+            first.leave_slot = partial(self.free_slot, self, verdict)
+            first.let_stand = partial(self._let_stand, verdict)
+            await first.run()
 
-    async def _post_until_delivered(
-        self, invocation: Invocation, callback: Callback, receiver: str, verdict: Final
-    ) -> None:
-        config = self.services.config
-        for number in count(1):
-            began = trio.current_time()
-            result = await self._post(callback)
-            now = trio.current_time()
-            if isinstance(result, int):
-                self.services.receivers.answered(receiver, now)
-            retry = number < config.callback_attempts and is_retriable(result)
-            wait = config.callback_backoff.delay(number, draw=self.services.rng()) if retry else None
-            self.services.emit(CallbackPosted(invocation, result, is_delivered(result), wait, now - began))
-            if wait is None:
-                return
-            self.verdict = verdict
-            await self.services.timers.wait(wait, "callback")
-
-    async def _post(self, callback: Callback) -> int | str:
-        """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line."""
-        try:
-            return await self.services.callbacks.post(callback)
-        except Exception as error:  # noqa: BLE001 -- Cancelled is no Exception
-            self.services.emit(WorkCrashed(self.lease.delivery, error))
-            return f"a bug in the worker: {error!r}"
+    def _let_stand(self, verdict: Final) -> None:
+        """Settle by this verdict even if the job is cancelled."""
+        self.verdict = verdict
 
     # The end.
 
@@ -351,6 +257,8 @@ def settle(
         verdict = Abandon()
     services.leases.remove(lease)
     services.ledger.record(lease.delivery, attempt, verdict, counts=counts, now=now)
+    if isinstance(verdict, Nak) and (count := services.ledger.count_to_announce(lease.delivery)):
+        services.queue.announce(count)
     if not isinstance(verdict, Abandon):
         finished = isinstance(verdict, Final) and not lease.lost  # another worker may still read it
         services.queue.settle(lease.delivery, verdict, before=before, body=body if finished else None)

@@ -7,6 +7,7 @@ be part of a cycle, so the garbage collector does not track them (``gc=False``);
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -18,6 +19,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 SHARED = ""
 """The flow that carries the whole queue where all workers share one consumer: static mode."""
+
+CALLBACKS = "callbacks/"
+"""The flow of the stored callbacks. No subject of a queue has a slash."""
 
 
 class Delivery(Struct, frozen=True, gc=False):
@@ -46,6 +50,10 @@ class StoredBody(Struct, frozen=True, gc=False, rename="pascal"):
     """Bytes."""
     digest: str
     """Its hash as object stores of NATS write it: ``SHA-256=`` and base64 for URLs."""
+
+
+NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
+"""The annotations of a message that has none: its producer may not know the function's. They change no quota."""
 
 
 class Invocation(Struct, frozen=True, gc=False):
@@ -103,7 +111,10 @@ class TimedOut(Struct, frozen=True, gc=False):
 
 
 class NotSent(Struct, frozen=True, gc=False):
-    """This machine could not connect: no descriptors, no memory, no ports. The function has no part in it."""
+    """This machine could not connect: no descriptors, memory or ports, no answer of a name server.
+
+    The function has no part in it.
+    """
 
     reason: str
 
@@ -228,6 +239,12 @@ class PausedFunctions(Struct, frozen=True, gc=False):
     functions: frozenset[str]
 
 
+class Receipt(Struct, frozen=True, gc=False):
+    """Notice that asks for a receipt: *received* is called once all notices before this one are applied."""
+
+    received: Callable[[], None]
+
+
 class QuotaChanged(Struct, frozen=True, gc=False):
     """All workers have agreed on a function's quota."""
 
@@ -236,8 +253,19 @@ class QuotaChanged(Struct, frozen=True, gc=False):
     quota: Quota
 
 
+class AttemptCount(Struct, frozen=True, gc=False):
+    """Announcement of the attempts among a message's first deliveries, where these are not as many.
+
+    A worker that naks such a message announces it, because the queue counts deliveries only.
+    """
+
+    id: MessageId
+    num_delivered: int
+    attempts: int
+
+
 FlowNotice = StoredCount | PendingCount | Published | CreditReturned | FlowEnded
-Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged
+Notice = QueueShared | FlowNotice | PausedFunctions | QuotaChanged | AttemptCount | Receipt
 
 
 # Other values.
@@ -255,6 +283,8 @@ class DeadLetter(Struct, frozen=True, gc=False):
     status: int | None
     stored_body: StoredBody | None = None
     """The message's large body, which is kept for as long as the dead letter."""
+    kind: str = ""
+    """``callback`` if the payload is a stored callback; empty if it is a message of the queue."""
 
 
 class Callback(Struct, frozen=True, gc=False):
@@ -263,6 +293,38 @@ class Callback(Struct, frozen=True, gc=False):
     url: str
     headers: Headers
     body: bytes
+
+
+class Busy(Struct, frozen=True, gc=False):
+    """A receiver's answer of 429 or 503 with a Retry-After header."""
+
+    status: int
+    retry_after: str
+
+
+class Refused(Struct, frozen=True, gc=False):
+    """A callback was not sent, because the rules about receivers forbid it. A retry would not help."""
+
+    reason: str
+    """The rule and the setting, for the operator."""
+
+
+CallbackResult = int | str | Refused
+"""The status of a receiver's answer, a text that explains why there was none, or that nothing was sent."""
+PostResult = CallbackResult | Busy
+
+
+class StoredCallback(Struct, frozen=True, gc=False):
+    """A callback that failed, with the data to send it again."""
+
+    callback: Callback
+    call_id: str
+    function: str
+    """``name.namespace``."""
+    ended_at: float
+    """Time at which the invocation ended (s since the epoch)."""
+    not_before: float
+    """Time before which it is not sent again (s since the epoch)."""
 
 
 class Backlog(Struct, frozen=True, gc=False):

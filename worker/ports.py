@@ -8,6 +8,7 @@ from typing import Protocol
 
 from .events import Event
 from .model import (
+    AttemptCount,
     Attempted,
     Backlog,
     Callback,
@@ -17,9 +18,11 @@ from .model import (
     Malformed,
     Notice,
     NotSent,
+    PostResult,
     Quota,
     Settlement,
     StoredBody,
+    StoredCallback,
 )
 
 
@@ -87,6 +90,12 @@ class Queue(Protocol):
         would redeliver a message that runs. An :class:`Ack` or :class:`Term` stays true, and is sent even then.
         """
 
+    def announce(self, count: AttemptCount) -> None:
+        """Notify the other workers of a message's attempts, before a settlement of it that is noted after this call.
+
+        Only those that are connected now receive it, as a notice.
+        """
+
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """Extend a lease by an ack wait from now on, not after *before*; call *confirmed* once it is confirmed."""
 
@@ -97,6 +106,13 @@ class Queue(Protocol):
         """Store a dead letter, and keep its large body for as long.
 
         Raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+        """
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """Store a callback; raise :class:`BrokerUnavailableError` if the broker did not confirm it.
+
+        It arrives as a delivery of the flow :data:`worker.model.CALLBACKS`, at any worker that has credit for that
+        flow. With the same *key* it is stored once, for a while.
         """
 
     async def backlog(self) -> Backlog:
@@ -145,8 +161,11 @@ class Functions(Protocol):
 class Callbacks(Protocol):
     """The receivers of results."""
 
-    async def post(self, callback: Callback) -> int | str:
-        """Post a callback once, and return the response's status, or a text that explains why there was no response."""
+    async def post(self, callback: Callback) -> PostResult:
+        """Post a callback once, and return the result.
+
+        A status of 429 or 503 with a Retry-After header is returned with that header.
+        """
 
 
 Emit = Callable[[Event], None]

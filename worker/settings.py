@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
+from .model import Rate
+from .policy.caller_rates import parse_networks
 from .policy.names import parse_function
 from .policy.parse import (
     byte_limit,
@@ -29,8 +31,10 @@ from .policy.parse import (
     subject_prefix,
     whole,
 )
-from .policy.quota import parse_minimums
+from .policy.quota import parse_minimums, parse_rate
+from .policy.receiver_patterns import ReceiverPatterns, parse_patterns
 from .policy.retry import Jitter, parse_attempts, parse_codes
+from .policy.signature import MAX_SIZE, parse_keys
 
 T = TypeVar("T")
 
@@ -51,10 +55,23 @@ def readable_file(value: str) -> str:
         raise ValueError("not the path of a file") from None
 
 
+def signing_keys_file(value: str) -> str:
+    """Parse the path of a file of signing keys, and check its content."""
+    with Path(readable_file(value)).open("rb") as file:
+        parse_keys(file.read(MAX_SIZE + 1))
+    return value
+
+
 def partition(value: str) -> int:
     """Parse the number of a partition, or :data:`ORDINAL`."""
     error = f"not a whole number from 0 to {MAX_PARTITIONS - 1}, or ordinal"
     return ORDINAL if value == "ordinal" else whole(0, MAX_PARTITIONS - 1, error=error)(value)
+
+
+def networks(value: str) -> str:
+    """Parse a list of networks, and return its text."""
+    parse_networks(value)
+    return value
 
 
 def setting(default: str | None, parse: Callable[[str], T], meaning: str, *, secret: bool = False) -> T:
@@ -96,7 +113,7 @@ class Settings:
     nats_stream_storage: Literal["file", "memory"] = setting("file", one_of("file", "memory"), "`file` or `memory`")
     nats_stream_max_bytes: int = setting("-1", byte_limit, "the stream's size when it is created, -1 for no limit")
     nats_state_max_bytes: int = setting(
-        "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions` and `<nats_stream>-quotas`"
+        "-1", byte_limit, "the same of each of the streams `<nats_stream>-functions`, `-quotas` and `-callbacks`"
     )
     nats_bodies_max_bytes: int = setting(
         "10737418240", byte_limit, "the size of the store for large bodies when it is created, -1 for no limit"
@@ -139,6 +156,12 @@ class Settings:
         http_url,
         "where functions are invoked; `http://user:password@host` for a gateway that asks for it",
     )
+    basic_auth_user_file: str | None = setting(
+        None, readable_file, "the file with the user for the gateway's `/system/`, if that asks for one"
+    )
+    basic_auth_password_file: str | None = setting(
+        None, readable_file, "the file with its password; both are read again when they change"
+    )
     upstream_timeout: float = setting("1m", duration(0.001), "longest invocation; past it, it counts as 504")
     default_function_name: str = setting(
         "openfaas-fn", queue, "(the charts' name for) the namespace of a function named without one"
@@ -171,9 +194,30 @@ class Settings:
 
     # Calling back.
     callback_timeout: float = setting("10s", duration(0.001), "longest wait for an answer to a callback")
-    callback_attempts: int = setting("3", whole(1, 100), "how many times a callback is sent before it is given up")
+    callback_durable: bool = setting(
+        "true", flag, "store a callback that fails in the stream `<nats_stream>-callbacks`, and retry it from there"
+    )
+    callback_max_age: float = setting("24h", duration(1.0), "for how long; then it becomes a dead letter")
+    callback_retry_initial_wait: float = setting(
+        "1s", duration(0.001), "first wait between the tries of a stored callback, doubling, half chance"
+    )
+    callback_retry_max_wait: float = setting("10m", duration(0.001), "longest wait between those")
+    callback_attempts: int = setting(
+        "3", whole(1, 100), "how many times a callback that cannot be stored is sent before it is given up"
+    )
     callback_initial_wait: float = setting("500ms", duration(0.001), "first wait between those, doubling, half chance")
     callback_max_wait: float = setting("5s", duration(0.001), "longest wait between those")
+    callback_allow: ReceiverPatterns | None = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
+        None,
+        parse_patterns,
+        "receivers that are always allowed: hosts (`*.example.com`, `host:port`), addresses and networks, or `*`",
+    )
+    callback_deny: ReceiverPatterns | None = setting(  # noqa: RUF009 -- the same
+        None, parse_patterns, "receivers that are refused unless `callback_allow` lists them, in the same form"
+    )
+    callback_secret_file: str | None = setting(
+        None, signing_keys_file, "keys that sign callbacks, one a line, the first one first"
+    )
     tls_insecure: bool = setting("false", flag, "do not verify TLS certificates of callbacks")
 
     # The process.
@@ -193,6 +237,20 @@ class Settings:
     )
     client_timeout: float = setting(
         "20s", duration(0.1), "longest wait there for a caller's bytes: for a header, a part of a body, or a read"
+    )
+    function_annotations: bool = setting(
+        "true", flag, "there: read a function's annotations from `gateway_url`, and write them into its messages"
+    )
+    function_check: bool = setting("false", flag, "there: 404 for functions that the gateway does not have")
+    max_queued: int | None = setting(
+        None, whole(1), "there: 429 with `Retry-After` above so many messages in the function's queue"
+    )
+    max_queued_per_function: int | None = setting(None, whole(1), "there: the same above so many of one function")
+    caller_rate: Rate | None = setting(  # noqa: RUF009 -- it makes a field, as dataclasses.field does
+        None, parse_rate, "there: 429 above so many calls of one address (IPv6: one /64), as `100/s`, `1000/m`"
+    )
+    trusted_proxies: str | None = setting(
+        None, networks, "there: addresses and networks of proxies whose `X-Forwarded-For` names the caller's address"
     )
     debug: bool = setting("false", flag, "debug logs")
     log_encoding: Literal["console", "json"] = setting("console", one_of("console", "json"), "`console` or `json`")

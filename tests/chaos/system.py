@@ -37,6 +37,7 @@ SETTINGS: Mapping[str, object] = {
     "max_retry_wait": "1500ms",
     "upstream_timeout": "6s",
     "callback_timeout": "2s",
+    "callback_allow": "127.0.0.0/8",
     "callback_initial_wait": "100ms",
     "callback_max_wait": "400ms",
     "shutdown_timeout": "2s",

@@ -15,6 +15,7 @@ WAITS = [0.05, 0.1, 0.2]
 """Seconds between the shared worker's attempts."""
 SETTINGS: dict[str, object] = {
     "max_retry_attempts": ATTEMPTS,
+    "callback_durable": "false",
     "debug": "true",
 }
 """The shared worker's settings, in addition to those of all tests. Its timeouts are long, for busy machines."""
@@ -23,6 +24,7 @@ TIMEOUT = 0.5
 SHORT_TIMEOUTS: dict[str, object] = {
     "max_retry_attempts": 100,
     "callback_attempts": 100,
+    "callback_durable": "false",
     "upstream_timeout": f"{TIMEOUT:g}s",
     "callback_timeout": f"{TIMEOUT:g}s",
 }

@@ -154,6 +154,7 @@ class Worker(Program):
             "max_retry_wait": "200ms",
             "callback_initial_wait": "50ms",
             "callback_max_wait": "200ms",
+            "callback_allow": "127.0.0.0/8,::1",  # the receivers of tests
             "NO_PROXY": "*",  # overrides the proxy settings of the machine that runs the tests
         }
         if queue:

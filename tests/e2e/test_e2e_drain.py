@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.stack import LEASE, Queue, StartWorker, Worker, go_url, message, wait_quietly
 from tests.functions import Functions, Reply
+from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
 
@@ -285,3 +286,53 @@ def test_drain_confirms_settlements_after_a_reconnect(
         assert worker.wait() == 0
     assert functions.calls() == {"one": 1, "two": 1}
     assert own_nats.state()["messages"] == 0
+
+
+def test_callback_after_a_hand_back_counts_no_retry(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """A worker that runs what another one's drain returned counts a first attempt: the callback has no X-Retry."""
+    leaving = start(max_inflight=1, shutdown_timeout="0s")
+    functions.answer("held", Reply(held=True))
+    queue.put_calls("held", ["one"], CallbackUrl=go_url(f"{receiver.url}/result"))
+    wait_until(lambda: functions.running == 1, "the invocation to run")
+    staying = start(max_inflight=1)
+    leaving.process.send_signal(signal.SIGTERM)
+    assert leaving.wait() == 0
+    wait_until(lambda: len(functions.requests) == 2, "the other worker to run it")
+    functions.release("held")
+    queue.wait_empty()
+    (posted,) = receiver.requests
+    assert (posted.header("X-Function-Status"), posted.header("X-Retry"), posted.header("X-Retry-Max")) == (
+        "200",
+        None,
+        None,
+    )
+    assert [line["attempt"] for line in staying.lines_of("one") if "attempt" in line] == [1]
+
+
+def test_drain_while_results_wait_for_memory_ends_in_time(
+    queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
+) -> None:
+    """Results that wait for memory show in metrics; at `shutdown_timeout` their messages return, and none is lost."""
+    body = b"x" * 1_000_000
+    functions.answer("large", Reply(body=body))
+    receiver.answer("cb", Reply(held=True))
+    leaving = start(max_inflight=3, max_results_bytes=1_000_000, shutdown_timeout="2s", callback_timeout="10m")
+    calls = queue.put_calls("large", ("one", "two", "three"), CallbackUrl=f"{receiver.url}/cb")
+    wait_until(lambda: leaving.metric("queue_worker_results_waiting") == 2, "two results to wait")
+    assert leaving.metric("queue_worker_result_bytes") == 1_000_000
+    (line,) = wait_until(lambda: leaving.logged("^Results wait for memory"), "the warning")
+    assert (line["level"], line["waiting"], line["max_results_bytes"]) == ("warning", 2, 1_000_000)
+    began = time.monotonic()
+    leaving.terminate()
+    assert leaving.wait() == 0
+    assert time.monotonic() - began < LAST_RESORT
+    (ended,) = leaving.logged("^Drain ended early")
+    assert ended["running"] == 3
+    receiver.release("cb")
+    receiver.answer("cb", Reply())
+    start(max_results_bytes=1_000_000)
+    queue.wait_empty()
+    assert {request.call_id for request in receiver.requests if request.body == body} == set(calls)
+    assert queue.dead_letters() == []

@@ -26,11 +26,13 @@ CALLS = 2_500
 def redirected(program: Program, kind: str) -> Iterator[int]:
     """Give *program* a standard output of this *kind*; yield the end of the pipe that is not read, or -1."""
     reading = writing = -1
-    if kind in ("unread", "without a reader"):
+    if kind in ("unread", "unread in both outputs", "without a reader"):
         reading, writing = os.pipe()
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         program.stdout_file = writing
     program.script = {"closed": 'exec "$@" >&-', "full": 'exec "$@" >/dev/full'}.get(kind, "")
+    if kind == "unread in both outputs":
+        program.script = 'exec "$@" 2>&1'
     with program:
         if writing >= 0:
             os.close(writing)
@@ -117,6 +119,54 @@ def test_gateway_without_a_reader_of_its_log_goes_on(queue: Queue, tmp_path: Pat
             assert gateway.queue("echo").status == 202
         gateway.terminate()
         assert gateway.wait() == 0
+
+
+NOISE = """
+import atexit, logging, signal
+def log(*_):
+    for _ in range(10 if logging.getLogger().handlers else 0):
+        logging.getLogger("nats.aio.client").error("x" * 500)
+signal.signal(signal.SIGALRM, log)
+signal.setitimer(signal.ITIMER_REAL, 0.5, 0.01)
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
+"""
+"""A library that logs errors on the main thread, 1,000 a second, once the imports have ended."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_worker_whose_libraries_log_without_end_goes_on(
+    queue: Queue, functions: Functions, tmp_path: Path, processes: int
+) -> None:
+    """Lines of libraries do not block a worker whose standard error is not read, and their number is bounded."""
+    (tmp_path / "sitecustomize.py").write_text(NOISE)
+    port = free_port()
+    settings = {"http_port": port, "processes": processes, "PYTHONPATH": str(tmp_path)}
+    worker = Worker(queue, functions, tmp_path=tmp_path, **settings)
+    worker._port = port
+    with redirected(worker, "unread in both outputs") as reading:
+        wait_until(lambda: ready(worker), "the worker to be ready")
+        calls = queue.put_calls("echo", [f"call-{number}" for number in range(200)])
+        queue.wait_empty()
+        assert functions.calls() == dict.fromkeys(calls, 1)
+        assert worker.get("/healthz") == (200, "ok\n")
+        worker.terminate()
+        assert worker.wait() == 0
+        assert '"source":"nats.aio.client"' in read_all(reading)
+
+
+def test_gateway_whose_libraries_log_without_end_goes_on(queue: Queue, tmp_path: Path) -> None:
+    """The same for the producer."""
+    (tmp_path / "sitecustomize.py").write_text(NOISE)
+    queue.nats.make_stream(queue.name, queue.name)
+    settings = {"nats_port": queue.nats.port, "nats_stream": queue.name, "PYTHONPATH": str(tmp_path)}
+    gateway = Gateway(tmp_path=tmp_path, log_encoding="json", **settings)
+    with redirected(gateway, "unread in both outputs") as reading:
+        wait_until(gateway.ready, "the gateway to be ready")
+        for _ in range(100):
+            assert gateway.queue("echo").status == 202
+        gateway.terminate()
+        assert gateway.wait() == 0
+        assert '"source":"nats.aio.client"' in read_all(reading)
 
 
 def test_error_with_an_unread_standard_error_ends_the_program(tmp_path: Path) -> None:

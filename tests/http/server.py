@@ -9,9 +9,18 @@ from functools import partial
 
 import trio
 
+from worker.events import Event
+
 Stream = trio.abc.Stream
 
+LOOPBACK = {"callback_allow": "127.0.0.0/8,::1"}
+"""The setting that allows callbacks to the receivers of tests."""
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def ignore(event: Event) -> None:
+    """Ignore an event: a sink for tests of what emits none."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ import trio
 import trustme
 
 from tests.http.invocations import invocation
-from tests.http.server import Server, Stream, serving
+from tests.http.server import LOOPBACK, Server, Stream, ignore, serving
 from worker.config import load
 from worker.http.callbacks import open_callbacks
 from worker.http.failures import describe_failure, local_failure
@@ -69,7 +69,7 @@ async def test_tls_failure_names_its_cause(
     certificate = issuer.issue_cert("example.com" if kind == "another host" else "127.0.0.1", not_after=expires)
     async with _tls_server(certificate) as port:
         url = f"https://127.0.0.1:{port}"
-        async with open_callbacks(load({}).settings) as callbacks:
+        async with open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
             assert await callbacks.post(Callback(f"{url}/cb", (), b"")) == cause
         async with open_functions(load({"gateway_url": url}).settings) as functions:
             assert await functions.invoke(invocation()) == NoResponse(cause)
@@ -82,7 +82,7 @@ async def test_tls_to_a_plain_server_names_its_cause() -> None:
         await stream.receive_some(1)
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(script) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         result = await callbacks.post(Callback(f"https://127.0.0.1:{server.port}/", (), b""))
     assert result in ("TLS failed: wrong version number", "TLS failed: record layer failure")
 
@@ -113,11 +113,14 @@ def test_describe_failure_without_text_names_the_inner_error() -> None:
         OSError(errno.EMFILE, "Too many open files"),
         OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"),
         socket.gaierror(socket.EAI_MEMORY, "Memory allocation failure"),
+        socket.gaierror(socket.EAI_SYSTEM, "System error"),
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"),
         RuntimeError("can't start new thread"),
     ],
 )
 def test_local_failure_is_found_in_the_chain(inner: Exception) -> None:
-    """A lack of descriptors, ports, memory or threads is this machine's, wherever it is in the chain."""
+    """A lack of descriptors, ports, memory, threads or name servers is this machine's, anywhere in the chain."""
     grouped = _chain(httpx.ConnectError("x"), OSError("y"), ExceptionGroup("all", [OSError(111, "refused"), inner]))
     assert local_failure(grouped) is not None
     assert local_failure(inner) is not None
@@ -128,7 +131,14 @@ def test_local_failure_is_found_in_the_chain(inner: Exception) -> None:
     [
         OSError(errno.ECONNREFUSED, "refused"),
         socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
-        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        socket.gaierror(socket.EAI_NODATA, "No address associated with hostname"),
+        socket.gaierror(socket.EAI_ADDRFAMILY, "Address family for hostname not supported"),
+        socket.gaierror(socket.EAI_FAMILY, "ai_family not supported"),
+        socket.gaierror(socket.EAI_SERVICE, "Servname not supported for ai_socktype"),
+        socket.gaierror(socket.EAI_SOCKTYPE, "ai_socktype not supported"),
+        socket.gaierror(socket.EAI_BADFLAGS, "Bad value for ai_flags"),
+        socket.gaierror(socket.EAI_OVERFLOW, "Argument buffer overflow"),
+        UnicodeError("label too long"),
         ssl.SSLError(1, "x"),
         RuntimeError("x"),
     ],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import resource
+import socket
+import threading
 from base64 import b64encode
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +17,7 @@ from tests.http.invocations import invocation
 from tests.http.server import OK, Server, Stream, answer_all, one_answer, serving
 from worker.config import load
 from worker.http.functions import HttpFunctions, open_functions
+from worker.http.names import LOOKUP_TIMEOUT, LookUp, NameCache
 from worker.http.transport import MAX_IDLE, PlainTransport
 from worker.model import NoResponse, NotSent, Outcome, Responded, TimedOut
 
@@ -25,6 +29,16 @@ def _functions(server_port: int, **environment: str) -> AbstractAsyncContextMana
 def _transport(functions: HttpFunctions) -> PlainTransport:
     assert isinstance(functions._transport, PlainTransport)
     return functions._transport
+
+
+def _use_look_up(monkeypatch: pytest.MonkeyPatch, look_up: LookUp) -> None:
+    """Replace the system's look-up of names."""
+    init = NameCache.__init__
+
+    def patched(self: NameCache, host: str, port: int, nursery: trio.Nursery, _: LookUp) -> None:
+        init(self, host, port, nursery, look_up)
+
+    monkeypatch.setattr(NameCache, "__init__", patched)
 
 
 @pytest.mark.parametrize("exchanges", [1, 20])
@@ -165,6 +179,65 @@ async def test_invoke_of_an_unknown_name_has_no_response() -> None:
         outcome = await functions.invoke(invocation())
     assert isinstance(outcome, NoResponse)
     assert "nowhere.invalid" in outcome.reason
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("code", "is_attempt"),
+    [
+        (socket.EAI_AGAIN, False),
+        (socket.EAI_FAIL, False),
+        (socket.EAI_SYSTEM, False),
+        (socket.EAI_NONAME, True),
+        (socket.EAI_NODATA, True),
+    ],
+)
+async def test_invoke_whose_lookup_fails_is_not_sent_unless_the_name_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, code: int, *, is_attempt: bool
+) -> None:
+    """Without a name server nothing is sent, which is no attempt; a name that does not exist is a failed attempt."""
+
+    def look_up(*_: object) -> list[Any]:
+        raise socket.gaierror(code, "the reason")
+
+    _use_look_up(monkeypatch, look_up)
+    async with open_functions(load({"gateway_url": f"{scheme}://gateway"}).settings) as functions:
+        outcome = await functions.invoke(invocation())
+    if is_attempt:
+        assert isinstance(outcome, NoResponse)
+    else:
+        assert outcome == NotSent("this machine could not connect: the look-up of its name failed: the reason")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_invoke_whose_lookup_has_no_answer_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock, scheme: str
+) -> None:
+    """A look-up that no name server answers in time is no attempt."""
+    asked, release = threading.Event(), threading.Event()
+
+    def look_up(*_: object) -> list[Any]:
+        asked.set()
+        release.wait()
+        return []
+
+    _use_look_up(monkeypatch, look_up)
+    outcomes = []
+    async with open_functions(load({"gateway_url": f"{scheme}://gateway"}).settings) as functions:
+
+        async def invoke() -> None:
+            outcomes.append(await functions.invoke(invocation()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(invoke)
+            while not asked.is_set():  # its thread starts in real time
+                await trio.lowlevel.checkpoint()
+            await wait_all_tasks_blocked()
+            mock_clock.jump(LOOKUP_TIMEOUT)
+    release.set()
+    (outcome,) = outcomes
+    assert isinstance(outcome, NotSent)
+    assert "no answer" in outcome.reason
 
 
 async def test_invoke_of_a_dripping_server_times_out() -> None:

@@ -6,17 +6,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.http.server import OK, Script, Server, Stream, answer_all, one_answer, serving
+from tests.http.server import LOOPBACK, OK, Script, Server, Stream, answer_all, ignore, one_answer, serving
 from tests.servers import until
 from worker.config import load
 from worker.http import callbacks as module
 from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
-from worker.model import Callback
+from worker.model import Callback, PostResult
 
 
 async def test_post_sends_the_callback_byte_for_byte() -> None:
     """Method, target, header and body are the callback's; httpx adds nothing of its own."""
-    async with serving(answer_all) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(answer_all) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         url = f"http://127.0.0.1:{server.port}/cb/a%2Fb?t=%26"
         assert await callbacks.post(Callback(url, ((b"X-Call-Id", b"c"), (b"User-Agent", b"me")), b"\x00")) == 200
         host = f"127.0.0.1:{server.port}".encode()
@@ -29,13 +29,13 @@ async def test_post_sends_the_callback_byte_for_byte() -> None:
 async def test_post_does_not_follow_a_redirect() -> None:
     """A redirect is not followed, because results are sent only to the URL that the caller named."""
     redirect = one_answer(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
-    async with serving(redirect) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(redirect) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         assert await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) == 302
 
 
 async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -> None:
     """A refusal or a timeout returns its reason as a text, and raises nothing."""
-    async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
+    async with open_callbacks(load(LOOPBACK | {"callback_timeout": "50ms"}).settings, ignore) as callbacks:
         async with serving(_unanswered_from(1, mock_clock)) as server:
             url = f"http://127.0.0.1:{server.port}/"
             assert await callbacks.post(Callback(url, (), b"")) == "no answer within 0.05 s"
@@ -47,7 +47,7 @@ async def test_post_without_response_returns_the_reason(mock_clock: MockClock) -
 async def test_post_reuses_the_connection_of_its_receiver(mock_clock: MockClock) -> None:
     """Sequential callbacks share a connection, which is closed after one that failed."""
     async with serving(_unanswered_from(3, mock_clock)) as server:
-        async with open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks:
+        async with open_callbacks(load(LOOPBACK | {"callback_timeout": "50ms"}).settings, ignore) as callbacks:
             url = f"http://127.0.0.1:{server.port}/"
             results = [await callbacks.post(Callback(url, (), b"")) for _ in range(3)]
             assert (results, server.connections) == ([200, 200, "no answer within 0.05 s"], 1)
@@ -64,11 +64,11 @@ async def test_post_to_a_receiver_is_not_delayed_by_a_slow_one() -> None:
             await let.wait()
             await stream.send_all(OK)
 
-    results: list[int | str] = []
+    results: list[PostResult] = []
     async with (
         serving(script) as slow,
         serving(answer_all) as quick,
-        open_callbacks(load({"callback_timeout": "10m"}).settings) as callbacks,
+        open_callbacks(load(LOOPBACK | {"callback_timeout": "10m"}).settings, ignore) as callbacks,
         trio.open_nursery() as nursery,
     ):
 
@@ -91,9 +91,9 @@ async def test_post_that_waits_for_others_is_not_timed(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "MAX_PER_RECEIVER", 1)
     async with (
         serving(_unanswered_from(1, mock_clock)) as server,
-        open_callbacks(load({"callback_timeout": "50ms"}).settings) as callbacks,
+        open_callbacks(load(LOOPBACK | {"callback_timeout": "50ms"}).settings, ignore) as callbacks,
     ):
-        results: list[int | str] = []
+        results: list[PostResult] = []
 
         async def post() -> None:
             results.append(await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")))
@@ -110,7 +110,7 @@ async def test_post_uses_the_proxy_of_the_environment(monkeypatch: pytest.Monkey
     async with serving(answer_all) as proxy, serving(answer_all) as receiver:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        async with open_callbacks(load({}).settings) as callbacks:
+        async with open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
             assert await callbacks.post(Callback("http://receiver.example/a?b", (), b"x")) == 200
             assert await callbacks.post(Callback(f"http://127.0.0.1:{receiver.port}/", (), b"x")) == 200
         assert [request.split(b"\r\n")[0] for request in proxy.requests] == [
@@ -154,7 +154,7 @@ async def test_post_with_any_body_returns_the_status(body: bytes, reusable: bool
                 await trio.sleep(3600 if b"10\r" not in body else 0)
                 return
 
-    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(script) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         url = f"http://127.0.0.1:{server.port}/"
         results = [await callbacks.post(Callback(url, (), b"x")) for _ in range(2)]
         assert results == [200, 200]
@@ -172,5 +172,5 @@ async def test_post_with_a_slow_header_times_out() -> None:
             await stream.send_all(bytes([byte]))
             await trio.sleep(60)
 
-    async with serving(script) as server, open_callbacks(load({}).settings) as callbacks:
+    async with serving(script) as server, open_callbacks(load(LOOPBACK).settings, ignore) as callbacks:
         assert await callbacks.post(Callback(f"http://127.0.0.1:{server.port}/", (), b"")) == "no answer within 10 s"

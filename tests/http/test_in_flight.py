@@ -15,7 +15,7 @@ import trustme
 from trio.testing import MockClock
 
 from tests.http.invocations import invocation
-from tests.http.server import OK, Script, Server, Stream, serving
+from tests.http.server import LOOPBACK, OK, Script, Server, Stream, ignore, serving
 from tests.servers import ROOT
 from worker.config import load
 from worker.http.callbacks import MAX_PER_RECEIVER, open_callbacks
@@ -108,7 +108,10 @@ async def test_invoke_two_thousand_times_at_once_over_tls(tls_gateway: str) -> N
 
 async def test_post_two_thousand_callbacks_at_once() -> None:
     """Two thousand callbacks are posted, of which those to one receiver share MAX_PER_RECEIVER connections."""
-    async with serving(all_together(MAX_PER_RECEIVER)) as server, open_callbacks(load({}).settings) as callbacks:
+    async with (
+        serving(all_together(MAX_PER_RECEIVER)) as server,
+        open_callbacks(load(LOOPBACK).settings, ignore) as callbacks,
+    ):
         url = f"http://127.0.0.1:{server.port}/"
         assert await _at_once(MANY, lambda: callbacks.post(Callback(url, (), b"x"))) == [200] * MANY
         assert (server.connections, len(server.requests)) == (MAX_PER_RECEIVER, MANY)

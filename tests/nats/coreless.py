@@ -23,6 +23,7 @@ from worker.model import (
     PendingCount,
     Published,
     QueueShared,
+    Receipt,
     StoredCount,
 )
 from worker.nats.queue import NatsQueue, open_queue
@@ -84,6 +85,8 @@ class CorelessWorker:
                 self._add_credit(SHARED)
             case Published(flow):
                 self._add_credit(flow)
+            case Receipt(received):
+                received()
             case CreditReturned(flow, count):
                 self.credit[flow] -= count
             case FlowEnded(flow):

@@ -16,8 +16,9 @@ from trio.testing import MockClock
 from trio_asyncio import aio_as_trio
 
 from worker.events import Event, SettlementUnconfirmed
-from worker.model import Ack, Delivery, MessageId, Nak, Settlement, Term
+from worker.model import Ack, AttemptCount, Delivery, MessageId, Nak, Settlement, Term
 from worker.nats import outbox as outbox_module
+from worker.nats.attempt_counts import AttemptCounts
 from worker.nats.outbox import Outbox
 from worker.nats.pull_consumer import PullConsumer
 from worker.nats.retired_consumers import RetiredConsumers
@@ -82,6 +83,7 @@ class OpenOutbox:
     outbox: Outbox
     flows: PullConsumer
     retired: RetiredConsumers
+    counts: AttemptCounts
     events: list[Event]
 
     async def sent(self) -> list[tuple[str, bytes]]:
@@ -124,12 +126,14 @@ async def open_outbox() -> AsyncIterator[OpenOutbox]:
     async with trio_asyncio.open_loop():
         connection: Any = connected
         retired = RetiredConsumers()
-        outbox = Outbox(connection, events.append, retired)
+        counts = AttemptCounts(connection, lambda _: None)
+        outbox = Outbox(connection, events.append, retired, counts)
         flows = PullConsumer(connection, outbox, create=lambda _: None, lost=lambda _: None, stripped=lambda *_: None)
         await aio_as_trio(outbox.open)()
+        await aio_as_trio(counts.open)("s")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(aio_as_trio(flows.pump))
-            yield OpenOutbox(connected, outbox, flows, retired, events)
+            yield OpenOutbox(connected, outbox, flows, retired, counts, events)
             nursery.cancel_scope.cancel()
 
 
@@ -398,3 +402,38 @@ def test_settle_term_long_reason_is_cut(reason: str) -> None:
             assert len(verb) == len(b"+TERM ") + 256
 
     trio.run(main, clock=MockClock(autojump_threshold=0.01))
+
+
+ANNOUNCED = ("queue-worker.s.attempts", b"[[1,1,2,0],[2,2,1,0]]")
+
+
+@virtual
+async def test_announced_counts_are_sent_before_the_naks() -> None:
+    """Counts are published in one message before the settlements that were noted after them, also after a reconnect."""
+    async with open_outbox() as opened:
+        await opened.set_connection(up=False)
+        opened.counts.announce(AttemptCount((1, 1), 2, 0))
+        opened.settle(opened.delivery(1), Nak())
+        opened.counts.announce(AttemptCount((2, 2), 1, 0))
+        opened.settle(opened.delivery(2), Nak())
+        assert await opened.sent() == []
+        await opened.set_connection(up=True)
+        assert await opened.sent() == [ANNOUNCED, ("$JS.ACK.1", b"-NAK"), ("$JS.ACK.2", b"-NAK")]
+        opened.settle(opened.delivery(3), Nak())
+        assert await opened.sent() == [("$JS.ACK.3", b"-NAK")]
+
+
+@virtual
+async def test_announcement_that_fails_delays_no_nak() -> None:
+    """If an announcement cannot be published, that is reported, and the nak is sent without it."""
+    async with open_outbox() as opened:
+        opened.connection.broken = ERRORS[0]
+        opened.counts.announce(AttemptCount((1, 1), 2, 0))
+        opened.settle(opened.delivery(1), Nak(60.0))
+        assert await opened.sent() == []
+        assert opened.connection.failures == [
+            ("announcing deliveries that were no attempts", "broken"),
+            ("settling", "broken"),
+        ]
+        opened.connection.broken = None
+        assert await opened.sent_after(2.5) == [("$JS.ACK.1", b'-NAK {"delay": 57500000000}')]

@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.nats.pull_messages import Status, consumer_of, parse_ack_subject, parse_status
 from worker.nats.wire import (
     ApiError,
     ErrorCode,
     PubAck,
-    Status,
     StreamInfo,
-    consumer_of,
     decode_answer,
     nanoseconds,
-    parse_ack_subject,
-    parse_status,
     parse_time,
 )
 
@@ -151,6 +148,7 @@ def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: 
         b"\xff\xff\xff",
         b"[" * 100_000,
         b"9" * 10_000,
+        b'{"stream":"s","seq":1,"\xe5":0}',
     ],
     ids=[
         "nothing",
@@ -164,6 +162,7 @@ def test_decode_answer_with_error_raises_api_error(error: str, code: int, text: 
         "no text",
         "too deep",
         "too long a number",
+        "a field's name that is not UTF-8",
     ],
 )
 def test_decode_answer_foreign_data_raises(data: bytes) -> None:

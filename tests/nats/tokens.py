@@ -20,6 +20,7 @@ from worker.events import Event
 from worker.heartbeat import Lease, Leases
 from worker.model import Delivery, Quota, QuotaChanged
 from worker.nats import nats_internals
+from worker.nats.attempt_counts import AttemptCounts
 from worker.nats.connection import Connection, connect_options
 from worker.nats.faults import Faults
 from worker.nats.function_state import FunctionStates
@@ -60,7 +61,9 @@ class TokenWorker:
         self._on_token, self._changed = on_token, changed
         self.connection = Connection(connect_options(settings, name=""), self.events.append, self._on_change)
         self.jetstream = JetStream(self.connection)
-        self.outbox = Outbox(self.connection, self.events.append, RetiredConsumers())
+        self.outbox = Outbox(
+            self.connection, self.events.append, RetiredConsumers(), AttemptCounts(self.connection, lambda _: None)
+        )
         self.flows = PullConsumer(
             self.connection, self.outbox, create=self._make, lost=self._lost, stripped=lambda *_: None
         )

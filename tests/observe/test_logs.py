@@ -21,6 +21,7 @@ from worker.model import (
     Malformed,
     Nak,
     NoResponse,
+    Refused,
     Responded,
     Term,
 )
@@ -52,13 +53,19 @@ EVENTS: list[e.Event] = [
     e.Redelivered(DELIVERY, "running"),
     e.AnnotationIgnored("f.ns", "com.openfaas.retry.attempts", "many", "a whole number"),
     e.CallbackIgnored("call-1", "f.ns", "its scheme"),
-    e.CallbackPosted(INVOCATION, 200, True, None, 0.1),
-    e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1),
-    e.CallbackPosted(INVOCATION, "refused", False, None, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", 200, True, None, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 9.0, 0.1, stored=True),
+    e.CallbackStored("a", "echo.fn"),
+    e.CallbackNotStored("a", "echo.fn", "refused"),
+    e.CallbackDiscarded("a", "echo.fn", "http://h"),
+    e.StoredCallbacksRead(7, 12.5),
+    e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 1.0, 0.1),
+    e.CallbackPosted("a", "echo.fn", "http://h", "refused", False, None, 0.1),
     e.DeadLettered(LETTER, True),
     e.DeadLettered(DeadLetter(DELIVERY, "not JSON", 0, None, None, None), False),
     e.DeadLetterNotStored(LETTER, "no answer"),
     e.WorkCrashed(DELIVERY, ValueError("bug")),
+    e.ResultMemoryUnavailable(3, 6.25, 1_000_000, 2_000_000),
     e.LimitLearned("echo.openfaas-fn", 7),
     e.LeasesExtended(3),
     e.LeaseExpired(DELIVERY),
@@ -80,6 +87,11 @@ EVENTS: list[e.Event] = [
     e.DrainExpired(3, "second signal"),
     e.DrainEnded(1.0, False),
     e.DrainEnded(1.0, True),
+    e.CallbackPosted(
+        "a", "echo.fn", "http://h", Refused("10.0.0.1 matches 10.0.0.0/8 in callback_deny"), False, None, 0.1
+    ),
+    e.CallbackKeysLoaded("/keys", 2),
+    e.CallbackKeysRejected("/keys", "line 1: not base64"),
 ]
 
 
@@ -175,5 +187,5 @@ def test_ignored_annotation_is_logged_once(capfdbinary: pytest.CaptureFixture[by
 def test_dead_letter_without_a_call_id_logs_its_sequence(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """A message that cannot be decoded has no call id; its sequence number finds it in the dead letters."""
     malformed = e.InvocationEnded(INVOCATION, 1, 3, Malformed("odd"), Term("odd"), 0.0)
-    lines = _lines(capfdbinary, [EVENTS[12], malformed])
+    lines = _lines(capfdbinary, [EVENTS[17], malformed])
     assert orjson.loads(lines[0])["sequence"] == 7

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from worker import events as e
 from worker.config import load
-from worker.model import Ack, Backlog, DeadLetter, Delivery, Interrupted, Invocation, Nak, Responded, Term
+from worker.model import Ack, Backlog, DeadLetter, Delivery, Interrupted, Invocation, Nak, Refused, Responded, Term
 from worker.observe import function_metrics as module
 from worker.observe.metrics import Metrics
 
@@ -105,11 +105,12 @@ def test_dead_letter_event_counts_by_kind(metrics: Metrics, attempts: int, kind:
 
 
 def test_callback_event_counts_by_result(metrics: Metrics) -> None:
-    """A callback is delivered, retried or failed."""
-    metrics(e.CallbackPosted(INVOCATION, 500, False, 1.0, 0.1))
-    metrics(e.CallbackPosted(INVOCATION, 200, True, None, 0.1))
-    metrics(e.CallbackPosted(INVOCATION, 400, False, None, 0.1))
-    for result in ("retried", "delivered", "failed"):
+    """A callback is delivered, retried, failed, or refused by the rules."""
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 500, False, 1.0, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 200, True, None, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", 400, False, None, 0.1))
+    metrics(e.CallbackPosted("a", "echo.fn", "http://h", Refused("a rule"), False, None, 0.1))
+    for result in ("retried", "delivered", "failed", "refused"):
         assert _value(metrics, "queue_worker_callbacks_total", queue_name="q", result=result) == 1
 
 

@@ -84,8 +84,12 @@ async def test_process_that_crashes_is_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "how"), [("exit(0)", "0"), ("exit(1)", "1"), ("1 / 0", "1"), ("exit(77)", "77")])
-async def test_processes_that_all_crash_repeatedly_end_the_parent_with_1(tmp_path: Path, code: str, how: str) -> None:
+async def test_processes_that_all_crash_repeatedly_end_the_parent_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, how: str
+) -> None:
     """When every process has crashed five times in a row, the parent ends with 1, so that Kubernetes shows it."""
+    # Longer than a process takes to start, so that soon none runs: the parent ends only then.
+    monkeypatch.setattr(module, "RESTART_BACKOFF", Backoff(0.3, 0.3))
     programs = SupervisedPrograms(code, tmp_path)
     assert await programs.supervise(nothing) == ExitStatus(
         1, f"every process crashes, again and again; the last ended with exit code {how}"

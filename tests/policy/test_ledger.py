@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from worker.model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
+from worker.model import Abandon, Ack, AttemptCount, Delivery, Final, MessageId, Nak, Term, Verdict
 from worker.policy.ledger import (
     EARLY,
     HOLD,
@@ -222,6 +222,92 @@ def test_ledger_running_messages_are_never_forgotten() -> None:
     for sequence in range(1, 100):
         ledger.classify(delivery(sequence), now=0.0)
     assert all(ledger.classify(delivery(sequence, 2), now=0.0) == Extend() for sequence in range(1, 100))
+
+
+# Announcements of other workers
+
+
+def announced(num_delivered: int, attempts: int, sequence: int = 1) -> AttemptCount:
+    return AttemptCount((sequence, EPOCH), num_delivered, attempts)
+
+
+@pytest.mark.parametrize(("count", "attempt"), [(2, 1), (3, 2), (9, 8)])
+def test_classify_after_announcement_counts_the_attempts(count: int, attempt: int) -> None:
+    """A delivery that another worker announced as none of the attempts is not counted; later ones are."""
+    ledger = Ledger()
+    ledger.learn(announced(1, 0))
+    assert ledger.classify(delivery(count=count), now=0.0) == Start(attempt, 0.0)
+
+
+def test_announced_attempts_are_carried_on() -> None:
+    """A worker that retries a message of which it received an announcement announces the corrected number in turn."""
+    ledger = Ledger()
+    ledger.learn(announced(3, 1))
+    assert ledger.classify(delivery(count=4), now=0.0) == Start(2)
+    ledger.record(delivery(count=4), 2, Nak(5.0), counts=True, now=0.0)
+    assert ledger.count_to_announce(delivery(count=4)) == announced(4, 2)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [(True, None), (False, announced(3, 2))])
+def test_ledger_announces_only_naks_that_mislead(counts: bool, expected: AttemptCount | None) -> None:
+    """A nak is announced where the delivery count is not the number of attempts, and only there."""
+    assert nakked_ledger(3, 3, 0.0, attempted=counts).count_to_announce(delivery(count=3)) == expected
+
+
+def test_ledger_announces_a_postponed_delivery() -> None:
+    """A delivery before the end of its wait is no attempt, so that it is announced when it is postponed."""
+    ledger = nakked_ledger(3, 3, 60.0)
+    assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
+    assert ledger.count_to_announce(delivery(count=4)) == announced(4, 3)
+
+
+@pytest.mark.parametrize("verdict", [Ack(), Term("gave up")])
+def test_announcement_of_a_finished_message_is_ignored(verdict: Final) -> None:
+    """An announcement cannot make a message run again that ended in this worker, and an ack is not announced."""
+    ledger = Ledger()
+    ledger.classify(delivery(), now=0.0)
+    ledger.record(delivery(), 1, verdict, counts=True, now=0.0)
+    ledger.learn(announced(5, 0))
+    assert ledger.count_to_announce(delivery()) is None
+    assert ledger.classify(delivery(count=6), now=0.0) == SettleAgain(verdict)
+
+
+@pytest.mark.parametrize("num_delivered", [1, 2, 3])
+def test_late_announcement_is_ignored(num_delivered: int) -> None:
+    """An announcement about a delivery before the one that this worker had changes nothing; neither does its own."""
+    ledger = nakked_ledger(3, 3, 60.0)
+    ledger.learn(announced(num_delivered, 0))
+    assert ledger.classify(delivery(count=4), now=110.0) == Postpone(50.0)
+
+
+@pytest.mark.parametrize(("attempts", "attempt"), [(4, 4), (3, 4), (2, 3)])
+def test_smaller_number_of_attempts_is_used(attempts: int, attempt: int) -> None:
+    """Of the announced number and this worker's own, the smaller one is used, because an unknown delivery counts."""
+    ledger = nakked_ledger(3, 2, 60.0)
+    ledger.learn(announced(4, attempts))
+    assert ledger.classify(delivery(count=5), now=101.0) == Start(attempt)
+
+
+def test_announcement_during_a_run_keeps_it_running() -> None:
+    """An announcement of a message that runs here neither ends it nor lets it start a second time."""
+    ledger = Ledger()
+    ledger.classify(delivery(count=1), now=0.0)
+    ledger.learn(announced(1, 0))
+    assert ledger.classify(delivery(count=2), now=0.0) == Extend()
+    ledger.record(delivery(count=2), 1, Nak(), counts=True, now=0.0)
+    assert ledger.classify(delivery(count=3), now=0.0) == Start(2)
+
+
+def test_announcements_displace_only_older_announcements() -> None:
+    """Announcements are bounded, and displace nothing that this worker finished."""
+    ledger = Ledger(remember=2)
+    ledger.classify(delivery(100), now=0.0)
+    ledger.record(delivery(100), 1, Ack(), counts=True, now=0.0)
+    for sequence in (1, 2, 3):
+        ledger.learn(announced(1, 0, sequence))
+    assert ledger.classify(delivery(100, 2), now=0.0) == SettleAgain(Ack())
+    attempts = [ledger.classify(delivery(sequence, 2), now=0.0) for sequence in (1, 2, 3)]
+    assert attempts == [Start(2), Start(1), Start(1)]
 
 
 def test_ledger_remembers_20000_messages_by_default() -> None:

@@ -191,3 +191,21 @@ def test_callback_url_object_has_keys_in_any_case(scheme: str) -> None:
         "user": {},
     }
     assert callback_url(url) == "http://h/p?q"
+
+
+def test_repeated_maps_are_merged_and_later_values_count() -> None:
+    """Go adds the keys of a repeated map to the first; of one key the last value counts, and a null empties the map."""
+    head = b'{"Function":"f","Header":{"A":["1"],"B":["2"]},"Annotations":{"x":"1"},'
+    request = read_queue_request(head + b'"Header":{"B":["3"],"C":null},"Annotations":{"y":"2","x":"3"}}')
+    assert request.Header == {"A": ["1"], "B": ["3"], "C": None}
+    assert request.Annotations == {"x": "3", "y": "2"}
+    assert not read_queue_request(head + b'"Header":null}').Header
+    assert read_queue_request(head + b'"Header":null,"Header":{"D":["4"]}}').Header == {"D": ["4"]}
+    assert read_queue_request(b'{"Function":"f","Header":{"Header":["1"]}}').Header == {"Header": ["1"]}
+    assert read_queue_request(b'{"Function":"f","Function":"g"}').Function == "g"
+
+
+def test_repeated_map_with_a_wrong_value_is_refused() -> None:
+    """A repeat hides no error of the first value."""
+    with pytest.raises(ValueError, match="Header"):
+        read_queue_request(b'{"Function":"f","Header":{"A":["1"]},"Header":{"B":[1]}}')

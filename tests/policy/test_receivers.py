@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from worker.policy.receivers import MAX_BYTES, MAX_CALLBACKS, Receivers
+from worker.policy.receivers import MAX_BYTES, MAX_CALLBACKS, RECEIVERS, Receivers
 
 
 def test_receivers_have_room_for_so_many_callbacks() -> None:
@@ -32,6 +32,22 @@ def test_receivers_have_room_for_so_many_bytes() -> None:
         for size, fits in ((2, False), (MAX_BYTES, False), (1, True), (1, True)):
             with receivers.waiting("http://b", size, 0.0) as room_for_b:
                 assert room_for_b == fits
+
+
+def test_receiver_has_a_part_of_the_room() -> None:
+    """One receiver fills a part of the room, in callbacks and in bytes; then others still find some."""
+    receivers = Receivers(10)
+    with ExitStack() as stack:
+
+        def room(receiver: str, size: int) -> bool:
+            return stack.enter_context(receivers.waiting(receiver, size, 0.0))
+
+        assert [room("http://many", 1) for _ in range(MAX_CALLBACKS // RECEIVERS + 1)] == [True] * 250 + [False]
+        assert [room("http://large", MAX_BYTES // RECEIVERS - 1), room("http://large", 2)] == [True, False]
+        assert room("http://large", 1)
+        assert room("http://other", MAX_BYTES // 2)  # a single large callback
+        assert not room("http://other", 1)
+    assert (receivers._outside, receivers._bytes, receivers._taken) == (0, 0, {})
 
 
 def test_receiver_without_answers_is_silent() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +15,14 @@ from worker.model import (
     Delivery,
     Headers,
     Invocation,
+    MessageId,
     NoResponse,
     Outcome,
+    Refused,
     Responded,
     TimedOut,
 )
-from worker.policy.report import dead_letter_headers, is_delivered, is_retriable, make_callback
+from worker.policy.report import dead_letter_headers, is_delivered, is_retriable, make_callback, origin_of
 
 INVOCATION = Invocation(
     call_id="call-1",
@@ -32,12 +36,19 @@ INVOCATION = Invocation(
     callback="http://h/cb",
     started="1646739420463153513",
 )
+WEBHOOK_ID = b"msg_0cb2eecf3988b8448a0d3d051e65a1c6"
 JSON: Headers = ((b"Content-Type", b"application/json"),)
 
 
 def callback_of(outcome: Outcome, *, attempt: int = 1, attempts: int = 100, duration: float = 0.25) -> Callback:
     callback = make_callback(
-        INVOCATION, outcome, attempt=attempt, attempts=attempts, duration=duration, user_agent="queue-worker/test"
+        INVOCATION,
+        outcome,
+        message=(7, 1646739420463153513),
+        attempt=attempt,
+        attempts=attempts,
+        duration=duration,
+        user_agent="queue-worker/test",
     )
     assert callback is not None
     return callback
@@ -52,13 +63,37 @@ def own_headers(status: int, *more: tuple[bytes, bytes], duration: bytes = b"0.2
         (b"X-Start-Time", b"1646739420463153513"),
         (b"User-Agent", b"queue-worker/test"),
         *more,
+        (b"webhook-id", WEBHOOK_ID),
     )
 
 
 def test_make_callback_without_url_is_none() -> None:
     """An invocation without a callback URL has no callback."""
     silent = replace(INVOCATION, callback=None)
-    assert make_callback(silent, Responded(200), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
+    answer = Responded(200)
+    assert make_callback(silent, answer, message=(1, 2), attempt=1, attempts=1, duration=0.0, user_agent="u") is None
+
+
+def test_make_callback_id_differs_between_callbacks() -> None:
+    """The id is that of call, function and message, so it is the same after a redelivery only."""
+
+    def id_of(message: MessageId = (7, 9), **changes: str) -> bytes:
+        callback = make_callback(
+            replace(INVOCATION, **changes),
+            Responded(200),
+            message=message,
+            attempt=1,
+            attempts=1,
+            duration=0.0,
+            user_agent="u",
+        )
+        assert callback
+        return dict(callback.headers)[b"webhook-id"]
+
+    assert id_of() == id_of()
+    others = [id_of(call_id="call-2"), id_of(label="other.fn"), id_of((8, 9)), id_of((7, 8)), id_of(call_id="a.b c")]
+    assert len({id_of(), *others}) == 6
+    assert all(re.fullmatch(rb"msg_[0-9a-f]{32}", each) for each in others)
 
 
 def test_make_callback_success_has_response_and_own_headers() -> None:
@@ -137,6 +172,10 @@ RESERVED = [
     "X-Retry",
     "X-Retry-Max",
     "X-Truncated",
+    "Webhook-Id",
+    "Webhook-Timestamp",
+    "Webhook-Signature",
+    "X-Openfaas-Signature-256",
 ]
 
 
@@ -286,6 +325,30 @@ def test_callback_passing_failure_is_retried(result: int | str) -> None:
     """A server error, a status that asks for a later retry, and a missing answer are retried."""
     assert not is_delivered(result)
     assert is_retriable(result)
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://h", "http://h"),
+        ("HTTP://user:secret@H.:80/secret?secret", "http://h"),
+        ("https://h:443/", "https://h"),
+        ("http://h:443/", "http://h:443"),
+        ("http://h:/x", "http://h"),
+        ("http://[::1]:80/", "http://[::1]"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("", "://"),
+    ],
+)
+def test_origin_of_a_url_is_the_same_for_each_spelling(url: str, origin: str) -> None:
+    """A receiver has one name in log lines and limits, and no secret of its URL is part of it."""
+    assert origin_of(url) == origin
+
+
+def test_callback_refused_by_rules_is_not_retried() -> None:
+    """A callback that the rules forbid is neither delivered nor retried."""
+    assert not is_delivered(Refused("a rule"))
+    assert not is_retriable(Refused("a rule"))
 
 
 @given(st.integers(100, 599) | st.text())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from worker.admission import Admission
+from worker.dead_letters import store_dead_letter
 from worker.drain import Drain
 from worker.events import LeaseExpired
 from worker.heartbeat import Lease, Leases
@@ -139,6 +140,12 @@ def drain_nak_with_delay(patch: Patch) -> None:
         "worker.job.decide",
         lambda outcome, **rest: (Nak(10.0), False) if isinstance(outcome, Interrupted) else decide(outcome, **rest),
     )
+
+
+@shows_without_faults
+def hand_back_not_announced(patch: Patch) -> None:
+    """Announce no delivery that was no attempt."""
+    patch.setattr(Ledger, "count_to_announce", lambda *_: None)
 
 
 @shows_without_faults
@@ -277,13 +284,12 @@ def given_up_after_refused_probe(patch: Patch) -> None:
 @shows_with_rare_faults
 def given_up_without_dead_letter(patch: Patch) -> None:
     """Give up a message whose dead letter was not stored."""
-    store = Job._try_to_store
 
-    async def store_and_ignore(self: Job, letter: Any) -> bool:
-        await store(self, letter)
+    async def store_and_ignore(services: Any, letter: Any) -> bool:
+        await store_dead_letter(services, letter)
         return True
 
-    patch.setattr(Job, "_try_to_store", store_and_ignore)
+    patch.setattr("worker.job.store_dead_letter", store_and_ignore)
 
 
 @shows_with_faults

@@ -24,7 +24,7 @@ from worker.events import (
     Redelivered,
     Settled,
 )
-from worker.model import Abandon, Ack, Final, Interrupted, LeaseLost, Nak, Responded, Term
+from worker.model import CALLBACKS, SHARED, Abandon, Ack, Delivery, Final, Interrupted, LeaseLost, Nak, Responded, Term
 from worker.policy.ledger import EARLY
 from worker.policy.limiter import LONGEST_REST
 
@@ -52,6 +52,7 @@ def check(life: Life) -> tuple[list[Story], Counter[str]]:
         dead_letter_precedes_the_term(life, story)
         verdicts_follow_the_policy(life, story)
         callbacks_are_correct(story)
+        callback_is_delivered_or_kept(life, story)
         attempts_are_limited(story, active_faults)
         retries_wait_for_their_time(life, story, active_faults)
         causes.update(cause.name for cause in repeats_have_causes(life, story, active_faults))
@@ -136,8 +137,11 @@ def idle_worker_holds_nothing(life: Life, worker: SimulatedWorker) -> None:
     if worker.name in life.nemesis.killed or not worker.started:
         return
     services, consumer = worker.services, worker.queue.consumer
-    if consumer and consumer.credit and not life.plan.by_function:  # else it was stopped before its first flow
-        late = len(consumer._buffer)  # deliveries after the stop, which the worker does not receive
+    if (
+        consumer and SHARED in consumer.credit and not life.plan.by_function
+    ):  # else it was stopped before its first flow
+        # Deliveries after the stop, which the worker does not receive.
+        late = sum(not (isinstance(each, Delivery) and each.flow == CALLBACKS) for each in consumer._buffer)
         assert worker.credit + late == life.plan.slots, "credit and slots differ"
     assert not services.leases._held, "a lease is extended forever"
     assert not services.timers.waiting.total(), "a timer waits forever"
@@ -234,9 +238,41 @@ def dead_letter_precedes_the_term(life: Life, story: Story) -> None:
     )
 
 
+def callback_is_delivered_or_kept(life: Life, story: Story) -> None:
+    """Require that no stored callback is lost: where callbacks are durable, each arrives or becomes a dead letter.
+
+    It has arrived, or was stored, before its message is settled for good; and a retry has the same headers and body.
+    """
+    if not story.plan.callback_durable or story.planned.callback is None or story.planned.payload is not None:
+        return
+    server, (sequence, stored_at) = life.world.server, story.message.id
+    kept = [each for key, each in server.callback_keys.items() if key.startswith(f"{sequence}.{stored_at}.")]
+    arrived = [post.ended for post in story.posts if isinstance(post.result, int) and 200 <= post.result < 300]
+    for handling in story.started:
+        if isinstance(handling.settlement, Final):
+            before = [at for at in arrived if at is not None and at <= handling.settled_at]
+            stored = [each for each in kept if each.published <= handling.settled_at]
+            buried = f"{sequence}.{stored_at}.callback" in server.dead_letters or not story.plan.dead_letters
+            assert before or stored or buried, "a message was settled before its callback arrived or was stored"
+    for each in kept:
+        assert each.verdict, "a stored callback never left the stream"
+        letter = server.dead_letters.get(f"{each.id[0]}.{each.id[1]}")
+        if not story.plan.dead_letters:
+            assert letter is None, "a dead letter was stored against the settings"
+        elif isinstance(each.verdict, Term):
+            assert letter, "a stored callback was given up without a dead letter"
+            assert letter.data == each.payload, "the dead letter of a callback has another payload"
+            assert letter.headers["X-Dead-Letter-Kind"] == "callback", "the dead letter has a wrong kind"
+        else:
+            assert arrived, "a stored callback was acked without having arrived"
+
+
 def callbacks_are_correct(story: Story) -> None:
     """Require that callbacks are correct, and are posted between the end of the invocation and the settlement."""
     has_callback = story.planned.callback is not None and story.planned.payload is None
+    if story.plan.callback_durable and has_callback:
+        _check_durable_callbacks(story)
+        return
     assert has_callback or not story.posts, "a callback was posted that no message requested"
     posts: dict[int, list[Post]] = {number: [] for number in range(len(story.started))}
     for post in story.posts:
@@ -262,6 +298,20 @@ def callbacks_are_correct(story: Story) -> None:
             _check_callback(story, handling, post.headers, post.callback.body)
         for post in own_posts[:-1]:
             assert _is_repeated(post.result), "a callback was posted again after a final answer"
+
+
+def _check_durable_callbacks(story: Story) -> None:
+    """Require that each post has the result of an invocation that had ended with a final verdict before."""
+    for post in story.posts:
+        ended = [each for each in story.started if each.final and each.ended_at <= post.began]
+        assert ended, "a callback was posted before the end of its invocation"
+        errors = []
+        for handling in ended:
+            try:
+                _check_callback(story, handling, post.headers, post.callback.body)
+            except AssertionError as error:
+                errors.append(str(error))
+        assert len(errors) < len(ended), errors
 
 
 def _check_callback(story: Story, handling: Handling, headers: dict[str, str], body: bytes) -> None:

@@ -122,6 +122,8 @@ def plans(draw: st.DrawFn, faults: st.SearchStrategy[tuple[Fault, ...]]) -> Plan
         longest=initial + draw(seconds(20)),
         backoff=draw(st.sampled_from(["exponential", "exponential", "full", "equal"])),
         callback_attempts=draw(st.integers(1, 3)),
+        callback_durable=draw(st.booleans()),
+        callback_max_age=draw(st.sampled_from([5.0, 60.0])),
         dead_letters=draw(st.sampled_from([True, True, False])),
         ack_wait=ack_wait,
         latency=latency,

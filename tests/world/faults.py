@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from tests.explained import ActiveFault
-from worker.events import DeadLetterNotStored
+from worker.events import CallbackNotStored, DeadLetterNotStored
 
 from .functions import brief
 from .link import SETTLING, Pipe
@@ -75,6 +75,11 @@ class Nemesis:
     def refused(self) -> int:
         """Number of events about dead letters that were not stored."""
         return sum(len(worker.events_of(DeadLetterNotStored)) for worker in self.world.workers)
+
+    @property
+    def not_stored(self) -> int:
+        """Number of events about callbacks that were not stored."""
+        return sum(len(worker.events_of(CallbackNotStored)) for worker in self.world.workers)
 
     async def inject(self, fault: Fault) -> None:
         """Inject a fault at its time, and record its effect."""
@@ -208,6 +213,15 @@ async def _refuse_dead_letters(nemesis: Nemesis, fault: Fault) -> bool:
     return nemesis.refused > before
 
 
+async def _refuse_callbacks(nemesis: Nemesis, fault: Fault) -> bool:
+    """Refuse to store callbacks; one such fault in force at a time counts."""
+    server, before = nemesis.world.server, nemesis.not_stored
+    server.refuses_callbacks = True
+    await trio.sleep(fault.seconds)
+    server.refuses_callbacks = False
+    return nemesis.not_stored > before
+
+
 async def _suspend_machine(nemesis: Nemesis, fault: Fault) -> bool:
     """Suspend the whole machine; afterwards everything that became due happens at once."""
     assert nemesis.world.clock
@@ -233,6 +247,7 @@ ALL: dict[str, Callable[[Nemesis, Fault], Awaitable[bool]]] = {
     "crash": _crash,
     "elect": _elect,
     "refuse dead letters": _refuse_dead_letters,
+    "refuse callbacks": _refuse_callbacks,
     "suspend machine": _suspend_machine,
 }
 """Kind -> fault of the broker or the machine, which returns whether it affected something."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from worker.model import Attempted, Callback, Headers, Invocation, Responded
+from worker.model import Attempted, Busy, Callback, Headers, Invocation, Responded
 
 
 def brief(value: Any) -> str:
@@ -53,7 +53,7 @@ def reply(status: int, after: float = 0.0, headers: Headers = (), body: bytes = 
 class Answer:
     """Scripted result of posting a callback."""
 
-    result: int | str | Exception = 200
+    result: int | str | Busy | Exception = 200
     after: float = 0.0
 
     __repr__ = brief
@@ -111,7 +111,7 @@ class Post:
     worker: str
     began: float
     ended: float | None = None
-    result: int | str | Exception | None = None
+    result: int | str | Busy | Exception | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -204,7 +204,7 @@ class FakeClients:
             raise _copy(scripted.outcome)
         return scripted.outcome
 
-    async def post(self, callback: Callback) -> int | str:
+    async def post(self, callback: Callback) -> int | str | Busy:
         """See :meth:`worker.ports.Callbacks.post`."""
         post, scripted = self._outside.posted(callback, self._worker)
         try:

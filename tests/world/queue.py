@@ -17,6 +17,8 @@ from typing import TypeVar
 import trio
 
 from worker.model import (
+    CALLBACKS,
+    AttemptCount,
     Backlog,
     CreditReturned,
     DeadLetter,
@@ -31,9 +33,11 @@ from worker.model import (
     QueueShared,
     Settlement,
     StoredBody,
+    StoredCallback,
     StoredCount,
 )
 from worker.policy.quota import is_token_flow
+from worker.policy.stored_callback import encode_callback
 from worker.ports import BrokerUnavailableError, Consumer, MisconfiguredError
 
 from .link import Link
@@ -63,7 +67,10 @@ class FakeConsumer:
         """Flow -> credit: the number of messages that may still arrive."""
         self._queue, self._server, self._link, self._violated = queue, server, link, violated
         published = self._published if server.by_function else None
-        self.client = Client(link, self._deliver, self._on_dropped, self._on_lost, published=published)
+        self.client = Client(
+            link, self._deliver, self._on_dropped, self._on_lost, published=published, announced=self._announced
+        )
+        self.joined_at = trio.current_time()
         self.loss_detected_at = inf
         """Time (s) at which the loss of requests will be detected."""
         self._lost_credit: dict[str, int] = {}
@@ -82,14 +89,14 @@ class FakeConsumer:
 
     @property
     def total_credit(self) -> int:
-        """Credit of all flows."""
-        return sum(self.credit.values())
+        """Credit of all flows of the queue."""
+        return sum(count for flow, count in self.credit.items() if flow != CALLBACKS)
 
     def add_credit(self, count: int, flow: str) -> None:
         """See :meth:`worker.ports.Consumer.add_credit`."""
         if count < 1:
             self._violated(f"added credit of {count}")
-        if flow and flow not in self._last_stored and not is_token_flow(flow):
+        if flow and flow not in self._last_stored and not is_token_flow(flow) and flow != CALLBACKS:
             self._violated(f"added credit of {count} to {flow}, which has ended")
         self.credit[flow] = self.credit.get(flow, 0) + count
         self._pull(min(count, self.credit[flow]), flow)
@@ -157,6 +164,10 @@ class FakeConsumer:
     def _published(self, flow: str) -> None:
         self.notify(Published(flow) if flow in self._last_stored else StoredCount(flow, 1))
         self._last_stored[flow] = trio.current_time()
+
+    def _announced(self, count: AttemptCount) -> None:
+        if not self._stopped:
+            self.notify(count)
 
     def apply_backlog(self, backlog: Backlog) -> None:
         """Apply a read of the backlog: report the stored messages of each flow, and close flows that stayed empty."""
@@ -268,6 +279,8 @@ class FakeQueue:
         self._server, self._violated = server, violated
         self._outbox: dict[int, PendingAck] = {}
         """Number -> unconfirmed settlement or extension, in order."""
+        self._counts: list[AttemptCount] = []
+        """Announcements that wait for the connection."""
         self._number = 0
         self._changed = trio.Event()
         self._wait = trio.CancelScope()
@@ -312,6 +325,10 @@ class FakeQueue:
                 del self._outbox[number]
         self._append(PendingAck(delivery, settlement, before, lambda: None, now + delay))
 
+    def announce(self, count: AttemptCount) -> None:
+        """See :meth:`worker.ports.Queue.announce`."""
+        self._counts.append(count)
+
     def extend(self, delivery: Delivery, confirmed: Callable[[], None], *, before: float) -> None:
         """See :meth:`worker.ports.Queue.extend`."""
         self._check(delivery, None)
@@ -332,6 +349,11 @@ class FakeQueue:
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
         if not await self.request(partial(self._server.store_dead_letter, letter)):
+            raise BrokerUnavailableError("it was not confirmed")
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """See :meth:`worker.ports.Queue.store_callback`."""
+        if not await self.request(partial(self._server.store_callback, encode_callback(stored), key)):
             raise BrokerUnavailableError("it was not confirmed")
 
     async def backlog(self) -> Backlog:
@@ -403,6 +425,9 @@ class FakeQueue:
 
     def _send(self, number: int, entry: PendingAck) -> None:
         now = trio.current_time()
+        counts, self._counts = self._counts, []
+        for count in counts:
+            self.link.to_broker.send("announcement", partial(self._server.announce, count))
         if not entry.sendable(now):
             self._forget(number)
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
-from worker.model import MessageId
+from worker.model import AttemptCount, MessageId
 
 from .link import Link
 
@@ -39,6 +39,7 @@ class Client:
         on_lost: called with flow -> number of messages when requests were dropped without a notification.
         status: called at the other end with the inbox and the status of a request that ended.
         published: called at the other end with the flow of a stored message. None: the client does not subscribe.
+        announced: called at the other end with each announcement of a worker.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Client:
         *,
         status: Callable[[str, str], None] = lambda _, __: None,
         published: Callable[[str], None] | None = None,
+        announced: Callable[[AttemptCount], None] = lambda _: None,
     ) -> None:
         self.link = link
         self.deliver, self.on_dropped, self.on_lost, self.status = deliver, on_dropped, on_lost, status
-        self.published = published
+        self.published, self.announced = published, announced
         self.session = 0
 
 

@@ -21,7 +21,7 @@ from math import inf
 import trio
 
 from tests.wire import StoredMessage
-from worker.model import Ack, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
+from worker.model import CALLBACKS, Ack, AttemptCount, Backlog, DeadLetter, MessageId, Nak, Settlement, Term
 from worker.policy.quota import token_flow
 from worker.policy.report import dead_letter_headers
 
@@ -33,6 +33,8 @@ EPOCH = 1_700_000_000.0
 STREAM = "faas-request"
 _TOKENS = "QUOTAS.q."
 """Prefix of the subjects of tokens."""
+_CALLBACKS = "CALLBACKS.q"
+"""Subject of stored callbacks."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +104,9 @@ class Server:
         """Messages that were given up without a stored dead letter."""
         self.misconfiguration = ""
         """Reason why the consumer cannot be used; empty if it can."""
-        self.refuses_dead_letters = False
+        self.refuses_dead_letters = self.refuses_callbacks = False
+        self.callback_keys: dict[str, Message] = {}
+        """Key -> the callback that was stored with it."""
         self.last_sequence = 0
         self.num_deliveries = 0
         self._clients: list[Client] = []
@@ -154,6 +158,12 @@ class Server:
         self._serve(flow)
         return message
 
+    def announce(self, count: AttemptCount) -> None:
+        """Send a worker's announcement to all clients, to that worker also."""
+        for client in self._clients:
+            if client.link.up and self.answers:
+                client.link.from_broker.send("announcement", partial(client.announced, count))
+
     def store_token(self, kind: str, function: str, number: int) -> None:
         """Create a token unless it exists. It is no message of the queue: it is in no notification and no backlog."""
         flow, subject = token_flow(kind, function), f"{_TOKENS}{kind}.{function}.{number}"
@@ -168,6 +178,27 @@ class Server:
             group.num_pending += 1
         self._serve(flow)
 
+    def store_callback(self, payload: bytes, key: str) -> bool:
+        """Store a callback, or its copy; it is no message of the queue. Return whether it is stored."""
+        if self.refuses_callbacks or not self.answers:
+            return False
+        if key in self.callback_keys:
+            return True
+        self.callback_keys[key] = self.publish_callback(payload)
+        return True
+
+    def publish_callback(self, payload: bytes) -> Message:
+        """Publish a message to the stream of callbacks."""
+        self.last_sequence += 1
+        now = trio.current_time()
+        stored = Message((self.last_sequence, round((EPOCH + now) * 1e9)), _CALLBACKS, payload, now)
+        self.messages[self.last_sequence] = stored
+        self._by_flow.setdefault(CALLBACKS, {})[self.last_sequence] = stored
+        for group in self._groups(CALLBACKS):
+            group.num_pending += 1
+        self._serve(CALLBACKS)
+        return stored
+
     def ack_wait_of(self, flow: str) -> float:
         """Return the ack wait (s) of a flow's consumer."""
         return self.ack_waits.get(flow, self._ack_wait) if self.by_function else self.ack_wait
@@ -176,6 +207,8 @@ class Server:
         if message.subject.startswith(_TOKENS):
             kind, _, rest = message.subject.removeprefix(_TOKENS).partition(".")
             return token_flow(kind, rest.rpartition(".")[0])
+        if message.subject == _CALLBACKS:
+            return CALLBACKS
         return message.subject if self.by_function else ""
 
     def _groups(self, flow: str) -> list[Group]:
@@ -187,6 +220,8 @@ class Server:
             return False
         headers = dead_letter_headers(letter, stream=STREAM)
         key = _key(letter.delivery.id)
+        if letter.kind and letter.delivery.flow != CALLBACKS:
+            key += ".callback"
         subject = f"DEAD-LETTERS.{STREAM}.{letter.function or 'undecodable'}"
         self.dead_letters.setdefault(
             key, StoredMessage(len(self.dead_letters) + 1, subject, headers, letter.delivery.payload)
@@ -197,7 +232,7 @@ class Server:
         """See :class:`worker.model.Backlog`."""
         by_subject: dict[str, int] = {}
         for message in self.messages.values():
-            if message.subject.startswith(_TOKENS):
+            if message.subject.startswith((_TOKENS, _CALLBACKS)):
                 continue
             by_subject[message.subject] = by_subject.get(message.subject, 0) + 1
         return Backlog(self.last_sequence, by_subject)

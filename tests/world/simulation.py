@@ -82,6 +82,8 @@ class Plan:
     callback_attempts: int = 3
     callback_initial: float = 1.0
     callback_longest: float = 5.0
+    callback_durable: bool = False
+    callback_max_age: float = 100.0
     dead_letters: bool = True
     ack_wait: float = 30.0
     latency: float = 0.001
@@ -151,6 +153,8 @@ class Life:
                 self._start(self._worker())
             for message in self.messages:
                 await message.removed.wait()
+            for callback in world.server.callback_keys.values():
+                await callback.removed.wait()
             await trio.sleep(IDLE_TIME)
             for worker in self.workers:
                 if worker.name not in self._leaving and not worker.ended.is_set():
@@ -166,6 +170,9 @@ class Life:
             retry=plan.retry,
             callback_attempts=plan.callback_attempts,
             callback_backoff=Backoff(plan.callback_initial, plan.callback_longest, Jitter.EQUAL),
+            callback_durable=plan.callback_durable,
+            callback_max_age=plan.callback_max_age,
+            callback_retry=Backoff(plan.callback_initial, 20.0, Jitter.EQUAL),
             dead_letters=plan.dead_letters,
             shutdown_timeout=plan.shutdown_timeout,
             settle_within=SETTLE_WITHIN,

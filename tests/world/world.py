@@ -16,8 +16,8 @@ from trio.testing import MockClock
 from worker.drain import Drain
 from worker.events import Event
 from worker.heartbeat import Leases
-from worker.job import CoreConfig, Services
-from worker.model import Delivery, Settlement, StoredBody
+from worker.model import CALLBACKS, Delivery, Settlement, StoredBody
+from worker.policy.callback_schedule import CallbackSchedule
 from worker.policy.flow import Flow
 from worker.policy.ledger import Ledger
 from worker.policy.limiter import Limiter
@@ -25,6 +25,7 @@ from worker.policy.names import label_of
 from worker.policy.receivers import Receivers
 from worker.policy.retry import Backoff, Retry
 from worker.run import run
+from worker.services import CoreConfig, Services
 from worker.timers import Timers
 
 from .functions import Answer, FakeClients, Outside, Reply
@@ -83,13 +84,15 @@ class RecordingQueue(FakeQueue):
 
     def record_delivery(self, delivery: Delivery) -> None:
         super().record_delivery(delivery)
-        self._record(RecordedDelivery(delivery))
+        if delivery.flow != CALLBACKS:
+            self._record(RecordedDelivery(delivery))
 
     def settle(
         self, delivery: Delivery, settlement: Settlement, *, before: float, body: StoredBody | None = None
     ) -> None:
         super().settle(delivery, settlement, before=before, body=body)
-        self._record(RecordedSettlement(delivery, settlement))
+        if delivery.flow != CALLBACKS:
+            self._record(RecordedSettlement(delivery, settlement))
 
 
 class SimulatedWorker:
@@ -130,6 +133,7 @@ class SimulatedWorker:
             leases=Leases(self.queue, self._emit),
             ledger=Ledger(),
             receivers=Receivers(10.0),
+            schedule=CallbackSchedule(config.callback_retry, config.callback_max_age),
             timers=Timers(),
             drain=Drain(shutdown_timeout, self._emit),
             config=config,
@@ -311,6 +315,9 @@ class World:
         retry: Retry | None = None,
         callback_attempts: int = 3,
         callback_backoff: Backoff | None = None,
+        callback_durable: bool = False,
+        callback_max_age: float = 86_400.0,
+        callback_retry: Backoff | None = None,
         dead_letters: bool = True,
         shutdown_timeout: float = 25.0,
         settle_within: float = 5.0,
@@ -328,6 +335,9 @@ class World:
             retry=retry or Retry(),
             callback_attempts=callback_attempts,
             callback_backoff=callback_backoff or Backoff(1.0, 5.0),
+            callback_durable=callback_durable,
+            callback_max_age=callback_max_age,
+            callback_retry=callback_retry or Backoff(1.0, 600.0),
             dead_letters=dead_letters,
             settle_within=settle_within,
             namespace="openfaas-fn",

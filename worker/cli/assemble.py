@@ -23,13 +23,13 @@ from ..events import Event, Listening
 from ..heartbeat import Leases
 from ..http.callbacks import open_callbacks
 from ..http.functions import open_functions
-from ..job import CoreConfig, Services
 from ..nats.queue import NatsQueue, open_queue
 from ..observe.log_metrics import LogMetrics
 from ..observe.log_writer import LogWriter
 from ..observe.logs import log_sink
 from ..observe.metrics import Metrics
 from ..parent.control_socket import METRICS, WorkerRank
+from ..policy.callback_schedule import CallbackSchedule
 from ..policy.flow import Flow
 from ..policy.ledger import Ledger
 from ..policy.limiter import Limiter
@@ -38,6 +38,7 @@ from ..policy.processes import open_files_warning, share, share_minimums
 from ..policy.receivers import Receivers
 from ..policy.retry import Backoff, Jitter, Retry
 from ..run import run, watch_backlog
+from ..services import CoreConfig, Services
 from ..settings import Settings
 from ..timers import Timers
 from . import STOP_SIGNALS
@@ -100,7 +101,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
         async with (
             open_queue(settings, emit) as queue,
             open_functions(settings, queue.bodies) as functions,
-            open_callbacks(settings) as callbacks,
+            open_callbacks(settings, emit) as callbacks,
         ):
             services = Services(
                 queue=queue,
@@ -111,6 +112,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
                 leases=Leases(queue, emit),
                 ledger=Ledger(),
                 receivers=Receivers(settings.callback_timeout),
+                schedule=CallbackSchedule(_callback_retry(settings), settings.callback_max_age),
                 timers=Timers(),
                 drain=Drain(settings.shutdown_timeout, emit),
                 config=_core_config(settings),
@@ -118,7 +120,10 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
                 utc_now=time.time,
             )
             observed = _Observed(metrics, queue, services)
+            results = functions.results
+            metrics.watch_results(lambda: results.used, lambda: results.waiting)
             async with trio.open_nursery() as beside:
+                beside.start_soon(results.report_waits, emit)
                 if rank is None:
                     from ..observe.server import serve_observers  # noqa: PLC0415 -- one of several does not need it
 
@@ -146,12 +151,19 @@ def _core_config(settings: Settings) -> CoreConfig:
         retry=Retry(settings.max_retry_attempts, settings.retry_http_codes, backoff),
         callback_attempts=settings.callback_attempts,
         callback_backoff=Backoff(settings.callback_initial_wait, settings.callback_max_wait, Jitter.EQUAL),
+        callback_durable=settings.callback_durable,
+        callback_max_age=settings.callback_max_age,
+        callback_retry=_callback_retry(settings),
         dead_letters=settings.dead_letter,
         settle_within=_SETTLE_WITHIN,
         namespace=settings.default_function_name,
         user_agent=f"queue-worker/{__version__}",
         make_flow=partial(_new_flow, settings),
     )
+
+
+def _callback_retry(settings: Settings) -> Backoff:
+    return Backoff(settings.callback_retry_initial_wait, settings.callback_retry_max_wait, Jitter.EQUAL)
 
 
 def _new_flow(settings: Settings, name: str) -> Flow:

@@ -15,7 +15,7 @@ import trio
 from dotenv.parser import parse_stream
 
 from ..dev.demo import run_demo
-from ..dev.stack import ChildEndedError, NotStartedError, Stack, print_line, stack, until_signalled
+from ..dev.stack import ChildEndedError, NotStartedError, Stack, print_line, print_text, stack, until_signalled
 from . import caught, fail, settings_or_exit
 
 STORE = Path(".queue-worker")
@@ -77,7 +77,7 @@ def read_dotenv(path: Path) -> tuple[dict[str, str], list[str]]:
 
 async def _run(environment: Mapping[str, str]) -> None:
     async with until_signalled() as workers, stack(environment, STORE, print_line, workers) as running:
-        click.echo(_instructions(running))
+        print_text(_instructions(running))
         await trio.sleep_forever()
 
 

@@ -9,8 +9,9 @@ from typing import TypeVar
 import click
 
 from ..nats import commands
-from ..nats.commands import NotSupportedError, Session, session
-from ..nats.function_state import READ_AGAIN, PauseState
+from ..nats.commands import NotSupportedError, Session, StoredPauses, session
+from ..nats.function_state import READ_AGAIN
+from ..nats.presence import WITHIN, WorkerReport
 from ..policy.names import parse_function
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from ..settings import Settings
@@ -18,8 +19,8 @@ from . import fail, settings_or_exit
 
 T = TypeVar("T")
 
-_WHEN = f"within a second, or {READ_AGAIN:g} s where the network loses the announcement"
-"""The time from which a worker with a connection acts by what the command has stored."""
+_UNCONFIRMED = 4
+"""The exit code where a change is stored, but not all workers have confirmed it."""
 
 
 @click.command()
@@ -27,11 +28,11 @@ _WHEN = f"within a second, or {READ_AGAIN:g} s where the network loses the annou
 def pause(function: str) -> None:
     """Start no more invocations of FUNCTION, on any worker, until `queue-worker resume`.
 
-    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. Workers
-    apply the pause within a second, or 30 s where the announcement is lost. The pause is stored in NATS, so workers
-    that start later apply it too. A queue in static mode cannot pause a function.
+    FUNCTION is name or name.namespace. Its invocations are still queued; those that run now run to their end. The
+    command returns when all workers have confirmed the pause. Its exit code is 4 where one has not within 5 s. The
+    pause is stored in NATS, so workers that start later apply it too. A queue in static mode cannot pause a function.
     """
-    _set_pause(function, commands.pause, "is paused", f"start no more of its invocations {_WHEN}")
+    _set_pause(function, commands.pause, "paused")
 
 
 @click.command()
@@ -39,9 +40,9 @@ def pause(function: str) -> None:
 def resume(function: str) -> None:
     """Start invocations of FUNCTION again, after `queue-worker pause`.
 
-    FUNCTION is name or name.namespace.
+    FUNCTION is name or name.namespace. The workers confirm it, as a pause.
     """
-    _set_pause(function, commands.resume, "is not paused", f"start its invocations again {_WHEN}")
+    _set_pause(function, commands.resume, "not paused")
 
 
 @click.command()
@@ -66,15 +67,33 @@ def purge(function: str, *, yes: bool) -> None:
     click.echo(f"deleted: {_messages(_run(settings, commands.purge, label))} of {label}")
 
 
-def _set_pause(
-    function: str, command: Callable[[Session, str], Awaitable[dict[str, PauseState]]], result: str, effect: str
-) -> None:
+def _set_pause(function: str, command: Callable[[Session, str], Awaitable[StoredPauses]], result: str) -> None:
     settings, label = _settings_and_label(function)
-    paused = _run(settings, command, label)
-    click.echo(f"{label} {result}: workers {effect}")
-    click.echo(f"paused on {settings.queue_name}:{'' if paused else ' nothing'}")
-    for name, state in paused.items():
+    stored = _run(settings, command, label)
+    confirmed, unconfirmed = len(stored.workers.confirmed), _unconfirmed(stored.workers)
+    if unconfirmed:
+        click.echo(f"{label} is stored as {result}: confirmed by {_workers(confirmed)}, but not by all")
+    elif confirmed:
+        click.echo(f"{label} is {result}: confirmed by {_workers(confirmed)}")
+    else:
+        click.echo(f"{label} is {result}: no worker runs now, and those that start later apply it")
+    click.echo(f"paused on {settings.queue_name}:{'' if stored.paused else ' nothing'}")
+    for name, state in stored.paused.items():
         click.echo(f"  {name}  since {state.since}" if state.since else f"  {name}")
+    if unconfirmed:
+        fail(
+            f"{unconfirmed}. A worker that continues, or connects again, applies the change within {READ_AGAIN:g} s."
+            " Run the command again to see whether all have",
+            code=_UNCONFIRMED,
+        )
+
+
+def _unconfirmed(report: WorkerReport) -> str:
+    """Return which workers have not confirmed; empty where all have."""
+    problems = [report.problem] if report.problem else []
+    if report.silent:
+        problems.append(f"no answer from {', '.join(sorted(report.silent))}")
+    return f"{'; '.join(problems)} within {WITHIN:g} s" if problems else ""
 
 
 def _settings_and_label(function: str) -> tuple[Settings, str]:
@@ -97,6 +116,10 @@ def _run(settings: Settings, command: Callable[[Session, str], Awaitable[T]], la
         return asyncio.run(run())
     except (BrokerUnavailableError, MisconfiguredError, NotSupportedError) as error:
         fail(error, code=2 if isinstance(error, NotSupportedError) else 1)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _messages(count: int) -> str:

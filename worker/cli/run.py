@@ -12,6 +12,7 @@ import click
 import structlog
 import trio
 
+from ..observe.library_logs import configure_library_logs
 from ..observe.log_writer import LogWriter
 from ..observe.logs import configure
 from ..parent.control_socket import FATAL, WorkerRank, worker_rank
@@ -40,6 +41,7 @@ def command(ignored_flag: tuple[str, ...], unknown_flag: tuple[str, ...]) -> Non
     if settings.processes > 1:
         number = rank.number if rank else 0  # 0 is the parent
     writer = configure(settings, process=number)
+    configure_library_logs()
     if rank is None:
         log = structlog.get_logger()
         if ignored_flag:
@@ -54,11 +56,9 @@ def command(ignored_flag: tuple[str, ...], unknown_flag: tuple[str, ...]) -> Non
         else:
             _run_worker(settings, rank, writer)
     finally:
-        for stop_signal in (
-            *STOP_SIGNALS,
-            signal.SIGHUP,
-        ):  # one that arrives while Python finalizes would change the exit code
-            signal.signal(stop_signal, signal.SIG_IGN)
+        # A signal that arrives while Python finalizes would change the exit code.
+        for each in (*STOP_SIGNALS, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:

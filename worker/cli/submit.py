@@ -78,7 +78,7 @@ def command(
             method=method,
             path=f"/{path}" if path and not path.startswith("/") else path,
             query=query.removeprefix("?"),
-            annotations=annotation_pairs,
+            annotations=annotation_pairs or None,
             partitions=settings.queue_partitions,
             body=body,
         )

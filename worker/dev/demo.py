@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import httpx
 import trio
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.table import Column, Table
 
 from ..settings import SETTING_FIELDS
 from .functions import failures_of_flaky
-from .stack import NotStartedError, Stack, free_port, print_line, stack, until_signalled
+from .stack import NotStartedError, Stack, free_port, print_line, print_text, stack, until_signalled
 
 FIRST_CALLS = Counter(fast=150, slow=40, flaky=60, broken=30)
 """Function to number of invocations that are submitted first, and must end before the drain."""
@@ -48,7 +47,7 @@ async def run_demo(environment: Mapping[str, str]) -> bool:
     succeeded = False
     try:
         async with until_signalled() as workers:
-            click.echo("Starting NATS, demo functions, gateway and worker ...")
+            print_text("Starting NATS, demo functions, gateway and worker ...")
             with tempfile.TemporaryDirectory(prefix="queue-worker-demo-") as directory:
                 async with stack(_settings(environment), Path(directory), output, workers) as running:
                     result = await _Demo(running).run()

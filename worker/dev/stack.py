@@ -6,6 +6,7 @@ the block.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import random
 import shutil
@@ -15,7 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
 
@@ -25,12 +26,15 @@ import trio
 
 from ..config import load
 from ..observe.listeners import listen
+from ..observe.log_writer import LogWriter
 from ..parent import exit_text
 from ..settings import Settings
 
 _COLOURS = {"nats": "blue", "functions": "magenta", "gateway": "cyan", "worker": "green"}
 _WIDTH = max(map(len, _COLOURS))
 _LOOPBACK = "127.0.0.1"
+_RECEIVERS = "127.0.0.0/8,::1"
+"""Receivers of callbacks on this machine, which a worker refuses elsewhere."""
 _READY_TIMEOUT = 30.0
 """Seconds for a child to become ready. It takes one or two, more on a busy machine."""
 _POLL_INTERVAL = 0.05
@@ -168,7 +172,26 @@ async def _watch(child: Child, output: Output) -> None:
 def print_line(name: str, line: str) -> None:
     """Print a line of a child after the child's name; of NATS only warnings and errors."""
     if name != "nats" or "[INF]" not in line:
-        click.echo(f"{click.style(f'{name:<{_WIDTH}} |', fg=_COLOURS[name])} {line}")
+        print_text(f"{click.style(f'{name:<{_WIDTH}} |', fg=_COLOURS[name])} {line}")
+
+
+def print_text(text: str) -> None:
+    """Print *text* to standard output without waiting for its reader: the children must not wait either."""
+    if not sys.stdout.isatty():
+        text = click.unstyle(text)
+    _writer().msg(text.encode(errors="backslashreplace"))
+
+
+@cache
+def _writer() -> LogWriter:
+    sys.stdout.flush()  # the writer bypasses its buffer
+    writer = LogWriter(sys.stdout.fileno(), report=_report_dropped)
+    atexit.register(writer.close)
+    return writer
+
+
+def _report_dropped(count: int, reason: str) -> bytes:
+    return f"warning: {count} lines were dropped because standard output could not be written: {reason}".encode()
 
 
 @asynccontextmanager
@@ -189,7 +212,7 @@ async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope,
             for worker in workers:  # which then give their invocations back at once
                 worker.process.terminate()
         else:
-            click.echo(
+            print_text(
                 "stopping, the worker first, which lets running invocations end; press Ctrl-C again to cut that short"
             )
             scope.cancel()
@@ -200,7 +223,12 @@ def _prepare(environment: Mapping[str, str], functions: str) -> tuple[dict[str, 
     loaded = load(environment)
     if loaded.settings.nats_url:
         raise NotStartedError("nats_url is set, but queue-worker dev starts a NATS server: unset it, or set nats_port")
-    defaults = {"listen_host": _LOOPBACK, "http_host": _LOOPBACK, "gateway_url": functions}
+    defaults = {
+        "listen_host": _LOOPBACK,
+        "http_host": _LOOPBACK,
+        "gateway_url": functions,
+        "callback_allow": _RECEIVERS,
+    }
     added = {name: value for name, value in defaults.items() if loaded.origins[name] == "default"}
     environment = {**environment, "PYTHONUNBUFFERED": "1", **added}
     settings = load(environment).settings

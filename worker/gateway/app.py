@@ -17,8 +17,10 @@ from structlog.typing import FilteringBoundLogger
 
 from ..ports import BrokerUnavailableError
 from ..settings import Settings
+from .annotations import FunctionLookup
 from .large_bodies import RETRY_AFTER, BodyReader
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
+from .overload import Limits
 from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
 
 ASYNC = "/async-function/"
@@ -32,8 +34,18 @@ _REPLAYED = {"Idempotent-Replayed": "true"}
 class Gateway:
     """The application. *functions* is the application for ``/function/``."""
 
-    def __init__(self, settings: Settings, publisher: Publisher, functions: ASGIApp, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        functions: ASGIApp,
+        log: FilteringBoundLogger,
+        *,
+        lookup: FunctionLookup,
+        limits: Limits,
+    ) -> None:
         self._settings, self._publisher, self._functions, self._log = settings, publisher, functions, log
+        self._lookup, self._limits = lookup, limits
         self._body_reader = BodyReader()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,19 +76,22 @@ class Gateway:
     async def _enqueue(self, below: str, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
             raise HTTPException(405, f"{ASYNC} takes POST only", {"Allow": "POST"})
+        self._limits.check_caller(scope)
         function, path = split_target(below)
         try:
+            record = await self._lookup.find(function)
             headers = canonical_headers(scope["headers"])
             message = compose(
                 function,
                 headers,
-                queue=self._settings.queue_name,
+                queue=record.queue or self._settings.queue_name,
                 namespace=self._settings.default_function_name,
                 new_call_id=str(uuid4()),
                 now=time.time_ns(),
                 host=headers.get("Host", [""])[0],
                 path=path,
                 query=scope["query_string"].decode("latin-1"),
+                annotations=record.annotations,
                 partitions=self._settings.queue_partitions,
             )
         except RequestTooLargeError as error:
@@ -85,10 +100,13 @@ class Gateway:
             raise HTTPException(400, str(error)) from None
         identity = {"X-Call-Id": message.call_id, "X-Start-Time": message.started}
         try:
+            self._publisher.check(message.request.QueueName)
+            await self._limits.check(message)
             limit, room = self._settings.max_body_bytes, self._publisher.max_body_bytes()
             async with self._body_reader.read(scope, receive, limit, room) as body:
                 message.request.Body, large = (body, None) if isinstance(body, bytes) else (b"", body)
-                stored = await self._publisher.publish(message, large)
+                with self._limits.storing(message):
+                    stored = await self._publisher.publish(message, large)
         except MessageTooLargeError as error:
             raise HTTPException(413, f"too large for the queue: {error}") from None
         except CallIdReusedError as error:

@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
+from ..policy.parse import without_password
 from ..settings import Settings
 from .message import check_path, split_target
 
@@ -69,7 +70,8 @@ class FunctionProxy:
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if any(self._name in value for value in _values(scope["headers"], b"via")):
-            text = f"gateway_url = {self._url} leads back to this gateway: set it to where the functions are"
+            url = without_password(str(self._url))
+            text = f"gateway_url = {url} leads back to this gateway: set it to where the functions are"
             raise HTTPException(508, text)
         body = _Body(scope, receive)
         # anyio's cancellation, not the task's own: httpcore shields the closing of its connections from that one only.
@@ -110,7 +112,7 @@ class FunctionProxy:
             await response.aclose()
 
     def _failed(self, status: int, text: str) -> HTTPException:
-        self._log.warning("The functions do not answer", gateway_url=str(self._url), error=text)
+        self._log.warning("The functions do not answer", gateway_url=without_password(str(self._url)), error=text)
         return HTTPException(status, f"the functions at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:

@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope
 from ..model import StoredBody
 from ..nats.jetstream import JetStream
 from ..nats.objects import MAX_MEMORY, ObjectStore, stream_config
-from ..nats.topology import as_named
 from ..nats.wire import ApiError
 from ..policy.parse import whole_number
 from ..ports import BrokerUnavailableError, Emit
 from ..settings import Settings
+from .queues import FindStream
 
 RETRY_AFTER = {"Retry-After": "1"}
 """Seconds: an election or a reconnect takes one or a few."""
@@ -124,15 +124,15 @@ class _IncomingBody:
 class LargeBodies:
     """The object store of a queue, opened when the first large body arrives."""
 
-    def __init__(self, jetstream: JetStream, settings: Settings, emit: Emit) -> None:
-        self._jetstream, self._settings, self._emit = jetstream, settings, emit
+    def __init__(self, jetstream: JetStream, settings: Settings, emit: Emit, find: FindStream) -> None:
+        self._jetstream, self._settings, self._emit, self._find = jetstream, settings, emit, find
         self._store: ObjectStore | None = None
 
     async def put(self, parts: AsyncIterable[bytes]) -> StoredBody:
         """Store a body; see :meth:`worker.nats.objects.ObjectStore.put`."""
         try:
             if self._store is None:
-                named = await as_named(self._jetstream, self._settings, self._emit)
+                named = await self._find(self._jetstream, self._settings, self._emit)
                 self._store = ObjectStore(self._jetstream, stream_config(named))
             return await self._store.put(parts)
         except ApiError as error:

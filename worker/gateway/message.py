@@ -67,7 +67,7 @@ class QueueRequest(msgspec.Struct, omit_defaults=True, kw_only=True):
     QueryString: str = ""
     Function: str
     QueueName: str
-    Annotations: dict[str, str] = {}
+    Annotations: dict[str, str] | None = None
     CallbackUrl: dict[str, Any] | None = None
     BodyObject: StoredBody | None = None
     """Not a field of Go's: the reference to a body that is too large for a message."""
@@ -184,7 +184,7 @@ def compose(
         QueryString=f"%3F{query[1:]}" if query.startswith("?") else query,
         Function=function,
         QueueName=queue,
-        Annotations=dict(annotations or {}),
+        Annotations=None if annotations is None else dict(annotations),
         CallbackUrl=_callback(headers.get("X-Callback-Url", ())),
     )
     _check_size(function, request)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
@@ -24,12 +26,14 @@ from ..nats.connection import (
 from ..nats.jetstream import JetStream
 from ..nats.objects import one_part
 from ..nats.topology import as_named
-from ..nats.wire import ApiError, ErrorCode
+from ..nats.wire import ApiError, ErrorCode, StreamState
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from .claims import Claim, Claims, open_claims, publish_once
 from .large_bodies import LargeBodies, hashed
 from .message import Message
+from .queues import FindStream, by_subject, settings_of
+from .stalls import Stalls
 
 _WATCH_INTERVAL = 0.5
 """Seconds between two checks of the connection."""
@@ -46,6 +50,8 @@ _CLAIM_TRIES = 20
 """Tries to reach the stream of claims: one with replicas has no leader at first."""
 _CLAIM_WAIT = 0.1
 """Seconds between two of these tries."""
+_MOST_QUEUES = 1_000
+"""Queues whose stream and claims are remembered."""
 _PASSING = {ErrorCode.CLUSTER_NOT_AVAILABLE, ErrorCode.STREAM_OFFLINE}
 """Errors of a cluster that elects a leader."""
 _COMPARING = "comparing requests with the same call id"
@@ -53,6 +59,10 @@ _COMPARING = "comparing requests with the same call id"
 
 class MessageTooLargeError(Exception):
     """The message, headers and base64 included, exceeds a limit of the server or of the stream."""
+
+
+class UnconfirmedError(BrokerUnavailableError):
+    """The message was sent, and not confirmed in time: it may be stored."""
 
 
 class NotStoredError(BrokerUnavailableError):
@@ -113,18 +123,18 @@ def _no_stream(stream: str, message: Message) -> NotStoredError:
     )
 
 
-def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError) -> BrokerUnavailableError:
+def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError) -> UnconfirmedError:
     detail = f" ({connection.failure})" if connection.failure else ""
-    return BrokerUnavailableError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}")
+    return UnconfirmedError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}")
 
 
 class QueueWriter:
     """Publishes calls to the queue's stream over one connection, under a claim of each call id that a caller gave."""
 
-    def __init__(self, connection: Connection, settings: Settings, emit: Emit) -> None:
-        self._connection, self._settings, self._emit = connection, settings, emit
+    def __init__(self, connection: Connection, settings: Settings, emit: Emit, find: FindStream = as_named) -> None:
+        self._connection, self._settings, self._emit, self._find = connection, settings, emit, find
         self._jetstream = JetStream(connection)
-        self._bodies = LargeBodies(self._jetstream, settings, emit)
+        self._bodies = LargeBodies(self._jetstream, settings, emit, find)
         self._stream = settings.nats_stream
         """The name of the stream at the server, once the claims are open."""
         self._claims: Claims | None = None
@@ -181,6 +191,17 @@ class QueueWriter:
             raise
         return Stored(claim.started if repeated else message.started, repeated)
 
+    async def count(self, *, by_subject: bool) -> StreamState:
+        """Return the number of messages in the stream, and if so wanted on each of the queue's subjects.
+
+        Errors are those of :class:`JetStream`.
+        """
+        with suppress(ApiError, MisconfiguredError):  # of the claims; the stream's name may be known even so
+            await self._open()
+        if by_subject:
+            return (await self._jetstream.stream_with_subjects(self._stream, f"{self._settings.queue_name}.>")).state
+        return (await self._jetstream.stream(self._stream)).state
+
     async def _claim(self, message: Message, wanted: Claim) -> Claim:
         """Return the claim that counts for the call: *wanted* also where JetStream refuses to store claims."""
         try:
@@ -211,7 +232,7 @@ class QueueWriter:
         """Find the queue's stream by its name at the server, and its claims."""
         async with self._opening:
             if self._claims is None and asyncio.get_running_loop().time() >= self._open_again:
-                found = await as_named(self._jetstream, self._settings, self._emit)
+                found = await self._find(self._jetstream, self._settings, self._emit)
                 self._stream = found.nats_stream
                 self._claims = await open_claims(self._jetstream, found)
 
@@ -268,13 +289,29 @@ class Publisher:
         """
         return int(self._require_connection().client.max_payload) * 3 // 4
 
+    def check(self, queue: str) -> None:
+        """Raise BrokerUnavailableError if nothing can be stored in the queue now."""
+        self._require_connection()
+        self._stalls.check(queue)
+
     async def publish(self, message: Message, large: AsyncIterable[bytes] | None = None) -> Stored:
         """Store *message*, as :meth:`QueueWriter.publish` does, over the current connection.
 
         *large* is its body, where that is larger than :meth:`max_body_bytes`.
         """
-        self._require_connection()
-        return await (self._writer.publish_large(message, large) if large else self._writer.publish(message))
+        queue = message.request.QueueName
+        self.check(queue)
+        writer = self._writer(queue)
+        try:
+            return await (writer.publish_large(message, large) if large else writer.publish(message))
+        except UnconfirmedError:
+            self._stalls.begin(queue, partial(writer.count, by_subject=False))
+            raise
+
+    async def count(self, queue: str, *, by_subject: bool) -> StreamState:
+        """Count the messages of a queue, as :meth:`QueueWriter.count` does."""
+        self.check(queue)
+        return await self._writer(queue).count(by_subject=by_subject)
 
     async def run(self) -> None:
         """Stay connected until cancelled.
@@ -291,12 +328,24 @@ class Publisher:
             except ConnectionClosedError as error:
                 self._log_event(BrokerFailure("", str(error)))
             finally:
+                self._stalls.close()
                 await self._connection.close()
             self._connect()
 
     def _connect(self) -> None:
         self._connection = Connection(self._options, self._log_event)
-        self._writer = QueueWriter(self._connection, self._settings, self._log_event)
+        self._stalls = Stalls(self._connection.round_trip)
+        self._writers: dict[str, QueueWriter] = {}
+
+    def _writer(self, queue: str) -> QueueWriter:
+        """Return the writer of a queue: the producer's own, or one that a function's annotation names."""
+        if (writer := self._writers.get(queue)) is None:
+            if len(self._writers) >= _MOST_QUEUES:
+                del self._writers[next(iter(self._writers))]
+            own = queue == self._settings.queue_name
+            settings, find = (self._settings, as_named) if own else (settings_of(self._settings, queue), by_subject)
+            writer = self._writers[queue] = QueueWriter(self._connection, settings, self._log_event, find)
+        return writer
 
     def _require_connection(self) -> Connection:
         if not self._connection.up:

@@ -6,23 +6,28 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
-import logging
 import resource
 import signal
 import socket
+from collections.abc import Generator
 
 import structlog
 import uvicorn
 from structlog.typing import FilteringBoundLogger
 
 from ..observe import logs
+from ..observe.library_logs import configure_library_logs
 from ..observe.listeners import addresses, listen
+from ..policy.parse import without_password
 from ..settings import Settings
+from .annotations import FunctionLookup
 from .app import Gateway
 from .caller import CallerConnection
 from .connections import LIMITED, Connections
+from .credentials import Credentials
 from .functions import MAX_CONNECTIONS as MAX_FUNCTION_CONNECTIONS
 from .functions import FunctionProxy
+from .overload import Limits
 from .publisher import Publisher
 
 _BACKLOG = 2048
@@ -35,26 +40,29 @@ _UNSENT = 128 * 1024
 """Bytes of a response that the kernel takes before it is clear that the caller reads them (Linux). The kernel's own
 buffer, of megabytes, would be refilled too seldom to see whether a slow caller reads at all."""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class _Server(uvicorn.Server):
-    """uvicorn's server. asyncio takes the number that it accepts at once for the kernel's backlog, too."""
+    """uvicorn's server, which leaves signals to :func:`_stop_by_signals`.
+
+    uvicorn sets its handlers late, and a signal before that would be lost.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave the handlers as they are."""
+        yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # asyncio takes the number that it accepts at once for the kernel's backlog, too.
         for each in sockets or ():
             each.listen(_BACKLOG)
 
 
-class _LibraryHandler(logging.Handler):
-    """Handler that passes the messages of uvicorn and other libraries to the gateway's log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        trace = {"traceback": logging.Formatter().formatException(record.exc_info)} if record.exc_info else {}
-        structlog.get_logger().warning(record.getMessage().strip(), source=record.name, **trace)
-
-
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the running requests.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then finish the running requests.
 
     Raises:
         OSError: the port is taken.
@@ -62,21 +70,27 @@ def run(settings: Settings) -> None:
     """
     logs.configure(settings)
     log: FilteringBoundLogger = structlog.get_logger()
-    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+    configure_library_logs()
     uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
     with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
-        runner.run(_serve(settings, log))
+        try:
+            runner.run(_serve(settings, log))
+        finally:
+            for number in _STOP_SIGNALS:  # one that arrives while Python finalizes would change the exit code
+                signal.signal(number, signal.SIG_IGN)
 
 
 async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     publisher = Publisher(settings, log)
     functions = FunctionProxy(settings, log)
+    lookup = FunctionLookup(settings, Credentials(settings, asyncio.get_running_loop().time), log)
+    limits = Limits(settings, publisher, log)
     listeners = _listen(settings.listen_host, settings.listen_port)
     connections = Connections(_max_connections(settings, log), settings.client_timeout, log)
     protocol = type("Caller", (CallerConnection,), {"all": connections})
     server = _Server(
         uvicorn.Config(
-            Gateway(settings, publisher, functions, log),
+            Gateway(settings, publisher, functions, log, lookup=lookup, limits=limits),
             http=protocol,
             ws="none",
             lifespan="off",
@@ -91,21 +105,28 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
             timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
         )
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn replaces these handlers, and raises the signal again when it has stopped.
-        signal.signal(number, lambda *_: None)
+    _stop_by_signals(server)
     connection = asyncio.ensure_future(publisher.run())
     connection.add_done_callback(lambda _: setattr(server, "should_exit", True))  # it ends only with an error
     try:
         url = f"http://{addresses(listeners[:1])}"
-        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=settings.gateway_url)
+        log.info("Listening", url=url, queue=settings.queue_name, gateway_url=without_password(settings.gateway_url))
         await server.serve(listeners)
     finally:
         connection.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await connection
+        await limits.close()
+        await lookup.close()
         await functions.close()
     log.info("Stopped")
+
+
+def _stop_by_signals(server: uvicorn.Server) -> None:
+    """Let a signal stop *server* in order, also before it serves; a second SIGINT stops it at once."""
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup switches it off
+            signal.signal(number, server.handle_exit)
 
 
 def _max_connections(settings: Settings, log: FilteringBoundLogger) -> int:

@@ -1,20 +1,33 @@
-"""Callbacks: results are posted to any http or https URL that a caller named."""
+"""Callbacks: results are posted to any http or https URL that a caller named, if the rules allow its receiver.
+
+httpcore sends them, the library below httpx: only there the address of a connection can be checked.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 
+import httpcore
 import httpx
 import trio
 
-from ..model import Callback
-from ..policy.proxies import read_proxies
+from ..model import Busy, Callback, Headers, PostResult, Refused
+from ..policy.callback_access import CallbackAccess
+from ..policy.proxies import Proxies, read_proxies
+from ..policy.receiver_patterns import ReceiverPatterns
+from ..policy.signature import WEBHOOK_ID, sign
+from ..ports import Emit
 from ..settings import Settings
-from .client_pools import CLOSE_TIMEOUT, LIMITS, ClientPools, open_client_pools
+from .callback_keys import CallbackKeys
+from .client_pools import CLOSE_TIMEOUT, ClientPools, open_client_pools
 from .failures import describe_failure
+from .functions import basic_auth
+from .receiver_network import ReceiverNetwork, ReceiverRefusedError
+from .transport import MAX_IDLE
 
 MAX_PER_RECEIVER = 256
 """Concurrent callbacks to one receiver: common web servers accept this many (nginx: 512 connections a process).
@@ -28,68 +41,161 @@ _DRAIN_TIME = 0.2
 """Seconds for which they are read. A response whose end takes longer costs more than a new connection."""
 
 _SLICE = 65_536
-"""Bytes of a body that are passed to httpx at once."""
+"""Bytes of a body that are passed to httpcore at once."""
+_SIGNED_IN_PLACE = 262_144
+"""Bytes of a body that are signed at once (0.2 ms); a larger one is signed in a thread."""
+_PORTS = {"http": 80, "https": 443}
+_FAILURES = (
+    *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.ProxyError),
+    *(httpcore.UnsupportedProtocol, httpx.InvalidURL, OSError, ValueError),
+)
+"""Errors that prevent an answer."""
 
 
 class HttpCallbacks:
-    """See :class:`worker.ports.Callbacks`. It uses httpx for TLS and proxies, and follows no redirect."""
+    """See :class:`worker.ports.Callbacks`. No redirect is followed."""
 
-    def __init__(self, pools: ClientPools[httpx.AsyncClient], timeout: float) -> None:
-        self._pools, self._timeout = pools, timeout
+    def __init__(
+        self,
+        pools: ClientPools[httpcore.AsyncConnectionPool],
+        receivers: _ReceiverRules,
+        keys: CallbackKeys,
+        *,
+        timeout: float,
+        utc_now: Callable[[], float],
+    ) -> None:
+        self._pools, self._receivers, self._keys = pools, receivers, keys
+        self._timeout, self._utc_now = timeout, utc_now
 
-    async def post(self, callback: Callback) -> int | str:
+    async def post(self, callback: Callback) -> PostResult:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
         body = _Slices(callback.body)
         try:
             url = httpx.URL(callback.url)
-            headers = [(b"Host", url.netloc), *callback.headers]
-            if len(callback.body) <= _SLICE:
-                request = httpx.Request("POST", url, headers=headers, content=callback.body)
-            else:
-                headers.append((b"Content-Length", b"%d" % len(callback.body)))
-                request = httpx.Request("POST", url, headers=headers, stream=body)
+            if reason := self._receivers.refusal(url):
+                return Refused(reason)
             async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
-                    response = await client.send(request, stream=True)
+                    headers = [*_request_headers(url, callback), *await self._signatures(url, callback)]
+                    content = callback.body if len(callback.body) <= _SLICE else body
+                    request = httpcore.Request("POST", _httpcore_url(url), headers=headers, content=content)
+                    response = await client.handle_async_request(request)
                 await _end(response)
-                return response.status_code
+                return _answer(response)
+        except ReceiverRefusedError as error:
+            return Refused(str(error))
         except trio.TooSlowError:
             return f"no answer within {self._timeout:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except _FAILURES as error:
             return describe_failure(error)
         finally:
             body.clear()
 
+    async def _signatures(self, url: httpx.URL, callback: Callback) -> Headers:
+        secrets = self._keys.current.secrets_for(url.host, _port(url))
+        message_id = next((value for name, value in callback.headers if name == WEBHOOK_ID), b"")
+        signing = partial(sign, secrets, message_id, callback.body, now=int(self._utc_now()))
+        if secrets and len(callback.body) > _SIGNED_IN_PLACE:
+            return await trio.to_thread.run_sync(signing)
+        return signing()
+
+
+class _ReceiverRules:
+    """Applies the rules to a URL: before the request where a proxy connects, else to the address of the connection."""
+
+    def __init__(self, access: CallbackAccess, proxies: Proxies) -> None:
+        self._access, self._proxies = access, proxies
+
+    def refusal(self, url: httpx.URL) -> str | None:
+        """Return why a callback must not be sent, if that can be decided before a connection."""
+        if self._is_gateway(url) or not self.proxy_of(url):
+            return None
+        return self._access.refusal(url.host, _port(url), None)
+
+    def proxy_of(self, url: httpx.URL) -> str | None:
+        """Return the URL of the proxy for a receiver."""
+        return self._proxies.proxy_of(str(url))
+
+    def network(self, url: httpx.URL) -> ReceiverNetwork:
+        """Return the network for a receiver, which checks addresses."""
+        return ReceiverNetwork(None if self._is_gateway(url) or self.proxy_of(url) else self._access.refusal)
+
+    def _is_gateway(self, url: httpx.URL) -> bool:
+        return self._access.is_gateway((url.scheme, url.host, _port(url)))
+
 
 @asynccontextmanager
-async def open_callbacks(settings: Settings) -> AsyncIterator[HttpCallbacks]:
-    """Open :class:`HttpCallbacks`, and close their connections at the end."""
+async def open_callbacks(
+    settings: Settings, emit: Emit, utc_now: Callable[[], float] = time.time
+) -> AsyncIterator[HttpCallbacks]:
+    """Open :class:`HttpCallbacks`, and close their connections at the end.
+
+    Raises:
+        MisconfiguredError: the file of signing keys cannot be used.
+    """
     # The context is created when it is first needed: loading the certificates takes a while.
     context = cache(partial(httpx.create_ssl_context, verify=not settings.tls_insecure))
 
-    proxies = read_proxies(os.environ)
+    gateway = httpx.URL(settings.gateway_url)
+    origin = gateway.scheme, gateway.host.rstrip("."), _port(gateway)
+    allow, deny = settings.callback_allow or ReceiverPatterns(), settings.callback_deny or ReceiverPatterns()
+    receivers = _ReceiverRules(CallbackAccess(origin, allow, deny), read_proxies(os.environ))
+    keys = CallbackKeys(settings.callback_secret_file)
 
-    def client(origin: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            verify=context(),
-            proxy=proxies.proxy_of(origin),
-            trust_env=False,  # it would also send passwords of a .netrc
-            timeout=None,  # noqa: S113 -- post() has a timeout
-            limits=LIMITS,
+    def client(origin: str) -> httpcore.AsyncConnectionPool:
+        url = httpx.URL(origin)
+        return httpcore.AsyncConnectionPool(
+            ssl_context=context() if url.scheme == "https" else None,
+            proxy=_proxy(proxy) if (proxy := receivers.proxy_of(url)) else None,
+            keepalive_expiry=MAX_IDLE,
+            network_backend=receivers.network(url),
         )
 
-    async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools:
-        yield HttpCallbacks(pools, settings.callback_timeout)
+    async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools, trio.open_nursery() as nursery:
+        nursery.start_soon(keys.follow, emit)
+        yield HttpCallbacks(pools, receivers, keys, timeout=settings.callback_timeout, utc_now=utc_now)
+        nursery.cancel_scope.cancel()
 
 
-class _Slices(httpx.AsyncByteStream):
+def _port(url: httpx.URL) -> int:
+    return url.port or _PORTS.get(url.scheme, 0)
+
+
+def _httpcore_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+def _proxy(proxy: str) -> httpcore.Proxy:
+    url = httpx.URL(proxy)
+    auth = (url.username.encode(), url.password.encode()) if url.userinfo else None
+    return httpcore.Proxy(_httpcore_url(url), auth=auth)
+
+
+def _request_headers(url: httpx.URL, callback: Callback) -> list[tuple[bytes, bytes]]:
+    """Return the headers of the request; user and password of the URL replace an Authorization of the function."""
+    headers = [(b"Host", url.netloc), *callback.headers]
+    if url.userinfo:
+        headers = [field for field in headers if field[0].lower() != b"authorization"]
+        headers.append((b"Authorization", basic_auth(url.userinfo)))
+    return [*headers, (b"Content-Length", b"%d" % len(callback.body))]
+
+
+def _answer(response: httpcore.Response) -> int | Busy:
+    if response.status in (429, 503):
+        for name, value in response.headers:
+            if name.lower() == b"retry-after":
+                return Busy(response.status, value.decode("latin-1"))
+    return response.status
+
+
+class _Slices:
     """A large body in slices: TLS would copy it as a whole, twice."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
 
     def clear(self) -> None:
-        """Release the body: httpx's objects refer to each other, so they stay in memory for a while."""
+        """Release the body: httpcore's objects refer to each other, so they stay in memory for a while."""
         self._body = b""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -97,11 +203,11 @@ class _Slices(httpx.AsyncByteStream):
             yield self._body[start : start + _SLICE]
 
 
-async def _end(response: httpx.Response) -> None:
+async def _end(response: httpcore.Response) -> None:
     """End a response whose status has arrived, which is the answer. Read a short body, to reuse the connection."""
-    with trio.move_on_after(_DRAIN_TIME), suppress(httpx.HTTPError, OSError):
+    with trio.move_on_after(_DRAIN_TIME), suppress(*_FAILURES):
         read = 0
-        async for part in response.aiter_raw():
+        async for part in response.aiter_stream():
             read += len(part)
             if read > _MAX_DRAINED:
                 break

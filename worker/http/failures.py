@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 LOCAL_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EADDRNOTAVAIL})
 """Errors of connecting that only this machine can cause: no descriptors, no memory, no ports left."""
+LOCAL_LOOKUP_ERRORS = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
+"""Errors of look-ups without an answer about the name: no name server answered, it failed or refused, or this machine
+lacks something. With all others the name does not exist, has no address, or is no valid name."""
 _MAX_ERRORS = 32
 """Errors of a chain that are looked at."""
 
@@ -31,8 +34,8 @@ def local_failure(error: BaseException) -> str | None:
     """Return why this machine itself could not connect or look up a name; None if it is not the reason."""
     for each in causes(error):
         if isinstance(each, socket.gaierror):
-            if each.errno in (socket.EAI_SYSTEM, socket.EAI_MEMORY):
-                return str(each.strerror)
+            if each.errno in LOCAL_LOOKUP_ERRORS:
+                return f"the look-up of its name failed: {each.strerror}"
         elif isinstance(each, OSError) and not isinstance(each, ssl.SSLError) and each.errno in LOCAL_ERRORS:
             return str(each.strerror)
         elif isinstance(each, RuntimeError) and "thread" in str(each):

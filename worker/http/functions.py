@@ -37,9 +37,9 @@ class HttpFunctions:
         self._prefix, self._host = url.raw_path.rstrip(b"/"), (b"Host", url.netloc)
         self._origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         self._timeout, self._max_body = settings.upstream_timeout, settings.max_response_bytes
-        self._results = ResultMemory(settings.max_results_bytes)
+        self.results = ResultMemory(settings.max_results_bytes)
         self._transport, self._bodies = transport, bodies
-        self._credentials = _basic_auth(url.userinfo) if url.userinfo else None
+        self._credentials = basic_auth(url.userinfo) if url.userinfo else None
 
     async def invoke(self, invocation: Invocation) -> Attempted | NotSent | Malformed:
         """See :meth:`worker.ports.Functions.invoke`."""
@@ -63,7 +63,7 @@ class HttpFunctions:
             return await self._exchange(
                 invocation, method, target, ResponseParser(method, self._max_body, keep_body=False)
             )
-        response = ResultParser(method, self._max_body, self._results)
+        response = ResultParser(method, self._max_body, self.results)
         attempted: Attempted | NotSent | Malformed | None = None
         try:
             attempted = await self._exchange(invocation, method, target, response)
@@ -110,7 +110,7 @@ class HttpFunctions:
         return None if clean is None else clean.encode("ascii")
 
 
-def _basic_auth(userinfo: bytes) -> bytes:
+def basic_auth(userinfo: bytes) -> bytes:
     """Return the value of an Authorization header (RFC 7617) for the part of a URL before the ``@``."""
     user, _, password = userinfo.partition(b":")
     return b"Basic " + b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))

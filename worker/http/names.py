@@ -59,6 +59,11 @@ class NameCache(trio.abc.HostnameResolver):
         result = self._current
         return result is not None and result.done.is_set() and trio.current_time() < result.expires_at
 
+    @property
+    def unanswered(self) -> bool:
+        """Flag: the look-up runs, and there are no addresses of an earlier one."""
+        return self._current is not None and not self._current.done.is_set() and not self._last_addresses
+
     def forget(self) -> None:
         """Look the name up again at the next connect, because no known address accepts one."""
         if self.remembered:
@@ -121,7 +126,8 @@ class NameCache(trio.abc.HostnameResolver):
 
     async def _resolve(self, query: tuple[Any, ...], threads: trio.CapacityLimiter, result: _Result) -> None:
         name = query[0].decode("ascii", "replace")
-        result.error = OSError(f"no answer to the look-up of {name} within {LOOKUP_TIMEOUT:g} s")
+        text = f"no answer to the look-up of {name} within {LOOKUP_TIMEOUT:g} s"
+        result.error = socket.gaierror(socket.EAI_AGAIN, text)
         with trio.move_on_after(LOOKUP_TIMEOUT):
             try:
                 result.addresses = await trio.to_thread.run_sync(

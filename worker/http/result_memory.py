@@ -10,16 +10,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import trio
+
+from ..events import ResultMemoryUnavailable
+from ..ports import Emit
 from .http11 import ResponseParser
+
+REPORT_AFTER = 5.0
+"""Seconds of waiting after which it is reported: most callbacks have ended until then."""
+REPORT_EVERY = 60.0
+"""Seconds between two reports, however many results wait."""
 
 
 class ResultMemory:
     """*limit*: bytes of all results. One result alone may be larger, because it could never be kept otherwise."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, clock: Callable[[], float] = trio.current_time) -> None:
+        self._limit, self._clock = limit, clock
         self.used = 0
         self._waiting: deque[Reservation] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """The number of reservations that wait for memory."""
+        return sum(not reservation.released for reservation in self._waiting)
+
+    async def report_waits(self, emit: Emit) -> None:
+        """Emit an event while results wait for longer than REPORT_AFTER, until cancelled."""
+        while True:
+            await trio.sleep(REPORT_AFTER)
+            # The first one has waited longest, and is never a released one.
+            waited = self._clock() - self._waiting[0].since if self._waiting else 0.0
+            if waited >= REPORT_AFTER:
+                emit(ResultMemoryUnavailable(self.waiting, waited, self.used, self._limit))
+                await trio.sleep(REPORT_EVERY - REPORT_AFTER)
 
     def reserve(self, size: int, resume: Callable[[], None]) -> Reservation:
         """Return a reservation of *size* bytes; if it is not granted yet, *resume* is called when it is."""
@@ -27,7 +51,7 @@ class ResultMemory:
         self._waiting.append(reservation)
         self.grant()
         if not reservation.granted:
-            reservation.resume = resume
+            reservation.resume, reservation.since = resume, self._clock()
         return reservation
 
     def grant(self) -> None:
@@ -52,6 +76,8 @@ class Reservation:
         self._memory, self.size = memory, size
         self.granted = self.released = False
         self.resume: Callable[[], None] | None = None
+        self.since = 0.0
+        """Time at which it began to wait."""
 
     def shrink(self, size: int) -> None:
         """Return all but *size* bytes."""

@@ -121,10 +121,12 @@ class PlainTransport:
                 # The host may have moved. No byte was sent, so this is the same attempt.
                 return await self._open_socket()
         except trio.TooSlowError:
-            raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from None
+            # A name server that does not answer is no failure of the function: see local_failure().
+            cause = socket.gaierror(socket.EAI_AGAIN, "no answer") if self._names.unanswered else None
+            raise httpx.ConnectTimeout(f"no connection to {origin} within {CONNECT_TIMEOUT:g} s") from cause
         except OSError as error:
-            cause = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
-            reason = cause.exceptions[-1] if isinstance(cause, ExceptionGroup) else error
+            causes = error.__cause__  # Trio puts the reason of each address there; the last one's is reported
+            reason = causes.exceptions[-1] if isinstance(causes, ExceptionGroup) else error
             raise httpx.ConnectError(f"cannot connect to {origin}: {reason}") from error
 
     async def _open_socket(self) -> socket.socket:

@@ -14,23 +14,23 @@ from contextlib import suppress
 
 import trio
 
-from ..events import ConfigDrift, ConsumerBound, Event
+from ..events import ConfigDrift, ConsumerBound
 from ..model import SHARED, Backlog, Delivery, QueueShared, StoredCount
-from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from . import topology
 from .apply import Applier
 from .discovery import SubjectFlows
+from .drifts import RETIRED_FLOW, Drifts
 from .faults import Faults
 from .jetstream import JetStream
-from .layout import FUNCTION, ConsumerSet, static, undelivered
+from .layout import FUNCTION, ConsumerSet, static
 from .migration import Migration
 from .pull import Pull
 from .pull_consumer import PullConsumer
 from .reconcile import BindShared, Idle, Observed, Retire, Serve, Wanted, delete_idle, idle_consumers, reconcile
 from .retired_consumers import RetiredConsumers
-from .wire import ApiError, ConsumerConfig, ConsumerInfo, ErrorCode, StreamInfo
+from .wire import ApiError, ErrorCode
 
 LOOKING = "looking for the stream and its consumer"
 RETRY = 1.0
@@ -41,9 +41,6 @@ _SHARE = 10
 """A look may take one in so many seconds, however many consumers there are."""
 _ROUNDS = 5
 """Observations until the consumers have to be in order: retiring, deleting and serving take one each."""
-_DELETE = "deleting it lets the workers create it again, which delivers all"
-_RETIRED = "retired/"
-"""The beginning of a retired consumer's flow. No subject of a queue has it: queues' names have no slash."""
 
 
 class Binding:
@@ -65,6 +62,7 @@ class Binding:
         self._subjects = SubjectFlows(jetstream, settings, flows, emit, self.read_backlog, faults=faults)
         self._jetstream, self._settings, self._flows, self._emit = jetstream, settings, flows, emit
         self._retired, self._faults = retired, faults
+        self._drifts = Drifts(settings, flows, faults, emit)
         self._wanted = Wanted(layout, settings.queue_name, settings.nats_durable, settings.filter_partition)
         self._applier = Applier(jetstream, stream, settings.queue_name, self._announce)
         self._bound = False
@@ -81,13 +79,9 @@ class Binding:
         """The layout that is served."""
         self._retired_flows: dict[str, int] = {}
         """The pending acks of retired consumers, as last notified."""
-        self._drifts: set[Event] = set()
-        """The differences from the settings that have been reported."""
         self._stripped: set[asyncio.Task[None]] = set()
         self._backlog: Backlog | None = None
         """The stream's messages as last read."""
-        self._undelivered: tuple[Backlog | None, ConsumerSet] = None, ConsumerSet()
-        """The last look for messages that no consumer delivers."""
 
     @property
     def ready(self) -> bool:
@@ -124,7 +118,7 @@ class Binding:
         *again*: they existed before, so that their absence is worth a warning. Where the consumers keep changing, raise
         a :class:`BrokerUnavailableError`; else the errors of :mod:`worker.nats.topology`.
         """
-        created = await topology.ensure_stream(self._jetstream, self._settings, self._emit_once, again=again)
+        created = await topology.ensure_stream(self._jetstream, self._settings, self._drifts.report, again=again)
         if self._created not in (None, created):
             self._flows.outbox.forget()
             self._retired.forget()
@@ -146,15 +140,15 @@ class Binding:
 
     def create_consumer(self, flow: str) -> None:
         """Have a flow's consumer created, where something is wanted of it; shared and retired ones have theirs."""
-        if flow != SHARED and not flow.startswith(_RETIRED):
+        if flow != SHARED and not flow.startswith(RETIRED_FLOW):
             self._subjects.create_consumer(flow)
 
     def consumer_lost(self, flow: str) -> None:
         """Follow the loss of a flow's consumer, which the server has reported."""
         if flow == SHARED:
             self._on_lost()
-        elif flow.startswith(_RETIRED):
-            self._end_retired([flow.removeprefix(_RETIRED)])
+        elif flow.startswith(RETIRED_FLOW):
+            self._end_retired([flow.removeprefix(RETIRED_FLOW)])
         else:
             self._subjects.lost(flow)
 
@@ -170,7 +164,7 @@ class Binding:
         if bound and info.created != self._created:
             self._on_lost()  # it was replaced while no request was open, which a status would have ended
         if self._bound:
-            self._judge_stream(info)
+            self._drifts.judge_stream(info)
             self._subjects.set_stored(info.state.subjects)
         self._backlog = Backlog(info.state.last_seq, info.state.subjects)
         return self._backlog
@@ -194,47 +188,6 @@ class Binding:
             self._flows.deliver(pull, reply, delivery)
         self._unbound.set()
 
-    def _judge_stream(self, info: StreamInfo) -> None:
-        faults, drifts = topology.stream_faults(info.config, self._settings)
-        text = f"the stream {self.stream} cannot be used: {'; '.join(faults)}"
-        self._faults.set("stream", [text] if faults else ())
-        for drift in drifts:
-            self._emit_once(topology.drift(f"stream {self.stream}", drift))
-
-    def _judge_consumers(self, infos: list[ConsumerInfo]) -> None:
-        self._faults.judge("consumers", self._flows, infos, self._wanted_config)
-        if (shared := self._flows.find(SHARED)) and (info := _named(infos, shared.consumer)):
-            wanted = topology.consumer_config(self._settings, self._served or static(1), alone=False)
-            for drift in topology.consumer_faults(info.config, wanted)[1]:
-                self._emit_once(topology.drift(f"consumer {info.name} of stream {self.stream}", drift))
-
-    def _look_for_undelivered(self) -> None:
-        """Report messages that no consumer delivers any more: a max_deliver that was set for a while leaves some.
-
-        Only where nothing has changed since the last look, because two requests do not see the same moment.
-        """
-        before, seen = self._undelivered, (self._backlog, self._consumers)
-        self._undelivered = seen
-        if seen[0] is None or seen != before or seen[0] is before[0] or seen[1].foreign or seen[1].retired:
-            return
-        for name, messages in undelivered(seen[1], seen[0].by_subject).items():
-            self._emit_once(
-                ConfigDrift(f"{messages} messages are stored that the consumer {name} does not deliver: {_DELETE}")
-            )
-
-    def _wanted_config(self, pull: Pull, info: ConsumerInfo) -> ConsumerConfig | None:
-        if is_token_flow(pull.flow):
-            return None
-        if pull.flow == SHARED or pull.flow.startswith(_RETIRED):
-            return info.config  # its filter may be any
-        return topology.flow_config(self._settings, pull.flow, info.name)
-
-    def _emit_once(self, event: Event) -> None:
-        if event not in self._drifts:
-            self._emit(event)
-        if isinstance(event, ConfigDrift):
-            self._drifts.add(event)
-
     def _on_lost(self) -> None:
         self._bound = False
         if shared := self._flows.find(SHARED):
@@ -250,7 +203,7 @@ class Binding:
         began = trio.current_time()
         await self._reconcile(again=True)
         now = trio.current_time()
-        self._look_for_undelivered()
+        self._drifts.look_for_undelivered(self._backlog, self._consumers)
         self._idle = idle_consumers(self._consumers, self._idle, now)
         threshold, crowded = self._settings.consumer_inactive_threshold, self._subjects.crowded
         due = delete_idle(self._idle, threshold, now, crowded=crowded)
@@ -284,7 +237,7 @@ class Binding:
         consumers = ConsumerSet.of(infos, self._settings.nats_durable)
         if ages:
             return Observed(consumers, ages)
-        self._judge_consumers(infos)
+        self._drifts.judge_consumers(infos, self._served)
         self._consumers = self._subjects.consumers = consumers
         wanted, current = self._wanted.layout, consumers.current or self._wanted.layout
         shared = self._flows.find(SHARED)
@@ -321,16 +274,16 @@ class Binding:
 
     async def _bind_shared(self, action: BindShared, *, again: bool) -> None:
         config = topology.consumer_config(self._settings, action.layout, alone=action.alone)
-        info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._emit_once, again=again)
+        info = await topology.ensure_consumer(self._jetstream, self._settings, config, self._drifts.report, again=again)
         self._flows.ack_wait = min([info.ack_wait, *(each.ack_wait for each in self._consumers.retired)])
         if self._flows.find(SHARED) is None:
             self._flows.notify(QueueShared())
         self._flows.open(SHARED).bind(self._pull_subject(action.name))
-        self._faults.judge("consumers", self._flows, [info], self._wanted_config)
+        self._drifts.judge_shared(info)
         self._emit(ConsumerBound(self.stream, action.name, info.ack_wait))
 
     def _serve_retired(self, name: str, ack_pending: int) -> None:
-        flow = self._flows.open(f"{_RETIRED}{name}")
+        flow = self._flows.open(f"{RETIRED_FLOW}{name}")
         if name not in self._retired_flows:
             flow.bind(self._pull_subject(name))
         if self._retired_flows.get(name) != ack_pending or not flow.credit.outstanding:
@@ -340,11 +293,7 @@ class Binding:
     def _end_retired(self, names: Iterable[str]) -> None:
         for name in [*names]:
             if self._retired_flows.pop(name, None) is not None:
-                self._flows.close(f"{_RETIRED}{name}")
+                self._flows.close(f"{RETIRED_FLOW}{name}")
 
     def _pull_subject(self, consumer: str) -> str:
         return f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
-
-
-def _named(infos: list[ConsumerInfo], name: str) -> ConsumerInfo | None:
-    return next((info for info in infos if info.name == name), None)

@@ -16,6 +16,7 @@ from .connection import connected
 from .function_state import FunctionStates, PauseState
 from .jetstream import JetStream
 from .layout import MODE
+from .presence import WorkerReport, ask_workers
 from .wire import ApiError, ErrorCode
 
 
@@ -70,20 +71,29 @@ async def session(settings: Settings) -> AsyncIterator[Session]:
             raise BrokerUnavailableError(f"NATS refuses: {error}") from None
 
 
-async def pause(opened: Session, label: str) -> dict[str, PauseState]:
-    """Store that *label* is paused; return the state of each paused function. Static mode raises NotSupportedError."""
+@dataclass(frozen=True, slots=True)
+class StoredPauses:
+    """The result of a pause or resume, which is stored."""
+
+    paused: dict[str, PauseState]
+    """The state of each paused function."""
+    workers: WorkerReport
+
+
+async def pause(opened: Session, label: str) -> StoredPauses:
+    """Store that *label* is paused, and let the workers confirm that. Static mode raises NotSupportedError."""
     await _require_function_mode(opened)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     await opened.states.store(label, PauseState(paused=True, since=now))
-    return await _read_paused(opened)
+    return await _read_and_confirm(opened, f"{label} is stored as paused")
 
 
-async def resume(opened: Session, label: str) -> dict[str, PauseState]:
-    """Store that the function is not paused, if it ever was; return the state of each paused function."""
+async def resume(opened: Session, label: str) -> StoredPauses:
+    """Store that the function is not paused, if it ever was, and let the workers confirm that."""
     await opened.states.read_changes()
     if label in opened.states.pauses:
         await opened.states.store(label, PauseState(paused=False))
-    return await _read_paused(opened)
+    return await _read_and_confirm(opened, f"{label} is stored as not paused")
 
 
 async def find_messages(opened: Session, label: str) -> FunctionMessages:
@@ -121,6 +131,10 @@ async def _require_function_mode(opened: Session) -> None:
     )
 
 
-async def _read_paused(opened: Session) -> dict[str, PauseState]:
-    await opened.states.read_changes()
-    return {label: state for label, state in sorted(opened.states.pauses.items()) if state.paused}
+async def _read_and_confirm(opened: Session, stored: str) -> StoredPauses:
+    try:
+        await opened.states.read_changes()
+    except BrokerUnavailableError as error:
+        raise BrokerUnavailableError(f"{stored}, but whether workers have applied it is not known: {error}") from None
+    paused = {label: state for label, state in sorted(opened.states.pauses.items()) if state.paused}
+    return StoredPauses(paused, await ask_workers(opened.jetstream.connection, opened.settings.queue_name))

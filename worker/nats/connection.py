@@ -25,7 +25,7 @@ from ..policy.parse import without_password
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from . import nats_internals
-from .wire import parse_status
+from .pull_messages import parse_status
 
 _ANSWER_WITHIN = 5.0
 """Seconds for an answer of JetStream: an election after a lost leader takes about as long."""

@@ -73,6 +73,7 @@ def _parts(letter: DeadLetter, stream: str, max_payload: int) -> Iterator[tuple[
     room = max(1, max_payload - _HEADER_ROOM)
     bodies = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
     sequence, stored_at = letter.delivery.id
+    kind = f".{letter.kind}" if letter.kind else ""
     for number, body in enumerate(bodies, 1):
         part = {"X-Dead-Letter-Part": f"{number}/{len(bodies)}"} if len(bodies) > 1 else {}
-        yield body, headers | {"Nats-Msg-Id": f"{stream}.{sequence}.{stored_at}.{number}"} | part
+        yield body, headers | {"Nats-Msg-Id": f"{stream}.{sequence}.{stored_at}.{number}{kind}"} | part

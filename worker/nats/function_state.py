@@ -33,6 +33,8 @@ _RETRY = 1.0
 """Seconds before another try to read the stream."""
 _LOOK = 0.25
 """Seconds between two looks whether the stream has to be read."""
+_WAITING = 100
+"""Calls that wait for the stream to be read: commands repeat their questions each second."""
 _QUOTA = ".quota"
 """The end of the subject of a function's quota. No function's name has a dot, so it collides with none."""
 _TRIES = 5
@@ -137,6 +139,8 @@ class FunctionStates:
         """The last sequence that was read of the stream that was created then."""
         self._notified: tuple[frozenset[str], dict[str, Quota]] = frozenset(), {}
         self._due = self._changed_at = float("-inf")
+        self._when_read: list[Callable[[], None]] = []
+        """Calls to make after the next reading that begins."""
 
     async def open(self) -> None:
         """Subscribe to changes, and read the stream. Where the server does not answer, nothing is agreed at first."""
@@ -155,12 +159,17 @@ class FunctionStates:
         if not self._jetstream.connection.up or (now < self._due and now >= self._changed_at + _SETTLES):
             return
         self._due = now + READ_AGAIN
+        waiting, self._when_read = self._when_read, []
         try:
             if await self.read_changes():
                 self._changed_at = float("-inf")
         except (ApiError, BrokerUnavailableError) as error:
             self._jetstream.connection.report_failure(READING, error)
             self._due = now + _RETRY
+            self._when_read = waiting + self._when_read
+        else:
+            for call in waiting:
+                call()
 
     async def agree(self, label: str, proposal: AgreedQuota) -> None:
         """Store the quota that a message proposes, unless a message that was stored later has proposed another one."""
@@ -204,8 +213,14 @@ class FunctionStates:
         return (self._created, self._read_to) != before
 
     def read_soon(self) -> None:
-        """Read the stream soon, because a connection was made: no change was received without one."""
+        """Read the stream soon, also if no change was received, as after a time without a connection."""
         self._due = float("-inf")
+
+    def call_when_read(self, call: Callable[[], None]) -> None:
+        """Read the stream soon, and then call *call*; without effect while many such calls wait."""
+        if len(self._when_read) < _WAITING:
+            self._when_read.append(call)
+        self.read_soon()
 
     async def _read_on(self, last: int) -> None:
         while self._read_to < last:

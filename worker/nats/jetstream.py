@@ -46,6 +46,10 @@ class _Got(msgspec.Struct):
     message: StoredMessage
 
 
+class _Names(msgspec.Struct):
+    streams: list[str] | None = None
+
+
 class _Paused(msgspec.Struct):
     paused: bool = False
 
@@ -89,6 +93,10 @@ class JetStream:
     async def find_stream(self, name: str) -> StreamInfo | None:
         """Return a stream's info, or None where there is no such stream."""
         return await _none_on(ErrorCode.STREAM_NOT_FOUND, self.stream(name))
+
+    async def streams_of(self, subject: str) -> list[str]:
+        """Return the names of the streams that take a subject."""
+        return (await self._ask("STREAM.NAMES", _Names, {"subject": subject})).streams or []
 
     async def stream_with_subjects(self, name: str, pattern: str = ">") -> StreamInfo:
         """Return a stream's info with the number of messages on each of its subjects that match *pattern*."""

@@ -23,6 +23,7 @@ from ..events import SettlementUnconfirmed
 from ..model import Ack, Delivery, MessageId, Nak, Settlement, Term
 from ..ports import Emit
 from . import nats_internals
+from .attempt_counts import AttemptCounts
 from .connection import Connection
 from .retired_consumers import RetiredConsumers
 
@@ -74,10 +75,14 @@ class PendingAck(Struct, eq=False):
 
 
 class Outbox:
-    """The pending acks of all deliveries. While consumers are retired, *retired* gets the messages that have ended."""
+    """The pending acks of all deliveries.
 
-    def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers) -> None:
-        self._connection, self._emit, self._retired = connection, emit, retired
+    While consumers are retired, *retired* gets the messages that have ended. *counts* are announced before any
+    settlement that was noted after them.
+    """
+
+    def __init__(self, connection: Connection, emit: Emit, retired: RetiredConsumers, counts: AttemptCounts) -> None:
+        self._connection, self._emit, self._retired, self._counts = connection, emit, retired, counts
         self._queue: deque[PendingAck] = deque()
         self._unconfirmed: dict[str, PendingAck] = {}
         self._extending: dict[MessageId, str] = {}
@@ -143,6 +148,8 @@ class Outbox:
         await self._wake.wait()
         self._wake.clear()
         while self._queue and self._connection.up:
+            if self._counts.waiting:
+                await self._counts.send()
             await self._send_one(self._queue.popleft())
         while self._postponed and self._connection.up:
             with suppress(nats.errors.Error, OSError):

@@ -20,7 +20,7 @@ from . import nats_internals
 from .connection import Connection
 from .credit import EXPIRES, HEARTBEAT, SILENCE, Credit, PullInbox
 from .outbox import Outbox
-from .wire import Status, is_stripped, parse_ack_subject, parse_status
+from .pull_messages import Status, is_stripped, parse_ack_subject, parse_status
 
 LATE = 5.0
 """Seconds that an inbox is read after its interest ended: what comes through another server of a cluster may arrive

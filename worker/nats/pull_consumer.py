@@ -17,14 +17,14 @@ import trio
 from nats.aio.subscription import Subscription
 from trio_asyncio import aio_as_trio
 
-from ..model import Delivery, FlowEnded, Notice
+from ..model import CALLBACKS, Delivery, FlowEnded, Notice
 from ..policy.quota import is_token_flow
 from .connection import Connection
 from .credit import DEFAULT_BATCH, HEARTBEAT, MAX_REQUESTS, MAX_REQUESTS_OF_MANY, Credit
 from .layout import ConsumerSet
 from .outbox import Outbox
 from .pull import LATE, Pull
-from .wire import consumer_of
+from .pull_messages import consumer_of
 
 _STOP = 2.0
 """Seconds that stopping waits for what is already on its way."""
@@ -149,7 +149,7 @@ class PullConsumer:
     def deliver(self, pull: Pull, reply: str, delivery: Delivery) -> None:
         """Add a delivery; but give back what a retired consumer holds: that one may deliver it, too."""
         held = self.consumers.retired and self.consumers.is_held(delivery.subject, delivery.id[0], consumer_of(reply))
-        if held and not is_token_flow(pull.flow):
+        if held and not is_token_flow(pull.flow) and pull.flow != CALLBACKS:
             self.outbox.postpone(reply, _POSTPONED)
             pull.credit.add(1)
         else:
@@ -182,7 +182,7 @@ class PullConsumer:
     def open(self, flow: str) -> Pull:
         """Return the pulls of a flow, which exist from now on."""
         if (pull := self._pulls.get(flow)) is None:
-            many, debts = MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS, not is_token_flow(flow)
+            many, debts = MAX_REQUESTS_OF_MANY if flow else MAX_REQUESTS, not is_token_flow(flow) and flow != CALLBACKS
             credit = Credit(self._max_batch, many, debts=debts)
             pull = self._pulls[flow] = Pull(flow, credit, self)
         return pull

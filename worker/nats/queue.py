@@ -19,11 +19,23 @@ import trio_asyncio
 from trio_asyncio import aio_as_trio
 
 from ..events import BrokerFailure
-from ..model import Backlog, DeadLetter, Delivery, PausedFunctions, Settlement, StoredBody
+from ..model import (
+    CALLBACKS,
+    AttemptCount,
+    Backlog,
+    DeadLetter,
+    Delivery,
+    PausedFunctions,
+    Receipt,
+    Settlement,
+    StoredBody,
+    StoredCallback,
+)
 from ..policy.quota import is_token_flow
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
 from . import dead_letters, topology
+from .attempt_counts import AttemptCounts
 from .binding import LOOKING, RETRY, Binding
 from .connection import Connection, connect_options
 from .credit import DEFAULT_BATCH
@@ -31,11 +43,13 @@ from .faults import Faults
 from .function_state import FunctionStates
 from .jetstream import JetStream
 from .outbox import Outbox
+from .presence import Presence
 from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
 from .stored_bodies import StoredBodies
+from .stored_callbacks import StoredCallbacks, stream_name
 from .wire import ApiError
 
 T = TypeVar("T")
@@ -82,7 +96,8 @@ class NatsQueue:
         self._connection = Connection(options, emit, self._on_connection_changed)
         self._jetstream = JetStream(self._connection)
         self._retired, self._faults = RetiredConsumers(), Faults(emit)
-        self._outbox = Outbox(self._connection, emit, self._retired)
+        self._counts = AttemptCounts(self._connection, self._on_count)
+        self._outbox = Outbox(self._connection, emit, self._retired, self._counts)
         self._flows = PullConsumer(
             self._connection,
             self._outbox,
@@ -93,8 +108,11 @@ class NatsQueue:
             max_batch=settings.consumer_pull_max_messages or DEFAULT_BATCH,
         )
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
+        self._presence = Presence(self._connection, settings.queue_name, self._call_when_applied)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
+        self._callbacks = StoredCallbacks(self._jetstream, settings, self._flows, faults=self._faults, emit=emit)
         self._binding: Binding | None = None
+        self.announce = self._counts.announce
         self.bodies = StoredBodies(self._jetstream, settings, emit)
         self.extend = self._outbox.extend
 
@@ -131,10 +149,14 @@ class NatsQueue:
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        stream = self._bound.stream
+        stream = stream_name(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
         if letter.stored_body:
             await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age)
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
+
+    async def store_callback(self, stored: StoredCallback, key: str) -> None:
+        """See :meth:`worker.ports.Queue.store_callback`."""
+        await aio_as_trio(self._callbacks.store)(stored, key)
 
     async def backlog(self) -> Backlog:
         """See :meth:`worker.ports.Queue.backlog`."""
@@ -150,7 +172,15 @@ class NatsQueue:
 
     async def run(self) -> None:
         """Run the tasks that need no stream until cancelled."""
-        await asyncio.gather(self._flows.pump(), self._tick(), self._states.run(), self.quotas.run(), self.bodies.run())
+        await asyncio.gather(
+            self._flows.pump(),
+            self._tick(),
+            self._states.run(),
+            self.quotas.run(),
+            self.bodies.run(),
+            self._presence.run(),
+            self._callbacks.run(),
+        )
 
     async def close(self) -> None:
         """Close the connection."""
@@ -159,8 +189,10 @@ class NatsQueue:
     async def _open(self) -> None:
         await self._connection.open()
         await self._outbox.open()
+        await self._presence.open()  # first: what is stored after that asks this worker, what was before, it reads now
         await self._states.open()
         settings = await self._retry(lambda: topology.as_named(self._jetstream, self._settings, self._emit))
+        await self._counts.open(settings.nats_stream)
         self.bodies.open(settings)
         self._binding = binding = Binding(
             self._jetstream, settings, self._flows, retired=self._retired, faults=self._faults, emit=self._emit
@@ -198,17 +230,27 @@ class NatsQueue:
         if self._binding:
             self._binding.connection_changed(up)
 
-    def _owner(self, flow: str) -> Quotas | Binding:
+    def _owner(self, flow: str) -> Quotas | StoredCallbacks | Binding:
+        if flow == CALLBACKS:
+            return self._callbacks
         return self.quotas if is_token_flow(flow) else self._bound
 
     def _on_stripped(self, pull: Pull, reply: str, delivery: Delivery) -> None:
         self._bound.on_stripped(pull, reply, delivery)
 
     async def _on_stopping(self) -> None:
+        await self._presence.leave()
         await self._bound.migration.leave()
 
     def _on_paused(self, functions: frozenset[str]) -> None:
         self._flows.notify(PausedFunctions(functions))
+
+    def _call_when_applied(self, call: Callable[[], None]) -> None:
+        """Call *call* once the intake has applied the pauses that are stored now."""
+        self._states.call_when_read(lambda: self._flows.notify(Receipt(call)))
+
+    def _on_count(self, count: AttemptCount) -> None:
+        self._flows.notify(count)
 
     def _on_quota_agreed(self, function: str) -> None:
         self.quotas.quota_changed(function)

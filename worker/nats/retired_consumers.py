@@ -19,7 +19,8 @@ from ..model import Delivery
 from ..ports import BrokerUnavailableError
 from .jetstream import JetStream
 from .layout import ConsumerSet
-from .wire import ApiError, consumer_of, nanoseconds
+from .pull_messages import consumer_of
+from .wire import ApiError, nanoseconds
 
 _ANNOUNCED = 30.0
 """Seconds for which an announced name counts as retired in a worker that looks at the consumers: retiring some dozens

@@ -14,10 +14,9 @@ import structlog
 from msgspec.structs import asdict
 
 from .. import events as e
-from ..model import Ack, Delivery, Nak, NotSent, Responded, Term
+from ..model import Ack, Delivery, Nak, NotSent, Refused, Responded, Term
 from ..policy.decide import describe, status_of
 from ..policy.redirect import redirect_result
-from ..policy.report import origin_of
 from ..ports import Emit
 from ..settings import Settings
 from .log_writer import LogWriter
@@ -144,12 +143,16 @@ def _invocation_ended(event: e.InvocationEnded) -> LogLine:
 
 def _callback_posted(event: e.CallbackPosted) -> LogLine:
     fields: dict[str, Any] = {
-        "call_id": event.invocation.call_id,
-        "function": event.invocation.label,
-        "to": origin_of(event.invocation.callback or ""),
-        "result": event.result,
+        "call_id": event.call_id,
+        "function": event.function,
+        "to": event.receiver,
+        "result": event.result.reason if isinstance(event.result, Refused) else event.result,
         "duration": round(event.duration, 6),
     }
+    if event.stored:
+        fields["stored"] = True
+    if isinstance(event.result, Refused):
+        return "error", "Callback refused", fields
     if event.delivered:
         return "info", "Posted result", fields
     if event.retry_in is not None:
@@ -160,6 +163,8 @@ def _callback_posted(event: e.CallbackPosted) -> LogLine:
 def _dead_lettered(event: e.DeadLettered) -> LogLine:
     name = "Dead letter" if event.stored else "Message discarded because dead_letter is false"
     fields = {field: getattr(event.letter, field) for field in ("call_id", "function", "reason", "attempts")}
+    if event.letter.kind:
+        fields["kind"] = event.letter.kind
     return "error", name, fields | _message(event.letter.delivery)
 
 
@@ -174,7 +179,9 @@ def _message(delivery: Delivery) -> dict[str, Any]:
     return {"sequence": delivery.id[0], "deliveries": delivery.num_delivered}
 
 
-DEBUG_EVENTS = frozenset({e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead})
+DEBUG_EVENTS = frozenset(
+    {e.InvocationStarted, e.Settled, e.LimitLearned, e.LeasesExtended, e.BacklogRead, e.StoredCallbacksRead}
+)
 """Events logged at debug level: without it their lines are not even made, because each message has some."""
 LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.InvocationStarted: _invocation_started,
@@ -184,6 +191,12 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
     e.AnnotationIgnored: _own_fields("warning", "Annotation ignored"),
     e.CallbackIgnored: _own_fields("warning", "Callback ignored because of its URL"),
     e.CallbackPosted: _callback_posted,
+    e.CallbackKeysLoaded: _own_fields("info", "Signing keys of callbacks changed"),
+    e.CallbackKeysRejected: _own_fields("error", "Signing keys of callbacks cannot be read; the last ones stay in use"),
+    e.CallbackStored: _own_fields("info", "Callback stored, to be sent again"),
+    e.CallbackNotStored: _own_fields("warning", "Callback not stored; trying again from memory"),
+    e.CallbackDiscarded: _own_fields("error", "Callback lost: neither it nor its dead letter could be stored"),
+    e.StoredCallbacksRead: lambda ev: ("debug", "Stored callbacks read", {"messages": ev.messages}),
     e.DeadLettered: _dead_lettered,
     e.DeadLetterNotStored: lambda ev: (
         "error",
@@ -194,6 +207,11 @@ LOG_LINES: Mapping[type[e.Event], Callable[[Any], LogLine]] = {
         "error",
         "Internal error in one message",
         {"error": repr(ev.error), "exc_info": ev.error} | _message(ev.delivery),
+    ),
+    e.ResultMemoryUnavailable: lambda ev: (
+        "warning",
+        "Results wait for memory until callbacks end; raise max_results_bytes, or lower max_inflight",
+        {"waiting": ev.waiting, "longest": round(ev.longest, 1), "held": ev.held, "max_results_bytes": ev.limit},
     ),
     e.LimitLearned: _own_fields("debug", "Limit learned"),
     e.LeasesExtended: _own_fields("debug", "Leases extended"),

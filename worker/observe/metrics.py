@@ -20,7 +20,7 @@ from prometheus_client import (
 
 from .. import __version__
 from .. import events as e
-from ..model import Final, Nak
+from ..model import Final, Nak, Refused
 from ..policy.decide import status_of
 from ..policy.names import label_of
 from ..policy.redirect import redirect_result
@@ -48,6 +48,14 @@ class Metrics:
         self._reconnects = metric(Counter, "nats_reconnect", "Reconnects to NATS")
         self._dead_letters = metric(Counter, "dead_letters", "Messages given up", "queue_name", "kind")
         self._callbacks = metric(Counter, "callbacks", "Callbacks sent, by result", "queue_name", "result")
+        self._keys_unusable = metric(Gauge, "callback_keys_unusable", "1 while the file of signing keys cannot be used")
+        self._callbacks_stored = metric(
+            Counter, "callbacks_kept", "Callbacks that failed, by whether they were stored", "queue_name", "result"
+        )
+        self._stored_callbacks = metric(
+            Gauge, "stored_callbacks", "Callbacks in the stream, of all workers", "queue_name"
+        )
+        self._oldest_callback = metric(Gauge, "stored_callbacks_oldest_seconds", "Age of the oldest one", "queue_name")
         self._redirects = metric(
             Counter, "redirects", "Redirects, followed to a clean path or not", "queue_name", "result"
         )
@@ -62,6 +70,8 @@ class Metrics:
         self._unusable = metric(Gauge, "nats_unusable", "1 while the stream or a consumer cannot be used")
         self._draining = metric(Gauge, "draining", "1 from the first signal on")
         metric(Info, "build", "The version that runs").info({"version": __version__})
+        self._result_bytes = metric(Gauge, "result_bytes", "Bytes of results that are kept for callbacks")
+        self._results_waiting = metric(Gauge, "results_waiting", "Results that wait for memory: max_results_bytes")
         ProcessCollector(registry=self.registry)
         self._handlers: Mapping[type[e.Event], Callable[[Any], None]] = {
             e.InvocationStarted: self._on_started,
@@ -69,6 +79,12 @@ class Metrics:
             e.Settled: self._on_settled,
             e.Redelivered: lambda event: self._redeliveries.labels(queue, event.state).inc(),
             e.CallbackPosted: self._on_callback_posted,
+            e.CallbackKeysLoaded: lambda _: self._keys_unusable.set(0),
+            e.CallbackKeysRejected: lambda _: self._keys_unusable.set(1),
+            e.CallbackStored: lambda _: self._callbacks_stored.labels(queue, "stored").inc(),
+            e.CallbackNotStored: lambda _: self._callbacks_stored.labels(queue, "not stored").inc(),
+            e.CallbackDiscarded: lambda _: self._callbacks_stored.labels(queue, "lost").inc(),
+            e.StoredCallbacksRead: self._on_stored_callbacks_read,
             e.DeadLettered: self._on_dead_lettered,
             e.LimitLearned: self._on_limit_learned,
             e.LeasesExtended: lambda event: self._extensions.inc(event.count),
@@ -87,6 +103,11 @@ class Metrics:
         """Count an event."""
         if handler := self._handlers.get(type(event)):
             handler(event)
+
+    def watch_results(self, held: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Show at each scrape how many bytes of results are held, and how many results wait for memory."""
+        self._result_bytes.set_function(held)
+        self._results_waiting.set_function(waiting)
 
     def slices(self) -> Iterator[str]:
         """Yield all series in Prometheus' text format, in pieces of a millisecond's work at most."""
@@ -121,10 +142,17 @@ class Metrics:
 
     def _on_callback_posted(self, event: e.CallbackPosted) -> None:
         result = "delivered" if event.delivered else "failed" if event.retry_in is None else "retried"
+        if isinstance(event.result, Refused):
+            result = "refused"
         self._callbacks.labels(self._queue, result).inc()
 
     def _on_dead_lettered(self, event: e.DeadLettered) -> None:
-        self._dead_letters.labels(self._queue, "exhausted" if event.letter.attempts else "undecodable").inc()
+        kind = event.letter.kind or ("exhausted" if event.letter.attempts else "undecodable")
+        self._dead_letters.labels(self._queue, kind).inc()
+
+    def _on_stored_callbacks_read(self, event: e.StoredCallbacksRead) -> None:
+        self._stored_callbacks.labels(self._queue).set(event.messages)
+        self._oldest_callback.labels(self._queue).set(event.oldest)
 
     def _on_connected(self, event: e.Connected) -> None:
         self._connected.set(1)

@@ -24,6 +24,8 @@ GAUGE_MERGES: dict[str, Callable[[Iterable[float]], float]] = {
     "queue_worker_concurrency_limit": sum,
     "queue_worker_draining": max,
     "queue_worker_build_info": max,
+    "queue_worker_result_bytes": sum,
+    "queue_worker_results_waiting": sum,
     "queue_worker_processes": max,  # the parent's own
     "process_virtual_memory_bytes": sum,
     "process_resident_memory_bytes": sum,

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 from uuid import UUID, uuid5
 
-from ..model import Delivery, Invocation, Malformed
+from ..model import NO_ANNOTATIONS, Delivery, Invocation, Malformed
 from .names import LONGEST, split_function
 from .queue_request import QueueRequest, fold, known_fields, read_queue_request
 from .stored_body import check_reference
@@ -123,7 +123,7 @@ def _invocation(
         target=address + _rest_of_target(path, request.QueryString or ""),
         headers=tuple(headers),
         body=request.Body or b"",
-        annotations=request.Annotations or {},
+        annotations=NO_ANNOTATIONS if request.Annotations is None else request.Annotations,
         callback=callback,
         started=special.get(b"x-start-time") or str(delivery.id[1]),
         stored_body=request.BodyObject,

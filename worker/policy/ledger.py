@@ -2,8 +2,9 @@
 
 The queue's delivery count is the number of deliveries, not of attempts. It includes deliveries that a worker returned
 unstarted, and a recreated consumer counts from one again. The ledger corrects the count for the messages of this
-worker. It is memory, not storage: after a restart, or for messages beyond the newest *remember*, the delivery count
-stands. That count errs towards giving up early, never towards losing or endlessly repeating a message.
+worker, and for those of which another worker announced the attempts. It is memory, not storage: after a restart, or for
+messages beyond the newest *remember*, the delivery count stands. That count errs towards giving up early, never towards
+losing or endlessly repeating a message.
 
 The rules: a message that runs on this worker does not start a second time. A message that ended is settled again, not
 run again. A message that arrives before its back-off is over is returned for the rest, or waits if little is left. A
@@ -13,10 +14,11 @@ message that starts needs more than that: see :func:`decide_delivery`.
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 
 from msgspec import Struct
 
-from ..model import Abandon, Ack, Delivery, Final, MessageId, Nak, Term, Verdict
+from ..model import Abandon, Ack, AttemptCount, Delivery, Final, MessageId, Nak, Term, Verdict
 
 EARLY = 0.05
 """Seconds before the end of its back-off at which a message may start: two clocks measure the same wait."""
@@ -24,7 +26,7 @@ HOLD = 1.0
 """Longest rest of a back-off (s) that a message waits in its slot. After a restart nats-server keeps waits to the
 second, so a message can arrive up to 1 s early. Returning it would cost another delivery."""
 NO_TOKEN = 0.1
-"""Seconds until a message returns that arrived when there was no token for it."""
+"""Seconds until a message returns that arrived when there was no token for it, or when its function was paused."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -68,12 +70,16 @@ class _GivenBack(Struct, frozen=True, gc=False):
 
 
 class Ledger:
-    """Memory of the messages that run on this worker, and of at most *remember* others."""
+    """Memory of the messages that run on this worker, and of at most *remember* others.
+
+    It holds as many announcements of other workers. They are apart, because they must not displace what ended here.
+    """
 
     def __init__(self, remember: int = 20_000) -> None:
         self._remember = remember
         self._running: set[MessageId] = set()
         self._past: OrderedDict[MessageId, _GivenBack | Final] = OrderedDict()
+        self._announced: OrderedDict[MessageId, _GivenBack] = OrderedDict()
 
     def classify(self, delivery: Delivery, *, now: float) -> Known:
         """Return what to do with a delivery.
@@ -83,13 +89,15 @@ class Ledger:
         if delivery.id in self._running:
             return Extend()
         past = self._past.get(delivery.id)
+        if past is None and self._announced:
+            past = self._announced.get(delivery.id)
         if past is None:
             self._running.add(delivery.id)
             return Start(delivery.num_delivered)
         if isinstance(past, Final):
             return SettleAgain(past)
-        # One delivery more than recorded: this worker's nak led to it. Fewer or as many: the consumer was recreated,
-        # and has lost both the count and the wait. More: another worker had the message in between.
+        # One delivery more than recorded: the nak that was recorded, or announced, led to it. Fewer or as many: the
+        # consumer was recreated, and has lost both the count and the wait. More: another worker had it in between.
         more = delivery.num_delivered - past.num_delivered
         attempts = past.attempts + (more - 1 if more > 0 else delivery.num_delivered - 1)
         remaining = past.due - now
@@ -120,6 +128,37 @@ class Ledger:
         """Note that a message does not start on this worker after all. Its entry stays."""
         self._running.discard(delivery.id)
 
+    def count_to_announce(self, delivery: Delivery) -> AttemptCount | None:
+        """Return what other workers need to count the attempts of a message that is nakked; None: its delivery count.
+
+        Call it after :meth:`record`, or after :meth:`classify` returned :class:`Postpone`.
+        """
+        past = self._past.get(delivery.id)
+        if isinstance(past, _GivenBack) and past.attempts != past.num_delivered:
+            return AttemptCount(delivery.id, past.num_delivered, past.attempts)
+        return None
+
+    def learn(self, count: AttemptCount) -> None:
+        """Record another worker's announcement, unless this worker has received the message later, or ended it.
+
+        Where both count the attempts, the smaller number is right: what a worker knows nothing of, it counts as one.
+        """
+        own = self._past.get(count.id)
+        known = own or self._announced.get(count.id)
+        attempts = count.attempts
+        if known is not None:
+            if isinstance(known, Final) or count.num_delivered <= known.num_delivered:
+                return
+            attempts = min(attempts, known.attempts + count.num_delivered - known.num_delivered)
+        past = _GivenBack(count.num_delivered, attempts, -inf)  # JetStream keeps its wait
+        if own is not None:
+            self._past[count.id] = past
+            return
+        self._announced[count.id] = past
+        self._announced.move_to_end(count.id)
+        if len(self._announced) > self._remember:
+            self._announced.popitem(last=False)
+
     def _store(self, message: MessageId, past: _GivenBack | Final) -> None:
         self._past[message] = past
         self._past.move_to_end(message)
@@ -134,7 +173,7 @@ def decide_delivery(known: Known, *, newest: bool, leased: bool, room: bool, tok
     nak of the other would take the message from its next worker. *leased*: the message is still this worker's. It is
     not after it lay in a buffer while the process stood still. *room*: there is a slot. Credit makes it rare that there
     is none, but a pull request may outlive its connection. *token*: the flow may start another invocation. A token can
-    get lost, or expire, while its message is on its way.
+    get lost, or expire, while its message is on its way, and the function can be paused.
     """
     if isinstance(known, Start):
         if leased and room and token:

@@ -120,6 +120,8 @@ _ANNOTATIONS: Parsers = {
     "com.openfaas.queue.max_inflight": ("max_inflight", parse_max_inflight),
     "com.openfaas.queue.rate": ("rate", parse_rate),
 }
+QUOTA_ANNOTATIONS = frozenset(_ANNOTATIONS)
+"""The names of the annotations that make a quota."""
 
 
 def parse_quota(annotations: Mapping[str, str]) -> tuple[Quota, tuple[IgnoredAnnotation, ...]]:

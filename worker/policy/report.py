@@ -1,29 +1,45 @@
 """The report of an invocation's end: the callback, and the dead letter's headers.
 
-The result of a callback is the response's status, or a text that explains why there was no response.
+A callback has an id, by which a receiver can detect that it was sent again.
 """
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from urllib.parse import urlsplit
 
-from ..model import Callback, DeadLetter, Invocation, Outcome, Responded
+from ..model import Callback, DeadLetter, Invocation, MessageId, Outcome, PostResult, Responded
 from .decide import status_of
 from .decode import HOP_BY_HOP, connection_options
+from .signature import OWN_HEADERS, WEBHOOK_ID
 
 _OURS = HOP_BY_HOP.union(
     b"host content-length user-agent x-call-id x-function-name x-function-status x-duration-seconds x-start-time "
-    b"x-retry x-retry-max x-truncated".split()
+    b"x-retry x-retry-max x-truncated".split(),
+    OWN_HEADERS,
 )
 """Response headers that a callback does not have: those about the connection, and those that it sets itself."""
+_HOST_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(?::([0-9]*))?", re.DOTALL)
+_PORTS = {"http": "80", "https": "443"}
 _PASSING = frozenset({408, 425, 429})
 """Client errors after which a retry may succeed."""
 
 
 def make_callback(
-    invocation: Invocation, outcome: Outcome, *, attempt: int, attempts: int, duration: float, user_agent: str
+    invocation: Invocation,
+    outcome: Outcome,
+    *,
+    message: MessageId,
+    attempt: int,
+    attempts: int,
+    duration: float,
+    user_agent: str,
 ) -> Callback | None:
-    """Return the POST that reports the end of an invocation; None if it has no callback (contract, section 6)."""
+    """Return the POST that reports the end of an invocation; None if it has no callback (contract, section 6).
+
+    *message* is the invocation's message, which the callback's id is made of.
+    """
     if invocation.callback is None:
         return None
     # Only a bug in the worker has no status: to the caller, as if the function had not answered.
@@ -45,23 +61,39 @@ def make_callback(
     if answer.truncated:
         fields["X-Truncated"] = "true"
     headers += [(name.encode(), value.encode()) for name, value in fields.items()]
+    headers.append((WEBHOOK_ID, _webhook_id(invocation, message)))
     return Callback(invocation.callback, tuple(headers), answer.body)
 
 
+def _webhook_id(invocation: Invocation, message: MessageId) -> bytes:
+    """Return the id of a callback: the same for each delivery of the message, and another one for any other message.
+
+    It is a hash, because a call id is the caller's choice: it might contain the dot that ends an id where it is signed.
+    """
+    parts = invocation.call_id, invocation.label, str(message[0]), str(message[1])
+    return b"msg_" + sha256("\n".join(parts).encode()).hexdigest()[:32].encode()
+
+
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a callback's URL. The rest may be secret: for many webhooks the path is."""
+    """Return scheme, host and port of a callback's URL, the same for each way to write them.
+
+    The rest may be secret: for many webhooks the path is.
+    """
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    netloc = parts.netloc.rpartition("@")[2].lower()
+    host, port = found.groups() if (found := _HOST_AND_PORT.fullmatch(netloc)) else (netloc, None)
+    shown = "" if port in (None, "", _PORTS.get(parts.scheme)) else f":{port}"
+    return f"{parts.scheme}://{host.removesuffix('.')}{shown}"
 
 
-def is_delivered(result: int | str) -> bool:
+def is_delivered(result: PostResult) -> bool:
     """Return whether the callback was delivered: only 2xx is a confirmation, and a redirect leads elsewhere."""
     return isinstance(result, int) and 200 <= result < 300
 
 
-def is_retriable(result: int | str) -> bool:
+def is_retriable(result: PostResult) -> bool:
     """Return whether a retry may succeed."""
-    return isinstance(result, str) or result >= 500 or result in _PASSING
+    return isinstance(result, str) or (isinstance(result, int) and (result >= 500 or result in _PASSING))
 
 
 def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
@@ -70,6 +102,7 @@ def dead_letter_headers(letter: DeadLetter, *, stream: str) -> dict[str, str]:
     Values are cut to what a header line can hold and have no control characters, because reasons quote foreign input.
     """
     known = {
+        "X-Dead-Letter-Kind": letter.kind or None,
         "X-Dead-Letter-Reason": letter.reason,
         "X-Dead-Letter-Attempts": str(letter.attempts),
         "X-Dead-Letter-Deliveries": str(letter.delivery.num_delivered),

@@ -19,7 +19,7 @@ MAX_ATTEMPTS = 10**6
 _NO_ATTEMPTS = "not a number of attempts: write a whole number"
 Parsers = Mapping[str, tuple[str, Callable[[str], Any]]]
 """For each annotation a field, and the parser of its value."""
-_LONGEST = 2048
+LONGEST = 2048
 """Most characters in an annotation: enough for every code. A bound, because each message has annotations."""
 _SHOWN = 80
 """Characters of an ignored annotation that are logged."""
@@ -95,13 +95,15 @@ _ANNOTATIONS: Parsers = {
     "com.openfaas.retry.min_wait": ("first_wait", parse_duration),
     "com.openfaas.retry.max_wait": ("max_wait", parse_duration),
 }
+RETRY_ANNOTATIONS = frozenset(_ANNOTATIONS)
+"""The names of the annotations that change the policy."""
 
 
 def apply_annotations(retry: Retry, annotations: Mapping[str, str]) -> tuple[Retry, tuple[IgnoredAnnotation, ...]]:
     """Return the policy as a function's annotations change it, and the annotations that are invalid and ignored."""
     if not annotations:
         return retry, ()
-    values, ignored = read_annotations(annotations, _ANNOTATIONS, _LONGEST)
+    values, ignored = read_annotations(annotations, _ANNOTATIONS, LONGEST)
     if not values:
         return retry, ignored
     waits = {name: values.pop(name) for name in ("first_wait", "max_wait") if name in values}
