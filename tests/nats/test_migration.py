@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 from nats.aio.msg import Msg
+from trio_asyncio import aio_as_trio
 
 from tests.nats.coreless import CorelessWorker, ack, running_worker
 from tests.servers import NatsServer, until
@@ -314,3 +315,35 @@ async def test_migration_by_several_workers_at_once(tmp_path: Path) -> None:
                 each.id for worker in workers for each in worker.deliveries if each.num_delivered > 1
             }
             assert running
+
+
+@pytest.mark.parametrize("reply", ["$JS.API.STREAM.DELETE.faas-request", "$JS.API.STREAM.PURGE.faas-request"])
+async def test_question_with_a_foreign_reply_subject_is_not_answered(tmp_path: Path, reply: str) -> None:
+    """A program that may only ask cannot let a worker delete a stream: the empty answer would be that request."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with running_worker(server, FUNCTION, ack_nak_and_hold) as worker:
+            client = worker.queue._connection.client
+            server.publish("faas-request.0.f.ns", b"kept")
+            server.publish("faas-request.0.f.ns", b"kept")
+            for layout in ("function", "static.1"):
+                await aio_as_trio(client.publish)(f"queue-worker.faas-request.{layout}", b"", reply=reply)
+            await until(lambda: len(worker.deliveries) == 2, "both deliveries")
+            assert server.state()["messages"] >= 1
+
+
+async def test_announced_names_are_bounded(tmp_path: Path) -> None:
+    """However many names strangers announce, the worker remembers the newest, and none that no consumer can have."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with running_worker(server, FUNCTION) as worker:
+            client, subject = worker.queue._connection.client, "queue-worker.faas-request.retiring"
+            await aio_as_trio(client.publish)(subject, b"\n".join((b"", b"x" * 256, b"\xff" * 300)))
+            for number in range(30):
+                names = (f"c{number}-{each}".encode() for each in range(10_000))
+                await aio_as_trio(client.publish)(subject, b"\n".join(names))
+            await aio_as_trio(worker.queue._connection.round_trip)()
+            found = worker.queue._retired.names
+            assert len(found) <= 20_000
+            assert "c29-999" in found
+            assert not any(len(name) in (0, 256, 300) for name in found)

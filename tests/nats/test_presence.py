@@ -90,6 +90,49 @@ async def test_malformed_report_is_reported_and_ignored(tmp_path: Path, data: by
             assert failures == ["reading a report of another worker"]
 
 
+@pytest.mark.parametrize(
+    "reply", ["$JS.API.STREAM.PURGE.faas-request", "faas-request", "FUNCTIONS.faas-request.f.ns", "x_INBOX.1"]
+)
+async def test_question_with_a_foreign_reply_subject_is_not_answered(tmp_path: Path, reply: str) -> None:
+    """Who may only ask cannot let a worker publish where it may not: store a message, or purge a stream."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        hold: Callable[[CorelessWorker, object], None] = lambda *_: None  # noqa: E731 -- no delivery ends here
+        async with running_worker(server, FUNCTION, hold) as worker:
+            server.publish("faas-request", b"kept")
+            client = worker.queue._connection.client
+            await aio_as_trio(client.publish)("queue-worker.faas-request.confirm", b"", reply=reply)
+            assert await ask(server) == WorkerReport({name_of(worker)})  # it reads and answers in order
+            assert [each.data for each in server.messages()] == [b"kept"]
+            (failure,) = [each for each in worker.events if isinstance(each, BrokerFailure)]
+            assert reply in failure.error
+
+
+async def test_foreign_messages_are_reported_rarely(tmp_path: Path) -> None:
+    """Changing malformed messages cost a line in ten seconds, and never replace the reason of an obstacle."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with running_worker(server, FUNCTION) as worker:
+            for number in range(100):
+                await publish(worker, ALIVE, (b"[]", b"{}", b"7", b"")[number % 4])
+                await publish(worker, "queue-worker.faas-request.attempts", (b"{}", b"7")[number % 2])
+            assert await ask(server) == WorkerReport({name_of(worker)})
+            assert len([each for each in worker.events if isinstance(each, BrokerFailure)]) == 1
+            assert not worker.queue._connection.failure
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J\x1b]0;title\x07", "two words", "line\nend", "\u202e", "\x9b2J", "\u00e9"])
+async def test_name_that_a_terminal_would_act_on_is_ignored(tmp_path: Path, name: str) -> None:
+    """Commands write the names of workers to a terminal, so only visible ASCII is taken as one."""
+    with NatsServer(tmp_path) as server:
+        server.make_stream()
+        async with running_worker(server, FUNCTION) as worker:
+            await publish(worker, ALIVE, msgspec.json.encode({"worker": name}))
+            await publish(worker, ALIVE, msgspec.json.encode({"worker": "host/7/abcd"}))
+            await aio_as_trio(worker.queue._connection.round_trip)()
+            assert [*worker.queue._presence._heard] == ["host/7/abcd"]
+
+
 async def test_reports_of_strangers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of unknown names is remembered up to a limit, and answered by at most one report a second."""
     monkeypatch.setattr(presence, "_MOST", 50)

@@ -120,3 +120,34 @@ def test_refusal_names_rule_and_setting() -> None:
 def test_gateway_is_an_origin(origin: tuple[str, str, int], expected: bool) -> None:
     """The gateway is recognized by scheme, host and port together."""
     assert access().is_gateway(origin) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "admin"),
+    [
+        ("/system/functions", True),
+        ("/system", True),
+        ("//system/functions?x", True),
+        ("/./SYSTEM/functions", True),
+        ("/%73ystem%2ffunctions", True),
+        ("/%2573ystem/functions", True),
+        ("/function/../system/functions", True),
+        ("/function/%2e%2e/system/functions", True),
+        ("/\\system/functions", True),
+        ("/system;a/functions", True),
+        ("/", False),
+        ("/function/system", False),
+        ("/function/f/system/functions", False),
+        ("/async-function/f?/system/", False),
+        ("/systems", False),
+        ("/below/system/functions", True),
+        ("/below/function/system", False),
+    ],
+)
+def test_gateway_refusal_of_a_path_in_any_form(target: str, admin: bool) -> None:
+    """Callbacks reach all of the gateway but what deploys functions, unless a rule lists the gateway."""
+    assert (access().gateway_refusal(target) is not None) == admin
+    assert access(allow="gateway:8080").gateway_refusal(target) is None
+    assert (access(allow="gateway:81").gateway_refusal(target) is not None) == admin
+    rules = CallbackAccess(("http", "127.0.0.1", 80), parse_patterns("127.0.0.0/8"), parse_patterns(""))
+    assert rules.gateway_refusal(target) is None

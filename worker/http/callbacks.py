@@ -92,7 +92,7 @@ class HttpCallbacks:
             body.clear()
 
     async def _signatures(self, url: httpx.URL, callback: Callback) -> Headers:
-        secrets = self._keys.current.secrets_for(url.host, _port(url))
+        secrets = self._keys.current.secrets_for(_host(url), _port(url))
         message_id = next((value for name, value in callback.headers if name == WEBHOOK_ID), b"")
         signing = partial(sign, secrets, message_id, callback.body, now=int(self._utc_now()))
         if secrets and len(callback.body) > _SIGNED_IN_PLACE:
@@ -108,9 +108,11 @@ class _ReceiverRules:
 
     def refusal(self, url: httpx.URL) -> str | None:
         """Return why a callback must not be sent, if that can be decided before a connection."""
-        if self._is_gateway(url) or not self.proxy_of(url):
+        if self._is_gateway(url):
+            return self._access.gateway_refusal(url.raw_path.decode())
+        if not self.proxy_of(url):
             return None
-        return self._access.refusal(url.host, _port(url), None)
+        return self._access.refusal(_host(url), _port(url), None)
 
     def proxy_of(self, url: httpx.URL) -> str | None:
         """Return the URL of the proxy for a receiver."""
@@ -121,7 +123,7 @@ class _ReceiverRules:
         return ReceiverNetwork(None if self._is_gateway(url) or self.proxy_of(url) else self._access.refusal)
 
     def _is_gateway(self, url: httpx.URL) -> bool:
-        return self._access.is_gateway((url.scheme, url.host, _port(url)))
+        return self._access.is_gateway((url.scheme, _host(url), _port(url)))
 
 
 @asynccontextmanager
@@ -137,7 +139,7 @@ async def open_callbacks(
     context = cache(partial(httpx.create_ssl_context, verify=not settings.tls_insecure))
 
     gateway = httpx.URL(settings.gateway_url)
-    origin = gateway.scheme, gateway.host.rstrip("."), _port(gateway)
+    origin = gateway.scheme, _host(gateway).rstrip("."), _port(gateway)
     allow, deny = settings.callback_allow or ReceiverPatterns(), settings.callback_deny or ReceiverPatterns()
     receivers = _ReceiverRules(CallbackAccess(origin, allow, deny), read_proxies(os.environ))
     keys = CallbackKeys(settings.callback_secret_file)
@@ -155,6 +157,11 @@ async def open_callbacks(
         nursery.start_soon(keys.follow, emit)
         yield HttpCallbacks(pools, receivers, keys, timeout=settings.callback_timeout, utc_now=utc_now)
         nursery.cancel_scope.cancel()
+
+
+def _host(url: httpx.URL) -> str:
+    """Return the host as it is looked up, and as rules write it; httpx's ``host`` has decoded ``xn--`` names."""
+    return url.raw_host.decode("ascii")
 
 
 def _port(url: httpx.URL) -> int:

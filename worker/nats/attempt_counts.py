@@ -64,7 +64,7 @@ class AttemptCounts:
         try:
             found = msgspec.json.decode(message.data, type=_Counts)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._connection.report_failure("reading the attempts that another worker announced", error)
+            self._connection.report_foreign("reading the attempts that another worker announced", error)
             return
         for sequence, stored, num_delivered, attempts in found:
             self._learned(AttemptCount((sequence, stored), num_delivered, attempts))

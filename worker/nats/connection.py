@@ -139,6 +139,7 @@ class Connection:
         self.failure = ""
         """The last failure since the connection was made; empty where there was none."""
         self._last_report = ("", float("-inf"))
+        self._foreign_at = float("-inf")
         self._denied = ""
         """The last subject that the server permitted no use of, and what for."""
         self._inbox = ""
@@ -259,6 +260,10 @@ class Connection:
         finally:
             del self._unanswered[number]
 
+    def is_inbox(self, subject: str) -> bool:
+        """Return whether a subject is an inbox. A question must not make this program publish anywhere else."""
+        return subject.startswith((f"{self._options['inbox_prefix']}.", "_INBOX"))
+
     def report_failure(self, doing: str, error: object) -> None:
         """Emit an event about something that is being tried again, the same one every ten seconds at most."""
         text, now = without_password(str(error) or type(error).__name__), asyncio.get_running_loop().time()
@@ -267,6 +272,13 @@ class Connection:
         if text != last or now - at > _REMIND:
             self._last_report = text, now
             self._emit(BrokerFailure(doing, text))
+
+    def report_foreign(self, doing: str, error: object) -> None:
+        """Emit an event about a message that no worker sends: one every ten seconds at most."""
+        now = asyncio.get_running_loop().time()
+        if now - self._foreign_at > _REMIND:
+            self._foreign_at = now
+            self._emit(BrokerFailure(doing, without_password(str(error) or type(error).__name__)))
 
     def _on_answer(self, message: Msg) -> None:
         answer = self._unanswered.get(message.subject[len(self._inbox) + 1 :])

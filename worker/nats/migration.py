@@ -25,6 +25,8 @@ from .retired_consumers import RetiredConsumers
 
 _NAMES = 1_000
 """Names in one announcement: a tenth of the megabyte that a message may have."""
+_LONGEST = 255
+"""Characters of a consumer's name."""
 _ANSWER = 1.0
 """Seconds to wait for the answer of a worker."""
 
@@ -80,10 +82,11 @@ class Migration:
         return f"queue-worker.{self._stream}.{last.replace('/', '.')}"
 
     def _on_question(self, message: Msg) -> None:
-        if message.reply and not self._left:
+        if not self._left and self._connection.is_inbox(message.reply):
             answer = asyncio.ensure_future(self._connection.client.publish(message.reply, b""))
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
 
     def _on_announced(self, message: Msg) -> None:
-        self._retired.expect(message.data.decode(errors="replace").split("\n"))
+        names = message.data.decode(errors="replace").split("\n", _NAMES)[:_NAMES]
+        self._retired.expect(name for name in names if 0 < len(name) <= _LONGEST)

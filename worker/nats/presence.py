@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,7 +45,8 @@ _QUIET = 0.3
 _LOOK = 0.02
 """Seconds between two looks whether all have answered."""
 
-_Name = Annotated[str, Meta(min_length=1, max_length=300)]
+_Name = Annotated[str, Meta(max_length=300, pattern="^[!-~]+$")]
+"""A worker's name: visible ASCII, because commands write it to a terminal."""
 
 
 class _Report(Struct, frozen=True):
@@ -83,7 +85,8 @@ class Presence:
     """
 
     def __init__(self, connection: Connection, queue: str, apply: Callable[[Callable[[], None]], None]) -> None:
-        self.name = f"{socket.gethostname()[:200]}/{os.getpid()}/{token_hex(2)}"
+        host = re.sub("[^!-~]", "?", socket.gethostname()[:200])
+        self.name = f"{host}/{os.getpid()}/{token_hex(2)}"
         self._connection, self._queue, self._apply = connection, queue, apply
         self._heard: dict[str, float] = {}
         """The other workers, and the time of each one's last report."""
@@ -147,7 +150,7 @@ class Presence:
         try:
             report = msgspec.json.decode(message.data, type=_Report)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            self._connection.report_failure("reading a report of another worker", error)
+            self._connection.report_foreign("reading a report of another worker", error)
             return
         if report.left:
             self._heard.pop(report.worker, None)
@@ -158,8 +161,13 @@ class Presence:
             self._heard[report.worker] = asyncio.get_running_loop().time()
 
     def _on_question(self, message: Msg) -> None:
-        if message.reply and not self._left:
+        if self._left or not message.reply:
+            return
+        if self._connection.is_inbox(message.reply):
             self._apply(lambda: self._answer(message.reply))
+        else:
+            error = f"{message.reply[:80]!r} is no inbox: begin the command's nats_inbox_prefix with _INBOX"
+            self._connection.report_foreign("answering a command", error)
 
     def _answer(self, reply: str) -> None:
         self._answers.append(reply)

@@ -25,6 +25,8 @@ from .wire import ApiError, nanoseconds
 _ANNOUNCED = 30.0
 """Seconds for which an announced name counts as retired in a worker that looks at the consumers: retiring some dozens
 takes a second, and it looks every three or so. A draining worker does not look; there the name counts until it ends."""
+_MOST = 20_000
+"""Announced names that are remembered, the newest. Another program may announce any number."""
 _LOOK = 0.01
 """Seconds between two looks whether all is deleted, at the end of a drain."""
 _RETRY = 0.5
@@ -51,7 +53,11 @@ class RetiredConsumers:
 
     def expect(self, names: Iterable[str]) -> None:
         """Note consumers that are about to be retired."""
-        self._announced |= dict.fromkeys(names, trio.current_time() + _ANNOUNCED)
+        for name in names:
+            self._announced.pop(name, None)
+            self._announced[name] = trio.current_time() + _ANNOUNCED
+        while len(self._announced) > _MOST:
+            del self._announced[next(iter(self._announced))]
         self.names = self._observed | self._announced.keys()
 
     def set_consumers(self, consumers: ConsumerSet) -> None:

@@ -26,6 +26,9 @@ GAUGE_MERGES: dict[str, Callable[[Iterable[float]], float]] = {
     "queue_worker_build_info": max,
     "queue_worker_result_bytes": sum,
     "queue_worker_results_waiting": sum,
+    "queue_worker_stored_callbacks": max,  # each process reads it from the stream
+    "queue_worker_stored_callbacks_oldest_seconds": max,
+    "queue_worker_callback_keys_unusable": max,
     "queue_worker_processes": max,  # the parent's own
     "process_virtual_memory_bytes": sum,
     "process_resident_memory_bytes": sum,

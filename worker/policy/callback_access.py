@@ -1,13 +1,15 @@
 """Which receivers callbacks may be sent to, by the address that is connected to.
 
-The order: the gateway, then ``callback_allow``, then ``callback_deny``, then the default: everything but this machine,
-its link and the metadata of its cloud. The owner of a name can let it point to any address at any time. So a name in
-``callback_allow`` allows loopback only if it is a whole name, and never link-local or metadata addresses.
+The order: the gateway, but not its ``/system/``, then ``callback_allow``, then ``callback_deny``, then the default:
+everything but this machine, its link and the metadata of its cloud. The owner of a name can let it point to any address
+at any time. So a name in ``callback_allow`` allows loopback only if it is a whole name, and never link-local or
+metadata addresses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from .addresses import LOOPBACK, Address, destination, forms, special_kind, special_name
 from .receiver_patterns import ReceiverPattern, ReceiverPatterns, host_of
@@ -29,6 +31,14 @@ class CallbackAccess:
         """Return whether an origin is the gateway's."""
         scheme, host, port = origin
         return (scheme, host.lower().rstrip("."), port) == self.gateway
+
+    def gateway_refusal(self, target: str) -> str | None:
+        """Return why a callback may not be sent to a path of the gateway: one that deploys and deletes functions."""
+        _, host, port = self.gateway
+        name, address = host_of(host)
+        if not _is_admin(target) or any(self._allows(each, name, port, address, None) for each in self.allow.patterns):
+            return None
+        return f"/system/ of gateway_url is closed to callbacks: to allow it, list {host}:{port} in callback_allow"
 
     def refusal(self, host: str, port: int, address: Address | None) -> str | None:
         """Return the rule that forbids a connection to *address* for a URL's *host* and *port*; None if none does.
@@ -57,3 +67,19 @@ class CallbackAccess:
         if not pattern.matches_name(name, port):
             return False
         return kind is None or (kind == LOOPBACK and not pattern.is_wildcard)
+
+
+def _is_admin(target: str) -> bool:
+    """Return whether a server, or a proxy before it, may read a path as one below ``/system``."""
+    path = target.partition("?")[0]
+    for _ in range(3):
+        path = unquote(path)
+    found: list[str] = []
+    for segment in path.replace("\\", "/").split("/"):
+        if segment == "..":
+            del found[-1:]
+        elif segment not in ("", "."):
+            found.append(segment)
+    names = [segment.partition(";")[0].lower() for segment in found]
+    first = next((name for name in names if name in ("system", "function", "async-function")), "")
+    return first == "system"  # gateway_url may have a path before it

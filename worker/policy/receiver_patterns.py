@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import unquote
 
 from .addresses import Address, Network, canonical, ends_in_number, read_address
 from .parse import port as parse_port
@@ -83,6 +84,7 @@ def parse_pattern(text: str) -> ReceiverPattern:
 
 def host_of(host: str) -> tuple[str, Address | None]:
     """Return a URL's host in the form of a pattern's name, and its address if it is written as one."""
+    host = unquote(host)  # a proxy may read escapes
     return host.lower().rstrip("."), read_address(host)
 
 

@@ -68,6 +68,20 @@ async def test_post_to_an_odd_form_of_an_address_sends_nothing(host: str) -> Non
     assert not isinstance(result, int)
 
 
+@pytest.mark.parametrize(
+    "host", ["xn--bcher-kva.example", "%78n--bcher-kva.example", "XN--BCHER-KVA.example.", "xn--a"]
+)
+async def test_post_through_a_proxy_judges_a_name_as_rules_write_it(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a proxy looks names up, an internationalized name, or one with escapes, does not slip past a rule."""
+    async with serving(answer_all) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        rules = {"callback_deny": "xn--bcher-kva.example,xn--a"}
+        async with open_callbacks(load(rules).settings, ignore) as callbacks:
+            refused = await callbacks.post(to(f"http://{host}/"))
+        assert proxy.connections == 0
+    assert isinstance(refused, Refused), refused
+
+
 async def test_post_connects_to_the_addresses_that_were_checked() -> None:
     """A name that means another address at its next look-up gains nothing: there is one, and it is checked."""
     async with serving(answer_all) as server, posting({}, ["127.0.0.1"]) as (callbacks, asked):
@@ -110,6 +124,18 @@ async def test_post_to_a_name_without_address_returns_the_reason() -> None:
     """A look-up that fails is a failed try, not a refusal."""
     async with posting({}, []) as (callbacks, _):
         assert await callbacks.post(to("http://none.example/")) == "the name has no address"
+
+
+async def test_post_to_the_system_path_of_the_gateway_is_refused() -> None:
+    """What deploys and deletes functions is no receiver, although the gateway is one."""
+    async with serving(answer_all) as server:
+        async with open_callbacks(
+            load({"gateway_url": f"http://127.0.0.1:{server.port}"}).settings, ignore
+        ) as callbacks:
+            refused = await callbacks.post(to(f"http://127.0.0.1:{server.port}//%73ystem/functions?x=1"))
+        assert server.connections == 0
+    assert isinstance(refused, Refused)
+    assert f"list 127.0.0.1:{server.port} in callback_allow" in refused.reason
 
 
 async def test_post_to_the_gateway_is_always_allowed() -> None:
