@@ -114,6 +114,7 @@ class Gateway:
             await self._limits.check(message)
             async with self._body_reader.read(scope, receive, self._publisher.max_body_bytes()) as body:
                 message.request.Body = body
+                await self._limits.check(message)  # the counts are old after a slow body
                 with self._limits.storing(message):
                     stored = await self._publisher.publish(message)
         except MessageTooLargeError as error:
