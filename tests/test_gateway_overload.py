@@ -16,6 +16,7 @@ from tests.gateway import Gateway, Response, gateway_on
 from tests.patience import LAST_RESORT
 from tests.servers import NatsServer, wait_until
 from worker.dev.stack import free_port
+from worker.policy.queue_counts import USABLE
 
 CONFIRMED_WITHIN = 5.0
 """Seconds for JetStream's confirmation: :data:`worker.nats.connection._ANSWER_WITHIN`."""
@@ -122,6 +123,26 @@ def test_slow_bodies_take_no_place_in_the_queue(nats: NatsServer, tmp_path: Path
             assert each.recv(65_536).startswith(b"HTTP/1.1 429 ")
             each.close()
         assert nats.state()["messages"] == 3
+
+
+def test_bodies_that_end_after_the_last_reading_fill_the_queue_to_its_limit_exactly(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    """Calls that hold their bodies back until no reading can be used are counted again before they are stored."""
+    put(nats, 5)
+    with gateway_on(nats, tmp_path, max_queued=10) as gateway:
+        head = b"POST /async-function/echo HTTP/1.1\r\nHost: g\r\nContent-Length: 2\r\n\r\nx"
+        calls = [gateway.raw() for _ in range(30)]
+        for call in calls:
+            call.sendall(head)
+        time.sleep(USABLE + 1)
+        for call in calls:
+            call.sendall(b"y")
+        statuses = Counter(call.recv(4096).split(b" ")[1] for call in calls)
+        assert statuses == {b"202": 5, b"429": 25}
+        assert nats.state()["messages"] == 10
+        for call in calls:
+            call.close()
 
 
 def test_counts_are_read_a_few_times_a_second(nats: NatsServer, tmp_path: Path) -> None:

@@ -102,3 +102,11 @@ def test_networks_that_are_none_are_refused(text: str) -> None:
     """A list with anything else than addresses and networks is refused."""
     with pytest.raises(ValueError, match="not a list of networks"):
         parse_networks(text)
+
+
+def test_client_behind_endless_proxies_is_searched_for_a_while() -> None:
+    """Invented entries of trusted networks are followed through a few proxies only, from the end."""
+    entries = [f"10.1.{number // 250}.{number % 250}" for number in range(5_000)]
+    found = client_address("10.0.0.1", [", ".join(entries)], parse_networks("10.0.0.0/8"))
+    assert found == entries[-20]
+    assert client_address("192.0.2.1", [",".join(entries)], parse_networks("10.0.0.0/8")) == "192.0.2.1"

@@ -35,6 +35,25 @@ def test_reading_by_age_is_used_refreshed_or_waited_for() -> None:
     assert counts.step(16.0) is Step.WAIT
 
 
+def test_functions_are_forgotten_while_no_reading_succeeds() -> None:
+    """A producer that may not read counts keeps none of the names that callers invent, and counts on what is open."""
+    counts = counts_at(0.0, 2, function=3)
+    counts.begin(A)
+    for second in range(1, 20):
+        counts.begin_reading(float(second))
+        for number in range(100):
+            counts.begin(f"q.0.f{second}-{number}.fn")
+            counts.end(f"q.0.f{second}-{number}.fn", stored=True)
+        counts.fail_reading(second + 0.5)
+    assert len(counts._functions) == 1
+    counts.begin_reading(20.0)
+    counts.end(A, stored=True)
+    counts.read(20.1, 2, 2, {A: 2})
+    full = counts.full(A, 20.2)
+    assert full
+    assert full.count == 3
+
+
 def test_slow_readings_are_followed_by_pauses() -> None:
     """A reading of a second is followed by three to four without one, and can be used for longer."""
     counts = QueueCounts(10, None)

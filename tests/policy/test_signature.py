@@ -73,6 +73,16 @@ def test_keys_of_a_receiver_are_those_of_its_patterns() -> None:
     assert secrets("*.example.com ours", host="other.org") == ()
 
 
+def test_keys_after_a_byte_order_mark_are_the_same() -> None:
+    """The mark that some editors write at the start of a file is no part of the first key."""
+    assert secrets(f"\ufeff{SPEC}", "b") == secrets(SPEC, "b")
+
+
+def test_keys_of_different_receivers_may_be_many() -> None:
+    """The limit is for one receiver: a worker may have many receivers."""
+    assert secrets(*(f"h{number} key{number}" for number in range(500)), host="h7") == (b"key7",)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -85,6 +95,10 @@ def test_keys_of_a_receiver_are_those_of_its_patterns() -> None:
         (b"hunter2! word", "line 1: the first of two words is no pattern of receivers, such as *.example.com"),
         (b"10.0.0.0/8 word", "line 1: a network cannot choose a key; write a host, as callback URLs name it"),
         (b"x" * (MAX_SIZE + 1), "it is larger than 65536 bytes"),
+        ("secret".encode("utf-16-le"), "line 1 has a control character: it is no text, or not in UTF-8"),
+        (b"good\nbad\x00", "line 2 has a control character: it is no text, or not in UTF-8"),
+        (b"a\n" * 17, "it has 17 keys for the same receivers: each callback is signed with all, so keep at most 16"),
+        (b"h a\n" * 17, "it has 17 keys for the same receivers: each callback is signed with all, so keep at most 16"),
     ],
 )
 def test_keys_that_cannot_be_used_are_rejected(content: bytes, reason: str) -> None:

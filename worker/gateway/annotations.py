@@ -146,12 +146,12 @@ class FunctionLookup:
         )
         response = await self._transport.handle_async_request(request)
         try:
-            body = b""
+            body = bytearray()  # many small chunks must not copy what came before each time
             async for chunk in response.aiter_raw():
                 body += chunk
                 if len(body) > _MAX_ANSWER:
                     return response.status_code, b""
-            return response.status_code, body
+            return response.status_code, bytes(body)
         finally:
             await response.aclose()
 

@@ -105,6 +105,7 @@ class Gateway:
             limit, room = self._settings.max_body_bytes, self._publisher.max_body_bytes()
             async with self._body_reader.read(scope, receive, limit, room) as body:
                 message.request.Body, large = (body, None) if isinstance(body, bytes) else (b"", body)
+                await self._limits.check(message)  # the counts are old after a slow body
                 with self._limits.storing(message):
                     stored = await self._publisher.publish(message, large)
         except MessageTooLargeError as error:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from ..model import Rate
 
 _MOST = 50_000
 """Callers that are remembered. The one that was seen first is forgotten above that: it may then send more."""
 _PREFIX = 64
+_MOST_PROXIES = 20
+"""Trusted proxies in a row: one in the trusted networks may invent thousands of entries, each of which takes time."""
 _PORT = re.compile(r"^([0-9.]+|\[.*\]):[0-9]+$")
 """An address with a port, as some proxies write it."""
 
@@ -77,14 +80,24 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> st
     *forwarded* are the values of X-Forwarded-For. Each trusted proxy has added the address that it saw at the end. So
     the client is the last one that is not a trusted proxy's; what is before it may be invented.
     """
-    chain = [entry.strip() for value in forwarded for entry in value.split(",")] if trusted else []
     client = peer
-    while chain and _is_trusted(client, trusted):
-        entry = _PORT.sub(r"\1", chain.pop()).strip("[]")
+    for each in islice(_from_the_end(forwarded), _MOST_PROXIES):
+        if not _is_trusted(client, trusted):
+            break
+        entry = _PORT.sub(r"\1", each).strip("[]")
         if _address(entry) is None:
             break
         client = entry
     return client
+
+
+def _from_the_end(values: Sequence[str]) -> Iterator[str]:
+    """Yield the entries of lists with commas, the last one first; what is not asked for is not split."""
+    for value in reversed(values):
+        rest, comma = value, ","
+        while comma:
+            rest, comma, entry = rest.rpartition(",")
+            yield entry.strip()
 
 
 @lru_cache(maxsize=4096)

@@ -79,16 +79,21 @@ class QueueCounts:
         self._drain: float | None = None
         """Messages that leave the queue in a second; None if that is not known."""
 
+    @property
+    def _usable(self) -> float:
+        """The age (s) up to which the last reading is used."""
+        return max(USABLE, 2 * self._fresh)
+
     def step(self, now: float) -> Step:
         """Return the step before a decision."""
-        chosen = step(now - self._read_at, self._fresh, max(USABLE, 2 * self._fresh))
+        chosen = step(now - self._read_at, self._fresh, self._usable)
         if now - self._failed_at < _FAILED:
             return Step.USE if now - self._failed_at < FRESH else Step.REFRESH
         return chosen
 
     def full(self, subject: str, now: float) -> Full | None:
         """Return why a call on *subject* is rejected, or None; without a reading that can be used it is not."""
-        if now - self._read_at > max(USABLE, 2 * self._fresh):
+        if now - self._read_at > self._usable:
             return None
         if self._max_queued is not None and (count := self._all.total) >= self._max_queued:
             return Full("max_queued", count, self._retry_after(count - self._max_queued + 1))
@@ -134,8 +139,11 @@ class QueueCounts:
                 del self._functions[subject]
 
     def fail_reading(self, now: float) -> None:
-        """Note that the reading has no answer."""
+        """Note that the reading has no answer. Callers' names must not fill the memory where none has one."""
         self._failed_at = now
+        if now - self._read_at > self._usable:
+            self._subjects = {}
+            self._functions = {subject: each for subject, each in self._functions.items() if each.open}
 
     def _retry_after(self, too_many: int) -> int:
         """Return the seconds until *too_many* messages have left the queue, as it goes now."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import binascii
 import hmac
+import re
 from base64 import b64decode, b64encode
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ..model import Headers
@@ -19,7 +21,10 @@ OWN_HEADERS = frozenset({WEBHOOK_ID, b"webhook-timestamp", b"webhook-signature",
 """Headers that only the worker may set: a function could pass a signature of another message for its own."""
 MAX_SIZE = 65_536
 """Bytes of a file of signing keys."""
+_MOST = 16
+"""Keys for the same receivers: more than a rotation needs, and a header that each server takes."""
 _PREFIX = "whsec_"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SIZES = range(24, 65)
 """Bytes of a secret that Standard Webhooks recommends."""
 
@@ -58,12 +63,16 @@ def parse_keys(content: bytes) -> SigningKeys:
     if len(content) > MAX_SIZE:
         raise ValueError(f"it is larger than {MAX_SIZE} bytes")
     try:
-        lines = content.decode("utf-8").split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise ValueError("it is not text in UTF-8") from None
     keys = tuple(_parse_line(number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
     if not keys:
         raise ValueError("it has no signing key: write one a line")
+    receivers = Counter(key.pattern and (key.pattern.name, key.pattern.network, key.pattern.port) for key in keys)
+    if (most := max(receivers.values())) > _MOST:
+        text = f"it has {most} keys for the same receivers"
+        raise ValueError(f"{text}: each callback is signed with all, so keep at most {_MOST}")
     return SigningKeys(keys)
 
 
@@ -88,6 +97,8 @@ def _parse_line(number: int, words: list[str]) -> SigningKey:
         raise ValueError(
             f"line {number} has {len(words)} words: write a secret, or a pattern of receivers and a secret"
         )
+    if any(_CONTROL.search(word) for word in words):
+        raise ValueError(f"line {number} has a control character: it is no text, or not in UTF-8")
     pattern = None
     if len(words) == 2:
         try:
