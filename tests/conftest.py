@@ -54,6 +54,7 @@ LONG = (
     "test_gateway_annotations.py",
     "test_gateway_overload.py",
     "test_gateway_hostile.py",
+    "test_gateway_nemesis.py",
     "test_pause.py",
     "test_submit.py",
 )

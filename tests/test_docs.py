@@ -188,13 +188,13 @@ def gateway_metrics() -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table of the producer's metrics."""
     connections = Connections(1, 1.0, structlog.get_logger())
     connections.rejected[400] = 1
-    registry = GatewayMetrics(connections, lambda: True, passes_on=True).registry
+    registry = GatewayMetrics(connections, lambda: True, {}, lambda: 0, passes_on=True).registry
     for collector in registry._collector_to_names:
         if isinstance(collector, ProcessCollector):
             continue
         for family in collector.collect():
             name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-            own = collector._labelnames if isinstance(collector, MetricWrapperBase) else family.samples[0].labels
+            own = getattr(collector if isinstance(collector, MetricWrapperBase) else family, "_labelnames", ())
             labels = ("version",) if family.type == "info" else tuple(own)
             yield code(name), family.type, code(*labels) if labels else "", family.documentation
 

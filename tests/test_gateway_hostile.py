@@ -28,8 +28,12 @@ QUEUE = b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\n"
 _PAUSE = 0.02
 """Seconds between two parts of what trickles."""
 CALL = b"POST /function/echo HTTP/1.1\r\nHost: h\r\n"
-GATEWAY_SETTINGS = {"client_timeout": f"{10 * LAST_RESORT:g}s", "gateway_url": f"http://127.0.0.1:{free_port()}"}
-"""Settings by which the gateway waits longer for a caller than any test takes."""
+GATEWAY_SETTINGS = {
+    "client_timeout": f"{10 * LAST_RESORT:g}s",
+    "gateway_url": f"http://127.0.0.1:{free_port()}",
+    "max_body_bytes": 2**20,
+}
+"""Settings by which the gateway waits longer for a caller than any test takes, and takes no large body."""
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,7 @@ def test_post_to_a_full_queue_answers_429(nats: NatsServer, tmp_path: Path) -> N
         assert burst(gateway, 30) == {429: 30}
         assert nats.state()["messages"] == 20
         assert gateway.output.count("calls get 429 until workers") == 1
+        assert 'queue_worker_gateway_limited_total{limit="max_queued"} 31.0' in gateway.metrics()
         nats.api("STREAM.PURGE.faas-request", keep=9)
         wait_until(lambda: gateway.queue("echo").status == 202, "the queue to be taken for not full")
 
@@ -210,6 +211,8 @@ def test_post_while_nats_is_killed_answers_503_at_once(nats: NatsServer, tmp_pat
                 b"POST /async-function/echo HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
             )
             assert raw.recv(65_536).startswith(b"HTTP/1.1 503 ")
+        # The first, and one at the end of each minute.
+        assert 1 <= gateway.output.count("Not queued") < 10
         nats.start()
         wait_until(gateway.ready, "the gateway to be ready again")
         assert gateway.queue("echo").status == 202

@@ -18,6 +18,7 @@ from ..policy.function_records import NO_FUNCTION, UNKNOWN, FunctionRecord, Func
 from ..policy.names import is_name, parse_function
 from ..policy.parse import without_password
 from ..settings import Settings
+from .bounded_log import BoundedLog
 from .credentials import Credentials
 
 _WAIT = 1.0
@@ -30,8 +31,6 @@ _MOST = 256
 """Functions with a request under way or waiting. Calls of further ones do not wait: callers may invent names."""
 _MAX_ANSWER = 2**20
 """Bytes of an answer: a function's status has some kB."""
-_REPORT_INTERVAL = 60.0
-"""Seconds between two log lines about the same failure that is no outage."""
 _GATEWAY_FAILED = frozenset({502, 503, 504})
 """Answers of a gateway that is away, or of a proxy before it: they mean no single function."""
 
@@ -48,9 +47,9 @@ class FunctionLookup:
         self._records = FunctionRecords()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._report_at: dict[str, float] = {}
+        self._failures = BoundedLog(log)
         self.unknown = 0
-        """Calls that were queued without knowledge of their function."""
+        """Calls that were queued while nothing was known about their function."""
         self._unknown_before = 0
 
     async def close(self) -> None:
@@ -95,7 +94,7 @@ class FunctionLookup:
             return UNKNOWN
         if record.queue and not is_name(record.queue):
             text = f"the annotation com.openfaas.queue of {function} names no queue: {record.queue[:80]!r}"
-            self._report(text, function=function)
+            self._failures.warning(text, function=function)
             raise HTTPException(503, f"not queued: {text}", {"Retry-After": "60"})
         return record
 
@@ -128,7 +127,9 @@ class FunctionLookup:
             self._records.store(function, record, now())
         except ValueError as error:
             self._records.fail(function, now())
-            self._report(f"The gateway does not describe a function; {self._advice(status)}", error=str(error))
+            self._failures.warning(
+                f"The gateway does not describe a function; {self._advice(status)}", error=str(error)
+            )
         if was_in_outage:
             self._log.info("The gateway describes functions again", calls_without=self.unknown - self._unknown_before)
 
@@ -169,15 +170,6 @@ class FunctionLookup:
         if status in (401, 403):
             return "set basic_auth_user_file and basic_auth_password_file to its credentials"
         return "check that gateway_url is OpenFaaS's gateway, or set function_annotations=false"
-
-    def _report(self, text: str, **fields: str) -> None:
-        """Log a failure, each text once a minute at most."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._report_at.get(text, float("-inf")):
-            if len(self._report_at) >= _MOST:
-                self._report_at.clear()
-            self._report_at[text] = now + _REPORT_INTERVAL
-            self._log.warning(text, **fields)
 
 
 def _parse(status: int, body: bytes) -> FunctionRecord:

@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from ..ports import BrokerUnavailableError
 from ..settings import Settings
 from .annotations import FunctionLookup
+from .bounded_log import BoundedLog
 from .large_bodies import RETRY_AFTER, BodyReader
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
 from .overload import Limits
@@ -47,6 +48,7 @@ class Gateway:
         self._settings, self._publisher, self._functions, self._log = settings, publisher, functions, log
         self._lookup, self._limits = lookup, limits
         self._body_reader = BodyReader()
+        self._warnings = BoundedLog(log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         target = scope["raw_path"].decode("ascii")
@@ -113,7 +115,8 @@ class Gateway:
         except CallIdReusedError as error:
             raise HTTPException(422, f"not queued: {error}", {"X-Call-Id": message.call_id}) from None
         except BrokerUnavailableError as error:
-            self._log.warning("Not queued", call_id=message.call_id, function=function, error=str(error))
+            key = f"{type(error).__name__} {message.request.QueueName}"
+            self._warnings.warning("Not queued", key, call_id=message.call_id, function=function, error=str(error))
             text = f"not queued: {error}. Sent again with this X-Call-Id, it is queued once"
             raise HTTPException(503, text, identity | RETRY_AFTER) from None
         self._log.debug("Queued", call_id=message.call_id, function=function, repeated=stored.repeated)

@@ -14,10 +14,10 @@ from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from .bounded_log import BoundedLog
+
 LIMITED = 64
 """Connections above the limit: probes, and callers that get a 503."""
-_REPORT_INTERVAL = 60.0
-"""Seconds between two log lines about too many connections."""
 
 
 class _Connection(Protocol):
@@ -39,12 +39,11 @@ class Connections:
     def __init__(self, maximum: int, timeout: float, log: FilteringBoundLogger) -> None:
         self.timeout = timeout
         """Longest wait for a caller's bytes (s)."""
-        self._maximum, self._log = maximum, log
+        self._maximum, self._log = maximum, BoundedLog(log)
         self._waiting: dict[_Connection, None] = {}
         """The waiting ones, without limited ones; the longest first."""
         self._busy: dict[_Connection, None] = {}
         self._limited: dict[_Connection, None] = {}
-        self._report_at = float("-inf")
         self.rejected: Counter[int] = Counter()
         """Number of requests that were rejected before they reached the application, by status."""
         self.closed = 0
@@ -55,7 +54,11 @@ class Connections:
         if len(self._waiting) + len(self._busy) < self._maximum:
             self._waiting[connection] = None
             return
-        self._report()
+        self._log.warning(
+            "Too many connections; the longest waiting are closed, and requests get 503 if there are none",
+            max_connections=self._maximum,
+            busy=len(self._busy),
+        )
         if self._waiting:
             self._end(self._waiting)
             self._waiting[connection] = None
@@ -97,12 +100,3 @@ class Connections:
         longest = next(iter(group))
         del group[longest]
         longest.abort()
-
-    def _report(self) -> None:
-        if (now := asyncio.get_running_loop().time()) >= self._report_at:
-            self._report_at = now + _REPORT_INTERVAL
-            self._log.warning(
-                "Too many connections; the longest waiting are closed, and requests get 503 if there are none",
-                max_connections=self._maximum,
-                busy=len(self._busy),
-            )

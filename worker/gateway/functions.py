@@ -18,6 +18,7 @@ from ..policy.decode import HOP_BY_HOP, connection_options
 from ..policy.names import parse_function
 from ..policy.parse import without_password
 from ..settings import Settings
+from .bounded_log import BoundedLog
 from .message import check_path, split_target
 
 MAX_CONNECTIONS = 500
@@ -50,7 +51,7 @@ class FunctionProxy:
         self, settings: Settings, log: FilteringBoundLogger, *, at_once: int = MAX_CONNECTIONS, endless: bool = False
     ) -> None:
         """Create a proxy for *at_once* requests. With *endless*, a response that has begun may take forever."""
-        self._settings, self._log = settings, log
+        self._settings, self._log = settings, BoundedLog(log)
         self._url = httpx.URL(settings.gateway_url)
         self._prefix = self._url.raw_path.rstrip(b"/")
         self._name = f"1.1 queue-worker-{secrets.token_hex(4)}".encode()
@@ -123,7 +124,7 @@ class FunctionProxy:
             await response.aclose()
 
     def _failed(self, status: int, text: str) -> HTTPException:
-        self._log.warning("No answer from gateway_url", gateway_url=without_password(str(self._url)), error=text)
+        self._log.warning("No answer from gateway_url", text, gateway_url=without_password(str(self._url)), error=text)
         return HTTPException(status, f"{self.called} at {self._url.host}: {text}")
 
     def _request(self, scope: Scope, body: _Body) -> httpx.Request:

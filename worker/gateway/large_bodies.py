@@ -62,8 +62,8 @@ class BodyReader:
             raise HTTPException(413, _TOO_LARGE.format(max_bytes), headers)
         body = _IncomingBody(self, Request(scope, receive).stream(), max_bytes)
         try:
-            while length <= room and body.size <= room and not body.complete:
-                await body.receive()
+            if length <= room:
+                await body.receive(room)
             if body.size <= room and body.complete:
                 yield b"".join(body.parts)
             else:
@@ -84,15 +84,19 @@ class _IncomingBody:
         self.size = self.held = 0
         self.complete = self._is_streamed = False
 
-    async def receive(self) -> None:
-        """Wait for the next part, or for the end."""
+    async def receive(self, size: int) -> None:
+        """Wait for the end, or for more than *size* bytes in all. One timer is enough: few bodies come late."""
         within = self._reader.within + self.size / _MIN_RATE * self._is_streamed
         try:
             async with asyncio.timeout_at(self._began + within):
-                part = await anext(self._stream, None)
+                while self.size <= size and not self.complete:
+                    self._take(await anext(self._stream, None))
         except TimeoutError:
             text = f"the body did not arrive within {within:g} s: {self.size} bytes did"
             raise HTTPException(408, text, {"Connection": "close"}) from None
+
+    def _take(self, part: bytes | None) -> None:
+        """Keep a part that has arrived, or note the end."""
         if part is None:
             self.complete = True
             return
@@ -118,7 +122,7 @@ class _IncomingBody:
                 yield self.parts.popleft()
             if self.complete:
                 return
-            await self.receive()
+            await self.receive(self.size)
 
 
 class LargeBodies:

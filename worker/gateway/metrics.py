@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from time import monotonic
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+import prometheus_client
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from .connections import Connections
-from .routes import INTERNAL, route_class
+from .overload import LIMITS
+from .routes import INTERNAL, ROUTES, route_class
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -50,7 +46,15 @@ _OWN_HEADERS = [(name.lower().encode(), value.encode()) for name, value in INTER
 class GatewayMetrics:
     """All series of one producer."""
 
-    def __init__(self, connections: Connections, connected: Callable[[], bool], *, passes_on: bool) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        connected: Callable[[], bool],
+        limited: Mapping[str, int],
+        without_annotations: Callable[[], int],
+        *,
+        passes_on: bool,
+    ) -> None:
         self._passed_back = ("function", "other") if passes_on else ("function",)
         """Routes whose answers are those of other servers, unless they are marked."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
@@ -60,18 +64,17 @@ class GatewayMetrics:
             return kind(f"queue_worker_gateway_{name}", text, labels, registry=self.registry, **options)
 
         # This is the order of the table in docs/operations.md.
-        self._requests = metric(Counter, "requests", "Requests answered, by status", "route", "code")
-        self._duration = metric(
-            Histogram, "request_duration_seconds", "From a request's header to its answer", "route", buckets=_BUCKETS
+        self._by_route = {route: _RouteCounts() for route in ROUTES}
+        self._queued = self._repeated = 0
+        self.registry.register(_RouteCollector(self._by_route, lambda: (self._queued, self._repeated)))
+        self._rejected = metric(
+            prometheus_client.Counter, "rejected", "Requests rejected by the gateway itself", "reason"
         )
-        self._inflight = metric(Gauge, "requests_inflight", "Requests being answered", "route")
-        self._queued = metric(Counter, "queued", "Calls stored in the queue, without repeats")
-        self._repeated = metric(Counter, "repeated", "Repeated calls, which are not queued again")
-        self._rejected = metric(Counter, "rejected", "Requests rejected by the gateway itself", "reason")
         nats = metric(Gauge, "nats_connected", "1 while connected to NATS")
         nats.set_function(lambda: float(connected()))
         metric(Info, "build", "The version that runs").info({"version": __version__})
         self.registry.register(_ConnectionCollector(connections))
+        self.registry.register(_CallCollector(limited, without_annotations))
         ProcessCollector(registry=self.registry)
 
     def render(self) -> bytes:
@@ -83,6 +86,7 @@ class GatewayMetrics:
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             route, began, status = route_class(scope["raw_path"].decode("ascii")), monotonic(), 0
+            counts = self._by_route[route]
 
             async def send_counted(message: Message) -> None:
                 nonlocal status
@@ -92,17 +96,16 @@ class GatewayMetrics:
                         self._count_rejected(route, status, message["headers"])
                     elif status == 202 and route == "async-function":
                         repeated = any(name == b"idempotent-replayed" for name, _ in message["headers"])
-                        (self._repeated if repeated else self._queued).inc()
+                        self._repeated += repeated
+                        self._queued += not repeated
                 await send(message)
 
-            inflight = self._inflight.labels(route)
-            inflight.inc()
+            counts.inflight += 1
             try:
                 await app(scope, receive, send_counted)
             finally:
-                inflight.dec()
-                self._requests.labels(route, code_label(status)).inc()
-                self._duration.labels(route).observe(monotonic() - began)
+                counts.inflight -= 1
+                counts.add(status, monotonic() - began)
 
         return serve
 
@@ -126,6 +129,51 @@ def serve_metrics(metrics: GatewayMetrics) -> ASGIApp:
     return serve
 
 
+class _RouteCounts:
+    """The numbers of one route. The library's own counters lock, which was measured to take 10 µs of each call."""
+
+    __slots__ = ("by_bucket", "by_status", "inflight", "seconds")
+
+    def __init__(self) -> None:
+        self.inflight = 0
+        self.by_status: dict[int, int] = {}
+        self.by_bucket = [0] * (len(_BUCKETS) + 1)
+        self.seconds = 0.0
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.by_status[status] = self.by_status.get(status, 0) + 1
+        self.by_bucket[bisect_left(_BUCKETS, seconds)] += 1
+        self.seconds += seconds
+
+
+class _RouteCollector(Collector):
+    """The series of requests by route, and of calls that were queued or repeated."""
+
+    def __init__(self, by_route: Mapping[str, _RouteCounts], calls: Callable[[], tuple[int, int]]) -> None:
+        self._by_route, self._calls = by_route, calls
+
+    def collect(self) -> Iterator[Metric]:
+        prefix = "queue_worker_gateway_"
+        requests = CounterMetricFamily(f"{prefix}requests", "Requests answered, by status", labels=["route", "code"])
+        text = "From a request's header to its answer"
+        duration = HistogramMetricFamily(f"{prefix}request_duration_seconds", text, labels=["route"])
+        inflight = GaugeMetricFamily(f"{prefix}requests_inflight", "Requests being answered", labels=["route"])
+        for route, counts in self._by_route.items():
+            by_code = Counter[str]()
+            for status, count in counts.by_status.items():
+                by_code[code_label(status)] += count
+            for code, count in sorted(by_code.items()):
+                requests.add_metric([route, code], count)
+            bounds = [*map(str, map(float, _BUCKETS)), "+Inf"]
+            duration.add_metric([route], [*zip(bounds, accumulate(counts.by_bucket), strict=True)], counts.seconds)
+            inflight.add_metric([route], counts.inflight)
+        yield from (requests, duration, inflight)
+        queued, repeated = self._calls()
+        yield CounterMetricFamily(f"{prefix}queued", "Calls stored in the queue, without repeats", queued)
+        yield CounterMetricFamily(f"{prefix}repeated", "Repeated calls, which are not queued again", repeated)
+
+
 class _ConnectionCollector(Collector):
     """The series of the connections, read from them when Prometheus asks."""
 
@@ -147,3 +195,19 @@ class _ConnectionCollector(Collector):
         for status, count in sorted(connections.rejected.items()):
             bad.add_metric([str(status)], count)
         yield bad
+
+
+class _CallCollector(Collector):
+    """The series of calls that limits rejected, or whose function was not known, read when Prometheus asks."""
+
+    def __init__(self, limited: Mapping[str, int], without_annotations: Callable[[], int]) -> None:
+        self._limited, self._without_annotations = limited, without_annotations
+
+    def collect(self) -> Iterator[Metric]:
+        prefix = "queue_worker_gateway_"
+        limited = CounterMetricFamily(f"{prefix}limited", "Calls rejected with 429, by setting", labels=["limit"])
+        for limit in LIMITS:
+            limited.add_metric([limit], self._limited.get(limit, 0))
+        yield limited
+        text = "Calls that were queued while the annotations of their function were not known"
+        yield CounterMetricFamily(f"{prefix}without_annotations", text, self._without_annotations())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
@@ -21,6 +22,7 @@ from ..policy.queue_counts import QueueCounts
 from ..policy.quota import write_rate
 from ..ports import BrokerUnavailableError
 from ..settings import Settings
+from .bounded_log import BoundedLog
 from .message import Message
 from .publisher import Publisher, UnconfirmedError
 
@@ -28,23 +30,24 @@ _COUNT_WAIT = 0.25
 """Seconds that a call waits for the counts, where none are known. A reading takes some milliseconds."""
 _COUNT_TIMEOUT = 1.0
 """Seconds for a reading."""
+LIMITS = ("max_queued", "max_queued_per_function", "caller_rate")
+"""The settings that are limits."""
 _MOST_QUEUES = 1_000
 """Queues whose counts are kept."""
-_REPORT_INTERVAL = 60.0
-"""Seconds between two log lines about the same limit."""
 
 
 class Limits:
     """The limits of one producer. A rejection is an HTTPException with status 429 and Retry-After."""
 
     def __init__(self, settings: Settings, publisher: Publisher, log: FilteringBoundLogger) -> None:
-        self._settings, self._publisher, self._log = settings, publisher, log
+        self._settings, self._publisher, self._log = settings, publisher, BoundedLog(log)
         self._has_counts = settings.max_queued is not None or settings.max_queued_per_function is not None
         self._queues: dict[str, QueueCounts] = {}
         self._readings: dict[str, asyncio.Task[None]] = {}
         self._rates = CallerRates(settings.caller_rate) if settings.caller_rate else None
         self._trusted = parse_networks(settings.trusted_proxies) if settings.trusted_proxies else ()
-        self._report_at: dict[str, float] = {}
+        self.rejected: Counter[str] = Counter()
+        """Number of calls that were rejected, by limit: the name of its setting."""
 
     def check_caller(self, scope: Scope) -> None:
         """Count a call of this address, and reject it above the rate."""
@@ -57,7 +60,8 @@ class Limits:
         caller = caller_of(peer)
         if wait := self._rates.take(caller, asyncio.get_running_loop().time()):
             rate = write_rate(self._settings.caller_rate)
-            self._report("caller_rate", limit=rate)
+            self._log.warning(_LINES["caller_rate"], limit=rate)
+            self.rejected["caller_rate"] += 1
             raise _too_many(f"more than {rate} calls of one address (caller_rate)", ceil(wait))
 
     async def check(self, message: Message) -> None:
@@ -102,7 +106,9 @@ class Limits:
             queue = message.request.QueueName
             what = f"the queue {queue}" if full.limit == "max_queued" else f"the function {message.label}"
             limit = getattr(self._settings, full.limit)
-            self._report(full.limit, queue=queue, limit=limit, messages=full.count, retry_after=full.retry_after)
+            fields = {"queue": queue, "limit": limit, "messages": full.count, "retry_after": full.retry_after}
+            self._log.warning(_LINES[full.limit], queue, **fields)
+            self.rejected[full.limit] += 1
             raise _too_many(f"{what} has {full.count} messages, and may have {limit} ({full.limit})", full.retry_after)
 
     def _counts(self, queue: str) -> QueueCounts:
@@ -129,18 +135,9 @@ class Limits:
                 state = await self._publisher.count(queue, by_subject=by_subject)
         except (TimeoutError, BrokerUnavailableError, ApiError) as error:
             counts.fail_reading(now())
-            self._report("count", queue=queue, error=str(error) or type(error).__name__)
+            self._log.warning(_LINES["count"], queue, queue=queue, error=str(error) or type(error).__name__)
         else:
             counts.read(now(), state.messages, state.last_seq, state.subjects)
-
-    def _report(self, kind: str, /, **fields: object) -> None:
-        """Log a line about a limit, the same one once a minute at most."""
-        now, key = asyncio.get_running_loop().time(), f"{kind} {fields.get('queue', '')}"
-        if now >= self._report_at.get(key, float("-inf")):
-            if len(self._report_at) > 2 * _MOST_QUEUES:
-                self._report_at.clear()
-            self._report_at[key] = now + _REPORT_INTERVAL
-            self._log.warning(_LINES[kind], **fields)
 
 
 _UNCOUNTED = nullcontext()

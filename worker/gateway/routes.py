@@ -23,6 +23,10 @@ _PREFLIGHT_AGE = 600
 """Seconds for which a browser keeps the answer to a preflight request: as Starlette does by default."""
 
 
+ROUTES = ("async-function", "function", "own", "other")
+"""The classes of paths."""
+
+
 def route_class(target: str) -> str:
     """Return the class of a path: the label ``route`` of metrics."""
     if target.startswith(ASYNC):

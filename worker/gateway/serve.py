@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import importlib.util
 import resource
@@ -83,6 +84,8 @@ def run(settings: Settings) -> None:
     configure_library_logs()
     uvloop = importlib.import_module("uvloop") if importlib.util.find_spec("uvloop") else None  # faster, but optional
     with asyncio.Runner(loop_factory=getattr(uvloop, "new_event_loop", None)) as runner:
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)  # as the worker does: no object of a call is part of a cycle
         try:
             runner.run(_serve(settings, log))
         finally:
@@ -101,7 +104,9 @@ async def _serve(settings: Settings, log: FilteringBoundLogger) -> None:
     limits = Limits(settings, publisher, log)
     listeners = _listen(settings.listen_host, settings.listen_port)
     connections = Connections(_max_connections(settings, log), settings.client_timeout, log)
-    metrics = GatewayMetrics(connections, lambda: publisher.connected, passes_on=settings.proxy_all)
+    metrics = GatewayMetrics(
+        connections, lambda: publisher.connected, limits.rejected, lambda: lookup.unknown, passes_on=settings.proxy_all
+    )
     gateway = Gateway(settings, publisher, functions, log, lookup=lookup, limits=limits)
     scrapes = serve_metrics(metrics)
     public = public_metrics(scrapes, authentication, local=is_loopback(listeners))
