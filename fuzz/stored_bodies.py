@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import urlsafe_b64decode
+from typing import Any
 
 import msgspec
 
@@ -42,7 +43,7 @@ def _check_reference(data: bytes) -> None:
         assert reason.isprintable(), reason
         assert len(reason) < 600
         return
-    fields = json.loads(data)
+    fields = _read(data)
     assert (body.name, body.size, body.digest) == (fields["Name"], fields["Size"], fields["Digest"])
     assert re.fullmatch(r"[0-9a-f]{42}", body.name, re.ASCII)
     assert body.name not in ("", ".", "..")
@@ -50,6 +51,12 @@ def _check_reference(data: bytes) -> None:
     assert len(urlsafe_b64decode(body.digest.removeprefix("SHA-256="))) == 32
     assert is_object_name(body.name)
     assert created_at(body.name) >= 0
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """Read a JSON object. Only fields without a meaning may be invalid UTF-8."""
+    fields: dict[str, Any] = json.loads(data.decode("utf-8", "replace"), strict=False)
+    return fields
 
 
 def _check_info(data: bytes) -> None:
@@ -60,7 +67,7 @@ def _check_info(data: bytes) -> None:
         assert reason.startswith("not an object's meta data: ")
         assert reason.isprintable(), reason
         return
-    fields = json.loads(data)
+    fields = _read(data)
     assert (info.name, info.nuid, info.size) == (fields["name"], fields["nuid"], fields["size"])
     assert 0 <= info.keep_until < 10**11
     assert msgspec.json.decode(msgspec.json.encode(info), type=ObjectInfo) == info

@@ -1,7 +1,7 @@
 """Any bytes are a stored callback, which is the same after it is stored again, or are rejected in one line.
 
 The head is also read here, by the standard library's JSON parser: what the worker accepts has these fields. The bytes
-behind the head are the body, unchanged.
+behind the head are the body, unchanged. Only fields without a meaning may be invalid UTF-8.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check(data: bytes) -> None:
 def _check_fields(stored: StoredCallback, data: bytes) -> None:
     head, mark, body = data.partition(b"\n")
     assert mark
-    fields, callback = json.loads(head, parse_int=float), stored.callback
+    fields, callback = json.loads(head.decode("utf-8", "replace"), parse_int=float, strict=False), stored.callback
     assert callback.body == body
     assert callback.url == fields["url"]
     assert callback.url.startswith(("http://", "https://"))
