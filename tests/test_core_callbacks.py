@@ -242,8 +242,13 @@ async def test_foreign_message_among_the_callbacks_becomes_a_dead_letter(autojum
     """A message that is no stored callback is never posted: it becomes a dead letter."""
     async with World(autojump_clock) as world:
         durable(world)
-        stored = [world.server.publish_callback(each) for each in (b"", b"{}", b"\xff\n", b'{"url":"ftp://x"}\n')]
+        deep, bracket = (
+            b'{"x":' + b"[" * 100_000 + b"\n",
+            b'{"url":"http://[","headers":[],"call_id":"","function":""}\n',
+        )
+        foreign = (b"", b"{}", b"\xff\n", b'{"url":"ftp://x"}\n', deep, bracket)
+        stored = [world.server.publish_callback(each) for each in foreign]
         for each in stored:
             await each.removed.wait()
-        assert len(world.server.dead_letters) == 4
+        assert len(world.server.dead_letters) == 6
         assert not world.outside.posts

@@ -85,9 +85,9 @@ class FirstCallback:
     callback: Callback
     attempt: int
     """Number of the attempt whose result it is."""
-    leave_slot: Callable[[], None] = lambda: None
+    leave_slot: Callable[[], None]
     """Frees the slot of its message."""
-    let_stand: Callable[[], None] = lambda: None
+    let_stand: Callable[[], None]
     """Lets the verdict on its message stand, also if this is cancelled now."""
 
     async def run(self) -> None:

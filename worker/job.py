@@ -214,9 +214,15 @@ class Job:
             user_agent=agent,
         )
         if callback:
-            first = FirstCallback(self.services, self.lease, invocation, callback, self.attempt)
-            first.leave_slot = partial(self.free_slot, self, verdict)
-            first.let_stand = partial(self._let_stand, verdict)
+            first = FirstCallback(
+                self.services,
+                self.lease,
+                invocation,
+                callback,
+                self.attempt,
+                leave_slot=partial(self.free_slot, self, verdict),
+                let_stand=partial(self._let_stand, verdict),
+            )
             await first.run()
 
     def _let_stand(self, verdict: Final) -> None:

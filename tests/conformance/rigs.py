@@ -53,6 +53,9 @@ class Rig(Protocol):
     async def dead_letters(self) -> list[StoredMessage]:
         """Return all dead letters."""
 
+    async def num_callbacks(self) -> int:
+        """Count the stored callbacks."""
+
     async def stop(self) -> None:
         """Stop the broker; it keeps all that it has confirmed."""
 
@@ -117,6 +120,9 @@ class FakeRig:
     async def dead_letters(self) -> list[StoredMessage]:
         return [*self._server.dead_letters.values()]
 
+    async def num_callbacks(self) -> int:
+        return self._server.num_callbacks()
+
     async def stop(self) -> None:
         self._down = True
         for link in self._links:
@@ -174,6 +180,10 @@ class NatsRig:
 
     async def dead_letters(self) -> list[StoredMessage]:
         return self._server.messages(f"{STREAM}-dead-letters")
+
+    async def num_callbacks(self) -> int:
+        messages: int = self._server.state(f"{STREAM}-callbacks")["messages"]
+        return messages
 
     async def stop(self) -> None:
         await trio.to_thread.run_sync(self._server.stop)

@@ -15,7 +15,20 @@ import trio
 
 from tests.conformance.rigs import Rig, on_each_broker, on_each_broker_with_short_leases
 from tests.patience import LAST_RESORT
-from worker.model import Ack, DeadLetter, Delivery, FlowEnded, Nak, Notice, StoredCount, Term
+from worker.model import (
+    CALLBACKS,
+    Ack,
+    Callback,
+    DeadLetter,
+    Delivery,
+    FlowEnded,
+    Nak,
+    Notice,
+    StoredCallback,
+    StoredCount,
+    Term,
+)
+from worker.policy.stored_callback import decode_callback
 from worker.ports import BrokerUnavailableError, Consumer, Queue
 
 
@@ -373,6 +386,77 @@ async def test_dead_letter_sent_twice_is_stored_once(rig: Rig) -> None:
         assert [each.data for each in stored] == [b"one", b"two"]
         assert {each.headers["X-Function-Name"] for each in stored} == {"echo.openfaas-fn"}
         assert {each.headers["X-Function-Status"] for each in stored} == {"500"}
+
+
+def callback(body: bytes) -> StoredCallback:
+    return StoredCallback(Callback("http://results/", ((b"X-Call-Id", b"1"),), body), "1", "f.ns", 1.5, 2.5)
+
+
+async def store_callbacks(queue: Queue, *keys: str) -> None:
+    """Store one callback for each key, with the key as its body."""
+    with trio.fail_after(LAST_RESORT):
+        for key in keys:
+            await queue.store_callback(callback(key.encode()), key)
+
+
+@on_each_broker
+async def test_stored_callback_is_delivered_as_it_was_stored(rig: Rig) -> None:
+    """A stored callback is a delivery of its own flow, byte for byte, which an Ack removes."""
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.add_credit(2, CALLBACKS)
+        await store_callbacks(queue, "\x00a", "b")
+        assert await rig.num_callbacks() == 2
+        one, two = await receive(consumer, 2)
+        assert [decode_callback(each.payload) for each in (one, two)] == [callback(b"\x00a"), callback(b"b")]
+        assert {(each.flow, each.num_delivered) for each in (one, two)} == {(CALLBACKS, 1)}
+        queue.settle(one, Ack(), before=inf)
+        await wait_settled(queue)
+        assert await rig.num_callbacks() == 1
+        assert (await queue.backlog()).by_subject == {}
+
+
+@on_each_broker
+async def test_callback_stored_twice_with_one_key_is_stored_once(rig: Rig) -> None:
+    """A callback that is stored again with the same key, because its confirmation was lost, is delivered once."""
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.add_credit(3, CALLBACKS)
+        await store_callbacks(queue, "a", "a", "b", "a")
+        assert [decode_callback(each.payload) for each in await receive(consumer, 2)] == [
+            callback(b"a"),
+            callback(b"b"),
+        ]
+        await expect_nothing(consumer, rig.short_wait)
+        assert await rig.num_callbacks() == 2
+
+
+@on_each_broker
+async def test_stored_callback_returns_after_the_delay_of_its_nak(rig: Rig) -> None:
+    """A stored callback that is nak'ed is delivered again, not before the delay, with a count one higher."""
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.add_credit(2, CALLBACKS)
+        await store_callbacks(queue, "a")
+        (one,) = await receive(consumer, 1)
+        began = trio.current_time()
+        queue.settle(one, Nak(1.0), before=inf)
+        (again,) = await receive(consumer, 1)
+        assert trio.current_time() - began >= 1.0
+        assert (again.id, again.payload, again.num_delivered) == (one.id, one.payload, 2)
+
+
+@on_each_broker_with_short_leases
+async def test_stored_callback_without_extension_is_redelivered(rig: Rig) -> None:
+    """A stored callback of a worker that died is delivered again after the ack wait."""
+    async with rig.connect() as queue:
+        consumer = await queue.consume()
+        consumer.add_credit(2, CALLBACKS)
+        await store_callbacks(queue, "a")
+        (one,) = await receive(consumer, 1)
+        (again,) = await receive(consumer, 1)
+        assert (again.id, again.num_delivered) == (one.id, 2)
+        assert again.token != one.token
 
 
 @on_each_broker

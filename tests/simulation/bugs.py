@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 
 from worker.admission import Admission
+from worker.callback_retries import CallbackRetries
+from worker.callbacks import FirstCallback
 from worker.dead_letters import store_dead_letter
 from worker.drain import Drain
 from worker.events import LeaseExpired
@@ -290,6 +293,68 @@ def given_up_without_dead_letter(patch: Patch) -> None:
         return True
 
     patch.setattr("worker.job.store_dead_letter", store_and_ignore)
+
+
+@shows_without_faults
+def callback_taken_for_stored(patch: Patch) -> None:
+    """Settle a message although its callback was not stored."""
+
+    async def store_nothing(self: FirstCallback, wait: float) -> bool:  # noqa: ARG001 -- its signature
+        return True
+
+    patch.setattr(FirstCallback, "_store", store_nothing)
+
+
+@shows_without_faults
+def failed_stored_callback_acked(patch: Patch) -> None:
+    """Ack a stored callback whose receiver has failed."""
+    send = CallbackRetries._send
+
+    async def send_and_ack(self: CallbackRetries, lease: Lease, stored: Any) -> Verdict:
+        await send(self, lease, stored)
+        return Ack()
+
+    patch.setattr(CallbackRetries, "_send", send_and_ack)
+
+
+@shows_without_faults
+def delivered_stored_callback_sent_again(patch: Patch) -> None:
+    """Nak a stored callback that was delivered."""
+    send = CallbackRetries._send
+    nakked = set[tuple[CallbackRetries, str]]()
+
+    async def send_and_nak(self: CallbackRetries, lease: Lease, stored: Any) -> Verdict:
+        verdict = await send(self, lease, stored)
+        if isinstance(verdict, Ack) and (self, stored.call_id) not in nakked:
+            nakked.add((self, stored.call_id))
+            return Nak(1.0)
+        return verdict
+
+    patch.setattr(CallbackRetries, "_send", send_and_nak)
+
+
+@shows_without_faults
+def callback_dropped_in_drain(patch: Patch) -> None:
+    """Drop a callback that the drain cancels, without storing it, and settle its message."""
+
+    async def run(self: FirstCallback) -> None:
+        try:
+            await self._try_with_room()
+        except trio.Cancelled:
+            self.let_stand()
+            raise
+
+    patch.setattr(FirstCallback, "run", run)
+
+
+@shows_without_faults
+def expired_callback_without_dead_letter(patch: Patch) -> None:
+    """Term a stored callback that has expired, without its dead letter."""
+
+    async def term(self: CallbackRetries, lease: Lease, stored: Any, reason: str) -> Verdict:  # noqa: ARG001 -- its signature
+        return Term(reason)
+
+    patch.setattr(CallbackRetries, "_give_up", term)
 
 
 @shows_with_faults

@@ -73,6 +73,8 @@ def attempts_are_consecutive(life: Life, story: Story) -> None:
     }
     cut_short = any(handling.settled_at >= expired_at.get(handling.worker, inf) for handling in story.handlings)
     if story.plan.callback_durable and story.posts and is_retriable(_result(story, 1)):
+        delivered = [isinstance(post.result, int) and 200 <= post.result < 300 for post in story.posts]
+        assert not any(delivered[:-1]), "a callback was posted again after its receiver took it"
         return  # how often a stored callback is sent depends on the others of its receiver
     assert len(story.posts) == _expected_posts(story) or cut_short, "the wrong number of callbacks"
 

@@ -143,6 +143,15 @@ _BUSY = Deployment(capacity=1, scaled_down_from=2.0, scaled_down_until=20.0, col
 _TWO = (PlannedWorker(), PlannedWorker())
 _UNANSWERED = PlannedMessage((Reply(NoResponse("refused")), Reply(TimedOut(60.0)), reply(200, after=20.0)))
 RARE_HEALTHY = (
+    # The drain cancels the first try of a callback, which is stored then.
+    Plan(
+        (PlannedMessage((reply(200),), callback=(Answer(after=15.0),)),),
+        workers=(PlannedWorker(stops=1.0),),
+        shutdown_timeout=1.0,
+        callback_durable=True,
+    ),
+    # A callback fails, is stored, and arrives.
+    Plan((PlannedMessage((reply(200),), callback=(Answer("refused"), Answer(200))),), callback_durable=True),
     # A function at its capacity, which is then scaled to zero.
     Plan((PlannedMessage((reply(200, after=3.0),)),) * 3, functions=(_BUSY,), initial=0.5, slots=3),
     # The same function, with a limiter.
@@ -188,6 +197,12 @@ RARE = (
         (PlannedMessage((reply(200),), callback=(Answer(after=15.0),)),),
         workers=(PlannedWorker(stops=1.0),),
         shutdown_timeout=1.0,
+    ),
+    # A callback fails, and cannot be stored.
+    Plan(
+        (PlannedMessage((reply(200),), callback=(Answer("refused"), Answer(200))),),
+        faults=(Fault("refuse callbacks", 0.0, 10.0),),
+        callback_durable=True,
     ),
     # The ack is lost, and the message is redelivered to the worker that has finished it.
     Plan((PlannedMessage((reply(200),), at=1.0),), faults=(Fault("drop from worker", 0.5, 35.0),)),

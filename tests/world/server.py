@@ -199,6 +199,10 @@ class Server:
         self._serve(CALLBACKS)
         return stored
 
+    def num_callbacks(self) -> int:
+        """Return the number of stored callbacks."""
+        return len(self._by_flow.get(CALLBACKS, {}))
+
     def ack_wait_of(self, flow: str) -> float:
         """Return the ack wait (s) of a flow's consumer."""
         return self.ack_waits.get(flow, self._ack_wait) if self.by_function else self.ack_wait

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ..model import Callback, StoredCallback
+from .report import origin_of
 
 CALLBACK_KIND = "callback"
 """The kind of a dead letter that holds a stored callback."""
@@ -44,7 +45,8 @@ def decode_callback(payload: bytes) -> StoredCallback | str:
     try:
         head = _decoder.decode(payload[:end])
         headers = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in head.headers)
-    except ValueError as error:  # msgspec's errors and encoding errors are ValueErrors
+        origin_of(head.url)  # of some URLs there is none, such as http://[
+    except (ValueError, RecursionError) as error:  # msgspec's errors and encoding errors are ValueErrors
         return f"not a stored callback: {str(error)[:200]}"
     if not head.url.startswith(("http://", "https://")):
         return "not a stored callback: its URL is not an http or https URL"
