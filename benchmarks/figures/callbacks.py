@@ -13,7 +13,7 @@ from ..queue import empty_queue, fill
 from ..stage import functions, start_contender
 from ..statistics import Spread
 
-_COUNT, _WARM = 2_000, 500
+_COUNT, _WARM = 1_000, 200
 _WITHOUT, _DELIVERED, _STORED = "no callback", "callback", "callback that fails once"
 _KINDS = {_WITHOUT: ("", 1), _DELIVERED: ("/function/receiver/", 2), _STORED: ("/function/failing-once/", 3)}
 """The path of the receiver, and the number of requests to the function server for each message."""
