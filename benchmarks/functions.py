@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.functions import Connection, listen, port_of
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 _REFUSAL = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _TICK = 0.005
 """Seconds between two checks of the waiting requests."""
@@ -40,6 +41,7 @@ class FixedAnswer:
         self.served = self.running = self.connections = self.refused = 0
         self.last = 0.0
         """The time of the last answer, by the machine's monotonic clock (s)."""
+        self._failed = set[bytes]()
         self._waiting: deque[tuple[float, asyncio.Transport]] = deque()
 
     def opened(self, connection: Connection) -> None:  # noqa: ARG002 -- the protocol's signature
@@ -55,7 +57,9 @@ class FixedAnswer:
 
     def received(self, connection: Connection, head: bytes, body: bytes | None) -> None:
         """Answer an invocation, or a request for the counts."""
-        if body is not None and head.startswith(b"POST /function/"):
+        if body is not None and head.startswith(b"POST /function/failing-once/"):
+            self._fail_once(head.split(b" ", 2)[1], connection.transport)
+        elif body is not None and head.startswith(b"POST /function/"):
             self.invoke(connection.transport)
         elif body is None and head.startswith(b"GET /stats"):
             stats = self.stats()
@@ -65,6 +69,16 @@ class FixedAnswer:
             connection.busy = True  # further bytes are not read
             connection.transport.write(_REFUSAL)
             connection.transport.close()
+
+    def _fail_once(self, target: bytes, connection: asyncio.Transport) -> None:
+        """Answer the first request for a target with 503, and the second one as usual. Both count."""
+        if target in self._failed:
+            self._failed.remove(target)
+            self.invoke(connection)
+        else:
+            self._failed.add(target)
+            self.served += 1
+            connection.write(_UNAVAILABLE)
 
     def invoke(self, connection: asyncio.Transport) -> None:
         """Answer one invocation, after the delay."""

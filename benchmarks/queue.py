@@ -41,12 +41,16 @@ def empty_queue(nats: NatsServer, storage: str = "memory", **changes: Any) -> No
     nats.api(f"CONSUMER.DURABLE.CREATE.{STREAM}.{DURABLE}", stream_name=STREAM, config=consumer)
 
 
-def message(number: int, function: str = "echo") -> bytes:
-    """Return an invocation with a body of 256 bytes, as OpenFaaS's gateway and this project's producer write it."""
+def message(number: int, function: str = "echo", callback: str = "") -> bytes:
+    """Return an invocation with a body of 256 bytes, as OpenFaaS's gateway and this project's producer write it.
+
+    *callback* is the URL of its callback's receiver, to which the number is added.
+    """
+    headers = _HEADERS | {"X-Callback-Url": [f"{callback}{number}"]} if callback else _HEADERS
     call_id = f"7d9c8f1e-0000-4000-8000-{number:012}"
     now = time.time_ns()
     return compose(
-        function, _HEADERS, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=now, body=BODY
+        function, headers, queue=STREAM, namespace="openfaas-fn", new_call_id=call_id, now=now, body=BODY
     ).payload()
 
 
@@ -62,8 +66,8 @@ def stored_at(nats: NatsServer, sequence: int) -> float:
     return datetime.fromisoformat(stored[:26].rstrip("Z")).replace(tzinfo=UTC).timestamp()
 
 
-def fill(nats: NatsServer, count: int, functions: int = 1) -> None:
+def fill(nats: NatsServer, count: int, functions: int = 1, callback: str = "") -> None:
     """Store *count* invocations, of *functions* functions in turn, on the bare subject, which OpenFaaS uses."""
     for start in range(0, count, _BATCH):
         numbers = range(start, min(start + _BATCH, count))
-        nats.publish_many((STREAM, message(number, f"echo-{number % functions}"), {}) for number in numbers)
+        nats.publish_many((STREAM, message(number, f"echo-{number % functions}", callback), {}) for number in numbers)

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from . import cpu, drain, growth, inflight, latency, leases, processes, producer, ready, server
+from . import (
+    bodies,
+    callbacks,
+    cpu,
+    drain,
+    growth,
+    inflight,
+    latency,
+    leases,
+    processes,
+    producer,
+    ready,
+    server,
+    stored,
+)
 
-_MODULES = (server, cpu, inflight, latency, leases, ready, growth, drain, producer, processes)
+_MODULES = (
+    server,
+    cpu,
+    inflight,
+    latency,
+    leases,
+    ready,
+    growth,
+    drain,
+    producer,
+    processes,
+    callbacks,
+    stored,
+    bodies,
+)
 FIGURES = {module.FIGURE.name: module.FIGURE for module in _MODULES}
