@@ -21,6 +21,7 @@ from .model import (
     Delivery,
     MessageId,
     Nak,
+    StoredBody,
     StoredCallback,
     Term,
     Verdict,
@@ -29,7 +30,7 @@ from .policy.callback_schedule import MAX_BYTES, PLACES, Expire, Postpone
 from .policy.durations import format_duration
 from .policy.report import is_delivered, is_retriable, origin_of
 from .policy.stored_callback import CALLBACK_KIND, decode_callback
-from .ports import Consumer
+from .ports import BodyLostError, Consumer
 from .services import Services
 
 CREDIT = 32
@@ -123,13 +124,15 @@ class CallbackRetries:
                 services.emit(WorkCrashed(lease.delivery, error))
                 verdict = Nak(services.config.callback_retry.max_wait)
         services.drain.jobs.discard(scope)
-        self._settle(lease, verdict)
+        self._settle(lease, verdict, _body_of(stored))
         self._request()
 
     async def _send(self, lease: Lease, stored: StoredCallback) -> Verdict:
         services, receiver = self._services, origin_of(stored.callback.url)
         try:
             tried = await post_once(services, stored.callback, lease.delivery)
+        except BodyLostError as error:
+            return await self._give_up(lease, stored, str(error))
         finally:
             services.schedule.end(receiver)
         note_result(services, receiver, tried)
@@ -164,12 +167,13 @@ class CallbackRetries:
         """Store a dead letter; without it the callback stays, and is tried again later."""
         call_id, function = (stored.call_id, stored.function) if stored else (None, None)
         deliveries = lease.delivery.num_delivered
-        letter = DeadLetter(lease.delivery, reason, deliveries, call_id, function, None, kind=CALLBACK_KIND)
+        body = _body_of(stored)
+        letter = DeadLetter(lease.delivery, reason, deliveries, call_id, function, None, body, kind=CALLBACK_KIND)
         if await store_dead_letter(self._services, letter):
             return Term(reason)
         return Nak(self._services.config.callback_retry.max_wait)
 
-    def _settle(self, lease: Lease, verdict: Verdict) -> None:
+    def _settle(self, lease: Lease, verdict: Verdict, body: StoredBody | None) -> None:
         services, delivery = self._services, lease.delivery
         before = services.leases.lost_at(lease)
         if self._held.get(delivery.id) is lease:
@@ -180,4 +184,12 @@ class CallbackRetries:
         if not lease.lost:
             services.leases.remove(lease)
         if not isinstance(verdict, Abandon):
-            services.queue.settle(delivery, verdict, before=before)
+            # A dead letter refers to the body, and after the loss of the lease another worker may still read it.
+            kept = (
+                isinstance(verdict, Nak) or lease.lost or (isinstance(verdict, Term) and services.config.dead_letters)
+            )
+            services.queue.settle(delivery, verdict, before=before, body=None if kept else body)
+
+
+def _body_of(stored: StoredCallback | None) -> StoredBody | None:
+    return stored.callback.stored_body if stored else None

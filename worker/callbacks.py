@@ -20,7 +20,7 @@ from .model import Busy, Callback, CallbackResult, DeadLetter, Delivery, Invocat
 from .policy.decide import parse_retry_after
 from .policy.report import is_delivered, is_retriable, origin_of
 from .policy.stored_callback import CALLBACK_KIND, encode_callback
-from .ports import BrokerUnavailableError
+from .ports import BodyLostError, BrokerUnavailableError
 from .services import Services
 
 SILENT = "not sent: the receiver answers no callback, and there is no room for more that wait"
@@ -38,11 +38,17 @@ class Tried:
 
 
 async def post_once(services: Services, callback: Callback, delivery: Delivery) -> Tried:
-    """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line."""
+    """Post a callback once; an error of any kind is a failed try, so that no result is lost without a line.
+
+    Raises:
+        BodyLostError: the stored body is lost.
+    """
     began = trio.current_time()
     result: PostResult
     try:
         result = await services.callbacks.post(callback)
+    except BodyLostError:
+        raise
     except Exception as error:  # noqa: BLE001 -- Cancelled is no Exception
         services.emit(WorkCrashed(delivery, error))
         result = f"a bug in the worker: {error!r}"

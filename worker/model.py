@@ -293,6 +293,13 @@ class Callback(Struct, frozen=True, gc=False):
     url: str
     headers: Headers
     body: bytes
+    stored_body: StoredBody | None = None
+    """The reference to the body, where it is too large for a stored callback; then *body* is empty."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return self.stored_body.size if self.stored_body else len(self.body)
 
 
 class Busy(Struct, frozen=True, gc=False):

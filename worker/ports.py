@@ -112,7 +112,8 @@ class Queue(Protocol):
         """Store a callback; raise :class:`BrokerUnavailableError` if the broker did not confirm it.
 
         It arrives as a delivery of the flow :data:`worker.model.CALLBACKS`, at any worker that has credit for that
-        flow. With the same *key* it is stored once, for a while.
+        flow. With the same *key* it is stored once, for a while. A body that is too large for a message is stored
+        beside it, as a large body.
         """
 
     async def backlog(self) -> Backlog:
@@ -164,7 +165,8 @@ class Callbacks(Protocol):
     async def post(self, callback: Callback) -> PostResult:
         """Post a callback once, and return the result.
 
-        A status of 429 or 503 with a Retry-After header is returned with that header.
+        A status of 429 or 503 with a Retry-After header is returned with that header. :class:`BodyLostError` is raised
+        if the stored body is not there as it was stored; then the receiver has got no complete request.
         """
 
 

@@ -107,16 +107,16 @@ def test_callback_past_its_age_becomes_a_dead_letter(queue: Queue, functions: Fu
     assert stored(queue) == 0
 
 
-def test_callback_above_the_servers_limit_becomes_a_dead_letter(
+def test_large_callback_that_is_refused_at_once_becomes_a_dead_letter_in_parts(
     queue: Queue, functions: Functions, receiver: Functions, start: StartWorker
 ) -> None:
-    """A result that no message can hold is tried from memory, and is then kept as a dead letter in parts."""
+    """A result that no message can hold, and that is given up before it was stored, is kept in parts."""
     functions.answer("echo", Reply(200, bytes(1_100_000)))
-    receiver.answer("a", Reply(503))
+    receiver.answer("a", Reply(410))
     start(**QUICK)
     put(queue, receiver, ["a"])
     queue.wait_empty()
-    assert len(receiver.to("a")) == 3
+    assert len(receiver.to("a")) == 1
     assert [letter.headers["X-Dead-Letter-Part"] for letter in queue.dead_letters()] == ["1/2", "2/2"]
 
 

@@ -79,6 +79,24 @@ def test_sweep_deletes_what_no_message_can_refer_to(tmp_path: Path, monkeypatch:
     on_bodies(tmp_path, act)
 
 
+def test_sweep_leaves_what_a_stored_callback_refers_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a callback is stored, an object that is younger than it stays, although the queue is empty."""
+    monkeypatch.setattr(stored_bodies, "MARGIN", 0.0)
+
+    async def act(nats: NatsServer, store: ObjectStore, bodies: StoredBodies, _: list[Event]) -> None:
+        nats.make_stream("faas-request-callbacks", subjects=["CALLBACKS.faas-request"])
+        crashed = await store.put(one_part(b"crashed"))
+        nats.publish("CALLBACKS.faas-request", b"callback")
+        used = await bodies.put(b"result")
+        await bodies.sweep()
+        assert await left(store, crashed, used) == [False, True]
+        nats.api("STREAM.PURGE.faas-request-callbacks")
+        await bodies.sweep()
+        assert await left(store, used) == [False]
+
+    on_bodies(tmp_path, act)
+
+
 def test_delete_soon_leaves_a_kept_body(tmp_path: Path) -> None:
     """The body of a settled message is deleted, unless a dead letter keeps it, and a lost one is no error."""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.policy.signature import MAX_SIZE, SigningKeys, parse_keys, sign
+from worker.policy.signature import MAX_SIZE, BodySignatures, SigningKeys, parse_keys, sign
 
 SPEC = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 """The secret in the documentation of Standard Webhooks."""
@@ -29,6 +29,15 @@ def test_sign_agrees_with_the_example_of_standard_webhooks() -> None:
     headers = dict(sign(secrets(SPEC), b"msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', now=1614265330))
     assert headers[b"webhook-timestamp"] == b"1614265330"
     assert headers[b"webhook-signature"] == b"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@given(st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=3), st.lists(st.binary()))
+def test_body_in_parts_has_the_signatures_of_the_whole(keys: list[bytes], parts: list[bytes]) -> None:
+    """A body that is read part by part gets the same signatures, however it is split."""
+    signatures = BodySignatures(tuple(keys), b"msg_1", now=1)
+    for part in parts:
+        signatures.update(part)
+    assert signatures.headers() == sign(tuple(keys), b"msg_1", b"".join(parts), now=1)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=3), st.binary(), st.integers(0, 2**33))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.model import Callback, StoredCallback
+from worker.model import Callback, StoredBody, StoredCallback
 from worker.policy.stored_callback import decode_callback, encode_callback
 
 texts = st.text(st.characters(codec="latin-1"), max_size=30).map(lambda text: text.encode("latin-1"))
@@ -29,6 +29,29 @@ callbacks = st.builds(
 def test_stored_callback_is_read_as_it_was_written(stored: StoredCallback) -> None:
     """What is read is what was written, to the byte."""
     assert decode_callback(encode_callback(stored)) == stored
+
+
+def test_stored_callback_with_a_reference_is_read_as_it_was_written() -> None:
+    """The reference to a large body is read as it was written, and the callback has its size."""
+    body = StoredBody("0" * 42, 5_000_000, f"SHA-256={'A' * 43}=")
+    stored = StoredCallback(Callback("http://a", (), b"", body), "c", "f.ns", 1.0, 2.0)
+    assert decode_callback(encode_callback(stored)) == stored
+    assert stored.callback.size == 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "behind"),
+    [
+        (StoredBody("*", 5, f"SHA-256={'A' * 43}="), b""),
+        (StoredBody("0" * 42, -5, f"SHA-256={'A' * 43}="), b""),
+        (StoredBody("0" * 42, 5, "SHA-256="), b""),
+        (StoredBody("0" * 42, 5, f"SHA-256={'A' * 43}="), b"another body"),
+    ],
+)
+def test_reference_that_is_none_is_no_stored_callback(body: StoredBody, behind: bytes) -> None:
+    """A reference that no object store returned, or one beside a body, is foreign: nothing is read or deleted."""
+    payload = encode_callback(StoredCallback(Callback("http://a", (), behind, body), "", "", 0.0, 0.0))
+    assert str(decode_callback(payload)).startswith("not a stored callback")
 
 
 @given(st.binary(max_size=300) | callbacks.map(encode_callback).flatmap(lambda it: st.just(it[: len(it) // 2])))

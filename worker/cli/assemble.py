@@ -101,7 +101,7 @@ async def _main(settings: Settings, metrics: Metrics, rank: WorkerRank | None) -
         async with (
             open_queue(settings, emit) as queue,
             open_functions(settings, queue.bodies) as functions,
-            open_callbacks(settings, emit) as callbacks,
+            open_callbacks(settings, emit, bodies=queue.bodies) as callbacks,
         ):
             services = Services(
                 queue=queue,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 
@@ -19,13 +19,13 @@ from ..model import Busy, Callback, Headers, PostResult, Refused
 from ..policy.callback_access import CallbackAccess
 from ..policy.proxies import Proxies, read_proxies
 from ..policy.receiver_patterns import ReceiverPatterns
-from ..policy.signature import WEBHOOK_ID, sign
-from ..ports import Emit
+from ..policy.signature import WEBHOOK_ID, BodySignatures, sign
+from ..ports import Bodies, BrokerUnavailableError, Emit
 from ..settings import Settings
 from .callback_keys import CallbackKeys
 from .client_pools import CLOSE_TIMEOUT, ClientPools, open_client_pools
 from .failures import describe_failure
-from .functions import basic_auth
+from .functions import NoBodies, basic_auth
 from .receiver_network import ReceiverNetwork, ReceiverRefusedError
 from .transport import MAX_IDLE
 
@@ -60,12 +60,13 @@ class HttpCallbacks:
         pools: ClientPools[httpcore.AsyncConnectionPool],
         receivers: _ReceiverRules,
         keys: CallbackKeys,
+        bodies: Bodies,
         *,
         timeout: float,
         utc_now: Callable[[], float],
     ) -> None:
         self._pools, self._receivers, self._keys = pools, receivers, keys
-        self._timeout, self._utc_now = timeout, utc_now
+        self._bodies, self._timeout, self._utc_now = bodies, timeout, utc_now
 
     async def post(self, callback: Callback) -> PostResult:
         """See :meth:`worker.ports.Callbacks.post`. The wait for other callbacks to the same receiver is not timed."""
@@ -77,23 +78,40 @@ class HttpCallbacks:
             async with self._pools.client(f"{url.scheme}://{url.netloc.decode()}") as client:
                 with trio.fail_after(self._timeout):
                     headers = [*_request_headers(url, callback), *await self._signatures(url, callback)]
-                    content = callback.body if len(callback.body) <= _SLICE else body
-                    request = httpcore.Request("POST", _httpcore_url(url), headers=headers, content=content)
-                    response = await client.handle_async_request(request)
+                    async with self._content(callback, body) as content:
+                        request = httpcore.Request("POST", _httpcore_url(url), headers=headers, content=content)
+                        response = await client.handle_async_request(request)
                 await _end(response)
                 return _answer(response)
         except ReceiverRefusedError as error:
             return Refused(str(error))
         except trio.TooSlowError:
             return f"no answer within {self._timeout:g} s"
+        except BrokerUnavailableError as error:
+            return f"the body cannot be read: {error}"
         except _FAILURES as error:
             return describe_failure(error)
         finally:
             body.clear()
 
+    @asynccontextmanager
+    async def _content(self, callback: Callback, slices: _Slices) -> AsyncIterator[bytes | AsyncIterable[bytes]]:
+        if callback.stored_body:
+            async with self._bodies.read(callback.stored_body) as parts:
+                yield parts
+        else:
+            yield callback.body if len(callback.body) <= _SLICE else slices
+
     async def _signatures(self, url: httpx.URL, callback: Callback) -> Headers:
+        """Return the signatures. A stored body is read for them, and again to be sent: memory holds a part of it."""
         secrets = self._keys.current.secrets_for(_host(url), _port(url))
         message_id = next((value for name, value in callback.headers if name == WEBHOOK_ID), b"")
+        if secrets and callback.stored_body:
+            signer = BodySignatures(secrets, message_id, now=int(self._utc_now()))
+            async with self._bodies.read(callback.stored_body) as parts:
+                async for part in parts:
+                    signer.update(part)
+            return signer.headers()
         signing = partial(sign, secrets, message_id, callback.body, now=int(self._utc_now()))
         if secrets and len(callback.body) > _SIGNED_IN_PLACE:
             return await trio.to_thread.run_sync(signing)
@@ -128,9 +146,9 @@ class _ReceiverRules:
 
 @asynccontextmanager
 async def open_callbacks(
-    settings: Settings, emit: Emit, utc_now: Callable[[], float] = time.time
+    settings: Settings, emit: Emit, utc_now: Callable[[], float] = time.time, *, bodies: Bodies | None = None
 ) -> AsyncIterator[HttpCallbacks]:
-    """Open :class:`HttpCallbacks`, and close their connections at the end.
+    """Open :class:`HttpCallbacks`, and close their connections at the end. *bodies*: none where callbacks have none.
 
     Raises:
         MisconfiguredError: the file of signing keys cannot be used.
@@ -155,7 +173,8 @@ async def open_callbacks(
 
     async with open_client_pools(client, max_per_origin=MAX_PER_RECEIVER) as pools, trio.open_nursery() as nursery:
         nursery.start_soon(keys.follow, emit)
-        yield HttpCallbacks(pools, receivers, keys, timeout=settings.callback_timeout, utc_now=utc_now)
+        timeout = settings.callback_timeout
+        yield HttpCallbacks(pools, receivers, keys, bodies or NoBodies(), timeout=timeout, utc_now=utc_now)
         nursery.cancel_scope.cancel()
 
 
@@ -184,7 +203,7 @@ def _request_headers(url: httpx.URL, callback: Callback) -> list[tuple[bytes, by
     if url.userinfo:
         headers = [field for field in headers if field[0].lower() != b"authorization"]
         headers.append((b"Authorization", basic_auth(url.userinfo)))
-    return [*headers, (b"Content-Length", b"%d" % len(callback.body))]
+    return [*headers, (b"Content-Length", b"%d" % callback.size)]
 
 
 def _answer(response: httpcore.Response) -> int | Busy:

@@ -145,9 +145,12 @@ class TlsTransport:
                         break
 
 
-class _NoBodies:
+class NoBodies:
+    """See :class:`worker.ports.Bodies`: there is no object store."""
+
     @asynccontextmanager
     async def read(self, body: StoredBody) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See :meth:`worker.ports.Bodies.read`."""
         raise BodyLostError(f"there is no object store: {body.name}")
         yield
 
@@ -155,7 +158,7 @@ class _NoBodies:
 @asynccontextmanager
 async def open_functions(settings: Settings, bodies: Bodies | None = None) -> AsyncIterator[HttpFunctions]:
     """Open :class:`HttpFunctions`, and close their connections at the end. *bodies*: none where messages have none."""
-    bodies = bodies or _NoBodies()
+    bodies = bodies or NoBodies()
     url = httpx.URL(settings.gateway_url)
     if url.scheme == "http":
         host, port, timeout = url.raw_host.decode("ascii"), url.port or 80, settings.upstream_timeout

@@ -32,6 +32,7 @@ from ..model import (
     StoredCallback,
 )
 from ..policy.quota import is_token_flow
+from ..policy.stored_callback import CALLBACK_KIND
 from ..ports import BrokerUnavailableError, Consumer, Emit
 from ..settings import Settings
 from . import dead_letters, topology
@@ -48,8 +49,8 @@ from .pull import Pull
 from .pull_consumer import PullConsumer
 from .quotas import Quotas
 from .retired_consumers import RetiredConsumers
-from .stored_bodies import StoredBodies
-from .stored_callbacks import StoredCallbacks, stream_name
+from .stored_bodies import StoredBodies, callbacks_stream
+from .stored_callbacks import StoredCallbacks
 from .wire import ApiError
 
 T = TypeVar("T")
@@ -110,10 +111,12 @@ class NatsQueue:
         self._states = FunctionStates(self._jetstream, settings, self._on_paused, self._on_quota_agreed)
         self._presence = Presence(self._connection, settings.queue_name, self._call_when_applied)
         self.quotas = Quotas(self._jetstream, settings, self._states, self._flows, self._outbox, faults=self._faults)
-        self._callbacks = StoredCallbacks(self._jetstream, settings, self._flows, faults=self._faults, emit=emit)
+        self.bodies = StoredBodies(self._jetstream, settings, emit)
+        self._callbacks = StoredCallbacks(
+            self._jetstream, settings, self._flows, self.bodies, faults=self._faults, emit=emit
+        )
         self._binding: Binding | None = None
         self.announce = self._counts.announce
-        self.bodies = StoredBodies(self._jetstream, settings, emit)
         self.extend = self._outbox.extend
 
     @property
@@ -149,9 +152,11 @@ class NatsQueue:
 
     async def store_dead_letter(self, letter: DeadLetter) -> None:
         """See :meth:`worker.ports.Queue.store_dead_letter`."""
-        stream = stream_name(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
+        stream = callbacks_stream(self._settings) if letter.delivery.flow == CALLBACKS else self._bound.stream
         if letter.stored_body:
-            await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age)
+            # Sent again at the last moment, a callback may wait for its whole age again.
+            more = self._settings.callback_max_age if letter.kind == CALLBACK_KIND else 0.0
+            await self.bodies.keep(letter.stored_body, self._settings.dead_letter_max_age + more)
         await aio_as_trio(dead_letters.store)(self._jetstream, self._settings, self._emit, letter, stream)
 
     async def store_callback(self, stored: StoredCallback, key: str) -> None:

@@ -2,7 +2,8 @@
 
 A body is deleted when its message has left the queue: by the worker that settled it, once that is confirmed. What a
 crash leaves behind is a *leftover*, which a sweep deletes: an object that no message can refer to. A message is stored
-just after its object. So an object is a leftover if it is old and the queue's first message was stored much later.
+just after its object. So an object is a leftover if it is old, and the first message of the queue and the first stored
+callback were stored much later.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..ports import BodyLostError, BrokerUnavailableError, Emit
 from ..settings import Settings
 from .jetstream import JetStream
 from .objects import ObjectStore, one_part, stream_config
-from .wire import ApiError, nanoseconds
+from .wire import ApiError, ErrorCode, StreamState, nanoseconds
 
 MARGIN = 3600.0
 """Seconds between an object and its message, at most: more than an upload takes, and than clocks differ."""
@@ -31,12 +32,17 @@ _SWEEP = 600.0
 """Seconds between two sweeps of one worker, on average. A sweep costs two requests, and one for each old object."""
 
 
+def callbacks_stream(settings: Settings) -> str:
+    """Return the name of the stream of stored callbacks."""
+    return f"{settings.nats_stream}-callbacks"
+
+
 class StoredBodies:
     """See :class:`worker.ports.Bodies`. :meth:`open` must be called first, on the asyncio side."""
 
     def __init__(self, jetstream: JetStream, settings: Settings, emit: Emit) -> None:
         self._jetstream, self._emit = jetstream, emit
-        self._queue = ""
+        self._queue, self._callbacks = "", callbacks_stream(settings)
         self._store = ObjectStore(jetstream, stream_config(settings))
         self._kept: dict[str, float] = {}
         """Objects that are kept, and until when, as last read."""
@@ -59,11 +65,6 @@ class StoredBodies:
             with trio.CancelScope(shield=True):  # it only cancels, and does not wait for the server
                 await aio_as_trio(ahead.close)()
 
-    async def store(self, body: bytes, keep_for: float) -> StoredBody:
-        """Store a body that no message of the queue refers to, such as a result, for at least so many seconds."""
-        put = aio_as_trio(self._store.put)
-        return await put(one_part(body), keep_until=time.time() + keep_for + MARGIN)  # type: ignore[no-any-return]  # trio-asyncio has no types
-
     async def keep(self, body: StoredBody, seconds: float) -> None:
         """Keep a body for at least so many seconds from now, if it is still there."""
         with suppress(BodyLostError):
@@ -79,6 +80,10 @@ class StoredBodies:
             await aio_as_trio(asyncio.wait)([*self._deleting])
 
     # Called on the asyncio side.
+
+    async def put(self, body: bytes) -> StoredBody:
+        """Store a body to which a stored callback is going to refer."""
+        return await self._store.put(one_part(body))
 
     def delete_soon(self, body: StoredBody) -> None:
         """Delete a body in the background, unless it is kept. One that cannot be deleted is left for a sweep."""
@@ -103,9 +108,10 @@ class StoredBodies:
             return
         queue = await self._jetstream.stream(self._queue)
         now = nanoseconds(queue.ts) / 1e9 if queue.ts else time.time()
-        first = nanoseconds(queue.state.first_ts) / 1e9 if queue.state.messages else now
+        callbacks = await self._callbacks_state()
+        first = min([now, *(nanoseconds(each.first_ts) / 1e9 for each in (queue.state, *callbacks) if each.messages)])
         # A name has the time of its writer's clock: it only saves a request. The server's time decides.
-        before = min(now, first) - MARGIN
+        before = first - MARGIN
         swept = 0
         for name in names:
             if created_at(name) < before and await self._is_leftover(name, before, now):
@@ -114,6 +120,15 @@ class StoredBodies:
         self._kept = {name: until for name, until in self._kept.items() if name in {*names}}
         if swept:
             self._emit(LeftoversDeleted(swept))
+
+    async def _callbacks_state(self) -> list[StreamState]:
+        """Return the state of the stream of callbacks; an empty list if there is none."""
+        try:
+            return [(await self._jetstream.stream(self._callbacks)).state]
+        except ApiError as error:
+            if error.err_code != ErrorCode.STREAM_NOT_FOUND:
+                raise
+            return []
 
     async def _is_leftover(self, name: str, before: float, now: float) -> bool:
         if self._kept.get(name, 0.0) > now:

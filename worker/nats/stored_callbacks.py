@@ -2,6 +2,7 @@
 
 Its messages are a flow of their own. The stream is created when the first callback is stored, so a queue whose
 callbacks all arrive has none. Until then each worker looks for it now and then, because another may have created it.
+A body that no message can hold is stored before its callback, among the large bodies.
 """
 
 from __future__ import annotations
@@ -18,22 +19,21 @@ from ..policy.stored_callback import encode_callback
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
 from . import topology
+from .connection import NoRespondersError
 from .faults import Faults
 from .flow_consumers import FlowConsumers
 from .jetstream import JetStream
 from .pull import Pull
 from .pull_consumer import PullConsumer
+from .stored_bodies import StoredBodies, callbacks_stream
 from .wire import ApiError, ConsumerConfig, ConsumerInfo, ErrorCode, StreamConfig, nanoseconds
 
 _LOOK = 5.0
 """Seconds between two looks at the stream and its consumer."""
 _HEADER_ROOM = 8_192
 """Bytes of a message that are left for headers: those of its dead letter, too, so that one message can hold it."""
-
-
-def stream_name(settings: Settings) -> str:
-    """Return the name of the stream of callbacks."""
-    return f"{settings.nats_stream}-callbacks"
+_REFERENCE = 256
+"""Bytes of a reference to a body in the object store, at most."""
 
 
 def subject(settings: Settings) -> str:
@@ -44,7 +44,7 @@ def subject(settings: Settings) -> str:
 def stream_config(settings: Settings) -> StreamConfig:
     """Return the stream's configuration. A stream that is full stores no more, and deletes none."""
     return StreamConfig(
-        name=stream_name(settings),
+        name=callbacks_stream(settings),
         subjects=(subject(settings),),
         retention="workqueue",
         discard="new",
@@ -68,8 +68,16 @@ class StoredCallbacks:
     """Stores callbacks, and binds their flow to the consumer."""
 
     def __init__(
-        self, jetstream: JetStream, settings: Settings, flows: PullConsumer, *, faults: Faults, emit: Emit
+        self,
+        jetstream: JetStream,
+        settings: Settings,
+        flows: PullConsumer,
+        bodies: StoredBodies,
+        *,
+        faults: Faults,
+        emit: Emit,
     ) -> None:
+        self._bodies = bodies
         self._jetstream, self._settings, self._flows, self._faults, self._emit = (
             jetstream,
             settings,
@@ -87,21 +95,30 @@ class StoredCallbacks:
 
     async def store(self, stored: StoredCallback, key: str) -> None:
         """See :meth:`worker.ports.Queue.store_callback`."""
-        payload = encode_callback(stored)
+        payload, body = encode_callback(stored), None
         limit = self._jetstream.connection.client.max_payload - _HEADER_ROOM
         if len(payload) > limit:
-            raise BrokerUnavailableError(f"its {len(payload)} bytes exceed the {limit} that the server stores")
+            head = len(payload) - len(stored.callback.body) + _REFERENCE
+            if head > limit:
+                raise BrokerUnavailableError(f"its headers of {head} bytes exceed the {limit} that the server stores")
+            body = await self._bodies.put(stored.callback.body)
+            payload = encode_callback(replace(stored, callback=replace(stored.callback, body=b"", stored_body=body)))
+        refused = True
         headers = {"Nats-Msg-Id": key, "Nats-Expected-Stream": self._stream.name}
         try:
             try:
                 await self._jetstream.publish(subject(self._settings), payload, headers)
-            except (BrokerUnavailableError, ApiError):
+            except (BrokerUnavailableError, ApiError) as error:
+                refused = isinstance(error, ApiError | NoRespondersError)
                 # Most likely this is the first one, and there is no stream. The message id prevents a second copy.
                 _, created = await self._jetstream.find_or_create_stream(self._stream)
                 if created:
                     self._emit(Created("stream", self._stream.name, recreated=False))
                 await self._jetstream.publish(subject(self._settings), payload, headers)
         except (ApiError, MisconfiguredError) as error:
+            if body and refused and isinstance(error, ApiError):
+                # Surely not stored. Without an answer it may be: then the body stays, for a sweep if it is not.
+                self._bodies.delete_soon(body)
             raise BrokerUnavailableError(f"the stream {self._stream.name} did not store it: {error}") from None
         if (pull := self._flows.find(CALLBACKS)) and not pull.bound:
             await self._bind(CALLBACKS)

@@ -83,13 +83,31 @@ def sign(secrets: tuple[bytes, ...], message_id: bytes, body: bytes, *, now: int
     """
     if not secrets:
         return ()
-    start = b"%s.%d." % (message_id, now)
-    signatures = (b"v1," + b64encode(_digest(secret, start, body)) for secret in secrets)
-    return (
-        (b"webhook-timestamp", b"%d" % now),
-        (b"webhook-signature", b" ".join(signatures)),
-        (b"X-Openfaas-Signature-256", b"sha256=" + _digest(secrets[0], b"", body).hex().encode()),
-    )
+    signer = BodySignatures(secrets, message_id, now=now)
+    signer.update(body)
+    return signer.headers()
+
+
+class BodySignatures:
+    """The signatures of a callback whose body is read part by part. See :func:`sign`; there is at least one secret."""
+
+    def __init__(self, secrets: tuple[bytes, ...], message_id: bytes, *, now: int) -> None:
+        self._now, start = now, b"%s.%d." % (message_id, now)
+        self._webhooks = [hmac.new(secret, start, "sha256") for secret in secrets]
+        self._body_only = hmac.new(secrets[0], b"", "sha256")
+
+    def update(self, part: bytes) -> None:
+        """Sign the next part of the body."""
+        for each in (*self._webhooks, self._body_only):
+            each.update(part)
+
+    def headers(self) -> Headers:
+        """Return the headers, after the last part."""
+        return (
+            (b"webhook-timestamp", b"%d" % self._now),
+            (b"webhook-signature", b" ".join(b"v1," + b64encode(each.digest()) for each in self._webhooks)),
+            (b"X-Openfaas-Signature-256", b"sha256=" + self._body_only.hexdigest().encode()),
+        )
 
 
 def _parse_line(number: int, words: list[str]) -> SigningKey:
@@ -125,9 +143,3 @@ def _decode(text: str) -> bytes:
         return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         return b""
-
-
-def _digest(secret: bytes, start: bytes, body: bytes) -> bytes:
-    digest = hmac.new(secret, start, "sha256")
-    digest.update(body)
-    return digest.digest()
