@@ -76,8 +76,9 @@ def test_callback_id_is_the_same_for_each_try_and_no_other(
     receiver.answer("back", Reply(500), Reply(503), Reply(200))
     start()
     queue.put(message("forger", "one", CallbackUrl=f"{receiver.url}/back"))
-    queue.wait_empty()
+    wait_until(lambda: len(receiver.of("one")) == 3, "the third try")
     queue.put(message("echo", "one", CallbackUrl=f"{receiver.url}/back"))
+    wait_until(lambda: len(receiver.of("one")) == 4, "the second callback")
     queue.wait_empty()
     ids = [request.all("webhook-id") for request in receiver.of("one")]
     assert len(ids) == 4
