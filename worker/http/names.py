@@ -61,8 +61,11 @@ class NameCache(trio.abc.HostnameResolver):
 
     @property
     def unanswered(self) -> bool:
-        """Flag: the look-up runs, and there are no addresses of an earlier one."""
-        return self._current is not None and not self._current.done.is_set() and not self._last_addresses
+        """Flag: the look-up has no answer yet, or had none in time, and there are no addresses of an earlier one."""
+        if self._current is None or self._last_addresses:
+            return False
+        # Both may have happened: its time ends in the same moment as that of a connect which began with it.
+        return not self._current.done.is_set() or getattr(self._current.error, "errno", None) == socket.EAI_AGAIN
 
     def forget(self) -> None:
         """Look the name up again at the next connect, because no known address accepts one."""
