@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 # Tests that run at once: half of their time is waiting.
-AT_ONCE ?= 2
+AT_ONCE ?= 3
 FUZZ_SECONDS ?= 60
 MUTANTS_AT_ONCE ?= 2
 
@@ -38,8 +38,10 @@ test: lint ## linters, and the tests that take less than four minutes together
 	$(BIN)/coverage erase
 	$(COVERED) -m "$(ORDINARY) and not long"
 
+# The simulations run without coverage, which makes them slow: `make test` alone executes 98 % of what they do.
 test-rest: $(VENV)/dev.installed ## after `make test`: the longer tests, and the coverage of both
-	$(COVERED) -m "$(ORDINARY) and long"
+	$(PYTEST) -m "$(ORDINARY) and long" tests/simulation
+	$(COVERED) -m "$(ORDINARY) and long" --ignore tests/simulation
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage json --quiet -o - | $(BIN)/python .ci/coverage-floors

@@ -155,6 +155,7 @@ class Worker(Program):
             "callback_initial_wait": "50ms",
             "callback_max_wait": "200ms",
             "callback_allow": "127.0.0.0/8,::1",  # the receivers of tests
+            "nats_bodies_max_bytes": "33554432",  # the server reserves it for each of many queues
             "NO_PROXY": "*",  # overrides the proxy settings of the machine that runs the tests
         }
         if queue:

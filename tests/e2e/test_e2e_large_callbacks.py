@@ -52,7 +52,7 @@ def test_large_result_survives_the_end_of_its_worker(
 ) -> None:
     """The next worker sends the result of one that was killed, or drained, while the receiver was away."""
     receiver.answer("a", Reply(503))
-    worker = start(callback_retry_initial_wait="2s")
+    worker = start(callback_retry_initial_wait="2s", ack_wait="3s")
     put(queue, receiver, ["a"])
     queue.wait_empty()
     if end == "killed":
@@ -62,7 +62,7 @@ def test_large_result_survives_the_end_of_its_worker(
     worker.wait()
     assert stored(queue) == 1
     receiver.answer("a", Reply(200))
-    start(**QUICK)
+    start(**QUICK, ack_wait="3s")
     wait_until(lambda: (stored(queue), bodies(queue)) == (0, 0), "callback and body to be deleted")
     assert large.calls() == {"a": 1}
     assert receiver.to("a")[-1].body == RESULT
