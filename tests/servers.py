@@ -40,6 +40,10 @@ import trio
 from tests.patience import LAST_RESORT
 from tests.wire import ApiError, NoResponseError, StoredMessage, WireConnection
 
+_MAX_IDLE = 30.0
+"""Seconds without a request after which another connection is used: the server's pings have no answer on an idle one,
+so the server closes it after some minutes."""
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +119,7 @@ class NatsServer:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: WireConnection | None = None
+        self._used_at = time.monotonic()
         self.port = 0
         self.log = self._directory / "nats-server.log"
         self.store = self._directory / "jetstream"
@@ -217,6 +222,8 @@ class NatsServer:
         Raises:
             NoResponseError: a request had no response.
         """
+        if time.monotonic() - self._used_at > _MAX_IDLE:
+            self._disconnect()
         if self._wire is None:
             self._wire = WireConnection(self.port, self._connect, self._timeout)
         try:
@@ -224,11 +231,14 @@ class NatsServer:
         except NoResponseError:
             self._disconnect()
             raise
+        finally:
+            self._used_at = time.monotonic()
 
     def _disconnect(self) -> None:
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            with contextlib.suppress(OSError):  # it writes what an error has left
+                wire.close()
 
     def api(self, verb: str, **body: Any) -> dict[str, Any]:
         """Send one request to ``$JS.API.<verb>``, and return the response.
