@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from worker.gateway.message import compose
-from worker.gateway.publisher import MessageTooLargeError, publish
+from worker.gateway.publish import MessageTooLargeError, publish
 from worker.nats.connection import Connection
 from worker.ports import BrokerUnavailableError
 

@@ -15,6 +15,7 @@ from tests.servers import NatsServer, wait_until
 from worker.config import load
 from worker.gateway import publisher
 from worker.gateway.message import Message, compose
+from worker.gateway.publish import publish
 from worker.gateway.publisher import CallIdReusedError, QueueWriter, Stored
 from worker.nats.connection import connected
 from worker.settings import Settings
@@ -38,7 +39,7 @@ def test_publish_that_is_cancelled_and_sent_again_is_queued_once(
     nats: NatsServer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """A publish may be cancelled at any step: the same request is queued once when it is sent again, another never."""
-    original, reached, call_id = publisher.publish, asyncio.Event(), step
+    original, reached, call_id = publish, asyncio.Event(), step
     claim = QueueWriter._claim
 
     async def publish_slowly(*arguments: object) -> bool:

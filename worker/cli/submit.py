@@ -16,7 +16,8 @@ from rich.progress import Progress
 
 from ..events import BrokerFailure, ConfigDrift, Event
 from ..gateway.message import Message, canonical_headers, compose
-from ..gateway.publisher import CallIdReusedError, MessageTooLargeError, submit
+from ..gateway.publish import MessageTooLargeError
+from ..gateway.publisher import CallIdReusedError, submit
 from ..ports import BrokerUnavailableError, MisconfiguredError
 from ..settings import Settings
 from . import fail, settings_or_exit

@@ -22,7 +22,8 @@ from .bounded_log import BoundedLog
 from .large_bodies import RETRY_AFTER, BodyReader
 from .message import RequestTooLargeError, canonical_headers, compose, split_target
 from .overload import Limits
-from .publisher import CallIdReusedError, MessageTooLargeError, Publisher
+from .publish import MessageTooLargeError
+from .publisher import CallIdReusedError, Publisher
 
 ASYNC = "/async-function/"
 SYNC = "/function/"

@@ -24,7 +24,8 @@ from ..ports import BrokerUnavailableError
 from ..settings import Settings
 from .bounded_log import BoundedLog
 from .message import Message
-from .publisher import Publisher, UnconfirmedError
+from .publish import UnconfirmedError
+from .publisher import Publisher
 
 _COUNT_WAIT = 0.25
 """Seconds that a call waits for the counts, where none are known. A reading takes some milliseconds."""

@@ -29,9 +29,10 @@ from ..nats.topology import as_named
 from ..nats.wire import ApiError, ErrorCode, StreamState
 from ..ports import BrokerUnavailableError, Emit, MisconfiguredError
 from ..settings import Settings
-from .claims import Claim, Claims, open_claims, publish_once
+from .claims import Claim, Claims, open_claims
 from .large_bodies import LargeBodies, hashed
 from .message import Message
+from .publish import MessageTooLargeError, NotStoredError, UnconfirmedError, no_stream, publish, unconfirmed
 from .queues import FindStream, by_subject, settings_of
 from .stalls import Stalls
 
@@ -57,18 +58,6 @@ _PASSING = {ErrorCode.CLUSTER_NOT_AVAILABLE, ErrorCode.STREAM_OFFLINE}
 _COMPARING = "comparing requests with the same call id"
 
 
-class MessageTooLargeError(Exception):
-    """The message, headers and base64 included, exceeds a limit of the server or of the stream."""
-
-
-class UnconfirmedError(BrokerUnavailableError):
-    """The message was sent, and not confirmed in time: it may be stored."""
-
-
-class NotStoredError(BrokerUnavailableError):
-    """The message was certainly not stored."""
-
-
 class CallIdReusedError(Exception):
     """The call id stands for another request of the same function."""
 
@@ -87,45 +76,6 @@ class Stored:
     """The X-Start-Time of the call, which for a repeat is the first one's."""
     repeated: bool
     """Whether the stream had the call before."""
-
-
-async def publish(connection: Connection, stream: str, message: Message, payload: bytes, digest: str) -> bool:
-    """Store *message*, encoded as *payload*, on *stream*; return whether the stream had it already.
-
-    *digest* is the hash of the request.
-
-    Raises:
-        MessageTooLargeError: the message cannot be stored.
-        BrokerUnavailableError: the message is not confirmed. Published again with the same call id, it is stored once.
-    """
-    headers = {"Nats-Msg-Id": f"{message.key()}.{digest}", "Nats-Expected-Stream": stream}
-    try:
-        return (await publish_once(JetStream(connection), message.subject, payload, headers)).duplicate
-    except NoRespondersError:
-        raise _no_stream(stream, message) from None
-    except AnswerTimeoutError as error:
-        raise _unconfirmed(connection, stream, error) from None
-    except ApiError as error:
-        if error.err_code == ErrorCode.STREAM_MESSAGE_EXCEEDS_MAXIMUM:
-            text = f"stream {stream} has a limit of its own for a message: {error.description}"
-            raise MessageTooLargeError(text) from None
-        if error.err_code == ErrorCode.STREAM_NOT_MATCH:
-            text = f"another stream than {stream} takes the subject {message.subject}: check nats_stream and queue_name"
-        else:
-            text = f"stream {stream} refuses: {error.description or 'no reason given'}"
-        raise NotStoredError(text) from None
-
-
-def _no_stream(stream: str, message: Message) -> NotStoredError:
-    return NotStoredError(
-        f"no stream takes the subject {message.subject}: start a worker, which makes the stream {stream},"
-        " or see that JetStream runs and the stream's subjects cover the queue's"
-    )
-
-
-def _unconfirmed(connection: Connection, stream: str, error: AnswerTimeoutError) -> UnconfirmedError:
-    detail = f" ({connection.failure})" if connection.failure else ""
-    return UnconfirmedError(f"stream {stream} did not confirm within {error.seconds:g} s{detail}")
 
 
 class QueueWriter:
@@ -217,10 +167,10 @@ class QueueWriter:
                     await asyncio.sleep(_CLAIM_WAIT)
             raise BrokerUnavailableError(f"the stream {self._stream}-call-ids does not answer")
         except NoRespondersError:
-            raise _no_stream(self._stream, message) from None
+            raise no_stream(self._stream, message) from None
         except AnswerTimeoutError as error:
             if "permissions violation" not in self._connection.failure.lower():
-                raise _unconfirmed(self._connection, self._stream, error) from None
+                raise unconfirmed(self._connection, self._stream, error) from None
             self._give_up_claims(self._connection.failure)
         except (ApiError, MisconfiguredError) as error:
             if isinstance(error, ApiError) and error.err_code in _PASSING:
