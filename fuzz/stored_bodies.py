@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from worker.model import StoredBody
-from worker.nats.objects import ObjectInfo, read_info
+from worker.nats.object_info import ObjectInfo, read_info
 from worker.policy.stored_body import check_reference, created_at, is_object_name
 
 WORDS = (

@@ -56,7 +56,7 @@ NATS_LAYERS = [
     ("topology", "reconcile"),
     ("jetstream",),
     ("connection", "layout"),
-    ("wire", "nats_internals", "credit", "pull_messages"),
+    ("wire", "nats_internals", "credit", "object_info", "pull_messages"),
 ]
 """Layers inside ``worker/nats``, top to bottom."""
 
@@ -107,6 +107,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "open", "print", "in
 SANS_IO = (
     "worker.nats.credit",
     "worker.nats.layout",
+    "worker.nats.object_info",
     "worker.nats.pull_messages",
     "worker.nats.reconcile",
     "worker.nats.wire",

@@ -22,7 +22,8 @@ from worker.model import StoredBody
 from worker.nats import objects
 from worker.nats.connection import Connection, connect_options
 from worker.nats.jetstream import JetStream
-from worker.nats.objects import CHUNK, NoRoomError, ObjectStore, read_info, stream_config
+from worker.nats.object_info import CHUNK, read_info
+from worker.nats.objects import NoRoomError, ObjectStore, stream_config
 from worker.policy.stored_body import check_reference, created_at, is_object_name, new_name
 from worker.ports import BodyLostError, BrokerUnavailableError
 

@@ -31,12 +31,11 @@ from ..ports import BodyLostError, BrokerUnavailableError, MisconfiguredError
 from ..settings import Settings
 from .connection import NoRespondersError
 from .jetstream import JetStream
+from .object_info import CHUNK, KEEP_UNTIL, ObjectOptions, ObjectInfo, read_info
 from .wire import ApiError, ErrorCode, PubAck, StoredMessage, StreamConfig, nanoseconds
 
 T = TypeVar("T")
 
-CHUNK = 128 * 1024
-"""Bytes of a chunk, as NATS's own clients write it; less where the server's ``max_payload`` has no room for it."""
 _CHUNK_ROOM = 1_024
 """Bytes of a message that are left beside a chunk."""
 _MAX_UNCONFIRMED = 8
@@ -50,43 +49,6 @@ MAX_MEMORY = (_MAX_UNCONFIRMED + 2) * CHUNK
 _GONE = {ErrorCode.NO_MESSAGE_FOUND, ErrorCode.STREAM_NOT_FOUND}
 _SMALLEST_BUCKET = 256 * 2**20
 """Bytes: a bucket that is smaller holds too few of the largest bodies to be of use."""
-_KEEP_UNTIL = "keep-until"
-"""The key in an object's metadata under which the time is that ends its keeping (s since the epoch)."""
-
-
-class _Options(msgspec.Struct):
-    max_chunk_size: int = CHUNK
-
-
-class ObjectInfo(msgspec.Struct, omit_defaults=True):
-    """The meta data of an object, as ADR-20 has it."""
-
-    name: str
-    bucket: str
-    nuid: str
-    """The id of its chunks."""
-    size: int
-    chunks: int
-    digest: str
-    mtime: str = "0001-01-01T00:00:00Z"
-    """Without a value, as NATS's own clients write it: the message has the time."""
-    options: _Options | None = None
-    metadata: dict[str, str] = {}
-    deleted: bool = False
-
-    @property
-    def keep_until(self) -> float:
-        """The time until which the object is kept, whether a message refers to it or not (s since the epoch)."""
-        text = self.metadata.get(_KEEP_UNTIL, "")
-        return float(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0.0
-
-
-def read_info(data: bytes) -> ObjectInfo:
-    """Decode an object's meta data; a ValueError explains why it is none."""
-    try:
-        return msgspec.json.decode(data, type=ObjectInfo)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ValueError(f"not an object's meta data: {error}") from None
 
 
 def stream_config(settings: Settings) -> StreamConfig:
@@ -167,7 +129,7 @@ class ObjectStore:
             for each in unconfirmed:
                 each.cancel()
         text = f"SHA-256={b64encode(digest.digest(), b'-_').decode()}"
-        meta = ObjectInfo(name, self.bucket, _id(name), size, chunks, text, options=_Options(room))
+        meta = ObjectInfo(name, self.bucket, _id(name), size, chunks, text, options=ObjectOptions(room))
         await self._write_meta(meta, keep_until)
         return StoredBody(name, size, text)
 
@@ -275,7 +237,7 @@ class ObjectStore:
 
     async def _write_meta(self, meta: ObjectInfo, keep_until: float) -> None:
         if keep_until:
-            meta.metadata = meta.metadata | {_KEEP_UNTIL: str(round(keep_until))}
+            meta.metadata = meta.metadata | {KEEP_UNTIL: str(round(keep_until))}
         payload = msgspec.json.encode(meta)
         await self._jetstream.publish(self._meta(meta.name), payload, {"Nats-Rollup": "sub"})
 
