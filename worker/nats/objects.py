@@ -31,7 +31,7 @@ from ..ports import BodyLostError, BrokerUnavailableError, MisconfiguredError
 from ..settings import Settings
 from .connection import NoRespondersError
 from .jetstream import JetStream
-from .object_info import CHUNK, KEEP_UNTIL, ObjectOptions, ObjectInfo, read_info
+from .object_info import CHUNK, KEEP_UNTIL, ObjectInfo, ObjectOptions, read_info
 from .wire import ApiError, ErrorCode, PubAck, StoredMessage, StreamConfig, nanoseconds
 
 T = TypeVar("T")
